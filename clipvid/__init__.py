@@ -1,0 +1,85 @@
+"""clipvid turns any open_clip checkpoint into a video model: a trainable side branch on a frozen CLIP.
+
+Contract: the names of `__all__` are the public face and load on first use, so `import clipvid` alone costs nothing
+(no torch). Everything else may move. No module is called like a public name, so that none can hide one.
+
+Shape letters, everywhere in the package:
+    B  videos              T  frames             S  image side           N  patches per frame (h*w)
+    D  branch width        E  joint embedding    K  tapped levels        M  captions
+    C  classes             V  views per video
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipvid.backbone import Taps as Taps
+    from clipvid.config import Reading as Reading
+    from clipvid.config import TrainConfig as TrainConfig
+    from clipvid.data.readers import open_dataset as open_dataset
+    from clipvid.evaluate import evaluate_recognition as evaluate_recognition
+    from clipvid.evaluate import evaluate_retrieval as evaluate_retrieval
+    from clipvid.evaluate import zero_shot as zero_shot
+    from clipvid.interop import load_stan_checkpoint as load_stan_checkpoint
+    from clipvid.model import VideoCLIP as VideoCLIP
+    from clipvid.model import attach as attach
+    from clipvid.model import create_model as create_model
+    from clipvid.model import load as load
+    from clipvid.search import VideoIndex as VideoIndex
+    from clipvid.training import train as train
+    from clipvid.video.decode import read_video as read_video
+
+__version__ = "0.1.0"
+
+_OWNERS = {
+    "create_model": "clipvid.model",
+    "attach": "clipvid.model",
+    "load": "clipvid.model",
+    "VideoCLIP": "clipvid.model",
+    "load_stan_checkpoint": "clipvid.interop",
+    "Taps": "clipvid.backbone",
+    "read_video": "clipvid.video.decode",
+    "open_dataset": "clipvid.data.readers",
+    "train": "clipvid.training",
+    "TrainConfig": "clipvid.config",
+    "Reading": "clipvid.config",
+    "evaluate_retrieval": "clipvid.evaluate",
+    "evaluate_recognition": "clipvid.evaluate",
+    "zero_shot": "clipvid.evaluate",
+    "VideoIndex": "clipvid.search",
+}
+
+__all__ = [  # noqa: RUF022  # in the order in which a user meets them
+    "create_model",
+    "attach",
+    "load",
+    "VideoCLIP",
+    "load_stan_checkpoint",
+    "Taps",
+    "read_video",
+    "open_dataset",
+    "train",
+    "TrainConfig",
+    "Reading",
+    "evaluate_retrieval",
+    "evaluate_recognition",
+    "zero_shot",
+    "VideoIndex",
+]
+
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ no longer reports names that do not exist
+
+    def __getattr__(name: str) -> object:
+        """Load a public name from the module that owns it, once (PEP 562)."""
+        if name not in _OWNERS:
+            raise AttributeError(f"module 'clipvid' has no attribute {name!r}; public names: {', '.join(__all__)}")
+        value = getattr(importlib.import_module(_OWNERS[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

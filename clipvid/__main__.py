@@ -1,0 +1,5 @@
+"""`python -m clipvid` is `clipvid`."""
+
+from clipvid.cli import main
+
+raise SystemExit(main())

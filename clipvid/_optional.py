@@ -1,0 +1,17 @@
+"""Imports of optional dependencies, with one message when they are absent. Imports nothing of clipvid but errors."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from clipvid.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:
+    """Import `module`, or raise MissingExtraError that says what needs it and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        install = f"pip install 'clipvid[{extra}]'" if extra else f"pip install {module}"
+        raise MissingExtraError(f"{why} needs {module}, which cannot be imported ({error}); {install}") from error

@@ -1,0 +1,360 @@
+"""The frozen base model: any open_clip image-text model, and the multi-layer features (taps) that branches read.
+
+Contract: float frames (B, T, 3, S, S) in, Taps out, all under no_grad; the tower never trains and stays in eval mode.
+The only file that imports open_clip. Knows nothing of branches, losses or files of videos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from clipvid import tower
+from clipvid.errors import BackboneError
+
+MINI = "clipvid-mini"
+SCHEMES = ("hf-hub:", "local-dir:")
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a base model came from: enough to load it again. `name` None: an object that the caller built."""
+
+    name: str | None = None
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Taps:
+    """What the frozen tower says about a batch of clips; plain data, safe to store.
+
+    `patches` and `cls` hold the last K levels, first to last: (B, T, N, D_k) and (B, T, D_k). All levels are pooled to
+    the last one's grid; `cls` is empty for towers without a class token. `frames` (B, T, E) are CLIP's own frame
+    embeddings, projected and not normalised. `mask` (B, T) is False for frames that only pad a shorter clip.
+    """
+
+    patches: tuple[Float[Tensor, "b t n _"], ...]
+    cls: tuple[Float[Tensor, "b t _"], ...]
+    frames: Float[Tensor, "b t e"]
+    mask: Bool[Tensor, "b t"] | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self.patches)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.patches, *self.cls, self.frames))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
+        """The same taps with `change` applied to every feature tensor; the mask only changes place, never type."""
+        return replace(
+            self,
+            patches=tuple(change(p) for p in self.patches),
+            cls=tuple(change(c) for c in self.cls),
+            frames=change(self.frames),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Taps:
+        moved = self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))
+        return moved if self.mask is None else replace(moved, mask=self.mask.to(device=device))
+
+    def last(self, depth: int) -> Taps:
+        """The last `depth` levels only."""
+        if depth > self.depth:
+            raise ValueError(f"these taps hold {self.depth} levels, the branch reads {depth}; encode with more levels")
+        start = self.depth - depth
+        return replace(self, patches=self.patches[start:], cls=self.cls[start:])
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(p.shape)) for p in self.patches)
+        return f"Taps(patches=[{shapes}], class token={bool(self.cls)}, frames={tuple(self.frames.shape)})"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of the taps of one tower: width of each level, grid of the last, whether there is a class token."""
+
+    widths: tuple[int, ...]
+    grid: tuple[int, int]
+    embed_dim: int
+    class_token: bool
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class Backbone(nn.Module):
+    """A frozen open_clip model that gives taps and text embeddings.
+
+    Takes over the model object it is given: its parameters stop requiring gradients and it stays in eval mode, also
+    when a surrounding module is set to train.
+    """
+
+    def __init__(self, clip: nn.Module, *, tokenizer: Tokenizer | None = None, base: Base | None = None) -> None:
+        super().__init__()
+        visual = getattr(clip, "visual", None)
+        if not isinstance(visual, nn.Module):
+            raise BackboneError(
+                f"{type(clip).__name__} has no image tower `visual`; give an open_clip image-text model"
+            )
+        if not hasattr(visual, "forward_intermediates") or not hasattr(visual, "image_size"):
+            raise BackboneError(
+                f"tower {type(visual).__name__} lacks forward_intermediates or image_size, so its inner levels cannot "
+                "be read; give an open_clip model (3.3 or newer)"
+            )
+        self.clip: Any = clip.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.base = base or Base()
+        self._class_token = tower.has_class_token(visual)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
+        self.training = mode
+        self.clip.eval()
+        return self
+
+    @property
+    def visual(self) -> Any:
+        return self.clip.visual
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.clip.parameters()).device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        size = self.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @cached_property
+    def preprocess_config(self) -> dict[str, Any]:
+        """open_clip's own description of how this model's images are resized and normalised."""
+        from open_clip.model import get_model_preprocess_cfg
+        from open_clip.transform import PreprocessCfg
+
+        known = {
+            k: v for k, v in get_model_preprocess_cfg(self.clip).items() if k in PreprocessCfg.__dataclass_fields__
+        }
+        return asdict(PreprocessCfg(**known))
+
+    @cached_property
+    def preprocess(self) -> Any:
+        """The base model's own transform of one PIL image to a float tensor (3, S, S)."""
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        return image_transform_v2(PreprocessCfg(**self.preprocess_config), is_train=False)
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature of the base model's own image-text similarity."""
+        scale = getattr(self.clip, "logit_scale", None)
+        return float(scale.detach().exp()) if isinstance(scale, Tensor) and not scale.is_meta else 100.0
+
+    @property
+    def levels(self) -> int:
+        """How many levels the tower offers as taps: blocks of a ViT, stages of a convolutional tower."""
+        return len(self._shapes[0])
+
+    @property
+    def embed_dim(self) -> int:
+        return self._shapes[1]
+
+    def geometry(self, depth: int) -> Geometry:
+        """Shapes of the last `depth` taps, without running the tower."""
+        if not 0 <= depth <= self.levels:
+            raise BackboneError(
+                f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was asked for; "
+                f"choose a depth from 1 to {self.levels}"
+            )
+        shapes = self._shapes[0][self.levels - depth :]
+        grid = _grid(self._shapes[0][-1], self.image_size)
+        widths = tuple(s[-1] if tower.speaks_tokens(self.visual) else s[1] for s in shapes)
+        return Geometry(widths, grid, self.embed_dim, self._class_token)
+
+    @cached_property
+    def _shapes(self) -> tuple[list[tuple[int, ...]], int]:
+        """Shapes of all levels for one image, and the embedding width: one pass on the meta device."""
+        dtype = next(self.visual.parameters()).dtype
+        image = torch.empty(1, 3, *self.image_size, device="meta", dtype=dtype)
+        with torch.no_grad():
+            out = tower.meta_copy(self.visual).forward_intermediates(image, **self._format())
+        return [tuple(level.shape) for level in out["image_intermediates"]], out["image_features"].shape[-1]
+
+    def forward(
+        self, video: Float[Tensor, "b t 3 h w"], *, depth: int, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Taps:
+        """One pass of the tower over all frames; the last `depth` levels, class tokens and frame embeddings.
+
+        Raises ValueError for frames that are not of the base model's size.
+        """
+        if tuple(video.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
+                "use model.transform, or pass uint8 frames of any size"
+            )
+        b, t = video.shape[:2]
+        with torch.no_grad():
+            out = self.visual.forward_intermediates(video.flatten(0, 1), indices=max(depth, 1), **self._format())
+            levels = out["image_intermediates"] if depth else []
+            grid = _grid(levels[-1].shape, self.image_size) if levels else (0, 0)
+            patches = tuple(_tokens(level, grid).unflatten(0, (b, t)) for level in levels)
+            prefix = out.get("image_intermediates_prefix") if self._class_token and depth else None
+            cls = tuple(p[:, 0].unflatten(0, (b, t)) for p in prefix or ())
+            frames = out["image_features"].unflatten(0, (b, t))
+        return Taps(patches, cls, frames, mask)
+
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "m ctx"]:
+        """Token ids, cut to the context length with the end token kept."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model was attached without a tokenizer; pass tokenizer=open_clip.get_tokenizer(name), "
+                "or give token ids"
+            )
+        return self.tokenizer(list(texts))
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
+        """CLIP's own text embeddings, projected, not normalised."""
+        return self.clip.encode_text(tokens)
+
+    def copy_blocks(self, depth: int) -> list[nn.Module]:
+        """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""
+        return tower.copy_blocks(self.visual, depth)
+
+    def embeddings(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "positions d"]] | None:
+        """CLIP's class embedding and position table, for towers that are open_clip's own ViT; else None."""
+        if not hasattr(self.visual, "class_embedding"):
+            return None
+        return self.visual.class_embedding.detach(), self.visual.positional_embedding.detach()
+
+    def head(self) -> tuple[nn.Module, Float[Tensor, "d e"]] | None:
+        """(ln_post, proj) of towers whose embedding is proj(ln_post(class token)); None for all others."""
+        visual = self.visual
+        if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.proj is None:
+            return None
+        if visual.pool_type != "tok":
+            return None
+        return visual.ln_post, visual.proj
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, types and bytes of every weight: two equal ones are the same base model."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.clip.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _format(self) -> dict[str, Any]:
+        tokens = tower.speaks_tokens(self.visual)
+        return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": tower.prefix_tokens(self.visual) > 0}
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, *, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tokenizer, Base]:
+    """Load an open_clip model with its tokenizer.
+
+    `name` is one of `open_clip.list_models()`, an `hf-hub:` tag, a `local-dir:` folder or "clipvid-mini"; `pretrained`
+    a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" there are no
+    weights at all, only shapes. Raises ValueError for names and tags that do not exist, and where weights would
+    silently be random.
+    """
+    import open_clip
+
+    shapes_only = torch.device(device).type == "meta"
+    if shapes_only:
+        pretrained = None if name == MINI or name.startswith(SCHEMES) else "random"
+    base = Base(name, pretrained)
+    if name == MINI:
+        name = f"local-dir:{mini_folder()}"
+    if not name.startswith(SCHEMES):
+        _check_builtin(name, pretrained)
+    elif pretrained is not None:
+        raise ValueError(f"{name.split(':')[0]}: names bring their own weights; leave pretrained out")
+    tag = None if pretrained == "random" else pretrained
+    # OpenAI's and some other weights were trained with QuickGELU; without it the same weights score points lower
+    quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
+    options: dict[str, Any] = {"force_quick_gelu": True} if quick else {}
+    if shapes_only:
+        logging.disable(logging.WARNING)  # open_clip warns that there are no weights, which is the point here
+        try:
+            with torch.device("meta"):
+                clip = open_clip.create_model(name, load_weights=False, device="meta")
+        finally:
+            logging.disable(logging.NOTSET)
+        return clip, _tokenizer(name), base
+    clip = open_clip.create_model(
+        name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
+    )
+    return clip, _tokenizer(name), base
+
+
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(name)
+
+
+def mini_folder() -> Path:
+    """Folder of the embedded default model: inside the wheel, or in `assets/` of a checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "_assets" / MINI, here.parent / "assets" / MINI):
+        if (folder / "open_clip_config.json").is_file():
+            return folder
+    raise BackboneError(f"{MINI} is not installed beside {here}; reinstall clipvid, or run scripts/train_mini.py")
+
+
+def _check_builtin(name: str, pretrained: str | None) -> None:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        near = get_close_matches(name, [*open_clip.list_models(), MINI], n=3)
+        hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
+        raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"{name} needs weights: pretrained= one of {', '.join(tags) or '(no tags)'}, the path of a checkpoint, "
+            'or "random" to do without'
+        )
+    if pretrained not in (*tags, "random") and not Path(pretrained).is_file():
+        raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}; its tags are {', '.join(tags)}")
+
+
+def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a level: read off a feature map, or inferred for tokens of an image of this aspect."""
+    if len(shape) == 4:
+        return shape[-2], shape[-1]
+    n = shape[1]
+    height = round((n * image[0] / image[1]) ** 0.5)
+    assert height * (n // height) == n, (shape, image)
+    return height, n // height
+
+
+def _tokens(level: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A level as (B·T, N, D) tokens on the last level's grid; coarser by average pooling where it was finer."""
+    if level.ndim == 3:
+        return level
+    if tuple(level.shape[-2:]) != grid:
+        level = F.adaptive_avg_pool2d(level, grid)
+    return level.flatten(2).transpose(1, 2)
+
+
+def preprocess_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a preprocess config that decides how pixels look; two equal ones give equal inputs."""
+    return {k: config[k] for k in ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")}

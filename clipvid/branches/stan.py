@@ -1,0 +1,305 @@
+"""STAN: a side branch that reads a frozen tower's last levels and mixes them within and across frames.
+
+Contract: Taps in, fused frame embeddings (B, T, E) out; their mean over frames is the video embedding. Knows nothing
+of files, text or losses.
+Paper: Liu et al., Revisiting Temporal Modeling for CLIP-based Image-to-Video Knowledge Transferring (CVPR 2023),
+section 3. Where paper and released code differ, `StanOptions` names the choice and `PRESETS` holds the three sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from clipvid.backbone import Backbone, Geometry, Taps
+from clipvid.branches.branch import Branch, mean_over_frames
+from clipvid.errors import BackboneError
+from clipvid.nn.attention import Block
+from clipvid.nn.mixers import MIXERS
+
+
+@dataclass(frozen=True)
+class StanOptions:
+    """Everything that decides a STAN branch; saved with it."""
+
+    depth: int = 4
+    """K: how many of the tower's last levels are tapped, one branch layer each."""
+    mixer: str = "attention"
+    """Cross-frame module: attention, conv (paper, eq. 9) or conv_full (first released code)."""
+    fusion: Literal["gated", "release"] = "gated"
+    """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
+    tower. release: added to the class token before CLIP's final norm and projection, as published."""
+    order: Literal["cross_first", "intra_first"] = "cross_first"
+    """Which module of a layer runs first: cross_first is the released code, intra_first the paper's text."""
+    merge: Literal["add", "project"] = "add"
+    """How a level joins the branch: added as it is (released code), or through a DxD projection (paper, eq. 5-6)."""
+    position: Literal["clip", "learned"] = "learned"
+    """Spatial positions: CLIP's own table a second time (released code), or a table that the branch trains."""
+    class_start: Literal["mean", "release"] = "mean"
+    """First class token: mean of the frames' (paper), or that averaged with CLIP's class embedding (released code)."""
+    time_init: Literal["sinusoid", "normal"] = "sinusoid"
+    """The time embedding at first: sinusoids, which know early from late (ours), or noise (released code)."""
+    time_std: float = 1.0
+    """Its root-mean-square at first. Small beside a token, it takes long to be noticed; the gate makes it harmless."""
+    time_size: int = 64
+    """Rows of the time table; longer clips interpolate it."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
+    width: int | None = None
+    """D, branch width; None takes the tower's last level. Another width cannot copy the tower's blocks."""
+
+    def __post_init__(self) -> None:
+        if self.mixer not in MIXERS:
+            raise ValueError(f"unknown mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
+        if self.depth < 1 or self.time_size < 1:
+            raise ValueError(f"depth and time_size start at 1, got {self.depth} and {self.time_size}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}")
+
+
+_CHOICES = {
+    "fusion": ("gated", "release"),
+    "order": ("cross_first", "intra_first"),
+    "merge": ("add", "project"),
+    "position": ("clip", "learned"),
+    "class_start": ("mean", "release"),
+    "time_init": ("sinusoid", "normal"),
+}
+
+PRESETS: dict[str, StanOptions] = {
+    "stan": StanOptions(),
+    "stan-release": StanOptions(fusion="release", position="clip", class_start="release", time_init="normal"),
+    "stan-paper": StanOptions(
+        fusion="release", order="intra_first", merge="project", mixer="conv", time_init="normal", time_std=0.02
+    ),
+}
+
+
+class STAN(Branch):
+    """K layers of intra-frame and cross-frame modules beside the tower."""
+
+    def __init__(self, backbone: Backbone, options: StanOptions | None = None) -> None:
+        super().__init__()
+        self.options = o = options or StanOptions()
+        self.depth = o.depth
+        self.geometry = g = backbone.geometry(o.depth)
+        width = o.width or g.widths[-1]
+        self.entries = nn.ModuleList(
+            _Entry(g, level=k, width=width, project=o.merge == "project") for k in range(o.depth)
+        )
+        self.position = _Position(backbone, g, options=o, width=width)
+        copies = backbone.copy_blocks(o.depth) if width == g.widths[-1] else []
+        rates = [o.drop_path * k / max(1, o.depth - 1) for k in range(o.depth)]
+        heads = _heads(copies, width)
+        self.layers = nn.ModuleList(
+            STANLayer(
+                copies[k] if copies else Block(width, heads),
+                MIXERS[o.mixer](width, heads, drop_path=rates[k]),
+                cross_first=o.order == "cross_first",
+                drop_path=rates[k],
+            )
+            for k in range(o.depth)
+        )
+        self.fusion = (
+            _GatedFusion(width, g.embed_dim, time_size=o.time_size)
+            if o.fusion == "gated"
+            else _ReleaseFusion(backbone, width)
+        )
+
+    def tokens(self, taps: Taps) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
+        """The branch's own video token and dense tokens, before fusion."""
+        taps = taps.last(self.depth)
+        cls, patch = self.entries[0](taps)
+        cls, patch = self.position(cls, patch)
+        for k, layer in enumerate(self.layers):
+            if k:
+                level_cls, level_patch = self.entries[k](taps)
+                cls, patch = cls + level_cls, patch + level_patch
+            cls, patch = layer(cls, patch, grid=self.geometry.grid, mask=taps.mask)
+        return cls, patch
+
+    def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
+        return self.fusion(taps, *self.tokens(taps))
+
+
+class STANLayer(nn.Module):
+    """One branch layer: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3).
+
+    The class token belongs to the whole video: it is shown to every frame, and the frames' answers are averaged.
+    """
+
+    def __init__(self, intra: nn.Module, cross: nn.Module, *, cross_first: bool, drop_path: float) -> None:
+        super().__init__()
+        self.intra: Any = intra  # a tower.FrameLayer
+        self.cross = cross
+        self.cross_first, self.drop_path = cross_first, drop_path
+
+    def forward(
+        self,
+        cls: Float[Tensor, "b d"],
+        patch: Float[Tensor, "b t n d"],
+        *,
+        grid: tuple[int, int],
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
+        if self.cross_first:
+            patch = patch + self.cross(patch, grid=grid, mask=mask)
+        cls, patch = self._within_frames(cls, patch, mask=mask)
+        if not self.cross_first:
+            patch = patch + self.cross(patch, grid=grid, mask=mask)
+        return cls, patch
+
+    def _within_frames(self, cls: Tensor, patch: Tensor, *, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        t = patch.shape[1]
+        tokens = torch.cat([cls[:, None, None].expand(-1, t, 1, -1).to(patch.dtype), patch], dim=2)  # (B, T, 1+N, D)
+        residual = self.intra.attention_residual(tokens.flatten(0, 1))
+        residual = stochastic_depth(residual, self.drop_path, "row", self.training).unflatten(0, (-1, t))
+        cls = cls + mean_over_frames(residual[:, :, 0], mask)
+        patch = patch + residual[:, :, 1:]
+        cls = cls + self.intra.mlp_residual(cls[:, None])[:, 0]
+        patch = patch + self.intra.mlp_residual(patch.flatten(1, 2)).unflatten(1, (t, -1))
+        return cls, patch
+
+
+class _Entry(nn.Module):
+    """One level's way into the branch: frame-mean class token and patches, projected where widths differ."""
+
+    def __init__(self, geometry: Geometry, *, level: int, width: int, project: bool) -> None:
+        super().__init__()
+        self.level = level
+        own = geometry.widths[level]
+        self.patch = _projection(own, width) if project or own != width else nn.Identity()
+        self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
+
+    def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
+        patch = self.patch(taps.patches[self.level])
+        if self.frame is None:
+            cls = self.patch(mean_over_frames(taps.cls[self.level], taps.mask))
+        else:  # no class token: the frame's pooled feature takes its place
+            cls = self.frame(mean_over_frames(taps.frames, taps.mask))
+        return cls, patch
+
+
+class _Position(nn.Module):
+    """Adds where and when to the first level's patches, and starts the class token."""
+
+    def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
+        super().__init__()
+        own = backbone.embeddings()
+        needs_own = options.position == "clip" or options.class_start == "release"
+        if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
+            raise BackboneError(
+                f"{type(backbone.visual).__name__} has no position table for {geometry.patches} patches of width "
+                f"{width}, which this preset re-uses; choose branch='stan'"
+            )
+        start = torch.randn(options.time_size, width)
+        if options.time_init == "sinusoid":
+            start = sinusoids(options.time_size, width)
+        self.time = nn.Parameter(options.time_std * start)
+        self.space = nn.Parameter(torch.zeros(geometry.patches, width)) if options.position == "learned" else None
+        # CLIP's own tables come with the base model; saving them again would only make room for disagreement
+        self.clip_space: Tensor | None
+        self.clip_class: Tensor | None
+        self.register_buffer(
+            "clip_space", own[1][1:].clone() if options.position == "clip" and own else None, persistent=False
+        )
+        start = (own[0] + own[1][0]).clone() if options.class_start == "release" and own else None
+        self.register_buffer("clip_class", start, persistent=False)
+
+    def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
+        if self.clip_class is not None:
+            cls = (cls + self.clip_class) / 2
+        space = self.clip_space if self.space is None else self.space
+        assert space is not None
+        return cls, patch + space + stretched(self.time, patch.shape[1])[:, None]
+
+
+def stretched(table: Float[Tensor, "rows d"], frames: int) -> Float[Tensor, "t d"]:
+    """A table of time for `frames` frames: its first rows, or past its end all of it, stretched linearly."""
+    if frames <= len(table):
+        return table[:frames]
+    return F.interpolate(table.T[None], size=frames, mode="linear", align_corners=True)[0].T
+
+
+class _GatedFusion(nn.Module):
+    """Frame embedding + gate(what the branch saw); the gate is a linear that starts at zero, so step 0 is CLIP itself.
+
+    Beside the video token, the gate reads the mean of the patches and their covariance with learned signals of time.
+    Both are ours: the patches are where the mixers write, and a covariance with time is zero for a still video and
+    changes sign when the patches are played backwards. `pairs` are GELU features of all three together, meant for
+    motions (rotation) that show only in how two signals go together; no ablation has shown yet that they help.
+    """
+
+    def __init__(self, width: int, embed_dim: int, *, time_size: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.signals = nn.Parameter(sinusoids(time_size, width))
+        self.pairs = nn.Linear(3 * width, 4 * width)
+        self.gate = nn.Linear(7 * width, embed_dim, bias=False)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
+        frame = patch.mean(dim=2)  # (B, T, D)
+        signal = stretched(self.signals, frame.shape[1]).expand_as(frame)
+        mean = mean_over_frames(frame, taps.mask)
+        covariance = mean_over_frames(signal * frame, taps.mask) - mean_over_frames(signal, taps.mask) * mean
+        seen = torch.cat([norm(x) for norm, x in zip(self.norms, (cls, mean, covariance), strict=True)], dim=-1)
+        seen = torch.cat([seen, F.gelu(self.pairs(seen))], dim=-1)
+        return taps.frames + self.gate(seen)[:, None]
+
+
+class _ReleaseFusion(nn.Module):
+    """proj(ln_post(class token + branch)) per frame, as published; CLIP's norm and projection stay frozen."""
+
+    def __init__(self, backbone: Backbone, width: int) -> None:
+        super().__init__()
+        head = backbone.head()
+        if head is None or head[1].shape[0] != width:
+            raise BackboneError(
+                f"{type(backbone.visual).__name__} does not end in proj(ln_post(class token)), which the published "
+                "fusion needs; choose branch='stan', whose fusion fits every tower"
+            )
+        norm: Any
+        norm, projection = head
+        self.eps = float(norm.eps)
+        self.weight: Tensor
+        self.bias: Tensor
+        self.projection: Tensor
+        self.register_buffer("weight", norm.weight.detach().clone(), persistent=False)
+        self.register_buffer("bias", norm.bias.detach().clone(), persistent=False)
+        self.register_buffer("projection", projection.detach().clone(), persistent=False)
+
+    def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
+        fused = taps.cls[-1] + cls[:, None]
+        return F.layer_norm(fused, self.weight.shape, self.weight, self.bias, self.eps) @ self.projection
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
+    """Sines and cosines of wavelengths from 2 pi to 20000 pi, root-mean-square 1 (Vaswani et al. 2017, section 3.5)."""
+    rates = 10000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(length)[:, None] * rates
+    return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+def _projection(own: int, width: int) -> nn.Linear:
+    """W_proj of eq. 5-6; starts as the identity where it can, so that project and add agree at step 0."""
+    linear = nn.Linear(own, width, bias=own != width)
+    if own == width:
+        nn.init.eye_(linear.weight)
+    return linear
+
+
+def _heads(copies: list[nn.Module], width: int) -> int:
+    """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
+    if copies and isinstance(copies[0], Block):
+        return copies[0].attention.heads
+    return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)

@@ -1,0 +1,140 @@
+"""Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
+
+Contract: a model and a VideoData in, Taps by index out; cached equals live, since the tower is frozen and frames are
+sampled without chance. `TapStore` keeps them in memory. Knows nothing of losses or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipvid.backbone import Taps
+from clipvid.config import Reading
+from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate
+from clipvid.data.record import VideoData
+from clipvid.errors import VideoError
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast
+from clipvid.video.transforms import VideoTransform
+
+
+def clip_dataset(
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading,
+    *,
+    transform: VideoTransform | None = None,
+    random: bool = False,
+    seed: int = 0,
+) -> ClipDataset:
+    """The clips of `data`, read as `reading` says and fitted to the model's input."""
+    return ClipDataset(
+        data,
+        frames=reading.frames,
+        transform=transform or model.transform,
+        sampler=reading.sampler,
+        random=random,
+        backend=reading.backend,
+        unreadable=reading.unreadable,
+        seed=seed,
+    )
+
+
+def stream_taps(
+    model: VideoCLIP, data: VideoData, reading: Reading, *, progress: bool = False, title: str = "encode"
+) -> Iterator[tuple[Taps, Batch]]:
+    """Taps of every clip in order, batch by batch, under no_grad; batches in which nothing could be read are empty."""
+    from tqdm import tqdm
+
+    loader = DataLoader(
+        clip_dataset(model, data, reading),
+        batch_size=reading.batch_size,
+        num_workers=reading.workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
+    )
+    with tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
+        for batch in loader:
+            if len(batch):
+                with torch.no_grad(), autocast(reading.precision, model.device):
+                    taps = model.taps(batch.video, mask=None if bool(batch.mask.all()) else batch.mask)
+                yield taps, batch
+            else:
+                yield _no_taps(), batch
+            bar.update(len(batch) + len(batch.unreadable))
+
+
+@dataclass(frozen=True)
+class TapStore:
+    """The taps of a data set in memory, clip i at row i of every tensor.
+
+    `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why.
+    """
+
+    taps: Taps
+    data: VideoData
+    reading: Reading
+    unreadable: tuple[VideoError, ...] = ()
+
+    @classmethod
+    def encode(
+        cls, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, progress: bool = False
+    ) -> TapStore:
+        """Decode every clip once and keep what the frozen tower says. Memory: `taps.nbytes`."""
+        reading = reading or Reading()
+        parts: list[Taps] = []
+        kept: list[int] = []
+        lost: list[VideoError] = []
+        for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"encode {data.name}"):
+            lost.extend(batch.unreadable)
+            if len(batch):
+                parts.append(taps.to("cpu"))
+                kept.extend(batch.index.tolist())
+        if not parts:
+            raise ValueError(
+                f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+            )
+        return cls(_concatenated(parts, reading.frames), data.subset(kept), reading, tuple(lost))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Sequence[int]) -> Taps:
+        """The taps of these clips, in this order."""
+        rows = torch.as_tensor(indices)
+        picked = self.taps.map(lambda t: t[rows])
+        return picked if picked.mask is None else replace(picked, mask=picked.mask[rows])
+
+    def reordered(self, frames: Tensor) -> TapStore:
+        """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from."""
+        rows = torch.arange(len(self))[:, None]
+        taps = self.taps.map(lambda t: t[rows, frames])
+        return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]))
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
+
+
+def _concatenated(parts: Sequence[Taps], frames: int) -> Taps:
+    levels = range(parts[0].depth)
+    masks = None
+    if any(p.mask is not None for p in parts):
+        masks = torch.cat(
+            [torch.ones(p.frames.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
+        )
+    return Taps(
+        tuple(torch.cat([p.patches[k] for p in parts]) for k in levels),
+        tuple(torch.cat([p.cls[k] for p in parts]) for k in levels) if parts[0].cls else (),
+        torch.cat([p.frames for p in parts]),
+        masks,
+    )
+
+
+def _no_taps() -> Taps:
+    return Taps((), (), torch.zeros(0, 0, 0))

@@ -1,0 +1,360 @@
+"""The command line: parse, call, print. Options and their help come from the functions and dataclasses below.
+
+Contract: exit code 0 when all was done, 1 with one clear line on standard error for anything that clipvid refuses, 2
+for a wrong command line. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from clipvid import __version__
+from clipvid.config import Reading, TrainConfig
+
+
+def demo(
+    out: str = "clipvid-demo", train_clips: int = 4000, test_clips: int = 400, epochs: int = 4, seed: int = 0
+) -> None:
+    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
+
+    Args:
+        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
+        train_clips: clips to train on.
+        test_clips: clips to score on, an even number.
+        epochs: passes over the training clips for retrieval; recognition goes on for half as many.
+        seed: of videos, weights and order.
+    """
+    from clipvid.demo import Plan, run
+
+    run(out, Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, seed=seed))
+
+
+def info(model: str, branch: str = "stan", depth: int | None = None, mixer: str | None = None, frames: int = 8) -> None:
+    """Print what a base model and a branch on it cost: tower, taps, parameters, MACs, bytes; runs nothing.
+
+    Args:
+        model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
+        branch: mean, stan, stan-release or stan-paper.
+        depth: how many of the tower's last levels are tapped.
+        mixer: cross-frame module: attention, conv or conv_full.
+        frames: frames a clip.
+    """
+    from clipvid.model import CONFIG, create_model, load
+
+    if (Path(model) / CONFIG).is_file():
+        described = load(model)
+    else:
+        described = create_model(model, branch=branch, depth=depth, mixer=mixer, device="meta")
+    print(described.trainable_summary(frames))
+
+
+def fine_tune(  # not `train`: jsonargparse would look that up in the package, and load it
+    data: str,
+    out: str = "clipvid-run",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    branch: str = "stan",
+    depth: int | None = None,
+    mixer: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    val: str | None = None,
+    val_split: str | None = None,
+    val_fraction: float = 0.1,
+    resume: bool = False,
+    config: TrainConfig | None = None,
+) -> None:
+    """Fine-tune a branch for retrieval or recognition; the base model stays as it is.
+
+    Args:
+        data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set.
+        out: folder for the trained model (out/best), checkpoints and curves.
+        model: base model, as for info; or a folder that clipvid saved, to go on from.
+        pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
+        branch: mean, stan, stan-release or stan-paper.
+        depth: how many of the tower's last levels are tapped.
+        mixer: cross-frame module: attention, conv or conv_full.
+        format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        split: split of the data to train on, where it has splits.
+        val: data to validate on; without it and val_split, a part of the training videos is held out.
+        val_split: split to validate on.
+        val_fraction: share of the training videos to hold out.
+        resume: go on from the last checkpoint in out.
+        config: everything else about training.
+    """
+    from clipvid.training import train
+
+    config = config or TrainConfig()
+    if val_split is not None and val is None and split is None:
+        raise ValueError(
+            "val_split without split would train on the validation videos too; give --split, such as train"
+        )
+    train_data = _open(data, format, split)
+    if val is not None or val_split is not None:
+        val_data = _open(val or data, format, val_split, classes=train_data.classes)
+    else:
+        train_data, val_data = train_data.split(val_fraction, seed=config.seed)
+    video_model = _model(model, pretrained, branch=branch, depth=depth, mixer=mixer)
+    result = train(video_model, train_data, val_data, config, out=out, resume=resume)
+    best = (
+        ""
+        if result.best_score is None
+        else f", {result.score_name} {result.best_score:.1f} on {len(val_data)} held-out videos"
+    )
+    print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
+    _report(result.unreadable)
+
+
+def evaluate(
+    data: str,
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    task: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    zero_shot: bool = False,
+    out: str | None = None,
+    reading: Reading | None = None,
+) -> None:
+    """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
+
+    Args:
+        data: as for train.
+        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
+        pretrained: weights of a base model.
+        task: retrieval or recognition; guessed from the model when left out.
+        format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        split: split of the data.
+        zero_shot: recognise by class names instead of a trained classifier.
+        out: JSON file for the figures.
+        reading: how clips are read; as the model was trained when left out.
+    """
+    from clipvid import evaluate as ev
+    from clipvid._files import whole_file
+
+    video_model = _model(model, pretrained, branch="mean")
+    task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
+    classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    videos = _open(data, format, split, classes=classes)
+    scorers = {
+        "retrieval": ev.evaluate_retrieval,
+        "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
+    }
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    found = scorers[task](video_model, videos, reading, progress=True)
+    print(found)
+    _report(found.unreadable)
+    if out is not None:
+        with whole_file(out) as beside:
+            beside.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def embed(
+    videos: str,
+    out: str = "embeddings.safetensors",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    reading: Reading | None = None,
+) -> None:
+    """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
+        model: a folder that clipvid saved, or a base model.
+        pretrained: weights of a base model.
+        reading: how clips are read.
+    """
+    import torch.nn.functional as F
+    from safetensors.torch import save_file
+
+    from clipvid._files import whole_file
+    from clipvid.data.files import find_videos
+    from clipvid.data.record import Record, VideoData
+    from clipvid.evaluate import embed_videos, trained_reading
+
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"out must end in .safetensors, got {out}")
+    video_model = _model(model, pretrained, branch="mean")
+    paths = find_videos(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
+    if not paths:
+        raise ValueError(f"no videos in {videos}")
+    reading = replace(reading or trained_reading(video_model), unreadable="skip")
+    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), reading, progress=True)
+    facts = {
+        "model": model,
+        "fingerprint": video_model.fingerprint,
+        "paths": [str(r.path) for r in found.data],
+        "skipped": {str(e.path): e.reason for e in found.unreadable},
+    }
+    with whole_file(out) as beside:
+        save_file({"video": F.normalize(found.video, dim=-1).contiguous()}, beside)
+    with whole_file(Path(out).with_suffix(".json")) as beside:
+        beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
+    _report(found.unreadable)
+
+
+def index(
+    videos: str,
+    out: str = "clipvid-index",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    frames: int | None = None,
+    workers: int = 0,
+    add: bool = False,
+) -> None:
+    """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: folder of the index.
+        model: a folder that clipvid saved, or a base model.
+        pretrained: weights of a base model.
+        frames: frames a video; as the model was trained when left out.
+        workers: processes that decode.
+        add: add to the index that out holds, skipping files it has.
+    """
+    from clipvid.evaluate import trained_reading
+    from clipvid.search import VideoIndex
+
+    if not Path(videos).exists():
+        raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
+    if add:
+        found = VideoIndex.load(out, _index_model(out))
+        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    else:
+        video_model = _model(model, pretrained, branch="mean")
+        reading = trained_reading(video_model)
+        found = VideoIndex.build(
+            video_model, Path(videos), frames=frames or reading.frames, sampler=reading.sampler, workers=workers
+        )
+        found.note = {"model": model, "pretrained": pretrained}
+    if not len(found):
+        _report(found.skipped)
+        raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
+    found.save(out)
+    print(f"{len(found)} videos in {out}")
+    _report(found.skipped)
+
+
+def search(index: str, query: str, video: bool = False, k: int = 5) -> None:
+    """Find the videos of an index that fit a sentence, or that look like another video.
+
+    Args:
+        index: folder that `clipvid index` made.
+        query: sentence to look for; or the path of a video, with --video true.
+        video: the query is a video.
+        k: how many hits to print.
+    """
+    from clipvid.search import VideoIndex
+
+    found = VideoIndex.load(index, _index_model(index))
+    hits = found.search_video(query, k=k) if video else found.search(query, k=k)
+    for hit in hits:
+        print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
+
+
+COMMANDS = {
+    "demo": demo,
+    "info": info,
+    "train": fine_tune,
+    "eval": evaluate,
+    "embed": embed,
+    "index": index,
+    "search": search,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from clipvid.errors import ClipvidError
+
+    parser = _parser()
+    parsed = parser.parse_args(None if argv is None else list(argv))
+    name = parsed.command
+    if name is None:
+        parser.print_help()
+        return 2
+    try:
+        parsed = parser.instantiate(parsed)
+        COMMANDS[name](**_arguments(name, vars(parsed[name])))
+    except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
+        print(f"clipvid {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nclipvid {name}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="clipvid", description="Turn any open_clip checkpoint into a video model.", version=__version__
+    )
+    commands = parser.add_subcommands(dest="command", required=False)
+    for name, function in COMMANDS.items():
+        text = (function.__doc__ or "").split("\n")[0]
+        sub = ArgumentParser(description=text)
+        sub.add_argument("--config", action="config", help="YAML file with any of the options below")
+        sub.add_function_arguments(function, as_positional=True, skip={"config"})
+        if name == "train":
+            sub.add_class_arguments(TrainConfig)
+        commands.add_subcommand(name, sub, help=text)
+    return parser
+
+
+def _arguments(command: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options as the command's function takes them: training's own go into one TrainConfig."""
+    given = {name: value for name, value in given.items() if name != "config"}
+    if command == "train":
+        own: dict[str, Any] = {field.name: given.pop(field.name) for field in fields(TrainConfig)}
+        given["config"] = TrainConfig(**own)
+    return given
+
+
+def _model(
+    name: str, pretrained: str | None, *, branch: str, depth: int | None = None, mixer: str | None = None
+) -> Any:
+    """A saved model where `name` is a folder of one, else the base model of that name with a branch."""
+    from clipvid.model import CONFIG, create_model, load
+
+    if (Path(name) / CONFIG).is_file():
+        return load(name)
+    return create_model(name, pretrained, branch=branch, depth=depth, mixer=mixer)
+
+
+def _index_model(index: str) -> Any:
+    """The model that an index was built with, by the name in its note."""
+    from clipvid.search import VideoIndex
+
+    note = VideoIndex.read_note(index)
+    if not note.get("model"):
+        raise ValueError(
+            f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
+        )
+    return _model(str(note["model"]), note["pretrained"], branch="mean")
+
+
+def _open(data: str, format: str | None, split: str | None, *, classes: Sequence[str] | None = None) -> Any:
+    from clipvid.data.readers import open_dataset
+
+    root = Path(data)
+    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else "folder"
+    return open_dataset(format or guessed, root, split=split, classes=classes)
+
+
+def _report(unreadable: Sequence[Any]) -> None:
+    """What was left out, and why, on standard error."""
+    if unreadable:
+        from clipvid.data.dataset import describe_unreadable
+
+        print(describe_unreadable(unreadable), file=sys.stderr)

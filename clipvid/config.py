@@ -1,0 +1,117 @@
+"""Settings as dataclasses: how clips are read, how a branch is trained. The command line derives its options from them.
+
+Contract: plain data that checks itself; importing this file loads nothing heavy. Knows nothing of what the settings do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
+"""Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
+
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
+SCORES = {"retrieval": "R@1", "recognition": "top-1"}
+"""Tasks, and the figure that picks the best epoch of each."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How clips are read for the tower: everything that decides pixels, and how many workers decode."""
+
+    frames: int = 12
+    """T: frames a clip."""
+    sampler: str = "uniform"
+    """Which frames: uniform (middle of T equal segments, as STAN), linspace (as CLIP4Clip; pads and masks short
+    videos), dense."""
+    backend: str = "pyav"
+    """Decoder: pyav, decord or torchcodec."""
+    unreadable: str = "raise"
+    """raise: stop at a video that cannot be read. skip: leave it out and report it."""
+    batch_size: int = 16
+    """Clips a pass of the tower."""
+    workers: int = 0
+    """Processes that decode; 0 decodes in this one."""
+    precision: str = "auto"
+    """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.batch_size < 1 or self.workers < 0:
+            raise ValueError(
+                f"frames and batch_size start at 1, workers at 0; got {self.frames}, {self.batch_size}, {self.workers}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run; saved with the model it made."""
+
+    task: Literal["retrieval", "recognition"] = "retrieval"
+    """retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's classes."""
+    epochs: int = 10
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Clips a step; the contrastive loss takes its negatives from the batch, so larger is better there."""
+    accumulate: int = 1
+    """Steps whose gradients are added up before the weights move."""
+    lr: float = 3e-4
+    """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
+    copied_lr: float = 0.1
+    """Learning rate, relative to `lr`, of the intra-frame blocks: copies of CLIP's, which a high rate would unlearn."""
+    head_lr: float = 1e-3
+    """Peak learning rate of a linear classifier, which starts from nothing."""
+    weight_decay: float = 0.05
+    """AdamW decay of matrices; norms, biases and position tables have none."""
+    warmup: float = 0.1
+    """Fraction of all steps over which the learning rate rises linearly; cosine from there to zero."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    temperature: float | None = None
+    """Temperature of the contrastive loss; None takes the base model's own."""
+    learn_temperature: bool = False
+    """Train the temperature too, from that start."""
+    label_smoothing: float = 0.0
+    """s in (1 - s) y + s / C."""
+    classifier: Literal["linear", "text"] = "linear"
+    """linear: a trained linear layer. text: cosine to the embeddings of the class names, which stay fixed."""
+    templates: tuple[str, ...] = VIDEO_TEMPLATES
+    """Prompts of the text classifier."""
+    captions_per_video: int = 1
+    """Captions drawn for a clip at each visit; 0 takes all of them."""
+    keep_together: int = 1
+    """Clips that stand side by side in the data and share a batch: 2 makes each pair the other's hard negative."""
+    cache_taps: bool = False
+    """Encode every clip once and train from taps in memory; frames are then the same at every visit."""
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crop: smallest and largest share of the frame; one crop a clip. Not with cache_taps."""
+    flip: float = 0.0
+    """Probability of mirroring a clip. Harmful where left and right mean something."""
+    reading: Reading = field(default_factory=Reading)
+    """How clips are read: frames, sampler, decoder, workers, precision."""
+    seed: int = 0
+    """Of everything random."""
+    validate_every: int = 1
+    """Epochs between two validations."""
+    patience: int | None = None
+    """Validations without a better score before training stops; None never stops early."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints, beside the one at each epoch's end."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("task", tuple(SCORES)), ("classifier", ("linear", "text"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        for name in ("epochs", "batch_size", "accumulate", "keep_together", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
+        if self.batch_size % self.keep_together:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of keep_together {self.keep_together}")
+        if self.cache_taps and (self.crop_scale or self.flip):
+            raise ValueError("cache_taps keeps one view of each clip; leave out crop_scale and flip, or the cache")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience starts at 1, got {self.patience}")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")

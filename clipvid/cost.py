@@ -1,0 +1,139 @@
+"""What a model costs before it runs: parameters, multiply-accumulates a clip, bytes of taps a clip.
+
+Contract: backbone and branch in, numbers out; counts on the meta device, so nothing is computed and no memory is
+taken. Knows nothing of training or data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvid import tower
+from clipvid.backbone import Backbone, Geometry, Taps
+from clipvid.branches import Branch
+
+LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
+"""Operations of linear layers and convolutions: what the STAN paper counts as FLOPs. Attention's own products are
+counted apart."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates: `linear` in linear layers and convolutions, `attention` in attention products."""
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything `clipvid info` prints; `str()` is the table."""
+
+    base: str
+    tower: str
+    branch: str
+    frames: int
+    geometry: Geometry
+    levels: int
+    trainable: int
+    frozen: int
+    tower_macs: Macs
+    branch_macs: Macs
+    taps_bytes: int
+
+    def __str__(self) -> str:
+        g = self.geometry
+        widths = sorted(set(g.widths))
+        rows = {
+            "base model": self.base,
+            "tower": f"{self.tower}, {self.levels} levels, {'class token' if g.class_token else 'no class token'}",
+            "branch": self.branch,
+            "taps": f"last {len(g.widths)} levels, {g.grid[0]}x{g.grid[1]} patches, width "
+            + (f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0]) if widths else "-"),
+            "trains": f"{self.trainable:,} parameters",
+            "frozen": f"{self.frozen:,} parameters",
+            f"MACs a clip ({self.frames} frames)": f"{_giga(self.tower_macs.linear + self.branch_macs.linear)} linear "
+            f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
+            f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
+            "three views": f"{_giga(3 * (self.tower_macs.linear + self.branch_macs.linear))} linear, as papers count",
+            "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16",
+        }
+        return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())
+
+
+def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, frames: int) -> Summary:
+    """Count everything for clips of `frames` frames."""
+    geometry = backbone.geometry(branch.depth)
+    parts = [branch] if head is None else [branch, head]
+    trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    name = backbone.base.name or "an object given by the caller"
+    return Summary(
+        base=name + (f" ({backbone.base.pretrained})" if backbone.base.pretrained else ""),
+        tower=type(getattr(backbone.visual, "trunk", backbone.visual)).__name__,
+        branch=_describe(branch.options),
+        frames=frames,
+        geometry=geometry,
+        levels=backbone.levels,
+        trainable=trainable,
+        frozen=sum(p.numel() for p in backbone.parameters()),
+        tower_macs=_tower_macs(backbone, frames),
+        branch_macs=_branch_macs(branch, geometry, frames),
+        taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
+    )
+
+
+def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
+    """Taps of the right shapes on the meta device."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(batch, frames, *shape, device="meta", dtype=dtype)
+
+    patches = tuple(empty(geometry.patches, width) for width in geometry.widths)
+    cls = tuple(empty(width) for width in geometry.widths) if geometry.class_token else ()
+    return Taps(patches, cls, empty(geometry.embed_dim))
+
+
+def _tower_macs(backbone: Backbone, frames: int) -> Macs:
+    visual = tower.meta_copy(backbone.visual)
+    dtype = next(visual.parameters()).dtype
+    image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=dtype)
+    one = _count(lambda: visual(image))
+    head = backbone.head()
+    projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
+    return Macs((one.linear - projection) * frames, one.attention * frames)
+
+
+def _branch_macs(branch: Branch, geometry: Geometry, frames: int) -> Macs:
+    copy = tower.meta_copy(branch)
+    dtype = next((p.dtype for p in copy.parameters()), torch.float32)
+    body = getattr(copy, "tokens", copy)  # as for the tower: the last projection to E is not in the papers' figures
+    return _count(lambda: body(meta_taps(geometry, frames=frames, dtype=dtype)))
+
+
+def _count(run) -> Macs:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)
+    return Macs(linear, sum(counts.values()) - linear)
+
+
+def _describe(options) -> str:
+    """The options that tell one branch from another at a glance."""
+    names = ("depth", "mixer", "fusion", "order", "merge", "hidden")
+    told = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return f"{type(options).__name__.removesuffix('Options').lower()}, " + ", ".join(
+        f"{k} {v}" for k, v in told.items()
+    )
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.1f} G"

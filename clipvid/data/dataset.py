@@ -1,0 +1,216 @@
+"""ClipDataset decodes the clips of a VideoData, collate puts them into a Batch.
+
+Contract: an item is a pure function of (seed, epoch, index), so a resumed run, another number of workers or another
+batch size sees the same pixels and captions. A file that cannot be read is an error or is reported in the batch: it
+never becomes zeros or another clip. Pixels stay uint8; the model scales them. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import VideoError
+from clipvid.video.decode import BACKENDS, read_video
+from clipvid.video.sampling import SAMPLERS
+from clipvid.video.transforms import VideoTransform
+
+UNREADABLE = ("raise", "skip")
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A decoded clip. `mask` is False for frames that repeat the last one because the video has fewer."""
+
+    video: UInt8[Tensor, "t 3 h w"]
+    mask: Bool[Tensor, " t"]
+    captions: tuple[str, ...]
+    label: int
+    """NO_LABEL (-1) where the record has none."""
+    index: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch:
+    """Clips side by side; `owner` is the row here that a caption belongs to, `index` the place in the data set."""
+
+    video: UInt8[Tensor, "b t 3 h w"]
+    captions: tuple[str, ...]
+    owner: Int64[Tensor, " m"]
+    labels: Int64[Tensor, " b"]
+    index: Int64[Tensor, " b"]
+    mask: Bool[Tensor, "b t"]
+    unreadable: tuple[VideoError, ...] = ()
+    """Why the clips that are not here could not be read (only with `unreadable="skip"`)."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        lost = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
+        return f"Batch(video {tuple(self.video.shape)}, {len(self.captions)} captions{lost})"
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on `device`."""
+        return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in self._tensors().items()})
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+class ClipDataset(Dataset[Clip | VideoError]):
+    """The clips of `data`, decoded when asked for; use it with a DataLoader and `collate_fn=collate`.
+
+    Args:
+        frames: frames a clip; a video with fewer repeats frames (uniform) or is padded and masked (linspace).
+        random: draw frames at random within the sampler's rule, and augment if the transform has augmentations.
+        captions_per_video: captions drawn of each video a visit, in their order; 0 gives all of them.
+        unreadable: "raise" stops at a file that cannot be read, "skip" gives its VideoError as the item.
+        seed: with the epoch (`set_epoch`) and the index it decides all that is random.
+    """
+
+    def __init__(
+        self,
+        data: VideoData,
+        *,
+        frames: int,
+        transform: VideoTransform,
+        sampler: str = "uniform",
+        random: bool = False,
+        captions_per_video: int = 0,
+        backend: str = "pyav",
+        unreadable: str = "raise",
+        seed: int = 0,
+    ) -> None:
+        for name, value, allowed in (
+            ("sampler", sampler, SAMPLERS),
+            ("backend", backend, BACKENDS),
+            ("unreadable", unreadable, UNREADABLE),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if frames < 1 or captions_per_video < 0:
+            raise ValueError(f"need frames >= 1 and captions_per_video >= 0, got {frames} and {captions_per_video}")
+        self.data, self.frames, self.transform, self.seed = data, frames, transform, seed
+        self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
+        self.captions_per_video = captions_per_video
+        # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        how = "random" if self.random else "fixed"
+        return f"ClipDataset({self.data!r}, {self.frames} {how} frames, {self.sampler}, {self.backend})"
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what is drawn from now on; call it before the loader is iterated."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Clip | VideoError:
+        record = self.data[index]
+        index = range(len(self))[index]  # -1 and len - 1 are one clip, and draw alike
+        try:
+            video = self._read(record, index)
+        except VideoError as error:
+            if self.unreadable == "skip":
+                return error
+            if get_worker_info() is None:
+                raise
+            raise _WorkerVideoError(_WorkerVideoError.printed(error)) from None
+        padding = self.frames - len(video)
+        mask = torch.arange(self.frames) < len(video)
+        if padding:
+            video = torch.cat([video, video[-1:].expand(padding, -1, -1, -1)])  # (T, 3, S, S)
+        label = NO_LABEL if record.label is None else record.label
+        return Clip(video, mask, self._captions(record, index), label, index)
+
+    def _read(self, record: Record, index: int) -> UInt8[Tensor, "t 3 h w"]:
+        return read_video(
+            record.path,
+            self.frames,
+            sampler=self.sampler,
+            rng=self._draw("frames", index) if self.random else None,
+            start=record.start,
+            end=record.end,
+            backend=self.backend,
+            fit=partial(self._augment, index=index) if self.random else self.transform.fit,
+        )
+
+    def _augment(self, frame: UInt8[Tensor, "3 height width"], *, index: int) -> UInt8[Tensor, "3 h w"]:
+        """One frame at a time, so that large frames stay bounded; equal draws give all of a clip the same crop."""
+        return self.transform.augment(frame, self._draw("augment", index))
+
+    def _captions(self, record: Record, index: int) -> tuple[str, ...]:
+        wanted, known = self.captions_per_video, record.captions
+        if wanted == 0 or wanted >= len(known):
+            return known
+        chosen = self._draw("captions", index).sample(range(len(known)), wanted)
+        return tuple(known[position] for position in sorted(chosen))
+
+    def _draw(self, purpose: str, index: int) -> Random:
+        """A source of its own for each purpose: how many numbers one takes does not shift the others."""
+        return Random(f"{self.seed} {self.epoch} {index} {purpose}")
+
+
+def collate(items: Sequence[Clip | VideoError]) -> Batch:
+    """Put items into a Batch. The unreadable ones go to its `unreadable`; if there is no other, B, T and S are 0."""
+    clips = [item for item in items if isinstance(item, Clip)]
+    owners = [row for row, clip in enumerate(clips) for _ in clip.captions]
+    return Batch(
+        video=torch.stack([clip.video for clip in clips]) if clips else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
+        captions=tuple(caption for clip in clips for caption in clip.captions),
+        owner=torch.tensor(owners, dtype=torch.int64),
+        labels=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
+        index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
+        mask=torch.stack([clip.mask for clip in clips]) if clips else torch.empty(0, 0, dtype=torch.bool),
+        unreadable=tuple(item for item in items if isinstance(item, VideoError)),
+    )
+
+
+def describe_unreadable(errors: Sequence[VideoError]) -> str:
+    """What a report says of skipped files: how many, and the reason of each; "" when there are none."""
+    if not errors:
+        return ""
+    count = "1 video" if len(errors) == 1 else f"{len(errors)} videos"
+    return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])
+
+
+class _WorkerVideoError(VideoError):
+    """A VideoError on its way out of a loader worker, which must arrive as a VideoError.
+
+    torch rebuilds a worker's exception by calling its type with the printed traceback, and makes a RuntimeError of
+    types that take more. So the facts travel in the printed text, and this type finds them there.
+    """
+
+    MARK = " [clipvid] "
+
+    def __init__(self, text: str) -> None:
+        facts, _ = json.JSONDecoder().raw_decode(text.rpartition(self.MARK)[2])
+        super().__init__(facts["path"], facts["reason"], backend=facts["backend"])
+        if "Original Traceback" not in text:  # still in the worker: what is printed here is what will be parsed
+            self.args = (text,)
+
+    @classmethod
+    def printed(cls, error: VideoError) -> str:
+        facts = {"path": str(error.path), "reason": error.reason, "backend": error.backend}
+        return f"{error}{cls.MARK}{json.dumps(facts)}"

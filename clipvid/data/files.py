@@ -1,0 +1,69 @@
+"""Finding video files: which suffixes count, which folders are walked, and how absent files are reported.
+
+Contract: orders are sorted, hence the same on every machine; hidden files and folders are never entered.
+Knows nothing of annotations and opens no file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipvid.errors import DataError
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+})
+# fmt: on
+"""Suffixes, in lower case, of files taken for videos."""
+
+_SHOWN = 5  # files that an error names before it goes on to count
+
+
+def is_video(path: Path) -> bool:
+    """Whether the name says that a file is a video; the suffix counts in upper case too."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:
+    """Every video below `folder`, sorted; with `bare`, files without any suffix too. Links are followed, once each."""
+    found: list[Path] = []
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:  # a link that leads back up
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [path for path in files if is_video(path) or (bare and not path.suffix)]
+    return sorted(found)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in `folder`, sorted by name, without the hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` is a file; a name that the file system cannot hold is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def check_missing(missing: Sequence[Path], *, total: int, source: Path, allow: bool) -> None:
+    """Raise DataError that counts the missing files and names the first, unless they are allowed and some remain."""
+    if not missing or (allow and len(missing) < total):
+        return
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    advice = "none is left" if allow else "fetch them, or pass allow_missing=True to go on without them"
+    raise DataError(
+        f"{source}: {len(missing)} of {total} videos are missing: "
+        f"{', '.join(str(path) for path in missing[:_SHOWN])}{more}; {advice}"
+    )

@@ -1,0 +1,108 @@
+"""open_dataset: one door to every annotation format, and the reader of class folders.
+
+Contract: a reader returns a VideoData whose files exist, or raises DataError that says which file, line or folder is
+wrong. Formats with more to them have their own file: tables.py ("csv") and msrvtt.py. Opens no video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clipvid.data.files import find_videos, is_video, subfolders
+from clipvid.data.msrvtt import read_msrvtt, read_msrvtt_1ka
+from clipvid.data.record import Record, VideoData
+from clipvid.data.tables import read_csv
+from clipvid.errors import DataError
+
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+def open_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    annotations: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    check_files: bool = True,
+) -> VideoData:
+    """Open a data set in the format `name`: "csv", "folder", "msrvtt" or "msrvtt-1ka".
+
+    Args:
+        root: the folder of the videos; for "csv" also the table itself.
+        split: which part to read; the formats without splits refuse it.
+        annotations: the annotation file, or its folder, where it is not in or below `root`.
+        classes: class names in label order, so that two data sets share their labels; default: sorted names.
+        allow_missing: leave out the videos that do not exist (they are listed in `.missing`) instead of an error.
+        check_files: False reads the annotations alone and does not look whether the videos exist.
+    """
+    if name not in READERS:
+        raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
+    if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+    root, annotations = Path(root), None if annotations is None else Path(annotations)
+    for path in (root, annotations):
+        if path is not None and not path.exists() and (check_files or path == annotations):
+            raise DataError(f"{path} does not exist")
+    return READERS[name](
+        root,
+        split=split,
+        annotations=annotations,
+        classes=classes,
+        allow_missing=allow_missing,
+        check_files=check_files,
+    )
+
+
+def read_folder(
+    root: Path,
+    *,
+    split: str | None,
+    annotations: Path | None,
+    classes: Sequence[str] | None,
+    allow_missing: bool,
+    check_files: bool,
+) -> VideoData:
+    """Sub-folder = class, with its videos at any depth; a folder of videos alone gives clips without labels."""
+    del allow_missing, check_files  # what is listed from the disk exists
+    if annotations is not None:
+        raise ValueError('"folder" reads no annotations; for a table use "csv"')
+    folder = root / split if split else root
+    if not folder.is_dir():
+        splits = ", ".join(path.name for path in subfolders(root)) if root.is_dir() else ""
+        raise DataError(f"{folder} is no folder" + (f"; below {root} are {splits}" if splits else ""))
+    name = f"{root.name}:{split}" if split else root.name
+    loose = sorted(path for path in folder.iterdir() if is_video(path) and path.is_file() and path.name[0] != ".")
+    groups = {path.name: find_videos(path) for path in subfolders(folder)}
+    if not loose and not any(groups.values()):
+        raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
+    if not groups:
+        return VideoData(tuple(Record(path) for path in loose), name=name)
+    _check_groups(folder, loose=loose, groups=groups)
+    names = tuple(sorted(groups) if classes is None else classes)
+    number = {label: index for index, label in enumerate(names)}
+    unknown = sorted(set(groups) - set(number))
+    if unknown:
+        raise DataError(f"{folder / unknown[0]} is none of the {len(names)} classes given")
+    records = [Record(path, label=number[label]) for label, paths in groups.items() for path in paths]
+    return VideoData(tuple(records), names, name)
+
+
+def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list[Path]]) -> None:
+    if loose:
+        raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
+    if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
+        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; choose one with split=")
+    empty = [name for name, paths in groups.items() if not paths]
+    if empty:
+        raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")
+
+
+READERS: dict[str, Callable[..., VideoData]] = {
+    "csv": read_csv,
+    "folder": read_folder,
+    "msrvtt": read_msrvtt,
+    "msrvtt-1ka": read_msrvtt_1ka,
+}

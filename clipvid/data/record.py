@@ -1,0 +1,135 @@
+"""Plain facts about videos: a Record is one clip, a VideoData is a data set of them.
+
+Contract: frozen, checked when made, cheap to copy and to send to loader workers. A label is an index into `classes`.
+Knows nothing of file formats, of decoding, or whether the files exist (readers check that).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """One clip: a file, or the part of it from `start` to `end` seconds, with what is known about it."""
+
+    path: Path
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+    """Index into VideoData.classes; None where the clip has no class."""
+    start: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.captions, str):
+            raise ValueError(f"captions must be a tuple of strings, got {self.captions!r}; write ({self.captions!r},)")
+        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "captions", tuple(self.captions))
+        for caption in self.captions:
+            if not caption.strip():
+                raise ValueError(f"{self.path}: a caption is empty; leave captions=() for a clip without one")
+        if self.label is not None and self.label < 0:
+            raise ValueError(f"{self.path}: label must be at least 0, got {self.label}; use None for no class")
+        self._check_times()
+
+    def _check_times(self) -> None:
+        start = 0.0 if self.start is None else self.start
+        end = math.inf if self.end is None else self.end
+        if not (math.isfinite(start) and 0 <= start < end):
+            raise ValueError(f"{self.path}: need 0 <= start < end in seconds, got {self.start} and {self.end}")
+
+
+@dataclass(frozen=True, repr=False)
+class VideoData:
+    """An ordered data set of clips. `classes` are the names that the labels index, () for a set without labels."""
+
+    records: tuple[Record, ...]
+    classes: tuple[str, ...] = ()
+    name: str = "videos"
+    missing: tuple[Path, ...] = ()
+    """Files that the annotations name and that were left out because the caller allowed it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "missing", tuple(self.missing))
+        twice = sorted(name for name, count in Counter(self.classes).items() if count > 1)
+        if twice:
+            raise ValueError(f"{self.name}: class names must differ, {', '.join(twice)} came more than once")
+        for index, record in enumerate(self.records):
+            if record.label is not None and record.label >= len(self.classes):
+                raise ValueError(
+                    f"{self.name}: record {index} ({record.path}) has label {record.label}, but there are "
+                    f"{len(self.classes)} classes; labels count from 0 and index `classes`"
+                )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} videos", f"{self.n_captions} captions"]
+        if self.classes:
+            parts.append(f"{len(self.classes)} classes")
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing")
+        return f"VideoData({self.name!r}: {', '.join(parts)})"
+
+    @property
+    def n_captions(self) -> int:
+        """Captions of all videos together."""
+        return sum(len(record.captions) for record in self.records)
+
+    def subset(self, indices: Iterable[int]) -> VideoData:
+        """The records at `indices`, in that order, with the same classes."""
+        return replace(self, records=tuple(self.records[index] for index in indices))
+
+    def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoData, VideoData]:
+        """Cut off `fraction` of the videos for validation; returns (train, validation), both in the old order.
+
+        Clips of one file stay together, every class gives the same share as nearly as whole videos allow, and every
+        class keeps at least one video for training. The same seed gives the same split.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is the share of validation videos, between 0 and 1, got {fraction}")
+        chosen = _draw(self.records, fraction=fraction, seed=seed)
+        validation = [index for index, record in enumerate(self.records) if record.path in chosen]
+        train = [index for index, record in enumerate(self.records) if record.path not in chosen]
+        if not validation or not train:
+            raise ValueError(
+                f"{self!r} cannot give {fraction:g} of its videos to validation and keep some for training; "
+                "give more videos, or another fraction"
+            )
+        return self.subset(train), self.subset(validation)
+
+
+def _draw(records: Sequence[Record], *, fraction: float, seed: int) -> set[Path]:
+    """Files that go to validation: a share of every class, the left-over places to the largest remainders."""
+    groups: dict[int | None, list[Path]] = {}
+    seen: set[Path] = set()
+    for record in records:
+        if record.path not in seen:
+            seen.add(record.path)
+            groups.setdefault(record.label, []).append(record.path)
+    rng = random.Random(seed)
+    order = sorted(groups, key=lambda label: -1 if label is None else label)
+    for label in order:
+        rng.shuffle(groups[label])
+    most = {label: len(groups[label]) - 1 for label in order}  # one stays for training
+    share = {label: min(int(fraction * len(groups[label])), most[label]) for label in order}
+    left = max(1, round(fraction * len(seen))) - sum(share.values())
+    while left > 0 and (with_room := [label for label in order if share[label] < most[label]]):
+        least = min(with_room, key=lambda label: share[label] - fraction * len(groups[label]))
+        share[least] += 1
+        left -= 1
+    return {path for label in order for path in groups[label][: share[label]]}

@@ -1,0 +1,44 @@
+"""Every error that clipvid raises on purpose, beside ValueError for a wrong argument.
+
+Contract: the message gives the value, what is allowed and what to do next. All of them survive pickling, so that a
+loader worker can hand one to the main process as a value. Imports nothing of clipvid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ClipvidError(Exception):
+    """Base of all errors below; the command line prints its message and exits with 1."""
+
+
+class VideoError(ClipvidError):
+    """A video that cannot be read, or not faithfully: names the file, the backend and the cause."""
+
+    def __init__(self, path: str | Path, reason: str, *, backend: str | None = None) -> None:
+        self.path, self.reason, self.backend = Path(path), reason, backend
+        super().__init__(f"{path}: {reason}" + (f" (decoder {backend})" if backend else ""))
+
+    def __reduce__(self):
+        return _video_error, (str(self.path), self.reason, self.backend)
+
+
+def _video_error(path: str, reason: str, backend: str | None) -> VideoError:
+    return VideoError(path, reason, backend=backend)
+
+
+class DataError(ClipvidError):
+    """An annotation file or a data set that does not say what its format promises; names file and line."""
+
+
+class BackboneError(ClipvidError):
+    """A base model that cannot serve as backbone; names the tower and what is missing."""
+
+
+class CheckpointError(ClipvidError):
+    """A saved model, checkpoint or index that does not fit what it is loaded into."""
+
+
+class MissingExtraError(ClipvidError, ImportError):
+    """An optional dependency is not installed; the message has the command that installs it."""

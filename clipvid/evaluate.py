@@ -1,0 +1,230 @@
+"""Scores of a model on a data set: text-video retrieval, recognition, zero-shot recognition.
+
+Contract: model and data in, an Evaluation out that carries its figures with intervals, how many clips they are over,
+and what could not be read. The metrics are in metrics.py; this file only runs models. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipvid.backbone import Taps
+from clipvid.cache import TapStore, stream_taps
+from clipvid.config import VIDEO_TEMPLATES, Reading
+from clipvid.data.record import VideoData
+from clipvid.errors import DataError, VideoError
+from clipvid.heads import Classifier
+from clipvid.metrics import RecognitionMetrics, RetrievalMetrics, recognition_metrics, retrieval_metrics
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast, resolve
+
+Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[Metrics]):
+    """Figures and what they were measured on; `str()` prints all of it."""
+
+    metrics: Metrics
+    data: str
+    n_videos: int
+    reading: Reading
+    precision: str
+    unreadable: tuple[VideoError, ...] = ()
+
+    def __getitem__(self, name: str) -> float:
+        """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
+        if isinstance(self.metrics, RecognitionMetrics):
+            return self.metrics[name]
+        side, _, figure = name.rpartition(" ")
+        return (self.metrics.v2t if side == "v2t" else self.metrics.t2v)[figure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {
+            "data": self.data,
+            "n_videos": self.n_videos,
+            "unreadable": [str(error) for error in self.unreadable],
+            "reading": asdict(self.reading),
+            "precision": self.precision,
+            **self.metrics.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        left_out = f", {len(self.unreadable)} left out because they could not be read" if self.unreadable else ""
+        head = f"{self.data}: {self.n_videos} videos{left_out}; {self.reading.frames} frames, {self.precision}"
+        return f"{head}\n{self.metrics}"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings (n, E) of the clips that could be read, not normalised, with the records they belong to."""
+
+    video: Float[Tensor, "n e"]
+    data: VideoData
+    unreadable: tuple[VideoError, ...] = ()
+
+
+def embed_videos(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
+) -> Embedded:
+    """Embed every clip, decoding as it goes or reading taps that were kept."""
+    reading = _reading(model, data, reading)
+    rows: list[Tensor] = []
+    kept: list[int] = []
+    lost: list[VideoError] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for taps, indices, unreadable in _taps(model, data, reading, progress=progress):
+            lost.extend(unreadable)
+            kept.extend(indices)
+            if indices:
+                with torch.no_grad(), autocast(reading.precision, model.device):
+                    rows.append(model.encode_video(taps, normalize=False).float().cpu())
+    finally:
+        model.train(was_training)
+    if not kept:
+        raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
+    facts = data.data if isinstance(data, TapStore) else data
+    known = data.unreadable if isinstance(data, TapStore) else ()
+    return Embedded(torch.cat(rows), facts.subset(kept), (*known, *lost))
+
+
+@torch.no_grad()
+def embed_texts(model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", chunk: int = 256) -> Tensor:
+    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit."""
+    distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
+    parts = []
+    for start in range(0, len(distinct), chunk):
+        with autocast(precision, model.device):
+            parts.append(model.encode_text(list(distinct)[start : start + chunk], normalize=False).float())
+    return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
+
+
+def evaluate_retrieval(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading | None = None,
+    *,
+    progress: bool = False,
+    seed: int = 0,
+) -> Evaluation[RetrievalMetrics]:
+    """Text-to-video and video-to-text retrieval over all captions and videos of `data`.
+
+    Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
+    intervals are 95 % bootstrap over queries. Raises DataError when a video has no caption.
+    """
+    facts = data.data if isinstance(data, TapStore) else data
+    _need(facts, "caption", [bool(r.captions) for r in facts])
+    found = embed_videos(model, data, reading, progress=progress)
+    reading = _reading(model, data, reading)
+    text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
+    similarity = text @ F.normalize(found.video, dim=-1).T
+    metrics = retrieval_metrics(similarity, owners(found.data), seed=seed)
+    return Evaluation(metrics, *_facts(model, found, reading))
+
+
+def evaluate_recognition(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading | None = None,
+    *,
+    head: Classifier | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> Evaluation[RecognitionMetrics]:
+    """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
+
+    Raises DataError when a video has no label, or the data's classes are not the classifier's, in its order.
+    """
+    facts = data.data if isinstance(data, TapStore) else data
+    classifier = head if head is not None else model.head
+    if classifier is None:
+        raise ValueError("this model has no classifier; train one with task='recognition', or use zero_shot")
+    if facts.classes and tuple(facts.classes) != classifier.classes:
+        raise DataError(
+            f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
+            "with classes= the classifier's"
+        )
+    _need(facts, "label", [r.label is not None for r in facts])
+    found = embed_videos(model, data, reading, progress=progress)
+    with torch.no_grad():
+        logits = classifier(found.video.to(model.device)).float().cpu()
+    labels = torch.tensor([r.label for r in found.data])
+    metrics = recognition_metrics(logits, labels, seed=seed)
+    return Evaluation(metrics, *_facts(model, found, _reading(model, data, reading)))
+
+
+def zero_shot(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading | None = None,
+    *,
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+    progress: bool = False,
+) -> Evaluation[RecognitionMetrics]:
+    """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
+    facts = data.data if isinstance(data, TapStore) else data
+    if len(facts.classes) < 2:
+        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
+    head = model.text_classifier(facts.classes, templates=templates)
+    return evaluate_recognition(model, data, reading, head=head, progress=progress)
+
+
+def trained_reading(model: VideoCLIP) -> Reading:
+    """How the model's training read its clips; the defaults for a model that was not trained."""
+    trained = (model.training_record or {}).get("reading", {})
+    return Reading(**{name: trained[name] for name in ("frames", "sampler") if name in trained})
+
+
+def owners(data: VideoData) -> Int[Tensor, " m"]:
+    """For every caption of `data`, in order, the row of its video."""
+    return torch.tensor([row for row, record in enumerate(data) for _ in record.captions])
+
+
+def _taps(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
+) -> Iterator[tuple[Taps, list[int], tuple[VideoError, ...]]]:
+    if isinstance(data, TapStore):
+        for start in range(0, len(data), reading.batch_size):
+            indices = list(range(start, min(start + reading.batch_size, len(data))))
+            yield data.batch(indices).to(model.device), indices, ()
+        return
+    for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"embed {data.name}"):
+        yield taps, batch.index.tolist(), batch.unreadable
+
+
+def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
+    """As asked, else as the model was trained. Stored taps know how they were read: batch size and precision remain."""
+    if not isinstance(data, TapStore):
+        return reading or trained_reading(model)
+    if reading is None:
+        return data.reading
+    return replace(data.reading, batch_size=reading.batch_size, precision=reading.precision)
+
+
+def _facts(
+    model: VideoCLIP, found: Embedded, reading: Reading
+) -> tuple[str, int, Reading, str, tuple[VideoError, ...]]:
+    return found.data.name, len(found.data), reading, resolve(reading.precision, model.device), found.unreadable
+
+
+def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:
+    without = [record.path for record, ok in zip(data, has, strict=True) if not ok]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(data)} videos of {data.name} have no {what}, first {without[0]}; give it one, or "
+            "leave them out with data.subset"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

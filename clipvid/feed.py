@@ -1,0 +1,147 @@
+"""Where training batches come from: clips decoded at every visit, or taps kept in memory.
+
+Contract: data and settings in, batches in an order that (seed, epoch) decide; `start` skips what a run has already
+seen. Knows nothing of weights, optimisers or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipvid.backbone import Taps
+from clipvid.cache import TapStore, clip_dataset
+from clipvid.config import TrainConfig
+from clipvid.data.dataset import Batch, collate
+from clipvid.data.record import VideoData
+from clipvid.errors import DataError, VideoError
+from clipvid.evaluate import embed_texts
+from clipvid.model import VideoCLIP
+
+
+def open_feed(
+    model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, progress: bool
+) -> LiveFeed | StoredFeed:
+    """The feed for `data`; DataError where clips lack what the task needs."""
+    facts = data.data if isinstance(data, TapStore) else data
+    needs = "caption" if config.task == "retrieval" else "label"
+    without = [r.path for r in facts if (not r.captions if needs == "caption" else r.label is None)]
+    if without or len(facts) < 2:
+        raise DataError(
+            f"{config.task} needs two or more clips with a {needs} each; {len(without)} of {len(facts)} in "
+            f"{facts.name} have none" + (f", first {without[0]}" if without else "")
+        )
+    if config.cache_taps and isinstance(data, VideoData):
+        data = TapStore.encode(model, data, config.reading, progress=progress)
+    return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
+
+
+class Work:
+    """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside."""
+
+    def __init__(
+        self, video: Tensor | Taps, *, mask: Tensor | None, text: Tensor, owner: Tensor, labels: Tensor
+    ) -> None:
+        self.video, self.mask, self.text, self.owner, self.labels = video, mask, text, owner, labels
+
+
+class LiveFeed:
+    """Clips decoded, augmented and passed through the tower at every visit."""
+
+    def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.texts = _Texts(model, data, config)
+        self.unreadable: tuple[VideoError, ...] = ()
+        transform = replace(model.transform, crop_scale=config.crop_scale, flip=config.flip)
+        self.dataset = clip_dataset(model, data, config.reading, transform=transform, random=True, seed=config.seed)
+        self._lost: dict[Path, VideoError] = {}
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        return plan(len(self.data), self.config, epoch=epoch)
+
+    def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
+        self.dataset.set_epoch(epoch)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.plan(epoch)[start:],
+            num_workers=self.config.reading.workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # the loader's own draw must not move the training's random state
+            pin_memory=self.model.device.type == "cuda",
+        )
+        for batch in loader:
+            self._lost |= {error.path: error for error in batch.unreadable}
+            self.unreadable = tuple(self._lost.values())
+            if len(batch):
+                yield self._work(batch.to(self.model.device, non_blocking=True), epoch)
+
+    def _work(self, batch: Batch, epoch: int) -> Work:
+        text, owner = self.texts.draw(batch.index.tolist(), epoch)
+        mask = None if bool(batch.mask.all()) else batch.mask
+        return Work(batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
+
+
+class StoredFeed:
+    """Taps in memory: the tower does not run."""
+
+    def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
+        self.model, self.store, self.config = model, store, config
+        self.texts = _Texts(model, store.data, config)
+        self.unreadable = store.unreadable
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        return plan(len(self.store), self.config, epoch=epoch)
+
+    def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
+        labels = self.store.labels
+        for rows in self.plan(epoch)[start:]:
+            taps = self.store.batch(rows).to(self.model.device)
+            text, owner = self.texts.draw(rows, epoch)
+            yield Work(taps, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
+
+
+class _Texts:
+    """Embeddings of every training caption, made once: the text tower is frozen too."""
+
+    def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
+        self.seed, self.count, self.device = config.seed, config.captions_per_video, model.device
+        self.rows: list[list[int]] = []
+        captions: list[str] = []
+        for record in data:
+            self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
+            captions.extend(record.captions)
+        needed = config.task == "retrieval"
+        self.table = embed_texts(model, captions, precision=config.reading.precision) if needed else torch.zeros(0, 1)
+
+    def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Caption embeddings of these clips and their owners; which captions is a function of (seed, epoch, clip)."""
+        picked: list[int] = []
+        owner: list[int] = []
+        for place, index in enumerate(indices) if len(self.table) else ():
+            rows = self.rows[index]
+            if 0 < self.count < len(rows):
+                rows = Random(f"{self.seed} {epoch} {index}").sample(rows, self.count)
+            picked += rows
+            owner += [place] * len(rows)
+        return self.table[picked].to(self.device), torch.tensor(owner, dtype=torch.long, device=self.device)
+
+
+def plan(n: int, config: TrainConfig, *, epoch: int) -> list[list[int]]:
+    """Batches of an epoch over n clips: groups of `keep_together` neighbours, the groups in random order.
+
+    A last batch smaller than half is dropped when there are others: a contrastive loss over two clips is noise.
+    """
+    keep, size = config.keep_together, config.batch_size
+    groups = [range(first, min(first + keep, n)) for first in range(0, n, keep)]
+    Random(f"{config.seed} {epoch}").shuffle(groups)
+    order = [i for group in groups for i in group]
+    batches = [order[first : first + size] for first in range(0, n, size)]
+    if len(batches) > 1 and 2 * len(batches[-1]) < size:
+        batches.pop()
+    return batches

@@ -1,0 +1,351 @@
+"""VideoIndex: embeddings of many videos, searched by a sentence, a video or an embedding.
+
+Contract: scores are cosine similarities, found exactly (every video is compared), best first. An index belongs to the
+model that made it: another model's queries live in another space, so loading it with one is refused. Files that
+cannot be read are listed in `skipped`, with the reason. The only file that imports faiss.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from numpy import ndarray
+from torch import Tensor
+
+from clipvid._files import whole_folder
+from clipvid._optional import require
+from clipvid.data.dataset import Batch, ClipDataset, collate
+from clipvid.data.files import find_videos
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.video.transforms import VideoTransform
+
+FORMAT = 1
+FACTS, VECTORS = "index.json", "vectors.faiss"
+EXISTING = ("error", "skip", "replace")
+
+
+@runtime_checkable
+class VideoEncoder(Protocol):
+    """What an index needs of a model; VideoCLIP has it."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    transform: VideoTransform
+
+    def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A found video: its absolute path, the cosine similarity to the query, and its place, from 1."""
+
+    path: Path
+    score: float
+    rank: int
+
+
+class VideoIndex:
+    """Videos to be searched. `VideoIndex.build` makes one from files, `VideoIndex.load` reads a saved one."""
+
+    def __init__(
+        self, model: VideoEncoder, *, frames: int = 12, sampler: str = "uniform", backend: str = "pyav"
+    ) -> None:
+        self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
+        self._fingerprint = model.fingerprint  # of the weights that embed: they must not change later
+        self.note: dict[str, str | None] = {}  # saved with the index; the command line keeps the model's name in it
+        self._paths: list[Path] = []
+        self._skipped: dict[Path, VideoError] = {}
+        self._vectors: Any = None  # a faiss index, once the width of an embedding is known
+        self._dataset([])  # refuses wrong frames, samplers and backends now
+
+    @classmethod
+    def build(
+        cls,
+        model: VideoEncoder,
+        videos: str | Path | Iterable[str | Path],
+        *,
+        frames: int = 12,
+        sampler: str = "uniform",
+        backend: str = "pyav",
+        unreadable: str = "skip",
+        batch_size: int = 8,
+        workers: int = 0,
+        progress: bool = True,
+        save_to: str | Path | None = None,
+    ) -> VideoIndex:
+        """Embed files, and the files below folders, and index them.
+
+        Below a folder, files with the suffix of a video or with none are taken, hidden ones never. With `save_to` the
+        index is saved there at the end, and what is done is saved too when the build is interrupted or fails:
+        `load` it and `add(..., existing="skip")` to go on.
+        """
+        index = cls(model, frames=frames, sampler=sampler, backend=backend)
+        if save_to is not None:
+            _check_place(Path(save_to))
+        try:
+            index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
+        finally:
+            if save_to is not None and (index._paths or index._skipped):
+                index.save(save_to)
+        return index
+
+    def add(
+        self,
+        videos: str | Path | Iterable[str | Path],
+        *,
+        existing: str = "error",
+        unreadable: str = "skip",
+        batch_size: int = 8,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Embed more files or folders. An interruption keeps what is embedded.
+
+        Args:
+            existing: what to do with files that are indexed already: "error" before anything is embedded, "skip" to
+                leave them as they are, "replace" to embed them again.
+            unreadable: "skip" lists a file that cannot be read in `skipped`, "raise" raises its VideoError.
+        """
+        if existing not in EXISTING:
+            raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
+        self._check_model()
+        paths, known = _expand(videos), set(self._paths)
+        again = [path for path in paths if path in known]
+        if again and existing == "error":
+            raise ValueError(
+                f"{again[0]}{f' and {len(again) - 1} more' if len(again) > 1 else ''} is indexed already; "
+                "pass existing='skip' or existing='replace'"
+            )
+        if existing == "skip":
+            paths = [path for path in paths if path not in known]
+        dataset = self._dataset(paths, unreadable=unreadable)
+        for batch in _batches(dataset, batch_size=batch_size, workers=workers, progress=progress):
+            lost = {error.path: error for error in batch.unreadable}
+            self._drop(lost)
+            self._skipped |= lost
+            if len(batch):
+                self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
+
+    def search(self, text: str, k: int = 5) -> list[Hit]:
+        """The `k` videos that fit the sentence best; all of them if there are fewer."""
+        if not text.strip():
+            raise ValueError("the query is empty; describe what the video should show")
+        with _inference(self.model):
+            return self.search_embedding(self.model.encode_text([text])[0], k)
+
+    def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
+        """The `k` videos most like the given one, which comes first itself if it is indexed."""
+        self._check_model()
+        batch = collate([self._dataset([Path(path)])[0]])
+        return self.search_embedding(self._embed(batch)[0], k)
+
+    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
+        """The `k` videos nearest to an embedding of any length (the vector's norm does not count)."""
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, got {k}")
+        if not self._paths:
+            lost = f"; all {len(self._skipped)} files were skipped, see .skipped" if self._skipped else ""
+            raise ValueError(f"the index is empty{lost}; add videos first")
+        query = _unit(torch.as_tensor(embedding)[None])
+        if query.shape[1] != self._vectors.d:
+            raise ValueError(f"embeddings of this index have {self._vectors.d} numbers, the query has {query.shape[1]}")
+        if not np.isfinite(query).all():
+            raise ValueError("the query's embedding is not finite")
+        scores, rows = (found[0] for found in self._vectors.search(query, min(k, len(self))))
+        best = np.lexsort((rows, -scores))  # equal scores in the order of the index, on every machine
+        return [Hit(self._paths[rows[at]], float(scores[at]), rank) for rank, at in enumerate(best, start=1)]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the index to `folder`, whole or not at all; an index that is there is replaced."""
+        folder = Path(folder)
+        _check_place(folder)
+        facts = {
+            "format": FORMAT,
+            "fingerprint": self._fingerprint,
+            "frames": self.frames,
+            "sampler": self.sampler,
+            "backend": self.backend,
+            "paths": [str(path) for path in self._paths],
+            "skipped": [[str(e.path), e.reason, e.backend] for e in self.skipped],
+            "note": self.note,
+        }
+        with whole_folder(folder) as beside:
+            (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            if self._vectors is not None:
+                (beside / VECTORS).write_bytes(_faiss().serialize_index(self._vectors).tobytes())
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
+        """Read an index of `save`. CheckpointError if another model made it, or if the files are damaged."""
+        folder = Path(folder)
+        facts = _read_facts(folder)
+        if facts["fingerprint"] != model.fingerprint:
+            raise CheckpointError(
+                f"{folder} was made by another model (fingerprint {facts['fingerprint'][:12]}, this one is "
+                f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
+            )
+        index = cls(model, frames=facts["frames"], sampler=facts["sampler"], backend=facts["backend"])
+        index.note = facts.get("note", {})
+        index._paths = [Path(path) for path in facts["paths"]]
+        index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in facts["skipped"]}
+        if index._paths:
+            index._vectors = _read_vectors(folder / VECTORS, rows=len(index))
+        return index
+
+    @staticmethod
+    def read_note(folder: str | Path) -> dict[str, str | None]:
+        """The note of a saved index, without its model: what `clipvid search` needs to load that model."""
+        return _read_facts(Path(folder)).get("note", {})
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The indexed videos."""
+        return tuple(self._paths)
+
+    @property
+    def skipped(self) -> tuple[VideoError, ...]:
+        """Why files are not in the index."""
+        return tuple(self._skipped.values())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __repr__(self) -> str:
+        lost = f", {len(self._skipped)} skipped" if self._skipped else ""
+        return f"VideoIndex({len(self)} videos{lost}, {self.frames} frames each)"
+
+    def _dataset(self, paths: Sequence[Path], *, unreadable: str = "raise") -> ClipDataset:
+        return ClipDataset(
+            VideoData(tuple(Record(path) for path in paths)),
+            frames=self.frames,
+            transform=self.model.transform,
+            sampler=self.sampler,
+            backend=self.backend,
+            unreadable=unreadable,
+        )
+
+    def _embed(self, batch: Batch) -> Float32[ndarray, "b e"]:
+        device = self.model.device
+        with _inference(self.model):
+            return _unit(self.model.encode_video(batch.video.to(device), mask=batch.mask.to(device)))
+
+    def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
+        """Add rows, in place of those that the paths had."""
+        wrong = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
+        if wrong:
+            raise ValueError(f"the model's embedding of {wrong[0]} is not finite; check the model's weights")
+        if self._vectors is None:
+            self._vectors = _faiss().IndexFlatIP(embeddings.shape[1])
+        self._drop(paths)
+        self._vectors.add(embeddings)
+        self._paths.extend(paths)
+        for path in paths:
+            self._skipped.pop(path, None)
+
+    def _drop(self, paths: Iterable[Path]) -> None:
+        gone = set(paths).intersection(self._paths)
+        if gone:
+            rows = [row for row, path in enumerate(self._paths) if path in gone]
+            self._vectors.remove_ids(np.array(rows, dtype=np.int64))
+            self._paths = [path for path in self._paths if path not in gone]
+
+    def _check_model(self) -> None:
+        if self.model.fingerprint != self._fingerprint:
+            raise CheckpointError("the model's weights changed since this index was made; build the index again")
+
+
+def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Absolute paths of the files and of the videos below the folders, each once, in the order given."""
+    given = [videos] if isinstance(videos, str | Path) else list(videos)
+    found: list[Path] = []
+    for item in given:
+        path = Path(os.path.abspath(item))
+        below = find_videos(path, bare=True) if path.is_dir() else [path]
+        if not below:
+            raise DataError(f"{path} holds no video; give a folder of files such as .mp4 or .webm")
+        found += below
+    if not found:
+        raise DataError("no videos were given; name files or folders")
+    return list(dict.fromkeys(found))
+
+
+def _batches(dataset: ClipDataset, *, batch_size: int, workers: int, progress: bool) -> Iterator[Batch]:
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    with tqdm(total=len(dataset), desc="embedding", unit="video", disable=not progress) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch) + len(batch.unreadable))
+
+
+@contextmanager
+def _inference(model: VideoEncoder) -> Iterator[None]:
+    """No gradients, and a module in eval mode (dropout would make two embeddings of one video differ)."""
+    module = model if isinstance(model, torch.nn.Module) and model.training else None
+    try:
+        if module is not None:
+            module.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        if module is not None:
+            module.train()
+
+
+def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
+    """Rows of length 1 as faiss takes them; in float32 also where the model computes in half precision."""
+    return torch.nn.functional.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but an index."""
+    if folder.is_dir():
+        others = sorted({path.name for path in folder.iterdir()} - {FACTS, VECTORS})
+        if others:
+            raise ValueError(f"{folder} holds other files ({others[0]}); an index needs a folder of its own")
+    elif folder.exists():
+        raise ValueError(f"{folder} is a file; an index is saved to a folder")
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        version, expected = facts["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no index of VideoIndex.save ({type(error).__name__}: {error})"
+        ) from error
+    if version != FORMAT or not expected <= set(facts):
+        raise CheckpointError(f"{folder} has index format {version!r}, this clipvid reads {FORMAT}; build it again")
+    return facts
+
+
+def _read_vectors(path: Path, *, rows: int) -> Any:
+    try:
+        vectors = _faiss().deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error)[:200]}); build the index again") from error
+    if vectors.ntotal != rows:
+        raise CheckpointError(f"{path} has {vectors.ntotal} vectors for {rows} videos; build the index again")
+    return vectors
+
+
+def _faiss() -> Any:
+    return require("faiss", why="searching videos")

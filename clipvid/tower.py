@@ -1,0 +1,204 @@
+"""What differs between open_clip's visual towers: where the class token is, and what their blocks are made of.
+
+Contract: a visual tower in, facts about it or trainable copies of its blocks out. Reads attributes only, so it
+imports neither open_clip nor timm. Knows nothing of frames, taps or branches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clipvid.errors import BackboneError
+from clipvid.nn.attention import Block, QuickGELU
+
+
+class FrameLayer(Protocol):
+    """A transformer block whose two residuals can be asked for apart (STAN averages the class token in between)."""
+
+    def attention_residual(self, x: Tensor) -> Tensor: ...
+    def mlp_residual(self, x: Tensor) -> Tensor: ...
+
+
+def prefix_tokens(visual: Any) -> int:
+    """Number of tokens before the patches: class token first, then registers; 0 for towers without any."""
+    if hasattr(visual, "class_embedding"):
+        return 1  # open_clip's own VisionTransformer
+    return int(getattr(getattr(visual, "trunk", visual), "num_prefix_tokens", 0))
+
+
+def has_class_token(visual: Any) -> bool:
+    if hasattr(visual, "class_embedding"):
+        return True
+    return prefix_tokens(visual) > 0 and getattr(visual.trunk, "cls_token", None) is not None
+
+
+def speaks_tokens(visual: Any) -> bool:
+    """True where the tower can give its levels as token sequences (ViTs), False where it gives feature maps."""
+    return hasattr(visual, "class_embedding") or hasattr(getattr(visual, "trunk", visual), "num_prefix_tokens")
+
+
+def vit_blocks(visual: Any) -> list[nn.Module]:
+    """The tower's transformer blocks, first to last; empty for towers that are not plain ViTs."""
+    if hasattr(visual, "class_embedding"):
+        return list(visual.transformer.resblocks)
+    return list(visual.trunk.blocks) if speaks_tokens(visual) else []
+
+
+def copy_blocks(visual: Any, depth: int) -> list[nn.Module]:
+    """Trainable copies of the tower's last `depth` blocks, each a FrameLayer; empty where it has no such blocks.
+
+    Blocks of the common form become `clipvid.nn.Block` with the same weights and the same function. Blocks with
+    rotary embeddings, gated or normalised MLPs or post-norm are kept whole.
+    """
+    blocks = vit_blocks(visual)
+    if not blocks or not all(_is_known(block) for block in blocks[-depth:]):
+        return []
+    if depth > len(blocks):
+        raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were asked for; lower depth")
+    rope = _rotary(visual)
+    copies = [_copy_block(block, rope=rope) for block in blocks[-depth:]]
+    for layer in copies:
+        layer.requires_grad_(True)
+    return copies
+
+
+class WholeBlock(nn.Module):
+    """A timm block kept as it is, its two residuals asked for apart."""
+
+    def __init__(self, block: Any, *, rope: Tensor | None) -> None:
+        super().__init__()
+        self.block: Any = copy.deepcopy(block)
+        self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
+        attention = self.block.attn
+        if getattr(attention, "num_prefix_tokens", None) == 0:
+            attention.num_prefix_tokens = 1  # the branch's class token has no place in the grid to rotate by
+        self.register_buffer("rope", None if rope is None else rope.detach().clone(), persistent=False)
+
+    def attention_residual(self, x: Tensor) -> Tensor:
+        attention = self.block.attn if self.rope is None else partial(self.block.attn, rope=self.rope)
+        if self.post_norm:
+            return self.block.norm1(attention(x))
+        return self._scaled(attention(self.block.norm1(x)), "1")
+
+    def mlp_residual(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            return self.block.norm2(self.block.mlp(x))
+        return self._scaled(self.block.mlp(self.block.norm2(x)), "2")
+
+    def _scaled(self, residual: Tensor, which: str) -> Tensor:
+        gamma = getattr(self.block, f"gamma_{which}", None)
+        if gamma is not None:
+            return gamma * residual
+        return getattr(self.block, f"ls{which}", nn.Identity())(residual)
+
+
+def meta_copy(module: nn.Module) -> Any:
+    """The module with every weight on the meta device: shapes and operation counts without memory or time."""
+    if all(p.is_meta for p in module.parameters()):
+        return module
+    memo: dict[int, object] = {}
+    for p in module.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in module.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _copy_block(block: Any, *, rope: Tensor | None) -> nn.Module:
+    kind = type(block).__name__
+    if kind == "ResidualAttentionBlock":
+        return _from_open_clip(block)
+    if kind == "Block" and rope is None and type(block.mlp).__name__ == "Mlp" and _plain_attention(block.attn):
+        return _from_timm(block)
+    return WholeBlock(block, rope=rope)
+
+
+def _from_open_clip(block) -> Block:
+    scaled = not isinstance(block.ls_1, nn.Identity)
+    new = Block(
+        block.attn.embed_dim,
+        block.attn.num_heads,
+        hidden=block.mlp.c_fc.out_features,
+        activation=_activation(block.mlp.gelu),
+        eps=block.ln_1.eps,
+        layer_scale=scaled,
+    ).to(block.attn.in_proj_weight)
+    _take(new.norm1, block.ln_1)
+    _take(new.norm2, block.ln_2)
+    _fill(new.attention.qkv.weight, block.attn.in_proj_weight)
+    _fill(new.attention.qkv.bias, block.attn.in_proj_bias)
+    _take(new.attention.out, block.attn.out_proj)
+    _take(new.mlp[0], block.mlp.c_fc)
+    _take(new.mlp[2], block.mlp.c_proj)
+    if scaled:
+        _fill(new.scale1, block.ls_1.gamma)
+        _fill(new.scale2, block.ls_2.gamma)
+    return new
+
+
+def _from_timm(block) -> Block:
+    scaled = not isinstance(block.ls1, nn.Identity)
+    new = Block(
+        block.attn.qkv.in_features,
+        block.attn.num_heads,
+        hidden=block.mlp.fc1.out_features,
+        activation=_activation(block.mlp.act),
+        eps=block.norm1.eps,
+        layer_scale=scaled,
+        bias=block.attn.qkv.bias is not None,
+    ).to(block.attn.qkv.weight)
+    _take(new.norm1, block.norm1)
+    _take(new.norm2, block.norm2)
+    _take(new.attention.qkv, block.attn.qkv)
+    _take(new.attention.out, block.attn.proj)
+    _take(new.mlp[0], block.mlp.fc1)
+    _take(new.mlp[2], block.mlp.fc2)
+    if scaled:
+        _fill(new.scale1, block.ls1.gamma)
+        _fill(new.scale2, block.ls2.gamma)
+    return new
+
+
+def _is_known(block: Any) -> bool:
+    """True for blocks made of two norms, attention and MLP, whose two residuals can be told apart."""
+    return type(block).__name__ == "ResidualAttentionBlock" or all(
+        hasattr(block, name) for name in ("norm1", "attn", "norm2", "mlp")
+    )
+
+
+def _plain_attention(attention) -> bool:
+    """True for timm attention that is softmax(qk)v between two linears and nothing else."""
+    extras = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
+    return type(attention).__name__ == "Attention" and all(e is None or isinstance(e, nn.Identity) for e in extras)
+
+
+def _activation(module: nn.Module) -> Callable[[], nn.Module]:
+    return QuickGELU if type(module).__name__ == "QuickGELU" else partial(copy.deepcopy, module)
+
+
+def _rotary(visual: Any) -> Tensor | None:
+    trunk = getattr(visual, "trunk", None)
+    rope = getattr(trunk, "rope", None)
+    if trunk is None or rope is None:
+        return None
+    if getattr(trunk, "rope_mixed", False):
+        raise BackboneError(
+            f"{type(trunk).__name__} learns a rotary embedding for every depth, which a side branch cannot copy; "
+            "choose another base model"
+        )
+    return rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=trunk.patch_embed.grid_size)
+
+
+def _take(new: nn.Module, old: nn.Module) -> None:
+    new.load_state_dict(old.state_dict())
+
+
+def _fill(new: Tensor | None, old: Tensor) -> None:
+    assert new is not None
+    new.data.copy_(old.data)

@@ -1,0 +1,343 @@
+"""Training of a branch: one visible loop on Lightning Fabric, resumable to the bit.
+
+Contract: a model, data and a TrainConfig in; the model trained in place and a TrainResult out. Everything random is a
+function of (seed, epoch, clip) or of torch's generator, whose state is saved, so a run that was killed and resumed ends
+in the weights of one that was not. Knows nothing of decoding or of metrics' formulas.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from clipvid import branches, losses
+from clipvid._files import whole_file
+from clipvid.cache import TapStore
+from clipvid.config import SCORES, TrainConfig
+from clipvid.data.record import VideoData
+from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
+from clipvid.feed import Work, open_feed
+from clipvid.heads import LinearClassifier, TextClassifier
+from clipvid.model import VideoCLIP
+from clipvid.precision import resolve
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training did. `history` has one entry an epoch: epoch, loss, lr, seconds and, where validated, score."""
+
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    best_score: float | None
+    score_name: str
+    seconds: float
+    unreadable: tuple[VideoError, ...] = ()
+
+
+def train(
+    model: VideoCLIP,
+    train_data: VideoData | TapStore,
+    val_data: VideoData | TapStore | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    accelerator: str = "auto",
+) -> TrainResult:
+    """Train the model's branch (and a classifier, for recognition) in place; CLIP itself never changes.
+
+    With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
+    best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint. Raises
+    DataError for data that the task cannot use, CheckpointError for a checkpoint of another run.
+    """
+    config = config or TrainConfig()
+    start = time.perf_counter()
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=1,
+        precision=cast(Any, resolve(config.reading.precision, Fabric(accelerator=accelerator, devices=1).device)),
+    )
+    torch.manual_seed(config.seed)
+    fabric.to_device(model)
+    _prepare_head(model, train_data, config)
+    run = _Run(model, config, fabric, out=None if out is None else Path(out))
+    source = open_feed(model, train_data, config, progress=progress)
+    if config.cache_taps and isinstance(val_data, VideoData):
+        val_data = TapStore.encode(model, val_data, config.reading, progress=progress)
+    run.prepare(steps_an_epoch=len(source.plan(0)))
+    if resume:
+        run.restore()
+    with run.bar(progress) as bar, run.curves() as curves:
+        while run.epoch < config.epochs and not run.patience_is_over():
+            model.train()
+            for step in source.batches(run.epoch, start=run.batch):
+                loss = run.step(step)
+                bar.update(1)
+                bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
+                curves("loss", loss, run.steps)
+                run.checkpoint_if_due()
+            entry = run.end_epoch(val_data)
+            for name in ("score", "lr"):
+                if name in entry:
+                    curves(name, entry[name], run.epoch)
+    return run.finish(seconds=time.perf_counter() - start, unreadable=source.unreadable)
+
+
+class _Run:
+    """One training run: weights, optimiser, place in the data, and how to save and restore all of it."""
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None) -> None:
+        self.model, self.config, self.fabric, self.out = model, config, fabric, out
+        self.objective = _Objective(model, config).to(model.device)
+        self.epoch = self.batch = self.steps = 0  # epoch and batch in it that come next; batches seen in all
+        self.losses: list[float] = []
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
+
+    def prepare(self, *, steps_an_epoch: int) -> None:
+        self.total = max(1, steps_an_epoch * self.config.epochs)
+        self.groups = _groups(self.objective, self.config)
+        optimizer = torch.optim.AdamW(self.groups, lr=self.config.lr, betas=(0.9, 0.98))
+        self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
+
+    def step(self, work: Work) -> float:
+        """One batch: forward, backward, and the weights' move when `accumulate` batches have been added up."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule(self.steps / self.total, warmup=self.config.warmup)
+        loss = self.wrapped(work)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"loss is {value} at step {self.steps} (epoch {self.epoch}); lower lr or raise warmup"
+            )
+        self.fabric.backward(loss / self.config.accumulate)
+        self.batch, self.steps = self.batch + 1, self.steps + 1
+        if self.steps % self.config.accumulate == 0 or self.steps == self.total:
+            if self.config.clip_norm:
+                self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.losses.append(value)
+        return value
+
+    def end_epoch(self, val_data: VideoData | TapStore | None) -> dict[str, float]:
+        """Validate, keep the best weights, write the checkpoint of a finished epoch."""
+        entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / max(1, len(self.losses))}
+        entry["lr"] = self.optimizer.param_groups[0]["lr"]
+        last = self.epoch + 1 == self.config.epochs
+        if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
+            entry["score"] = self._score(val_data)
+        score = entry.get("score")
+        if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
+            state = {k: v.detach().cpu().clone() for k, v in self._trained().items()}
+            self.best = {"score": score, "epoch": self.epoch + 1, "state": state}
+        self.history.append(entry)
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
+        self.save()
+        return entry
+
+    def patience_is_over(self) -> bool:
+        validated = [e["epoch"] for e in self.history if "score" in e and e["epoch"] > self.best["epoch"]]
+        return self.config.patience is not None and len(validated) >= self.config.patience
+
+    def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
+        """Put the best weights into the model and record how it was made."""
+        if self.best["state"] is not None:
+            self.objective.load_state_dict(self.best["state"], strict=False)
+        name = SCORES[self.config.task]
+        self.model.training_record = {
+            **_plain(self.config),
+            "best_epoch": self.best["epoch"],
+            "best_score": self.best["score"],
+            "score": name,
+        }
+        self.model.eval()
+        if self.out is not None:
+            self.model.save(self.out / "best")
+            with whole_file(self.out / "history.json") as beside:
+                beside.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
+        return TrainResult(tuple(self.history), self.best["epoch"], self.best["score"], name, seconds, unreadable)
+
+    def checkpoint_if_due(self) -> None:
+        if self.steps % self.config.checkpoint_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        if self.out is None or not self.fabric.is_global_zero:
+            return
+        gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
+        state = {
+            "config": json.dumps(_plain(self.config), sort_keys=True),
+            "base": self.model.backbone.fingerprint,
+            "branch": json.dumps(branches.to_config(self.model.branch.options), sort_keys=True),
+            "weights": self._trained(),
+            "gradients": gradients,  # of batches accumulated so far
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "place": {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "losses": self.losses},
+            "history": self.history,
+            "best": self.best,
+        }
+        with whole_file(self.out / CHECKPOINT) as beside:
+            torch.save(state, beside)
+
+    def restore(self) -> None:
+        """Go on from `out`'s checkpoint; start from the beginning where there is none yet."""
+        if self.out is None:
+            raise ValueError("resume needs out=, the folder of the run to go on with")
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["config"] != json.dumps(_plain(self.config), sort_keys=True):
+            changed = _differences(json.loads(state["config"]), _plain(self.config))
+            raise CheckpointError(
+                f"{path} belongs to a run with another config ({changed}); choose another out, or that config"
+            )
+        if state["base"] != self.model.backbone.fingerprint:
+            raise CheckpointError(f"{path} was trained on another base model; load the one it started from")
+        if state["branch"] != json.dumps(branches.to_config(self.model.branch.options), sort_keys=True):
+            raise CheckpointError(f"{path} was trained with another branch; give the options that it started with")
+        self.objective.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in self.objective.named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(parameter.device)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        place = state["place"]
+        self.epoch, self.batch, self.steps, self.losses = (place[k] for k in ("epoch", "batch", "steps", "losses"))
+        self.history, self.best = state["history"], state["best"]
+
+    def bar(self, progress: bool):
+        from tqdm import tqdm
+
+        return tqdm(total=self.total, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
+
+    def curves(self) -> _Curves:
+        return _Curves(None if self.out is None else self.out / "tensorboard")
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
+
+    def _score(self, val_data: VideoData | TapStore) -> float:
+        """The validation figure; torch's generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
+            return float(evaluate(self.model, val_data, self.config.reading)[SCORES[self.config.task]])
+
+
+class _Objective(nn.Module):
+    """From a batch to its loss: all that trains is a parameter of this module."""
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
+        start = torch.tensor(math.log(scale))
+        learned = config.learn_temperature and config.task == "retrieval"
+        self.log_scale = nn.Parameter(start) if learned else None
+        self.scale = scale
+
+    def forward(self, work: Work) -> Tensor:
+        if self.config.task == "recognition":
+            logits = self.model.classify(work.video, mask=work.mask).float()
+            return losses.classification(logits, work.labels, smoothing=self.config.label_smoothing)
+        video = self.model.encode_video(work.video, mask=work.mask).float()
+        scale = (
+            self.scale
+            if self.log_scale is None
+            else self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
+        )
+        return losses.contrastive(video, work.text, work.owner, scale=scale)
+
+
+class _Curves:
+    """TensorBoard writer that does nothing without a folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.writer = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> Callable[[str, float, int], None]:
+        return self._write
+
+    def _write(self, name: str, value: float, at: int) -> None:
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, at)
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def schedule(done: float, *, warmup: float) -> float:
+    """Share of the peak learning rate when a fraction `done` of all steps is behind: linear rise, then cosine to 0."""
+    if done < warmup:
+        return (done + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
+    """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
+    if config.task != "recognition":
+        return
+    facts = data.data if isinstance(data, TapStore) else data
+    if len(facts.classes) < 2:
+        raise DataError(f"{facts.name} has {len(facts.classes)} classes; recognition needs two or more")
+    kind = TextClassifier if config.classifier == "text" else LinearClassifier
+    if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
+        return
+    if config.classifier == "text":
+        model.head = model.text_classifier(facts.classes, templates=config.templates)
+    else:
+        model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
+
+
+def _groups(objective: _Objective, config: TrainConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: the classifier at its own rate; norms, biases and tables without decay."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            peak = config.head_lr if name.startswith("model.head.") else config.lr
+            if ".intra." in name:
+                peak *= config.copied_lr
+            decays = parameter.ndim > 1 and "position" not in name
+            groups.setdefault((peak, decays), []).append(parameter)
+    if not groups:
+        raise ValueError("nothing to train: branch 'mean' has no parameters; choose another, or give it hidden=")
+    return [
+        {
+            "params": parameters,
+            "peak": peak,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (peak, decays), parameters in groups.items()
+    ]
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The config as JSON would give it back."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in new if old.get(k) != new.get(k))

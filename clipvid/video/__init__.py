@@ -1,0 +1,20 @@
+"""Files of video to tensors of frames: which frames (sampling), their pixels (decode), their size (transforms).
+
+Contract: uint8 RGB (T, 3, H, W), upright, in presentation order. Knows nothing of models, captions or data sets.
+"""
+
+from clipvid.video.decode import BACKENDS, VideoInfo, probe, read, read_video
+from clipvid.video.sampling import SAMPLERS, sample, temporal_views
+from clipvid.video.transforms import VideoTransform
+
+__all__ = [
+    "BACKENDS",
+    "SAMPLERS",
+    "VideoInfo",
+    "VideoTransform",
+    "probe",
+    "read",
+    "read_video",
+    "sample",
+    "temporal_views",
+]

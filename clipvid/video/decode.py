@@ -1,0 +1,148 @@
+"""Reading videos: facts, chosen frames, clips. One door for three decoders.
+
+Contract: path in, uint8 RGB (T, 3, H, W) out, upright, in presentation order, exactly the frames asked for. Every
+failure of a file is a VideoError that names it and the cause; never a substitute frame. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from clipvid.errors import VideoError
+from clipvid.video import _decord, _pyav, _torchcodec
+from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo
+from clipvid.video.sampling import sample
+
+__all__ = ["BACKENDS", "PIXEL_LIMIT", "VideoInfo", "probe", "read", "read_video"]
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+_DECODERS: dict[str, ModuleType] = {"pyav": _pyav, "decord": _decord, "torchcodec": _torchcodec}
+BACKENDS = tuple(_DECODERS)
+
+
+def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
+    """The facts of a video, measured by decoding it once (fast: no frame becomes RGB).
+
+    Headers cannot be trusted for this: they count frames that are cut away or hidden, or none at all. The other
+    decoders agree with PyAV on these facts or refuse the file.
+    """
+    return _called(_decoder(backend).probe, path)
+
+
+def read(
+    path: str | Path,
+    indices: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+    *,
+    backend: str = "pyav",
+    fit: Fit | None = None,
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Frames of a video as uint8 RGB; all of them when `indices` is None.
+
+    Args:
+        indices: frames counted from 0, in any order, repeats allowed; or a function that gets the number of frames
+            and returns them (it is called again if that number turns out to differ from what the packets promised).
+        fit: applied to each frame as soon as it is decoded, so that huge frames or changing sizes stay bounded.
+
+    >>> read("walk.mp4", [0, 5]).shape                                                     # doctest: +SKIP
+    torch.Size([2, 3, 256, 340])
+    """
+    if callable(indices):
+        choose = indices
+        choice = Choice(rule=lambda times: choose(len(times)))
+    elif indices is None:
+        choice = Choice()
+    else:
+        choice = Choice(indices=_counted(indices))
+    return _called(_decoder(backend).read, path, choice, fit=fit)
+
+
+def read_video(
+    path: str | Path,
+    frames: int = 12,
+    *,
+    sampler: str = "uniform",
+    rng: Random | None = None,
+    start: int | float | None = None,
+    end: int | float | None = None,
+    backend: str = "pyav",
+    fit: Fit | None = None,
+) -> UInt8[Tensor, "t 3 h w"]:
+    """A clip of `frames` frames of a video, or of its part from `start` to `end`.
+
+    Args:
+        sampler: name of a rule in `sampling.SAMPLERS`; "linspace" gives fewer frames for a shorter video.
+        rng: makes the sampler random, where it can be.
+        start, end: seconds relative to the first frame. Frames that begin in [start, end) count; a part too short
+            for any gets the one on screen at `start`. An end after the last frame is no error, a start after it is.
+    """
+    _check_part(start, end)
+    sample(sampler, 1, frames)  # a wrong name or number is an error before any file is opened
+
+    def rule(times: Sequence[float]) -> list[int]:
+        part = _part(times, start or 0.0, math.inf if end is None else end)
+        if not part:
+            raise VideoError(path, f"start={start} s is after its last frame ({times[-1]:.2f} s)", backend=backend)
+        return [part[i] for i in sample(sampler, len(part), frames, rng=rng)]
+
+    choice = Choice(
+        rule=rule, by_time=start is not None or end is not None, until=math.inf if end is None else float(end)
+    )
+    return _called(_decoder(backend).read, path, choice, fit=fit)
+
+
+def _called(decoder: Callable[Rest, Result], *args: Rest.args, **named: Rest.kwargs) -> Result:
+    """Call the decoder, and free it as soon as an error leaves it.
+
+    The traceback of an error holds the open decoder and its threads. A batch job that keeps its errors would keep
+    all of them, and a loader worker forked meanwhile would wait for threads that do not exist on its side.
+    """
+    try:
+        return decoder(*args, **named)
+    except VideoError as error:
+        for link in (error, error.__cause__, error.__context__):
+            if link is not None:
+                link.__traceback__ = None
+        raise error from error.__cause__
+
+
+def _part(times: Sequence[float], start: int | float, end: int | float) -> range:
+    """Frames that begin in [start, end), or else the one on screen at `start`; empty if the video is over by then."""
+    part = range(bisect_left(times, start), bisect_left(times, end))
+    if part:
+        return part
+    shown = bisect_right(times, start) - 1
+    lasts = times[-1] / max(1, len(times) - 1)  # how long the last frame stays, as far as the others tell
+    return range(shown, shown + 1) if shown < len(times) - 1 or start < times[-1] + lasts else range(0)
+
+
+def _check_part(start: int | float | None, end: int | float | None) -> None:
+    if start is not None and not 0 <= start < math.inf:
+        raise ValueError(f"start is in seconds from the first frame, 0 or more, got {start}")
+    if end is not None and not (start or 0) < end:
+        raise ValueError(f"end is in seconds and must come after start={start or 0}, got {end}")
+
+
+def _counted(indices: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(operator.index(i) for i in indices)
+    if not chosen:
+        raise ValueError("indices is empty; pass one frame or more, or None for all")
+    if min(chosen) < 0:
+        raise ValueError(f"indices count from 0, got {min(chosen)}; pass a function of the number of frames instead")
+    return chosen
+
+
+def _decoder(backend: str) -> ModuleType:
+    if backend not in _DECODERS:
+        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    return _DECODERS[backend]

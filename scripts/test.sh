@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything a commit must pass: lint, format, types, tests. Arguments go to pytest: bash scripts/test.sh -k layers
+# All four run even when one fails, pytest last; the exit code is that of the first failure.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+setup_venv dev
+
+status=0
+check() { # run a step; remember the exit code of the first one that fails
+  local code=0
+  "$@" || code=$?
+  if ((code != 0 && status == 0)); then status=$code; fi
+}
+
+python=.venv/bin/python
+say "ruff";    check "$python" -m ruff check --quiet
+say "format";  check "$python" -m ruff format --quiet --check
+# pyright runs on node: where node is neither installed nor can be fetched, the other three still say what they know.
+starts='import subprocess, sys; sys.exit(subprocess.run([sys.executable, "-m", sys.argv[1], "--version"], timeout=120).returncode)'
+if "$python" -c "$starts" pyright >/dev/null 2>&1; then
+  say "pyright"; check "$python" -m pyright
+else
+  say "pyright SKIPPED: it does not start on this machine (it needs node); types were not checked"
+fi
+say "pytest";  check "$python" -m pytest "$@"
+exit "$status"

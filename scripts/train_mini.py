@@ -1,0 +1,383 @@
+"""Train clipvid-mini, the small open_clip model in assets/clipvid-mini, on still images of the MotionShapes world.
+
+Contract: `python scripts/train_mini.py` writes a folder that open_clip loads as `local-dir:FOLDER` (weights in fp16,
+tokenizer, config, log). Images are paired with captions that never mention motion; text alone teaches the text tower
+the words for motion. About a quarter of an hour on 2 cores; the same seed gives the same data and order of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from clipvid.data.shapes import BACKGROUNDS, COLOURS, LOOK, MOTIONS, SHAPES, SIZES, Scene, render_still, reverse
+
+NAMES = (tuple(SIZES), tuple(COLOURS), SHAPES, BACKGROUNDS)
+OBJECTS = tuple(itertools.product(*NAMES))
+SIDE, CONTEXT = 48, 16
+TEMPLATES = ("{}", "{}", "{}", "a photo of {}", "a video of {}", "an image of {}")
+EXTRA_WORDS = (  # noqa: SIM905 (a list would be a page long)
+    "a an the of that is are in on and with one it this there no background over shape object thing figure photo "
+    "image picture video clip frame film scene showing shows moving growing shrinking turning appearing disappearing "
+    "move grow shrink turn appear disappear moves grows shrinks turns appears disappears left right up down clockwise "
+    "counter-clockwise rotates rotating fades fading out to from first then slowly quickly big little"
+).split()
+
+
+@dataclasses.dataclass
+class MiniConfig:
+    """How clipvid-mini is trained; stored in its train_log.json."""
+
+    steps: int = 1500
+    batch: int = 96
+    """Distinct objects a step; at most 512, so that no caption is right for two images by accident."""
+    pool: int = 40
+    """Stills rendered for each of the 512 objects."""
+    lr: float = 1.5e-3
+    warmup: int = 100
+    decay: float = 0.1
+    families: bool = False
+    """Compose batches of objects that differ in nothing but shape, the word that is hardest to see."""
+    texts: int = 48
+    """Captions with motion in the text-only loss of a step."""
+    text_weight: float = 0.3
+    text_scale: float = 20.0
+    """Fixed inverse temperature of the text-only loss: it decides how far apart reversed captions come to lie."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= len(OBJECTS):
+            raise ValueError(f"batch must be between 1 and {len(OBJECTS)}, the number of objects, got {self.batch}")
+
+
+def model_config(words: int) -> dict[str, object]:
+    """open_clip's description of the model and its preprocessing."""
+    return {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {"image_size": SIDE, "layers": 6, "width": 128, "head_width": 32, "patch_size": 8},
+            "text_cfg": {
+                "context_length": CONTEXT,
+                "vocab_size": words,
+                "hf_tokenizer_name": "clipvid-mini",
+                "width": 128,
+                "heads": 4,
+                "layers": 3,
+            },
+        },
+        "preprocess_cfg": {
+            "size": SIDE,
+            "mode": "RGB",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+            "fill_color": 0,
+        },
+    }
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Save a word tokenizer in the files that transformers' AutoTokenizer reads; returns the size of its vocabulary."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = sorted({*EXTRA_WORDS, *COLOURS, *SHAPES, *SIZES, *BACKGROUNDS})
+    # CLIP pools at the highest token id, hence the end token comes last.
+    ids = {word: i for i, word in enumerate(("<pad>", "<unk>", "<start>", *words, "<end>"))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace("counterclockwise", "counter-clockwise"),
+            normalizers.Replace(Regex(r"[^a-z0-9<>-]+"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[(name, ids[name]) for name in ("<start>", "<end>")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": CONTEXT,
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<start>",
+        "eos_token": "<end>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return len(ids)
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def render_object(index: int, *, count: int, seed: int) -> np.ndarray:
+    """Stills of one object, uint8 (count, 48, 48, 3): any motion, any moment at which it can be seen."""
+    size, colour, shape, background = OBJECTS[index]
+    stills = []
+    for k in range(count):
+        rng = np.random.default_rng((seed, index, k))
+        motion = MOTIONS[rng.integers(len(MOTIONS))]
+        at = rng.random()
+        if motion in ("appears", "disappears"):
+            at = 0.5 + at / 2 if motion == "appears" else at / 2
+        scene = Scene(colour, shape, size, background, motion, seed=(seed, 3, index, k))  # 3: beside the splits 0, 1, 2
+        still = Image.fromarray(render_still(scene, at=at))
+        stills.append(np.asarray(still.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+    return np.stack(stills)
+
+
+def render_pool(count: int, *, seed: int, workers: int) -> Tensor:
+    """uint8 (512, count, 3, 48, 48)."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        job = partial(render_object, count=count, seed=seed)
+        stills = np.stack(list(pool.map(job, range(len(OBJECTS)), chunksize=8)))
+    return torch.from_numpy(stills).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def normalise(images: Tensor) -> Tensor:
+    return (images.float() / 255 - 0.5) / 0.25
+
+
+def turned(images: Tensor, *, seed: int) -> Tensor:
+    """Each eighth of the batch under another symmetry of the square; the world of stills has them all."""
+    parts = []
+    for k, part in enumerate(images.chunk(8)):
+        part = torch.rot90(part, (k + seed) % 4, dims=(2, 3))
+        parts.append(part.flip(3) if k >= 4 else part)
+    return torch.cat(parts)
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def phrase(words: tuple[str, ...], *, keep: tuple[bool, ...] = (True,) * 5, that: bool = False) -> str:
+    """The kept ones of (size, colour, shape, background, motion) as a caption, e.g. "a red shape that moves left"."""
+    size, colour, shape, ground, motion = (word if kept else "" for word, kept in zip(words, keep, strict=True))
+    motion = f"that {motion}" if motion and that else motion
+    ground = f"over a {ground} background" if ground else ""
+    return " ".join(part for part in ("a", size, colour, shape or "shape", motion, ground) if part)
+
+
+def true_of(kept: list[tuple[bool, ...]], left: list[tuple[str, ...]], right: list[tuple[str, ...]]) -> Tensor:
+    """Float (len(left), len(right)): 1 where all that a caption says of its own scene holds for the other one too."""
+    ids = {word: i for i, word in enumerate(sorted({word for words in (*left, *right) for word in words}))}
+    a, b = (torch.tensor([[ids[word] for word in words] for words in side]) for side in (left, right))
+    return ((a[:, None] == b[None]) | ~torch.tensor(kept)[:, None]).all(-1).float()
+
+
+def still_captions(objects: list[int], rng: np.random.Generator) -> tuple[list[str], Tensor]:
+    """A caption without motion for each object, one in four of them partial, and which objects it is true of."""
+    scenes = [(*OBJECTS[i], "") for i in objects]
+    kept = [(*(rng.random(4) < (0.5 if rng.random() < 0.25 else 1)).tolist(), False) for _ in objects]
+    captions = [
+        TEMPLATES[rng.integers(len(TEMPLATES))].format(phrase(words, keep=keep))
+        for words, keep in zip(scenes, kept, strict=True)
+    ]
+    return captions, true_of(kept, scenes, scenes)
+
+
+def motion_captions(count: int, rng: np.random.Generator) -> tuple[list[str], list[str], Tensor]:
+    """Two ways to say what moves, without any image: (partial or rephrased captions, full captions, which is true).
+
+    Every scene comes with its reverse, so the words for motion must keep them apart.
+    """
+    scenes = []
+    for i in rng.permutation(len(OBJECTS))[: count // 2].tolist():
+        motion = MOTIONS[rng.integers(len(MOTIONS))]
+        scenes += [(*OBJECTS[i], motion), (*OBJECTS[i], reverse(motion))]
+    choices = ((True,) * 5, (False, False, False, False, True), (True, True, True, True, False))
+    kept = [
+        choices[kind]
+        if (kind := rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))) < 3
+        else (*(rng.random(4) < 0.5).tolist(), True)
+        for _ in scenes
+    ]
+    said = []
+    for words, keep in zip(scenes, kept, strict=True):
+        template = ("{}", "a video of {}", "a clip of {}")[rng.integers(3)]
+        said.append(template.format(phrase(words, keep=keep, that=template != "{}")))
+    return said, [phrase(words) for words in scenes], true_of(kept, scenes, scenes)
+
+
+# --------------------------------------------------------------------------------------------------------------- loss
+
+
+def soft_nce(logits: Float[Tensor, "m b"], true: Float[Tensor, "m b"]) -> Tensor:
+    """Symmetric InfoNCE where a caption may be true of several images."""
+    rows = -(F.log_softmax(logits, 1) * true / true.sum(1, keepdim=True)).sum(1).mean()
+    columns = -(F.log_softmax(logits, 0) * true / true.sum(0, keepdim=True)).sum(0).mean()
+    return (rows + columns) / 2
+
+
+def draw_objects(count: int, rng: np.random.Generator, *, families: bool) -> np.ndarray:
+    """Distinct objects of a batch; in families, every size, colour and background comes with all eight shapes."""
+    if not families:
+        return rng.permutation(len(OBJECTS))[:count]
+    grid = np.arange(len(OBJECTS)).reshape([len(names) for names in NAMES]).transpose(0, 1, 3, 2)
+    return rng.permutation(grid.reshape(-1, len(SHAPES)))[: count // len(SHAPES)].reshape(-1)
+
+
+def step_loss(model: nn.Module, tokenizer, pool: Tensor, *, config: MiniConfig, step: int) -> tuple[Tensor, Tensor]:
+    """(image-text loss, text-only loss) of one batch."""
+    rng = np.random.default_rng((config.seed, 1000, step))
+    objects = draw_objects(config.batch, rng, families=config.families)
+    images = pool[torch.from_numpy(objects), torch.from_numpy(rng.integers(pool.shape[1], size=len(objects)))]
+    captions, true = still_captions(objects.tolist(), rng)
+    said, moving, moving_true = motion_captions(config.texts, rng)
+    image = model.encode_image(normalise(turned(images, seed=step)), normalize=True)
+    text = model.encode_text(tokenizer([*captions, *said, *moving]), normalize=True)
+    text, said_text, moving_text = text.split((len(captions), len(said), len(moving)))
+    text_only = soft_nce(config.text_scale * said_text @ moving_text.T, moving_true)
+    return soft_nce(model.logit_scale.exp() * text @ image.T, true), text_only
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def fit(model: nn.Module, tokenizer, pool: Tensor, *, config: MiniConfig) -> list[dict[str, float]]:
+    """Train in place; returns one line of the log for every 50 steps."""
+    decayed, plain = [], []
+    for name, weight in model.named_parameters():
+        (decayed if weight.ndim >= 2 and "embedding" not in name else plain).append(weight)
+    groups = [{"params": decayed, "weight_decay": config.decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    start, log, sums = time.time(), [], np.zeros(2)
+    for step in range(config.steps):
+        progress = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+        lr = config.lr * min((step + 1) / config.warmup, 0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = step_loss(model, tokenizer, pool, config=config, step=step)
+        optimizer.zero_grad()
+        (losses[0] + config.text_weight * losses[1]).backward()
+        nn.utils.clip_grad_norm_([*decayed, *plain], 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        sums += [loss.item() for loss in losses]
+        if (step + 1) % 50 == 0:
+            names = ("image_text", "text_only")
+            line = {"step": step + 1, **dict(zip(names, (sums / 50).round(4).tolist(), strict=True))}
+            log.append({**line, "seconds": round(time.time() - start, 1)})
+            print(json.dumps(log[-1]), flush=True)
+            sums[:] = 0
+    return log
+
+
+@torch.no_grad()
+def score(model: nn.Module, tokenizer, stills: Tensor) -> dict[str, float]:
+    """Zero-shot top-1 on held-out stills (512, count, 3, 48, 48), and how far apart reversed captions lie."""
+    model.eval()
+    image = torch.cat([model.encode_image(normalise(part), normalize=True) for part in stills.flatten(0, 1).split(512)])
+    objects = torch.arange(len(OBJECTS)).repeat_interleave(stills.shape[1])
+    result = {}
+    for part, name in enumerate(("size", "colour", "shape", "background")):
+        keep, names = tuple(k == part for k in range(5)), NAMES[part]
+        prompts = [phrase((word,) * 5, keep=keep) for word in names]
+        answer = (image @ model.encode_text(tokenizer(prompts), normalize=True).T).argmax(1)
+        truth = torch.tensor([names.index(words[part]) for words in OBJECTS])[objects]
+        result[name] = (answer == truth).float().mean().item()
+    still = model.encode_text(tokenizer([phrase((*words, "")) for words in OBJECTS]), normalize=True)
+    result["object_of_512"] = ((image @ still.T).argmax(1) == objects).float().mean().item()
+    moving = [
+        model.encode_text(tokenizer([phrase((*words, motion)) for words in OBJECTS]), normalize=True)
+        for motion in MOTIONS
+    ]
+    result["object_of_512_with_motion_words"] = ((image @ moving[0].T).argmax(1) == objects).float().mean().item()
+    cosines = [(moving[k] * moving[k + 1]).sum(1).mean() for k in range(0, len(MOTIONS), 2)]
+    result["cosine_of_reversed_captions"] = torch.stack(cosines).mean().item()
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def save(model: nn.Module, folder: Path, *, out: Path) -> None:
+    """Put weights beside the tokenizer and config, then move the finished folder to its place."""
+    from safetensors.torch import save_file
+
+    weights = {name: weight.detach().half().contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    if (out / "README.md").exists():
+        shutil.copy(out / "README.md", folder / "README.md")
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(folder, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    import logging
+
+    import open_clip
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "clipvid-mini")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--threads", type=int, default=2, help="threads that train")
+    parser.add_argument("--start", type=Path, help="folder of an earlier run to go on from")
+    for field in dataclasses.fields(MiniConfig):
+        kind = {"action": "store_true"} if field.default is False else {"type": type(field.default)}
+        parser.add_argument(f"--{field.name}", default=field.default, **kind)
+    options = vars(parser.parse_args())
+    out, workers, threads = (options.pop(name) for name in ("out", "workers", "threads"))
+    earlier = options.pop("start")
+    config, start = MiniConfig(**options), time.time()
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    described = model_config(write_tokenizer(folder))
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    logging.disable(logging.WARNING)  # it would warn that the folder has no weights yet
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    logging.disable(logging.NOTSET)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    if earlier is not None:
+        open_clip.load_checkpoint(model, str(earlier / "open_clip_model.safetensors"))
+    pool = render_pool(config.pool, seed=config.seed, workers=workers)
+    rendered = time.time()
+    lines = fit(model, tokenizer, pool, config=config)
+    held_out = score(model, tokenizer, render_pool(4, seed=config.seed + 1, workers=workers))
+    log = {
+        "config": dataclasses.asdict(config),
+        "earlier": json.loads((earlier / "train_log.json").read_text()) if earlier is not None else None,
+        "look": LOOK,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "held_out": held_out,
+        "seconds": {"render": round(rendered - start, 1), "total": round(time.time() - start, 1)},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "log": lines,
+    }
+    (folder / "train_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    save(model, folder, out=out)
+    print(json.dumps({"parameters": log["parameters"], **held_out, **log["seconds"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What every test may use: a tiny real CLIP, a writer of small videos, the shared real data, and a restored RNG."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _restored_rng() -> Iterator[None]:
+    """No test changes the random numbers of the next one, so any order and any selection gives the same result."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real videos and annotations that is not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the shared real data (../shared/data beside the checkout), which is absent here")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def _one_tiny_clip() -> torch.nn.Module:
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(layers=4, width=32, head_width=8, patch_size=8, image_size=32)
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=2)
+    model = CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
+    torch.set_rng_state(state)
+    return model
+
+
+@pytest.fixture
+def tiny_clip(_one_tiny_clip: torch.nn.Module) -> torch.nn.Module:
+    """A real open_clip CLIP, seeded: 4 blocks of width 32, 4x4 patches of 8, embedding 16, 12 tokens."""
+    return copy.deepcopy(_one_tiny_clip)
+
+
+def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = "libx264") -> Path:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """write_video(path, frames, fps=25): uint8 RGB (T, H, W, 3) with even sides as an H.264 file; returns path."""
+    return _write_video

@@ -1,0 +1,252 @@
+"""A ClipDataset's items are the frames and captions asked for, whatever reads them, and unreadable files are named."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate, describe_unreadable
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import VideoError
+from clipvid.video.sampling import linspace, uniform
+from clipvid.video.transforms import VideoTransform
+
+TRANSFORM = VideoTransform(size=16)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def write_video(path, frames, *, fps=10):
+    """Lossless file of the given uint8 (H, W, 3) pictures."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+    return Path(path)
+
+
+def grey(level):
+    return np.full((24, 32, 3), level, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three clips of 20 frames whose grey level is 10 times the frame's number (plus the clip's), with captions."""
+    folder = tmp_path_factory.mktemp("clips")
+    records = []
+    for clip in range(3):
+        path = write_video(folder / f"{clip}.mkv", [grey(10 * frame + clip) for frame in range(20)])
+        captions = tuple(f"clip {clip} caption {number}" for number in range(5 * clip))
+        records.append(Record(path, captions, label=None if clip == 0 else clip - 1))
+    return VideoData(tuple(records), ("run", "walk"))
+
+
+def frames_of(clip):
+    """Frame numbers of a clip, from its grey levels."""
+    return [round(level / 10) for level in clip.video.float().mean(dim=(1, 2, 3)).tolist()]
+
+
+def test_an_item_holds_the_sampled_frames_fitted_and_the_facts_of_its_record(data):
+    for sampler, rule in (("uniform", uniform), ("linspace", linspace)):
+        clip = ClipDataset(data, frames=4, transform=TRANSFORM, sampler=sampler)[1]
+        assert (clip.video.shape, clip.video.dtype) == ((4, 3, 16, 16), torch.uint8)
+        assert frames_of(clip) == rule(20, 4)
+        assert clip.mask.all()
+        assert (clip.captions, clip.label, clip.index) == (data[1].captions, 0, 1)
+
+
+def test_short_videos_repeat_their_last_frame_and_mask_it(data):
+    clip = ClipDataset(data, frames=25, transform=TRANSFORM, sampler="linspace")[0]
+    assert frames_of(clip) == [*range(20), *[19] * 5]
+    assert clip.mask.tolist() == [True] * 20 + [False] * 5
+    repeated = ClipDataset(data, frames=25, transform=TRANSFORM, sampler="uniform")[0]
+    assert repeated.mask.all()
+
+
+def test_start_and_end_cut_the_clip(data):
+    part = VideoData((Record(data[0].path, start=0.5, end=0.9),))
+    assert frames_of(ClipDataset(part, frames=4, transform=TRANSFORM, sampler="linspace")[0]) == [5, 6, 7, 8]
+
+
+def test_random_items_depend_on_seed_epoch_and_index_alone(data):
+    def draws(seed=0, epoch=0, order=(0, 1, 2)):
+        dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, captions_per_video=2, seed=seed)
+        dataset.set_epoch(epoch)
+        items = {index: dataset[index] for index in order}
+        return [(frames_of(items[index]), items[index].captions) for index in range(3)]
+
+    reference = draws(epoch=3)
+    assert draws(epoch=3, order=(2, 0, 1)) == reference
+    assert draws(epoch=4) != reference
+    assert draws(seed=1, epoch=3) != reference
+    assert len({tuple(frames) for frames, _ in reference}) == 3  # clips do not share their draws
+
+
+def test_random_frames_stay_in_order_and_vary_over_epochs(data):
+    dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True)
+    seen = set()
+    for epoch in range(10):
+        dataset.set_epoch(epoch)
+        frames = frames_of(dataset[0])
+        assert frames == sorted(frames)
+        seen.add(tuple(frames))
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_give_what_the_main_process_gives_in_every_epoch(data, context):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, captions_per_video=1)
+    loader = DataLoader(
+        dataset, 2, num_workers=2, collate_fn=collate, persistent_workers=True, multiprocessing_context=context
+    )
+    for epoch in (0, 1):  # the workers outlive the first epoch
+        dataset.set_epoch(epoch)
+        plain = list(DataLoader(dataset, 2, collate_fn=collate))
+        for batch, expected in zip(loader, plain, strict=True):
+            assert torch.equal(batch.video, expected.video)
+            assert batch.captions == expected.captions
+    del loader
+
+
+def test_a_pickled_dataset_remembers_its_epoch(data):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True)
+    dataset.set_epoch(7)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.epoch == 7
+    assert torch.equal(copy[0].video, dataset[0].video)
+
+
+def test_an_augmentation_is_one_crop_for_the_whole_clip_and_another_in_the_next_epoch(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    data = VideoData((Record(write_video(tmp_path / "still.mkv", [picture] * 8)),))
+    transform = VideoTransform(size=16, crop_scale=(0.2, 1.0), flip=0.5)
+    dataset = ClipDataset(data, frames=4, transform=transform, random=True)
+    clips = []
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        video = dataset[0].video
+        assert (video == video[:1]).all()
+        clips.append(video)
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(clips))
+    fixed = ClipDataset(data, frames=4, transform=transform)[0].video
+    assert torch.equal(fixed, VideoTransform(size=16).fit(torch.tensor(picture).permute(2, 0, 1)).expand(4, -1, -1, -1))
+
+
+def test_all_captions_come_with_their_owner_or_as_many_as_asked(data):
+    batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[index] for index in (2, 0, 1)])
+    assert batch.captions == data[2].captions + data[1].captions
+    assert batch.owner.tolist() == [0] * 10 + [2] * 5
+    assert batch.labels.tolist() == [1, NO_LABEL, 0]
+    assert batch.index.tolist() == [2, 0, 1]
+
+    dataset, seen = ClipDataset(data, frames=2, transform=TRANSFORM, captions_per_video=2), set()
+    for epoch in range(12):
+        dataset.set_epoch(epoch)
+        drawn = dataset[1].captions
+        assert len(set(drawn)) == 2
+        assert list(drawn) == sorted(drawn)
+        seen.update(drawn)
+    assert seen == set(data[1].captions)
+    assert dataset[0].captions == ()
+
+
+@pytest.fixture
+def broken(data, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    records = (data[0], Record(tmp_path / "text.mp4", ("a",)), data[1], Record(tmp_path / "gone.mp4", ("b",)))
+    return VideoData(records, data.classes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_file_is_raised_as_it_is(broken, workers):
+    dataset = ClipDataset(broken, frames=2, transform=TRANSFORM)
+    with pytest.raises(VideoError) as caught:
+        list(DataLoader(dataset, 4, num_workers=workers, collate_fn=collate))
+    with pytest.raises(VideoError) as direct:
+        dataset[1]
+    assert str(caught.value) == str(direct.value)
+    assert caught.value.path == broken[1].path
+    assert (caught.value.reason, caught.value.backend) == (direct.value.reason, "pyav")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_files_are_listed_in_their_batch_and_never_replaced(broken, workers):
+    dataset = ClipDataset(broken, frames=2, transform=TRANSFORM, unreadable="skip")
+    first, last = DataLoader(dataset, 3, num_workers=workers, collate_fn=collate)
+    assert first.index.tolist() == [0, 2]
+    assert first.owner.tolist() == [1] * 5
+    assert [error.path.name for error in first.unreadable] == ["text.mp4"]
+    assert (len(last), last.video.shape[0], last.captions, last.owner.numel()) == (0, 0, (), 0)
+    assert [error.path.name for error in last.unreadable] == ["gone.mp4"]
+    assert "1 unreadable" in repr(last)
+
+
+def test_the_report_of_skipped_files_gives_count_names_and_reasons(broken):
+    dataset = ClipDataset(broken, frames=2, transform=TRANSFORM, unreadable="skip")
+    errors = collate([dataset[1], dataset[3]]).unreadable
+    lines = describe_unreadable(errors).splitlines()
+    assert lines[0].startswith("2 videos could not be read")
+    assert ["text.mp4" in lines[1], "gone.mp4" in lines[2]] == [True, True]
+    assert describe_unreadable(errors[:1]).startswith("1 video could")
+    assert describe_unreadable(()) == ""
+
+
+def test_a_batch_moves_to_a_device_whole(data):
+    batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[1]])
+    moved = batch.to("meta")
+    assert isinstance(moved, Batch)
+    assert {t.device.type for t in (moved.video, moved.owner, moved.labels, moved.index, moved.mask)} == {"meta"}
+    assert moved.captions == batch.captions
+    assert repr(batch) == "Batch(video (1, 2, 3, 16, 16), 5 captions)"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_a_loader_can_pin_batches(data):
+    dataset = ClipDataset(data, frames=2, transform=TRANSFORM)
+    (batch,) = DataLoader(dataset, 3, collate_fn=collate, pin_memory=True)
+    assert batch.video.is_pinned()
+    assert batch.to("cuda", non_blocking=True).mask.is_cuda
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "unifrom"}, "sampler must be one of uniform, linspace, dense, got 'unifrom'"),
+        ({"backend": "cv2"}, "backend must be one of pyav"),
+        ({"unreadable": "zeros"}, "unreadable must be one of raise, skip"),
+        ({"frames": 0}, "frames >= 1"),
+        ({"captions_per_video": -1}, "captions_per_video >= 0"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        ClipDataset(data, **{"frames": 4, "transform": TRANSFORM, **options})
+
+
+def test_an_index_out_of_range_ends_iteration_and_a_negative_one_counts_from_the_end(data):
+    dataset = ClipDataset(data, frames=2, transform=TRANSFORM, random=True)
+    assert torch.equal(dataset[-1].video, dataset[2].video)
+    assert dataset[-1].index == 2
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+@pytest.mark.skipif(not (SHARED / "hostile").exists(), reason="needs the hostile files of ../shared/data")
+def test_hostile_files_are_read_or_listed_but_never_stop_a_skipping_loader():
+    paths = sorted(path for path in (SHARED / "hostile").iterdir() if path.suffix != ".csv" and "huge" not in path.name)
+    data = VideoData(tuple(Record(path) for path in paths))
+    dataset = ClipDataset(data, frames=2, transform=TRANSFORM, unreadable="skip")
+    batches = list(DataLoader(dataset, 8, num_workers=2, collate_fn=collate))
+    read = sum(len(batch) for batch in batches)
+    lost = {error.path.name for batch in batches for error in batch.unreadable}
+    assert read + len(lost) == len(paths)
+    assert {"zero_bytes.mp4", "text_renamed.mp4", "random_bytes.mp4", "audio_only.mp4"} <= lost
+    assert "UPPERCASE.MP4" not in lost

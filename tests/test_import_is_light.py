@@ -1,0 +1,52 @@
+"""`import clipvid` and `clipvid --help` load nothing heavy: both answer at once, and a missing extra breaks neither."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "open_clip", "faiss", "lightning", "lightning_fabric", "matplotlib", "transformers",
+    "av", "decord", "torchcodec", "pandas", "tensorboard",
+)  # fmt: skip
+HELP = """
+import contextlib, io, sys
+from clipvid.cli import main
+sys.argv = ["clipvid", "--help"]
+with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+    main()
+assert "usage" in shown.getvalue().lower(), "no help came out"
+"""
+
+
+def loaded_by(script: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after `script`."""
+    script += "\nimport sys; print('loaded', *{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("loaded")[2].split())
+
+
+def test_import_loads_nothing_heavy_not_even_torch():
+    assert not loaded_by("import clipvid") & {*HEAVY, "torch", "numpy"}
+
+
+def test_the_probe_sees_a_heavy_module_where_there_is_one():
+    assert "matplotlib" in loaded_by("import clipvid.plots")
+
+
+def test_help_loads_nothing_heavy():
+    if importlib.util.find_spec("clipvid.cli") is None:
+        pytest.skip("clipvid/cli.py does not exist yet")
+    assert not loaded_by(HELP) & set(HEAVY)
+
+
+def test_python_dash_m_shows_the_help_too():
+    if importlib.util.find_spec("clipvid.__main__") is None:
+        pytest.skip("clipvid/__main__.py does not exist yet")
+    done = subprocess.run([sys.executable, "-m", "clipvid", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()

@@ -1,0 +1,77 @@
+"""The released STAN checkpoint, against what the authors' own code computed with it."""
+
+import json
+
+import pytest
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load_file
+
+from clipvid.errors import CheckpointError
+from clipvid.interop import load_stan_checkpoint, released_names
+
+
+@pytest.fixture(scope="module")
+def case(shared_data):
+    folder = shared_data / "fixtures" / "stan_release"
+    facts = json.loads((folder / "case.json").read_text())
+    return folder, facts, load_file(folder / "io.safetensors")
+
+
+def blank_clip(facts, **changes):
+    config = facts["open_clip_config"]
+    vision, text = CLIPVisionCfg(**{**config["vision_cfg"], **changes}), CLIPTextCfg(**config["text_cfg"])
+    return CLIP(config["embed_dim"], vision, text, quick_gelu=config["quick_gelu"]).eval()
+
+
+def test_embeddings_equal_the_released_codes(case):
+    folder, facts, io = case
+    model = load_stan_checkpoint(blank_clip(facts), folder / "official_stan.pth")
+    assert model.branch.depth == facts["stan_depth"]
+    with torch.no_grad():
+        taps = model.taps(io["frames"])
+        torch.testing.assert_close(model.encode_frames(taps), io["frame_embeddings"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.encode_video(taps, normalize=False), io["video_embedding"], atol=1e-5, rtol=0)
+        text = model.encode_text(io["token_ids"], normalize=False)
+    torch.testing.assert_close(text, io["text_embedding"], atol=1e-5, rtol=0)
+
+
+def test_gradients_of_every_branch_parameter_equal_the_released_codes(case):
+    folder, facts, io = case
+    model = load_stan_checkpoint(blank_clip(facts), folder / "official_stan.pth")
+    loss = model.encode_video(io["frames"], normalize=False).square().sum(dim=-1).mean()
+    assert loss.item() == pytest.approx(facts["loss_value"], rel=1e-5)
+    loss.backward()
+    names, ours = released_names(model), dict(model.branch.named_parameters())
+    assert set(names) == set(facts["stan_grad_norms"])
+    assert {name for name, _ in names.values()} == set(ours)
+    for released, norm in facts["stan_grad_norms"].items():
+        name, third = names[released]
+        grad = ours[name].grad if third is None else ours[name].grad.chunk(3)[third]
+        # the bias of k moves no softmax: its gradient is zero but for rounding
+        assert grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6), released
+
+
+def test_the_checkpoints_own_clip_is_taken_over(case):
+    folder, facts, _ = case
+    model = load_stan_checkpoint(blank_clip(facts), folder / "official_stan.pth")
+    expected = load_file(folder / "open_clip.safetensors")
+    own = model.backbone.clip.state_dict()
+    for name in set(expected) - {"logit_scale"}:
+        assert torch.equal(own[name], expected[name]), name
+
+
+def test_a_clip_of_another_shape_is_refused_by_key(case):
+    folder, facts, _ = case
+    with pytest.raises(CheckpointError, match=r"visual.*\(32, 3, 8, 8\) for \(32, 3, 16, 16\)"):
+        load_stan_checkpoint(blank_clip(facts, patch_size=16), folder / "official_stan.pth")
+
+
+def test_a_file_that_is_no_stan_checkpoint_is_refused(case, tmp_path):
+    _, facts, _ = case
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="no branch"):
+        load_stan_checkpoint(blank_clip(facts), tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_stan_checkpoint(blank_clip(facts), tmp_path / "text.pth")

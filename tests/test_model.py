@@ -1,0 +1,281 @@
+"""VideoCLIP: step 0 is CLIP, frozen is frozen, saved models come back, and errors say what to do."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vitamin import GeGluMlp
+
+import clipvid
+from clipvid import tower
+from clipvid.backbone import Backbone
+from clipvid.errors import BackboneError, CheckpointError
+from clipvid.heads import LinearClassifier, TextClassifier
+from clipvid.losses import classification, contrastive
+from clipvid.model import attach, load
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
+FAMILIES = {  # one tiny tower of each kind that open_clip lists
+    "class token": lambda: {"layers": 4, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 32},
+    "class token, mean pooled": lambda: {
+        "layers": 3,
+        "width": 32,
+        "head_width": 8,
+        "patch_size": 8,
+        "image_size": 32,
+        "pool_type": "avg",
+    },
+    "class token, layer scale": lambda: {
+        "layers": 3,
+        "width": 32,
+        "head_width": 8,
+        "patch_size": 8,
+        "image_size": 32,
+        "ls_init_value": 0.1,
+    },
+    "attention pooled (SigLIP)": lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"),
+    "mean pooled": lambda: VisionTransformer(**VIT, class_token=False, global_pool="avg"),
+    "class token (timm)": lambda: VisionTransformer(**VIT, class_token=True, global_pool="token"),
+    "gated MLP (ViTamin)": lambda: VisionTransformer(**VIT, class_token=False, global_pool="avg", mlp_layer=GeGluMlp),
+    "EVA, rotary": lambda: Eva(
+        **VIT, global_pool="token", use_rot_pos_emb=True, swiglu_mlp=True, use_abs_pos_emb=False
+    ),
+    "EVA, post-norm": lambda: Eva(**VIT, global_pool="token", use_post_norm=True),
+    "EVA, rotary, no class token": lambda: Eva(**VIT, global_pool="avg", class_token=False, use_rot_pos_emb=True),
+    "ConvNeXt": lambda: ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0),
+    "FastViT": lambda: timm.create_model("fastvit_t8", num_classes=0),
+    "Swin": lambda: SwinTransformer(
+        img_size=32, patch_size=2, window_size=2, embed_dim=16, depths=(1, 1, 2), num_heads=(2, 2, 2), num_classes=0
+    ),
+    "ResNet": lambda: {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
+}
+
+
+def clip_of(family):
+    torch.manual_seed(0)
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
+    vision = FAMILIES[family]()
+    if isinstance(vision, dict):
+        return CLIP(24, CLIPVisionCfg(**vision), text).eval()
+    clip = CLIP(24, CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", image_size=32), text)
+    clip.visual.image_size = (64, 64) if family in ("ConvNeXt", "FastViT") else (32, 32)
+    clip.visual.trunk, clip.visual.head = vision, torch.nn.Linear(vision.num_features, 24)
+    return clip.eval()
+
+
+@pytest.fixture(scope="module")
+def family(request):
+    return clip_of(request.param)
+
+
+families = pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
+
+
+@families
+def test_at_step_0_and_with_the_branch_off_the_model_is_clips_frame_mean_bit_for_bit(family):
+    model = attach(copy.deepcopy(family), depth=2)
+    video = torch.rand(1, 2, 3, *model.backbone.image_size)
+    with torch.no_grad():
+        frames = family.encode_image(video.flatten(0, 1)).unflatten(0, (1, 2))
+        got = model.encode_video(video, normalize=False)
+        assert torch.equal(got, frames.mean(dim=1))
+        assert torch.equal(model.encode_frames(video), frames)
+        for p in model.branch.parameters():
+            p.add_(torch.randn_like(p))
+        assert not torch.equal(model.encode_video(video, normalize=False), got)
+        model.branch.fusion.gate.weight.zero_()
+        assert torch.equal(model.encode_video(video, normalize=False), got)
+        torch.nn.init.normal_(model.branch.fusion.gate.weight)
+        with model.branch_disabled():
+            assert torch.equal(model.encode_video(video, normalize=False), got)
+
+
+@families
+def test_copied_blocks_compute_what_the_towers_blocks_compute(family):
+    """On class-token towers, whose blocks see the same tokens as the copies."""
+    visual = family.visual
+    copies = tower.copy_blocks(visual, 2)
+    if not tower.has_class_token(visual):
+        assert len(copies) == (2 if tower.vit_blocks(visual) else 0)
+        return
+    backbone = Backbone(copy.deepcopy(family))
+    taps = backbone(torch.rand(1, 1, 3, *backbone.image_size), depth=3)
+    for k in (1, 2):
+        before, after = (torch.cat([taps.cls[i], taps.patches[i][:, 0]], dim=1) for i in (k - 1, k))
+        x = before + copies[k - 1].attention_residual(before)
+        x = x + copies[k - 1].mlp_residual(x)
+        torch.testing.assert_close(x, after, atol=2e-5, rtol=1e-5)
+
+
+def test_a_training_step_leaves_clip_bit_equal_without_gradients_or_graph(tiny_clip):
+    before = {k: v.clone() for k, v in tiny_clip.state_dict().items()}
+    model = attach(tiny_clip, depth=3).train()
+    assert not model.backbone.clip.training
+    video, text = torch.rand(4, 3, 3, 32, 32), model.encode_text(torch.randint(1, 98, (4, 12)))
+    embedding = model.encode_video(video)
+    seen = graph_tensors(embedding)
+    assert not seen & {id(p) for p in tiny_clip.parameters()}
+    assert len(seen) > 10
+    contrastive(embedding, text, torch.arange(4), scale=10.0).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert all(p.grad is None and not p.requires_grad for p in tiny_clip.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in tiny_clip.state_dict().items())
+    assert not text.requires_grad
+    taps = model.taps(video)
+    assert all(t.grad_fn is None and not t.requires_grad for t in (*taps.patches, *taps.cls, taps.frames))
+
+
+def graph_tensors(tensor):
+    """ids of all leaves that the autograd graph of `tensor` would accumulate gradients into."""
+    found, todo, done = set(), [tensor.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in done:
+            continue
+        done.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        todo.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def test_a_saved_model_comes_back_the_same_without_clip_in_it(tiny_clip, tmp_path):
+    model = attach(tiny_clip, depth=2)
+    model.head = LinearClassifier(model.embed_dim, ["cat", "dog"])
+    for p in (*model.branch.parameters(), *model.head.parameters()):
+        p.data.add_(0.1 * torch.randn_like(p))
+    model.training_record = {"task": "recognition"}
+    model.save(tmp_path / "saved")
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["branch.safetensors", "config.json"]
+    again = load(tmp_path / "saved", base=copy.deepcopy(tiny_clip))
+    video = torch.rand(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again.classify(video), model.eval().classify(video))
+    assert again.training_record == model.training_record
+    assert again.fingerprint == model.fingerprint
+    size = (tmp_path / "saved" / "branch.safetensors").stat().st_size
+    trained = sum(p.numel() for p in (*model.branch.parameters(), *model.head.parameters()))
+    assert size < 4 * trained + 8000
+
+
+def test_the_embedded_model_is_saved_by_name_and_loads_by_name(tmp_path):
+    model = clipvid.create_model("clipvid-mini", depth=2)
+    model.head = model.text_classifier(["a red circle", "a blue star"])
+    model.save(tmp_path / "m")
+    again = clipvid.load(tmp_path / "m")
+    assert isinstance(again.head, TextClassifier)
+    assert torch.equal(again.head.text, model.head.text)
+    text = again.encode_text(["a red circle", "a blue star over a plain background"])
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
+
+
+def test_another_base_is_refused_with_what_to_do(tiny_clip, tmp_path):
+    attach(tiny_clip, depth=2).save(tmp_path / "m")
+    other = copy.deepcopy(tiny_clip)
+    next(other.parameters()).data.add_(1e-3)
+    with pytest.raises(CheckpointError, match=r"fingerprint.*load the very weights"):
+        load(tmp_path / "m", base=other)
+    with pytest.raises(CheckpointError, match="pass that model as base="):
+        load(tmp_path / "m")
+
+
+def test_damaged_saves_are_refused(tiny_clip, tmp_path):
+    with pytest.raises(CheckpointError, match="not a folder"):
+        load(tmp_path / "nothing")
+    folder = attach(tiny_clip, depth=2).save(tmp_path / "m")
+    weights = (folder / "branch.safetensors").read_bytes()
+    (folder / "branch.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match="does not hold a complete"):
+        load(folder, base=tiny_clip)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not the config"):
+        load(folder, base=tiny_clip)
+
+
+def test_saving_never_deletes_a_folder_of_other_things(tiny_clip, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "mine.mp4").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"mine\.mp4"):
+        attach(tiny_clip, depth=2).save(tmp_path / "videos")
+    assert (tmp_path / "videos" / "mine.mp4").read_text() == "precious"
+    folder = attach(tiny_clip, depth=2).save(tmp_path / "m")
+    attach(tiny_clip, depth=3).save(folder)
+    assert json.loads((folder / "config.json").read_text())["branch"]["depth"] == 3
+
+
+def test_uint8_frames_of_any_size_are_preprocessed_as_the_transform_does(tiny_clip):
+    model = attach(tiny_clip, depth=2)
+    video = torch.randint(0, 256, (1, 2, 3, 40, 56), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(model.encode_video(video), model.encode_video(model.transform(video)))
+
+
+def test_wrong_inputs_name_the_shape_and_the_fix(tiny_clip):
+    model = attach(tiny_clip, depth=2)
+    with pytest.raises(
+        ValueError, match=r"\(B, T, 3, S, S\), got \(4, 3, 32, 32\); add a batch axis with video\[None\]"
+    ):
+        model.encode_video(torch.zeros(4, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"frames are \(48, 48\), this base model takes \(32, 32\)"):
+        model.encode_video(torch.zeros(1, 4, 3, 48, 48))
+    with pytest.raises(ValueError, match="mask must be"):
+        model.encode_video(torch.zeros(1, 4, 3, 32, 32), mask=torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="attached without a tokenizer"):
+        model.encode_text(["a dog"])
+    with pytest.raises(ValueError, match="no classifier"):
+        model.classify(torch.zeros(1, 4, 3, 32, 32))
+    with pytest.raises(BackboneError, match="has no image tower"):
+        attach(torch.nn.Linear(2, 2))
+
+
+def test_base_models_that_do_not_exist_are_named_with_near_ones():
+    with pytest.raises(ValueError, match=r"unknown base model 'ViT-B-33'; did you mean .*ViT-B-32"):
+        clipvid.create_model("ViT-B-33", "openai")
+    with pytest.raises(ValueError, match=r"ViT-B-32 needs weights: pretrained= one of .*openai"):
+        clipvid.create_model("ViT-B-32")
+    with pytest.raises(ValueError, match=r"neither a file nor weights of ViT-B-32; its tags are .*laion2b"):
+        clipvid.create_model("ViT-B-32", "opanai")
+
+
+def test_published_parameter_counts_and_macs():
+    """SYSTEMS of the papers: parameters exact, MACs of linear layers for three views to the printed decimal."""
+    expected = {4: (40_218_624, {8: 593.3, 16: 1186.5}), 6: (60_303_360, {8: 687.8, 16: 1375.5})}
+    for depth, (parameters, macs) in expected.items():
+        model = clipvid.create_model("ViT-B-16", branch="stan-release", depth=depth, device="meta")
+        for frames, giga in macs.items():
+            summary = model.trainable_summary(frames)
+            assert summary.trainable == parameters
+            assert round(3 * (summary.tower_macs.linear + summary.branch_macs.linear) / 1e9, 1) == giga
+            assert f"{giga} G" in str(summary)
+    large = clipvid.create_model("ViT-L-14", branch="stan-release", depth=4, device="meta")
+    assert large.trainable_summary().trainable == 71_450_624
+
+
+def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
+    from open_clip.loss import ClipLoss
+
+    video, text = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
+    ours = contrastive(video, text, torch.arange(5), scale=7.0)
+    torch.testing.assert_close(ours, ClipLoss()(video, text, torch.tensor(7.0)))
+    several = F.normalize(torch.randn(7, 8), dim=-1)
+    owner = torch.tensor([0, 0, 1, 2, 3, 4, 4])
+    logits = 7.0 * several @ video.T
+    rows = sum(-logits[m].log_softmax(0)[owner[m]] for m in range(7)) / 7
+    columns = logits.log_softmax(dim=0)
+    each = [sum(-columns[m, v] for m in range(7) if owner[m] == v) / (owner == v).sum() for v in range(5)]
+    torch.testing.assert_close(contrastive(video, several, owner, scale=7.0), (rows + sum(each) / 5) / 2)
+    with pytest.raises(ValueError, match="video 4 of the batch has no caption"):
+        contrastive(video, text[:4], torch.arange(4), scale=1.0)
+
+
+def test_classification_refuses_labels_the_head_does_not_have():
+    with pytest.raises(ValueError, match="labels run from 0 to 3, the head has 3 classes"):
+        classification(torch.zeros(2, 3), torch.tensor([0, 3]))

@@ -1,0 +1,163 @@
+"""Pictures hold what they were given, at a size that fits it, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.font_manager import FontProperties
+from PIL import Image
+
+from clipvid import plots
+from clipvid.plots import Hit, RetrievalRow, confusion_matrix, film_strip, retrieval_grid, training_curve
+
+MAGENTA, CYAN = (250, 10, 240), (10, 240, 250)  # colours that the style itself never uses
+HISTORY = [{"run": run, "epoch": e, "loss": 1 / (e + 1), "score": e} for run in ("a", "b") for e in range(3)]
+
+
+def clip(colour, *, n_frames=3, height=24, width=24):
+    return torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1).expand(n_frames, 3, height, width).contiguous()
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def area(path, colour):
+    """Number of pixels of nearly this colour."""
+    if isinstance(colour, str):
+        colour = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return int((np.abs(pixels(path) - np.array(colour)).max(axis=2) < 12).sum())
+
+
+def test_grid_shows_every_frame_of_every_hit(tmp_path):
+    hits = (Hit(clip(MAGENTA), 0.9, True), Hit(clip(CYAN), 0.1, False))
+    path = retrieval_grid([RetrievalRow("two colours", hits)], tmp_path / "grid.png")
+    assert area(path, MAGENTA) == pytest.approx(area(path, CYAN), rel=0.05)
+    assert area(path, MAGENTA) > 0.1 * pixels(path)[..., 0].size
+
+
+def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
+    def grid(right, name):
+        return retrieval_grid([RetrievalRow("q", (Hit(clip(CYAN), 0.5, right),))], tmp_path / name)
+
+    right, wrong = grid(True, "right.png"), grid(False, "wrong.png")
+    assert area(right, plots.RIGHT) > 500
+    assert area(right, plots.WRONG) == 0
+    assert area(wrong, plots.RIGHT) == 0
+    grey_right, grey_wrong = (np.asarray(Image.open(path).convert("L")) > 200 for path in (right, wrong))
+    assert (grey_right != grey_wrong).sum() > 200  # the dashes, and the cross for the tick, survive the loss of colour
+
+
+def test_long_sentences_make_a_taller_page_not_a_clipped_one(tmp_path):
+    def grid(query, caption):
+        hit = Hit(clip(CYAN), 0.5, True, caption)
+        return pixels(retrieval_grid([RetrievalRow(query, (hit,))], tmp_path / "grid.png"))
+
+    short, long = grid("a dog", "a dog"), grid("a dog runs " * 30, "unbreakable" * 30)
+    assert long.shape[1] == short.shape[1]
+    assert long.shape[0] > short.shape[0] + 100
+    for border in (long[:4], long[-4:], long[:, :4], long[:, -4:]):
+        assert (border == 255).all()
+
+
+def test_wrapping_loses_no_letter_and_keeps_the_width():
+    page, font = plots._Page(width=5.0, side=0.2), FontProperties(size=10)
+    text = "the $quick$ brown fox " + "x" * 300
+    lines = page.wrap(text, width=2.0, font=font)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert max(page.measure(line, font) for line in lines) <= 2
+
+
+def test_clips_of_other_sizes_keep_their_own_shape(tmp_path):
+    hits = (Hit(clip(MAGENTA, width=72), 0.9, True), Hit(clip(CYAN, n_frames=1), 0.1, False))
+    shot = pixels(retrieval_grid([RetrievalRow("q", hits)], tmp_path / "grid.png"))
+    rows, columns = np.nonzero(np.abs(shot - MAGENTA).max(axis=2) < 12)
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert width / height == pytest.approx(3 * 3, rel=0.15)  # three frames of 3:1 side by side
+
+
+def test_film_strip_breaks_into_lines_and_keeps_every_frame(tmp_path):
+    one = pixels(film_strip(clip(CYAN, n_frames=4), tmp_path / "one.png", per_row=4))
+    two = pixels(film_strip(clip(CYAN, n_frames=8), tmp_path / "two.png", per_row=4))
+    assert two.shape[1] == one.shape[1]
+    assert two.shape[0] > 1.7 * one.shape[0]
+    assert area(tmp_path / "two.png", CYAN) == pytest.approx(2 * area(tmp_path / "one.png", CYAN), rel=0.02)
+
+
+def test_training_curve_draws_each_run_in_its_colour(tmp_path):
+    both = training_curve(HISTORY, tmp_path / "both.png", title="a title that is rather long " * 5)
+    alone = training_curve(HISTORY[:3], tmp_path / "alone.png")
+    assert area(both, plots.RUN_COLOURS[1]) > 100
+    assert area(alone, plots.RUN_COLOURS[1]) == 0
+
+
+def test_training_curve_without_scores_has_one_panel(tmp_path):
+    with_scores = training_curve(HISTORY, tmp_path / "with.png")
+    without = training_curve([{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}], tmp_path / "without.png")
+    assert pixels(without).shape[1] < 0.7 * pixels(with_scores).shape[1]
+
+
+def test_legend_names_the_best_epoch_of_a_run():
+    run = {"epoch": [0, 1, 2], "loss": [3, 2, 1], "score": [None, 61.24, 40.0]}
+    assert plots._run_label("stan", run, score_name="R@1") == "stan   best 61.2 at epoch 1"
+    assert plots._run_label("stan", {**run, "score": [None] * 3}, score_name="R@1") == "stan"
+
+
+def test_confusion_matrix_is_dark_where_the_share_is_high(tmp_path):
+    path = confusion_matrix(torch.tensor([[9, 0], [0, 1]]), ["left", "right"], tmp_path / "matrix.png")
+    dark = area(path, "#0a2f55")
+    assert dark > 0.1 * pixels(path)[..., 0].size  # both diagonal cells: shares of the row, not counts
+
+
+@pytest.mark.parametrize("n_classes", [1, 24, 130])
+def test_confusion_matrix_of_any_number_of_classes_keeps_its_margins(tmp_path, n_classes):
+    names = [f"a class with a long name, number {i}" for i in range(n_classes)]
+    shot = pixels(confusion_matrix(np.eye(n_classes), names, tmp_path / "matrix.png", title="long title " * 20))
+    for border in (shot[:3], shot[-3:], shot[:, :3], shot[:, -3:]):
+        assert (border == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda path: training_curve([], path), "history is empty"),
+        (lambda path: training_curve([{"epoch": 1}], path), r"\{'epoch': 1\} lacks loss"),
+        (lambda path: retrieval_grid([RetrievalRow("q", ())], path), "no hits"),
+        (lambda path: confusion_matrix(np.eye(3), ["a", "b"], path), r"\(C, C\) for 2 classes, got \(3, 3\)"),
+        (lambda path: film_strip(clip(CYAN)[:0], path), "no frame"),
+        (lambda path: film_strip(clip(CYAN), path.with_suffix(".mp4")), r"cannot draw 'x.mp4'; .* png"),
+    ],
+)
+def test_wrong_input_is_named_and_leaves_no_file(tmp_path, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_drawing_leaves_the_old_picture_and_no_draft(tmp_path, monkeypatch):
+    path = film_strip(clip(CYAN), tmp_path / "new" / "strip.png")
+    before = path.read_bytes()
+
+    def half(self, draft, **_):
+        draft.write_bytes(b"half a picture")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(plots.Figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        film_strip(clip(MAGENTA), path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_drawing_never_loads_pyplot(tmp_path):
+    script = (
+        "import sys; from clipvid.plots import training_curve;"
+        f"training_curve([dict(epoch=0, loss=1.0)], {str(tmp_path / 'x.svg')!r});"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")

@@ -1,0 +1,67 @@
+"""The public face is pinned: a name that comes, goes or moves behind another is a decision, never an accident."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import clipvid
+
+PACKAGE = Path(clipvid.__file__).parent
+PUBLIC = [
+    "VideoCLIP", "VideoIndex", "Taps", "TrainConfig", "Reading",
+    "create_model", "attach", "load", "load_stan_checkpoint",
+    "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "zero_shot",
+]  # fmt: skip
+
+
+def test_public_names_are_the_pinned_ones():
+    assert sorted(clipvid.__all__) == sorted(PUBLIC) == sorted(clipvid._OWNERS)
+    assert len(clipvid.__all__) <= 15
+
+
+def test_type_checkers_see_the_same_names_from_the_same_modules():
+    lines = (PACKAGE / "__init__.py").read_text().splitlines()
+    seen = {line.split()[3]: line.split()[1] for line in lines if line.startswith("    from clipvid.")}
+    assert seen == clipvid._OWNERS
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_resolves_and_explains_itself(name):
+    value = getattr(clipvid, name)
+    assert value.__module__.startswith("clipvid.")
+    written = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert written, f"clipvid.{name} has no docstring"
+    assert not written.startswith(f"{name}("), f"the docstring of clipvid.{name} is the one that dataclass generates"
+
+
+def test_no_module_can_hide_a_public_name():
+    modules = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
+    assert not modules & set(PUBLIC), "importing this module would replace the public name of the same spelling"
+
+
+def test_train_stays_the_function_after_its_module_was_imported():
+    importlib.import_module("clipvid.training")
+    assert callable(clipvid.train)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'creat_model'; public names: create_model, attach"):
+        clipvid.creat_model  # noqa: B018
+
+
+def test_dir_offers_the_public_names_before_they_are_loaded():
+    script = "import clipvid; print(' '.join(set(dir(clipvid)) & set(clipvid.__all__)))"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert set(shown.split()) == set(PUBLIC)
+
+
+def test_version_is_that_of_the_project_file():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert clipvid.__version__ == project["version"]

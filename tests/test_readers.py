@@ -1,0 +1,313 @@
+"""Readers give the records that the annotations promise, or an error that names the file and the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipvid.data.files import find_videos
+from clipvid.data.readers import READERS, open_dataset
+from clipvid.errors import DataError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+MSRVTT = SHARED / "annotations" / "msrvtt"
+needs_msrvtt = pytest.mark.skipif(not MSRVTT.exists(), reason="needs the MSR-VTT annotations of ../shared/data")
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write captions.csv with the given text beside a.mp4, b.mp4 and c.mp4, and open it."""
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+
+    def write(text, *, name="captions.csv", encoding="utf-8", **options):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        return open_dataset("csv", tmp_path, **options)
+
+    return write
+
+
+# csv
+
+
+def test_rows_of_one_video_become_one_record_with_its_captions_in_order(table, tmp_path):
+    data = table("path,caption\nb.mp4,two dogs\na.mp4,a cat\nb.mp4,dogs play\nb.mp4,two dogs\n")
+    assert [record.path for record in data] == [tmp_path / "b.mp4", tmp_path / "a.mp4"]
+    assert data[0].captions == ("two dogs", "dogs play", "two dogs")  # repeated captions count
+    assert data.classes == ()
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("column", ["path", "File", "video"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_delimiters_column_names_marks_and_line_ends_are_recognised(table, delimiter, column, ends):
+    rows = [[column, "caption", "note"], ["a.mp4", '"one, two; three\tfour"', "x"], [], ["b.mp4", "un café 🐶", "y"]]
+    data = table("\ufeff" + ends.join(delimiter.join(row) for row in rows))
+    assert data[0].captions == ("one, two; three\tfour",)
+    assert data[1].captions == ("un café 🐶",)
+
+
+def test_captions_that_look_like_gaps_stay_captions(table):
+    assert table("path,caption\na.mp4,null\nb.mp4,NA\n")[0].captions == ("null",)
+
+
+def test_class_names_are_sorted_and_shared_by_the_splits_of_a_table(table):
+    text = "path,label,split\na.mp4,walk,train\nb.mp4,run,train\nc.mp4,walk,val\n"
+    train, val = table(text, split="train"), table(text, split="val")
+    assert train.classes == val.classes == ("run", "walk")
+    assert ([r.label for r in train], [r.label for r in val]) == ([1, 0], [1])
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        table(text, split="test")
+
+
+def test_class_numbers_stay_the_labels_they_are(table):
+    data = table("path,label\na.mp4,10\nb.mp4,2\n")
+    assert [record.label for record in data] == [10, 2]
+    assert len(data.classes) == 11
+    with pytest.raises(DataError, match="too large to be a class number"):
+        table("path,label\na.mp4,20240101\n")
+
+
+def test_given_classes_fix_the_label_order_by_name_or_number(table):
+    text = "path,label\na.mp4,walk\nb.mp4,0\n"
+    assert [record.label for record in table(text, classes=["run", "walk"])] == [1, 0]
+    with pytest.raises(DataError, match="line 2: label 'walk' is none of the 2 classes"):
+        table(text, classes=["run", "jump"])
+
+
+def test_parts_of_one_file_are_separate_records_with_their_times(table):
+    data = table("path,caption,start,end\na.mp4,first,0,1.5\na.mp4,second,1.5,\n")
+    assert [(r.start, r.end) for r in data] == [(0.0, 1.5), (1.5, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,caption\na.mp4,x\n", "line 1: no column one of path, file, video; the columns are name, caption"),
+        ("path,text\na.mp4,x\n", "line 1: no column caption or label"),
+        ("path,caption,caption\na.mp4,x,y\n", "line 1: column 'caption' comes more than once"),
+        ("path,caption\n", "no row below the header"),
+        ("", "no column"),
+        ("path,caption\na.mp4,x\nb.mp4,  \n", "line 3: the caption is empty"),
+        ("path,label\na.mp4,\n", "line 2: the label is empty"),
+        ("path,caption\n,x\n", "line 2: the path is empty"),
+        ("path,caption\na.mp4,a dog, running\n", "line 2: 3 fields, but the header has 2"),
+        ('path,caption\na.mp4,"a dog\nb.mp4,x\n', "line 3: .*quote"),
+        ("path,label\na.mp4,run\nb.mp4,run\na.mp4,walk\n", "line 4: a.mp4 has label 'walk', but line 2 says 'run'"),
+        ("path,caption,start\na.mp4,x,soon\n", "line 2: start must be seconds from 0, got 'soon'"),
+        ("path,caption,end\na.mp4,x,nan\n", "line 2: end must be seconds from 0, got 'nan'"),
+        ("path,caption,start,end\na.mp4,x,3,2\n", "line 2: start must come before end"),
+    ],
+)
+def test_what_a_table_does_not_say_clearly_is_an_error_by_line(table, text, message):
+    with pytest.raises(DataError, match=rf"captions.csv.*{message}"):
+        table(text)
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 3), ("utf-16", 1)])
+def test_another_encoding_names_the_line(table, encoding, line):
+    with pytest.raises(DataError, match=f"captions.csv, line {line}: byte .* is not UTF-8"):
+        table("path,caption\na.mp4,dog\nb.mp4,café\n", encoding=encoding)
+
+
+def test_all_missing_videos_are_counted_and_can_be_left_out_by_name(table):
+    text = "path,caption\na.mp4,x\n" + "".join(f"gone{n}.mp4,x\n" for n in range(8))
+    with pytest.raises(DataError, match=r"8 of 9 videos are missing: .*gone0.mp4.* and 3 more; .*allow_missing"):
+        table(text)
+    data = table(text, allow_missing=True)
+    assert (len(data), len(data.missing)) == (1, 8)
+    assert "8 missing" in repr(data)
+    assert len(table(text, check_files=False)) == 9
+    with pytest.raises(DataError, match="none is left"):
+        table("path,caption\ngone.mp4,x\n", allow_missing=True)
+
+
+def test_the_table_may_lie_apart_from_the_videos(tmp_path):
+    touch(tmp_path, "videos/a.mp4", "lists/b.mp4")
+    table = tmp_path / "lists" / "train.csv"
+    table.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    data = open_dataset("csv", tmp_path / "videos", annotations=table)
+    assert [r.path for r in data] == [tmp_path / "videos/a.mp4", tmp_path / "lists/b.mp4"]
+    assert len(open_dataset("csv", table, allow_missing=True)) == 1  # the table itself as root: its folder only
+
+
+def test_a_folder_with_no_or_several_tables_asks_which(table, tmp_path):
+    with pytest.raises(DataError, match="no csv or tsv file"):
+        open_dataset("csv", tmp_path)
+    for name in ("one.csv", "two.tsv"):
+        (tmp_path / name).write_text("path,caption\na.mp4,x\n")
+    with pytest.raises(DataError, match=r"2 tables \(one.csv, two.tsv\)"):
+        open_dataset("csv", tmp_path)
+    assert len(table("path,caption\na.mp4,x\nb.mp4,x\n")) == 2  # captions.csv is the one meant
+
+
+# folder
+
+
+def test_sub_folders_are_classes_at_any_depth_and_hidden_files_are_not_seen(tmp_path):
+    touch(tmp_path, "walk/b.MP4", "walk/deep/a.webm", "run/c.avi", "run/.c.avi.mp4", "run/notes.txt", ".git/x.mp4")
+    data = open_dataset("folder", tmp_path)
+    assert data.classes == ("run", "walk")
+    assert [(r.path.name, r.label) for r in data] == [("c.avi", 0), ("b.MP4", 1), ("a.webm", 1)]
+
+
+def test_files_without_class_folders_are_unlabelled(tmp_path):
+    touch(tmp_path, "b.mp4", "a.mkv", "notes.txt")
+    data = open_dataset("folder", tmp_path)
+    assert [(r.path.name, r.label) for r in data] == [("a.mkv", None), ("b.mp4", None)]
+
+
+def test_splits_are_folders_below_the_root(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "val/walk/c.mp4")
+    train = open_dataset("folder", tmp_path, split="train")
+    val = open_dataset("folder", tmp_path, split="val", classes=train.classes)
+    assert [r.label for r in val] == [1]
+    with pytest.raises(DataError, match=r"holds splits \(train, val\).*split="):
+        open_dataset("folder", tmp_path)
+    with pytest.raises(DataError, match=r"below .* are train, val"):
+        open_dataset("folder", tmp_path, split="test")
+    with pytest.raises(DataError, match="walk is none of the 1 classes"):
+        open_dataset("folder", tmp_path, split="val", classes=["run"])
+
+
+def test_stray_files_and_empty_classes_are_refused(tmp_path):
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match="holds no video"):
+        open_dataset("folder", tmp_path)
+    touch(tmp_path, "run/a.mp4", "walk/notes.txt")
+    with pytest.raises(DataError, match="walk holds no video; remove it"):
+        open_dataset("folder", tmp_path)
+    touch(tmp_path, "b.mp4")
+    with pytest.raises(DataError, match=r"also b.mp4 beside them"):
+        open_dataset("folder", tmp_path)
+
+
+def test_a_link_back_up_does_not_loop(tmp_path):
+    touch(tmp_path, "run/a.mp4")
+    (tmp_path / "run" / "again").symlink_to(tmp_path / "run", target_is_directory=True)
+    assert find_videos(tmp_path) == [tmp_path / "run" / "a.mp4"]
+
+
+# msrvtt
+
+
+@pytest.fixture
+def msrvtt(tmp_path):
+    """A tiny MSR-VTT: the official json and lists of ids, and the videos in several of the usual places."""
+    videos = [("video0", "train"), ("video1", "validate"), ("video2", "test"), ("video3", "test")]
+    content = {
+        "videos": [{"video_id": video, "split": split} for video, split in videos],
+        "sentences": [{"video_id": v, "caption": f"{v} {n}"} for n in range(2) for v, _ in videos],
+    }
+    (tmp_path / "annotation").mkdir()
+    (tmp_path / "annotation" / "MSRVTT_data.json").write_text(json.dumps(content))
+    (tmp_path / "annotation" / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\nvideo1\n")
+    touch(tmp_path, "videos/all/video0.mp4", "videos/all/video1.MP4", "TestVideo/video2.webm", "videos/video3.avi")
+    return tmp_path
+
+
+def test_official_json_gives_all_captions_of_a_split(msrvtt):
+    data = open_dataset("msrvtt", msrvtt, split="test", allow_missing=True)
+    assert [(r.path.name, r.captions) for r in data] == [
+        ("video2.webm", ("video2 0", "video2 1")),
+        ("video3.avi", ("video3 0", "video3 1")),
+    ]
+    assert [r.path.name for r in open_dataset("msrvtt", msrvtt, split="val", allow_missing=True)] == ["video1.MP4"]
+
+
+def test_lists_of_ids_take_their_captions_from_the_json(msrvtt):
+    train = open_dataset("msrvtt-1ka", msrvtt, split="train", allow_missing=True)
+    assert [r.captions[0] for r in train] == ["video0 0", "video1 0"]
+    by_name = open_dataset("msrvtt", msrvtt, annotations=msrvtt / "annotation" / "MSRVTT_train.9k.csv")
+    assert by_name.records == train.records
+
+
+def test_a_named_split_of_another_size_is_refused(msrvtt):
+    with pytest.raises(DataError, match="train-9k has 9000 videos and 180000 captions, but here are 2 and 4"):
+        open_dataset("msrvtt-1ka", msrvtt, split="train")
+
+
+def test_ids_without_captions_and_missing_videos_are_refused(msrvtt):
+    listed = msrvtt / "list.csv"
+    listed.write_text("video_id\nvideo0\nvideo99\n")
+    (msrvtt / "MSRVTT_data.json").write_bytes((msrvtt / "annotation" / "MSRVTT_data.json").read_bytes())
+    with pytest.raises(DataError, match="no captions for 1 of 2 videos, such as video99"):
+        open_dataset("msrvtt", msrvtt, annotations=listed)
+    (msrvtt / "videos/all/video0.mp4").unlink()
+    listed.write_text("video_id\nvideo0\nvideo1\n")
+    with pytest.raises(DataError, match=r"1 of 2 videos are missing: .*video0\.mp4"):
+        open_dataset("msrvtt", msrvtt, annotations=listed)
+    data = open_dataset("msrvtt", msrvtt, annotations=listed, allow_missing=True)
+    assert [path.name for path in data.missing] == ["video0.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{]", "line 1: not JSON"),
+        ('{"video0.mp4": []}', "'video0.mp4' must have a list of captions"),
+        ("[]", "expected videos and sentences"),
+        ('{"videos": [{"id": 1}], "sentences": []}', "not the layout of MSRVTT_data.json"),
+    ],
+)
+def test_other_json_is_refused(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_dataset("msrvtt", tmp_path, annotations=tmp_path / "x.json")
+
+
+def test_unknown_splits_and_lost_annotations_say_what_is_needed(tmp_path):
+    with pytest.raises(DataError, match="no validation set"):
+        open_dataset("msrvtt-1ka", tmp_path, split="val")
+    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*annotations="):
+        open_dataset("msrvtt-1ka", tmp_path)
+    with pytest.raises(DataError, match="needs a split"):
+        open_dataset("msrvtt", tmp_path)
+
+
+@needs_msrvtt
+def test_the_published_1ka_test_list_gives_its_1000_pairs_in_every_layout():
+    data = open_dataset("msrvtt-1ka", MSRVTT, check_files=False)
+    assert (len(data), data.n_captions) == (1000, 1000)
+    assert data[0].path.name == "video9770.mp4"
+    assert data[0].captions == ("a person is connecting something to system",)
+    stan = open_dataset("msrvtt", MSRVTT, annotations=MSRVTT / "stan_style" / "test_JSFUSION.json", check_files=False)
+    assert stan.records == data.records
+
+
+@needs_msrvtt
+def test_the_published_train_lists_are_read_and_videos_counted_missing():
+    subset = MSRVTT / "MSRVTT_data_RECONSTRUCTED_SUBSET.json"
+    with pytest.raises(DataError, match=r"no captions for \d{4} of 9000 videos"):
+        open_dataset("msrvtt", MSRVTT, split="train-9k", annotations=subset, check_files=False)
+    official = open_dataset("msrvtt", MSRVTT, annotations=subset, check_files=False)
+    assert (len(official), official.n_captions) == (210, 4200)
+    with pytest.raises(DataError, match=r"1000 of 1000 videos are missing: .*video9770.mp4"):
+        open_dataset("msrvtt-1ka", MSRVTT)
+
+
+@pytest.mark.skipif(not (SHARED / "videos").exists(), reason="needs the clips of ../shared/data")
+def test_the_real_clips_open_as_a_table_and_as_a_folder():
+    data = open_dataset("csv", SHARED / "videos")
+    assert (len(data), data.n_captions, data.name) == (39, 39, "videos")
+    assert {r.path for r in open_dataset("folder", SHARED / "videos")} == {r.path for r in data}
+
+
+# the door
+
+
+def test_wrong_arguments_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=f"unknown data set format 'cvs'; choose one of {', '.join(READERS)}"):
+        open_dataset("cvs", tmp_path)
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        open_dataset("folder", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="different names"):
+        open_dataset("csv", tmp_path, classes=["run", "run"])

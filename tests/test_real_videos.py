@@ -1,0 +1,78 @@
+"""`clipvid index` and `clipvid search` over real and hostile files: every clip, or one clear reason."""
+
+import csv
+
+import pytest
+
+from clipvid.cli import main
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_index_and_search_work_on_every_real_clip(shared_data, tmp_path, capsys):
+    folder = shared_data / "videos"
+    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "4"]) == 0
+    printed = capsys.readouterr()
+    names = [row["file"] for row in table(folder / "captions.csv")]
+    assert f"{len(names)} videos in" in printed.out
+    assert "could not be read" not in printed.err
+    assert main(["search", str(tmp_path / "index"), "a red circle", "--k", "39"]) == 0
+    found = capsys.readouterr().out
+    assert all(name in found for name in names)
+
+
+def test_index_lists_every_hostile_file_it_skips_with_the_reason(shared_data, tmp_path, capsys):
+    folder = shared_data / "hostile"
+    rows = table(folder / "hostile.csv")
+    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "4"]) == 0
+    printed = capsys.readouterr()
+    main(["search", str(tmp_path / "index"), "a red circle", "--k", "100"])
+    found = capsys.readouterr().out
+    for row in rows:
+        if row["kind"] == "valid":
+            assert row["file"] in found, row["file"]
+        elif not row["file"].endswith(
+            ".mp3"
+        ):  # no video by its name: never a candidate; reading it is refused elsewhere
+            assert row["file"] in printed.err, row["file"]
+            assert row["file"] not in found, row["file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["info", "ViT-B-33"], "did you mean"),
+        (["search", "nowhere", "a dog"], "nowhere holds no index"),
+        (["index", "nowhere", "--out", "x"], "nowhere"),
+        (["eval", "nowhere"], "nowhere"),
+        (["train", "nowhere"], "nowhere"),
+        (["embed", "nowhere", "--out", "x.txt"], "must end in .safetensors"),
+    ],
+)
+def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from clipvid.data.shapes import write_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_dataset("videos", "train", 24)
+    options = ["--epochs", "1", "--batch_size", "8", "--reading.frames", "3", "--depth", "1", "--val_fraction", "0.25"]
+    assert main(["train", "videos/train", "--task", "retrieval", *options, "--out", "run"]) == 0
+    assert "model saved to run/best" in capsys.readouterr().out
+    assert main(["eval", "videos/train", "--model", "run/best", "--out", "figures.json"]) == 0
+    assert "24 videos; 3 frames" in capsys.readouterr().out
+    assert (tmp_path / "figures.json").exists()
+    assert main(["embed", "videos/train", "--model", "run/best", "--out", "e.safetensors"]) == 0
+    assert "24 embeddings of width 128" in capsys.readouterr().out
+    assert main(["index", "videos/train", "--model", "run/best", "--out", "index"]) == 0
+    assert main(["search", "index", "videos/train/00001.mp4", "--video", "true", "--k", "1"]) == 0
+    assert "00001.mp4" in capsys.readouterr().out

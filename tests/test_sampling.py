@@ -1,0 +1,130 @@
+"""Frame sampling against independent references: the rules as their papers' code states them, over many sizes."""
+
+from __future__ import annotations
+
+import doctest
+from random import Random
+
+import numpy as np
+import pytest
+
+from clipvid.video import sampling
+from clipvid.video.sampling import SAMPLERS, dense, linspace, sample, temporal_views, uniform
+
+SIZES = [(total, frames) for total in (*range(1, 40), 97, 100, 250, 1394) for frames in (1, 2, 3, 8, 12, 16, 32)]
+
+
+def segment_middles(total: int, frames: int) -> list[int]:
+    """The rule of STAN's test pipeline, written out with numpy."""
+    size = float(total - 1) / frames
+    middles = []
+    for i in range(frames):
+        start, half = int(np.round(size * i)), int(size / 2)
+        middles.append(start + half)
+    return middles
+
+
+@pytest.mark.parametrize(("total", "frames"), SIZES)
+def test_uniform_takes_the_middle_of_each_segment(total, frames):
+    assert uniform(total, frames) == segment_middles(total, frames)
+    assert uniform(total, frames) == sorted(uniform(total, frames))
+
+
+def test_uniform_of_a_hundred_frames():
+    assert uniform(100, 8) == [6, 18, 31, 43, 56, 68, 80, 93]
+    assert uniform(5, 12) == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]  # short: frames repeat
+    assert uniform(1, 3) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("total", "frames"), [(1, 4), (5, 12), (100, 8), (101, 8)])
+def test_random_uniform_draws_every_frame_of_its_segment_and_no_other(total, frames):
+    size = (total - 1) / frames
+    segments = [set(range(round(size * i), round(size * (i + 1)) + 1)) for i in range(frames)]
+    rng = Random(0)
+    drawn = list(zip(*(uniform(total, frames, rng=rng) for _ in range(600)), strict=True))
+    assert [set(column) for column in drawn] == segments
+
+
+def test_random_sampling_repeats_with_its_seed():
+    assert uniform(1000, 8, rng=Random(3)) == uniform(1000, 8, rng=Random(3)) != uniform(1000, 8, rng=Random(4))
+    assert dense(1000, 8, stride=4, rng=Random(3)) == dense(1000, 8, stride=4, rng=Random(3))
+
+
+@pytest.mark.parametrize(("total", "frames"), SIZES)
+def test_linspace_is_numpys_truncated(total, frames):
+    expected = range(total) if total <= frames else np.linspace(0, total - 1, frames).astype(int)
+    assert linspace(total, frames) == list(expected)
+
+
+def test_dense_keeps_its_stride_and_is_centred():
+    assert dense(100, 4, stride=8) == [37, 45, 53, 61]
+    assert dense(100, 4, stride=8, start=3) == [3, 11, 19, 27]
+    assert dense(25, 4, stride=8) == [0, 8, 16, 24]  # fits exactly
+
+
+def test_dense_goes_on_from_the_first_frame_when_the_video_is_too_short():
+    assert dense(10, 4, stride=4) == [0, 4, 8, 2]
+    assert dense(1, 4, stride=4) == [0, 0, 0, 0]
+
+
+def test_random_dense_reaches_every_start_that_fits():
+    rng = Random(0)
+    clips = [dense(30, 4, stride=8, rng=rng) for _ in range(300)]
+    assert {clip[0] for clip in clips} == set(range(6))
+    assert {clip[-1] for clip in clips} == set(range(24, 30))
+
+
+def test_one_view_is_the_plain_sample():
+    assert temporal_views(100, 8, views=1) == [uniform(100, 8)]
+    assert temporal_views(100, 8, views=1, stride=4) == [dense(100, 8, stride=4)]
+
+
+def test_views_without_stride_divide_each_segment_evenly():
+    views = np.array(temporal_views(801, 8, views=4))  # segments of 100 frames
+    assert views[:, 0].tolist() == [12, 37, 62, 87]
+    assert (np.diff(views, axis=1) == 100).all()
+
+
+def test_dense_views_spread_from_the_first_frame_to_the_last():
+    views = temporal_views(100, 4, views=3, stride=10)
+    assert [view[0] for view in views] == [0, 34, 69]
+    assert views[-1][-1] == 99
+
+
+@pytest.mark.parametrize(("total", "frames"), SIZES)
+def test_every_sampler_stays_within_the_video(total, frames):
+    found = [sample(name, total, frames, rng=rng) for name in SAMPLERS for rng in (None, Random(total))]
+    found += temporal_views(total, frames, views=3) + temporal_views(total, frames, views=3, stride=5)
+    assert all(0 <= index < total for indices in found for index in indices)
+    assert all(len(indices) == frames for indices in found if indices != list(range(total)))
+
+
+def test_sample_finds_the_sampler_by_name():
+    assert sample("uniform", 100, 8) == uniform(100, 8)
+    assert sample("linspace", 100, 8) == linspace(100, 8)
+    assert sample("dense", 100, 8) == dense(100, 8)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_video_or_a_clip_of_no_frames_is_an_error(name):
+    with pytest.raises(ValueError, match="total is the number of frames of the video and must be 1 or more, got 0"):
+        sample(name, 0, 8)
+    with pytest.raises(ValueError, match="frames is the number of frames to take and must be 1 or more, got 0"):
+        sample(name, 8, 0)
+
+
+def test_wrong_settings_name_value_and_allowed():
+    with pytest.raises(ValueError, match="unknown sampler 'unifrom'; choose one of uniform, linspace, dense"):
+        sample("unifrom", 10, 2)
+    with pytest.raises(ValueError, match="stride must be 1 or more, got 0"):
+        dense(10, 2, stride=0)
+    with pytest.raises(ValueError, match="start must be a frame of the video, 0 to 9, got 10"):
+        dense(10, 2, stride=1, start=10)
+    with pytest.raises(ValueError, match="views must be 1 or more, got 0"):
+        temporal_views(10, 2, views=0)
+
+
+def test_the_examples_of_the_docstrings_hold():
+    outcome = doctest.testmod(sampling)
+    assert outcome.attempted >= 5
+    assert outcome.failed == 0

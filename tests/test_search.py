@@ -1,0 +1,309 @@
+"""An index finds what comparing every pair by hand finds, survives saving, and refuses another model's queries."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.search.index import FACTS, VECTORS, Hit, VideoIndex
+from clipvid.video.decode import read_video
+from clipvid.video.transforms import VideoTransform
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
+
+
+class ColourModel(nn.Module):
+    """Embeds a clip by its mean colour under a fixed map, a text by the colour it names."""
+
+    def __init__(self, seed=0, width=8):
+        super().__init__()
+        weight = torch.randn(3, width, generator=torch.Generator().manual_seed(seed))
+        self.weight = nn.Parameter(weight)
+        self.dropout = nn.Dropout(0.5)
+        self.transform = VideoTransform(size=8)
+        self.clips = 0
+
+    @property
+    def device(self):
+        return self.weight.device
+
+    @property
+    def fingerprint(self):
+        return f"{self.weight.sum().item():.6f}"
+
+    def encode_video(self, video, *, normalize=True, mask=None):
+        self.clips += len(video)
+        colour = video.float().mean(dim=(3, 4)) / 255 - 0.4  # (B, T, 3)
+        colour = (colour * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        embedding = self.dropout(colour) @ self.weight
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def encode_text(self, texts, *, normalize=True):
+        colours = torch.tensor([COLOURS[text.split()[-1]] for text in texts]) / 255 - 0.4
+        embedding = colours @ self.weight
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+
+def write_video(path, colour, *, frames=6):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height = stream.width = 32
+        stream.pix_fmt = "yuv420p"
+        picture = np.full((32, 32, 3), colour, dtype=np.uint8)
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Four videos in nested folders, one of them without a suffix, beside files that are none."""
+    folder = tmp_path_factory.mktemp("library")
+    write_video(folder / "b" / "red.mp4", COLOURS["red"])
+    write_video(folder / "a" / "deep" / "green.MP4", COLOURS["green"])
+    write_video(folder / "blue", COLOURS["blue"])
+    write_video(folder / "yellow.mp4", COLOURS["yellow"], frames=2)
+    write_video(folder / ".hidden.mp4", COLOURS["red"])
+    (folder / "broken.mp4").write_text("not a video")
+    (folder / "notes.txt").write_text("no video either")
+    return folder
+
+
+@pytest.fixture
+def model():
+    return ColourModel()
+
+
+@pytest.fixture
+def index(model, library):
+    return VideoIndex.build(model, library, frames=4, progress=False)
+
+
+def names(hits):
+    return [hit.path.name for hit in hits]
+
+
+def test_a_folder_is_indexed_in_sorted_order_and_broken_files_are_listed(index, library):
+    expected = ["a/deep/green.MP4", "b/red.mp4", "blue", "yellow.mp4"]
+    assert [path.relative_to(library).as_posix() for path in index.paths] == expected
+    assert len(index) == 4
+    assert [(error.path.name, "not a video" in error.reason) for error in index.skipped] == [("broken.mp4", True)]
+    assert repr(index) == "VideoIndex(4 videos, 1 skipped, 4 frames each)"
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_search_agrees_with_comparing_every_pair(index, model, colour):
+    text = model.encode_text([f"something {colour}"])[0]
+    oracle = {}
+    for path in index.paths:
+        video = read_video(path, 4, fit=model.transform.fit)[None]
+        embedding = model.eval().encode_video(video, mask=torch.ones(1, 4, dtype=torch.bool))[0]
+        oracle[path] = float((embedding.double() @ text.double()).detach())
+    hits = index.search(f"something {colour}", k=4)
+    assert [hit.path for hit in hits] == sorted(oracle, key=oracle.__getitem__, reverse=True)
+    assert [hit.score for hit in hits] == pytest.approx([oracle[hit.path] for hit in hits], abs=1e-5)
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+    assert hits[0].path.stem == colour
+
+
+def test_a_large_index_agrees_with_sorting_all_cosines(model):
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(2, 500, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = VideoIndex(model)
+    index._put([Path(f"/{row}.mp4") for row in range(500)], vectors)
+    for query in queries[:50]:
+        cosines = vectors.astype(np.float64) @ query / np.linalg.norm(query)
+        hits = index.search_embedding(query, k=20)
+        assert [int(hit.path.stem) for hit in hits] == np.argsort(-cosines)[:20].tolist()
+        assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines)[::-1][:20].tolist(), abs=1e-5)
+
+
+def test_a_video_finds_itself_first_and_an_embeddings_length_does_not_count(index, library, model):
+    hits = index.search_video(library / "yellow.mp4", k=2)
+    assert names(hits)[0] == "yellow.mp4"
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+    query = model.encode_text(["red"])[0].detach()
+    scores = [[hit.score for hit in index.search_embedding(q)] for q in (query, 100 * query, (3 * query).numpy())]
+    assert scores[1] == pytest.approx(scores[0])
+    assert scores[2] == pytest.approx(scores[0])
+
+
+def test_k_beyond_the_index_gives_everything_and_less_than_one_is_refused(index):
+    assert len(index.search("red", k=100)) == 4
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        index.search("red", k=0)
+
+
+def test_equal_scores_come_in_the_order_of_the_index(model, library, tmp_path):
+    copies = []
+    for number in range(5):
+        copy = tmp_path / f"{number}.mp4"
+        copy.write_bytes((library / "yellow.mp4").read_bytes())
+        copies.append(copy.name)
+    index = VideoIndex.build(model, tmp_path, frames=4, progress=False)
+    assert names(index.search("yellow", k=5)) == copies
+
+
+def test_empty_queries_and_empty_indices_are_refused(index, model, library):
+    with pytest.raises(ValueError, match="query is empty"):
+        index.search("  ")
+    with pytest.raises(ValueError, match="index is empty; add videos"):
+        VideoIndex(model).search("red")
+    lost = VideoIndex.build(model, library / "broken.mp4", progress=False)
+    with pytest.raises(ValueError, match=r"all 1 files were skipped, see \.skipped"):
+        lost.search("red")
+    with pytest.raises(ValueError, match="have 8 numbers, the query has 3"):
+        index.search_embedding(torch.ones(3))
+    with pytest.raises(ValueError, match="not finite"):
+        index.search_embedding(torch.full((8,), torch.nan))
+
+
+def test_unreadable_files_can_stop_the_build(model, library):
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        VideoIndex.build(model, library, unreadable="raise", progress=False)
+
+
+def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path):
+    with pytest.raises(DataError, match="holds no video"):
+        VideoIndex.build(model, tmp_path, progress=False)
+    with pytest.raises(DataError, match="no videos were given"):
+        VideoIndex.build(model, [], progress=False)
+    with pytest.raises(ValueError, match="sampler must be one of"):
+        VideoIndex(model, sampler="unifrom")
+
+
+def test_workers_change_nothing(index, model, library):
+    other = VideoIndex.build(model, library, frames=4, batch_size=3, workers=2, progress=False)
+    assert other.paths == index.paths
+    assert [h.score for h in other.search("red")] == pytest.approx([h.score for h in index.search("red")], abs=1e-6)
+
+
+def test_dropout_is_off_while_embedding_and_the_mode_comes_back(model, library):
+    model.train()
+    index = VideoIndex.build(model, library, frames=4, progress=False)
+    assert model.training
+    assert index.search_video(library / "blue")[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_videos_already_indexed_are_an_error_or_skipped_or_replaced(index, model, library, tmp_path):
+    blue = tmp_path / "blue.mp4"
+    blue.write_bytes((library / "blue").read_bytes())
+    before = model.clips
+    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; pass existing="):
+        index.add([blue, library / "b" / "red.mp4"], progress=False)
+    assert model.clips == before
+    index.add([blue, blue, library / "b" / "red.mp4"], existing="skip", progress=False)
+    assert (len(index), model.clips) == (5, before + 1)
+    write_video(blue, COLOURS["red"])
+    index.add(blue, existing="replace", progress=False)
+    assert len(index) == 5
+    assert set(names(index.search("red", k=2))) == {"red.mp4", "blue.mp4"}
+    blue.write_text("now it is broken")
+    index.add(blue, existing="replace", progress=False)
+    assert blue not in index.paths
+    assert blue in [error.path for error in index.skipped]
+    write_video(blue, COLOURS["blue"])
+    index.add(blue, progress=False)
+    assert blue in index.paths
+    assert blue not in [error.path for error in index.skipped]
+    assert index.search_video(blue, k=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_relative_paths_are_kept_absolute(model, library, monkeypatch):
+    monkeypatch.chdir(library)
+    index = VideoIndex.build(model, "yellow.mp4", progress=False)
+    assert index.paths == (Path(os.path.abspath(library / "yellow.mp4")),)
+
+
+def test_a_saved_index_loads_with_everything_and_can_be_added_to(index, model, library, tmp_path):
+    place = index.save(tmp_path / "saved")
+    loaded = VideoIndex.load(place, model)
+    assert loaded.search("red", k=4) == index.search("red", k=4)
+    assert [str(error) for error in loaded.skipped] == [str(error) for error in index.skipped]
+    assert (loaded.frames, loaded.sampler) == (4, "uniform")
+    loaded.add(write_video(tmp_path / "more.mp4", COLOURS["red"]), progress=False)
+    loaded.save(place)
+    assert len(VideoIndex.load(place, model)) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["more.mp4", "saved"]  # nothing left beside
+
+
+def test_another_models_index_is_refused(index, tmp_path):
+    place = index.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"made by another model.*build the index again"):
+        VideoIndex.load(place, ColourModel(seed=1))
+
+
+def test_adding_after_the_weights_changed_is_refused(index, model, library):
+    with torch.no_grad():
+        model.weight += 1
+    with pytest.raises(CheckpointError, match="weights changed"):
+        index.add(library / "blue", existing="replace", progress=False)
+
+
+def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tmp_path):
+    (tmp_path / "holiday.mp4").write_bytes(b"precious")
+    for save in (index.save, lambda place: VideoIndex.build(model, library, save_to=place, progress=False)):
+        with pytest.raises(ValueError, match=r"holds other files \(holiday\.mp4\)"):
+            save(tmp_path)
+        with pytest.raises(ValueError, match="is a file"):
+            save(tmp_path / "holiday.mp4")
+    assert (tmp_path / "holiday.mp4").read_bytes() == b"precious"
+
+
+def test_damaged_indices_are_refused(index, model, tmp_path):
+    place = index.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"holds no index.*FileNotFoundError"):
+        VideoIndex.load(tmp_path, model)
+    facts = json.loads((place / FACTS).read_text())
+    (place / FACTS).write_text(json.dumps(facts | {"paths": facts["paths"][:2]}))
+    with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
+        VideoIndex.load(place, model)
+    (place / FACTS).write_text(json.dumps(facts | {"format": 99}))
+    with pytest.raises(CheckpointError, match="index format 99"):
+        VideoIndex.load(place, model)
+    (place / FACTS).write_text(json.dumps(facts))
+    (place / VECTORS).write_bytes((place / VECTORS).read_bytes()[:20])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        VideoIndex.load(place, model)
+
+
+def test_an_interrupted_build_keeps_what_is_embedded_and_goes_on(model, library, tmp_path, monkeypatch):
+    encode = model.encode_video
+
+    def interrupted(video, **options):
+        if model.clips == 2:
+            raise KeyboardInterrupt
+        return encode(video, **options)
+
+    monkeypatch.setattr(model, "encode_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VideoIndex.build(model, library, frames=4, batch_size=1, save_to=tmp_path / "saved", progress=False)
+    monkeypatch.undo()
+    index = VideoIndex.load(tmp_path / "saved", model)
+    assert len(index) == 2
+    index.add(library, existing="skip", progress=False)
+    assert set(index.paths) == set(VideoIndex.build(model, library, frames=4, progress=False).paths)
+    assert model.clips == 2 + 2 + 4
+
+
+def test_a_model_gone_wrong_is_named_with_the_video(model, library):
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"embedding of .*green\.MP4 is not finite"):
+        VideoIndex.build(model, library, progress=False)
+
+
+def test_hits_are_plain_facts():
+    assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)

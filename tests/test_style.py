@@ -1,0 +1,71 @@
+"""House rules that no linter knows: headers, sizes, and what must never be written into the project."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", ".ci")
+TEXT = {".py", ".md", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml", ".cfg", ".html", ".ini", ""}
+CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
+LIBRARY = [path for path in CODE if path.is_relative_to(ROOT / "clipvid")]
+SPEAKERS = {"cli.py", "__main__.py", "demo.py"}  # the files that may print
+# joined here, so that this file does not contain what it looks for
+FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "download.py" + "torch", "/wo" + "rk/", "/ro" + "ot/")
+UNFINISHED = re.compile("|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", "NotImplemented" + "Error")))
+
+
+def texts() -> list[Path]:
+    inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    files = [path for path in (*ROOT.iterdir(), *inside) if path.is_file() and "__pycache__" not in path.parts]
+    return [path for path in files if path.suffix in TEXT and path.stat().st_size < 2_000_000]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def long_functions(tree: ast.AST, *, limit: int) -> list[str]:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > limit]
+
+
+@pytest.mark.parametrize("path", CODE, ids=named)
+def test_a_file_opens_with_what_it_is_and_stays_readable(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "opens with a docstring: what, contract, what it does not know"
+    assert len(text.splitlines()) <= 450, "a file has at most 450 lines; split it by what its parts know"
+    assert not long_functions(tree, limit=80), "a function has at most 80 lines; better 40"
+    if path in LIBRARY and any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
+        assert "from __future__ import annotations" in text
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_the_library_does_not_print(path):
+    if path.name in SPEAKERS:
+        return
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not lines, "only the command line prints; raise, return or log"
+
+
+def test_nothing_names_a_registry_or_a_path_of_one_machine():
+    found = [(named(path), word) for path in texts() for word in FORBIDDEN if word in path.read_text(encoding="utf-8")]
+    assert not found
+
+
+def test_nothing_is_left_unfinished():
+    found = [(named(path), UNFINISHED.findall(path.read_text(encoding="utf-8"))) for path in CODE]
+    assert not [entry for entry in found if entry[1]]
+
+
+def test_the_search_covers_the_project_and_would_find_something():
+    covered = {named(path) for path in texts()}
+    assert {"pyproject.toml", "clipvid/errors.py", "scripts/test.sh", ".ci/run", "LICENSE"} <= covered
+    assert UNFINISHED.search("# TO" + "DO later")
+    assert long_functions(ast.parse("def f():\n" + "    x = 1\n" * 80), limit=80) == ["f"]

@@ -1,0 +1,229 @@
+"""Training: learns, resumes to the bit after SIGKILL, refuses what it cannot use."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipvid.cache import TapStore
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.feed import plan
+from clipvid.metrics import retrieval_metrics
+from clipvid.model import attach, create_model, load
+from clipvid.training import schedule, train
+
+READING = Reading(frames=3, batch_size=4, precision="32-true")
+WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, write_video) -> VideoData:
+    """Eight short videos of moving noise, four captions, two classes told apart by brightness."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(8):
+        frames = rng.integers(0, 60, (6, 48, 48, 3)) + (150 if i % 2 else 0)
+        path = write_video(folder / f"{i}.mp4", frames.astype(np.uint8))
+        records.append(Record(path, (WORDS[i % 4], WORDS[(i + 1) % 4]), i % 2))
+    return VideoData(tuple(records), ("dark", "bright"), "noise")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return create_model("clipvid-mini", depth=1)
+
+
+def fresh(mini):
+    torch.manual_seed(1)
+    return attach(mini.backbone, depth=2)
+
+
+def unlabelled(clips):
+    return VideoData(tuple(replace(r, label=None) for r in clips), (), "unlabelled")
+
+
+def config(**changes):
+    return replace(TrainConfig(epochs=2, batch_size=4, lr=1e-3, reading=READING), **changes)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.branch.named_parameters()}
+
+
+def test_recognition_learns_to_tell_two_classes(mini, clips):
+    model = fresh(mini)
+    result = train(model, clips, clips, config(task="recognition", epochs=6, head_lr=1e-2), progress=False)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert evaluate_recognition(model, clips, READING)["top-1"] == 100.0
+    assert model.training_record["task"] == "recognition"
+    assert not model.training
+
+
+def test_cached_taps_train_and_score_exactly_as_live_clips(mini, clips):
+    """The tower is frozen and frames are the same: only where taps come from differs."""
+    store = TapStore.encode(mini_with(mini, 2), clips, READING)
+    live, cached = fresh(mini), fresh(mini)
+    a = embed_videos(live, clips, READING).video
+    b = embed_videos(cached, store).video
+    assert torch.equal(a, b)
+    results = [
+        train(fresh(mini), data, None, config(captions_per_video=0, cache_taps=True), progress=False)
+        for data in (clips, store)
+    ]
+    assert [h["loss"] for h in results[0].history] == [h["loss"] for h in results[1].history]
+
+
+def mini_with(mini, depth):
+    return attach(mini.backbone, depth=depth)
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from test_training import config, fresh, READING
+from clipvid.data.readers import open_dataset
+from clipvid.model import create_model
+from clipvid.training import train
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    data = open_dataset("csv", {csv!r})
+    train(fresh(create_model("clipvid-mini", depth=1)), data, data,
+          config(epochs=3, batch_size=2, checkpoint_every=3), out=sys.argv[1], resume=True, progress=False)
+"""
+
+
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_path):
+    rows = "".join(f"{r.path},{c},{clips.classes[r.label]}\n" for r in clips for c in r.captions)
+    (tmp_path / "clips.csv").write_text("path,caption,label\n" + rows)
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent), csv=str(tmp_path / "clips.csv")))
+
+    def start(out):
+        with open(tmp_path / f"{out}.log", "ab") as log:
+            return subprocess.Popen([sys.executable, str(script), str(tmp_path / out)], stderr=log)
+
+    whole = start("whole")
+    assert whole.wait(timeout=240) == 0, (tmp_path / "whole.log").read_text()
+    killed = start("killed")
+    place = tmp_path / "killed" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not place.exists() and time.monotonic() < deadline:  # the first checkpoint is 3 batches into an epoch of 4
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(timeout=30)
+    assert not (tmp_path / "killed" / "best").exists()
+    steps = torch.load(place, weights_only=True)["place"]["steps"]
+    assert 0 < steps < 12
+    again = start("killed")
+    assert again.wait(timeout=240) == 0, (tmp_path / "killed.log").read_text()
+    expected, got = (load_file(tmp_path / out / "best" / "branch.safetensors") for out in ("whole", "killed"))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    histories = [json.loads((tmp_path / out / "history.json").read_text()) for out in ("whole", "killed")]
+    assert histories[0] == histories[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
+    train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 there, 0.002 here\)"):
+        train(fresh(mini), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)
+
+
+def test_best_epoch_is_kept_and_saved(mini, clips, tmp_path):
+    model = fresh(mini)
+    result = train(model, clips, clips, config(), out=tmp_path, progress=False)
+    assert result.best_score == max(h["score"] for h in result.history)
+    saved = load(tmp_path / "best")
+    assert evaluate_retrieval(saved, clips, READING)["R@1"] == pytest.approx(result.best_score)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_training_refuses_what_it_cannot_use(mini, clips):
+    bare = VideoData(tuple(replace(r, captions=(), label=None) for r in clips), clips.classes, "bare")
+    with pytest.raises(DataError, match=r"retrieval needs two or more clips with a caption each; 8 of 8 in bare"):
+        train(fresh(mini), bare, None, config(), progress=False)
+    with pytest.raises(DataError, match="recognition needs two or more"):
+        train(fresh(mini), unlabelled(clips), None, config(task="recognition"), progress=False)
+    with pytest.raises(ValueError, match="nothing to train: branch 'mean'"):
+        train(attach(mini.backbone, "mean"), clips, None, config(), progress=False)
+    with pytest.raises(ValueError, match="warmup is a fraction"):
+        TrainConfig(warmup=2.0)
+
+
+def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        train(fresh(mini), data, None, config(epochs=1), progress=False)
+    skip = replace(READING, unreadable="skip")
+    result = train(fresh(mini), data, None, config(epochs=1, reading=skip, batch_size=9), progress=False)
+    assert [error.path.name for error in result.unreadable] == ["broken.mp4"]
+    found = evaluate_retrieval(fresh(mini), data, skip)
+    assert found.n_videos == 8
+    assert [e.path.name for e in found.unreadable] == ["broken.mp4"]
+    assert "1 left out" in str(found)
+
+
+def test_plan_keeps_neighbours_together_and_is_a_function_of_seed_and_epoch():
+    settings = TrainConfig(batch_size=4, keep_together=2)
+    batches = plan(12, settings, epoch=0)
+    assert sorted(i for b in batches for i in b) == list(range(12))
+    assert all(b[i] + 1 == b[i + 1] and b[i] % 2 == 0 for b in batches for i in (0, 2))
+    assert plan(12, settings, epoch=0) == batches != plan(12, settings, epoch=1)
+
+
+def test_schedule_rises_then_falls_to_zero():
+    rates = [schedule(i / 100, warmup=0.1) for i in range(101)]
+    assert rates[0] > 0
+    assert max(rates) == pytest.approx(1.0, abs=1e-3)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_accumulation_over_two_halves_is_one_batch(mini, clips, monkeypatch):
+    """Recognition: the mean of two half-batch gradients is the gradient of the whole."""
+    seen = []
+
+    def record(optimizer, *_, **__):
+        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
+        model = fresh(mini)
+        for layer in model.branch.layers:
+            layer.drop_path = layer.cross.drop_path = 0.0
+        train(model, clips, None, config(task="recognition", epochs=1, cache_taps=True, **changes), progress=False)
+    assert len(seen) == 2
+    assert max(float(g.abs().max()) for g in seen[0]) > 1e-3
+    for whole, halves in zip(*seen, strict=True):
+        torch.testing.assert_close(halves, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_collapsed_model_scores_chance_not_everything():
+    metrics = retrieval_metrics(torch.ones(50, 50), torch.arange(50))
+    assert metrics.t2v["R@1"] == pytest.approx(2.0)
+    assert metrics.v2t["R@10"] == pytest.approx(20.0)
+
+
+def test_zero_shot_is_recognition_with_class_names(mini, clips):
+    found = zero_shot(fresh(mini), clips, READING, templates=("a {} clip",))
+    assert found.metrics.n == 8
+    assert 0 <= found["top-1"] <= 100
+    with pytest.raises(DataError, match=r"has no class names"):
+        zero_shot(fresh(mini), unlabelled(clips), READING)

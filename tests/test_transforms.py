@@ -1,0 +1,200 @@
+"""VideoTransform against open_clip's own preprocessing of the same picture, through Pillow."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from clipvid.video.transforms import VideoTransform
+
+SHAPES = [(240, 320), (321, 241), (64, 40), (33, 500), (1, 1), (2, 2), (17, 1), (300, 300), (48, 48), (720, 90)]
+SIZES = [48, (48, 48), (40, 64), (64, 40)]
+
+
+def pictures(height: int, width: int, *, frames: int = 1) -> torch.Tensor:
+    """Frames with smooth parts, hard edges and noise, so that a shift or another kernel shows."""
+    rng = np.random.default_rng(height * 1000 + width)
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([255 * y / max(1, height - 1), 255 * x / max(1, width - 1), (x + y) % 256])
+    noise = rng.integers(0, 256, (frames, 3, height, width))
+    mixed = np.where((x // 5 + y // 7) % 2, smooth, noise)
+    return torch.from_numpy(mixed.astype(np.uint8))
+
+
+def by_open_clip(frame: torch.Tensor, config: PreprocessCfg) -> torch.Tensor:
+    return image_transform_v2(config, is_train=False)(Image.fromarray(frame.permute(1, 2, 0).numpy()))
+
+
+def in_grey_levels(normalised: torch.Tensor, config: PreprocessCfg) -> torch.Tensor:
+    return (normalised * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]) * 255
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
+def test_equals_open_clip_within_two_grey_levels(interpolation, resize_mode, size):
+    config = PreprocessCfg(size=size, interpolation=interpolation, resize_mode=resize_mode, fill_color=77)
+    transform = VideoTransform.from_config(vars(config))
+    for shape in SHAPES:
+        if resize_mode == "longest" and min(shape) * 48 < 0.5 * max(shape):
+            continue  # open_clip rounds the short side to 0 there and fails
+        if (resize_mode, shape) == ("longest", (17, 1)):
+            continue
+        frame = pictures(*shape)[0]
+        expected = in_grey_levels(by_open_clip(frame, config), config)
+        found = in_grey_levels(transform(frame), config)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= 2.01, shape
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(16, 4096), (4096, 16), (8, 100), (3, 700), (1, 4000)], ids=str)
+def test_a_strip_equals_open_clip_too(shape, interpolation):
+    config = PreprocessCfg(size=32, interpolation=interpolation)
+    frame = pictures(*shape)[0]
+    found = in_grey_levels(VideoTransform.from_config(vars(config))(frame), config)
+    assert (found - in_grey_levels(by_open_clip(frame, config), config)).abs().max() <= 2.01
+
+
+def test_a_strip_is_never_resized_as_a_whole(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("resized the whole strip")
+
+    monkeypatch.setattr("clipvid.video.transforms.F.resize", refuse)
+    assert VideoTransform(224).fit(pictures(16, 4096)).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_a_batch_gives_what_its_frames_give(resize_mode):
+    transform = VideoTransform(32, resize_mode=resize_mode)
+    clips = pictures(50, 70, frames=6).unflatten(0, (2, 3))  # (B, T, 3, H, W)
+    each = torch.stack([transform.fit(frame) for frame in clips.flatten(0, 1)]).unflatten(0, (2, 3))
+    assert transform.fit(clips).shape == (2, 3, 3, 32, 32)
+    assert torch.equal(transform.fit(clips), each)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_fitting_twice_changes_nothing(resize_mode):
+    transform = VideoTransform((40, 64), resize_mode=resize_mode)
+    once = transform.fit(pictures(90, 70))
+    assert torch.equal(transform.fit(once), once)
+
+
+def test_memory_layout_of_the_frames_changes_at_most_rounding():
+    frames = pictures(90, 70)
+    last = frames.to(memory_format=torch.channels_last)
+    transform = VideoTransform(32)
+    assert (transform.fit(frames).int() - transform.fit(last).int()).abs().max() <= 1
+
+
+def test_normalize_is_the_formula():
+    frames = pictures(8, 8)
+    transform = VideoTransform(8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = (frames.double() / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.6, 0.7])[
+        :, None, None
+    ]
+    torch.testing.assert_close(transform.normalize(frames).double(), expected, atol=1e-6, rtol=0)
+    assert frames.dtype == torch.uint8  # the input is left as it was
+
+
+def test_config_may_come_from_json():
+    config = json.loads(json.dumps(vars(PreprocessCfg(size=(32, 48), mean=(0.5, 0.5, 0.5)))))
+    transform = VideoTransform.from_config(config, flip=0.5)
+    assert (transform.size, transform.mean, transform.flip) == ((32, 48), (0.5, 0.5, 0.5), 0.5)
+    assert hash(transform) == hash(VideoTransform.from_config(config, flip=0.5))
+
+
+def test_augment_without_options_is_fit():
+    frames = pictures(50, 70, frames=3)
+    assert torch.equal(VideoTransform(32).augment(frames, Random(0)), VideoTransform(32).fit(frames))
+
+
+def test_augment_treats_all_frames_of_a_clip_alike():
+    still = pictures(60, 80).expand(4, -1, -1, -1)
+    transform = VideoTransform(32, crop_scale=(0.08, 1.0), flip=0.5)
+    for seed in range(20):
+        clip = transform.augment(still, Random(seed))
+        assert clip.shape == (4, 3, 32, 32)
+        assert (clip == clip[:1]).all()
+
+
+def test_augment_repeats_with_its_seed_and_takes_one_number():
+    frames = pictures(60, 80)
+    transform = VideoTransform(32, crop_scale=(0.08, 1.0), flip=0.5)
+    assert torch.equal(transform.augment(frames, Random(1)), transform.augment(frames, Random(1)))
+    assert not torch.equal(transform.augment(frames, Random(1)), transform.augment(frames, Random(2)))
+    after = []
+    for options in ({}, {"flip": 0.5}, {"crop_scale": (0.08, 1.0)}):
+        rng = Random(5)
+        VideoTransform(32, **options).augment(frames, rng)
+        after.append(rng.random())
+    assert len(set(after)) == 1
+
+
+def test_flip_mirrors_as_often_as_asked():
+    frames = pictures(32, 32)
+    transform, rng = VideoTransform(32, flip=0.25), Random(0)
+    mirrored = sum(torch.equal(transform.augment(frames, rng), frames.flip(-1)) for _ in range(400))
+    assert 70 <= mirrored <= 130
+
+
+def test_random_crops_keep_the_part_of_the_area_they_promise():
+    y, x = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    frames = torch.stack([y, x, x]).to(torch.uint8)
+    transform, rng = VideoTransform(100, crop_scale=(0.25, 0.5)), Random(0)
+    areas, lefts = [], set()
+    for _ in range(100):
+        crop = transform.augment(frames, rng).int()
+        spans = [int(crop[i].max() - crop[i].min()) + 1 for i in (0, 1)]
+        areas.append(spans[0] * spans[1] / 200**2)
+        lefts.add(int(crop[1].min()))
+    assert min(areas) == pytest.approx(0.25, abs=0.03)
+    assert max(areas) == pytest.approx(0.5, abs=0.03)
+    assert len(lefts) > 40
+
+
+def test_augmenting_a_strip_falls_back_to_its_middle_square():
+    strip = torch.zeros(3, 4, 400, dtype=torch.uint8)
+    strip[:, :, 198:202] = 255
+    assert VideoTransform(16, crop_scale=(0.9, 1.0)).augment(strip, Random(0)).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("frames", "got"),
+    [
+        (torch.zeros(3, 8, 8), r"got torch.float32 \(3, 8, 8\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"got torch.uint8 \(8, 8, 3\)"),
+        (torch.zeros(3, 0, 8, dtype=torch.uint8), r"got torch.uint8 \(3, 0, 8\)"),
+    ],
+)
+def test_other_tensors_are_refused_with_the_fix(frames, got):
+    for act in (VideoTransform(8).fit, lambda frames: VideoTransform(8).augment(frames, Random(0))):
+        with pytest.raises(ValueError, match=rf"must be uint8 \(..., 3, H, W\), {got}; values 0 to 255"):
+            act(frames)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "1 or more, got 0"),
+        ({"interpolation": "nearest"}, "unknown interpolation 'nearest'; choose one of bicubic, bilinear, random"),
+        ({"resize_mode": "crop"}, "unknown resize_mode 'crop'; choose one of shortest, longest, squash"),
+        ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
+        ({"crop_scale": (0.5, 1.5)}, r"within \(0, 1\], got \(0.5, 1.5\)"),
+        ({"flip": 2.0}, r"in \[0, 1\], got 2.0"),
+    ],
+)
+def test_wrong_settings_name_value_and_allowed(options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoTransform(**options)
+
+
+def test_unknown_config_entries_are_an_error():
+    with pytest.raises(ValueError, match=r"unknown preprocess settings \['sizes'\]"):
+        VideoTransform.from_config({"sizes": 224})
