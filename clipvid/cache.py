@@ -104,6 +104,10 @@ class TapStore:
     def __len__(self) -> int:
         return len(self.data)
 
+    def last(self, depth: int) -> TapStore:
+        """The same store with the last `depth` levels only; copies nothing."""
+        return replace(self, taps=self.taps.last(depth))
+
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
         rows = torch.as_tensor(indices)

@@ -34,22 +34,19 @@ def demo(
     run(out, Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, seed=seed))
 
 
-def info(model: str, branch: str = "stan", depth: int | None = None, mixer: str | None = None, frames: int = 8) -> None:
+def info(
+    model: str, branch: str | None = None, depth: int | None = None, mixer: str | None = None, frames: int = 8
+) -> None:
     """Print what a base model and a branch on it cost: tower, taps, parameters, MACs, bytes; runs nothing.
 
     Args:
         model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
-        branch: mean, stan, stan-release or stan-paper.
+        branch: mean, stan (the default), stan-release or stan-paper.
         depth: how many of the tower's last levels are tapped.
         mixer: cross-frame module: attention, conv or conv_full.
         frames: frames a clip.
     """
-    from clipvid.model import CONFIG, create_model, load
-
-    if (Path(model) / CONFIG).is_file():
-        described = load(model)
-    else:
-        described = create_model(model, branch=branch, depth=depth, mixer=mixer, device="meta")
+    described = _model(model, branch=branch, depth=depth, mixer=mixer, device="meta")
     print(described.trainable_summary(frames))
 
 
@@ -58,7 +55,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     out: str = "clipvid-run",
     model: str = "clipvid-mini",
     pretrained: str | None = None,
-    branch: str = "stan",
+    branch: str | None = None,
     depth: int | None = None,
     mixer: str | None = None,
     format: str | None = None,
@@ -66,6 +63,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     val: str | None = None,
     val_split: str | None = None,
     val_fraction: float = 0.1,
+    device: str = "auto",
     resume: bool = False,
     config: TrainConfig | None = None,
 ) -> None:
@@ -76,7 +74,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         out: folder for the trained model (out/best), checkpoints and curves.
         model: base model, as for info; or a folder that clipvid saved, to go on from.
         pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
-        branch: mean, stan, stan-release or stan-paper.
+        branch: mean, stan (the default), stan-release or stan-paper.
         depth: how many of the tower's last levels are tapped.
         mixer: cross-frame module: attention, conv or conv_full.
         format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
@@ -84,6 +82,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
         val_fraction: share of the training videos to hold out.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
         config: everything else about training.
     """
@@ -99,8 +98,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         val_data = _open(val or data, format, val_split, classes=train_data.classes)
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
-    video_model = _model(model, pretrained, branch=branch, depth=depth, mixer=mixer)
-    result = train(video_model, train_data, val_data, config, out=out, resume=resume)
+    video_model = _model(model, pretrained, branch=branch, depth=depth, mixer=mixer, device="cpu")
+    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=_device(device))
     best = (
         ""
         if result.best_score is None
@@ -119,6 +118,7 @@ def evaluate(
     split: str | None = None,
     zero_shot: bool = False,
     out: str | None = None,
+    device: str = "auto",
     reading: Reading | None = None,
 ) -> None:
     """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
@@ -132,12 +132,13 @@ def evaluate(
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
         out: JSON file for the figures.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
         reading: how clips are read; as the model was trained when left out.
     """
     from clipvid import evaluate as ev
     from clipvid._files import whole_file
 
-    video_model = _model(model, pretrained, branch="mean")
+    video_model = _model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
     videos = _open(data, format, split, classes=classes)
@@ -160,6 +161,7 @@ def embed(
     out: str = "embeddings.safetensors",
     model: str = "clipvid-mini",
     pretrained: str | None = None,
+    device: str = "auto",
     reading: Reading | None = None,
 ) -> None:
     """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
@@ -169,7 +171,8 @@ def embed(
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
-        reading: how clips are read.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        reading: how clips are read; as the model was trained when left out.
     """
     import torch.nn.functional as F
     from safetensors.torch import save_file
@@ -181,7 +184,7 @@ def embed(
 
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
-    video_model = _model(model, pretrained, branch="mean")
+    video_model = _model(model, pretrained, device=device, plain="mean")
     paths = find_videos(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
     if not paths:
         raise ValueError(f"no videos in {videos}")
@@ -208,6 +211,7 @@ def index(
     pretrained: str | None = None,
     frames: int | None = None,
     workers: int = 0,
+    device: str = "auto",
     add: bool = False,
 ) -> None:
     """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
@@ -219,7 +223,8 @@ def index(
         pretrained: weights of a base model.
         frames: frames a video; as the model was trained when left out.
         workers: processes that decode.
-        add: add to the index that out holds, skipping files it has.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
     """
     from clipvid.evaluate import trained_reading
     from clipvid.search import VideoIndex
@@ -227,24 +232,22 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     if add:
-        found = VideoIndex.load(out, _index_model(out))
-        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+        found = VideoIndex.load(out, _index_model(out, device))
     else:
-        video_model = _model(model, pretrained, branch="mean")
+        video_model = _model(model, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
-        found = VideoIndex.build(
-            video_model, Path(videos), frames=frames or reading.frames, sampler=reading.sampler, workers=workers
-        )
+        found = VideoIndex(video_model, frames=frames or reading.frames, sampler=reading.sampler)
         found.note = {"model": model, "pretrained": pretrained}
+    with found.saving_to(out):  # what is embedded is kept when this is interrupted
+        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
         _report(found.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
-    found.save(out)
     print(f"{len(found)} videos in {out}")
     _report(found.skipped)
 
 
-def search(index: str, query: str, video: bool = False, k: int = 5) -> None:
+def search(index: str, query: str, video: bool = False, k: int = 5, device: str = "auto") -> None:
     """Find the videos of an index that fit a sentence, or that look like another video.
 
     Args:
@@ -252,10 +255,11 @@ def search(index: str, query: str, video: bool = False, k: int = 5) -> None:
         query: sentence to look for; or the path of a video, with --video true.
         video: the query is a video.
         k: how many hits to print.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
     """
     from clipvid.search import VideoIndex
 
-    found = VideoIndex.load(index, _index_model(index))
+    found = VideoIndex.load(index, _index_model(index, device))
     hits = found.search_video(query, k=k) if video else found.search(query, k=k)
     for hit in hits:
         print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
@@ -322,17 +326,43 @@ def _arguments(command: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(
-    name: str, pretrained: str | None, *, branch: str, depth: int | None = None, mixer: str | None = None
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str,
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    plain: str = "stan",
 ) -> Any:
-    """A saved model where `name` is a folder of one, else the base model of that name with a branch."""
+    """A saved model where `name` is a folder of one, else the base model of that name with a branch (`plain` if not
+    asked for). Options that a saved model would not listen to are refused."""
     from clipvid.model import CONFIG, create_model, load
 
     if (Path(name) / CONFIG).is_file():
-        return load(name)
-    return create_model(name, pretrained, branch=branch, depth=depth, mixer=mixer)
+        asked = {"pretrained": pretrained, "branch": branch, "depth": depth, "mixer": mixer}
+        given = [f"--{option} {value}" for option, value in asked.items() if value is not None]
+        if given:
+            raise ValueError(f"{name} is a saved model and brings its own branch and weights; leave out {given[0]}")
+        return load(name, device="cpu" if device == "meta" else _device(device))
+    return create_model(name, pretrained, branch=branch or plain, depth=depth, mixer=mixer, device=_device(device))
 
 
-def _index_model(index: str) -> Any:
+def _device(name: str) -> str:
+    """The device of that name; auto is a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name not in available:
+        raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
+    if not available[name]:
+        raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
+    return name
+
+
+def _index_model(index: str, device: str) -> Any:
     """The model that an index was built with, by the name in its note."""
     from clipvid.search import VideoIndex
 
@@ -341,7 +371,7 @@ def _index_model(index: str) -> Any:
         raise ValueError(
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
-    return _model(str(note["model"]), note["pretrained"], branch="mean")
+    return _model(str(note["model"]), note["pretrained"], device=device, plain="mean")
 
 
 def _open(data: str, format: str | None, split: str | None, *, classes: Sequence[str] | None = None) -> Any:

@@ -85,7 +85,7 @@ def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, fra
         trainable=trainable,
         frozen=sum(p.numel() for p in backbone.parameters()),
         tower_macs=_tower_macs(backbone, frames),
-        branch_macs=_branch_macs(branch, geometry, frames),
+        branch_macs=_branch_macs(branch, backbone, geometry, frames),
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
     )
 
@@ -111,11 +111,14 @@ def _tower_macs(backbone: Backbone, frames: int) -> Macs:
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
 
-def _branch_macs(branch: Branch, geometry: Geometry, frames: int) -> Macs:
+def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
     copy = tower.meta_copy(branch)
     dtype = next((p.dtype for p in copy.parameters()), torch.float32)
-    body = getattr(copy, "tokens", copy)  # as for the tower: the last projection to E is not in the papers' figures
-    return _count(lambda: body(meta_taps(geometry, frames=frames, dtype=dtype)))
+    found = _count(lambda: copy(meta_taps(geometry, frames=frames, dtype=dtype)))
+    if getattr(branch.options, "fusion", None) != "release":
+        return found
+    head = backbone.head()  # the published fusion repeats CLIP's projection, which the papers leave out here too
+    return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
 
 
 def _count(run) -> Macs:

@@ -43,12 +43,16 @@ def open_feed(
 
 
 class Work:
-    """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside."""
+    """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside.
+
+    `place` is where it stands in the epoch's plan: places are left out where no clip could be read.
+    """
 
     def __init__(
-        self, video: Tensor | Taps, *, mask: Tensor | None, text: Tensor, owner: Tensor, labels: Tensor
+        self, place: int, video: Tensor | Taps, *, mask: Tensor | None, text: Tensor, owner: Tensor, labels: Tensor
     ) -> None:
-        self.video, self.mask, self.text, self.owner, self.labels = video, mask, text, owner, labels
+        self.place, self.video, self.mask = place, video, mask
+        self.text, self.owner, self.labels = text, owner, labels
 
 
 class LiveFeed:
@@ -75,23 +79,23 @@ class LiveFeed:
             generator=torch.Generator(),  # the loader's own draw must not move the training's random state
             pin_memory=self.model.device.type == "cuda",
         )
-        for batch in loader:
+        for place, batch in enumerate(loader, start=start):
             self._lost |= {error.path: error for error in batch.unreadable}
             self.unreadable = tuple(self._lost.values())
             if len(batch):
-                yield self._work(batch.to(self.model.device, non_blocking=True), epoch)
+                yield self._work(place, batch.to(self.model.device, non_blocking=True), epoch)
 
-    def _work(self, batch: Batch, epoch: int) -> Work:
+    def _work(self, place: int, batch: Batch, epoch: int) -> Work:
         text, owner = self.texts.draw(batch.index.tolist(), epoch)
         mask = None if bool(batch.mask.all()) else batch.mask
-        return Work(batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
+        return Work(place, batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
 
 
 class StoredFeed:
     """Taps in memory: the tower does not run."""
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
-        self.model, self.store, self.config = model, store, config
+        self.model, self.store, self.config = model, store.last(model.branch.depth), config
         self.texts = _Texts(model, store.data, config)
         self.unreadable = store.unreadable
 
@@ -100,10 +104,10 @@ class StoredFeed:
 
     def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
         labels = self.store.labels
-        for rows in self.plan(epoch)[start:]:
+        for place, rows in enumerate(self.plan(epoch)[start:], start=start):
             taps = self.store.batch(rows).to(self.model.device)
             text, owner = self.texts.draw(rows, epoch)
-            yield Work(taps, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
+            yield Work(place, taps, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
 
 
 class _Texts:

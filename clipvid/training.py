@@ -85,7 +85,7 @@ def train(
             model.train()
             for step in source.batches(run.epoch, start=run.batch):
                 loss = run.step(step)
-                bar.update(1)
+                bar.update(run.steps - bar.n)
                 bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
                 curves("loss", loss, run.steps)
                 run.checkpoint_if_due()
@@ -102,16 +102,23 @@ class _Run:
     def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None) -> None:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
         self.objective = _Objective(model, config).to(model.device)
-        self.epoch = self.batch = self.steps = 0  # epoch and batch in it that come next; batches seen in all
+        self.epoch = self.batch = 0  # of the plan: what comes next
+        self.added = 0  # batches whose gradients wait for the weights' move
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
 
     def prepare(self, *, steps_an_epoch: int) -> None:
+        self.an_epoch = steps_an_epoch
         self.total = max(1, steps_an_epoch * self.config.epochs)
         self.groups = _groups(self.objective, self.config)
         optimizer = torch.optim.AdamW(self.groups, lr=self.config.lr, betas=(0.9, 0.98))
         self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
+
+    @property
+    def steps(self) -> int:
+        """Batches of the plan that lie behind."""
+        return self.epoch * self.an_epoch + self.batch
 
     def step(self, work: Work) -> float:
         """One batch: forward, backward, and the weights' move when `accumulate` batches have been added up."""
@@ -124,12 +131,13 @@ class _Run:
                 f"loss is {value} at step {self.steps} (epoch {self.epoch}); lower lr or raise warmup"
             )
         self.fabric.backward(loss / self.config.accumulate)
-        self.batch, self.steps = self.batch + 1, self.steps + 1
-        if self.steps % self.config.accumulate == 0 or self.steps == self.total:
+        self.batch, self.added = work.place + 1, self.added + 1
+        if self.added == self.config.accumulate or self.steps == self.total:
             if self.config.clip_norm:
                 self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            self.added = 0
         self.losses.append(value)
         return value
 
@@ -188,7 +196,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "place": {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "losses": self.losses},
+            "place": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
             "history": self.history,
             "best": self.best,
         }
@@ -221,7 +229,7 @@ class _Run:
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         place = state["place"]
-        self.epoch, self.batch, self.steps, self.losses = (place[k] for k in ("epoch", "batch", "steps", "losses"))
+        self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
         self.history, self.best = state["history"], state["best"]
 
     def bar(self, progress: bool):

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def demo_table(results: dict) -> str:
-    """The demo's table in Markdown, with its settings."""
+def demo_table(results: dict, others: list[dict]) -> str:
+    """The demo's table in Markdown, with its settings, and what other seeds gave."""
     table = results["table"]
     columns = list(next(iter(table.values())))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -25,6 +25,12 @@ def demo_table(results: dict) -> str:
         f"clips of 8 frames; {results['seconds']['in all']:.0f} s in all on {results['machine']}. Measured by "
         f"`bash scripts/demo.sh` (clipvid {results['clipvid']}, torch {results['torch']})."
     )
+    if others:
+        stan = [run["table"]["STAN, trained"] for run in others]
+        seeds = ", ".join(str(run["plan"]["seed"]) for run in others)
+        values = {column: [row[column]["value"] for row in stan] for column in columns}
+        spans = "; ".join(f"{column} {min(found):.1f} to {max(found):.1f}" for column, found in values.items())
+        lines += ["", f"STAN with other videos, weights and order (`clipvid demo --seed`, {seeds}): {spans}."]
     return "\n".join(lines)
 
 
@@ -39,7 +45,9 @@ def fill(text: str, name: str, content: str) -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     results = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), "demo", demo_table(results)), encoding="utf-8")
+    others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+    table = demo_table(results, others)
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), "demo", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -172,10 +172,18 @@ def test_captions_are_unique_and_the_reversed_caption_is_the_neighbours(split):
     assert len({scene.caption for scene in scenes}) == 5120
     for one, other in itertools.batched(scenes, 2) if hasattr(itertools, "batched") else zip(*[iter(scenes)] * 2):  # noqa: B905
         assert one.reversed_caption == other.caption
-        assert one.seed != other.seed
+        assert one.seed != other.seed, "in val and test the two are drawn independently"
     assert sorted(scene.motion for scene in scenes[:10]) == sorted(MOTIONS)
     with pytest.raises(ValueError, match="indices end at 5119"):
         draw_scene(7, split, 5120)
+
+
+def test_a_train_pair_is_one_clip_forwards_and_backwards_and_pairs_differ():
+    for i in range(0, 40, 2):
+        scene, partner = draw_scene(3, "train", i), draw_scene(3, "train", i + 1)
+        assert partner == scene.reversed()
+    first, second = (render(draw_scene(3, "train", i)) for i in (0, 2))
+    assert first.shape != second.shape or (first != second).any()
 
 
 def test_train_draws_every_object_and_motion_word():

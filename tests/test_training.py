@@ -17,7 +17,7 @@ from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
-from clipvid.feed import plan
+from clipvid.feed import LiveFeed, plan
 from clipvid.metrics import retrieval_metrics
 from clipvid.model import attach, create_model, load
 from clipvid.training import schedule, train
@@ -127,8 +127,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=30)
     assert not (tmp_path / "killed" / "best").exists()
-    steps = torch.load(place, weights_only=True)["place"]["steps"]
-    assert 0 < steps < 12
+    reached = torch.load(place, weights_only=True)["place"]
+    assert 0 < 4 * reached["epoch"] + reached["batch"] < 12
     again = start("killed")
     assert again.wait(timeout=240) == 0, (tmp_path / "killed.log").read_text()
     expected, got = (load_file(tmp_path / out / "best" / "branch.safetensors") for out in ("whole", "killed"))
@@ -177,6 +177,21 @@ def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, 
     assert found.n_videos == 8
     assert [e.path.name for e in found.unreadable] == ["broken.mp4"]
     assert "1 left out" in str(found)
+
+
+def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mini, clips, tmp_path):
+    """So that a run resumed behind it goes on with the next batch, and repeats none."""
+    for name in ("x.mp4", "y.mp4"):
+        (tmp_path / name).write_bytes(b"not a video")
+    broken = tuple(Record(tmp_path / name, ("a red circle",), 0) for name in ("x.mp4", "y.mp4"))
+    data = replace(clips, records=(*broken, *clips.records[:6]))
+    settings = config(batch_size=2, keep_together=2, reading=replace(READING, unreadable="skip"))
+    feed = LiveFeed(mini, data, settings)
+    lost = feed.plan(0).index([0, 1])
+    assert [work.place for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
+    assert [work.place for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
+    train(fresh(mini), data, None, replace(settings, epochs=1), out=tmp_path / "run", progress=False)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["place"]["epoch"] == 1
 
 
 def test_plan_keeps_neighbours_together_and_is_a_function_of_seed_and_epoch():

@@ -22,6 +22,7 @@ from clipvid.branches.branch import Branch, mean_over_frames
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.mixers import MIXERS
+from clipvid.nn.motion import LocalMotion
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ class STAN(Branch):
             for k in range(o.depth)
         )
         self.fusion = (
-            _GatedFusion(width, g.embed_dim, time_size=o.time_size)
-            if o.fusion == "gated"
-            else _ReleaseFusion(backbone, width)
+            _GatedFusion(width, g.embed_dim, grid=g.grid) if o.fusion == "gated" else _ReleaseFusion(backbone, width)
         )
 
     def tokens(self, taps: Taps) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
@@ -233,28 +232,21 @@ def stretched(table: Float[Tensor, "rows d"], frames: int) -> Float[Tensor, "t d
 class _GatedFusion(nn.Module):
     """Frame embedding + gate(what the branch saw); the gate is a linear that starts at zero, so step 0 is CLIP itself.
 
-    Beside the video token, the gate reads the mean of the patches and their covariance with learned signals of time.
-    Both are ours: the patches are where the mixers write, and a covariance with time is zero for a still video and
-    changes sign when the patches are played backwards. `pairs` are GELU features of all three together, meant for
-    motions (rotation) that show only in how two signals go together; no ablation has shown yet that they help.
+    The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which is ours: the
+    mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
     """
 
-    def __init__(self, width: int, embed_dim: int, *, time_size: int) -> None:
+    def __init__(self, width: int, embed_dim: int, *, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.signals = nn.Parameter(sinusoids(time_size, width))
-        self.pairs = nn.Linear(3 * width, 4 * width)
-        self.gate = nn.Linear(7 * width, embed_dim, bias=False)
+        self.grid = grid
+        self.norm = nn.LayerNorm(width)
+        self.motion = LocalMotion(width, 2 * width)
+        self.gate = nn.Linear(3 * width, embed_dim, bias=False)
         nn.init.zeros_(self.gate.weight)
 
     def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
-        frame = patch.mean(dim=2)  # (B, T, D)
-        signal = stretched(self.signals, frame.shape[1]).expand_as(frame)
-        mean = mean_over_frames(frame, taps.mask)
-        covariance = mean_over_frames(signal * frame, taps.mask) - mean_over_frames(signal, taps.mask) * mean
-        seen = torch.cat([norm(x) for norm, x in zip(self.norms, (cls, mean, covariance), strict=True)], dim=-1)
-        seen = torch.cat([seen, F.gelu(self.pairs(seen))], dim=-1)
-        return taps.frames + self.gate(seen)[:, None]
+        motion = self.motion(patch, grid=self.grid, mask=taps.mask)
+        return taps.frames + self.gate(torch.cat([self.norm(cls), motion], dim=-1))[:, None]
 
 
 class _ReleaseFusion(nn.Module):

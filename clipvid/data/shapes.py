@@ -106,15 +106,17 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     """Clip `index` of a split.
 
     Clips 2k and 2k+1 share the words of object and background, and their motions are each other's reverse: the
-    reversed caption of every clip is the caption of its neighbour. Both clips are drawn independently (path, colour
-    shade, speed, ...). In `train` words and motions are drawn at random. In `val` and `test` motions are balanced over
-    every ten clips, and no caption occurs twice in the split, which therefore ends at 5120 clips.
+    reversed caption of every clip is the caption of its neighbour. In `train` words and motions are drawn at random,
+    and clip 2k+1 is clip 2k played backwards: a minimal pair, of which a model can only learn order. In `val` and
+    `test` the two are drawn independently (path, colour shade, speed, ...), motions are balanced over every ten clips,
+    and no caption occurs twice in the split, which therefore ends at 5120 clips.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     key = (seed, SPLITS.index(split), index)
     if split == "train":
-        rng = np.random.default_rng((*key[:2], index // 2, 0))
+        key = (*key[:2], index // 2)
+        rng = np.random.default_rng((*key, 0))
         words, pair = _OBJECTS[rng.integers(len(_OBJECTS))], PAIRS[rng.integers(len(PAIRS))]
         return Scene(*words, motion=pair[index % 2], seed=key)
     limit = len(_OBJECTS) * len(MOTIONS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -94,14 +94,19 @@ class VideoIndex:
         `load` it and `add(..., existing="skip")` to go on.
         """
         index = cls(model, frames=frames, sampler=sampler, backend=backend)
-        if save_to is not None:
-            _check_place(Path(save_to))
-        try:
+        with nullcontext() if save_to is None else index.saving_to(save_to):
             index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
-        finally:
-            if save_to is not None and (index._paths or index._skipped):
-                index.save(save_to)
         return index
+
+    @contextmanager
+    def saving_to(self, folder: str | Path) -> Iterator[None]:
+        """Save to `folder` at the end of the block, also when it is interrupted or fails."""
+        _check_place(Path(folder))
+        try:
+            yield
+        finally:
+            if self._paths or self._skipped:
+                self.save(folder)
 
     def add(
         self,

@@ -1,0 +1,72 @@
+"""The command line: what it refuses in one line, and what an interruption leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipvid.cli import main
+from clipvid.data.shapes import write_dataset
+from clipvid.model import create_model
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_dataset("videos", "test", 20)
+
+
+def refusal(capsys, *words: str) -> str:
+    """The one line that a refused command prints."""
+    assert main(list(words)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_a_saved_model_refuses_options_that_it_would_not_listen_to(videos, capsys):
+    create_model("clipvid-mini", depth=1).save("saved")
+    for option in (("--branch", "stan-paper"), ("--depth", "2"), ("--mixer", "conv"), ("--pretrained", "openai")):
+        error = refusal(capsys, "train", "videos/test", "--val_fraction", "0.5", "--model", "saved", *option)
+        assert f"saved is a saved model and brings its own branch and weights; leave out {' '.join(option)}" in error
+    assert "leave out --mixer conv" in refusal(capsys, "info", "saved", "--mixer", "conv")
+    assert main(["info", "saved"]) == 0
+    assert "depth 1" in capsys.readouterr().out
+
+
+def test_devices_are_chosen_by_name(videos, capsys):
+    assert "unknown device 'gpu'; choose one of auto, cpu, cuda, mps" in refusal(
+        capsys, "embed", "videos/test", "--device", "gpu"
+    )
+    if not torch.cuda.is_available():
+        for command in ("embed", "eval", "index", "train --val_fraction 0.5"):
+            error = refusal(capsys, *command.split(), "videos/test", "--device", "cuda")
+            assert "this machine has no cuda device that torch can use" in error
+    assert main(["embed", "videos/test", "--device", "cpu", "--out", "e.safetensors"]) == 0
+
+
+def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
+    options = ["--epochs", "1", "--batch_size", "2", "--reading.frames", "2", "--depth", "1", "--val_fraction", "0.5"]
+    assert main(["train", "videos/test", *options, "--out", "run"]) == 0
+    assert "on 10 held-out videos" in capsys.readouterr().out
+
+
+def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeypatch, capsys):
+    from clipvid.search import VideoIndex
+
+    put = VideoIndex._put
+
+    def interrupted(self, paths, embeddings):
+        put(self, paths[:4], embeddings[:4])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoIndex, "_put", interrupted)
+    assert main(["index", "videos/test", "--out", "found"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(json.loads(Path("found/index.json").read_text())["paths"]) == 4
+    monkeypatch.setattr(VideoIndex, "_put", put)
+    assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0
+    assert "20 videos in found" in capsys.readouterr().out

@@ -1,0 +1,71 @@
+"""LocalMotion: a loop over places and frames as oracle, masks, single frames, order."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from clipvid.nn.motion import LocalMotion
+
+GRID = (2, 3)
+
+
+def noisy(width: int = 6, features: int = 5) -> LocalMotion:
+    module = LocalMotion(width, features).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module
+
+
+def clip(frames: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, frames, 6, 6, dtype=torch.float64)
+
+
+def test_it_equals_a_loop_over_places_and_neighbouring_frames():
+    module, x = noisy(), clip(4)
+    for b in range(2):
+        total = torch.zeros(5, dtype=torch.float64)
+        for t in range(3):
+
+            def change(row: int, column: int, *, b: int = b, t: int = t) -> torch.Tensor:
+                inside = 0 <= row < 2 and 0 <= column < 3
+                place = 3 * row + column
+                return x[b, t + 1, place] - x[b, t, place] if inside else torch.zeros(6, dtype=torch.float64)
+
+            for row in range(2):
+                for column in range(3):
+                    seen = (
+                        x[b, t, 3 * row + column] + x[b, t + 1, 3 * row + column],
+                        change(row, column),
+                        change(row, column + 1) - change(row, column - 1),
+                        change(row + 1, column) - change(row - 1, column),
+                    )
+                    parts = [norm(s) for norm, s in zip(module.norms, seen, strict=True)]
+                    total += F.gelu(module.mix(torch.cat(parts))) / 18
+        torch.testing.assert_close(module(x, grid=GRID)[b], module.norm(total), atol=1e-12, rtol=0)
+
+
+def test_masked_frames_give_nothing_and_break_the_chain():
+    module, x = noisy(), clip(5)
+    mask = torch.tensor([[True, True, True, False, False], [True] * 5])
+    found = module(x, grid=GRID, mask=mask)
+    torch.testing.assert_close(found[0], module(x[:1, :3], grid=GRID)[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found[1], module(x, grid=GRID)[1], atol=1e-12, rtol=0)
+    gap = torch.tensor([[True, True, False, True, True]])
+    garbage = x[:1].clone()
+    garbage[:, 2] = torch.inf
+    assert torch.equal(module(x[:1], grid=GRID, mask=gap), module(garbage, grid=GRID, mask=gap))
+
+
+def test_of_a_single_frame_nothing_is_known():
+    module, x = noisy(), clip(1)
+    expected = module.norm(torch.zeros(2, 5, dtype=torch.float64))
+    assert torch.equal(module(x, grid=GRID), expected)
+    assert torch.equal(module(x, grid=GRID, mask=torch.ones(2, 1, dtype=torch.bool)), expected)
+
+
+def test_order_and_layout_count_at_once():
+    module, x = noisy(), clip(4)
+    assert not torch.allclose(module(x, grid=GRID), module(x.flip(1), grid=GRID), atol=1e-3)
+    assert not torch.allclose(module(x, grid=GRID), module(x, grid=(3, 2)), atol=1e-3)
