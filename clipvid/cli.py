@@ -24,14 +24,16 @@ def demo(
 
     Args:
         out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
-        train_clips: clips to train on.
+        train_clips: clips to train on, an even number: each comes with itself played backwards.
         test_clips: clips to score on, an even number.
-        epochs: passes over the training clips for retrieval; recognition goes on for half as many.
+        epochs: passes over the training clips for retrieval; recognition goes on for half as many. The order-blind
+            baseline gets five times as many for each.
         seed: of videos, weights and order.
     """
     from clipvid.demo import Plan, run
 
-    run(out, Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, seed=seed))
+    plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
+    run(out, plan)
 
 
 def info(
@@ -46,7 +48,7 @@ def info(
         mixer: cross-frame module: attention, conv or conv_full.
         frames: frames a clip.
     """
-    described = _model(model, branch=branch, depth=depth, mixer=mixer, device="meta")
+    described = _model(model, branch=branch, depth=depth, mixer=mixer, shapes_only=True)
     print(described.trainable_summary(frames))
 
 
@@ -98,8 +100,9 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         val_data = _open(val or data, format, val_split, classes=train_data.classes)
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
-    video_model = _model(model, pretrained, branch=branch, depth=depth, mixer=mixer, device="cpu")
-    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=_device(device))
+    accelerator = _device(device)
+    video_model = _model(model, pretrained, branch=branch, depth=depth, mixer=mixer)
+    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
     best = (
         ""
         if result.best_score is None
@@ -133,7 +136,7 @@ def evaluate(
         zero_shot: recognise by class names instead of a trained classifier.
         out: JSON file for the figures.
         device: auto (a GPU where there is one), cpu, cuda or mps.
-        reading: how clips are read; as the model was trained when left out.
+        reading: how clips are read; as the model was trained when nothing of it is given.
     """
     from clipvid import evaluate as ev
     from clipvid._files import whole_file
@@ -172,7 +175,7 @@ def embed(
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
         device: auto (a GPU where there is one), cpu, cuda or mps.
-        reading: how clips are read; as the model was trained when left out.
+        reading: how clips are read; as the model was trained when nothing of it is given.
     """
     import torch.nn.functional as F
     from safetensors.torch import save_file
@@ -207,7 +210,7 @@ def embed(
 def index(
     videos: str,
     out: str = "clipvid-index",
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     frames: int | None = None,
     workers: int = 0,
@@ -219,7 +222,7 @@ def index(
     Args:
         videos: a file, or a folder that is searched for videos.
         out: folder of the index.
-        model: a folder that clipvid saved, or a base model.
+        model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
         pretrained: weights of a base model.
         frames: frames a video; as the model was trained when left out.
         workers: processes that decode.
@@ -232,12 +235,18 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     if add:
+        _refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
         found = VideoIndex.load(out, _index_model(out, device))
     else:
-        video_model = _model(model, pretrained, device=device, plain="mean")
+        if Path(out).exists() and any(Path(out).iterdir()):
+            raise FileExistsError(
+                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+            )
+        name = model or "clipvid-mini"
+        video_model = _model(name, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
         found = VideoIndex(video_model, frames=frames or reading.frames, sampler=reading.sampler)
-        found.note = {"model": model, "pretrained": pretrained}
+        found.note = {"model": name, "pretrained": pretrained}
     with found.saving_to(out):  # what is embedded is kept when this is interrupted
         found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
@@ -275,6 +284,13 @@ COMMANDS = {
     "search": search,
 }
 
+GO_ON = {
+    "demo": "; run it again, and the videos that are finished are reused",
+    "train": "; run it again with --resume true to go on from the last checkpoint",
+    "index": "; run it again with --add true to go on with what is embedded",
+}
+"""What to do after an interruption, where something is kept."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -293,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvid {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nclipvid {name}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"\nclipvid {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130
     return 0
 
@@ -329,35 +345,44 @@ def _model(
     name: str,
     pretrained: str | None = None,
     *,
-    device: str,
+    device: str = "cpu",
     branch: str | None = None,
     depth: int | None = None,
     mixer: str | None = None,
     plain: str = "stan",
+    shapes_only: bool = False,
 ) -> Any:
-    """A saved model where `name` is a folder of one, else the base model of that name with a branch (`plain` if not
-    asked for). Options that a saved model would not listen to are refused."""
+    """A saved model where `name` is a folder of one, else the base model of that name with a branch.
+
+    `plain` is the branch where none is asked for; with `shapes_only` a base model has no weights.
+    """
     from clipvid.model import CONFIG, create_model, load
 
     if (Path(name) / CONFIG).is_file():
-        asked = {"pretrained": pretrained, "branch": branch, "depth": depth, "mixer": mixer}
-        given = [f"--{option} {value}" for option, value in asked.items() if value is not None]
-        if given:
-            raise ValueError(f"{name} is a saved model and brings its own branch and weights; leave out {given[0]}")
-        return load(name, device="cpu" if device == "meta" else _device(device))
-    return create_model(name, pretrained, branch=branch or plain, depth=depth, mixer=mixer, device=_device(device))
+        what = f"{name} is a saved model and brings its own branch and weights"
+        _refuse(what, pretrained=pretrained, branch=branch, depth=depth, mixer=mixer)
+        return load(name, device=_device(device))
+    place = "meta" if shapes_only else _device(device)
+    return create_model(name, pretrained, branch=branch or plain, depth=depth, mixer=mixer, device=place)
+
+
+def _refuse(reason: str, **options: object) -> None:
+    """ValueError for options that were given where nothing would listen to them."""
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{reason}; leave out {', '.join(given)}")
 
 
 def _device(name: str) -> str:
     """The device of that name; auto is a GPU where there is one."""
     import torch
 
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name not in available:
+        return next((gpu for gpu, there in gpus.items() if there), "cpu")
+    if name != "cpu" and name not in gpus:
         raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
-    if not available[name]:
+    if not gpus.get(name, True):
         raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
     return name
 

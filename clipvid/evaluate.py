@@ -194,7 +194,7 @@ def _taps(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
 ) -> Iterator[tuple[Taps, list[int], tuple[VideoError, ...]]]:
     if isinstance(data, TapStore):
-        data = data.last(model.branch.depth)
+        data = data.last(min(model.branch.depth, data.taps.depth))
         for start in range(0, len(data), reading.batch_size):
             indices = list(range(start, min(start + reading.batch_size, len(data))))
             yield data.batch(indices).to(model.device), indices, ()

@@ -104,6 +104,7 @@ class _Run:
         self.objective = _Objective(model, config).to(model.device)
         self.epoch = self.batch = 0  # of the plan: what comes next
         self.added = 0  # batches whose gradients wait for the weights' move
+        self.saved = 0  # `steps` at the last checkpoint
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
@@ -132,20 +133,27 @@ class _Run:
             )
         self.fabric.backward(loss / self.config.accumulate)
         self.batch, self.added = work.place + 1, self.added + 1
-        if self.added == self.config.accumulate or self.steps == self.total:
-            if self.config.clip_norm:
-                self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.added = 0
+        if self.added == self.config.accumulate:
+            self._move()
         self.losses.append(value)
         return value
 
+    def _move(self) -> None:
+        if self.config.clip_norm:
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.added = 0
+
     def end_epoch(self, val_data: VideoData | TapStore | None) -> dict[str, float]:
         """Validate, keep the best weights, write the checkpoint of a finished epoch."""
-        entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / max(1, len(self.losses))}
+        if not self.losses:
+            raise DataError(f"no training video could be read in epoch {self.epoch + 1}; check the data set's root")
+        entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
         last = self.epoch + 1 == self.config.epochs
+        if last and self.added:  # fewer batches than `accumulate` were left
+            self._move()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
             entry["score"] = self._score(val_data)
         score = entry.get("score")
@@ -180,10 +188,11 @@ class _Run:
         return TrainResult(tuple(self.history), self.best["epoch"], self.best["score"], name, seconds, unreadable)
 
     def checkpoint_if_due(self) -> None:
-        if self.steps % self.config.checkpoint_every == 0:
+        if self.steps - self.saved >= self.config.checkpoint_every:
             self.save()
 
     def save(self) -> None:
+        self.saved = self.steps
         if self.out is None or not self.fabric.is_global_zero:
             return
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
@@ -230,6 +239,7 @@ class _Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         place = state["place"]
         self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
+        self.saved = self.steps
         self.history, self.best = state["history"], state["best"]
 
     def bar(self, progress: bool):

@@ -46,6 +46,12 @@ def main() -> None:
     readme = ROOT / "README.md"
     results = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
     others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+    for run in others:
+        differing = [k for k, v in run["plan"].items() if k != "seed" and v != results["plan"][k]]
+        if differing:
+            raise SystemExit(
+                f"seed {run['plan']['seed']} was run with another plan ({', '.join(differing)}); run it again"
+            )
     table = demo_table(results, others)
     readme.write_text(fill(readme.read_text(encoding="utf-8"), "demo", table), encoding="utf-8")
 

@@ -68,5 +68,13 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     assert "interrupted" in capsys.readouterr().err
     assert len(json.loads(Path("found/index.json").read_text())["paths"]) == 4
     monkeypatch.setattr(VideoIndex, "_put", put)
+    kept = Path("found/index.json").read_bytes()
+    assert "found holds an index or other files; give --add true" in refusal(
+        capsys, "index", "videos/test", "--out", "found"
+    )
+    assert Path("found/index.json").read_bytes() == kept
+    assert "found knows its model and its frames; leave out --frames 3" in refusal(
+        capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"
+    )
     assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0
     assert "20 videos in found" in capsys.readouterr().out

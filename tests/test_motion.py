@@ -56,6 +56,9 @@ def test_masked_frames_give_nothing_and_break_the_chain():
     garbage = x[:1].clone()
     garbage[:, 2] = torch.inf
     assert torch.equal(module(x[:1], grid=GRID, mask=gap), module(garbage, grid=GRID, mask=gap))
+    module.norm = torch.nn.Identity()  # so that parts can be averaged: the pairs (0, 1) and (3, 4), and no pair (1, 3)
+    parts = (module(x[:1, :2], grid=GRID) + module(x[:1, 3:], grid=GRID)) / 2
+    torch.testing.assert_close(module(x[:1], grid=GRID, mask=gap), parts, atol=1e-12, rtol=0)
 
 
 def test_of_a_single_frame_nothing_is_known():

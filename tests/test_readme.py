@@ -14,7 +14,9 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -176,3 +178,11 @@ def test_wrong_names_and_keywords_are_noticed():
 def test_commands_are_read_over_continued_lines():
     page = "```bash\npip install clipvid\n$ clipvid search \\\n  'a dog' --k=5  # five\npython -m clipvid info\n```\n"
     assert commands(page) == [["search", "a dog", "--k=5"], ["info"]]
+
+
+def test_the_table_is_the_one_of_the_stored_measurement():
+    script = runpy.run_path(str(ROOT / "scripts" / "update_readme.py"))
+    results = json.loads((script["RESULTS"] / "demo.json").read_text(encoding="utf-8"))
+    others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(script["RESULTS"].glob("demo-seed-*"))]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert script["fill"](text, "demo", script["demo_table"](results, others)) == text

@@ -229,13 +229,16 @@ def test_a_dataset_has_its_captions_labels_and_files(tmp_path):
         assert decode(record.path).shape == render(scene).shape
 
 
-def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path):
-    first = write_dataset(tmp_path, "train", 3)
+def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path, monkeypatch):
+    first = write_dataset(tmp_path, "train", 4)
     stamps = [record.path.stat().st_mtime_ns for record in first.records]
-    assert write_dataset(tmp_path, "train", 3) == first
+    assert write_dataset(tmp_path, "train", 4) == first
     assert [record.path.stat().st_mtime_ns for record in first.records] == stamps
     with pytest.raises(ValueError, match="holds something else"):
-        write_dataset(tmp_path, "train", 3, seed=1)
+        write_dataset(tmp_path, "train", 4, seed=1)
+    monkeypatch.setattr(shapes, "DEAL", shapes.DEAL + 1)
+    with pytest.raises(ValueError, match="holds something else"):
+        write_dataset(tmp_path, "train", 4)
 
 
 def test_an_interrupted_run_leaves_no_folder_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -268,5 +271,5 @@ def test_two_processes_write_the_same_files_as_one(tmp_path):
 
 
 def test_a_split_of_pairs_cannot_have_an_odd_number_of_clips(tmp_path):
-    with pytest.raises(ValueError, match="even in test whose clips come in pairs, got 3"):
+    with pytest.raises(ValueError, match="positive and even, since clips come in pairs, got 3"):
         write_dataset(tmp_path, "test", 3)

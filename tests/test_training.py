@@ -20,7 +20,7 @@ from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrie
 from clipvid.feed import LiveFeed, plan
 from clipvid.metrics import retrieval_metrics
 from clipvid.model import attach, create_model, load
-from clipvid.training import schedule, train
+from clipvid.training import _Run, schedule, train
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
@@ -179,7 +179,7 @@ def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, 
     assert "1 left out" in str(found)
 
 
-def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mini, clips, tmp_path):
+def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mini, clips, tmp_path, monkeypatch):
     """So that a run resumed behind it goes on with the next batch, and repeats none."""
     for name in ("x.mp4", "y.mp4"):
         (tmp_path / name).write_bytes(b"not a video")
@@ -190,8 +190,26 @@ def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mi
     lost = feed.plan(0).index([0, 1])
     assert [work.place for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
     assert [work.place for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
-    train(fresh(mini), data, None, replace(settings, epochs=1), out=tmp_path / "run", progress=False)
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["place"]["epoch"] == 1
+    places: list[int] = []
+    monkeypatch.setattr(_Run, "checkpoint_if_due", lambda run: places.append(run.batch))
+    train(fresh(mini), data, None, replace(settings, epochs=1), progress=False)
+    assert places == [place + 1 for place in range(4) if place != lost], "a checkpoint names the batch that comes next"
+
+
+def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path):
+    (tmp_path / "x.mp4").write_bytes(b"not a video")
+    data = replace(clips, records=tuple(replace(r, path=tmp_path / "x.mp4") for r in clips))
+    with pytest.raises(DataError, match="no training video could be read in epoch 1"):
+        train(fresh(mini), data, None, config(reading=replace(READING, unreadable="skip")), progress=False)
+
+
+def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
+    store = TapStore.encode(attach(mini.backbone, depth=3), clips, READING)
+    assert store.last(1).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
+    blind = attach(mini.backbone, "mean", options={"hidden": 8})
+    train(blind, store, store, config(epochs=1), progress=False)
+    live, stored = (embed_videos(blind, data, READING).video for data in (clips, store))
+    assert torch.equal(live, stored)
 
 
 def test_plan_keeps_neighbours_together_and_is_a_function_of_seed_and_epoch():

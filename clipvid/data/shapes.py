@@ -51,7 +51,8 @@ PAIRS = (
 MOTIONS = tuple(itertools.chain.from_iterable(PAIRS))
 SPLITS = ("train", "val", "test")
 
-LOOK = 1  # raise it when a change alters the pixels: finished folders of another look are not reused
+LOOK = 1  # raise it when a change alters how a scene looks: clipvid-mini is trained anew, finished folders not reused
+DEAL = 2  # raise it when a change alters which scenes a split holds: finished folders of another deal are not reused
 _PARTNER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 _OBJECTS = tuple(itertools.product(COLOURS, SHAPES, SIZES, BACKGROUNDS))
 
@@ -107,8 +108,8 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
     Clips 2k and 2k+1 share the words of object and background, and their motions are each other's reverse: the
     reversed caption of every clip is the caption of its neighbour. In `train` words and motions are drawn at random,
-    and clip 2k+1 is clip 2k played backwards: a minimal pair, of which a model can only learn order. In `val` and
-    `test` the two are drawn independently (path, colour shade, speed, ...), motions are balanced over every ten clips,
+    and clip 2k+1 is clip 2k played backwards: the same frames, told apart by their order alone. In `val` and `test`
+    the two are drawn independently (path, colour shade, speed, ...), motions are balanced over every ten clips,
     and no caption occurs twice in the split, which therefore ends at 5120 clips.
     """
     if split not in SPLITS:
@@ -270,12 +271,12 @@ def write_dataset(
     folder of the same content is reused. Labels are motions, numbered as in MOTIONS. More than one worker starts fresh
     Python processes, so a script calls this under `if __name__ == "__main__"`.
     """
-    if n < 1 or (split != "train" and n % 2):
-        raise ValueError(f"n must be positive, and even in {split} whose clips come in pairs, got {n}")
+    if n < 1 or n % 2:
+        raise ValueError(f"n must be positive and even, since clips come in pairs, got {n}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     draw_scene(seed, split, n - 1)  # refuses an unknown split, or more clips than it has
-    folder, content = Path(root) / split, {"look": LOOK, "split": split, "seed": seed, "n": n}
+    folder, content = Path(root) / split, {"look": LOOK, "deal": DEAL, "split": split, "seed": seed, "n": n}
     if folder.exists():
         if _content(folder) != content:
             raise ValueError(f"{folder} holds something else than {content}; delete it or choose another root")

@@ -1,7 +1,7 @@
 """Local motion: how a clip changes from frame to frame at each place, as one feature vector.
 
-Contract: patch tokens (B, T, N, D) on a grid in, features (B, H) out; frames whose mask is False neither give nor
-matter. Knows nothing of CLIP, of class tokens or of fusion. Ours, not a paper's.
+Contract: patch tokens (B, T, N, D) on a grid in, a vector of features (B, F) out; frames whose mask is False neither
+give nor matter. Knows nothing of CLIP, of class tokens or of fusion. Ours, not a paper's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class LocalMotion(nn.Module):
-    """Mean over places and neighbouring frames of GELU(linear [what is there, its change, the change's slopes]).
+    """LN of the mean, over places and neighbouring frames, of GELU(linear [LN s for four s]).
 
-    The slopes are the change's differences across and down the grid, as optical flow has them: a turning wheel goes up
-    on one side and down on the other, so it shows in how the change itself changes from place to place.
+    The four are what is there (both frames added), its change, and the change's slopes across and down the grid. The
+    slopes are for motions that no single place shows, such as turning: one side of a wheel goes up, the other down.
     """
 
     def __init__(self, width: int, features: int) -> None:
@@ -28,12 +28,12 @@ class LocalMotion(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b h"]:
+    ) -> Float[Tensor, "b f"]:
         before, after = x[:, :-1], x[:, 1:]
         change = after - before
         seen = [before + after, change, *_slopes(change, grid)]
         features = self.mix(torch.cat([norm(s) for norm, s in zip(self.norms, seen, strict=True)], dim=-1))
-        features = F.gelu(features).mean(dim=2)  # (B, T-1, H)
+        features = F.gelu(features).mean(dim=2)  # (B, T-1, F)
         if mask is None:
             mean = features.sum(dim=1) / max(1, features.shape[1])
         else:
@@ -42,7 +42,9 @@ class LocalMotion(nn.Module):
         return self.norm(mean)
 
 
-def _slopes(x: Float[Tensor, "b t n d"], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _slopes(
+    x: Float[Tensor, "b t n d"], grid: tuple[int, int]
+) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t n d"]]:
     """Central differences across and down the grid; beyond its border is zero."""
     h, w = grid
     padded = F.pad(rearrange(x, "b t (h w) d -> b t h w d", h=h, w=w), (0, 0, 1, 1, 1, 1))
