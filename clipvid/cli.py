@@ -45,7 +45,7 @@ def info(
         model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
         branch: mean, stan (the default), stan-release or stan-paper.
         depth: how many of the tower's last levels are tapped.
-        mixer: cross-frame module: attention, conv or conv_full.
+        mixer: cross-frame module: attention, conv, conv_full or rsa.
         frames: frames a clip.
     """
     described = _model(model, branch=branch, depth=depth, mixer=mixer, shapes_only=True)
@@ -78,7 +78,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
         branch: mean, stan (the default), stan-release or stan-paper.
         depth: how many of the tower's last levels are tapped.
-        mixer: cross-frame module: attention, conv or conv_full.
+        mixer: cross-frame module: attention, conv, conv_full or rsa.
         format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
         split: split of the data to train on, where it has splits.
         val: data to validate on; without it and val_split, a part of the training videos is held out.

@@ -1,5 +1,7 @@
 """STAN: identities at step 0, loop oracles, permutation, masks, any number of frames, published sizes."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,13 +179,24 @@ def test_drop_path_grows_linearly_and_is_off_in_eval(backbone):
     assert not torch.equal(branch(taps), branch(taps))
 
 
+def test_a_mixers_own_options_are_checked_by_name_and_survive_the_config(backbone):
+    asked = choose("stan", {"depth": 2, "mixer": "rsa", "mixer_options": {"kernel": [3, 1, 1], "bottleneck": 2}})
+    branch = build(backbone, from_config(json.loads(json.dumps(to_config(asked)))))
+    assert branch.layers[1].cross.relate.h2.shape[2:] == (3, 1, 1)
+    assert branch.layers[1].cross.down.out_features == 16
+    with pytest.raises(ValueError, match="mixer rsa has no option 'kernels'; it has kernel, queries, bottleneck"):
+        choose("stan", {"mixer": "rsa", "mixer_options": {"kernels": (3, 1, 1)}})
+    with pytest.raises(ValueError, match="mixer attention has no option 'kernel'; it has none"):
+        choose("stan", {"mixer_options": {"kernel": (3, 1, 1)}})
+
+
 @pytest.mark.parametrize("name", list(BRANCHES))
 def test_options_survive_the_config(name):
     assert from_config(to_config(BRANCHES[name])) == BRANCHES[name]
 
 
 def test_wrong_options_name_the_value_and_the_choices(backbone):
-    with pytest.raises(ValueError, match="unknown mixer 'atention'; choose one of attention, conv, conv_full"):
+    with pytest.raises(ValueError, match="unknown mixer 'atention'; choose one of attention, conv, conv_full, rsa"):
         choose("stan", {"mixer": "atention"})
     with pytest.raises(ValueError, match="StanOptions has no option 'detph'; it has depth, mixer"):
         choose("stan", {"detph": 3})

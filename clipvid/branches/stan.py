@@ -8,7 +8,8 @@ section 3. Where paper and released code differ, `StanOptions` names the choice 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from clipvid.backbone import Backbone, Geometry, Taps
 from clipvid.branches.branch import Branch, mean_over_frames
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
-from clipvid.nn.mixers import MIXERS
+from clipvid.nn.mixers import MIXERS, mixer_options
 from clipvid.nn.motion import LocalMotion
 
 
@@ -32,7 +33,9 @@ class StanOptions:
     depth: int = 4
     """K: how many of the tower's last levels are tapped, one branch layer each."""
     mixer: str = "attention"
-    """Cross-frame module: attention, conv (paper, eq. 9) or conv_full (first released code)."""
+    """Cross-frame module: attention, conv (paper, eq. 9), conv_full (first released code) or rsa."""
+    mixer_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the cross-frame module by name, such as kernel and bottleneck of rsa."""
     fusion: Literal["gated", "release"] = "gated"
     """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
     tower. release: added to the class token before CLIP's final norm and projection, as published."""
@@ -58,9 +61,13 @@ class StanOptions:
     def __post_init__(self) -> None:
         if self.mixer not in MIXERS:
             raise ValueError(f"unknown mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        known = mixer_options(self.mixer)
+        for name in self.mixer_options:
+            if name not in known:
+                raise ValueError(f"mixer {self.mixer} has no option {name!r}; it has {', '.join(known) or 'none'}")
         if self.depth < 1 or self.time_size < 1:
             raise ValueError(f"depth and time_size start at 1, got {self.depth} and {self.time_size}")
         if not 0 <= self.drop_path < 1:
@@ -104,7 +111,7 @@ class STAN(Branch):
         self.layers = nn.ModuleList(
             STANLayer(
                 copies[k] if copies else Block(width, heads),
-                MIXERS[o.mixer](width, heads, drop_path=rates[k]),
+                MIXERS[o.mixer](width, heads, drop_path=rates[k], **o.mixer_options),
                 cross_first=o.order == "cross_first",
                 drop_path=rates[k],
             )

@@ -2,12 +2,15 @@
 
 Contract: patch tokens (B, T, N, D) in, the residual to add to them out, zero for every mixer at step 0; frames whose
 mask is False neither give nor matter. Knows nothing of CLIP, of class tokens or of fusion.
-Paper: Liu et al., STAN (CVPR 2023), section 3.3 (cross-frame module): attention, eq. 8; convolution, eq. 9.
+Paper: Liu et al., STAN (CVPR 2023), section 3.3 (cross-frame module): attention, eq. 8; convolution, eq. 9. Relational
+self-attention in their place is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from clipvid.nn.attention import SelfAttention
+from clipvid.nn.rsa import RSA
 
 
 class AttentionMixer(nn.Module):
@@ -81,11 +85,61 @@ class ConvFullMixer(nn.Module):
         return self.out(stochastic_depth(tokens, self.drop_path, "row", self.training))
 
 
+class RSAMixer(nn.Module):
+    """Relational self-attention over time and grid: zero-initialised linear (drop path (RSA (LN x))).
+
+    The linear plays the part of the last batch norm in the released network's blocks, which starts at zero too.
+    `queries` (default: channels of 32 or fewer each) and `bottleneck` keep the cost of fine grids down: per token, RSA
+    holds 3 (D / bottleneck / queries)^2 numbers. A `kernel` of (5, 1, 1) looks along time only.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        drop_path: float = 0.0,
+        kernel: Sequence[int] = (5, 7, 7),
+        queries: int | None = None,
+        bottleneck: int = 1,
+        kernel_type: str = "VplusR",
+        context_type: str = "VplusR",
+        form: str = "hadamard",
+    ) -> None:
+        super().__init__()
+        if bottleneck < 1 or width % bottleneck:
+            raise ValueError(f"bottleneck must divide the width {width}, got {bottleneck}")
+        inner = width // bottleneck
+        if queries is None:
+            queries = next(inner // d for d in range(min(32, inner), 0, -1) if inner % d == 0)
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, inner) if bottleneck > 1 else nn.Identity()
+        self.relate = RSA(
+            inner, queries=queries, kernel=kernel, kernel_type=kernel_type, context_type=context_type, form=form
+        )
+        self.out = _zero(nn.Linear(inner, width))
+        self.drop_path = drop_path
+
+    def forward(
+        self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t n d"]:
+        tokens = self.down(self.norm(x)).unflatten(2, grid)
+        tokens = self.relate(tokens, mask=mask).flatten(2, 3)
+        return self.out(stochastic_depth(tokens, self.drop_path, "row", self.training))
+
+
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": AttentionMixer,
     "conv": ConvMixer,
     "conv_full": ConvFullMixer,
+    "rsa": RSAMixer,
 }
+
+
+def mixer_options(name: str) -> dict[str, Any]:
+    """The options of a mixer that a user may change, and their defaults."""
+    known = inspect.signature(MIXERS[name]).parameters.values()
+    return {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
 
 
 def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
