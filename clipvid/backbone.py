@@ -298,9 +298,17 @@ def load_clip(
         finally:
             logging.disable(logging.NOTSET)
         return clip, _tokenizer(name), base
-    clip = open_clip.create_model(
-        name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
-    )
+    try:
+        clip = open_clip.create_model(
+            name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
+        )
+    except RuntimeError as error:
+        if "download" not in str(error).lower():
+            raise
+        raise BackboneError(
+            f"the weights {tag or base.name} of {base.name} could not be downloaded ({error}); check the network, or "
+            f"give the path of a checkpoint as pretrained; {MINI} needs no download"
+        ) from error
     return clip, _tokenizer(name), base
 
 

@@ -245,7 +245,8 @@ def index(
         name = model or "clipvid-mini"
         video_model = _model(name, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
-        found = VideoIndex(video_model, frames=frames or reading.frames, sampler=reading.sampler)
+        frames = reading.frames if frames is None else frames
+        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler)
         found.note = {"model": name, "pretrained": pretrained}
     with found.saving_to(out):  # what is embedded is kept when this is interrupted
         found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
@@ -362,6 +363,8 @@ def _model(
         what = f"{name} is a saved model and brings its own branch and weights"
         _refuse(what, pretrained=pretrained, branch=branch, depth=depth, mixer=mixer)
         return load(name, device=_device(device))
+    if (Path(name) / "best" / CONFIG).is_file():
+        raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
     place = "meta" if shapes_only else _device(device)
     return create_model(name, pretrained, branch=branch or plain, depth=depth, mixer=mixer, device=place)
 

@@ -300,4 +300,4 @@ Now your own videos, with any open_clip model (its weights are downloaded once).
   clipvid index my-videos --model ViT-B-32 --pretrained openai --out my-index
   clipvid search my-index "a dog runs on the beach"
   clipvid train my-videos --task recognition --model ViT-B-32 --pretrained openai --out my-run
-  clipvid eval my-videos --model my-run/best"""
+  clipvid eval my-test-videos --model my-run/best"""

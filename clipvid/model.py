@@ -128,6 +128,8 @@ class VideoCLIP(nn.Module):
 
     def trainable_summary(self, frames: int = 8) -> cost.Summary:
         """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
+        if frames < 1:
+            raise ValueError(f"frames starts at 1, got {frames}")
         return cost.summarize(self.backbone, self.branch, head=self.head, frames=frames)
 
     @property

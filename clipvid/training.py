@@ -61,9 +61,12 @@ def train(
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint. Raises
-    DataError for data that the task cannot use, CheckpointError for a checkpoint of another run.
+    DataError for data that the task cannot use, CheckpointError for a checkpoint of another run, FileExistsError for a
+    run that would be overwritten.
     """
     config = config or TrainConfig()
+    if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
+        raise FileExistsError(f"{out} holds a training run; go on with it (resume), or choose another out")
     start = time.perf_counter()
     fabric = Fabric(
         accelerator=accelerator,

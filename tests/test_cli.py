@@ -48,10 +48,25 @@ def test_devices_are_chosen_by_name(videos, capsys):
     assert main(["embed", "videos/test", "--device", "cpu", "--out", "e.safetensors"]) == 0
 
 
+def test_weights_that_cannot_be_downloaded_are_one_line(videos, capsys, monkeypatch):
+    import open_clip
+
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to download weights for tag 'openai': no route to host")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    error = refusal(capsys, "index", "videos/test", "--model", "ViT-B-32", "--pretrained", "openai")
+    assert "the weights openai of ViT-B-32 could not be downloaded" in error
+    assert "clipvid-mini needs no download" in error
+
+
 def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
     options = ["--epochs", "1", "--batch_size", "2", "--reading.frames", "2", "--depth", "1", "--val_fraction", "0.5"]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0
     assert "on 10 held-out videos" in capsys.readouterr().out
+    error = refusal(capsys, "eval", "videos/test", "--model", "run")
+    assert "run is the folder of a training run; its model is run/best" in error
+    assert "frames starts at 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
 
 
 def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeypatch, capsys):
