@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipvid.backbone import Taps as Taps
     from clipvid.config import Reading as Reading
     from clipvid.config import TrainConfig as TrainConfig
     from clipvid.data.readers import open_dataset as open_dataset
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from clipvid.model import create_model as create_model
     from clipvid.model import load as load
     from clipvid.search import VideoIndex as VideoIndex
+    from clipvid.taps import Taps as Taps
     from clipvid.training import train as train
     from clipvid.video.decode import read_video as read_video
 
@@ -39,7 +39,7 @@ _OWNERS = {
     "load": "clipvid.model",
     "VideoCLIP": "clipvid.model",
     "load_stan_checkpoint": "clipvid.interop",
-    "Taps": "clipvid.backbone",
+    "Taps": "clipvid.taps",
     "read_video": "clipvid.video.decode",
     "open_dataset": "clipvid.data.readers",
     "train": "clipvid.training",

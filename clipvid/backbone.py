@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from clipvid import tower
 from clipvid.errors import BackboneError
+from clipvid.nn.attention import Block
+from clipvid.taps import Geometry, Taps
 
 MINI = "clipvid-mini"
 SCHEMES = ("hf-hub:", "local-dir:")
@@ -34,67 +36,6 @@ class Base:
 
     name: str | None = None
     pretrained: str | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class Taps:
-    """What the frozen tower says about a batch of clips; plain data, safe to store.
-
-    `patches` and `cls` hold the last K levels, first to last: (B, T, N, D_k) and (B, T, D_k). All levels are pooled to
-    the last one's grid; `cls` is empty for towers without a class token. `frames` (B, T, E) are CLIP's own frame
-    embeddings, projected and not normalised. `mask` (B, T) is False for frames that only pad a shorter clip.
-    """
-
-    patches: tuple[Float[Tensor, "b t n _"], ...]
-    cls: tuple[Float[Tensor, "b t _"], ...]
-    frames: Float[Tensor, "b t e"]
-    mask: Bool[Tensor, "b t"] | None = None
-
-    @property
-    def depth(self) -> int:
-        return len(self.patches)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.patches, *self.cls, self.frames))
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
-        """The same taps with `change` applied to every feature tensor; the mask only changes place, never type."""
-        return replace(
-            self,
-            patches=tuple(change(p) for p in self.patches),
-            cls=tuple(change(c) for c in self.cls),
-            frames=change(self.frames),
-        )
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Taps:
-        moved = self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))
-        return moved if self.mask is None else replace(moved, mask=self.mask.to(device=device))
-
-    def last(self, depth: int) -> Taps:
-        """The last `depth` levels only."""
-        if depth > self.depth:
-            raise ValueError(f"these taps hold {self.depth} levels, the branch reads {depth}; encode with more levels")
-        start = self.depth - depth
-        return replace(self, patches=self.patches[start:], cls=self.cls[start:])
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(str(tuple(p.shape)) for p in self.patches)
-        return f"Taps(patches=[{shapes}], class token={bool(self.cls)}, frames={tuple(self.frames.shape)})"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shapes of the taps of one tower: width of each level, grid of the last, whether there is a class token."""
-
-    widths: tuple[int, ...]
-    grid: tuple[int, int]
-    embed_dim: int
-    class_token: bool
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
 
 
 class Backbone(nn.Module):
@@ -166,56 +107,110 @@ class Backbone(nn.Module):
 
     @property
     def levels(self) -> int:
-        """How many levels the tower offers as taps: blocks of a ViT, stages of a convolutional tower."""
-        return len(self._shapes[0])
+        """How many levels the tower has: blocks of a ViT, stages of a convolutional tower."""
+        return len(self._shapes[0]) - 1
 
     @property
-    def embed_dim(self) -> int:
-        return self._shapes[1]
+    def has_blocks(self) -> bool:
+        """It is a ViT: a stack of transformer blocks, with a level 0 before the first."""
+        return self._shapes[0][0] is not None
 
-    def geometry(self, depth: int) -> Geometry:
-        """Shapes of the last `depth` taps, without running the tower."""
+    def last_levels(self, depth: int) -> tuple[int, ...]:
+        """The last `depth` levels; BackboneError for more than there are."""
         if not 0 <= depth <= self.levels:
             raise BackboneError(
                 f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was asked for; "
                 f"choose a depth from 1 to {self.levels}"
             )
-        shapes = self._shapes[0][self.levels - depth :]
-        grid = _grid(self._shapes[0][-1], self.image_size)
-        widths = tuple(s[-1] if tower.speaks_tokens(self.visual) else s[1] for s in shapes)
-        return Geometry(widths, grid, self.embed_dim, self._class_token)
+        return tuple(range(self.levels - depth + 1, self.levels + 1))
+
+    @property
+    def embed_dim(self) -> int:
+        return self._shapes[1]
+
+    def geometry(self, levels: Sequence[int]) -> Geometry:
+        """Shapes of these levels, without running the tower."""
+        shapes = [self._shapes[0][level] for level in self._checked(levels)]
+        axis = -1 if tower.speaks_tokens(self.visual) else 1
+        widths = tuple(s[axis] for s in shapes if s is not None)
+        last = self._shapes[0][-1]
+        assert last is not None
+        return Geometry(tuple(levels), widths, _grid(last, self.image_size), self.embed_dim, self._class_token)
+
+    def _checked(self, levels: Sequence[int]) -> Sequence[int]:
+        first = 0 if self._shapes[0][0] is not None else 1
+        if wrong := [level for level in levels if not first <= level <= self.levels]:
+            raise BackboneError(
+                f"{type(self.visual).__name__} has no level {wrong[0]}; its levels run from {first} to {self.levels}"
+            )
+        return levels
 
     @cached_property
-    def _shapes(self) -> tuple[list[tuple[int, ...]], int]:
-        """Shapes of all levels for one image, and the embedding width: one pass on the meta device."""
+    def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
+        """Shapes of all levels for one image, the stem's first (None where it is no sequence), and the embedding width.
+
+        One pass on the meta device.
+        """
         dtype = next(self.visual.parameters()).dtype
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=dtype)
+        visual = tower.meta_copy(self.visual)
         with torch.no_grad():
-            out = tower.meta_copy(self.visual).forward_intermediates(image, **self._format())
-        return [tuple(level.shape) for level in out["image_intermediates"]], out["image_features"].shape[-1]
+            out = visual.forward_intermediates(image, **self._format())
+        levels = [tuple(level.shape) for level in out["image_intermediates"]]
+        return [levels[0] if tower.vit_blocks(visual) else None, *levels], out["image_features"].shape[-1]
 
     def forward(
-        self, video: Float[Tensor, "b t 3 h w"], *, depth: int, mask: Bool[Tensor, "b t"] | None = None
+        self,
+        video: Float[Tensor, "b t 3 h w"],
+        *,
+        levels: Sequence[int],
+        mask: Bool[Tensor, "b t"] | None = None,
+        embed: bool = True,
     ) -> Taps:
-        """One pass of the tower over all frames; the last `depth` levels, class tokens and frame embeddings.
+        """One pass of the tower over all frames: these levels, their class tokens, and frame embeddings.
 
-        Raises ValueError for frames that are not of the base model's size.
+        Without `embed` a ViT stops behind the last of the levels, and `frames` is (B, T, 0). Raises ValueError for
+        frames that are not of the base model's size.
         """
         if tuple(video.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
                 "use model.transform, or pass uint8 frames of any size"
             )
-        b, t = video.shape[:2]
-        with torch.no_grad():
-            out = self.visual.forward_intermediates(video.flatten(0, 1), indices=max(depth, 1), **self._format())
-            levels = out["image_intermediates"] if depth else []
-            grid = _grid(levels[-1].shape, self.image_size) if levels else (0, 0)
-            patches = tuple(_tokens(level, grid).unflatten(0, (b, t)) for level in levels)
-            prefix = out.get("image_intermediates_prefix") if self._class_token and depth else None
-            cls = tuple(p[:, 0].unflatten(0, (b, t)) for p in prefix or ())
-            frames = out["image_features"].unflatten(0, (b, t))
-        return Taps(patches, cls, frames, mask)
+        sizes = tuple(video.shape[:2])
+        with torch.no_grad(), tower.watched_stem(self.visual if 0 in levels else None) as stem:
+            out = self.run(self.visual, video.flatten(0, 1), levels=levels, embed=embed)
+            found = self._tokens(out, levels, stem)
+            patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
+            cls = tuple(found[level][1].unflatten(0, sizes) for level in levels) if self._class_token else ()
+            features = out.get("image_features")
+            frames = video.new_zeros(*sizes, 0) if features is None else features.unflatten(0, sizes)
+        return Taps(tuple(levels), patches, cls, frames, mask)
+
+    def run(
+        self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
+    ) -> dict[str, Any]:
+        """open_clip's own intermediates of `visual` (this tower or a copy of it), and its features where asked."""
+        blocks = sorted({level - 1 for level in self._checked(levels) if level})
+        early = {} if embed or not self.has_blocks else {"intermediates_only": True, "stop_early": True}
+        return visual.forward_intermediates(images, indices=blocks or [0], **early, **self._format())
+
+    def _tokens(
+        self, out: Mapping[str, Any], levels: Sequence[int], stem: list[Tensor]
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Level -> its patches (B·T, N, D), on the last level's grid, and where there is one its class token."""
+        shape = self._shapes[0][-1]
+        assert shape is not None
+        grid = _grid(shape, self.image_size)
+        prefix = out.get("image_intermediates_prefix") if self._class_token else None
+        found: dict[int, tuple[Tensor, ...]] = {}
+        given = sorted({level for level in levels if level})
+        for place, (number, level) in enumerate(zip(given, out["image_intermediates"], strict=False)):
+            found[number] = (_tokens(level, grid), *([prefix[place][:, 0]] if prefix else []))
+        if stem:
+            own = tower.prefix_tokens(self.visual)
+            found[0] = (stem[0][:, own:], *([stem[0][:, 0]] if self._class_token else []))
+        return found
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "m ctx"]:
         """Token ids, cut to the context length with the end token kept."""
@@ -231,9 +226,21 @@ class Backbone(nn.Module):
         """CLIP's own text embeddings, projected, not normalised."""
         return self.clip.encode_text(tokens)
 
-    def copy_blocks(self, depth: int) -> list[nn.Module]:
+    def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
         """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""
-        return tower.copy_blocks(self.visual, depth)
+        return tower.copy_blocks(self.visual, depth, class_token=class_token)
+
+    def copy_tail(self) -> tower.Tail:
+        """A trainable copy of the way from the last block to the embedding."""
+        return tower.Tail(self.visual)
+
+    def stem_parts(self) -> tower.StemParts:
+        """The weights before the first block."""
+        return tower.stem_parts(self.visual)
+
+    def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
+        """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
+        return tower.copy_text_blocks(self.clip, depth)
 
     def embeddings(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "positions d"]] | None:
         """CLIP's class embedding and position table, for towers that are open_clip's own ViT; else None."""

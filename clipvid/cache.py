@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.backbone import Taps
 from clipvid.config import Reading
-from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate
+from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, Pair, Views, collate
 from clipvid.data.record import VideoData
 from clipvid.errors import VideoError
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
+from clipvid.taps import Pixels, Taps
 from clipvid.video.transforms import VideoTransform
 
 
@@ -30,15 +30,22 @@ def clip_dataset(
     *,
     transform: VideoTransform | None = None,
     random: bool = False,
+    pair: Pair | None = None,
     seed: int = 0,
 ) -> ClipDataset:
-    """The clips of `data`, read as `reading` says and fitted to the model's input."""
+    """The clips of `data`, read as `reading` says and fitted to the model's input.
+
+    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation.
+    """
+    model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
+    fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
     return ClipDataset(
         data,
         frames=reading.frames,
         transform=transform or model.transform,
         sampler=reading.sampler,
         random=random,
+        views=pair or fixed,
         backend=reading.backend,
         unreadable=reading.unreadable,
         seed=seed,
@@ -46,14 +53,24 @@ def clip_dataset(
 
 
 def stream_taps(
-    model: VideoCLIP, data: VideoData, reading: Reading, *, progress: bool = False, title: str = "encode"
-) -> Iterator[tuple[Taps, Batch]]:
-    """Taps of every clip in order, batch by batch, under no_grad; batches in which nothing could be read are empty."""
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading,
+    *,
+    to_keep: bool = False,
+    progress: bool = False,
+    title: str = "encode",
+) -> Iterator[tuple[Taps | Pixels, Batch]]:
+    """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
+
+    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. Clips in V views
+    are B·V rows, the views of the first clip first.
+    """
     from tqdm import tqdm
 
     loader = DataLoader(
         clip_dataset(model, data, reading),
-        batch_size=reading.batch_size,
+        batch_size=max(1, reading.batch_size // reading.views),
         num_workers=reading.workers,
         collate_fn=collate,
         generator=torch.Generator(),  # the loader's own draw must not move the training's random state
@@ -62,7 +79,9 @@ def stream_taps(
         for batch in loader:
             if len(batch):
                 with torch.no_grad(), autocast(reading.precision, model.device):
-                    taps = model.taps(batch.video, mask=None if bool(batch.mask.all()) else batch.mask)
+                    video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
+                    read = model.taps if to_keep else model.reads
+                    taps = read(video, mask=None if bool(mask.all()) else mask)
                 yield taps, batch
             else:
                 yield _no_taps(), batch
@@ -87,12 +106,23 @@ class TapStore:
     ) -> TapStore:
         """Decode every clip once and keep what the frozen tower says. Memory: `taps.nbytes`."""
         reading = reading or Reading()
+        if reading.views > 1:
+            raise ValueError(
+                f"a TapStore keeps one view of each clip, got temporal_views={reading.temporal_views} and "
+                f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
+            )
+        if model.branch.reads_pixels:
+            raise ValueError(
+                f"branch {type(model.branch).__name__} has a stem of its own and reads pixels, so it has no taps to "
+                "keep; train it without cache_taps"
+            )
         parts: list[Taps] = []
         kept: list[int] = []
         lost: list[VideoError] = []
-        for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"encode {data.name}"):
+        title = f"encode {data.name}"
+        for taps, batch in stream_taps(model, data, reading, to_keep=True, progress=progress, title=title):
             lost.extend(batch.unreadable)
-            if len(batch):
+            if len(batch) and isinstance(taps, Taps):
                 parts.append(taps.to("cpu"))
                 kept.extend(batch.index.tolist())
         if not parts:
@@ -104,9 +134,9 @@ class TapStore:
     def __len__(self) -> int:
         return len(self.data)
 
-    def last(self, depth: int) -> TapStore:
-        """The same store with the last `depth` levels only; copies nothing."""
-        return replace(self, taps=self.taps.last(depth))
+    def select(self, levels: Sequence[int]) -> TapStore:
+        """The same store with these levels only; copies nothing."""
+        return replace(self, taps=self.taps.select(levels))
 
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
@@ -126,13 +156,14 @@ class TapStore:
 
 
 def _concatenated(parts: Sequence[Taps], frames: int) -> Taps:
-    levels = range(parts[0].depth)
+    levels = range(len(parts[0].levels))
     masks = None
     if any(p.mask is not None for p in parts):
         masks = torch.cat(
             [torch.ones(p.frames.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
         )
     return Taps(
+        parts[0].levels,
         tuple(torch.cat([p.patches[k] for p in parts]) for k in levels),
         tuple(torch.cat([p.cls[k] for p in parts]) for k in levels) if parts[0].cls else (),
         torch.cat([p.frames for p in parts]),
@@ -141,4 +172,4 @@ def _concatenated(parts: Sequence[Taps], frames: int) -> Taps:
 
 
 def _no_taps() -> Taps:
-    return Taps((), (), torch.zeros(0, 0, 0))
+    return Taps((), (), (), torch.zeros(0, 0, 0))

@@ -5,6 +5,7 @@ Contract: plain data that checks itself; importing this file loads nothing heavy
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,8 @@ VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1"}
 """Tasks, and the figure that picks the best epoch of each."""
+AVERAGES = ("logits", "probabilities")
+"""What recognition may average over the views of a clip."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,20 @@ class Reading:
     sampler: str = "uniform"
     """Which frames: uniform (middle of T equal segments, as STAN), linspace (as CLIP4Clip; pads and masks short
     videos), dense."""
+    temporal_views: int = 1
+    """Clips of a video that evaluation averages over, spread evenly; not with linspace. Training draws one clip."""
+    spatial_views: int = 1
+    """Crops of each clip that evaluation averages over: 1, the base model's own, or 3, from both ends and the middle
+    of the long side (as TimeSformer)."""
+    average: str = "logits"
+    """Of several views in recognition: logits (as ViViT and TimeSformer's release) or probabilities, after the softmax
+    (as STAN and TimeSformer's paper). Retrieval averages normalised embeddings."""
     backend: str = "pyav"
     """Decoder: pyav, decord or torchcodec."""
     unreadable: str = "raise"
     """raise: stop at a video that cannot be read. skip: leave it out and report it."""
     batch_size: int = 16
-    """Clips a pass of the tower."""
+    """Clips a pass of the tower; every view counts as one."""
     workers: int = 0
     """Processes that decode; 0 decodes in this one."""
     precision: str = "auto"
@@ -41,6 +52,23 @@ class Reading:
             raise ValueError(
                 f"frames and batch_size start at 1, workers at 0; got {self.frames}, {self.batch_size}, {self.workers}"
             )
+        if self.temporal_views < 1 or self.spatial_views not in (1, 3):
+            raise ValueError(
+                f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
+                f"{self.spatial_views}"
+            )
+        if self.temporal_views > 1 and self.sampler == "linspace":
+            raise ValueError(
+                f"linspace goes from the first frame to the last and has one temporal view, got {self.temporal_views}; "
+                "take sampler uniform or dense"
+            )
+        if self.average not in AVERAGES:
+            raise ValueError(f"unknown average {self.average!r}; choose one of {', '.join(AVERAGES)}")
+
+    @property
+    def views(self) -> int:
+        """V: clips of a video that evaluation averages over."""
+        return self.temporal_views * self.spatial_views
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,13 @@ class TrainConfig:
     """Random resized crop: smallest and largest share of the frame; one crop a clip. Not with cache_taps."""
     flip: float = 0.0
     """Probability of mirroring a clip. Harmful where left and right mean something."""
+    rand_augment: int = 0
+    """Operations of RandAugment, alike for all frames of a clip (ViViT: 2); 0 none. Not with cache_taps."""
+    rand_magnitude: int = 10
+    """How strong those are, 0 to 30."""
+    mixup: float = 0.0
+    """Beta(mixup, mixup) gives the share of one clip and its label in a blend of two (Zhang et al. 2018; ViViT takes
+    0.1 for Epic Kitchens, 0.3 for Something-Something); 0 never blends. Not with cache_taps."""
     reading: Reading = field(default_factory=Reading)
     """How clips are read: frames, sampler, decoder, workers, precision."""
     seed: int = 0
@@ -109,8 +144,23 @@ class TrainConfig:
             raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
         if self.batch_size % self.keep_together:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of keep_together {self.keep_together}")
-        if self.cache_taps and (self.crop_scale or self.flip):
-            raise ValueError("cache_taps keeps one view of each clip; leave out crop_scale and flip, or the cache")
+        if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 30:
+            raise ValueError(
+                f"rand_augment starts at 0 and rand_magnitude is 0 to 30, got {self.rand_augment} and "
+                f"{self.rand_magnitude}"
+            )
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup is the parameter of a Beta distribution, 0 or more, got {self.mixup}")
+        if self.cache_taps and (self.crop_scale or self.flip or self.rand_augment or self.mixup):
+            raise ValueError(
+                "cache_taps keeps one view of each clip; leave out crop_scale, flip, rand_augment and mixup, or the "
+                "cache"
+            )
+        if self.cache_taps and self.reading.views > 1:
+            raise ValueError(
+                f"cache_taps keeps one view of each clip, got reading.temporal_views={self.reading.temporal_views} and "
+                f"reading.spatial_views={self.reading.spatial_views}; leave them at 1, or the cache out"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience starts at 1, got {self.patience}")
         if self.temperature is not None and self.temperature <= 0:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid import tower
-from clipvid.backbone import Backbone, Geometry, Taps
+from clipvid.backbone import Backbone
 from clipvid.branches import Branch
+from clipvid.taps import Geometry, Pixels, Taps
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
 """Operations of linear layers and convolutions: what the STAN paper counts as FLOPs. Attention's own products are
@@ -71,7 +72,7 @@ class Summary:
 
 def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, frames: int) -> Summary:
     """Count everything for clips of `frames` frames."""
-    geometry = backbone.geometry(branch.depth)
+    geometry = backbone.geometry(branch.levels)
     parts = [branch] if head is None else [branch, head]
     trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     name = backbone.base.name or "an object given by the caller"
@@ -84,7 +85,7 @@ def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, fra
         levels=backbone.levels,
         trainable=trainable,
         frozen=sum(p.numel() for p in backbone.parameters()),
-        tower_macs=_tower_macs(backbone, frames),
+        tower_macs=_tower_macs(backbone, branch, frames),
         branch_macs=_branch_macs(branch, backbone, geometry, frames),
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
     )
@@ -98,15 +99,18 @@ def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.d
 
     patches = tuple(empty(geometry.patches, width) for width in geometry.widths)
     cls = tuple(empty(width) for width in geometry.widths) if geometry.class_token else ()
-    return Taps(patches, cls, empty(geometry.embed_dim))
+    return Taps(geometry.levels, patches, cls, empty(geometry.embed_dim))
 
 
-def _tower_macs(backbone: Backbone, frames: int) -> Macs:
+def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
+    """Of what the branch needs of the tower: all of it, its lower blocks, or nothing."""
+    if branch.reads_pixels:
+        return Macs(0, 0)
     visual = tower.meta_copy(backbone.visual)
     dtype = next(visual.parameters()).dtype
     image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=dtype)
-    one = _count(lambda: visual(image))
-    head = backbone.head()
+    one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
+    head = backbone.head() if branch.reads_frames else None
     projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
@@ -114,8 +118,12 @@ def _tower_macs(backbone: Backbone, frames: int) -> Macs:
 def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
     copy = tower.meta_copy(branch)
     dtype = next((p.dtype for p in copy.parameters()), torch.float32)
-    found = _count(lambda: copy(meta_taps(geometry, frames=frames, dtype=dtype)))
-    if getattr(branch.options, "fusion", None) != "release":
+    source = meta_taps(geometry, frames=frames, dtype=dtype)
+    if branch.reads_pixels:
+        size = (branch.image_size,) * 2 if branch.image_size else backbone.image_size
+        source = Pixels(torch.empty(1, frames, 3, *size, device="meta", dtype=dtype))
+    found = _count(lambda: copy(source))
+    if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
         return found
     head = backbone.head()  # the published fusion repeats CLIP's projection, which the papers leave out here too
     return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)

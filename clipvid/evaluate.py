@@ -6,6 +6,7 @@ and what could not be read. The metrics are in metrics.py; this file only runs m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -15,15 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.backbone import Taps
 from clipvid.cache import TapStore, stream_taps
-from clipvid.config import VIDEO_TEMPLATES, Reading
+from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
+from clipvid.data.dataset import Views
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.metrics import RecognitionMetrics, RetrievalMetrics, recognition_metrics, retrieval_metrics
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast, resolve
+from clipvid.taps import Pixels, Taps
 
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 
@@ -59,23 +61,36 @@ class Evaluation(Generic[Metrics]):
 
     def __str__(self) -> str:
         left_out = f", {len(self.unreadable)} left out because they could not be read" if self.unreadable else ""
-        head = f"{self.data}: {self.n_videos} videos{left_out}; {self.reading.frames} frames, {self.precision}"
+        head = f"{self.data}: {self.n_videos} videos{left_out}; {self._clips()}, {self.precision}"
         return f"{head}\n{self.metrics}"
+
+    def _clips(self) -> str:
+        """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
+        reading = self.reading
+        if reading.views == 1:
+            return f"{reading.frames} frames"
+        averaged = reading.average if isinstance(self.metrics, RecognitionMetrics) else "embeddings"
+        return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {averaged} averaged"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (n, E) of the clips that could be read, not normalised, with the records they belong to."""
+    """Embeddings of the clips that could be read, with the records they belong to; `views` is not normalised."""
 
-    video: Float[Tensor, "n e"]
+    views: Float[Tensor, "n v e"]
     data: VideoData
     unreadable: tuple[VideoError, ...] = ()
+
+    @property
+    def video(self) -> Float[Tensor, "n e"]:
+        """One embedding a clip: that of its only view, not normalised, or the mean of its views' normalised ones."""
+        return self.views[:, 0] if self.views.shape[1] == 1 else F.normalize(self.views, dim=-1).mean(dim=1)
 
 
 def embed_videos(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
 ) -> Embedded:
-    """Embed every clip, decoding as it goes or reading taps that were kept."""
+    """Embed every clip in all its views, decoding as it goes or reading taps that were kept."""
     reading = _reading(model, data, reading)
     rows: list[Tensor] = []
     kept: list[int] = []
@@ -95,7 +110,8 @@ def embed_videos(
         raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
     facts = data.data if isinstance(data, TapStore) else data
     known = data.unreadable if isinstance(data, TapStore) else ()
-    return Embedded(torch.cat(rows), facts.subset(kept), (*known, *lost))
+    views = torch.cat(rows).unflatten(0, (len(kept), -1))  # (n, V, E)
+    return Embedded(views, facts.subset(kept), (*known, *lost))
 
 
 @torch.no_grad()
@@ -157,10 +173,12 @@ def evaluate_recognition(
     _need(facts, "label", [r.label is not None for r in facts])
     found = embed_videos(model, data, reading, progress=progress)
     with torch.no_grad():
-        logits = classifier(found.video.to(model.device)).float().cpu()
+        logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
+    reading = _reading(model, data, reading)
+    scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
-    metrics = recognition_metrics(logits, labels, seed=seed)
-    return Evaluation(metrics, *_facts(model, found, _reading(model, data, reading)))
+    metrics = recognition_metrics(scores, labels, seed=seed)
+    return Evaluation(metrics, *_facts(model, found, reading))
 
 
 def zero_shot(
@@ -179,6 +197,21 @@ def zero_shot(
     return evaluate_recognition(model, data, reading, head=head, progress=progress)
 
 
+def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
+    """Class scores of clips from the logits of their views: the mean logit, or the log of the mean probability.
+
+    The log ranks as the probability does, and classes whose probability is too small for a float keep their order.
+    Both are the logits themselves for one view.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"unknown average {average!r}; choose one of {', '.join(AVERAGES)}")
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if average == "logits":
+        return logits.mean(dim=1)
+    return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
+
+
 def trained_reading(model: VideoCLIP) -> Reading:
     """How the model's training read its clips; the defaults for a model that was not trained."""
     trained = (model.training_record or {}).get("reading", {})
@@ -192,9 +225,9 @@ def owners(data: VideoData) -> Int[Tensor, " m"]:
 
 def _taps(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
-) -> Iterator[tuple[Taps, list[int], tuple[VideoError, ...]]]:
+) -> Iterator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]]]:
     if isinstance(data, TapStore):
-        data = data.last(min(model.branch.depth, data.taps.depth))
+        data = data.select(model.branch.levels)
         for start in range(0, len(data), reading.batch_size):
             indices = list(range(start, min(start + reading.batch_size, len(data))))
             yield data.batch(indices).to(model.device), indices, ()

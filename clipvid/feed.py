@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.backbone import Taps
 from clipvid.cache import TapStore, clip_dataset
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, collate
@@ -23,6 +22,7 @@ from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import embed_texts
 from clipvid.model import VideoCLIP
+from clipvid.taps import Taps
 
 
 def open_feed(
@@ -62,7 +62,13 @@ class LiveFeed:
         self.model, self.data, self.config = model, data, config
         self.texts = _Texts(model, data, config)
         self.unreadable: tuple[VideoError, ...] = ()
-        transform = replace(model.transform, crop_scale=config.crop_scale, flip=config.flip)
+        transform = replace(
+            model.transform,
+            crop_scale=config.crop_scale,
+            flip=config.flip,
+            rand_layers=config.rand_augment,
+            rand_magnitude=config.rand_magnitude,
+        )
         self.dataset = clip_dataset(model, data, config.reading, transform=transform, random=True, seed=config.seed)
         self._lost: dict[Path, VideoError] = {}
 
@@ -95,7 +101,7 @@ class StoredFeed:
     """Taps in memory: the tower does not run."""
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
-        self.model, self.store, self.config = model, store.last(model.branch.depth), config
+        self.model, self.store, self.config = model, store.select(model.branch.levels), config
         self.texts = _Texts(model, store.data, config)
         self.unreadable = store.unreadable
 

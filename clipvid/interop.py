@@ -39,14 +39,14 @@ _TEXT = {
     "position_embedding.weight": "positional_embedding",
     "final_layer_norm": "ln_final",
 }
-_BRANCH_INTRA = {
+_BRANCH_BLOCK = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
     "self_attn.out_proj": "attention.out",
     "mlp.fc1": "mlp.0",
     "mlp.fc2": "mlp.2",
 }
-_BRANCH_CROSS = {"layer_norm1": "norm", "self_attn.out_proj": "attention.out", "temporal_fc": "out"}
+_BRANCH_STEP = {"layer_norm1": "norm", "self_attn.out_proj": "attention.out", "temporal_fc": "out"}
 
 
 def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: Tokenizer | None = None) -> VideoCLIP:
@@ -80,8 +80,8 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 def released_names(model: VideoCLIP) -> dict[str, tuple[str, int | None]]:
     """Which of our branch parameters holds each released one: name, and third (q 0, k 1, v 2) where they are fused."""
     found: dict[str, tuple[str, int | None]] = {"STAN_time_embed.weight": ("position.time", None)}
-    for k in range(model.branch.depth):
-        for stem, ours, table in (("S", "intra", _BRANCH_INTRA), ("T", "cross", _BRANCH_CROSS)):
+    for k in range(len(model.branch.levels)):
+        for stem, ours, table in (("S", "block", _BRANCH_BLOCK), ("T", "steps.0", _BRANCH_STEP)):
             for kind in ("weight", "bias"):
                 for theirs, name in table.items():
                     found[f"STAN_{stem}_layers.{k}.{theirs}.{kind}"] = (f"layers.{k}.{ours}.{name}.{kind}", None)
@@ -172,7 +172,7 @@ def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif key not in ("STAN_time_embed.weight",):
             out[key] = value
     for (stem, index), block in blocks.items():
-        ours, table = ("intra", _BRANCH_INTRA) if stem == "S" else ("cross", _BRANCH_CROSS)
+        ours, table = ("block", _BRANCH_BLOCK) if stem == "S" else ("steps.0", _BRANCH_STEP)
         for key, value in _joined(block, qkv="attention.qkv.", table=table).items():
             out[f"layers.{index}.{ours}.{key}"] = value
     return out

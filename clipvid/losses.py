@@ -1,4 +1,4 @@
-"""Training objectives: symmetric contrastive loss for retrieval, cross entropy for recognition.
+"""Training objectives: contrastive loss for retrieval, cross entropy for recognition, two contrasts without labels.
 
 Contract: pure functions of tensors to a scalar. Knows nothing of models, batches or devices.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -43,3 +43,44 @@ def classification(
             "every training clip needs a label below that"
         )
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def two_view_contrastive(
+    a: Float[Tensor, "b e"], b: Float[Tensor, "b e"], *, temperature: float | Tensor
+) -> Float[Tensor, ""]:
+    """Global loss of ConST-CL: each view of a video is to find the other among all views of the batch but itself.
+
+    The sum of the losses of `a` and of `b`, as released: twice the NT-Xent of SimCLR, which is their mean.
+    """
+    views = F.normalize(torch.cat([a, b]), dim=-1)
+    logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    other = torch.arange(len(views), device=views.device).roll(len(a))
+    return 2 * F.cross_entropy(logits, other)
+
+
+def region_contrastive(
+    predicted: Float[Tensor, "b r d"],
+    target: Float[Tensor, "b s d"],
+    predicted_mask: Bool[Tensor, "b r"],
+    target_mask: Bool[Tensor, "b s"],
+    *,
+    source: Float[Tensor, "b r d"],
+    temperature: float | Tensor,
+) -> Float[Tensor, ""]:
+    """Local loss of ConST-CL in one direction: a predicted region is to find its like in the other view of its video.
+
+    `source` holds the features from which `predicted` was made. A region's like is the region of the target view that
+    its source feature is nearest to, by cosine; its negatives are the regions of the other videos' target views, and
+    the further ones of its own are neither. Masks are False for regions that do not count; the release lets all of
+    the target count, which an all-True `target_mask` gives. Mean over regions with both a mask and a like; else 0.
+    """
+    predicted, target, source = (F.normalize(x, dim=-1) for x in (predicted, target, source))
+    videos, regions = torch.arange(len(target), device=target.device), target.shape[1]
+    likeness = (source @ target.mT).masked_fill(~target_mask[:, None], -torch.inf)
+    like = videos[:, None] * regions + likeness.argmax(dim=-1)  # (B, R), an index into all B·S targets
+    logits = torch.einsum("brd,psd->brps", predicted, target).flatten(2) / temperature
+    others = (videos[:, None, None] != videos[:, None]) & target_mask  # (B, B, S)
+    counts = others.flatten(1)[:, None].expand_as(logits).scatter(-1, like[..., None], value=True)
+    losses = F.cross_entropy(logits.masked_fill(~counts, -torch.inf).flatten(0, 1), like.flatten(), reduction="none")
+    valid = (predicted_mask & target_mask.any(dim=1, keepdim=True)).flatten()
+    return (losses * valid).sum() / valid.sum().clamp(min=1)

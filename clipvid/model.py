@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from clipvid import branches, cost
 from clipvid._files import whole_folder
-from clipvid.backbone import Backbone, Base, Taps, Tokenizer, load_clip, preprocess_fields
-from clipvid.branches import Branch, BranchOptions, mean_over_frames
+from clipvid.backbone import Backbone, Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.errors import CheckpointError
 from clipvid.heads import Classifier, LinearClassifier, TextClassifier, prompts
+from clipvid.nn.frames import mean_over_frames
+from clipvid.taps import Pixels, Taps
 from clipvid.video.transforms import VideoTransform
 
 FORMAT = 1
@@ -44,6 +47,8 @@ class VideoCLIP(nn.Module):
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True
         self.transform = VideoTransform.from_config(backbone.preprocess_config)
+        if branch.image_size is not None:
+            self.transform = replace(self.transform, size=branch.image_size)
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +69,21 @@ class VideoCLIP(nn.Module):
         return self.backbone.embed_dim
 
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
-        """What the frozen tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
+        """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
+        video, mask = self._prepared(video, mask)
+        return self.backbone(video, levels=self.branch.levels, mask=mask)
+
+    def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
+        """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
+        if not self._branch_on:
+            return self.taps(video, mask=mask)
+        video, mask = self._prepared(video, mask)
+        if self.branch.reads_pixels:
+            return Pixels(video, mask)
+        return self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+
+    def _prepared(self, video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Checked, on the model's device, as the tower takes it."""
         if video.ndim != 5 or video.shape[2] != 3:
             hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
             raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
@@ -73,24 +92,34 @@ class VideoCLIP(nn.Module):
         video = video.to(self.device)
         if not video.is_floating_point():
             video = self.transform(video)
-        mask = None if mask is None else mask.to(self.device)
-        return self.backbone(video, depth=self.branch.depth, mask=mask)
+        return video, None if mask is None else mask.to(self.device)
 
-    def encode_frames(self, video: Tensor | Taps, *, mask: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t e"]:
+    def encode_frames(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t e"]:
         """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
-        taps = video if isinstance(video, Taps) else self.taps(video, mask=mask)
-        return self.branch(taps) if self._branch_on else taps.frames
+        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        needs_frames = self.branch.reads_frames or not self._branch_on
+        if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
+            raise ValueError(
+                "these taps were read for a branch that needs no frame embeddings of CLIP's; read them with model.taps"
+            )
+        if self._branch_on:
+            return self.branch(source)
+        if isinstance(source, Pixels):
+            source = self.backbone(source.video, levels=(), mask=source.mask)
+        return source.frames
 
     def encode_video(
-        self, video: Tensor | Taps, *, normalize: bool = True, mask: Bool[Tensor, "b t"] | None = None
+        self, video: Tensor | Taps | Pixels, *, normalize: bool = True, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b e"]:
         """Embed clips: the mean over frames of their embeddings, L2-normalised unless `normalize` is False.
 
-        `video` is (B, T, 3, H, W), uint8 of any size or float preprocessed to the base model's, or Taps. `mask` (B, T)
-        is False for frames that only pad a shorter clip. Raises ValueError for other shapes.
+        `video` is (B, T, 3, H, W), uint8 of any size or float preprocessed to the base model's, or what `reads` gives
+        of it. `mask` (B, T) is False for frames that only pad a shorter clip. Raises ValueError for other shapes.
         """
-        taps = video if isinstance(video, Taps) else self.taps(video, mask=mask)
-        embedding = mean_over_frames(self.encode_frames(taps), taps.mask)
+        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        embedding = mean_over_frames(self.encode_frames(source), source.mask)
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
@@ -101,7 +130,9 @@ class VideoCLIP(nn.Module):
         embedding = self.backbone.encode_text(tokens.to(self.device))
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
-    def classify(self, video: Tensor | Taps, *, mask: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b c"]:
+    def classify(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b c"]:
         """Logits of the head; ValueError for a model without one."""
         if self.head is None:
             raise ValueError("this model has no classifier; train one with task='recognition', or use zero_shot")

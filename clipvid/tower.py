@@ -7,7 +7,9 @@ imports neither open_clip nor timm. Knows nothing of frames, taps or branches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -50,11 +52,12 @@ def vit_blocks(visual: Any) -> list[nn.Module]:
     return list(visual.trunk.blocks) if speaks_tokens(visual) else []
 
 
-def copy_blocks(visual: Any, depth: int) -> list[nn.Module]:
+def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn.Module]:
     """Trainable copies of the tower's last `depth` blocks, each a FrameLayer; empty where it has no such blocks.
 
     Blocks of the common form become `clipvid.nn.Block` with the same weights and the same function. Blocks with
-    rotary embeddings, gated or normalised MLPs or post-norm are kept whole.
+    rotary embeddings, gated or normalised MLPs or post-norm are kept whole. `class_token`: the copies will see one,
+    also where the tower has none.
     """
     blocks = vit_blocks(visual)
     if not blocks or not all(_is_known(block) for block in blocks[-depth:]):
@@ -62,7 +65,7 @@ def copy_blocks(visual: Any, depth: int) -> list[nn.Module]:
     if depth > len(blocks):
         raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were asked for; lower depth")
     rope = _rotary(visual)
-    copies = [_copy_block(block, rope=rope) for block in blocks[-depth:]]
+    copies = [_copy_block(block, rope=rope, class_token=class_token) for block in blocks[-depth:]]
     for layer in copies:
         layer.requires_grad_(True)
     return copies
@@ -71,12 +74,12 @@ def copy_blocks(visual: Any, depth: int) -> list[nn.Module]:
 class WholeBlock(nn.Module):
     """A timm block kept as it is, its two residuals asked for apart."""
 
-    def __init__(self, block: Any, *, rope: Tensor | None) -> None:
+    def __init__(self, block: Any, *, rope: Tensor | None, class_token: bool) -> None:
         super().__init__()
         self.block: Any = copy.deepcopy(block)
         self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
         attention = self.block.attn
-        if getattr(attention, "num_prefix_tokens", None) == 0:
+        if class_token and getattr(attention, "num_prefix_tokens", None) == 0:
             attention.num_prefix_tokens = 1  # the branch's class token has no place in the grid to rotate by
         self.register_buffer("rope", None if rope is None else rope.detach().clone(), persistent=False)
 
@@ -98,6 +101,110 @@ class WholeBlock(nn.Module):
         return getattr(self.block, f"ls{which}", nn.Identity())(residual)
 
 
+class Tail(nn.Module):
+    """A trainable copy of the way from the last block's tokens to the embedding: final norm, pooling, projection."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        trunk = getattr(visual, "trunk", visual)
+        memo: dict[int, Any] = {}  # what stands before the blocks' end is not copied
+        for name in ("transformer", "blocks", "conv1", "patch_embed", "ln_pre", "norm_pre", "rope", "pos_drop"):
+            if isinstance(getattr(trunk, name, None), nn.Module):
+                memo[id(getattr(trunk, name))] = nn.Identity()
+        for name in ("class_embedding", "positional_embedding", "cls_token", "pos_embed", "reg_token"):
+            if isinstance(getattr(trunk, name, None), nn.Parameter):
+                memo[id(getattr(trunk, name))] = None
+        self.visual: Any = copy.deepcopy(visual, memo).requires_grad_(True)
+
+    @property
+    def reads_class_token(self) -> bool:
+        """The embedding is the class token's alone; patches of the last block reach nothing."""
+        if hasattr(self.visual, "trunk"):
+            return self.visual.trunk.global_pool == "token" and getattr(self.visual.trunk, "attn_pool", None) is None
+        return self.visual.pool_type == "tok" and self.visual.attn_pool is None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, prefix + N, D), not normed, to (B, E)."""
+        if hasattr(self.visual, "trunk"):
+            return self.visual.head(self.visual.trunk.forward_head(self.visual.trunk.norm(tokens)))
+        pooled = self.visual._pool(tokens)[0]
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+@dataclass(frozen=True)
+class StemParts:
+    """The weights before the first block: convolution, class token, table of positions (class token first), norm."""
+
+    kernel: Tensor
+    bias: Tensor | None
+    cls: Tensor | None
+    positions: Tensor
+    norm: nn.LayerNorm | None
+
+
+def stem_parts(visual: Any) -> StemParts:
+    """The stem of a plain ViT; BackboneError for one with another way in."""
+    if hasattr(visual, "class_embedding"):
+        norm = visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None
+        return StemParts(
+            visual.conv1.weight, visual.conv1.bias, visual.class_embedding, visual.positional_embedding, norm
+        )
+    trunk = getattr(visual, "trunk", visual)
+    conv: Any = getattr(getattr(trunk, "patch_embed", None), "proj", None)
+    positions: Any = getattr(trunk, "pos_embed", None)
+    cls = getattr(trunk, "cls_token", None)
+    norm = getattr(trunk, "norm_pre", nn.Identity())
+    plain = isinstance(conv, nn.Conv2d) and isinstance(positions, Tensor) and _rotary(visual) is None
+    grid = trunk.patch_embed.grid_size if plain else (0, 0)
+    rows = grid[0] * grid[1] + (cls is not None)
+    if not plain or tuple(positions.shape) != (1, rows, conv.out_channels):
+        raise BackboneError(
+            f"{type(trunk).__name__} does not begin with one convolution and a table of positions, so no stem of "
+            "frames or tubelets can be made from it; choose stem='tower'"
+        )
+    return StemParts(
+        conv.weight,
+        conv.bias,
+        None if cls is None else cls[0, 0],
+        positions[0],
+        norm if isinstance(norm, nn.LayerNorm) else None,
+    )
+
+
+def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
+    """Trainable copies of the text tower's first `depth` blocks and its positions; BackboneError where it has none."""
+    text = clip if hasattr(clip, "token_embedding") else getattr(clip, "text", None)
+    blocks = list(getattr(getattr(text, "transformer", None), "resblocks", []))
+    if not blocks or any(type(block).__name__ != "ResidualAttentionBlock" for block in blocks):
+        raise BackboneError(
+            f"{type(clip).__name__} has no text tower of open_clip's own blocks to start from; choose init='random'"
+        )
+    if depth > len(blocks):
+        raise BackboneError(f"the text tower has {len(blocks)} blocks, {depth} were asked for; lower depth")
+    assert text is not None
+    copies = [_from_open_clip(block) for block in blocks[:depth]]
+    for block in copies:
+        block.requires_grad_(True)
+    return copies, text.positional_embedding.detach().clone()
+
+
+@contextmanager
+def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
+    """While open, what enters the first block of `visual` is kept: tokens (B·T, prefix + N, D) after the stem.
+
+    Nothing is watched where `visual` is None.
+    """
+    seen: list[Tensor] = []
+    hook = None
+    if visual is not None:
+        hook = vit_blocks(visual)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
 def meta_copy(module: nn.Module) -> Any:
     """The module with every weight on the meta device: shapes and operation counts without memory or time."""
     if all(p.is_meta for p in module.parameters()):
@@ -110,13 +217,13 @@ def meta_copy(module: nn.Module) -> Any:
     return copy.deepcopy(module, memo)
 
 
-def _copy_block(block: Any, *, rope: Tensor | None) -> nn.Module:
+def _copy_block(block: Any, *, rope: Tensor | None, class_token: bool) -> nn.Module:
     kind = type(block).__name__
     if kind == "ResidualAttentionBlock":
         return _from_open_clip(block)
     if kind == "Block" and rope is None and type(block.mlp).__name__ == "Mlp" and _plain_attention(block.attn):
         return _from_timm(block)
-    return WholeBlock(block, rope=rope)
+    return WholeBlock(block, rope=rope, class_token=class_token)
 
 
 def _from_open_clip(block) -> Block:

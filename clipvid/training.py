@@ -32,6 +32,8 @@ from clipvid.model import VideoCLIP
 from clipvid.precision import resolve
 
 CHECKPOINT = "checkpoint.pt"
+TABLES = {"position", "time", "space", "cls", "cls_position"}
+"""Names of tables and tokens, which are not decayed."""
 
 
 @dataclass(frozen=True)
@@ -339,9 +341,9 @@ def _groups(objective: _Objective, config: TrainConfig) -> list[dict[str, Any]]:
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             peak = config.head_lr if name.startswith("model.head.") else config.lr
-            if ".intra." in name:
+            if any(part in name for part in objective.model.branch.copied):
                 peak *= config.copied_lr
-            decays = parameter.ndim > 1 and "position" not in name
+            decays = parameter.ndim > 1 and not TABLES & set(name.split("."))
             groups.setdefault((peak, decays), []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: branch 'mean' has no parameters; choose another, or give it hidden=")

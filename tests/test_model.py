@@ -107,7 +107,7 @@ def test_copied_blocks_compute_what_the_towers_blocks_compute(family):
         assert len(copies) == (2 if tower.vit_blocks(visual) else 0)
         return
     backbone = Backbone(copy.deepcopy(family))
-    taps = backbone(torch.rand(1, 1, 3, *backbone.image_size), depth=3)
+    taps = backbone(torch.rand(1, 1, 3, *backbone.image_size), levels=backbone.last_levels(3))
     for k in (1, 2):
         before, after = (torch.cat([taps.cls[i], taps.patches[i][:, 0]], dim=1) for i in (k - 1, k))
         x = before + copies[k - 1].attention_residual(before)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from clipvid.video import sampling
-from clipvid.video.sampling import SAMPLERS, dense, linspace, sample, temporal_views, uniform
+from clipvid.video.sampling import (
+    SAMPLERS,
+    dense,
+    linspace,
+    sample,
+    sample_views,
+    temporal_views,
+    two_clips,
+    two_starts,
+    uniform,
+)
 
 SIZES = [(total, frames) for total in (*range(1, 40), 97, 100, 250, 1394) for frames in (1, 2, 3, 8, 12, 16, 32)]
 
@@ -91,9 +101,57 @@ def test_dense_views_spread_from_the_first_frame_to_the_last():
     assert views[-1][-1] == 99
 
 
+@pytest.mark.parametrize("places", [2, 7, 50])
+def test_the_gap_of_two_starts_has_the_linearly_decreasing_density(places):
+    rng, n = Random(0), 20_000
+    starts = np.array([two_starts(places, rng=rng) for _ in range(n)])
+    assert ((starts >= 0) & (starts < places)).all()
+    gap = np.abs(starts[:, 0] - starts[:, 1])
+    k = np.arange(places + 1)
+    found = np.array([(gap < edge).mean() for edge in k])
+    assert np.abs(found - (2 * k / places - k**2 / places**2)).max() < 1.63 / n**0.5  # Kolmogorov-Smirnov, 1 %
+
+
+def test_two_starts_come_in_either_order_and_anywhere_their_gap_allows():
+    rng = Random(1)
+    starts = [two_starts(10, rng=rng) for _ in range(20_000)]
+    apart = [pair for pair in starts if pair[0] != pair[1]]
+    assert sum(a < b for a, b in apart) / len(apart) == pytest.approx(0.5, abs=0.02)
+    earlier = [min(pair) for pair in starts if abs(pair[0] - pair[1]) == 4]
+    assert np.bincount(earlier) / len(earlier) == pytest.approx(np.full(6, 1 / 6), abs=0.03)
+
+
+def test_two_clips_are_dense_clips_that_fit_into_the_video():
+    rng = Random(0)
+    for _ in range(200):
+        for clip in two_clips(40, 8, stride=3, rng=rng):
+            assert clip == list(range(clip[0], clip[0] + 24, 3))
+            assert clip[-1] < 40
+    assert two_clips(22, 8, stride=3, rng=rng) == (dense(22, 8, stride=3, start=0),) * 2  # room for one start
+
+
+def test_two_clips_of_a_short_video_go_on_from_its_first_frame():
+    clips = [clip for seed in range(60) for clip in two_clips(5, 8, stride=2, rng=Random(seed))]
+    assert {clip[0] for clip in clips} == set(range(5))
+    assert all(clip == dense(5, 8, stride=2, start=clip[0]) for clip in clips)
+    with pytest.raises(ValueError, match=r"places is .* 1 or more, got 0"):
+        two_starts(0, rng=Random(0))
+
+
+def test_views_by_a_samplers_name():
+    assert sample_views("uniform", 100, 4, views=3) == temporal_views(100, 4, views=3)
+    assert sample_views("dense", 100, 4, views=3) == temporal_views(100, 4, views=3, stride=8)
+    assert sample_views("linspace", 100, 4, views=1) == [linspace(100, 4)]
+    with pytest.raises(ValueError, match=r"linspace .* got views=2; take uniform or dense"):
+        sample_views("linspace", 100, 4, views=2)
+    with pytest.raises(ValueError, match="unknown sampler 'unifrom'"):
+        sample_views("unifrom", 100, 4, views=2)
+
+
 @pytest.mark.parametrize(("total", "frames"), SIZES)
 def test_every_sampler_stays_within_the_video(total, frames):
     found = [sample(name, total, frames, rng=rng) for name in SAMPLERS for rng in (None, Random(total))]
+    found += two_clips(total, frames, rng=Random(total))
     found += temporal_views(total, frames, views=3) + temporal_views(total, frames, views=3, stride=5)
     assert all(0 <= index < total for indices in found for index in indices)
     assert all(len(indices) == frames for indices in found if indices != list(range(total)))

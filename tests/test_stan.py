@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 from clipvid.backbone import Backbone
 from clipvid.branches import BRANCHES, build, choose, from_config, to_config
-from clipvid.branches.stan import STAN, STANLayer, StanOptions, stretched
+from clipvid.branches.stan import STAN, StanOptions
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import SelfAttention, attend
+from clipvid.nn.frames import stretched
 from clipvid.nn.mixers import MIXERS
+from clipvid.nn.spacetime import SpaceTimeBlock
 
 GRID = (4, 4)
 
@@ -30,7 +32,7 @@ def noisy(module, scale=0.3):
 
 
 def taps_of(backbone, frames=5, batch=2, depth=3):
-    return backbone(torch.rand(batch, frames, 3, 32, 32), depth=depth)
+    return backbone(torch.rand(batch, frames, 3, 32, 32), levels=backbone.last_levels(depth))
 
 
 @pytest.mark.parametrize("name", list(MIXERS))
@@ -93,14 +95,14 @@ def test_a_layer_of_one_frame_equals_the_clip_block_it_was_copied_from(backbone)
 
 
 def test_intra_frame_attention_equals_a_loop_over_frames(backbone):
-    layer: STANLayer = noisy(STAN(backbone, StanOptions(depth=1)).double()).layers[0]
+    layer: SpaceTimeBlock = noisy(STAN(backbone, StanOptions(depth=1)).double()).layers[0]
     cls, patch = torch.randn(2, 32, dtype=torch.float64), torch.randn(2, 3, 16, 32, dtype=torch.float64)
-    mixed = patch + layer.cross(patch, grid=GRID)
-    residuals = [layer.intra.attention_residual(torch.cat([cls[:, None], mixed[:, t]], dim=1)) for t in range(3)]
+    mixed = patch + layer.steps[0](patch, grid=GRID)
+    residuals = [layer.block.attention_residual(torch.cat([cls[:, None], mixed[:, t]], dim=1)) for t in range(3)]
     out_cls = cls + sum(r[:, 0] for r in residuals) / 3
     out_patch = mixed + torch.stack([r[:, 1:] for r in residuals], dim=1)
     tokens = torch.cat([out_cls[:, None], out_patch.flatten(1, 2)], dim=1)
-    tokens = tokens + layer.intra.mlp_residual(tokens)
+    tokens = tokens + layer.block.mlp_residual(tokens)
     got_cls, got_patch = layer(cls, patch, grid=GRID)
     torch.testing.assert_close(got_cls, tokens[:, 0], atol=1e-12, rtol=0)
     torch.testing.assert_close(got_patch.flatten(1, 2), tokens[:, 1:], atol=1e-12, rtol=0)
@@ -111,11 +113,11 @@ def test_without_time_embedding_the_branch_does_not_see_the_order_and_with_it_do
     taps = taps_of(backbone)
     order = torch.tensor([3, 0, 4, 1, 2])
     shuffled = taps.map(lambda t: t[:, order])
-    assert not torch.allclose(branch.tokens(taps)[0], branch.tokens(shuffled)[0], atol=1e-4)
+    assert not torch.allclose(branch.state(taps).cls, branch.state(shuffled).cls, atol=1e-4)
     branch.position.time.data.zero_()
-    (cls, patch), (cls_2, patch_2) = branch.tokens(taps), branch.tokens(shuffled)
-    torch.testing.assert_close(cls_2, cls, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(patch_2, patch[:, order], atol=1e-4, rtol=1e-4)
+    state, other = branch.state(taps), branch.state(shuffled)
+    torch.testing.assert_close(other.cls, state.cls, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other.patch, state.patch[:, order], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mixer", list(MIXERS))
@@ -124,8 +126,8 @@ def test_masked_frames_change_nothing(backbone, mixer):
     video = torch.rand(2, 3, 3, 32, 32)
     padded = torch.cat([video, torch.rand(2, 2, 3, 32, 32)], dim=1)
     mask = torch.tensor([[True] * 3 + [False] * 2] * 2)
-    taps, masked = backbone(video, depth=2), backbone(padded, depth=2, mask=mask)
-    torch.testing.assert_close(branch.tokens(masked)[0], branch.tokens(taps)[0], atol=1e-5, rtol=1e-5)
+    taps, masked = backbone(video, levels=(3, 4)), backbone(padded, levels=(3, 4), mask=mask)
+    torch.testing.assert_close(branch.state(masked).cls, branch.state(taps).cls, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(branch(masked)[:, :3], branch(taps), atol=1e-5, rtol=1e-5)
 
 
@@ -165,13 +167,13 @@ def test_projection_starts_as_identity_so_that_merge_project_equals_add(backbone
     projected = build(backbone, StanOptions(depth=2, merge="project")).eval()
     projected.position.load_state_dict(added.position.state_dict())
     taps = taps_of(backbone, depth=2)
-    torch.testing.assert_close(projected.tokens(taps)[0], added.tokens(taps)[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(projected.state(taps).cls, added.state(taps).cls, atol=1e-6, rtol=1e-6)
 
 
 def test_drop_path_grows_linearly_and_is_off_in_eval(backbone):
     branch = STAN(backbone, StanOptions(depth=3, drop_path=0.4))
     assert [layer.drop_path for layer in branch.layers] == pytest.approx([0.0, 0.2, 0.4])
-    assert [layer.cross.drop_path for layer in branch.layers] == pytest.approx([0.0, 0.2, 0.4])
+    assert [layer.steps[0].drop_path for layer in branch.layers] == pytest.approx([0.0, 0.2, 0.4])
     taps = taps_of(backbone)
     noisy(branch)
     assert torch.equal(branch(taps), branch(taps))
@@ -182,8 +184,8 @@ def test_drop_path_grows_linearly_and_is_off_in_eval(backbone):
 def test_a_mixers_own_options_are_checked_by_name_and_survive_the_config(backbone):
     asked = choose("stan", {"depth": 2, "mixer": "rsa", "mixer_options": {"kernel": [3, 1, 1], "bottleneck": 2}})
     branch = build(backbone, from_config(json.loads(json.dumps(to_config(asked)))))
-    assert branch.layers[1].cross.relate.h2.shape[2:] == (3, 1, 1)
-    assert branch.layers[1].cross.down.out_features == 16
+    assert branch.layers[1].steps[0].relate.h2.shape[2:] == (3, 1, 1)
+    assert branch.layers[1].steps[0].down.out_features == 16
     with pytest.raises(ValueError, match="mixer rsa has no option 'kernels'; it has kernel, queries, bottleneck"):
         choose("stan", {"mixer": "rsa", "mixer_options": {"kernels": (3, 1, 1)}})
     with pytest.raises(ValueError, match="mixer attention has no option 'kernel'; it has none"):
@@ -200,7 +202,7 @@ def test_wrong_options_name_the_value_and_the_choices(backbone):
         choose("stan", {"mixer": "atention"})
     with pytest.raises(ValueError, match="StanOptions has no option 'detph'; it has depth, mixer"):
         choose("stan", {"detph": 3})
-    with pytest.raises(ValueError, match="unknown branch 'stann'; choose one of mean, stan"):
+    with pytest.raises(ValueError, match="unknown branch 'stann'; choose one of mean, posterior, seqtransf, stan"):
         choose("stann")
     with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9 was asked for; choose a depth from 1 to 4"):
         build(backbone, choose("stan", {"depth": 9}))

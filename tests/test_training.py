@@ -207,7 +207,7 @@ def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path)
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
     store = TapStore.encode(attach(mini.backbone, depth=3), clips, READING)
-    assert store.last(1).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
+    assert store.select((6,)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
     blind = attach(mini.backbone, "mean", options={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)
     live, stored = (embed_videos(blind, data, READING).video for data in (clips, store))
@@ -242,7 +242,7 @@ def test_accumulation_over_two_halves_is_one_batch(mini, clips, monkeypatch):
     for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
         model = fresh(mini)
         for layer in model.branch.layers:
-            layer.drop_path = layer.cross.drop_path = 0.0
+            layer.drop_path = layer.steps[0].drop_path = 0.0
         train(model, clips, None, config(task="recognition", epochs=1, cache_taps=True, **changes), progress=False)
     assert len(seen) == 2
     assert max(float(g.abs().max()) for g in seen[0]) > 1e-3

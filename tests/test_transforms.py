@@ -10,6 +10,8 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from clipvid.video.transforms import VideoTransform
 
@@ -163,6 +165,52 @@ def test_augmenting_a_strip_falls_back_to_its_middle_square():
     strip = torch.zeros(3, 4, 400, dtype=torch.uint8)
     strip[:, :, 198:202] = 255
     assert VideoTransform(16, crop_scale=(0.9, 1.0)).augment(strip, Random(0)).min() == 255
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (48, 64), (37, 90), (33, 33)], ids=str)
+def test_three_crops_are_both_ends_and_the_middle_of_the_resized_long_side(shape):
+    frames = pictures(*shape, frames=2)
+    size = [int(32 * side / min(shape)) for side in shape]
+    resized = F.resize(frames, size, InterpolationMode.BICUBIC, antialias=True)
+    middle = [round((side - 32) / 2) for side in size]
+    expected = [
+        resized[..., :32, :32],
+        resized[..., middle[0] : middle[0] + 32, middle[1] : middle[1] + 32],
+        resized[..., -32:, -32:],
+    ]
+    crops = VideoTransform(32).crops(frames, 3)
+    assert torch.equal(crops, torch.stack(expected))
+
+
+@pytest.mark.parametrize("size", [32, (24, 40)], ids=str)
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (8, 300), (300, 8), (1, 1), (32, 32), (24, 40)], ids=str)
+def test_the_middle_crop_is_fit_and_so_is_the_only_one(shape, size):
+    frames, transform = pictures(*shape, frames=2), VideoTransform(size)
+    crops = transform.crops(frames, 3)
+    assert torch.equal(crops[1], transform.fit(frames))
+    assert torch.equal(transform.crops(frames, 1), transform.fit(frames)[None])
+    assert crops.shape == (3, 2, 3, *transform.target)
+
+
+def test_the_crops_of_a_strip_are_those_of_the_whole_strip_resized():
+    strip = pictures(16, 400)
+    whole = F.resize(strip, [32, 800], InterpolationMode.BICUBIC, antialias=True)
+    crops = VideoTransform(32).crops(strip, 3)
+    for crop, expected in zip(crops, (whole[..., :32], whole[..., 384:416], whole[..., -32:]), strict=True):
+        assert (crop.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_square_frame_has_one_crop_three_times():
+    crops = VideoTransform(16).crops(pictures(40, 40)[0], 3)
+    assert torch.equal(crops, crops[:1].expand(3, -1, -1, -1))
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+def test_other_crops_are_refused_with_the_reason(mode):
+    with pytest.raises(ValueError, match=f"of resize_mode 'shortest', got '{mode}', which shows the whole frame"):
+        VideoTransform(16, resize_mode=mode).crops(pictures(20, 30), 3)
+    with pytest.raises(ValueError, match=r"count must be 1 \(the middle\) or 3 .* got 2"):
+        VideoTransform(16).crops(pictures(20, 30), 2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Branches: what turns the taps of a frozen tower into frame embeddings that know of each other.
 
-Contract of every branch: `depth` (levels it reads), `options` (a dataclass that rebuilds it), and Taps -> (B, T, E).
+Contract of every branch: `levels` (of the tower, that it reads), `options` (a dataclass that rebuilds it), and Taps or
+Pixels -> (B, T, E).
 `BRANCHES` maps the names that users type to options; `build` makes the branch that some options describe.
 """
 
@@ -13,15 +14,32 @@ from typing import Any
 import torch
 
 from clipvid.backbone import Backbone
-from clipvid.branches.branch import Branch, mean_over_frames
+from clipvid.branches import intermediate, stan, standalone
+from clipvid.branches.branch import Branch, State
+from clipvid.branches.intermediate import Intermediate, IntermediateOptions
 from clipvid.branches.mean import Mean, MeanOptions
-from clipvid.branches.stan import PRESETS, STAN, StanOptions
+from clipvid.branches.posterior import Posterior, PosteriorOptions
+from clipvid.branches.stan import STAN, StanOptions
+from clipvid.branches.standalone import Standalone, StandaloneOptions
 
-__all__ = ["BRANCHES", "Branch", "BranchOptions", "build", "choose", "from_config", "mean_over_frames", "to_config"]
+__all__ = ["BRANCHES", "Branch", "BranchOptions", "State", "build", "choose", "from_config", "to_config"]
 
-BranchOptions = StanOptions | MeanOptions
-BRANCHES: dict[str, BranchOptions] = {"mean": MeanOptions(), **PRESETS}
-KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {"mean": (MeanOptions, Mean), "stan": (StanOptions, STAN)}
+BranchOptions = StanOptions | MeanOptions | PosteriorOptions | IntermediateOptions | StandaloneOptions
+BRANCHES: dict[str, BranchOptions] = {
+    "mean": MeanOptions(),
+    "posterior": PosteriorOptions(),
+    "seqtransf": PosteriorOptions(init="text", fusion="release"),
+    **stan.PRESETS,
+    **intermediate.PRESETS,
+    **standalone.PRESETS,
+}
+KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {
+    "mean": (MeanOptions, Mean),
+    "posterior": (PosteriorOptions, Posterior),
+    "stan": (StanOptions, STAN),
+    "intermediate": (IntermediateOptions, Intermediate),
+    "standalone": (StandaloneOptions, Standalone),
+}
 
 
 def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None) -> BranchOptions:
@@ -32,6 +50,11 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
         branch = BRANCHES[branch]
     known = asdict(branch)
     for name in changes or {}:
+        if name not in known and name.startswith("mixer"):
+            raise ValueError(
+                f"{type(branch).__name__} has no cross-frame module, so {name} does not apply; mixers belong to "
+                "stan and divided"
+            )
         if name not in known:
             raise ValueError(f"{type(branch).__name__} has no option {name!r}; it has {', '.join(known)}")
     return replace(branch, **(changes or {}))

@@ -1,30 +1,78 @@
-"""What every branch is, and the one way in which frames are averaged. Knows nothing of any particular branch."""
+"""What every branch is. Knows nothing of any particular branch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.backbone import Taps
+from clipvid.nn.attention import Block
+from clipvid.taps import Pixels, Taps
+
+
+@dataclass(frozen=True)
+class State:
+    """A clip on its way through a branch: what it read, its class token (B, D) or None, its tokens (B, T, N, D)."""
+
+    taps: Taps | Pixels
+    cls: Any
+    patch: Any
 
 
 class Branch(nn.Module):
-    """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding."""
+    """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding.
+
+    A branch of layers says how it starts, what a layer does and how it ends; `forward` is these in a row. Others
+    override `forward`.
+    """
 
     options: Any
     """The dataclass that this branch was built from, and can be rebuilt from."""
-    depth: int
-    """K: levels of the tower that it reads."""
+    levels: tuple[int, ...]
+    """Levels of the tower that it reads."""
+    reads_pixels: bool = False
+    """It has a stem of its own and takes Pixels in place of Taps, so nothing of it can be cached."""
+    reads_frames: bool = True
+    """It reads CLIP's own frame embeddings, so the tower has to run to its end."""
+    image_size: int | None = None
+    """Side of the frames that it reads, where that is not the tower's."""
+    one_token: bool = False
+    """It makes one embedding for the whole clip; all frames are given the same."""
+    copied: tuple[str, ...] = (".block.",)
+    """Parts of names: parameters that start as copies of CLIP's, and train at a lower rate."""
+    layers: nn.ModuleList
 
-    def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
-        raise TypeError(f"{type(self).__name__} does not say what it does with taps")
+    def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
+        return self.finish(self.state(taps))
+
+    def state(self, taps: Taps | Pixels) -> State:
+        """Class token and patches behind the last layer."""
+        return self.run(self.start(taps), 0, list(self.layers))
+
+    def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
+        """Through `layers`, which stand at places `first` and on."""
+        for k, layer in enumerate(layers, start=first):
+            state = self.advance(state, k, layer)
+        return state
+
+    def start(self, taps: Any) -> State:
+        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
+
+    def advance(self, state: State, k: int, layer: nn.Module) -> State:
+        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
+
+    def dense(self, state: State) -> Float[Tensor, "b t n d"]:
+        """The patches alone, on the tower's grid."""
+        return state.patch
+
+    def finish(self, state: State) -> Float[Tensor, "b t e"]:
+        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
 
 
-def mean_over_frames(x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b d"]:
-    """Mean over the frames whose mask is True."""
-    if mask is None:
-        return x.mean(dim=1)
-    weights = mask.to(x.dtype)[..., None]
-    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+def heads_of(copies: list[nn.Module], width: int) -> int:
+    """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
+    if copies and isinstance(copies[0], Block):
+        return copies[0].attention.heads
+    return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)

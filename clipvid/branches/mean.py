@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.backbone import Backbone, Taps
-from clipvid.branches.branch import Branch, mean_over_frames
+from clipvid.backbone import Backbone
+from clipvid.branches.branch import Branch
 from clipvid.nn.attention import MLP
+from clipvid.nn.frames import mean_over_frames
+from clipvid.taps import Taps
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class MeanOptions:
 class Mean(Branch):
     """Frame-mean of CLIP embeddings, plus an MLP of it that starts at zero."""
 
-    depth = 0  # reads no level but the frame embeddings
+    levels = ()  # reads nothing but the frame embeddings
 
     def __init__(self, backbone: Backbone, options: MeanOptions | None = None) -> None:
         super().__init__()

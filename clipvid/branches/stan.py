@@ -8,22 +8,25 @@ section 3. Where paper and released code differ, `StanOptions` names the choice 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
-from clipvid.backbone import Backbone, Geometry, Taps
-from clipvid.branches.branch import Branch, mean_over_frames
+from clipvid.backbone import Backbone
+from clipvid.branches.branch import Branch, State, heads_of
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
+from clipvid.nn.frames import mean_over_frames, sinusoids, stretched
 from clipvid.nn.mixers import MIXERS, mixer_options
 from clipvid.nn.motion import LocalMotion
+from clipvid.nn.spacetime import SpaceTimeBlock
+from clipvid.taps import Geometry, Taps
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,20 @@ class StanOptions:
     """Cross-frame module: attention, conv (paper, eq. 9), conv_full (first released code) or rsa."""
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the cross-frame module by name, such as kernel and bottleneck of rsa."""
-    fusion: Literal["gated", "release"] = "gated"
+    fusion: Literal["gated", "release", "balanced"] = "gated"
     """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
-    tower. release: added to the class token before CLIP's final norm and projection, as published."""
+    tower. release: added to the class token before CLIP's final norm and projection, as published. balanced: as
+    release, but w CLIP + (1 - w) branch with a trained sigmoid w for each channel, half at first (BT-Adapter)."""
     order: Literal["cross_first", "intra_first"] = "cross_first"
     """Which module of a layer runs first: cross_first is the released code, intra_first the paper's text."""
-    merge: Literal["add", "project"] = "add"
-    """How a level joins the branch: added as it is (released code), or through a DxD projection (paper, eq. 5-6)."""
+    merge: Literal["add", "project", "balanced"] = "add"
+    """How a level joins the branch: added as it is (released code), through a DxD projection (paper, eq. 5-6), or
+    w level + (1 - w) branch with a trained sigmoid w for each channel (BT-Adapter)."""
     position: Literal["clip", "learned"] = "learned"
     """Spatial positions: CLIP's own table a second time (released code), or a table that the branch trains."""
-    class_start: Literal["mean", "release"] = "mean"
-    """First class token: mean of the frames' (paper), or that averaged with CLIP's class embedding (released code)."""
+    class_start: Literal["mean", "release", "own"] = "mean"
+    """First class token: mean of the frames' (paper), or that averaged with CLIP's class embedding (released code), or
+    with a token of the branch's own (BT-Adapter)."""
     time_init: Literal["sinusoid", "normal"] = "sinusoid"
     """The time embedding at first: sinusoids, which know early from late (ours), or noise (released code)."""
     time_std: float = 1.0
@@ -75,11 +81,11 @@ class StanOptions:
 
 
 _CHOICES = {
-    "fusion": ("gated", "release"),
+    "fusion": ("gated", "release", "balanced"),
     "order": ("cross_first", "intra_first"),
-    "merge": ("add", "project"),
+    "merge": ("add", "project", "balanced"),
     "position": ("clip", "learned"),
-    "class_start": ("mean", "release"),
+    "class_start": ("mean", "release", "own"),
     "time_init": ("sinusoid", "normal"),
 }
 
@@ -88,6 +94,9 @@ PRESETS: dict[str, StanOptions] = {
     "stan-release": StanOptions(fusion="release", position="clip", class_start="release", time_init="normal"),
     "stan-paper": StanOptions(
         fusion="release", order="intra_first", merge="project", mixer="conv", time_init="normal", time_std=0.02
+    ),
+    "bt-adapter": StanOptions(
+        fusion="balanced", merge="balanced", position="clip", class_start="own", time_init="normal"
     ),
 }
 
@@ -98,98 +107,67 @@ class STAN(Branch):
     def __init__(self, backbone: Backbone, options: StanOptions | None = None) -> None:
         super().__init__()
         self.options = o = options or StanOptions()
-        self.depth = o.depth
-        self.geometry = g = backbone.geometry(o.depth)
+        self.levels = backbone.last_levels(o.depth)
+        self.geometry = g = backbone.geometry(self.levels)
         width = o.width or g.widths[-1]
         self.entries = nn.ModuleList(
-            _Entry(g, level=k, width=width, project=o.merge == "project") for k in range(o.depth)
+            _Entry(g, place=k, width=width, project=o.merge == "project") for k in range(o.depth)
         )
         self.position = _Position(backbone, g, options=o, width=width)
-        copies = backbone.copy_blocks(o.depth) if width == g.widths[-1] else []
-        rates = [o.drop_path * k / max(1, o.depth - 1) for k in range(o.depth)]
-        heads = _heads(copies, width)
-        self.layers = nn.ModuleList(
-            STANLayer(
-                copies[k] if copies else Block(width, heads),
-                MIXERS[o.mixer](width, heads, drop_path=rates[k], **o.mixer_options),
-                cross_first=o.order == "cross_first",
-                drop_path=rates[k],
-            )
-            for k in range(o.depth)
-        )
-        self.fusion = (
-            _GatedFusion(width, g.embed_dim, grid=g.grid) if o.fusion == "gated" else _ReleaseFusion(backbone, width)
-        )
+        self.balance = Balance(width) if o.merge == "balanced" else None
+        self.layers = nn.ModuleList(_layers(backbone, o, width=width))
+        self.fusion = _FUSIONS[o.fusion](backbone, g, width)
 
-    def tokens(self, taps: Taps) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
-        """The branch's own video token and dense tokens, before fusion."""
-        taps = taps.last(self.depth)
-        cls, patch = self.entries[0](taps)
-        cls, patch = self.position(cls, patch)
-        for k, layer in enumerate(self.layers):
-            if k:
-                level_cls, level_patch = self.entries[k](taps)
+    def start(self, taps: Taps) -> State:
+        taps = taps.select(self.levels)
+        return State(taps, *self.position(*self.entries[0](taps)))
+
+    def advance(self, state: State, k: int, layer: nn.Module) -> State:
+        cls, patch = state.cls, state.patch
+        if k:
+            level_cls, level_patch = self.entries[k](state.taps)
+            if self.balance is None:
                 cls, patch = cls + level_cls, patch + level_patch
-            cls, patch = layer(cls, patch, grid=self.geometry.grid, mask=taps.mask)
-        return cls, patch
+            else:
+                cls, patch = self.balance(level_cls, cls), self.balance(level_patch, patch)
+        cls, patch = layer(cls, patch, grid=self.geometry.grid, mask=state.taps.mask)
+        return State(state.taps, cls, patch)
 
-    def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
-        return self.fusion(taps, *self.tokens(taps))
+    def finish(self, state: State) -> Float[Tensor, "b t e"]:
+        return self.fusion(state.taps, state.cls, state.patch)
 
 
-class STANLayer(nn.Module):
-    """One branch layer: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3).
-
-    The class token belongs to the whole video: it is shown to every frame, and the frames' answers are averaged.
-    """
-
-    def __init__(self, intra: nn.Module, cross: nn.Module, *, cross_first: bool, drop_path: float) -> None:
-        super().__init__()
-        self.intra: Any = intra  # a tower.FrameLayer
-        self.cross = cross
-        self.cross_first, self.drop_path = cross_first, drop_path
-
-    def forward(
-        self,
-        cls: Float[Tensor, "b d"],
-        patch: Float[Tensor, "b t n d"],
-        *,
-        grid: tuple[int, int],
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
-        if self.cross_first:
-            patch = patch + self.cross(patch, grid=grid, mask=mask)
-        cls, patch = self._within_frames(cls, patch, mask=mask)
-        if not self.cross_first:
-            patch = patch + self.cross(patch, grid=grid, mask=mask)
-        return cls, patch
-
-    def _within_frames(self, cls: Tensor, patch: Tensor, *, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        t = patch.shape[1]
-        tokens = torch.cat([cls[:, None, None].expand(-1, t, 1, -1).to(patch.dtype), patch], dim=2)  # (B, T, 1+N, D)
-        residual = self.intra.attention_residual(tokens.flatten(0, 1))
-        residual = stochastic_depth(residual, self.drop_path, "row", self.training).unflatten(0, (-1, t))
-        cls = cls + mean_over_frames(residual[:, :, 0], mask)
-        patch = patch + residual[:, :, 1:]
-        cls = cls + self.intra.mlp_residual(cls[:, None])[:, 0]
-        patch = patch + self.intra.mlp_residual(patch.flatten(1, 2)).unflatten(1, (t, -1))
-        return cls, patch
+def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[SpaceTimeBlock]:
+    """One branch layer a level: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3)."""
+    o = options
+    copies = backbone.copy_blocks(o.depth) if width == backbone.geometry(backbone.last_levels(1)).widths[0] else []
+    heads = heads_of(copies, width)
+    rates = [o.drop_path * k / max(1, o.depth - 1) for k in range(o.depth)]
+    return [
+        SpaceTimeBlock(
+            copies[k] if copies else Block(width, heads),
+            [MIXERS[o.mixer](width, heads, drop_path=rates[k], **o.mixer_options)],
+            place="before" if o.order == "cross_first" else "after",
+            drop_path=rates[k],
+        )
+        for k in range(o.depth)
+    ]
 
 
 class _Entry(nn.Module):
     """One level's way into the branch: frame-mean class token and patches, projected where widths differ."""
 
-    def __init__(self, geometry: Geometry, *, level: int, width: int, project: bool) -> None:
+    def __init__(self, geometry: Geometry, *, place: int, width: int, project: bool) -> None:
         super().__init__()
-        self.level = level
-        own = geometry.widths[level]
+        self.place = place
+        own = geometry.widths[place]
         self.patch = _projection(own, width) if project or own != width else nn.Identity()
         self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
 
     def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
-        patch = self.patch(taps.patches[self.level])
+        patch = self.patch(taps.patches[self.place])
         if self.frame is None:
-            cls = self.patch(mean_over_frames(taps.cls[self.level], taps.mask))
+            cls = self.patch(mean_over_frames(taps.cls[self.place], taps.mask))
         else:  # no class token: the frame's pooled feature takes its place
             cls = self.frame(mean_over_frames(taps.frames, taps.mask))
         return cls, patch
@@ -201,7 +179,7 @@ class _Position(nn.Module):
     def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
         super().__init__()
         own = backbone.embeddings()
-        needs_own = options.position == "clip" or options.class_start == "release"
+        needs_own = options.position == "clip" or options.class_start != "mean"
         if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
             raise BackboneError(
                 f"{type(backbone.visual).__name__} has no position table for {geometry.patches} patches of width "
@@ -220,20 +198,32 @@ class _Position(nn.Module):
         )
         start = (own[0] + own[1][0]).clone() if options.class_start == "release" and own else None
         self.register_buffer("clip_class", start, persistent=False)
+        # BT-Adapter's token starts at zero and has CLIP's position of the class token added
+        self.own_class = nn.Parameter(own[1][0].clone()) if options.class_start == "own" and own else None
 
     def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
-        if self.clip_class is not None:
-            cls = (cls + self.clip_class) / 2
+        token = self.clip_class if self.own_class is None else self.own_class
+        if token is not None:
+            cls = (cls + token) / 2
         space = self.clip_space if self.space is None else self.space
         assert space is not None
         return cls, patch + space + stretched(self.time, patch.shape[1])[:, None]
 
 
-def stretched(table: Float[Tensor, "rows d"], frames: int) -> Float[Tensor, "t d"]:
-    """A table of time for `frames` frames: its first rows, or past its end all of it, stretched linearly."""
-    if frames <= len(table):
-        return table[:frames]
-    return F.interpolate(table.T[None], size=frames, mode="linear", align_corners=True)[0].T
+class Balance(nn.Module):
+    """w theirs + (1 - w) ours, w a trained sigmoid for each channel that starts at one half (BT-Adapter's gates).
+
+    The released code multiplies the logit by 100 and more, which lets it move at a branch's learning rate.
+    """
+
+    def __init__(self, width: int, *, scale: float = 100.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.logit = nn.Parameter(torch.zeros(width))
+
+    def forward(self, theirs: Float[Tensor, "*batch d"], ours: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        weight = (self.scale * self.logit).sigmoid()
+        return weight * theirs + (1 - weight) * ours
 
 
 class _GatedFusion(nn.Module):
@@ -243,12 +233,12 @@ class _GatedFusion(nn.Module):
     mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
     """
 
-    def __init__(self, width: int, embed_dim: int, *, grid: tuple[int, int]) -> None:
+    def __init__(self, backbone: Backbone, geometry: Geometry, width: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = geometry.grid
         self.norm = nn.LayerNorm(width)
         self.motion = LocalMotion(width, 2 * width)
-        self.gate = nn.Linear(3 * width, embed_dim, bias=False)
+        self.gate = nn.Linear(3 * width, geometry.embed_dim, bias=False)
         nn.init.zeros_(self.gate.weight)
 
     def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
@@ -259,8 +249,9 @@ class _GatedFusion(nn.Module):
 class _ReleaseFusion(nn.Module):
     """proj(ln_post(class token + branch)) per frame, as published; CLIP's norm and projection stay frozen."""
 
-    def __init__(self, backbone: Backbone, width: int) -> None:
+    def __init__(self, backbone: Backbone, geometry: Geometry, width: int, *, balanced: bool = False) -> None:
         super().__init__()
+        self.balance = Balance(width) if balanced else None
         head = backbone.head()
         if head is None or head[1].shape[0] != width:
             raise BackboneError(
@@ -278,15 +269,16 @@ class _ReleaseFusion(nn.Module):
         self.register_buffer("projection", projection.detach().clone(), persistent=False)
 
     def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
-        fused = taps.cls[-1] + cls[:, None]
+        frame = taps.cls[-1]
+        fused = frame + cls[:, None] if self.balance is None else self.balance(frame, cls[:, None].expand_as(frame))
         return F.layer_norm(fused, self.weight.shape, self.weight, self.bias, self.eps) @ self.projection
 
 
-def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
-    """Sines and cosines of wavelengths from 2 pi to 20000 pi, root-mean-square 1 (Vaswani et al. 2017, section 3.5)."""
-    rates = 10000 ** (-torch.arange(0, width, 2) / width)
-    angles = torch.arange(length)[:, None] * rates
-    return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+_FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
+    "gated": _GatedFusion,
+    "release": _ReleaseFusion,
+    "balanced": partial(_ReleaseFusion, balanced=True),
+}
 
 
 def _projection(own: int, width: int) -> nn.Linear:
@@ -295,10 +287,3 @@ def _projection(own: int, width: int) -> nn.Linear:
     if own == width:
         nn.init.eye_(linear.weight)
     return linear
-
-
-def _heads(copies: list[nn.Module], width: int) -> int:
-    """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
-    if copies and isinstance(copies[0], Block):
-        return copies[0].attention.heads
-    return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)

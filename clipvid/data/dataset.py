@@ -1,4 +1,4 @@
-"""ClipDataset decodes the clips of a VideoData, collate puts them into a Batch.
+"""ClipDataset decodes the clips of a VideoData, one or several views of each, collate puts them into a Batch.
 
 Contract: an item is a pure function of (seed, epoch, index), so a resumed run, another number of workers or another
 batch size sees the same pixels and captions. A file that cannot be read is an error or is reported in the batch: it
@@ -8,32 +8,76 @@ never becomes zeros or another clip. Pixels stay uint8; the model scales them. K
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 from random import Random
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import VideoError
-from clipvid.video.decode import BACKENDS, read_video
-from clipvid.video.sampling import SAMPLERS
-from clipvid.video.transforms import VideoTransform
+from clipvid.video.augment import CONST_CL, ContrastiveView
+from clipvid.video.decode import BACKENDS, read_part
+from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
+from clipvid.video.transforms import INTERPOLATIONS, VideoTransform
 
 UNREADABLE = ("raise", "skip")
 NO_LABEL = -1
 
 
+@dataclass(frozen=True)
+class Views:
+    """Fixed clips of a video whose predictions are averaged: each of `temporal` clips in `spatial` crops, in turn."""
+
+    temporal: int = 1
+    """Spread evenly over the video (`sampling.sample_views`)."""
+    spatial: int = 1
+    """1 or 3 (`VideoTransform.crops`)."""
+
+    def __post_init__(self) -> None:
+        if self.temporal < 1 or self.spatial not in (1, 3):
+            raise ValueError(f"temporal starts at 1 and spatial is 1 or 3, got {self.temporal} and {self.spatial}")
+
+    @property
+    def count(self) -> int:
+        return self.temporal * self.spatial
+
+    def __str__(self) -> str:
+        return f"{self.temporal} temporal x {self.spatial} spatial views"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two random clips of a video, drawn and augmented apart, that self-supervision brings together (ConST-CL)."""
+
+    stride: int = 2
+    """Frames from one of a clip to the next."""
+    recipes: tuple[ContrastiveView, ContrastiveView] = CONST_CL
+
+    count = 2
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride must be 1 or more, got {self.stride}")
+
+    def __str__(self) -> str:
+        return f"pairs of clips of stride {self.stride}"
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A decoded clip. `mask` is False for frames that repeat the last one because the video has fewer."""
+    """A decoded clip, or several views of it (V, T, ...).
 
-    video: UInt8[Tensor, "t 3 h w"]
-    mask: Bool[Tensor, " t"]
+    `mask` is False for frames that repeat the last one because the video has fewer.
+    """
+
+    video: UInt8[Tensor, "*v t 3 h w"]
+    mask: Bool[Tensor, "*v t"]
     captions: tuple[str, ...]
     label: int
     """NO_LABEL (-1) where the record has none."""
@@ -42,14 +86,17 @@ class Clip:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """Clips side by side; `owner` is the row here that a caption belongs to, `index` the place in the data set."""
+    """Clips side by side; `owner` is the row here that a caption belongs to, `index` the place in the data set.
 
-    video: UInt8[Tensor, "b t 3 h w"]
+    `video` and `mask` have an axis V behind B where a clip has several views.
+    """
+
+    video: UInt8[Tensor, "b *v t 3 h w"]
     captions: tuple[str, ...]
     owner: Int64[Tensor, " m"]
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
-    mask: Bool[Tensor, "b t"]
+    mask: Bool[Tensor, "b *v t"]
     unreadable: tuple[VideoError, ...] = ()
     """Why the clips that are not here could not be read (only with `unreadable="skip"`)."""
 
@@ -79,6 +126,9 @@ class ClipDataset(Dataset[Clip | VideoError]):
         frames: frames a clip; a video with fewer repeats frames (uniform) or is padded and masked (linspace).
         random: draw frames at random within the sampler's rule, and augment if the transform has augmentations.
         captions_per_video: captions drawn of each video a visit, in their order; 0 gives all of them.
+        views: how many clips an item has. Views() one, as (T, 3, S, S); more are for evaluation and not with `random`.
+            Pair() two random ones for self-supervision, as (2, T, 3, S, S); needs `random`, brings its own
+            augmentation, and takes every `stride`-th frame in place of the sampler. Decoded in one pass either way.
         unreadable: "raise" stops at a file that cannot be read, "skip" gives its VideoError as the item.
         seed: with the epoch (`set_epoch`) and the index it decides all that is random.
     """
@@ -91,6 +141,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         transform: VideoTransform,
         sampler: str = "uniform",
         random: bool = False,
+        views: Views | Pair = Views(),
         captions_per_video: int = 0,
         backend: str = "pyav",
         unreadable: str = "raise",
@@ -105,7 +156,8 @@ class ClipDataset(Dataset[Clip | VideoError]):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if frames < 1 or captions_per_video < 0:
             raise ValueError(f"need frames >= 1 and captions_per_video >= 0, got {frames} and {captions_per_video}")
-        self.data, self.frames, self.transform, self.seed = data, frames, transform, seed
+        _check_views(views, sampler=sampler, random=random, transform=transform)
+        self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
         self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
         self.captions_per_video = captions_per_video
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
@@ -116,7 +168,8 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
     def __repr__(self) -> str:
         how = "random" if self.random else "fixed"
-        return f"ClipDataset({self.data!r}, {self.frames} {how} frames, {self.sampler}, {self.backend})"
+        views = "" if self.views == Views() else f" in {self.views}"
+        return f"ClipDataset({self.data!r}, {self.frames} {how} frames{views}, {self.sampler}, {self.backend})"
 
     @property
     def epoch(self) -> int:
@@ -137,28 +190,63 @@ class ClipDataset(Dataset[Clip | VideoError]):
             if get_worker_info() is None:
                 raise
             raise _WorkerVideoError(_WorkerVideoError.printed(error)) from None
-        padding = self.frames - len(video)
-        mask = torch.arange(self.frames) < len(video)
+        padding = self.frames - video.shape[1]
+        mask = (torch.arange(self.frames) < video.shape[1]).repeat(len(video), 1)
         if padding:
-            video = torch.cat([video, video[-1:].expand(padding, -1, -1, -1)])  # (T, 3, S, S)
+            video = torch.cat([video, video[:, -1:].expand(-1, padding, -1, -1, -1)], dim=1)  # (V, T, 3, S, S)
+        if self.views.count == 1:
+            video, mask = video[0], mask[0]
         label = NO_LABEL if record.label is None else record.label
         return Clip(video, mask, self._captions(record, index), label, index)
 
-    def _read(self, record: Record, index: int) -> UInt8[Tensor, "t 3 h w"]:
-        return read_video(
-            record.path,
-            self.frames,
-            sampler=self.sampler,
-            rng=self._draw("frames", index) if self.random else None,
-            start=record.start,
-            end=record.end,
-            backend=self.backend,
-            fit=partial(self._augment, index=index) if self.random else self.transform.fit,
-        )
+    def _read(self, record: Record, index: int) -> UInt8[Tensor, "v t 3 h w"]:
+        if isinstance(self.views, Pair):
+            return self._pair(record, index, self.views)
+        return self._views(record, index, self.views)
 
-    def _augment(self, frame: UInt8[Tensor, "3 height width"], *, index: int) -> UInt8[Tensor, "3 h w"]:
-        """One frame at a time, so that large frames stay bounded; equal draws give all of a clip the same crop."""
-        return self.transform.augment(frame, self._draw("augment", index))
+    def _views(self, record: Record, index: int, views: Views) -> UInt8[Tensor, "v t 3 h w"]:
+        rng = self._draw("frames", index)
+
+        def choose(total: int) -> list[int]:
+            if self.random:
+                return sample(self.sampler, total, self.frames, rng=rng)
+            return list(chain(*sample_views(self.sampler, total, self.frames, views=views.temporal)))
+
+        def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
+            if self.random:  # equal draws give all frames of a clip the same augmentation
+                return self.transform.augment(frame, self._draw("augment", index))
+            return torch.cat(list(self.transform.crops(frame, views.spatial)), dim=-1)
+
+        frames = self._decoded(record, choose, fit)
+        return rearrange(frames, "(k t) c h (p w) -> (k p) t c h w", k=views.temporal, p=views.spatial)
+
+    def _pair(self, record: Record, index: int, pair: Pair) -> UInt8[Tensor, "2 t 3 h w"]:
+        look = {"size": self.transform.target, "interpolation": INTERPOLATIONS[self.transform.interpolation]}
+
+        def choose(total: int) -> list[int]:
+            return list(chain(*two_clips(total, self.frames, stride=pair.stride, rng=self._draw("frames", index))))
+
+        def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
+            # the crops of both clips, since a frame does not know which of them it is for, and may be for both
+            crops = [recipe.crop(frame, draw("crop", view), **look) for view, recipe in enumerate(pair.recipes)]
+            return torch.cat(crops, dim=-1)
+
+        def draw(purpose: str, view: int) -> Random:
+            return self._draw(f"{purpose} {view}", index)
+
+        frames = self._decoded(record, choose, fit)
+        clips = rearrange(frames, "(k t) c h (p w) -> k p t c h w", k=2, p=2)
+        return torch.stack([r.recolour(clips[v, v], draw("colour", v)) for v, r in enumerate(pair.recipes)])
+
+    def _decoded(
+        self, record: Record, choose: Callable[[int], list[int]], fit: Callable[[Tensor], Tensor]
+    ) -> UInt8[Tensor, "_ 3 h _"]:
+        """The chosen frames of all views, one after another, from one pass over the file.
+
+        `fit` gets one frame at a time, so that large ones stay bounded. A decoder keeps one picture a frame: several
+        crops of it lie side by side in that picture.
+        """
+        return read_part(record.path, choose, start=record.start, end=record.end, backend=self.backend, fit=fit)
 
     def _captions(self, record: Record, index: int) -> tuple[str, ...]:
         wanted, known = self.captions_per_video, record.captions
@@ -170,6 +258,22 @@ class ClipDataset(Dataset[Clip | VideoError]):
     def _draw(self, purpose: str, index: int) -> Random:
         """A source of its own for each purpose: how many numbers one takes does not shift the others."""
         return Random(f"{self.seed} {self.epoch} {index} {purpose}")
+
+
+def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: VideoTransform) -> None:
+    """ValueError for views that sampler, chance or transform rule out, before any file is opened."""
+    if isinstance(views, Pair):
+        if not random:
+            raise ValueError("a Pair is two random clips, got random=False; pass random=True, or Views for fixed ones")
+        if transform.crop_scale is not None or transform.flip or transform.rand_layers:
+            raise ValueError(
+                "a Pair is augmented by its own recipes; leave crop_scale, flip and rand_layers out of the transform"
+            )
+        return
+    if random and views.count > 1:
+        raise ValueError(f"random draws one clip of a video, got {views}; pass random=False, or Pair for two")
+    sample_views(sampler, 1, 1, views=views.temporal)  # what it refuses, it refuses of any video
+    transform.check_crops(views.spatial)
 
 
 def collate(items: Sequence[Clip | VideoError]) -> Batch:

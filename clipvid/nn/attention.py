@@ -16,6 +16,9 @@ from torch import Tensor, nn
 SHORT = 256
 """Longest key sequence for which plain matrix products beat torch's fused kernel on a bf16 CPU (see `attend`)."""
 
+Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From q, k and v, each (B, A, L, d), to what attention mixes, of the same shape."""
+
 
 def attend(
     q: Float[Tensor, "b a l d"],
@@ -48,12 +51,21 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b l d"], *, mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
-        """Attend within each sequence; `mask` (B, L) is False for keys that nobody may attend."""
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        *,
+        mask: Bool[Tensor, "b l"] | None = None,
+        pattern: Pattern | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Attend within each sequence; `mask` (B, L) is False for keys that nobody may attend.
+
+        `pattern` takes the place of `attend`, for tokens that do not all attend to the same keys.
+        """
         b, length, d = x.shape
         q, k, v = self.qkv(x).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, A, L, d)
         keys = None if mask is None else mask[:, None, None, :]
-        mixed = attend(q, k, v, mask=keys)
+        mixed = attend(q, k, v, mask=keys) if pattern is None else pattern(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(b, length, d))
 
 
@@ -96,14 +108,16 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(width)) if layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(width)) if layer_scale else None
 
-    def attention_residual(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        x = self.attention(self.norm1(x))
+    def attention_residual(
+        self, x: Float[Tensor, "b l d"], *, mask: Bool[Tensor, "b l"] | None = None, pattern: Pattern | None = None
+    ) -> Float[Tensor, "b l d"]:
+        x = self.attention(self.norm1(x), mask=mask, pattern=pattern)
         return x if self.scale1 is None else x * self.scale1
 
     def mlp_residual(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x = self.mlp(self.norm2(x))
         return x if self.scale2 is None else x * self.scale2
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        x = x + self.attention_residual(x)
+    def forward(self, x: Float[Tensor, "b l d"], *, mask: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b l d"]:
+        x = x + self.attention_residual(x, mask=mask)
         return x + self.mlp_residual(x)

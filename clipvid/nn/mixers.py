@@ -1,7 +1,7 @@
 """Cross-frame mixers: the modules with which a STAN layer lets the frames of a clip see each other.
 
 Contract: patch tokens (B, T, N, D) in, the residual to add to them out, zero for every mixer at step 0; frames whose
-mask is False neither give nor matter. Knows nothing of CLIP, of class tokens or of fusion.
+mask is False neither give nor matter. Knows nothing of CLIP or of fusion.
 Paper: Liu et al., STAN (CVPR 2023), section 3.3 (cross-frame module): attention, eq. 8; convolution, eq. 9. Relational
 self-attention in their place is ours.
 """
@@ -12,38 +12,76 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from clipvid.nn.attention import SelfAttention
+from clipvid.nn.attention import Block, Pattern, SelfAttention
+from clipvid.nn.patterns import attend_in_groups
 from clipvid.nn.rsa import RSA
 
 
-class AttentionMixer(nn.Module):
-    """Each patch position attends to itself along time: zero-initialised linear (drop path (MSA (LN x))).
+class AttentionStep(nn.Module):
+    """Attention among patches along time (or as another `kind` of clipvid.nn.patterns says), an identity at first.
 
-    As in the released code, where the zero-initialised `temporal_fc` makes the step an identity at first.
+    With `linear`, zero-initialised linear (drop path (MSA (LN x))): the step of TimeSformer and of released STAN, whose
+    `temporal_fc` it is. Without, the attention's own output projection starts at zero (ViViT's model 3; the paper
+    zeroes all of it, after which nothing but the bias could ever learn). With `cls_key` the class token is a key for
+    every patch (TimeSformer's eq. 5 and 6), but asks nothing.
     """
 
-    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kind: str = "time",
+        drop_path: float = 0.0,
+        linear: bool = True,
+        cls_key: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width, heads)
-        self.out = _zero(nn.Linear(width, width))
-        self.drop_path = drop_path
+        self.out = nn.Linear(width, width) if linear else nn.Identity()
+        self.kind, self.drop_path, self.cls_key = kind, drop_path, cls_key
+        _zero(self.out if isinstance(self.out, nn.Linear) else self.attention.out)
+
+    def copy_attention(self, block: Block) -> None:
+        """Take norm and attention of a block of the same width, what starts at zero left as it is."""
+        self.norm.load_state_dict(block.norm1.state_dict())
+        own = self.attention.state_dict()
+        learnt = block.attention.state_dict()
+        if isinstance(self.out, nn.Identity):
+            learnt |= {"out.weight": own["out.weight"], "out.bias": own["out.bias"]}
+        if "qkv.bias" not in learnt:
+            learnt["qkv.bias"] = torch.zeros_like(own["qkv.bias"])
+        self.attention.load_state_dict(learnt)
 
     def forward(
-        self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None
+        self,
+        x: Float[Tensor, "b t n d"],
+        *,
+        grid: tuple[int, int],
+        mask: Bool[Tensor, "b t"] | None = None,
+        cls: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b t n d"]:
-        n = x.shape[2]
-        tokens = rearrange(x, "b t n d -> (b n) t d")
-        keys = None if mask is None else mask.repeat_interleave(n, dim=0)  # (B·N, T)
-        tokens = self.attention(self.norm(tokens), mask=keys)
-        tokens = self.out(stochastic_depth(tokens, self.drop_path, "row", self.training))
-        return rearrange(tokens, "(b n) t d -> b t n d", n=n)
+        key = self.norm(cls) if self.cls_key and cls is not None else None
+        _, found = attend_in_groups(self._dropped, self.norm(x), kind=self.kind, grid=grid, cls=key, mask=mask)
+        return self.out(found)
+
+    def _dropped(self, x: Tensor, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
+        mixed = self.attention(x, mask=mask, pattern=pattern)
+        return stochastic_depth(mixed, self.drop_path, "row", self.training)  # a row is one sequence, as released
+
+
+def attention_mixer(width: int, heads: int, *, drop_path: float = 0.0) -> AttentionStep:
+    """Each patch position attends to itself along time (STAN, eq. 8)."""
+    return AttentionStep(width, heads, drop_path=drop_path)
 
 
 class ConvMixer(nn.Module):
@@ -129,7 +167,7 @@ class RSAMixer(nn.Module):
 
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {
-    "attention": AttentionMixer,
+    "attention": attention_mixer,
     "conv": ConvMixer,
     "conv_full": ConvFullMixer,
     "rsa": RSAMixer,

@@ -10,6 +10,7 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -23,7 +24,7 @@ from clipvid.video import _decord, _pyav, _torchcodec
 from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo
 from clipvid.video.sampling import sample
 
-__all__ = ["BACKENDS", "PIXEL_LIMIT", "VideoInfo", "probe", "read", "read_video"]
+__all__ = ["BACKENDS", "PIXEL_LIMIT", "VideoInfo", "probe", "read", "read_part", "read_video"]
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
@@ -86,14 +87,32 @@ def read_video(
         start, end: seconds relative to the first frame. Frames that begin in [start, end) count; a part too short
             for any gets the one on screen at `start`. An end after the last frame is no error, a start after it is.
     """
-    _check_part(start, end)
     sample(sampler, 1, frames)  # a wrong name or number is an error before any file is opened
+    choose = partial(sample, sampler, frames=frames, rng=rng)
+    return read_part(path, choose, start=start, end=end, backend=backend, fit=fit)
+
+
+def read_part(
+    path: str | Path,
+    choose: Callable[[int], Sequence[int]],
+    *,
+    start: int | float | None = None,
+    end: int | float | None = None,
+    backend: str = "pyav",
+    fit: Fit | None = None,
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Frames of a video, or of its part from `start` to `end` (as in `read_video`), by a rule of your own.
+
+    `choose` gets the number of frames of the part and returns which of them, in any order, repeats allowed. However
+    many times a frame is named, it is decoded and fitted once.
+    """
+    _check_part(start, end)
 
     def rule(times: Sequence[float]) -> list[int]:
         part = _part(times, start or 0.0, math.inf if end is None else end)
         if not part:
             raise VideoError(path, f"start={start} s is after its last frame ({times[-1]:.2f} s)", backend=backend)
-        return [part[i] for i in sample(sampler, len(part), frames, rng=rng)]
+        return [part[i] for i in choose(len(part))]
 
     choice = Choice(
         rule=rule, by_time=start is not None or end is not None, until=math.inf if end is None else float(end)

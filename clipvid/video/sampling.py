@@ -6,8 +6,12 @@ Contract: every function takes the number of frames a video has and returns indi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
+
+STRIDE = 8
+"""Frames from one of a dense clip to the next, unless said otherwise."""
 
 
 def uniform(total: int, frames: int, *, rng: Random | None = None) -> list[int]:
@@ -41,7 +45,7 @@ def linspace(total: int, frames: int, *, rng: Random | None = None) -> list[int]
 
 
 def dense(
-    total: int, frames: int, *, stride: int = 8, start: int | None = None, rng: Random | None = None
+    total: int, frames: int, *, stride: int = STRIDE, start: int | None = None, rng: Random | None = None
 ) -> list[int]:
     """Every `stride`-th frame from `start`; without a start the clip is centred, or with `rng` placed at random.
 
@@ -81,6 +85,31 @@ def temporal_views(total: int, frames: int, *, views: int, stride: int | None = 
     return [dense(total, frames, stride=stride, start=room * view // (views - 1)) for view in range(views)]
 
 
+def two_starts(places: int, *, rng: Random) -> tuple[int, int]:
+    """Starts of two clips in [0, places): near ones more often than distant ones, the earlier or the later first.
+
+    The density of their gap falls linearly to 0 at m = places (Qian et al. 2021, CVRL; ConST-CL takes it over):
+    P(gap < k) = 2 k / m - k² / m². Given the gap, the earlier start is any that leaves room for it.
+    """
+    if places < 1:
+        raise ValueError(f"places is the number of starts to choose from and must be 1 or more, got {places}")
+    gap = int(places * (1 - math.sqrt(1 - rng.random())))  # the inverse of P
+    first = rng.randrange(places - gap)
+    return (first, first + gap) if rng.random() < 0.5 else (first + gap, first)
+
+
+def two_clips(total: int, frames: int, *, stride: int = 2, rng: Random) -> tuple[list[int], list[int]]:
+    """Two random `dense` clips of one video, their starts drawn by `two_starts`.
+
+    In a video that is shorter than a clip every frame is a start, both are drawn alike, and clips go on from the first
+    frame (as ConST-CL's release).
+    """
+    _check(total, frames)
+    places = total - (frames - 1) * stride
+    starts = two_starts(places, rng=rng) if places > 0 else (rng.randrange(total), rng.randrange(total))
+    return dense(total, frames, stride=stride, start=starts[0]), dense(total, frames, stride=stride, start=starts[1])
+
+
 SAMPLERS: dict[str, Callable[..., list[int]]] = {"uniform": uniform, "linspace": linspace, "dense": dense}
 
 
@@ -93,6 +122,24 @@ def sample(name: str, total: int, frames: int, *, rng: Random | None = None) -> 
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name](total, frames, rng=rng)
+
+
+def sample_views(name: str, total: int, frames: int, *, views: int) -> list[list[int]]:
+    """`temporal_views` by the sampler of that name; one view is `sample` itself.
+
+    >>> sample_views("uniform", 100, 2, views=2), sample_views("linspace", 100, 2, views=1)
+    ([[12, 62], [37, 87]], [[0, 99]])
+    """
+    if views == 1:
+        return [sample(name, total, frames)]
+    if name == "linspace":
+        raise ValueError(
+            f"linspace goes from the first frame to the last, so a video has one view by it, got views={views}; take "
+            "uniform or dense"
+        )
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    return temporal_views(total, frames, views=views, stride=STRIDE if name == "dense" else None)
 
 
 def _check(total: int, frames: int) -> None:

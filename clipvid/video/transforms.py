@@ -1,8 +1,8 @@
 """Frames of any size to what a base model expects, equal to open_clip's own preprocessing but batched over frames.
 
-Contract: uint8 (..., 3, H, W) in; `fit` gives uint8 (..., 3, S, S), `normalize` float32. The clip stays uint8 until
-it reaches the model's device, a quarter of the bytes. Knows nothing of files. Only `augment` is random, and its
-randomness is the caller's `random.Random`; one draw holds for the whole clip, so motion stays intact.
+Contract: uint8 (..., 3, H, W) in; `fit` gives uint8 (..., 3, S, S), `crops` several of them, `normalize` float32. The
+clip stays uint8 until it reaches the model's device, a quarter of the bytes. Knows nothing of files. Only `augment` is
+random, and its randomness is the caller's `random.Random`; one draw holds for the whole clip, so motion stays intact.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from clipvid.video.augment import RandAugment, crop_box
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,6 +50,10 @@ class VideoTransform:
     """Of `augment`: range of the part of the area that a random crop keeps (0.08, 1.0 in STAN); None: no crop."""
     flip: float = 0.0
     """Of `augment`: probability of mirroring the clip. Leave 0 where left and right mean something (SSv2)."""
+    rand_layers: int = 0
+    """Of `augment`: operations of RandAugment, after crop and mirror image; 0 none."""
+    rand_magnitude: int = 10
+    """Of `augment`: how strong those are, 0 to 30."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(side, int) and side > 0 for side in _pair(self.size)):
@@ -62,6 +68,7 @@ class VideoTransform:
             raise ValueError(f"crop_scale is (least, most) of the area, within (0, 1], got {self.crop_scale}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a probability in [0, 1], got {self.flip}")
+        RandAugment(self.rand_layers, self.rand_magnitude)  # refuses wrong numbers now rather than in a loader's worker
 
     @classmethod
     def from_config(
@@ -97,7 +104,31 @@ class VideoTransform:
             return self._resize(frames, self.target)
         if self.resize_mode == "longest":
             return self._longest(frames)
-        return self._shortest(frames)
+        return self._shortest(frames, places=(0.5,))[0]
+
+    def crops(self, frames: Tensor, count: int = 1) -> UInt8[Tensor, "count *batch 3 h w"]:
+        """`count` crops of uint8 (..., 3, H, W) whose predictions are averaged, stacked in front; 1 is `fit`.
+
+        3: from the start, the middle (this is `fit`) and the end of the side that the resize leaves too long, the
+        three-crop test of TimeSformer. For frames of the target's own shape they are one crop three times, as there.
+        """
+        _check_frames(frames)
+        self.check_crops(count)
+        if count == 1:
+            return self.fit(frames)[None]
+        if frames.shape[-2:] == self.target:
+            return torch.stack([frames] * 3)
+        return torch.stack(self._shortest(frames, places=(0.0, 0.5, 1.0)))
+
+    def check_crops(self, count: int) -> None:
+        """ValueError with the reason if `crops` cannot give `count` of any frame."""
+        if count not in (1, 3):
+            raise ValueError(f"count must be 1 (the middle) or 3 (both ends and the middle), got {count}")
+        if count == 3 and self.resize_mode != "shortest":
+            raise ValueError(
+                f"3 crops need a base model of resize_mode 'shortest', got {self.resize_mode!r}, which shows the whole "
+                "frame and leaves nothing to choose a crop from; take 1"
+            )
 
     def normalize(self, frames: UInt8[Tensor, "*batch 3 h w"]) -> Float32[Tensor, "*batch 3 h w"]:
         """To float32 with the base model's mean and deviation per channel."""
@@ -106,9 +137,10 @@ class VideoTransform:
         return frames.float().div_(255).sub_(mean).div_(std)
 
     def augment(self, frames: Tensor, rng: Random) -> UInt8[Tensor, "*batch 3 h w"]:
-        """A random resized crop (`crop_scale`) and mirror image (`flip`) of uint8 (..., 3, H, W); without them `fit`.
+        """A random resized crop (`crop_scale`), mirror image (`flip`) and RandAugment (`rand_layers`), else `fit`.
 
-        Takes one number from `rng`, whatever the options, so that they do not shift the draws of anything after.
+        Of uint8 (..., 3, H, W); equal draws change a frame alone as they change it within its clip. Takes one number
+        from `rng`, whatever the options, so that they do not shift the draws of anything after.
         """
         _check_frames(frames)
         own = Random(rng.getrandbits(64))
@@ -116,9 +148,10 @@ class VideoTransform:
         if self.crop_scale is None:
             fitted = self.fit(frames)
         else:
-            top, left, height, width = _crop_box(frames.shape[-2], frames.shape[-1], scale=self.crop_scale, rng=own)
+            top, left, height, width = crop_box(frames.shape[-2], frames.shape[-1], scale=self.crop_scale, rng=own)
             fitted = self._resize(frames[..., top : top + height, left : left + width], self.target)
-        return fitted.flip(-1) if mirrored else fitted
+        fitted = fitted.flip(-1) if mirrored else fitted
+        return RandAugment(self.rand_layers, self.rand_magnitude)(fitted, own) if self.rand_layers else fitted
 
     def _resize(self, frames: Tensor, size: Sequence[int]) -> Tensor:
         return _resized(frames, size, INTERPOLATIONS[self.interpolation])
@@ -131,7 +164,8 @@ class VideoTransform:
         border = [right // 2, down // 2, right - right // 2, down - down // 2]  # left, top, right, bottom
         return F.pad(resized, border, fill=[float(self.fill_color)])
 
-    def _shortest(self, frames: Tensor) -> Tensor:
+    def _shortest(self, frames: Tensor, *, places: Sequence[float]) -> list[Tensor]:
+        """Crops of the resized frames at `places`, 0 (top or left end) to 1 (bottom or right), 0.5 is the middle."""
         height, width = frames.shape[-2:]
         square = self.target[0] == self.target[1]
         ratio = min(height / self.target[0], width / self.target[1])
@@ -139,12 +173,13 @@ class VideoTransform:
         # open_clip rounds down for a square target and to the nearest for others, for which it is always bicubic
         size = [int(side * x / short) if square else round(x / ratio) for x in (height, width)]
         bilinear = square and self.interpolation == "bilinear"
-        corner = [round((whole - part) / 2) for whole, part in zip(size, self.target, strict=True)]
+        rooms = [whole - part for whole, part in zip(size, self.target, strict=True)]
+        corners = [[round(room * place) for room in rooms] for place in places]
         if max(whole / part for whole, part in zip(size, self.target, strict=True)) >= EXTREME:
-            return _resized_part(frames, size, corner, self.target, bilinear=bilinear)
+            return [_resized_part(frames, size, corner, self.target, bilinear=bilinear) for corner in corners]
         method = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
         resized = _resized(frames, size, method)
-        return F.crop(resized, corner[0], corner[1], self.target[0], self.target[1])
+        return [F.crop(resized, top, left, self.target[0], self.target[1]) for top, left in corners]
 
 
 def _axes(source: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
@@ -201,21 +236,6 @@ def _weights(source: int, target: int, *, first: int, count: int, bilinear: bool
         near, far = (1.5 * away - 2.5) * away**2 + 1, ((-0.5 * away + 2.5) * away - 4) * away + 2
         weights = torch.where(away < 1, near, torch.where(away < 2, far, torch.zeros_like(away)))
     return start, (weights / weights.sum(dim=1, keepdim=True)).float()
-
-
-def _crop_box(height: int, width: int, *, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop of random area and of a shape from 3:4 to 4:3.
-
-    After ten shapes that do not fit the frame (a strip), the middle square.
-    """
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
-        if 0 < h <= height and 0 < w <= width:
-            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,39 @@
+"""Averages over the frames of a clip, and tables of time for any number of frames.
+
+Contract: pure functions of tensors; frames whose mask is False do not count. Knows nothing of towers or branches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def mean_over_frames(x: Float[Tensor, "b t *rest"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b *rest"]:
+    """Mean over the frames whose mask is True."""
+    if mask is None:
+        return x.mean(dim=1)
+    weights = mask.to(x.dtype).view(*mask.shape, *[1] * (x.ndim - 2))
+    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def stretched(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
+    """A table of time for `frames` frames: its first rows, or past its end all of it, stretched linearly."""
+    if frames <= len(table):
+        return table[:frames]
+    return resized(table, frames)
+
+
+def resized(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
+    """All of a table of time, stretched or squeezed linearly to `frames` rows, the first and last staying in place."""
+    flat = F.interpolate(table.flatten(1).T[None], size=frames, mode="linear", align_corners=True)[0].T
+    return flat.reshape(frames, *table.shape[1:])
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
+    """Sines and cosines of wavelengths from 2 pi to 20000 pi, root-mean-square 1 (Vaswani et al. 2017, section 3.5)."""
+    rates = 10000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(length)[:, None] * rates
+    return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]

@@ -1,0 +1,141 @@
+"""From frames to tokens: patches of one frame or tubelets of several, with a class token and tables of positions.
+
+Contract: frames (B, T, 3, S, S) in; class token (B, D) or None and patches (B, T', N, D) out, T' = T / tubelet. Also
+the ways to start from the weights of an image model. Knows nothing of what comes after.
+Papers: Arnab et al., ViViT (ICCV 2021), section 3.2 (tokens) and 3.4 (starts); Bertasius et al., TimeSformer (ICML
+2021), section 3 (tables).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipvid.nn.frames import resized
+
+Table = Literal["space", "space_time", "token"]
+Inflation = Literal["central", "inflate", "random"]
+
+
+class Stem(nn.Module):
+    """Convolution with kernel = stride, class token, positions, and with `norm` the LN that CLIP has before its blocks.
+
+    `table` space: one table for each frame, class token first; space_time: and a table of time, zero at first, for the
+    patches only (TimeSformer); token: one slot for every token of the clip (ViViT). Other numbers of frames resize the
+    tables of time linearly. `keep` first takes that many frames, evenly spread (ViViT's uniform frame sampling).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        patch: tuple[int, int],
+        grid: tuple[int, int],
+        frames: int,
+        tubelet: int = 1,
+        cls: bool = True,
+        bias: bool = True,
+        table: Table = "space",
+        norm: float | None = None,
+        keep: int | None = None,
+    ) -> None:
+        super().__init__()
+        if tubelet < 1 or frames < tubelet or frames % tubelet:
+            raise ValueError(f"frames must be a multiple of tubelet, got {frames} and {tubelet}")
+        size = (tubelet, *patch)
+        self.conv = nn.Conv3d(3, width, kernel_size=size, stride=size, bias=bias)
+        self.grid, self.tubelet, self.keep = grid, tubelet, keep
+        places = grid[0] * grid[1]
+        rows = (frames // tubelet) * places if table == "token" else places
+        self.cls = nn.Parameter(torch.zeros(width)) if cls else None
+        self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows + cls, width), std=0.02))
+        self.time = nn.Parameter(torch.zeros(frames // tubelet, width)) if table == "space_time" else None
+        self.norm = nn.LayerNorm(width, eps=norm) if norm is not None else nn.Identity()
+
+    def forward(
+        self, video: Float[Tensor, "b t 3 s1 s2"]
+    ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
+        if self.keep is not None:
+            video = video[:, evenly(video.shape[1], self.keep)]
+        if video.shape[1] % self.tubelet:
+            raise ValueError(
+                f"{video.shape[1]} frames cannot be cut into tubelets of {self.tubelet}; give a multiple of it"
+            )
+        patch = rearrange(self.conv(video.transpose(1, 2)), "b d t h w -> b t (h w) d")
+        first = 0 if self.cls is None else 1
+        space = self.space[first:]
+        if len(space) == patch.shape[2]:
+            patch = patch + space
+        else:
+            patch = patch + resized(space.unflatten(0, (-1, patch.shape[2])), patch.shape[1])
+        if self.time is not None:
+            patch = patch + resized(self.time, patch.shape[1])[:, None]
+        patch = self.norm(patch)
+        if self.cls is None:
+            return None, patch
+        return self.norm((self.cls + self.space[0]).expand(len(video), -1)), patch
+
+    def frame_mask(self, mask: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b u"] | None:
+        """The mask of the tubelets: one counts when any of its frames does."""
+        if mask is None:
+            return None
+        if self.keep is not None:
+            mask = mask[:, evenly(mask.shape[1], self.keep)]
+        return mask.unflatten(1, (-1, self.tubelet)).any(dim=2)
+
+
+def evenly(total: int, keep: int) -> list[int]:
+    """ViViT's uniform frame sampling: frames round(i total / (keep + 1)), i from 1 to keep.
+
+    >>> evenly(32, 8)
+    [4, 7, 11, 14, 18, 21, 25, 28]
+    """
+    if not 1 <= keep <= total:
+        raise ValueError(f"keep must lie between 1 and the {total} frames of the clip, got {keep}")
+    return [min(total - 1, round(i * total / (keep + 1))) for i in range(1, keep + 1)]
+
+
+def inflated(
+    kernel: Float[Tensor, "d c p q"], tubelet: int, *, how: Inflation = "central"
+) -> Float[Tensor, "d c tubelet p q"]:
+    """The kernel of an image model as one of tubelets (ViViT, section 3.4).
+
+    central: zero but for frame t // 2, so that a tubelet looks at that frame alone (eq. 9). inflate: a t-th of it in
+    every frame, so that it looks at their mean (eq. 8). random: drawn anew with the same deviation.
+    """
+    if how == "random":
+        return torch.randn(*kernel.shape[:2], tubelet, *kernel.shape[2:]) * kernel.std() / tubelet**0.5
+    wide = kernel[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
+    if how == "inflate":
+        return wide
+    central = torch.zeros_like(wide)
+    central[:, :, tubelet // 2] = kernel
+    return central
+
+
+def tiled(space: Float[Tensor, "n d"], frames: int) -> Float[Tensor, "tokens d"]:
+    """A table of places as one of tokens: each place the same in all frames (ViViT, section 3.4)."""
+    return space.repeat(frames, 1)
+
+
+def resized_space(
+    space: Float[Tensor, "n d"],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+) -> Float[Tensor, "m d"]:
+    """A table of places for another grid (without its class token).
+
+    bilinear keeps the corners in place (scipy's zoom of order 1, as ViViT's release); bicubic is what ViTs use.
+    """
+    if old == new:
+        return space
+    image = space.T.unflatten(1, old)[None]
+    image = F.interpolate(image, size=new, mode=mode, align_corners=mode == "bilinear")
+    return image[0].flatten(1).T

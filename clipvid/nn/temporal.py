@@ -1,0 +1,60 @@
+"""A transformer along time over one vector a frame: what comes after a tower that knew nothing of time.
+
+Contract: frame vectors (B, T, D) in, the same shape out, and a class token's (B, D) where it has one; masked frames are
+never attended. Knows nothing of towers or fusion.
+Papers: Luo et al., CLIP4Clip (2021), section 3.3 (seqTransf); Arnab et al., ViViT (ICCV 2021), section 3.3, model 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipvid.nn.attention import Block
+from clipvid.nn.frames import stretched
+
+
+class TemporalTransformer(nn.Module):
+    """Positions, transformer blocks over the frames of a clip, and with `norm` a final LN.
+
+    `rows` is the length of the position table; longer clips stretch it linearly. With `cls` a class token goes first.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        blocks: Sequence[Block],
+        *,
+        rows: int = 64,
+        cls: bool = False,
+        norm: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(rows, width))
+        self.cls = nn.Parameter(torch.zeros(width)) if cls else None
+        self.cls_position = nn.Parameter(0.02 * torch.randn(width)) if cls else None
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width, eps=eps) if norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t d"]]:
+        x = x + stretched(self.position, x.shape[1])
+        if self.cls is not None and self.cls_position is not None:
+            x = torch.cat([(self.cls + self.cls_position).expand(len(x), 1, -1), x], dim=1)
+            mask = None if mask is None else torch.cat([mask.new_ones(len(x), 1), mask], dim=1)
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        x = self.norm(x)
+        return (None, x) if self.cls is None else (x[:, 0], x[:, 1:])
+
+
+def plain_blocks(
+    width: int, depth: int, *, heads: int, activation: Callable[[], nn.Module] = nn.GELU, eps: float = 1e-5
+) -> list[Block]:
+    """Untrained blocks of the usual form, hidden width 4 D."""
+    return [Block(width, heads, activation=activation, eps=eps) for _ in range(depth)]

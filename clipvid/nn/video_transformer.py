@@ -1,0 +1,73 @@
+"""A video transformer of its own: stem, space-time blocks, final norm. TimeSformer and ViViT are settings of it.
+
+Contract: frames (B, T, 3, S, S) in, one vector (B, D) a clip out. Its blocks are those that branches use on CLIP's
+features; nothing here is a second implementation. Knows nothing of CLIP, texts or training.
+Papers: Bertasius et al., TimeSformer (ICML 2021); Arnab et al., ViViT (ICCV 2021).
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipvid.nn.frames import mean_over_frames
+from clipvid.nn.spacetime import SpaceTimeBlock, with_cls_of_frames
+from clipvid.nn.stem import Stem
+from clipvid.nn.temporal import TemporalTransformer
+
+
+class VideoTransformer(nn.Module):
+    """Stem, blocks of one scheme, final norm; the class token's vector, or without one the mean over all tokens.
+
+    Where each frame has a class token of its own, they are averaged before the norm (TimeSformer's space-only release)
+    or, with `temporal`, normed and given to the temporal transformer (ViViT's model 2).
+    """
+
+    def __init__(
+        self,
+        stem: Stem,
+        blocks: list[SpaceTimeBlock],
+        *,
+        cls: str,
+        width: int,
+        eps: float = 1e-6,
+        temporal: TemporalTransformer | None = None,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.temporal = temporal
+        self.of_frame = cls == "frame"
+
+    def tokens(
+        self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
+        """Class token and patches behind the last block; class tokens of frames lead their frame's patches."""
+        cls, patch = self.stem(video)
+        mask = self.stem.frame_mask(mask)
+        if cls is not None and self.of_frame:
+            cls, patch = None, with_cls_of_frames(cls[:, None].expand(-1, patch.shape[1], -1), patch)
+        for block in self.blocks:
+            cls, patch = block(cls, patch, grid=self.stem.grid, mask=mask)
+        return cls, patch
+
+    def forward(
+        self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        cls, patch = self.tokens(video, mask=mask)
+        mask = self.stem.frame_mask(mask)
+        if cls is not None:
+            return self.norm(cls)
+        if self.stem.cls is None:
+            frames = self.norm(patch).mean(dim=2)
+            return self._over_time(frames, mask)
+        if self.temporal is None:
+            return self.norm(mean_over_frames(patch[:, :, 0], mask))
+        return self._over_time(self.norm(patch[:, :, 0]), mask)
+
+    def _over_time(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        if self.temporal is None:
+            return mean_over_frames(frames, mask)
+        cls, frames = self.temporal(frames, mask=mask)
+        return mean_over_frames(frames, mask) if cls is None else cls

@@ -1,0 +1,101 @@
+"""What a branch reads of a batch of clips: the tower's inner levels (Taps), or the frames themselves (Pixels).
+
+Contract: plain data, safe to store and to move. Levels are numbered as the tower counts: level k is what block k put
+out, level 0 what went into the first block. Knows nothing of how a tower makes them, or of branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Taps:
+    """What the frozen tower says about a batch of clips.
+
+    `patches` and `cls` hold the levels of `levels`, in that order: (B, T, N, D_k) and (B, T, D_k). All levels are
+    pooled to the last one's grid; `cls` is empty for towers without a class token. `frames` (B, T, E) are CLIP's own
+    frame embeddings, projected and not normalised. `mask` (B, T) is False for frames that only pad a shorter clip.
+    """
+
+    levels: tuple[int, ...]
+    patches: tuple[Float[Tensor, "b t n _"], ...]
+    cls: tuple[Float[Tensor, "b t _"], ...]
+    frames: Float[Tensor, "b t e"]
+    mask: Bool[Tensor, "b t"] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.patches, *self.cls, self.frames))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
+        """The same taps with `change` applied to every feature tensor; the mask only changes place, never type."""
+        return replace(
+            self,
+            patches=tuple(change(p) for p in self.patches),
+            cls=tuple(change(c) for c in self.cls),
+            frames=change(self.frames),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Taps:
+        moved = self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))
+        return moved if self.mask is None else replace(moved, mask=self.mask.to(device=device))
+
+    def select(self, levels: Sequence[int]) -> Taps:
+        """These levels only, in this order; ValueError for one that is not held."""
+        missing = [level for level in levels if level not in self.levels]
+        if missing:
+            raise ValueError(
+                f"these taps hold levels {_told(self.levels)}, the branch reads {_told(levels)}; encode the clips with "
+                "a model of that branch"
+            )
+        places = [self.levels.index(level) for level in levels]
+        return replace(
+            self,
+            levels=tuple(levels),
+            patches=tuple(self.patches[i] for i in places),
+            cls=tuple(self.cls[i] for i in places) if self.cls else (),
+        )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k}: {tuple(p.shape)}" for k, p in zip(self.levels, self.patches, strict=True))
+        return f"Taps(patches=[{shapes}], class token={bool(self.cls)}, frames={tuple(self.frames.shape)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Pixels:
+    """Frames as the base model takes them, for a branch with a stem of its own."""
+
+    video: Float[Tensor, "b t 3 h w"]
+    mask: Bool[Tensor, "b t"] | None = None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pixels:
+        mask = None if self.mask is None else self.mask.to(device=device)
+        return Pixels(self.video.to(device=device, dtype=dtype or self.video.dtype), mask)
+
+    def __repr__(self) -> str:
+        return f"Pixels({tuple(self.video.shape)})"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of some levels of one tower: width of each, grid of the last, whether there is a class token."""
+
+    levels: tuple[int, ...]
+    widths: tuple[int, ...]
+    grid: tuple[int, int]
+    embed_dim: int
+    class_token: bool
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def _told(levels: Sequence[int]) -> str:
+    return ", ".join(str(level) for level in levels) or "none"

@@ -1,0 +1,231 @@
+"""TimeSformer and ViViT on their own: equal to `transformers`, exact sizes and costs, starts from image models."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvid.branches.standalone import PRESETS, StandaloneOptions, video_transformer
+from clipvid.errors import CheckpointError
+from clipvid.interop_hf import load_video_weights
+from clipvid.nn.frames import resized
+from clipvid.nn.stem import Stem, evenly, inflated, resized_space, tiled
+
+TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 2, "frames": 4}
+
+
+def noisy(module, scale=0.2):
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(scale * torch.randn_like(p))
+    return module.double().eval()  # in float32 rounding alone comes near the tolerance
+
+
+def theirs(attention_type):
+    from transformers import TimesformerConfig, TimesformerModel
+
+    config = TimesformerConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=96, attention_type=attention_type,
+    )  # fmt: skip
+    return noisy(TimesformerModel(config))
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("joint", "joint_space_time"), ("divided", "divided_space_time")])
+def test_timesformer_equals_transformers(scheme, kind):
+    oracle = theirs(kind)
+    ours = video_transformer(StandaloneOptions(scheme, **TINY)).double().eval()
+    load_video_weights(ours, oracle.state_dict())
+    video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = oracle(video).last_hidden_state
+        cls, patch = ours.tokens(video)
+        torch.testing.assert_close(ours(video), expected[:, 0], atol=1e-6, rtol=1e-6)
+        tokens = ours.norm(torch.cat([cls[:, None], patch.transpose(1, 2).flatten(1, 2)], dim=1))  # theirs: (n t)
+        torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_space_only_timesformer_equals_transformers_averaged_over_frames_before_its_norm():
+    oracle = theirs("space_only")
+    ours = video_transformer(StandaloneOptions("space", table="space", **TINY)).double().eval()
+    load_video_weights(ours, oracle.state_dict())
+    video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        hidden = oracle(video, output_hidden_states=True).hidden_states[-1]
+        frames = hidden.unflatten(0, (2, -1))[:, :, 0] if len(hidden) != 2 else hidden[:, :1]
+        expected = oracle.layernorm(frames.mean(dim=1))
+        torch.testing.assert_close(ours(video), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_vivit_model_1_equals_transformers():
+    from transformers import VivitConfig, VivitModel
+
+    config = VivitConfig(
+        image_size=32, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=96,
+    )  # fmt: skip
+    oracle = noisy(VivitModel(config))
+    options = StandaloneOptions("joint", tubelet=2, table="token", activation="gelu_tanh", **TINY)
+    ours = video_transformer(options).double().eval()
+    load_video_weights(ours, oracle.state_dict())
+    video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = oracle(video).last_hidden_state
+        cls, patch = ours.tokens(video)
+        tokens = ours.norm(torch.cat([cls[:, None], patch.flatten(1, 2)], dim=1))
+    torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours(video), expected[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_vivit_model_2_equals_a_loop_over_frames_and_then_over_time():
+    options = StandaloneOptions("space", tubelet=2, table="space", temporal_depth=2, activation="gelu_tanh", **TINY)
+    ours = noisy(video_transformer(options))
+    video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        got = ours(video)
+        for b in range(2):
+            frames = []
+            for first in (0, 2):
+                volume = F.conv3d(
+                    video[b, first : first + 2].transpose(0, 1)[None], ours.stem.conv.weight, ours.stem.conv.bias,
+                    stride=(2, 8, 8),
+                )  # fmt: skip
+                x = torch.cat([ours.stem.cls[None], volume[0].flatten(1).T], dim=0) + ours.stem.space
+                for layer in ours.blocks:
+                    x = layer.block(x[None])[0]
+                frames.append(ours.norm(x)[0])
+            x = torch.stack([ours.temporal.cls + ours.temporal.cls_position, *frames])
+            x[1:] += ours.temporal.position
+            for block in ours.temporal.blocks:
+                x = block(x[None])[0]
+            torch.testing.assert_close(got[b], ours.temporal.norm(x)[0], atol=1e-6, rtol=1e-6)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "published"),
+    [
+        ("space", 85_932_462),
+        ("joint", 85_938_606),
+        ("divided", 121_392_558),
+        ("local_global", 121_392_558),
+        ("axial", 156_846_510),
+    ],
+)
+def test_timesformer_with_174_classes_has_exactly_the_published_parameters(scheme, published):
+    table = "space" if scheme == "space" else "space_time"
+    with torch.device("meta"):
+        network = video_transformer(StandaloneOptions(scheme, table=table))
+    assert count(network) + 174 * 768 + 174 == published
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        ("vivit-b1", 88_954_000),
+        ("vivit-b2", 115_062_928),
+        ("vivit-b3", 117_319_312),
+        ("vivit-b4", 88_952_464),
+    ],
+)
+def test_vivit_with_400_classes_has_exactly_the_published_parameters(preset, published):
+    with torch.device("meta"):
+        network = video_transformer(PRESETS[preset])
+    assert count(network) + 400 * 768 + 400 == published
+
+
+def macs(preset, frames):
+    with torch.device("meta"):
+        network = video_transformer(PRESETS[preset]).eval()
+    side = PRESETS[preset].image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, frames, 3, side, side, device="meta"))
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "tera"), [("timesformer", 0.587490), ("timesformer-hr", 5.108056), ("timesformer-l", 7.139570)]
+)
+def test_timesformers_three_variants_cost_what_their_formula_says_for_three_crops(preset, tera):
+    assert 3 * macs(preset, PRESETS[preset].frames) / 1e12 == pytest.approx(tera, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "giga"), [("vivit-b1", 451.52), ("vivit-b2", 283.34), ("vivit-b3", 371.09), ("vivit-b4", 276.18)]
+)
+def test_vivits_four_models_cost_what_their_formulas_say(preset, giga):
+    assert macs(preset, 32) / 1e9 == pytest.approx(giga, rel=1e-3)
+
+
+def test_a_central_stem_sees_the_middle_frame_and_an_inflated_one_the_mean():
+    kernel = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    clip = torch.randn(2, 6, 3, 8, 8, dtype=torch.float64)
+    for tubelet in (2, 3):
+        grouped = clip.unflatten(1, (-1, tubelet))
+        for how, frame in (("central", grouped[:, :, tubelet // 2]), ("inflate", grouped.mean(dim=2))):
+            got = F.conv3d(clip.transpose(1, 2), inflated(kernel, tubelet, how=how), stride=(tubelet, 4, 4))
+            expected = F.conv2d(frame.flatten(0, 1), kernel, stride=4).unflatten(0, frame.shape[:2]).transpose(1, 2)
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    drawn = inflated(kernel, 2, how="random")
+    assert drawn.shape == (6, 3, 2, 4, 4)
+    assert not torch.equal(drawn[:, :, 0], kernel)
+
+
+def test_tiled_positions_are_the_same_at_one_place_in_all_frames():
+    space = torch.randn(5, 3)
+    assert torch.equal(tiled(space, 4).unflatten(0, (4, 5)), space.expand(4, 5, 3))
+
+
+def test_tables_are_resized_linearly_with_the_ends_in_place():
+    time, space = torch.randn(5, 3, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
+
+    def along_rows(table, rows):  # what scipy's zoom of order 1 does, too
+        at = np.linspace(0, len(table) - 1, rows)
+        return np.stack(
+            [np.interp(at, range(len(table)), column) for column in table.reshape(len(table), -1).T], axis=1
+        )
+
+    torch.testing.assert_close(resized(time, 9), torch.from_numpy(along_rows(time.numpy(), 9)), atol=1e-12, rtol=0)
+    tall = along_rows(space.numpy().reshape(3, 4, 2), 6).reshape(6, 4, 2)
+    expected = along_rows(tall.transpose(1, 0, 2), 6).reshape(6, 6, 2).transpose(1, 0, 2)
+    got = resized_space(space, (3, 4), (6, 6), mode="bilinear").unflatten(0, (6, 6))
+    torch.testing.assert_close(got, torch.from_numpy(expected.copy()), atol=1e-12, rtol=0)
+    assert resized_space(space, (3, 4), (3, 4)) is space
+
+
+def test_uniform_frame_sampling_takes_vivits_frames_and_they_alone_matter():
+    assert evenly(32, 8) == [4, 7, 11, 14, 18, 21, 25, 28]
+    stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=3, keep=3)
+    clip = torch.randn(1, 10, 3, 8, 8)
+    changed = clip.clone()
+    changed[:, [i for i in range(10) if i not in evenly(10, 3)]] += 1
+    assert torch.equal(stem(clip)[1], stem(changed)[1])
+    with pytest.raises(ValueError, match="keep must lie between 1 and the 2 frames"):
+        stem(clip[:, :2])
+
+
+def test_frames_that_do_not_fill_tubelets_are_refused():
+    stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=4, tubelet=2)
+    with pytest.raises(ValueError, match="5 frames cannot be cut into tubelets of 2"):
+        stem(torch.randn(1, 5, 3, 8, 8))
+
+
+def test_masked_frames_change_nothing():
+    for scheme in ("joint", "divided", "local_global", "axial", "factorised", "dot_product"):
+        ours = noisy(video_transformer(StandaloneOptions(scheme, **TINY)))
+        video = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64)
+        other = video.clone()
+        other[:, 2:] = torch.randn(1, 2, 3, 32, 32, dtype=torch.float64)
+        mask = torch.tensor([[True, True, False, False]])
+        with torch.no_grad():
+            torch.testing.assert_close(ours(video, mask=mask), ours(other, mask=mask), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_another_variant_are_refused_by_name():
+    oracle = theirs("divided_space_time")
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.steps\.0"):
+        load_video_weights(video_transformer(StandaloneOptions("joint", **TINY)), oracle.state_dict())

@@ -1,0 +1,349 @@
+"""Several views of one clip, from file to score: their pixels, one pass over the file, and how they are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as nnF
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from clipvid.cache import TapStore, clip_dataset, stream_taps
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.dataset import ClipDataset, Pair, Views, collate
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import VideoError
+from clipvid.evaluate import average_views, embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval
+from clipvid.feed import LiveFeed
+from clipvid.heads import LinearClassifier
+from clipvid.model import create_model
+from clipvid.video import _pyav, read, read_video, temporal_views
+from clipvid.video.augment import ContrastiveView
+from clipvid.video.sampling import sample_views, two_clips
+from clipvid.video.transforms import VideoTransform
+
+TRANSFORM = VideoTransform(size=16)
+AS_IT_IS = ContrastiveView(
+    crop_scale=(1.0, 1.0), aspect=(4 / 3, 4 / 3), flip=0.0, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_video) -> VideoData:
+    """Four clips of 20 to 23 frames, wider than high, whose brightness rises by 10 a frame and from left to right."""
+    folder, records = tmp_path_factory.mktemp("views"), []
+    for clip in range(4):
+        x = np.arange(64)[None, None, :, None] // 2
+        frames = (10 * np.arange(20 + clip)[:, None, None, None] + x + np.zeros((1, 48, 1, 3))).astype(np.uint8)
+        frames[:, : 12 * clip] //= 2
+        path = write_video(folder / f"{clip}.mkv", frames, codec="ffv1")
+        records.append(Record(path, (f"clip {clip}", f"number {clip}"), clip % 2))
+    return VideoData(tuple(records), ("even", "odd"), "rising")
+
+
+# Items and batches
+
+
+def test_one_view_has_no_axis_of_views_and_is_what_read_video_gives(data):
+    for sampler in ("uniform", "linspace", "dense"):
+        clip = ClipDataset(data, frames=25, transform=TRANSFORM, sampler=sampler)[1]
+        read_so = read_video(data[1].path, 25, sampler=sampler, fit=TRANSFORM.fit)
+        assert clip.video.shape == (25, 3, 16, 16)
+        assert torch.equal(clip.video[: len(read_so)], read_so)
+        assert clip.mask.tolist() == [True] * len(read_so) + [False] * (25 - len(read_so))
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "dense"])
+def test_views_come_temporal_first_then_spatial(data, sampler):
+    clip = ClipDataset(data, frames=4, transform=TRANSFORM, sampler=sampler, views=Views(2, 3))[1]
+    expected = []
+    for indices in sample_views(sampler, 21, 4, views=2):
+        expected += list(TRANSFORM.crops(read(data[1].path, indices), 3))
+    assert torch.equal(clip.video, torch.stack(expected))
+    assert clip.mask.shape == (6, 4)
+    assert clip.mask.all()
+    left, middle, right = clip.video.float().mean(dim=(1, 2, 3, 4))[:3]
+    assert left < middle < right
+
+
+def test_crops_of_a_short_video_are_padded_and_masked_alike(data):
+    clip = ClipDataset(data, frames=25, transform=TRANSFORM, sampler="linspace", views=Views(1, 3))[0]
+    assert clip.video.shape == (3, 25, 3, 16, 16)
+    assert (clip.video[:, 20:] == clip.video[:, 19:20]).all()
+    assert clip.mask.tolist() == [[True] * 20 + [False] * 5] * 3
+
+
+def test_start_and_end_cut_every_view(data):
+    part = VideoData((Record(data[0].path, start=0.2, end=0.6),))  # frames 5 to 14 of 25 a second
+    clip = ClipDataset(part, frames=3, transform=TRANSFORM, views=Views(2))[0]
+    expected = [TRANSFORM.fit(read(data[0].path, [5 + i for i in view])) for view in temporal_views(10, 3, views=2)]
+    assert torch.equal(clip.video, torch.stack(expected))
+
+
+def test_a_file_is_decoded_once_for_all_views_and_each_frame_fitted_once(data, monkeypatch):
+    decoded, pictures = [], []
+    decode, picture = _pyav._decode, _pyav._picture
+    monkeypatch.setattr(_pyav, "_decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    monkeypatch.setattr(_pyav, "_picture", lambda *a: pictures.append(1) or picture(*a))
+    _ = ClipDataset(data, frames=6, transform=TRANSFORM, views=Views(4, 3))[0]
+    union = {index for view in temporal_views(20, 6, views=4) for index in view}
+    assert (len(decoded), len(pictures)) == (1, len(union))
+    decoded.clear()
+    pictures.clear()
+    dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, views=Pair())
+    _ = dataset[0]
+    union = {index for view in two_clips(20, 6, rng=dataset._draw("frames", 0)) for index in view}
+    assert (len(decoded), len(pictures)) == (1, len(union))
+
+
+def test_a_batch_of_views_has_their_axis_behind_the_clips(data):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, views=Views(2, 3))
+    batch = collate([dataset[0], dataset[2]])
+    assert (batch.video.shape, batch.mask.shape) == ((2, 6, 4, 3, 16, 16), (2, 6, 4))
+    assert torch.equal(batch.video[1], dataset[2].video)
+    assert (batch.owner.tolist(), batch.index.tolist()) == ([0, 0, 1, 1], [0, 2])
+    assert batch.to("meta").mask.shape == (2, 6, 4)
+    assert "in 2 temporal x 3 spatial views" in repr(dataset)
+
+
+def test_a_file_that_cannot_be_read_has_no_views(data, tmp_path):
+    (tmp_path / "x.mp4").write_text("not a video")
+    broken = VideoData((Record(data[0].path), Record(tmp_path / "x.mp4")))
+    for options in ({"views": Views(2, 3)}, {"views": Pair(), "random": True}):
+        with pytest.raises(VideoError, match=r"x\.mp4"):
+            ClipDataset(broken, frames=2, transform=TRANSFORM, **options)[1]
+        skipping = ClipDataset(broken, frames=2, transform=TRANSFORM, unreadable="skip", **options)
+        batch = collate([skipping[0], skipping[1]])
+        assert (batch.index.tolist(), len(batch.unreadable)) == ([0], 1)
+
+
+# Pairs
+
+
+def test_a_pair_is_a_function_of_seed_epoch_and_index_alone(data):
+    def pairs(seed=0, epoch=0, order=(0, 1, 2)):
+        dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair(), seed=seed)
+        dataset.set_epoch(epoch)
+        items = {index: dataset[index].video for index in order}
+        return torch.stack([items[index] for index in range(3)])
+
+    reference = pairs(epoch=3)
+    assert torch.equal(pairs(epoch=3, order=(2, 0, 1)), reference)
+    assert not torch.equal(pairs(epoch=4), reference)
+    assert not torch.equal(pairs(seed=1, epoch=3), reference)
+
+
+def test_workers_give_the_pairs_of_the_main_process(data):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair())
+    plain = collate([dataset[i] for i in range(4)])
+    (batch,) = DataLoader(dataset, 4, num_workers=2, collate_fn=collate)
+    assert batch.video.shape == (4, 2, 4, 3, 16, 16)
+    assert torch.equal(batch.video, plain.video)
+    assert batch.mask.all()
+
+
+def test_the_clips_of_a_pair_are_the_frames_drawn_at_its_stride(data):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair(3, (AS_IT_IS, AS_IT_IS)))
+    seen = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        clip = dataset[0]
+        drawn = two_clips(20, 4, stride=3, rng=dataset._draw("frames", 0))
+        for view, indices in zip(clip.video, drawn, strict=True):
+            frames = read(data[0].path, indices)
+            assert torch.equal(view, F.resize(frames, [16, 16], InterpolationMode.BICUBIC, antialias=True))
+        seen.add((drawn[0][0], drawn[1][0]))
+    assert len(seen) > 10
+
+
+@pytest.fixture
+def still(tmp_path, write_video) -> VideoData:
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return VideoData((Record(write_video(tmp_path / "still.mkv", np.stack([picture] * 12), codec="ffv1")),))
+
+
+@pytest.mark.parametrize(
+    "recipe", [replace(AS_IT_IS, crop_scale=(0.1, 0.9)), replace(AS_IT_IS, jitter=1.0)], ids=["crop", "colour"]
+)
+def test_each_clip_of_a_pair_has_one_augmentation_of_its_own(still, recipe):
+    dataset = ClipDataset(still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(recipe, recipe)))
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        one, other = dataset[0].video
+        assert (one == one[:1]).all()
+        assert (other == other[:1]).all()
+        assert not torch.equal(one, other)
+
+
+def test_the_first_clip_of_a_pair_is_made_by_the_first_recipe_and_the_second_by_the_second(still):
+    recipes = (replace(AS_IT_IS, solarise=1.0), replace(AS_IT_IS, flip=1.0))
+    dataset = ClipDataset(still, frames=2, transform=TRANSFORM, random=True, views=Pair(recipes=recipes))
+    frame = F.resize(read(still[0].path, [0]), [16, 16], InterpolationMode.BICUBIC, antialias=True)[0]
+    first, second = dataset[0].video[:, 0]
+    assert torch.equal(first, torch.where(frame < 128, frame, 255 - frame))
+    assert torch.equal(second, frame.flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": Pair()}, "a Pair is two random clips, got random=False"),
+        ({"views": Pair(), "random": True, "transform": VideoTransform(16, flip=0.5)}, "augmented by its own recipes"),
+        ({"views": Views(2), "random": True}, "random draws one clip of a video, got 2 temporal x 1 spatial views"),
+        ({"views": Views(2), "sampler": "linspace"}, "linspace .* got views=2"),
+        ({"views": Views(1, 3), "transform": VideoTransform(16, resize_mode="squash")}, "3 crops need .* got 'squash'"),
+    ],
+)
+def test_views_that_cannot_be_are_refused_before_a_file_is_opened(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        ClipDataset(data, **{"frames": 4, "transform": TRANSFORM, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Views(0), "temporal starts at 1 and spatial is 1 or 3, got 0 and 1"),
+        (lambda: Pair(stride=0), "stride must be 1 or more, got 0"),
+        (lambda: Reading(temporal_views=0), "temporal_views starts at 1 and spatial_views is 1 or 3, got 0 and 1"),
+        (lambda: Reading(spatial_views=2), "spatial_views is 1 or 3, got 1 and 2"),
+        (lambda: Reading(sampler="linspace", temporal_views=2), "one temporal view, got 2; take sampler uniform or"),
+        (lambda: Reading(average="votes"), "unknown average 'votes'; choose one of logits, probabilities"),
+        (lambda: average_views(torch.zeros(1, 2, 3), "votes"), "unknown average 'votes'; choose one of"),
+    ],
+)
+def test_wrong_settings_name_value_and_allowed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Evaluation
+
+READING = Reading(frames=3, batch_size=4, precision="32-true")
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model("clipvid-mini", depth=1)
+        model.head = LinearClassifier(model.embed_dim, ("even", "odd"))
+    model.transform = replace(model.transform, resize_mode="shortest")  # the mini's own, squash, has no crops
+    return model.eval()
+
+
+@torch.no_grad()
+def one_by_one(model, data, reading, index: int) -> torch.Tensor:
+    """Embeddings (V, E) of the views of a clip, each through the model alone, not normalised."""
+    rows = []
+    total = 20 + index
+    for indices in temporal_views(total, reading.frames, views=reading.temporal_views):
+        for crop in model.transform.crops(read(data[index].path, indices), reading.spatial_views):
+            rows.append(model.encode_video(crop[None], normalize=False)[0])
+    return torch.stack(rows)
+
+
+def test_embeddings_of_views_are_those_of_each_view_alone(model, data):
+    reading = replace(READING, temporal_views=2, spatial_views=3)
+    found = embed_videos(model, data, reading)
+    assert found.views.shape == (4, 6, model.embed_dim)
+    for index in range(4):
+        expected = one_by_one(model, data, reading, index)
+        torch.testing.assert_close(found.views[index], expected, atol=1e-4, rtol=1e-4)
+        assert expected.std(dim=0).max() > 1e-3, "views that are all alike would prove nothing"
+    unit = nnF.normalize(found.views, dim=-1).mean(dim=1)
+    assert torch.equal(found.video, unit)
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, data, average, monkeypatch):
+    from clipvid import evaluate
+
+    scored, metrics = [], evaluate.recognition_metrics
+    monkeypatch.setattr(evaluate, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
+    reading = replace(READING, temporal_views=2, spatial_views=3, average=average)
+    found = evaluate_recognition(model, data, reading)
+    for index in range(4):
+        with torch.no_grad():
+            logits = [model.head(view[None])[0] for view in one_by_one(model, data, reading, index)]
+        mean_of = {"logits": sum(logits) / 6, "probabilities": (sum(row.softmax(dim=-1) for row in logits) / 6).log()}
+        torch.testing.assert_close(scored[0][index], mean_of[average], atol=1e-4, rtol=1e-4)
+    assert f"rising: 4 videos; 3 frames x 2 temporal x 3 spatial views, {average} averaged, 32-true" in str(found)
+    kept = found.to_dict()["reading"]
+    assert (kept["temporal_views"], kept["spatial_views"], kept["average"]) == (2, 3, average)
+
+
+def test_retrieval_ranks_by_the_mean_of_the_views_unit_embeddings(model, data, monkeypatch):
+    from clipvid import evaluate
+
+    scored, metrics = [], evaluate.retrieval_metrics
+    monkeypatch.setattr(evaluate, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
+    reading = replace(READING, temporal_views=3)
+    found = evaluate_retrieval(model, data, reading)
+    text = embed_texts(model, [c for r in data for c in r.captions], precision="32-true")
+    video = torch.stack([nnF.normalize(one_by_one(model, data, reading, i), dim=-1).mean(dim=0) for i in range(4)])
+    torch.testing.assert_close(scored[0], text @ nnF.normalize(video, dim=-1).T, atol=1e-4, rtol=1e-4)
+    assert "3 frames x 3 temporal x 1 spatial views, embeddings averaged" in str(found)
+
+
+def test_averages_of_logits_and_of_probabilities_are_their_formulas_and_may_disagree():
+    logits = torch.tensor([[[9.0, 0.0, 0.0], [-3.0, 0.0, -9.0], [-3.0, 0.0, -9.0]]])  # one view is sure, two are not
+    by_logits, by_probabilities = (average_views(logits, how)[0] for how in ("logits", "probabilities"))
+    torch.testing.assert_close(by_logits, logits[0].mean(dim=0))
+    torch.testing.assert_close(by_probabilities.exp(), logits[0].softmax(dim=-1).mean(dim=0))
+    assert (int(by_logits.argmax()), int(by_probabilities.argmax())) == (0, 1)
+
+
+def test_classes_too_improbable_for_a_float_keep_their_order():
+    scores = average_views(torch.tensor([[[0.0, -200.0, -300.0], [0.0, -200.0, -300.0]]]), "probabilities")[0]
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    assert len(set(scores.tolist())) == 3
+
+
+def test_one_view_scores_and_prints_as_ever(model, data):
+    found = embed_videos(model, data, READING)
+    batch = collate([clip_dataset(model, data, READING)[i] for i in range(4)])
+    with torch.no_grad():
+        expected = model.encode_video(batch.video, normalize=False)
+    assert torch.equal(found.video, expected)
+    logits = torch.randn(5, 1, 3)
+    assert all(torch.equal(average_views(logits, how), logits[:, 0]) for how in ("logits", "probabilities"))
+    assert "4 videos; 3 frames, 32-true" in str(evaluate_recognition(model, data, READING))
+
+
+def test_padding_is_masked_in_every_view(model, data):
+    """A video of 20 frames read as 25 embeds as its 20 do."""
+    reading = replace(READING, frames=25, sampler="linspace", spatial_views=3)
+    frames = model.transform.crops(read(data[0].path), 3)
+    with torch.no_grad():
+        expected = model.encode_video(frames, normalize=False)
+    found = embed_videos(model, data.subset([0]), reading).views[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
+    for batch_size, rows in ((7, [6, 6]), (2, [3] * 4)):  # three views a clip; a clip is never divided
+        reading = replace(READING, batch_size=batch_size, temporal_views=3)
+        assert [len(taps.patches[0]) for taps, _ in stream_taps(model, data, reading)] == rows
+
+
+def test_views_are_not_stored_and_training_draws_one(model, data):
+    reading = replace(READING, temporal_views=2, spatial_views=3)
+    with pytest.raises(ValueError, match="a TapStore keeps one view of each clip, got temporal_views=2 and spatial_v"):
+        TapStore.encode(model, data, reading)
+    feed = LiveFeed(model, data, TrainConfig(reading=reading, rand_augment=2, rand_magnitude=7))
+    assert feed.dataset.views == Views()
+    assert (feed.dataset.transform.rand_layers, feed.dataset.transform.rand_magnitude) == (2, 7)
+    (work,) = feed.batches(0, start=0)
+    assert work.video.shape[:2] == (4, 3)
+    pair = clip_dataset(model, data, reading, random=True, pair=Pair())
+    assert pair[0].video.shape[:2] == (2, 3)
+
+
+def test_crops_that_the_base_model_cannot_give_are_refused_before_training(model, data):
+    model.transform = replace(model.transform, resize_mode="squash")
+    with pytest.raises(ValueError, match=r"3 crops need .* got 'squash'"):
+        LiveFeed(model, data, TrainConfig(reading=replace(READING, spatial_views=3)))
