@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipvid import tower
+from clipvid import textual, tower
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.taps import Geometry, Taps
@@ -61,6 +61,9 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.base = base or Base()
         self._class_token = tower.has_class_token(visual)
+        self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
+        self.visual_trains = self.text_trains = False
+        self.lora_rank = 0
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -178,7 +181,8 @@ class Backbone(nn.Module):
                 "use model.transform, or pass uint8 frames of any size"
             )
         sizes = tuple(video.shape[:2])
-        with torch.no_grad(), tower.watched_stem(self.visual if 0 in levels else None) as stem:
+        grad = self.visual_trains and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad), tower.watched_stem(self.visual if 0 in levels else None) as stem:
             out = self.run(self.visual, video.flatten(0, 1), levels=levels, embed=embed)
             found = self._tokens(out, levels, stem)
             patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
@@ -191,9 +195,11 @@ class Backbone(nn.Module):
         self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
     ) -> dict[str, Any]:
         """open_clip's own intermediates of `visual` (this tower or a copy of it), and its features where asked."""
-        blocks = sorted({level - 1 for level in self._checked(levels) if level})
+        blocks = {level - 1 for level in self._checked(levels) if level}
         early = {} if embed or not self.has_blocks else {"intermediates_only": True, "stop_early": True}
-        return visual.forward_intermediates(images, indices=blocks or [0], **early, **self._format())
+        if not early:
+            blocks.add(self.levels - 1)  # some towers stop at the last level that is asked for, features or not
+        return visual.forward_intermediates(images, indices=sorted(blocks or {0}), **early, **self._format())
 
     def _tokens(
         self, out: Mapping[str, Any], levels: Sequence[int], stem: list[Tensor]
@@ -221,10 +227,21 @@ class Backbone(nn.Module):
             )
         return self.tokenizer(list(texts))
 
-    @torch.no_grad()
     def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
         """CLIP's own text embeddings, projected, not normalised."""
-        return self.clip.encode_text(tokens)
+        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
+            return self.clip.encode_text(tokens)
+
+    def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
+        """What the text tower says of every token, projected, and which tokens are part of the caption."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "words and padding cannot be told apart without the tokenizer; pass tokenizer= when attaching"
+            )
+        pad, end = textual.special_tokens(self.tokenizer)
+        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
+            features = textual.token_features(self.clip, tokens)
+        return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
         """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""

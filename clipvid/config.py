@@ -13,7 +13,7 @@ VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
 
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
-SCORES = {"retrieval": "R@1", "recognition": "top-1"}
+SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Tasks, and the figure that picks the best epoch of each."""
 AVERAGES = ("logits", "probabilities")
 """What recognition may average over the views of a clip."""
@@ -72,11 +72,64 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class SelfSupervision:
+    """Everything that decides ConST-CL, the objective that needs neither captions nor labels (Yuan et al. 2022)."""
+
+    global_weight: float = 1.0
+    """Of the loss between whole clips."""
+    local_weight: float = 0.001
+    """Of the loss between regions: 0.001 as released; 1 is the plain sum, as descriptions of the paper have it."""
+    temperature_global: float = 0.1
+    temperature_local: float = 0.2
+    regions: int = 8
+    """Boxes in the middle frame of each clip."""
+    generator: Literal["random", "lowlevel"] = "random"
+    """Where boxes come from: chance, which is enough, or segments of like colour in each clip (SLIC; some 24 ms a clip
+    on a core of a CPU). Boxes of one's own: `clipvid.constcl.SelfSupervised.parts`."""
+    context: int = 5
+    """Frames of the other clip, odd, in which a region is looked for; all of them in a clip that has fewer."""
+    split: int = 1
+    """Last layers of the branch that each loss has to itself (the Y split); 0 shares them all."""
+    target: Literal["grad", "stopgrad"] = "grad"
+    """grad: both sides of a pair of regions learn (released). stopgrad: only the one that is predicted."""
+    norm: Literal["layer", "batch"] = "layer"
+    """Of the projection head: layer does with any batch, batch (released) wants a large one."""
+    hidden: int = 2048
+    """Width of the projection head."""
+    out: int = 128
+    """Width of what it puts out."""
+    stride: int = 2
+    """Frames of the video from one of a clip to the next; the reading's sampler does not apply."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _SELFSUP_CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        for name in ("regions", "context", "hidden", "out", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+        if self.context % 2 == 0:
+            raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
+        if self.split < 0:
+            raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
+        for name in ("temperature_global", "temperature_local"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        weights = self.global_weight, self.local_weight
+        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+            raise ValueError(f"global_weight and local_weight are 0 or more, and not both 0, got {weights}")
+
+
+_SELFSUP_CHOICES = {"generator": ("random", "lowlevel"), "target": ("grad", "stopgrad"), "norm": ("layer", "batch")}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a training run; saved with the model it made."""
 
-    task: Literal["retrieval", "recognition"] = "retrieval"
-    """retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's classes."""
+    task: Literal["retrieval", "recognition", "selfsup"] = "retrieval"
+    """retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's classes.
+    selfsup: ConST-CL between two clips of each video, which needs neither captions nor labels."""
     epochs: int = 10
     """Passes over the training data."""
     batch_size: int = 32
@@ -87,6 +140,13 @@ class TrainConfig:
     """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
     copied_lr: float = 0.1
     """Learning rate, relative to `lr`, of the intra-frame blocks: copies of CLIP's, which a high rate would unlearn."""
+    freeze: str = "all"
+    """What of the base model stays frozen: all; visual (the text tower trains); last:N (the last N blocks of both
+    towers train); none (the STAN paper's own mode). Recognition never trains the text tower."""
+    clip_lr: float = 2e-6
+    """Peak learning rate of what is not frozen of the base model (the STAN paper's; a tenth of its branch's)."""
+    text_lora: int = 0
+    """Rank of LoRA adapters on the text tower, trained at `lr`; 0 for none. Needs the extra lora."""
     head_lr: float = 1e-3
     """Peak learning rate of a linear classifier, which starts from nothing."""
     weight_decay: float = 0.05
@@ -122,6 +182,8 @@ class TrainConfig:
     mixup: float = 0.0
     """Beta(mixup, mixup) gives the share of one clip and its label in a blend of two (Zhang et al. 2018; ViViT takes
     0.1 for Epic Kitchens, 0.3 for Something-Something); 0 never blends. Not with cache_taps."""
+    selfsup: SelfSupervision = field(default_factory=SelfSupervision)
+    """Of task selfsup: weights, temperatures, regions, Y split."""
     reading: Reading = field(default_factory=Reading)
     """How clips are read: frames, sampler, decoder, workers, precision."""
     seed: int = 0
@@ -137,6 +199,9 @@ class TrainConfig:
         for name, allowed in (("task", tuple(SCORES)), ("classifier", ("linear", "text"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        self._check_selfsup()
+        if self.text_lora < 0:
+            raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
         for name in ("epochs", "batch_size", "accumulate", "keep_together", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
@@ -156,6 +221,8 @@ class TrainConfig:
                 "cache_taps keeps one view of each clip; leave out crop_scale, flip, rand_augment and mixup, or the "
                 "cache"
             )
+        if self.cache_taps and self.freeze not in ("all", "visual"):
+            raise ValueError(f"freeze {self.freeze!r} trains the visual tower, whose taps cannot be cached; drop one")
         if self.cache_taps and self.reading.views > 1:
             raise ValueError(
                 f"cache_taps keeps one view of each clip, got reading.temporal_views={self.reading.temporal_views} and "
@@ -165,3 +232,21 @@ class TrainConfig:
             raise ValueError(f"patience starts at 1, got {self.patience}")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def _check_selfsup(self) -> None:
+        if self.task != "selfsup":
+            return
+        if self.batch_size < 2:
+            raise ValueError(
+                f"selfsup takes its negatives from the other videos of a batch, got batch_size={self.batch_size}; take "
+                "2 or more, as many as memory holds"
+            )
+        if self.cache_taps:
+            raise ValueError(
+                "selfsup cuts two random clips of a video at each visit, which cannot be cached; leave out cache_taps"
+            )
+        if self.crop_scale or self.flip or self.rand_augment or self.mixup:
+            raise ValueError(
+                "selfsup augments its two clips by ConST-CL's own recipes; leave out crop_scale, flip, rand_augment "
+                "and mixup"
+            )

@@ -6,6 +6,7 @@ taken. Knows nothing of training or data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,10 @@ class Summary:
     tower_macs: Macs
     branch_macs: Macs
     taps_bytes: int
+    trains: str
+    """Beside branch and heads."""
+    uncached: str | None
+    """Why nothing can be cached; None where taps can."""
 
     def __str__(self) -> str:
         g = self.geometry
@@ -59,21 +64,21 @@ class Summary:
             "branch": self.branch,
             "taps": f"last {len(g.widths)} levels, {g.grid[0]}x{g.grid[1]} patches, width "
             + (f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0]) if widths else "-"),
-            "trains": f"{self.trainable:,} parameters",
+            "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
             f"MACs a clip ({self.frames} frames)": f"{_giga(self.tower_macs.linear + self.branch_macs.linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
             "three views": f"{_giga(3 * (self.tower_macs.linear + self.branch_macs.linear))} linear, as papers count",
-            "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16",
+            "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16" if self.uncached is None else self.uncached,
         }
         return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())
 
 
-def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, frames: int) -> Summary:
+def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module], frames: int) -> Summary:
     """Count everything for clips of `frames` frames."""
     geometry = backbone.geometry(branch.levels)
-    parts = [branch] if head is None else [branch, head]
+    parts = [branch, *heads, backbone]
     trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     name = backbone.base.name or "an object given by the caller"
     return Summary(
@@ -84,11 +89,38 @@ def summarize(backbone: Backbone, branch: Branch, *, head: nn.Module | None, fra
         geometry=geometry,
         levels=backbone.levels,
         trainable=trainable,
-        frozen=sum(p.numel() for p in backbone.parameters()),
+        frozen=sum(p.numel() for p in backbone.parameters() if not p.requires_grad),
+        trains=_trains(backbone),
         tower_macs=_tower_macs(backbone, branch, frames),
         branch_macs=_branch_macs(branch, backbone, geometry, frames),
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
+        uncached=why_uncached(backbone, branch),
     )
+
+
+def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
+    """The reason why what this branch reads cannot be cached; None where it can."""
+    if branch.reads_pixels:
+        return "cannot be cached: the branch has a stem of its own and reads pixels"
+    if backbone.visual_trains:
+        return "cannot be cached: the visual tower trains"
+    return None
+
+
+def _trains(backbone: Backbone) -> str:
+    """What trains, in words."""
+    parts = ["branch and heads"]
+    if backbone.visual_trains:
+        parts.append("visual tower (from some block on)" if _partly(backbone.visual) else "visual tower")
+    if backbone.lora_rank and backbone.text_trains:
+        parts.append(f"LoRA of rank {backbone.lora_rank} on the text tower")
+    elif backbone.text_trains:
+        parts.append("text tower")
+    return ", ".join(parts)
+
+
+def _partly(module: nn.Module) -> bool:
+    return not all(p.requires_grad for p in module.parameters())
 
 
 def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:

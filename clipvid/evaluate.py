@@ -7,7 +7,7 @@ and what could not be read. The metrics are in metrics.py; this file only runs m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -22,8 +22,10 @@ from clipvid.data.dataset import Views
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
+from clipvid.matching import Frames, candidates, match_all, reranked
 from clipvid.metrics import RecognitionMetrics, RetrievalMetrics, recognition_metrics, retrieval_metrics
 from clipvid.model import VideoCLIP
+from clipvid.nn.frames import mean_over_frames
 from clipvid.precision import autocast, resolve
 from clipvid.taps import Pixels, Taps
 
@@ -91,8 +93,41 @@ def embed_videos(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
 ) -> Embedded:
     """Embed every clip in all its views, decoding as it goes or reading taps that were kept."""
-    reading = _reading(model, data, reading)
-    rows: list[Tensor] = []
+    rows, kept, lost = _encoded(
+        model,
+        data,
+        _reading(model, data, reading),
+        lambda taps: model.encode_video(taps, normalize=False).float().cpu(),
+        progress=progress,
+    )
+    return Embedded(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
+
+
+def embed_frames(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
+) -> tuple[Frames, VideoData, tuple[VideoError, ...]]:
+    """Frame embeddings of every clip, those of all its views side by side; the clips, and what could not be read."""
+
+    def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
+        frames, mask = model.encode_clip(taps)
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
+        return frames.float().cpu(), mask
+
+    rows, kept, lost = _encoded(model, data, _reading(model, data, reading), encode, progress=progress)
+    embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
+    return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
+
+
+def _encoded(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading,
+    encode: Callable[[Taps | Pixels], Any],
+    *,
+    progress: bool,
+) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
+    """What `encode` gives for each batch, in eval mode and without gradients."""
+    rows: list[Any] = []
     kept: list[int] = []
     lost: list[VideoError] = []
     was_training = model.training
@@ -103,15 +138,14 @@ def embed_videos(
             kept.extend(indices)
             if indices:
                 with torch.no_grad(), autocast(reading.precision, model.device):
-                    rows.append(model.encode_video(taps, normalize=False).float().cpu())
+                    rows.append(encode(taps))
     finally:
         model.train(was_training)
     if not kept:
         raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
     facts = data.data if isinstance(data, TapStore) else data
     known = data.unreadable if isinstance(data, TapStore) else ()
-    views = torch.cat(rows).unflatten(0, (len(kept), -1))  # (n, V, E)
-    return Embedded(views, facts.subset(kept), (*known, *lost))
+    return rows, facts.subset(kept), (*known, *lost)
 
 
 @torch.no_grad()
@@ -130,22 +164,49 @@ def evaluate_retrieval(
     data: VideoData | TapStore,
     reading: Reading | None = None,
     *,
+    rerank: int | None = None,
     progress: bool = False,
     seed: int = 0,
 ) -> Evaluation[RetrievalMetrics]:
     """Text-to-video and video-to-text retrieval over all captions and videos of `data`.
 
     Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
-    intervals are 95 % bootstrap over queries. Raises DataError when a video has no caption.
+    intervals are 95 % bootstrap over queries. A model with a token-wise similarity scores all pairs by it or, with
+    `rerank`, only the so many best of each query by the cosine of the means. Raises DataError when a video has no
+    caption.
     """
     facts = data.data if isinstance(data, TapStore) else data
     _need(facts, "caption", [bool(r.captions) for r in facts])
+    if rerank is not None and (model.matcher is None or rerank < 1):
+        raise ValueError(
+            f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
+            f"model whose similarity is {model.similarity!r}; attach with similarity='wti', 'mug' or 'mug_simple'"
+        )
+    if model.matcher is not None:
+        return _token_wise(model, data, _reading(model, data, reading), rerank=rerank, progress=progress, seed=seed)
     found = embed_videos(model, data, reading, progress=progress)
     reading = _reading(model, data, reading)
     text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
     similarity = text @ F.normalize(found.video, dim=-1).T
     metrics = retrieval_metrics(similarity, owners(found.data), seed=seed)
-    return Evaluation(metrics, *_facts(model, found, reading))
+    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading))
+
+
+def _token_wise(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, rerank: int | None, progress: bool, seed: int
+) -> Evaluation[RetrievalMetrics]:
+    """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
+    frames, kept, lost = embed_frames(model, data, reading, progress=progress)
+    texts, owner = [c for r in kept for c in r.captions], owners(kept)
+    if rerank is None:
+        metrics = retrieval_metrics(match_all(model, texts, frames, precision=reading.precision), owner, seed=seed)
+        return Evaluation(metrics, *_facts(model, kept, lost, reading))
+    pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
+    similarity = embed_texts(model, texts, precision=reading.precision) @ pooled.T
+    of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
+    again = match_all(model, texts, frames, only=of_texts | of_videos, precision=reading.precision)
+    forth, back = (retrieval_metrics(reranked(similarity, again, c), owner, seed=seed) for c in (of_texts, of_videos))
+    return Evaluation(replace(forth, v2t=back.v2t), *_facts(model, kept, lost, reading))
 
 
 def evaluate_recognition(
@@ -178,7 +239,7 @@ def evaluate_recognition(
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    return Evaluation(metrics, *_facts(model, found, reading))
+    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading))
 
 
 def zero_shot(
@@ -246,9 +307,9 @@ def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | No
 
 
 def _facts(
-    model: VideoCLIP, found: Embedded, reading: Reading
+    model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading
 ) -> tuple[str, int, Reading, str, tuple[VideoError, ...]]:
-    return found.data.name, len(found.data), reading, resolve(reading.precision, model.device), found.unreadable
+    return kept.name, len(kept), reading, resolve(reading.precision, model.device), lost
 
 
 def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from clipvid.cache import TapStore, clip_dataset
 from clipvid.config import TrainConfig
-from clipvid.data.dataset import Batch, collate
+from clipvid.data.dataset import Batch, ClipDataset, Pair, collate
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import embed_texts
@@ -29,6 +29,8 @@ def open_feed(
     model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, progress: bool
 ) -> LiveFeed | StoredFeed:
     """The feed for `data`; DataError where clips lack what the task needs."""
+    if config.task == "selfsup":
+        return open_pairs(model, data, config)
     facts = data.data if isinstance(data, TapStore) else data
     needs = "caption" if config.task == "retrieval" else "label"
     without = [r.path for r in facts if (not r.captions if needs == "caption" else r.label is None)]
@@ -42,10 +44,26 @@ def open_feed(
     return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
 
 
+def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, use: str = "training") -> PairFeed:
+    """The feed for self-supervision; ValueError for taps, DataError for a single video."""
+    if isinstance(data, TapStore):
+        raise ValueError(
+            "selfsup cuts two random clips of a video at each visit, and a TapStore keeps the taps of one; give the "
+            f"videos of {data.data.name} themselves"
+        )
+    if len(data) < 2:
+        raise DataError(
+            f"selfsup takes its negatives from other videos, and {data.name} has {len(data)} for {use}; give two or "
+            "more"
+        )
+    return PairFeed(model, data, config)
+
+
 class Work:
     """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside.
 
-    `place` is where it stands in the epoch's plan: places are left out where no clip could be read.
+    `place` is where it stands in the epoch's plan: places are left out where no clip could be read. `text` holds
+    embeddings (M, E), or token ids (M, ctx) for the text tower to embed.
     """
 
     def __init__(
@@ -58,18 +76,14 @@ class Work:
 class LiveFeed:
     """Clips decoded, augmented and passed through the tower at every visit."""
 
+    least = 1
+    """Fewest clips that make a batch."""
+
     def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
         self.model, self.data, self.config = model, data, config
         self.texts = _Texts(model, data, config)
         self.unreadable: tuple[VideoError, ...] = ()
-        transform = replace(
-            model.transform,
-            crop_scale=config.crop_scale,
-            flip=config.flip,
-            rand_layers=config.rand_augment,
-            rand_magnitude=config.rand_magnitude,
-        )
-        self.dataset = clip_dataset(model, data, config.reading, transform=transform, random=True, seed=config.seed)
+        self.dataset = self._dataset()
         self._lost: dict[Path, VideoError] = {}
 
     def plan(self, epoch: int) -> list[list[int]]:
@@ -88,13 +102,38 @@ class LiveFeed:
         for place, batch in enumerate(loader, start=start):
             self._lost |= {error.path: error for error in batch.unreadable}
             self.unreadable = tuple(self._lost.values())
-            if len(batch):
+            if len(batch) >= self.least:
                 yield self._work(place, batch.to(self.model.device, non_blocking=True), epoch)
 
     def _work(self, place: int, batch: Batch, epoch: int) -> Work:
         text, owner = self.texts.draw(batch.index.tolist(), epoch)
         mask = None if bool(batch.mask.all()) else batch.mask
         return Work(place, batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
+
+    def _dataset(self) -> ClipDataset:
+        c = self.config
+        transform = replace(
+            self.model.transform,
+            crop_scale=c.crop_scale,
+            flip=c.flip,
+            rand_layers=c.rand_augment,
+            rand_magnitude=c.rand_magnitude,
+        )
+        return clip_dataset(self.model, self.data, c.reading, transform=transform, random=True, seed=c.seed)
+
+
+class PairFeed(LiveFeed):
+    """Two clips of each video, drawn and augmented apart: `video` is (B, 2, T, 3, S, S). Captions are left aside."""
+
+    least = 2  # a video's negatives are the others of its batch
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        return [rows for rows in super().plan(epoch) if len(rows) >= self.least]
+
+    def _dataset(self) -> ClipDataset:
+        c = self.config
+        pair = Pair(c.selfsup.stride)
+        return clip_dataset(self.model, self.data, c.reading, random=True, pair=pair, seed=c.seed)
 
 
 class StoredFeed:
@@ -117,7 +156,7 @@ class StoredFeed:
 
 
 class _Texts:
-    """Embeddings of every training caption, made once: the text tower is frozen too."""
+    """Embeddings of every training caption, made once where the text tower is frozen; else their token ids."""
 
     def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
         self.seed, self.count, self.device = config.seed, config.captions_per_video, model.device
@@ -127,10 +166,14 @@ class _Texts:
             self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
             captions.extend(record.captions)
         needed = config.task == "retrieval"
-        self.table = embed_texts(model, captions, precision=config.reading.precision) if needed else torch.zeros(0, 1)
+        self.table = torch.zeros(0, 1)
+        if needed and (model.backbone.text_trains or model.matcher is not None):
+            self.table = model.backbone.tokenize(captions)  # the text tower has to run at every visit
+        elif needed:
+            self.table = embed_texts(model, captions, precision=config.reading.precision)
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Caption embeddings of these clips and their owners; which captions is a function of (seed, epoch, clip)."""
+        """Captions of these clips and their owners; which captions is a function of (seed, epoch, clip)."""
         picked: list[int] = []
         owner: list[int] = []
         for place, index in enumerate(indices) if len(self.table) else ():

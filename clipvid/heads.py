@@ -5,13 +5,17 @@ Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of tow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid.branches import Branch
 from clipvid.config import VIDEO_TEMPLATES
+from clipvid.nn.similarity import SIMILARITIES
 
 
 def cosine(text: Float[Tensor, "m e"], video: Float[Tensor, "b e"]) -> Float[Tensor, "m b"]:
@@ -51,6 +55,41 @@ class TextClassifier(nn.Module):
 
 
 Classifier = LinearClassifier | TextClassifier
+
+
+def to_config(head: Classifier | None) -> dict[str, Any] | None:
+    """A classifier as plain data, without its weights."""
+    if head is None:
+        return None
+    if isinstance(head, TextClassifier):
+        return {"kind": "text", "classes": list(head.classes), "scale": head.scale}
+    return {"kind": "linear", "classes": list(head.classes)}
+
+
+def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier | None:
+    """A classifier of that kind, its weights still to be filled in."""
+    if config is None:
+        return None
+    if config["kind"] == "linear":
+        return LinearClassifier(embed_dim, config["classes"])
+    return TextClassifier(torch.zeros(len(config["classes"]), embed_dim), config["classes"], scale=config["scale"])
+
+
+def similarity_head(name: str, branch: Branch, embed_dim: int) -> nn.Module | None:
+    """The token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
+
+    Raises ValueError for an unknown name, and for a branch whose frames have no embeddings of their own.
+    """
+    if name == "mean":
+        return None
+    if name not in SIMILARITIES:
+        raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
+    if branch.one_token:
+        raise ValueError(
+            f"this branch ({type(branch.options).__name__}) makes one embedding for the whole clip, so words have no "
+            f"frames to look for; similarity {name!r} needs a branch that keeps frames apart, such as stan or space"
+        )
+    return SIMILARITIES[name](embed_dim)
 
 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:

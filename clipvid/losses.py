@@ -14,7 +14,12 @@ from torch import Tensor
 def contrastive(
     video: Float[Tensor, "b e"], text: Float[Tensor, "m e"], owner: Int[Tensor, "m"], *, scale: float | Tensor
 ) -> Float[Tensor, ""]:
-    """Symmetric NCE between L2-normalised videos and captions; caption m belongs to video owner[m].
+    """Symmetric NCE between L2-normalised videos and captions; caption m belongs to video owner[m]: see `matching`."""
+    return matching(text @ video.T, owner, scale=scale)
+
+
+def matching(similarity: Float[Tensor, "m b"], owner: Int[Tensor, "m"], *, scale: float | Tensor) -> Float[Tensor, ""]:
+    """Symmetric NCE over the similarities of captions (rows) and videos; caption m belongs to video owner[m].
 
     `scale` is 1 / temperature. With one caption a video this is the mean of the two directions, as open_clip and
     CLIP4Clip have it (the STAN release takes their sum: twice this). With several captions a video, each caption is a
@@ -23,20 +28,32 @@ def contrastive(
 
     Raises ValueError when a video of the batch has no caption: it could not be a query.
     """
-    logits = scale * text @ video.T  # (M, B)
-    captions = torch.bincount(owner, minlength=len(video))
+    logits = scale * similarity
+    videos = logits.shape[1]
+    captions = torch.bincount(owner, minlength=videos)
     if int(captions.min()) == 0:
         raise ValueError(f"video {int(captions.argmin())} of the batch has no caption; retrieval needs one for each")
     text_to_video = F.cross_entropy(logits, owner)
     log_probability = logits.log_softmax(dim=0)[torch.arange(len(owner), device=owner.device), owner]  # (M,)
-    video_to_text = -(log_probability / captions[owner]).sum() / len(video)
+    video_to_text = -(log_probability / captions[owner]).sum() / videos
     return (text_to_video + video_to_text) / 2
 
 
 def classification(
-    logits: Float[Tensor, "b c"], labels: Int[Tensor, "b"], *, smoothing: float = 0.0
+    logits: Float[Tensor, "b c"],
+    labels: Int[Tensor, "b"],
+    *,
+    smoothing: float = 0.0,
+    blend: tuple[Int[Tensor, "b"], float] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross entropy with label smoothing (1 - s) y + s / C; ValueError for labels that C classes do not have."""
+    """Cross entropy with label smoothing (1 - s) y + s / C; ValueError for labels that C classes do not have.
+
+    `blend` holds the labels of the clips that were mixed in, and their share (mixup, Zhang et al. 2018).
+    """
+    if blend is not None:
+        other, share = blend
+        own = classification(logits, labels, smoothing=smoothing)
+        return (1 - share) * own + share * classification(logits, other, smoothing=smoothing)
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, the head has {logits.shape[1]} classes; "

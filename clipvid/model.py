@@ -19,31 +19,35 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clipvid import branches, cost
-from clipvid._files import whole_folder
+from clipvid import adapt, branches, cost, heads, saving
 from clipvid.backbone import Backbone, Base, Tokenizer, load_clip, preprocess_fields
 from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.errors import CheckpointError
-from clipvid.heads import Classifier, LinearClassifier, TextClassifier, prompts
+from clipvid.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.nn.frames import mean_over_frames
 from clipvid.taps import Pixels, Taps
+from clipvid.textual import TextTokens
 from clipvid.video.transforms import VideoTransform
-
-FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "branch.safetensors"
 
 
 class VideoCLIP(nn.Module):
     """A video model made of a frozen base model and a branch that trains.
 
-    `head` is an optional classifier for recognition. Build one with `attach`, `create_model` or `load`.
+    `head` is an optional classifier for recognition, `similarity` what retrieval compares: "mean" (the cosine of the
+    mean over frames) or a token-wise head, "wti", "mug" or "mug_simple". Build one with `attach`, `create_model` or
+    `load`.
     """
 
-    def __init__(self, backbone: Backbone, branch: Branch, *, head: Classifier | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, branch: Branch, *, head: Classifier | None = None, similarity: str = "mean"
+    ) -> None:
         super().__init__()
         self.backbone, self.branch = backbone, branch
         self.head: Classifier | None = head
+        self.similarity = similarity
+        self.matcher = similarity_head(similarity, branch, backbone.embed_dim)
+        self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True
         self.transform = VideoTransform.from_config(backbone.preprocess_config)
@@ -122,13 +126,44 @@ class VideoCLIP(nn.Module):
         embedding = mean_over_frames(self.encode_frames(source), source.mask)
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
+    def encode_clip(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
+        """Frame embeddings and the mask that says which frames count: what `match` compares with texts."""
+        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        return self.encode_frames(source), source.mask
+
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
-        """Embed strings or token ids (M, ctx) with the frozen text tower; long texts are cut, the end token kept."""
+        """Embed strings or token ids (M, ctx) with the text tower; long texts are cut, the end token kept."""
+        embedding = self.backbone.encode_text(self._tokens(texts))
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def text_features(self, texts: str | Sequence[str] | Tensor) -> Float[Tensor, "m e"] | TextTokens:
+        """What this model's similarity takes of texts: normalised embeddings, or features of every token."""
+        if self.matcher is None:
+            return self.encode_text(texts)
+        return self.backbone.encode_tokens(self._tokens(texts)).shortened()
+
+    def match(
+        self,
+        text: Float[Tensor, "m e"] | TextTokens,
+        frames: Float[Tensor, "b t e"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "m b"]:
+        """Similarity of all texts with all clips, from `text_features` and `encode_clip`; float32."""
+        if isinstance(text, Tensor):
+            return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
+        if self.matcher is None:
+            raise ValueError("similarity 'mean' compares embeddings of whole texts; give those of encode_text")
+        video_mask = None if mask is None else mask[None]
+        return self.matcher(text.features[:, None], frames[None], text_mask=text.mask[:, None], video_mask=video_mask)
+
+    def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
         if isinstance(texts, str):
             texts = [texts]
         tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize(texts)
-        embedding = self.backbone.encode_text(tokens.to(self.device))
-        return F.normalize(embedding, dim=-1) if normalize else embedding
+        return tokens.to(self.device)
 
     def classify(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
@@ -153,61 +188,61 @@ class VideoCLIP(nn.Module):
         finally:
             self._branch_on = before
 
+    def unfreeze(self, mode: str = "all", *, text: bool = True, text_lora: int = 0) -> None:
+        """Choose what of the base model trains beside the branch, by what stays frozen.
+
+        all (nothing of it trains), visual (the text tower trains), last:N (the last N blocks of both towers), none.
+        `text_lora` adds low-rank adapters of that rank to the text tower. `train` sets this from its config.
+        """
+        if text_lora:
+            adapt.add_text_lora(self.backbone, text_lora)
+        adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0)
+
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: branch and head, never the base model."""
-        return [(n, p) for n, p in self.named_parameters() if p.requires_grad and not n.startswith("backbone.")]
+        """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 8) -> cost.Summary:
         """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
         if frames < 1:
             raise ValueError(f"frames starts at 1, got {frames}")
-        return cost.summarize(self.backbone, self.branch, head=self.head, frames=frames)
+        heads = [part for part in (self.head, self.matcher) if part is not None]
+        return cost.summarize(self.backbone, self.branch, heads=heads, frames=frames)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
         digest = hashlib.sha256(self.backbone.fingerprint.encode())
         digest.update(json.dumps(branches.to_config(self.branch.options), sort_keys=True).encode())
-        for name, value in sorted(self.branch.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, value in sorted(self._state().items()):
+            if name.startswith(("branch.", "clip.")):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def _state(self) -> dict[str, Tensor]:
+        """All that is not the base model as it came: branch, heads, and the base's weights that were trained."""
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        state = {f"{part}.{k}": v for part, m in parts.items() if m is not None for k, v in m.state_dict().items()}
+        changed = {n: p for n, p in self.backbone.clip.named_parameters() if n in self.backbone.trained}
+        return state | {f"clip.{name}": p for name, p in changed.items()}
+
     def save(self, folder: str | Path) -> Path:
-        """Write config.json and branch.safetensors to `folder`, whole or not at all; the base model is only named."""
-        from safetensors.torch import save_file
+        """Write config.json and branch.safetensors to `folder`, whole or not at all.
 
-        strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
-        if strangers:
-            raise FileExistsError(
-                f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own"
-            )
-        state = {f"branch.{k}": v for k, v in self.branch.state_dict().items()}
-        if self.head is not None:
-            state |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        with whole_folder(folder) as beside:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, beside / WEIGHTS)
-            (beside / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n", encoding="utf-8")
-        return Path(folder)
-
-    def _config(self) -> dict[str, Any]:
-        head = None
-        if self.head is not None:
-            head = {
-                "kind": "text" if isinstance(self.head, TextClassifier) else "linear",
-                "classes": list(self.head.classes),
-            }
-            if isinstance(self.head, TextClassifier):
-                head["scale"] = self.head.scale
+        The base model is only named; weights of it that were trained are saved with the branch.
+        """
         base = self.backbone.base
-        return {
-            "format": FORMAT,
+        config = {
             "base": {"name": base.name, "pretrained": base.pretrained, "fingerprint": self.backbone.fingerprint},
             "preprocess": preprocess_fields(self.backbone.preprocess_config),
+            "clip": {"text_lora": self.backbone.lora_rank},
             "branch": branches.to_config(self.branch.options),
-            "head": head,
+            "similarity": self.similarity,
+            "head": heads.to_config(self.head),
             "training": self.training_record,
         }
+        return saving.write_model(folder, config, self._state())
 
 
 def attach(
@@ -218,19 +253,21 @@ def attach(
     depth: int | None = None,
     mixer: str | None = None,
     options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
     base: Base | None = None,
 ) -> VideoCLIP:
     """Turn an open_clip model that you hold into a video model.
 
-    The model is taken over: frozen and set to eval. `branch` is a preset (mean, stan, stan-release, stan-paper) or an
-    options object; `depth`, `mixer` and `options` change single fields of it. `tokenizer` is needed to embed strings.
+    The model is taken over: frozen and set to eval. `branch` is a preset (a key of clipvid.branches.BRANCHES: stan,
+    mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
+    `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
 
     Raises ValueError for names that do not exist, BackboneError for a model whose tower cannot be tapped.
     """
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     asked = dict(options or {})
     asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    return VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)))
+    return VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
 
 
 def create_model(
@@ -241,6 +278,7 @@ def create_model(
     depth: int | None = None,
     mixer: str | None = None,
     options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
     device: torch.device | str = "cpu",
 ) -> VideoCLIP:
     """Load any open_clip model and attach a branch to it.
@@ -249,7 +287,8 @@ def create_model(
     a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.
     """
     clip, tokenizer, base = load_clip(name, pretrained, device=device)
-    return attach(clip, branch, tokenizer=tokenizer, depth=depth, mixer=mixer, options=options, base=base)
+    chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)
 
 
 def load(
@@ -264,11 +303,8 @@ def load(
     The base model is loaded by its saved name, or given as `base` where it was an object of the caller's. Raises
     CheckpointError when the base is not the one that the branch was trained on, or the files do not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = _fetch(folder)
-    config = _read_config(folder / CONFIG)
+    folder = saving.local_folder(folder)
+    config = saving.read_config(folder)
     backbone = _load_base(config["base"], base=base, tokenizer=tokenizer, device=device)
     if backbone.fingerprint != config["base"]["fingerprint"]:
         raise CheckpointError(
@@ -281,48 +317,19 @@ def load(
             f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; give it "
             "the same size, mean, std, interpolation and resize mode"
         )
+    state = saving.read_weights(folder)
     try:
-        model = VideoCLIP(backbone, branches.build(backbone, branches.from_config(config["branch"])))
-        model.head = _empty_head(config["head"], model.embed_dim)
-        state = load_file(folder / WEIGHTS)
-        parts = {"branch": model.branch, "head": model.head}
-        for name, part in parts.items():
-            own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+        branch = branches.build(backbone, branches.from_config(config["branch"]))
+        head = heads.from_config(config["head"], backbone.embed_dim)
+        model = VideoCLIP(backbone, branch, head=head, similarity=config["similarity"])
+        for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
             if part is not None:
-                part.load_state_dict(own)
-    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
+                part.load_state_dict(state.get(name, {}))
+        adapt.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
     model.training_record = config["training"]
     return model.to(device).eval()
-
-
-def _fetch(folder: str | Path) -> Path:
-    if Path(folder).is_dir():
-        return Path(folder)
-    name = str(folder).removeprefix("hf-hub:")
-    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        raise CheckpointError(
-            f"{folder} is not a folder; give the folder of VideoCLIP.save, or a hub repository org/name"
-        )
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a saved clipvid model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
-        missing = {"base", "preprocess", "branch", "head", "training"} - set(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
-    if found != FORMAT or missing:
-        raise CheckpointError(
-            f"{path} has format {found} and lacks {sorted(missing)}; this version reads format {FORMAT}"
-        )
-    return config
 
 
 def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
@@ -337,14 +344,6 @@ def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, d
         )
     clip, own, where = load_clip(saved["name"], saved["pretrained"], device=device)
     return Backbone(clip, tokenizer=tokenizer or own, base=where)
-
-
-def _empty_head(head: Mapping[str, Any] | None, embed_dim: int) -> Classifier | None:
-    if head is None:
-        return None
-    if head["kind"] == "linear":
-        return LinearClassifier(embed_dim, head["classes"])
-    return TextClassifier(torch.zeros(len(head["classes"]), embed_dim), head["classes"], scale=head["scale"])
 
 
 def _name(base: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ attributes only, so it imports neither open_clip nor transformers. Knows nothing
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokens:
+    """Captions token by token: features (M, ctx, E), not normalised, and True for the tokens that count."""
+
+    features: Float[Tensor, "m ctx e"]
+    mask: Bool[Tensor, "m ctx"]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Any) -> TextTokens:
+        return TextTokens(self.features[rows], self.mask[rows])
+
+    def shortened(self) -> TextTokens:
+        """Without the columns in which no token counts."""
+        length = int(self.mask.any(dim=0).nonzero().max()) + 1
+        return TextTokens(self.features[:, :length], self.mask[:, :length])
 
 
 def token_features(clip: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m ctx e"]:

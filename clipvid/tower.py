@@ -108,10 +108,10 @@ class Tail(nn.Module):
         super().__init__()
         trunk = getattr(visual, "trunk", visual)
         memo: dict[int, Any] = {}  # what stands before the blocks' end is not copied
-        for name in ("transformer", "blocks", "conv1", "patch_embed", "ln_pre", "norm_pre", "rope", "pos_drop"):
+        for name in ("transformer", "blocks", *_STEM_MODULES):
             if isinstance(getattr(trunk, name, None), nn.Module):
                 memo[id(getattr(trunk, name))] = nn.Identity()
-        for name in ("class_embedding", "positional_embedding", "cls_token", "pos_embed", "reg_token"):
+        for name in _STEM_TENSORS:
             if isinstance(getattr(trunk, name, None), nn.Parameter):
                 memo[id(getattr(trunk, name))] = None
         self.visual: Any = copy.deepcopy(visual, memo).requires_grad_(True)
@@ -129,6 +129,23 @@ class Tail(nn.Module):
             return self.visual.head(self.visual.trunk.forward_head(self.visual.trunk.norm(tokens)))
         pooled = self.visual._pool(tokens)[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+def stem_parameters(visual: Any) -> set[int]:
+    """Identities of the parameters that come before the first block."""
+    trunk = getattr(visual, "trunk", visual)
+    found: set[int] = set()
+    for name in (*_STEM_MODULES, *_STEM_TENSORS):
+        part = getattr(trunk, name, None)
+        if isinstance(part, nn.Module):
+            found |= {id(p) for p in part.parameters()}
+        elif isinstance(part, nn.Parameter):
+            found.add(id(part))
+    return found
+
+
+_STEM_MODULES = ("conv1", "patch_embed", "ln_pre", "norm_pre", "rope", "pos_drop")
+_STEM_TENSORS = ("class_embedding", "positional_embedding", "cls_token", "pos_embed", "reg_token")
 
 
 @dataclass(frozen=True)

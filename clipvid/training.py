@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +19,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from clipvid import branches, losses
+from clipvid import adapt, branches
 from clipvid._files import whole_file
 from clipvid.cache import TapStore
 from clipvid.config import SCORES, TrainConfig
+from clipvid.constcl import held_out_loss
 from clipvid.data.record import VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
-from clipvid.feed import Work, open_feed
+from clipvid.feed import Work, open_feed, open_pairs
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
+from clipvid.objectives import OBJECTIVES
 from clipvid.precision import resolve
 
 CHECKPOINT = "checkpoint.pt"
@@ -59,7 +61,7 @@ def train(
     progress: bool = True,
     accelerator: str = "auto",
 ) -> TrainResult:
-    """Train the model's branch (and a classifier, for recognition) in place; CLIP itself never changes.
+    """Train the model's branch (and heads) in place; CLIP itself stays as it is, unless `config.freeze` lets it train.
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint. Raises
@@ -78,10 +80,13 @@ def train(
     torch.manual_seed(config.seed)
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
+    _unfreeze(model, config, (train_data, val_data))
     run = _Run(model, config, fabric, out=None if out is None else Path(out))
     source = open_feed(model, train_data, config, progress=progress)
     if config.cache_taps and isinstance(val_data, VideoData):
         val_data = TapStore.encode(model, val_data, config.reading, progress=progress)
+    if config.task == "selfsup" and val_data is not None:
+        open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
     run.prepare(steps_an_epoch=len(source.plan(0)))
     if resume:
         run.restore()
@@ -106,7 +111,7 @@ class _Run:
 
     def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None) -> None:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
-        self.objective = _Objective(model, config).to(model.device)
+        self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
         self.epoch = self.batch = 0  # of the plan: what comes next
         self.added = 0  # batches whose gradients wait for the weights' move
         self.saved = 0  # `steps` at the last checkpoint
@@ -186,6 +191,7 @@ class _Run:
             "score": name,
         }
         self.model.eval()
+        adapt.freeze(self.model.backbone)
         if self.out is not None:
             self.model.save(self.out / "best")
             with whole_file(self.out / "history.json") as beside:
@@ -260,34 +266,12 @@ class _Run:
 
     def _score(self, val_data: VideoData | TapStore) -> float:
         """The validation figure; torch's generator is left as it was."""
+        if self.config.task == "selfsup":
+            pairs = open_pairs(self.model, val_data, self.config)
+            return -held_out_loss(self.wrapped, pairs, seed=self.config.seed)
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
             return float(evaluate(self.model, val_data, self.config.reading)[SCORES[self.config.task]])
-
-
-class _Objective(nn.Module):
-    """From a batch to its loss: all that trains is a parameter of this module."""
-
-    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
-        start = torch.tensor(math.log(scale))
-        learned = config.learn_temperature and config.task == "retrieval"
-        self.log_scale = nn.Parameter(start) if learned else None
-        self.scale = scale
-
-    def forward(self, work: Work) -> Tensor:
-        if self.config.task == "recognition":
-            logits = self.model.classify(work.video, mask=work.mask).float()
-            return losses.classification(logits, work.labels, smoothing=self.config.label_smoothing)
-        video = self.model.encode_video(work.video, mask=work.mask).float()
-        scale = (
-            self.scale
-            if self.log_scale is None
-            else self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
-        )
-        return losses.contrastive(video, work.text, work.owner, scale=scale)
 
 
 class _Curves:
@@ -335,18 +319,36 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
         model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
 
 
-def _groups(objective: _Objective, config: TrainConfig) -> list[dict[str, Any]]:
+def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | TapStore | None]) -> None:
+    """Set what of the base model trains; ValueError for taps that it would outrun."""
+    if config.task != "retrieval" and (config.text_lora or config.freeze == "visual"):
+        raise ValueError(
+            f"{config.task} trains no text, got freeze={config.freeze!r} and text_lora={config.text_lora}; choose "
+            "freeze all, last:N or none"
+        )
+    model.unfreeze(config.freeze, text=config.task == "retrieval", text_lora=config.text_lora)
+    if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
+        raise ValueError(
+            f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
+        )
+
+
+def _groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:
     """Optimiser groups: the classifier at its own rate; norms, biases and tables without decay."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             peak = config.head_lr if name.startswith("model.head.") else config.lr
-            if any(part in name for part in objective.model.branch.copied):
+            if name.startswith("model.backbone.") and "lora_" not in name:
+                peak = config.clip_lr
+            elif any(part in name for part in objective.model.branch.copied):
                 peak *= config.copied_lr
             decays = parameter.ndim > 1 and not TABLES & set(name.split("."))
             groups.setdefault((peak, decays), []).append(parameter)
     if not groups:
-        raise ValueError("nothing to train: branch 'mean' has no parameters; choose another, or give it hidden=")
+        raise ValueError(
+            "nothing to train: branch 'mean' has no parameters; choose another, give it hidden=, or unfreeze CLIP"
+        )
     return [
         {
             "params": parameters,

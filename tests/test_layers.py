@@ -20,10 +20,10 @@ LAYERS = (
     {"errors", "_optional", "_files", "config"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "backbone", "branches"},
-    {"heads", "cost"},
+    {"heads", "cost", "adapt", "saving"},
     {"model", "interop", "interop_hf", "cache"},
-    {"training", "feed", "evaluate", "search", "plots", "demo"},
-    {"cli", "__main__"},
+    {"training", "objectives", "constcl", "feed", "evaluate", "matching", "search", "plots", "demo"},
+    {"cli", "commands", "__main__"},
 )
 LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}
 SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
@@ -36,8 +36,13 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "interop_hf": {"model"},
     "cache": {"model"},
     "feed": {"evaluate"},
-    "training": {"evaluate", "feed"},
+    "evaluate": {"matching"},
+    "search": {"matching"},
+    "constcl": {"feed"},
+    "objectives": {"constcl", "feed"},
+    "training": {"constcl", "evaluate", "feed", "objectives"},
     "demo": {"training", "evaluate", "search", "plots"},
+    "cli": {"commands"},
     "__main__": {"cli"},
 }
 OWNERS = {  # heavy library: the only modules, or packages with everything in them, that import it
@@ -50,6 +55,7 @@ OWNERS = {  # heavy library: the only modules, or packages with everything in th
     "lightning_fabric": {"clipvid.training"},
     "matplotlib": {"clipvid.plots"},
     "jsonargparse": {"clipvid.cli"},
+    "peft": {"clipvid.adapt"},
 }
 
 

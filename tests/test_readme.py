@@ -1,4 +1,4 @@
-"""The README does what it says: its Python blocks run in order, and its commands exist.
+"""The README and the pages of docs/ do what they say: Python blocks run in order, commands and linked files exist.
 
 Blocks share one namespace and run in an empty folder beside the project's assets. A ```text block right after one is
 its expected output (`...` matches anything). After `<!-- not run: reason -->` a block is only compiled, and the names
@@ -120,30 +120,39 @@ def help_of(*words: str) -> str:
     return done.stdout
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = [block for block in blocks(README) if block.language == "python"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    assert any(not block.not_run for block in PYTHON), "the README has no Python block that runs"
+def python(page: Path) -> list[Block]:
+    return [block for block in blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
+
+
+@pages
+def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "readme"}
-    for block in PYTHON:
-        if not block.not_run:
-            run(block, namespace)
+    ran = [run(block, namespace) for block in python(page) if not block.not_run]
+    assert ran, "the page has no Python block that runs"
 
 
-def test_blocks_that_are_not_run_use_names_that_exist():
-    for block in PYTHON:
+@pages
+def test_blocks_that_are_not_run_use_names_that_exist(page):
+    for block in python(page):
         if block.not_run:
-            assert not unknown_names(block.code), f"README line {block.line}"
+            assert not unknown_names(block.code), f"{page.name} line {block.line}"
 
 
-def test_commands_of_the_readme_exist():
-    if importlib.util.find_spec("clipvid.__main__") is None:
-        pytest.skip("clipvid/__main__.py does not exist yet")
-    for words in commands(README):
+@pages
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pages
+def test_commands_of_a_page_exist(page):
+    for words in commands(page.read_text(encoding="utf-8")):
         place = [word for word in words[:1] if not word.startswith("-")]
         assert all(re.search(rf"\b{re.escape(word)}\b", help_of()) for word in place), f"no command {words}"
         nested = re.search(r"\{([\w,-]+)\}", help_of(*place)) if place else None

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import Block
-from clipvid.taps import Pixels, Taps
+from clipvid.taps import Geometry, Pixels, Taps
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Branch(nn.Module):
     copied: tuple[str, ...] = (".block.",)
     """Parts of names: parameters that start as copies of CLIP's, and train at a lower rate."""
     layers: nn.ModuleList
+    """Only branches of layers have these, and what follows."""
+    geometry: Geometry
+    """Of the levels that it reads; its grid is that of the dense tokens."""
+    width: int
+    """D of the dense tokens."""
 
     def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
         return self.finish(self.state(taps))

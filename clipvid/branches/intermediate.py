@@ -134,6 +134,7 @@ class Intermediate(Branch):
                 "choose a side branch (stan) or a posterior one (posterior)"
             )
         self.levels = () if self.reads_pixels else (first,)
+        self.width = g.widths[0]
         scheme = SCHEMES[o.scheme]
         self.frame_cls = g.class_token and scheme.cls == "frame"
         self.layers = nn.ModuleList(_layers(copies, o, width=g.widths[0]))

@@ -109,7 +109,7 @@ class STAN(Branch):
         self.options = o = options or StanOptions()
         self.levels = backbone.last_levels(o.depth)
         self.geometry = g = backbone.geometry(self.levels)
-        width = o.width or g.widths[-1]
+        self.width = width = o.width or g.widths[-1]
         self.entries = nn.ModuleList(
             _Entry(g, place=k, width=width, project=o.merge == "project") for k in range(o.depth)
         )

@@ -1,4 +1,4 @@
-"""open_dataset: one door to every annotation format, and the reader of class folders.
+"""open_dataset: one door to every annotation format, and the readers of class folders and of plain ones.
 
 Contract: a reader returns a VideoData whose files exist, or raises DataError that says which file, line or folder is
 wrong. Formats with more to them have their own file: tables.py ("csv") and msrvtt.py. Opens no video.
@@ -28,7 +28,7 @@ def open_dataset(
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoData:
-    """Open a data set in the format `name`: "csv", "folder", "msrvtt" or "msrvtt-1ka".
+    """Open a data set in the format `name`: "csv", "folder", "videos", "msrvtt" or "msrvtt-1ka".
 
     Args:
         root: the folder of the videos; for "csv" also the table itself.
@@ -90,6 +90,29 @@ def read_folder(
     return VideoData(tuple(records), names, name)
 
 
+def read_videos(
+    root: Path,
+    *,
+    split: str | None,
+    annotations: Path | None,
+    classes: Sequence[str] | None,
+    allow_missing: bool,
+    check_files: bool,
+) -> VideoData:
+    """Every video below a folder, at any depth and whatever the folders are called: clips without captions or labels.
+
+    For self-supervision, search and anything else that asks for no more. `split` is a folder in `root`.
+    """
+    del allow_missing, check_files  # what is listed from the disk exists
+    if annotations is not None or classes:
+        raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
+    folder = root / split if split else root
+    paths = find_videos(folder) if folder.is_dir() else []
+    if not paths:
+        raise DataError(f"{folder} holds no video; expected a folder with files such as .mp4 or .webm, at any depth")
+    return VideoData(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)
+
+
 def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list[Path]]) -> None:
     if loose:
         raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
@@ -103,6 +126,7 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
 READERS: dict[str, Callable[..., VideoData]] = {
     "csv": read_csv,
     "folder": read_folder,
+    "videos": read_videos,
     "msrvtt": read_msrvtt,
     "msrvtt-1ka": read_msrvtt_1ka,
 }

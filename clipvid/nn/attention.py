@@ -25,7 +25,7 @@ def attend(
     k: Float[Tensor, "b a m d"],
     v: Float[Tensor, "b a m d"],
     *,
-    mask: Bool[Tensor, "b #a #l m"] | None = None,
+    mask: Bool[Tensor, "#b #a #l m"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
     """Scaled dot-product attention; `mask` is True where a key may be attended.
 

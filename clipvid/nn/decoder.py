@@ -9,6 +9,7 @@ layers and sizes from its released code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ from clipvid.nn.attention import attend
 POSITION = 8
 """Channels of a position in time, and as many of one in space."""
 EPS = 1e-12  # of the layer norms, as in the released configuration
-NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-"""Norms of the projection head: batch as released; layer for batches too small for statistics."""
+NORMS = {"batch": partial(nn.BatchNorm1d, track_running_stats=False), "layer": nn.LayerNorm}
+"""Norms of the projection head: batch as released; layer for batches too small for statistics. The head ends with
+training, so nobody needs running statistics, and those a checkpoint of parameters would lose."""
 
 
 class RegionDecoder(nn.Module):

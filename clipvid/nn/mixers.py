@@ -30,7 +30,7 @@ class AttentionStep(nn.Module):
     With `linear`, zero-initialised linear (drop path (MSA (LN x))): the step of TimeSformer and of released STAN, whose
     `temporal_fc` it is. Without, the attention's own output projection starts at zero (ViViT's model 3; the paper
     zeroes all of it, after which nothing but the bias could ever learn). With `cls_key` the class token is a key for
-    every patch (TimeSformer's eq. 5 and 6), but asks nothing.
+    every patch (TimeSformer's eq. 11), but asks nothing.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class Scheme:
 SCHEMES: dict[str, Scheme] = {
     "space": Scheme("space", cls="frame"),
     "joint": Scheme("joint"),
-    "divided": Scheme("space", ("time",)),  # the release: without the class token as key, which eq. 5 has
+    "divided": Scheme("space", ("time",)),  # the release: without the class token as key, which eq. 11 has
     "local_global": Scheme("grid", ("local",), cls_key=True),  # paper only: which window is ours
     "axial": Scheme("height", ("time", "width"), cls_key=True),  # paper only
     "factorised": Scheme("space", ("time",), cls="frame", place="between", linear=False),  # ViViT's model 3

@@ -145,12 +145,35 @@ class VideoIndex:
             if len(batch):
                 self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
 
-    def search(self, text: str, k: int = 5) -> list[Hit]:
-        """The `k` videos that fit the sentence best; all of them if there are fewer."""
+    def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
+        """The `k` videos that fit the sentence best; all of them if there are fewer.
+
+        With `rerank` so many of the first are read again and put in the order of the model's token-wise similarity,
+        which is then their score. ValueError for a model that has none.
+        """
         if not text.strip():
             raise ValueError("the query is empty; describe what the video should show")
+        if rerank and getattr(self.model, "matcher", None) is None:
+            raise ValueError(
+                f"rerank={rerank} needs a model with a token-wise similarity (wti, mug or mug_simple); leave rerank out"
+            )
         with _inference(self.model):
-            return self.search_embedding(self.model.encode_text([text])[0], k)
+            hits = self.search_embedding(self.model.encode_text([text])[0], max(k, rerank))
+            return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
+
+    def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
+        if not hits:
+            return []
+        model: Any = self.model
+        dataset = self._dataset([hit.path for hit in hits])
+        words = model.text_features([text])
+        scores = []
+        for place in range(len(hits)):
+            clip = collate([dataset[place]])
+            frames, mask = model.encode_clip(clip.video.to(model.device), mask=clip.mask.to(model.device))
+            scores.append(float(model.match(words, frames, mask=mask)))
+        order = sorted(range(len(hits)), key=lambda place: -scores[place])
+        return [Hit(hits[place].path, scores[place], rank) for rank, place in enumerate(order, start=1)]
 
     def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
         """The `k` videos most like the given one, which comes first itself if it is indexed."""

@@ -1,0 +1,391 @@
+"""What the command line can do: one function a command, and what they share. Help texts come from their docstrings.
+
+Contract: plain arguments in; a command prints what it found and writes what was asked for, or raises. Heavy modules
+load when a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipvid.config import Reading, TrainConfig
+
+
+def demo(
+    out: str = "clipvid-demo", train_clips: int = 4000, test_clips: int = 400, epochs: int = 4, seed: int = 0
+) -> None:
+    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
+
+    Args:
+        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
+        train_clips: clips to train on, an even number: each comes with itself played backwards.
+        test_clips: clips to score on, an even number.
+        epochs: passes over the training clips for retrieval; recognition goes on for half as many. The order-blind
+            baseline gets five times as many for each.
+        seed: of videos, weights and order.
+    """
+    from clipvid.demo import Plan, run
+
+    plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
+    run(out, plan)
+
+
+def info(
+    model: str,
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    freeze: str = "all",
+    text_lora: int = 0,
+    frames: int = 8,
+) -> None:
+    """Print what a base model and a branch on it cost: tower, taps, parameters, MACs, bytes; runs nothing.
+
+    Args:
+        model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
+        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
+        depth: how many of the tower's last levels are tapped, or blocks copied.
+        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
+        options: other options of the branch, as JSON.
+        similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
+        freeze: what of the base model stays frozen in training: all, visual, last:N or none.
+        text_lora: rank of LoRA adapters on the text tower; 0 for none.
+        frames: frames a clip.
+    """
+    chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
+    described = _model(model, shapes_only=True, options=options, similarity=similarity, **chosen)
+    if freeze != "all" or text_lora:
+        described.unfreeze(freeze, text_lora=text_lora)
+    print(described.trainable_summary(frames))
+
+
+def fine_tune(  # not `train`: jsonargparse would look that up in the package, and load it
+    data: str,
+    out: str = "clipvid-run",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    val: str | None = None,
+    val_split: str | None = None,
+    val_fraction: float = 0.1,
+    device: str = "auto",
+    resume: bool = False,
+    config: TrainConfig | None = None,
+) -> None:
+    """Fine-tune a branch for retrieval or recognition, or on videos alone; the base model stays as it is.
+
+    Args:
+        data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with
+            --task selfsup any folder of videos.
+        out: folder for the trained model (out/best), checkpoints and curves.
+        model: base model, as for info; or a folder that clipvid saved, to go on from.
+        pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
+        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
+        depth: how many of the tower's last levels are tapped, or blocks copied.
+        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
+        options: other options of the branch, as JSON.
+        similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
+        format: folder, videos, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        split: split of the data to train on, where it has splits.
+        val: data to validate on; without it and val_split, a part of the training videos is held out.
+        val_split: split to validate on.
+        val_fraction: share of the training videos to hold out.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        resume: go on from the last checkpoint in out.
+        config: everything else about training.
+    """
+    from clipvid.training import train
+
+    config = config or TrainConfig()
+    if val_split is not None and val is None and split is None:
+        raise ValueError(
+            "val_split without split would train on the validation videos too; give --split, such as train"
+        )
+    plain = "videos" if config.task == "selfsup" else "folder"
+    train_data = _open(data, format, split, plain=plain)
+    if val is not None or val_split is not None:
+        val_data = _open(val or data, format, val_split, classes=train_data.classes, plain=plain)
+    else:
+        train_data, val_data = train_data.split(val_fraction, seed=config.seed)
+    accelerator = _device(device)
+    chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
+    video_model = _model(model, pretrained, options=options, similarity=similarity, **chosen)
+    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
+    best = (
+        ""
+        if result.best_score is None
+        else f", {result.score_name} {result.best_score:.1f} on {len(val_data)} held-out videos"
+    )
+    print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
+    _report(result.unreadable)
+
+
+def evaluate(
+    data: str,
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    task: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    zero_shot: bool = False,
+    rerank: int | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    reading: Reading | None = None,
+) -> None:
+    """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
+
+    Args:
+        data: as for train.
+        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
+        pretrained: weights of a base model.
+        task: retrieval or recognition; guessed from the model when left out.
+        format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        split: split of the data.
+        zero_shot: recognise by class names instead of a trained classifier.
+        rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.
+        out: JSON file for the figures.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        reading: how clips are read; as the model was trained when nothing of it is given.
+    """
+    from clipvid import evaluate as ev
+    from clipvid._files import whole_file
+
+    video_model = _model(model, pretrained, device=device, plain="mean")
+    task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
+    classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    videos = _open(data, format, split, classes=classes)
+    scorers = {
+        "retrieval": ev.evaluate_retrieval,
+        "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
+    }
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    if rerank is not None and task != "retrieval":
+        raise ValueError(f"rerank {rerank} belongs to retrieval, the task is {task}; leave it out")
+    extras: dict[str, Any] = {} if rerank is None else {"rerank": rerank}
+    found = scorers[task](video_model, videos, reading, progress=True, **extras)
+    print(found)
+    _report(found.unreadable)
+    if out is not None:
+        with whole_file(out) as beside:
+            beside.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def embed(
+    videos: str,
+    out: str = "embeddings.safetensors",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    device: str = "auto",
+    reading: Reading | None = None,
+) -> None:
+    """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
+        model: a folder that clipvid saved, or a base model.
+        pretrained: weights of a base model.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        reading: how clips are read; as the model was trained when nothing of it is given.
+    """
+    import torch.nn.functional as F
+    from safetensors.torch import save_file
+
+    from clipvid._files import whole_file
+    from clipvid.data.files import find_videos
+    from clipvid.data.record import Record, VideoData
+    from clipvid.evaluate import embed_videos, trained_reading
+
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"out must end in .safetensors, got {out}")
+    video_model = _model(model, pretrained, device=device, plain="mean")
+    paths = find_videos(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
+    if not paths:
+        raise ValueError(f"no videos in {videos}")
+    reading = replace(reading or trained_reading(video_model), unreadable="skip")
+    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), reading, progress=True)
+    facts = {
+        "model": model,
+        "fingerprint": video_model.fingerprint,
+        "paths": [str(r.path) for r in found.data],
+        "skipped": {str(e.path): e.reason for e in found.unreadable},
+    }
+    with whole_file(out) as beside:
+        save_file({"video": F.normalize(found.video, dim=-1).contiguous()}, beside)
+    with whole_file(Path(out).with_suffix(".json")) as beside:
+        beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
+    _report(found.unreadable)
+
+
+def index(
+    videos: str,
+    out: str = "clipvid-index",
+    model: str | None = None,
+    pretrained: str | None = None,
+    frames: int | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    add: bool = False,
+) -> None:
+    """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: folder of the index.
+        model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
+        pretrained: weights of a base model.
+        frames: frames a video; as the model was trained when left out.
+        workers: processes that decode.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
+    """
+    from clipvid.evaluate import trained_reading
+    from clipvid.search import VideoIndex
+
+    if not Path(videos).exists():
+        raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
+    if add:
+        _refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
+        found = VideoIndex.load(out, _index_model(out, device))
+    else:
+        if Path(out).exists() and any(Path(out).iterdir()):
+            raise FileExistsError(
+                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+            )
+        name = model or "clipvid-mini"
+        video_model = _model(name, pretrained, device=device, plain="mean")
+        reading = trained_reading(video_model)
+        frames = reading.frames if frames is None else frames
+        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler)
+        found.note = {"model": name, "pretrained": pretrained}
+    with found.saving_to(out):  # what is embedded is kept when this is interrupted
+        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    if not len(found):
+        _report(found.skipped)
+        raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
+    print(f"{len(found)} videos in {out}")
+    _report(found.skipped)
+
+
+def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int = 0, device: str = "auto") -> None:
+    """Find the videos of an index that fit a sentence, or that look like another video.
+
+    Args:
+        index: folder that `clipvid index` made.
+        query: sentence to look for; or the path of a video, with --video true.
+        video: the query is a video.
+        k: how many hits to print.
+        rerank: read so many of the first again and order them by the model's token-wise similarity.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+    """
+    from clipvid.search import VideoIndex
+
+    found = VideoIndex.load(index, _index_model(index, device))
+    hits = found.search_video(query, k=k) if video else found.search(query, k=k, rerank=rerank)
+    for hit in hits:
+        print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
+
+
+def _model(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str = "cpu",
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    plain: str = "stan",
+    shapes_only: bool = False,
+) -> Any:
+    """A saved model where `name` is a folder of one, else the base model of that name with a branch.
+
+    `plain` is the branch where none is asked for; with `shapes_only` a base model has no weights.
+    """
+    from clipvid.model import create_model, load
+    from clipvid.saving import CONFIG
+
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    if (Path(name) / CONFIG).is_file():
+        what = f"{name} is a saved model and brings its own branch and weights"
+        _refuse(what, pretrained=pretrained, **chosen)
+        return load(name, device=_device(device))
+    if (Path(name) / "best" / CONFIG).is_file():
+        raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
+    place = "meta" if shapes_only else _device(device)
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+
+
+def _refuse(reason: str, **options: object) -> None:
+    """ValueError for options that were given where nothing would listen to them."""
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{reason}; leave out {', '.join(given)}")
+
+
+def _device(name: str) -> str:
+    """The device of that name; auto is a GPU where there is one."""
+    import torch
+
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((gpu for gpu, there in gpus.items() if there), "cpu")
+    if name != "cpu" and name not in gpus:
+        raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
+    if not gpus.get(name, True):
+        raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
+    return name
+
+
+def _index_model(index: str, device: str) -> Any:
+    """The model that an index was built with, by the name in its note."""
+    from clipvid.search import VideoIndex
+
+    note = VideoIndex.read_note(index)
+    if not note.get("model"):
+        raise ValueError(
+            f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
+        )
+    return _model(str(note["model"]), note["pretrained"], device=device, plain="mean")
+
+
+def _open(
+    data: str,
+    format: str | None,
+    split: str | None,
+    *,
+    classes: Sequence[str] | None = None,
+    plain: str = "folder",
+) -> Any:
+    """The data set; where no format is given, a table's, or `plain` for a folder without one."""
+    from clipvid.data.readers import open_dataset
+
+    root = Path(data)
+    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
+    return open_dataset(format or guessed, root, split=split, classes=classes)
+
+
+def _report(unreadable: Sequence[Any]) -> None:
+    """What was left out, and why, on standard error."""
+    if unreadable:
+        from clipvid.data.dataset import describe_unreadable
+
+        print(describe_unreadable(unreadable), file=sys.stderr)

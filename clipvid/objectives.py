@@ -1,0 +1,67 @@
+"""From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
+
+Contract: a model, a config and Work from the feed in, a scalar loss out. Knows nothing of optimisers, data or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clipvid import losses
+from clipvid.config import TrainConfig
+from clipvid.constcl import SelfSupervised
+from clipvid.feed import Work
+from clipvid.model import VideoCLIP
+
+
+class Retrieval(nn.Module):
+    """Contrastive loss between clips and captions, by the model's own similarity."""
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
+        start = torch.tensor(math.log(self.scale))
+        self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+
+    def forward(self, work: Work) -> Tensor:
+        frames, mask = self.model.encode_clip(work.video, mask=work.mask)
+        text = work.text if work.text.is_floating_point() else self.model.text_features(work.text)
+        return losses.matching(self.model.match(text, frames, mask=mask), work.owner, scale=self._scale())
+
+    def _scale(self) -> float | Tensor:
+        if self.log_scale is None:
+            return self.scale
+        return self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
+
+
+class Recognition(nn.Module):
+    """Cross entropy over the data's classes; with mixup, of clips blended with the batch in reverse order."""
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.smoothing, self.mixup = config.label_smoothing, config.mixup
+
+    def forward(self, work: Work) -> Tensor:
+        video, mask, blend = work.video, work.mask, None
+        if self.mixup and isinstance(video, Tensor):
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            video = self.model.transform(video)
+            video = (1 - share) * video + share * video.flip(0)  # one share a batch, as ViViT
+            mask = None if mask is None else mask | mask.flip(0)
+            blend = (work.labels.flip(0), share)
+        logits = self.model.classify(video, mask=mask).float()
+        return losses.classification(logits, work.labels, smoothing=self.smoothing, blend=blend)
+
+
+OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
+    "retrieval": Retrieval,
+    "recognition": Recognition,
+    "selfsup": SelfSupervised,
+}
+"""By task, its loss."""

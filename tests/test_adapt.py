@@ -1,0 +1,218 @@
+"""What of CLIP trains: exactly what the mode says, at its own rate; it is saved with the branch and comes back."""
+
+import pytest
+import torch
+
+from clipvid.cache import TapStore
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import BackboneError, CheckpointError
+from clipvid.model import attach, create_model, load
+from clipvid.training import _groups, train
+
+READING = Reading(frames=2, batch_size=4, precision="32-true")
+TEXT = ["a red circle moves up"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, write_video):
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (4, 48, 48, 3), dtype=np.uint8) for _ in range(4)]
+    names = ("a red circle", "a blue square", "a green star", "a pink ring")
+    records = [Record(write_video(folder / f"{i}.mp4", f), (names[i],), i % 2) for i, f in enumerate(frames)]
+    return VideoData(tuple(records), ("even", "odd"), "noise")
+
+
+@pytest.fixture
+def model():
+    return create_model("clipvid-mini", depth=1)
+
+
+def config(**changes):
+    return TrainConfig(**{"epochs": 1, "batch_size": 4, "warmup": 0.0, "lr": 1e-3, "reading": READING, **changes})
+
+
+def clip_weights(model):
+    return {name: p.detach().clone() for name, p in model.backbone.clip.named_parameters()}
+
+
+def changed(model, before):
+    return {name for name, p in model.backbone.clip.named_parameters() if not torch.equal(p, before[name])}
+
+
+def visual(names):
+    return {name for name in names if name.startswith("visual.")}
+
+
+@pytest.mark.parametrize("mode", ["all", "visual", "last:1", "none"])
+def test_a_step_changes_exactly_what_the_mode_leaves_unfrozen(model, clips, mode):
+    before = clip_weights(model)
+    train(model, clips, None, config(freeze=mode, clip_lr=1e-3), progress=False)
+    moved = changed(model, before)
+    everything = set(before) - {"logit_scale"}
+    if mode == "all":
+        assert not moved
+    elif mode == "visual":
+        assert moved
+        assert not visual(moved)
+    elif mode == "none":
+        assert len(moved) > 0.9 * len(everything)
+    else:
+        blocks = {name for name in moved if ".resblocks." in name}
+        assert blocks
+        assert {name.split("resblocks.")[1].split(".")[0] for name in visual(blocks)} == {"5"}
+        assert {name.split("resblocks.")[1].split(".")[0] for name in blocks - visual(blocks)} == {"2"}
+        rest = {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj", "ln_final.weight", "ln_final.bias"}
+        assert moved - blocks <= rest | {"text_projection"}
+        assert "visual.proj" in moved
+    assert not any(p.requires_grad for p in model.backbone.parameters()), "after training nothing trains on"
+
+
+def test_recognition_never_trains_the_text_tower(model, clips):
+    before = clip_weights(model)
+    train(model, clips, None, config(task="recognition", freeze="none", clip_lr=1e-3), progress=False)
+    assert changed(model, before) == visual(changed(model, before)) != set()
+    with pytest.raises(ValueError, match="recognition trains no text, got freeze='visual'"):
+        train(model, clips, None, config(task="recognition", freeze="visual"), progress=False)
+
+
+def test_what_was_trained_of_clip_is_saved_with_the_branch_and_comes_back(model, clips, tmp_path):
+    original = create_model("clipvid-mini", depth=1)
+    train(model, clips, None, config(freeze="last:2", clip_lr=1e-3), progress=False)
+    loaded = load(model.save(tmp_path / "m"))
+    clip = torch.randint(0, 255, (1, 2, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_video(clip), model.encode_video(clip))
+        assert torch.equal(loaded.encode_text(TEXT), model.encode_text(TEXT))
+        assert not torch.equal(loaded.encode_text(TEXT), original.encode_text(TEXT))
+    assert loaded.fingerprint == model.fingerprint != original.fingerprint
+    assert loaded.backbone.fingerprint == original.backbone.fingerprint, "of the base as it came"
+    again = load(loaded.save(tmp_path / "again"))
+    assert again.fingerprint == model.fingerprint
+    assert (tmp_path / "m" / "branch.safetensors").stat().st_size < 12e6
+
+
+def test_clip_learns_at_its_own_rate(model):
+    model.unfreeze("none")
+    objective = torch.nn.Module()
+    objective.model = model
+    groups = _groups(objective, config(freeze="none", lr=1e-3, clip_lr=2e-6))
+    peaks = {id(p): group["peak"] for group in groups for p in group["params"]}
+    assert {peaks[id(p)] for p in model.backbone.parameters() if p.requires_grad} == {2e-6}
+    assert peaks[id(model.branch.fusion.gate.weight)] == 1e-3
+    assert peaks[id(model.branch.layers[0].block.attention.qkv.weight)] == pytest.approx(1e-4)
+
+
+def test_a_run_with_clip_in_training_resumes_to_the_bit(clips, tmp_path):
+    torch.manual_seed(0)
+    state = create_model("clipvid-mini", depth=1).branch.state_dict()
+    ends = []
+    for out, stops in ((tmp_path / "a", (2,)), (tmp_path / "b", (1, 2))):
+        for epochs in stops:
+            model = create_model("clipvid-mini", depth=1)
+            model.branch.load_state_dict(state)
+            settings = config(epochs=2, freeze="none", clip_lr=1e-3)
+            if epochs < 2:
+                _interrupted(model, clips, settings, out)
+            else:
+                train(model, clips, None, settings, out=out, resume=len(stops) > 1, progress=False)
+        ends.append({**clip_weights(model), **dict(model.branch.named_parameters())})
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def _interrupted(model, clips, settings, out):
+    """Stop after the first epoch, as Ctrl-C would."""
+    from clipvid import training
+
+    whole = training._Run.end_epoch
+
+    def end_and_stop(self, val_data):
+        whole(self, val_data)
+        raise KeyboardInterrupt
+
+    training._Run.end_epoch = end_and_stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(model, clips, None, settings, out=out, progress=False)
+    finally:
+        training._Run.end_epoch = whole
+
+
+def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
+    store = TapStore.encode(model, clips, READING)
+    with pytest.raises(ValueError, match="taps made before are not its own"):
+        train(model, store, None, config(freeze="last:1"), progress=False)
+    with pytest.raises(ValueError, match="whose taps cannot be cached"):
+        config(freeze="none", cache_taps=True)
+    train(model, store, None, config(freeze="visual", cache_taps=True), progress=False)
+
+
+def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
+    branch = sum(p.numel() for p in model.branch.parameters())
+    assert f"{branch:,} parameters: branch and heads" in str(model.trainable_summary())
+    model.unfreeze("visual")
+    assert "branch and heads, text tower" in str(model.trainable_summary())
+    assert "MiB in bf16" in str(model.trainable_summary())
+    model.unfreeze("last:2")
+    assert "cannot be cached: the visual tower trains" in str(model.trainable_summary())
+    model.unfreeze("none")
+    assert model.trainable_summary().trainable == branch + sum(
+        p.numel() for n, p in model.backbone.clip.named_parameters() if n != "logit_scale"
+    )
+
+
+def test_modes_and_towers_that_do_not_exist_are_refused(model):
+    with pytest.raises(ValueError, match="unknown freeze 'half'; choose one of all, visual, last:N, none"):
+        model.unfreeze("half")
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1)
+    resnet = CLIP(16, CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64), text)
+    with pytest.raises(BackboneError, match="has no last 1; choose 'none'"):
+        attach(resnet, "posterior").unfreeze("last:1")
+
+
+def test_lora_changes_nothing_at_first_then_trains_alone_and_comes_back(model, clips, tmp_path):
+    pytest.importorskip("peft")
+    with torch.no_grad():
+        before = model.encode_text(TEXT)
+    model.unfreeze(text_lora=4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(TEXT), before, atol=1e-6, rtol=0)
+    assert {n for n, p in model.backbone.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.backbone.named_parameters() if "lora_" in n
+    }
+    assert "LoRA of rank 4 on the text tower" in str(model.trainable_summary())
+    weights = clip_weights(model)
+    for _ in range(2):  # at the first step only the half that starts at zero has a gradient
+        train(model, clips, None, config(text_lora=4, lr=1e-2), progress=False)
+    moved = changed(model, weights)
+    assert moved
+    assert all("lora_" in name for name in moved)
+    loaded = load(model.save(tmp_path / "m"))
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_text(TEXT), model.encode_text(TEXT))
+        assert not torch.equal(loaded.encode_text(TEXT), before)
+    assert loaded.fingerprint == model.fingerprint
+    with pytest.raises(ValueError, match="has LoRA of rank 4 already, 8 was asked for"):
+        loaded.unfreeze(text_lora=8)
+
+
+def test_lora_after_the_text_tower_was_trained_is_refused(model):
+    pytest.importorskip("peft")
+    model.unfreeze("visual")
+    with pytest.raises(ValueError, match="the text tower was trained already"):
+        model.unfreeze(text_lora=4)
+
+
+def test_weights_that_have_no_place_are_refused(model, clips, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = model.save(tmp_path / "m")
+    state = load_file(folder / "branch.safetensors")
+    save_file({**state, "clip.visual.nonsense": torch.zeros(3)}, folder / "branch.safetensors")
+    with pytest.raises(CheckpointError, match=r"no place for visual\.nonsense"):
+        load(folder)

@@ -1,0 +1,156 @@
+"""Every branch with every mixer, for both tasks, on a ViT with a class token and on one of SigLIP's kind.
+
+Each trains a step through the public `train`, is saved, loaded, and gives the same embedding; what cannot be is refused
+with its reason.
+"""
+
+import numpy as np
+import pytest
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from timm.models.vision_transformer import VisionTransformer
+
+from clipvid.backbone import Backbone
+from clipvid.branches import BRANCHES, choose
+from clipvid.cache import TapStore
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import BackboneError
+from clipvid.model import attach, load
+from clipvid.nn.mixers import MIXERS
+from clipvid.nn.similarity import SIMILARITIES
+from clipvid.training import train
+
+FRAMES, SIDE = 4, 32
+READING = Reading(frames=FRAMES, batch_size=4, precision="32-true")
+SMALL = {"image_size": SIDE, "patch": 8, "width": 16, "depth": 2, "heads": 2, "frames": FRAMES}
+STANDALONE = [name for name in BRANCHES if name.startswith(("timesformer", "vivit-"))]
+ON_CLIP = [name for name in BRANCHES if name not in STANDALONE]
+CASES = {  # name -> (branch, changed options)
+    **{name: (name, {"depth": 2} if name != "mean" else {"hidden": 8}) for name in ON_CLIP},
+    **{f"stan {mixer}": ("stan", {"depth": 2, "mixer": mixer}) for mixer in MIXERS},
+    **{f"divided {mixer}": ("divided", {"depth": 2, "mixer": mixer}) for mixer in MIXERS},
+    **{name: (name, SMALL) for name in STANDALONE if name not in ("timesformer-hr", "timesformer-l")},
+    "divided, own frames": ("divided", {"stem": "frame"}),
+    "factorised, own tubelets": ("vivit3", {"stem": "tubelet"}),
+    "all blocks": ("joint", {"depth": None}),
+}
+NEEDS_PLAIN_CLIP = ("stan-release", "stan-paper", "bt-adapter")  # they end in CLIP's class token, norm and projection
+
+
+class Tokenizer:
+    """Words to ids, as open_clip's tokenizers do it: the end token is the highest id, zeros fill up."""
+
+    eot_token_id = 98
+
+    def __call__(self, texts):
+        rows = [[*(1 + len(word) % 90 for word in text.split()[:10]), 98] for text in texts]
+        return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
+
+
+def class_token_clip():
+    vision = CLIPVisionCfg(layers=3, width=32, head_width=8, patch_size=8, image_size=SIDE)
+    return CLIP(16, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=2))
+
+
+def siglip_clip():
+    clip = class_token_clip()
+    trunk = VisionTransformer(
+        img_size=SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=0, class_token=False,
+        global_pool="map",
+    )  # fmt: skip
+    timm_config = CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", image_size=SIDE)
+    clip.visual = CLIP(
+        16, timm_config, CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1)
+    ).visual
+    clip.visual.trunk, clip.visual.head, clip.visual.image_size = trunk, torch.nn.Linear(32, 16), (SIDE, SIDE)
+    return clip
+
+
+@pytest.fixture(scope="module", params=["class token", "SigLIP"])
+def tower(request, tmp_path_factory, write_video):
+    """A backbone, and four clips with captions and labels, as videos and as taps of every level."""
+    torch.manual_seed(0)
+    clip = class_token_clip() if request.param == "class token" else siglip_clip()
+    backbone = Backbone(clip.eval(), tokenizer=Tokenizer())
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(4):
+        frames = rng.integers(0, 255, (6, SIDE, SIDE, 3), dtype=np.uint8)
+        path = write_video(folder / f"{i}.mp4", frames)
+        records.append(Record(path, captions=(f"clip {'x' * i} of noise",), label=i % 2))
+    data = VideoData(tuple(records), classes=("even", "odd"), name="noise")
+    encoder = attach(backbone, "stan", depth=3)
+    store = TapStore.encode(encoder, data, READING)
+    stem = TapStore.encode(attach(backbone, choose("joint", {"depth": None})), data, READING)
+    low = TapStore.encode(attach(backbone, "joint", depth=2), data, READING)
+    return request.param, backbone, data, {(1, 2, 3): store, (0,): stem, (1,): low}
+
+
+def held(stores, levels):
+    """The stored taps that have these levels."""
+    return next(store for key, store in stores.items() if set(levels) <= set(key))
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower, case, tmp_path):
+    kind, backbone, data, stores = tower
+    branch, changes = CASES[case]
+    options = choose(branch, changes)
+    if kind == "SigLIP" and branch in NEEDS_PLAIN_CLIP:
+        with pytest.raises(BackboneError, match="choose branch='stan'"):
+            attach(backbone, options)
+        return
+    for task in ("retrieval", "recognition"):
+        model = attach(backbone, options)
+        before = {k: v.clone() for k, v in model.branch.state_dict().items()}
+        source = data if model.branch.reads_pixels else held(stores, model.branch.levels)
+        config = TrainConfig(task=task, epochs=1, batch_size=4, warmup=0.0, lr=1e-2, reading=READING)
+        train(model, source, None, config, progress=False)
+        after = model.branch.state_dict()
+        assert any(not torch.equal(before[k], after[k]) for k in before)
+        assert all(v.isfinite().all() for v in after.values())
+        loaded = load(model.save(tmp_path / task), base=backbone)
+        clip = torch.randint(0, 255, (1, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
+        with torch.no_grad():
+            assert torch.equal(loaded.encode_video(clip), model.encode_video(clip))
+            if task == "recognition":
+                assert torch.equal(loaded.classify(clip), model.classify(clip))
+        assert loaded.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("similarity", list(SIMILARITIES))
+@pytest.mark.parametrize("branch", ["stan", "posterior", "space", "vivit3"])
+def test_token_wise_similarities_train_and_come_back_too(tower, branch, similarity, tmp_path):
+    _, backbone, _, stores = tower
+    model = attach(backbone, branch, depth=2, similarity=similarity)
+    before = {k: v.clone() for k, v in model.matcher.state_dict().items()}
+    config = TrainConfig(epochs=1, batch_size=4, warmup=0.0, lr=1e-2, reading=READING)
+    train(model, held(stores, model.branch.levels), None, config, progress=False)
+    assert all(not torch.equal(before[k], v) for k, v in model.matcher.state_dict().items())
+    loaded = load(model.save(tmp_path / "m"), base=backbone)
+    clip = torch.randint(0, 255, (2, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
+    texts = ["a clip", "some more words here"]
+    with torch.no_grad():
+        same = [m.match(m.text_features(texts), *m.encode_clip(clip)[:1]) for m in (model, loaded)]
+    assert torch.equal(*same)
+
+
+def test_one_embedding_a_clip_has_no_frames_for_words_to_look_at(tower):
+    kind, backbone, _, _ = tower
+    if kind == "class token":
+        with pytest.raises(ValueError, match="makes one embedding for the whole clip"):
+            attach(backbone, "divided", depth=2, similarity="wti")
+    else:  # without a class token, frames are pooled one by one
+        assert attach(backbone, "divided", depth=2, similarity="wti").matcher is not None
+
+
+def test_a_convolutional_tower_has_no_blocks_to_put_attention_between():
+    vision = CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64)
+    clip = CLIP(16, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1))
+    backbone = Backbone(clip.eval())
+    for name in ("space", "divided", "vivit4"):
+        with pytest.raises(BackboneError, match="is no plain ViT, so there are no blocks"):
+            attach(backbone, name)
+    assert attach(backbone, "posterior").encode_video(torch.rand(1, 2, 3, 64, 64)).shape == (1, 16)

@@ -1,0 +1,396 @@
+"""ConST-CL as an objective: its loss against loops, who learns from what, and runs from a folder to a saved branch."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipvid.branches import IntermediateOptions
+from clipvid.cache import TapStore
+from clipvid.cli import main
+from clipvid.config import Reading, SelfSupervision, TrainConfig
+from clipvid.constcl import SelfSupervised, held_out_loss
+from clipvid.data.readers import open_dataset
+from clipvid.data.record import Record, VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.errors import DataError
+from clipvid.feed import PairFeed, Work
+from clipvid.model import attach, create_model, load
+from clipvid.nn.regions import context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.training import _Run, train
+
+READING = Reading(frames=4, batch_size=4, precision="32-true")
+SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)
+CONFIG = TrainConfig(task="selfsup", epochs=2, batch_size=4, lr=1e-3, reading=READING, selfsup=SMALL)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return create_model("clipvid-mini", depth=1)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "train", 12)
+
+
+def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised:
+    """On a tiny tower, with a fusion that is not at zero, where it would let no gradient through."""
+    model = attach(clip, branch, options={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
+    for parameter in model.branch.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return SelfSupervised(model, replace(CONFIG, selfsup=replace(SMALL, **changes)))
+
+
+def pairs(videos: int = 3, frames: int = 5) -> torch.Tensor:
+    """(B, 2, T, 3, 32, 32): noise; the two clips of a video share its colour."""
+    colour = torch.randint(0, 200, (videos, 1, 1, 3, 1, 1))
+    return (colour + torch.randint(0, 56, (videos, 2, frames, 3, 32, 32))).to(torch.uint8)
+
+
+def work(video: torch.Tensor) -> Work:
+    nothing = torch.zeros(0)
+    return Work(0, video, mask=None, text=nothing, owner=nothing.long(), labels=nothing.long())
+
+
+def gradients(*modules: torch.nn.Module) -> dict[str, bool]:
+    """Whether each parameter has a gradient other than zero."""
+    return {n: p.grad is not None and bool(p.grad.any()) for m in modules for n, p in m.named_parameters()}
+
+
+# the loss
+
+
+def naive_contrast(anchor, positive, negatives, temperature):
+    """-log of the positive's share: cosines in a row, one at a time."""
+    cosine = [float(F.cosine_similarity(anchor, other, dim=0)) / temperature for other in (positive, *negatives)]
+    return math.log(sum(math.exp(c) for c in cosine)) - cosine[0]
+
+
+def naive_global(z):
+    """z[b][v]: the sum over both views of the mean over videos."""
+    everything = [(b, v) for b in range(len(z)) for v in (0, 1)]
+    total = 0.0
+    for b, v in everything:
+        others = [z[p][q] for p, q in everything if (p, q) not in ((b, v), (b, 1 - v))]
+        total += naive_contrast(z[b][v], z[b][1 - v], others, 0.1)
+    return total / len(z)
+
+
+def naive_local(predicted, pooled):
+    """[b][v] (R, D): the mean of the two directions' means over all regions."""
+    losses = []
+    for v in (0, 1):
+        for b in range(len(pooled)):
+            for region, source in zip(predicted[b][v], pooled[b][v], strict=True):
+                like = max(pooled[b][1 - v], key=lambda other, own=source: F.cosine_similarity(own, other, dim=0))
+                others = [r for p in range(len(pooled)) if p != b for r in pooled[p][1 - v]]
+                losses.append(naive_contrast(region, like, others, 0.2))
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def test_without_a_split_the_loss_is_that_of_the_pieces_clip_by_clip(tiny_clip):
+    found = objective(tiny_clip, split=0).eval()
+    model, video, boxes = found.model, pairs(), random_regions(6, 4).unflatten(0, (3, 2))
+    z, pooled, dense = ([[None, None] for _ in range(3)] for _ in range(3))
+    for b, v in ((b, v) for b in range(3) for v in (0, 1)):
+        state = model.branch.state(model.reads(video[b, v][None]))
+        z[b][v] = found.project(model.encode_video(video[b, v][None], normalize=False))[0]
+        dense[b][v] = F.normalize(model.branch.dense(state), dim=-1)
+        pooled[b][v] = pool_regions(dense[b][v][:, 2].unflatten(1, (4, 4)), boxes[b, v][None])[0]
+    context = [[dense[b][1 - v][:, context_frames(5)] for v in (0, 1)] for b in range(3)]
+    predicted = [[found.decoder(pooled[b][v][None], context[b][v], grid=(4, 4))[0] for v in (0, 1)] for b in range(3)]
+    whole, regions = found.parts(video, boxes=boxes)
+    assert float(whole) == pytest.approx(naive_global(z), rel=1e-4)
+    assert float(regions) == pytest.approx(naive_local(predicted, pooled), rel=1e-4)
+
+
+def test_the_loss_is_the_weighted_sum_and_random_regions_are_those_of_torch_s_seed(tiny_clip):
+    found = objective(tiny_clip, global_weight=0.5, local_weight=3.0).eval()
+    video = pairs()
+    torch.manual_seed(4)
+    loss = found(work(video))
+    torch.manual_seed(4)
+    whole, regions = found.parts(video)
+    torch.testing.assert_close(loss, 0.5 * whole + 3 * regions, atol=0, rtol=0)
+    assert found.parts(video)[1] != regions, "the next step draws other boxes"
+    torch.manual_seed(4)
+    drawn = random_regions(6, 4)
+    assert (drawn[::2] != drawn[1::2]).all(), "the two clips have their own boxes"
+    torch.testing.assert_close(found.parts(video, boxes=drawn.unflatten(0, (3, 2)))[1], regions, atol=0, rtol=0)
+
+
+def test_low_level_regions_are_those_of_the_middle_frame_s_pixels(tiny_clip):
+    found, video = objective(tiny_clip, generator="lowlevel").eval(), pairs()
+    boxes = lowlevel_regions(video[:, :, 2].flatten(0, 1), 4).unflatten(0, (3, 2))
+    torch.testing.assert_close(found.parts(video), found.parts(video, boxes=boxes), atol=0, rtol=0)
+
+
+def test_boxes_that_are_not_valid_do_not_matter(tiny_clip):
+    found, video = objective(tiny_clip).eval(), pairs()
+    boxes, valid = random_regions(6, 4).unflatten(0, (3, 2)), torch.ones(3, 2, 4, dtype=torch.bool)
+    valid[1, 0, 2:] = valid[:, 1, 3] = False
+    other = torch.where(valid[..., None], boxes, random_regions(6, 4).unflatten(0, (3, 2)))
+    torch.testing.assert_close(
+        found.parts(video, boxes=boxes, valid=valid), found.parts(video, boxes=other, valid=valid)
+    )
+    assert found.parts(video, boxes=boxes)[1] != found.parts(video, boxes=other)[1]
+
+
+def test_frames_that_only_pad_do_not_matter_to_the_global_loss(tiny_clip):
+    found, video = objective(tiny_clip).eval(), pairs()
+    mask = torch.ones(3, 2, 5, dtype=torch.bool)
+    mask[1, 0, 3:] = False
+    changed = video.clone()
+    changed[1, 0, 3:] = 0
+    torch.testing.assert_close(found.parts(video, mask=mask)[0], found.parts(changed, mask=mask)[0])
+    assert found.parts(video)[0] != found.parts(changed)[0]
+
+
+# the Y split
+
+
+def test_both_arms_of_the_split_are_alike_at_first(tiny_clip):
+    found, video = objective(tiny_clip).eval(), pairs()
+    source = found.model.reads(video.flatten(0, 1))
+    tokens = found.model.branch.dense(found.model.branch.state(source))
+    assert torch.equal(found._arms(source)[1], F.normalize(tokens, dim=-1))
+    boxes = random_regions(6, 4).unflatten(0, (3, 2))
+    unsplit = objective(tiny_clip, split=0).eval()
+    unsplit.load_state_dict(found.state_dict(), strict=False)
+    assert torch.equal(unsplit.parts(video, boxes=boxes)[1], found.parts(video, boxes=boxes)[1])
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_each_loss_moves_its_own_copy_of_the_last_layers_and_the_model_keeps_the_global_one(tiny_clip, split):
+    found = objective(tiny_clip, split=split, options={"drop_path": 0.0})
+    own = found.model.branch.layers[-split:]
+    for alone, moved, still in ((0, own, found.local), (1, found.local, own)):
+        found.zero_grad()
+        found.parts(pairs())[alone].backward()
+        assert all(gradients(moved).values())
+        assert not any(gradients(still).values())
+    optimizer = torch.optim.SGD(found.parameters(), lr=0.1)
+    optimizer.zero_grad()
+    found(work(pairs())).backward()
+    optimizer.step()
+    for a, b in zip(own.parameters(), found.local.parameters(), strict=True):
+        assert (a != b).any()
+    source = found.model.reads(pairs().flatten(0, 1))
+    torch.testing.assert_close(found.eval()._arms(source)[0], found.model.encode_video(source, normalize=False))
+
+
+def test_the_copies_of_a_model_in_eval_mode_train(tiny_clip):
+    found = SelfSupervised(attach(tiny_clip, depth=2).eval(), CONFIG)
+    assert all(module.training for module in found.local.modules())
+
+
+# gradients
+
+
+def test_gradients_reach_all_of_the_branch_and_none_of_the_tower(tiny_clip):
+    found = objective(tiny_clip)
+    found(work(pairs())).backward()
+    assert all(gradients(found.model.branch, found.local, found.decoder, found.project).values())
+    assert all(parameter.grad is None for parameter in found.model.backbone.parameters())
+
+
+def test_stopgrad_stops_the_target_and_nothing_else(tiny_clip):
+    predicted, pooled, valid = torch.randn(3, 2, 4, 32), torch.randn(3, 2, 4, 32), torch.ones(3, 2, 4).bool()
+    leaves: dict[str, list[torch.Tensor]] = {}
+    losses = []
+    for target in ("grad", "stopgrad"):
+        leaves[target] = [x.clone().requires_grad_() for x in (predicted, pooled)]
+        losses.append(objective(tiny_clip, target=target)._local(*leaves[target], valid))
+        losses[-1].backward()
+    assert losses[0] == losses[1]
+    assert torch.equal(leaves["grad"][0].grad, leaves["stopgrad"][0].grad)
+    assert leaves["grad"][1].grad.any()
+    assert leaves["stopgrad"][1].grad is None
+
+
+@pytest.mark.parametrize(
+    "branch",
+    ["stan-paper", "bt-adapter", "divided", "space", "vivit1", IntermediateOptions("joint", stem="tubelet")],
+    ids=str,
+)
+def test_every_branch_with_tokens_learns(tiny_clip, branch):
+    found = objective(tiny_clip, branch, generator="lowlevel")
+    found(work(pairs(frames=4))).backward()
+    assert any(gradients(found.model.branch).values())
+    assert any(gradients(found.local).values())
+
+
+# refusals
+
+
+def test_branches_without_tokens_and_too_large_a_split_are_refused(tiny_clip):
+    for branch in ("mean", "posterior"):
+        with pytest.raises(ValueError, match=r"has no layers on the tower's tokens; choose a side branch \(stan\)"):
+            SelfSupervised(attach(tiny_clip, branch), CONFIG)
+    with pytest.raises(ValueError, match=r"selfsup.split is 0 to 2, the layers of this branch, got 3"):
+        objective(tiny_clip, split=3)
+
+
+def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
+    model = attach(tiny_clip, depth=2)
+    with pytest.raises(DataError, match="negatives from the other videos of a batch, and this one has 1"):
+        objective(tiny_clip)(work(pairs(1)))
+    with pytest.raises(ValueError, match="got batch_size=1; take 2 or more"):
+        replace(CONFIG, batch_size=1)
+    with pytest.raises(DataError, match="has 1 for training; give two or more"):
+        train(model, shapes.subset([0]), None, CONFIG, progress=False)
+    with pytest.raises(DataError, match="has 1 for validation; give two or more"):
+        train(model, shapes, shapes.subset([0]), CONFIG, progress=False)
+
+
+def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shapes):
+    with pytest.raises(ValueError, match="cannot be cached; leave out cache_taps"):
+        replace(CONFIG, cache_taps=True)
+    with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out crop_scale"):
+        replace(CONFIG, flip=0.5)
+    model = attach(tiny_clip, depth=2)
+    store = TapStore.encode(model, shapes.subset([0, 1]), READING)
+    for data in ((store, None), (shapes, store)):
+        with pytest.raises(ValueError, match="a TapStore keeps the taps of one; give the videos"):
+            train(model, *data, CONFIG, progress=False)
+    with pytest.raises(ValueError, match="selfsup trains no text, got freeze='visual'"):
+        train(model, shapes, None, replace(CONFIG, freeze="visual"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"context": 4}, "context is odd"),
+        ({"regions": 0}, "regions starts at 1, got 0"),
+        ({"split": -1}, "split is a number of layers, 0 for none, got -1"),
+        ({"temperature_local": 0.0}, "temperature_local must be above 0, got 0.0"),
+        ({"global_weight": 0.0, "local_weight": 0.0}, "not both 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        SelfSupervision(**options)
+
+
+# the feed and its runs
+
+
+def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
+    feed = PairFeed(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+    assert sorted(map(len, feed.plan(0))) == [2, 2]
+    batches = list(feed.batches(0, start=0))
+    assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
+    assert torch.equal(next(feed.batches(0, start=1)).video, batches[1].video)
+    (tmp_path / "x.mp4").write_bytes(b"not a video")
+    broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
+    skip = replace(CONFIG, batch_size=2, reading=replace(READING, unreadable="skip"))
+    feed = PairFeed(mini, broken, skip)
+    lost = next(place for place, rows in enumerate(feed.plan(0)) if 3 in rows)
+    assert [work.place for work in feed.batches(0, start=0)] == [1 - lost]
+    assert [error.path.name for error in feed.unreadable] == ["x.mp4"]
+
+
+def test_validation_is_the_same_at_every_call_and_leaves_no_trace(mini, shapes):
+    found = SelfSupervised(attach(mini.backbone, depth=2), CONFIG)
+    losses = []
+    for training in (True, False):
+        torch.manual_seed(5 + training)
+        before = torch.get_rng_state()
+        losses.append(held_out_loss(found.train(training), PairFeed(found.model, shapes, CONFIG), seed=0))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert {module.training for module in found.local.modules()} == {training}
+    assert losses[0] == losses[1]
+
+
+def test_the_loss_falls(mini, shapes):
+    result = train(attach(mini.backbone, depth=1), shapes, shapes, replace(CONFIG, epochs=4), progress=False)
+    scores = [entry["score"] for entry in result.history]
+    assert result.score_name == "negative loss"
+    assert result.best_score == max(scores) > scores[0]
+    assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes, tmp_path, monkeypatch, norm):
+    config = replace(CONFIG, batch_size=4, checkpoint_every=2, accumulate=2, selfsup=replace(SMALL, norm=norm))
+    data = shapes.subset(range(8)), shapes.subset(range(8, 12))
+
+    def start(out, **options):
+        torch.manual_seed(1)
+        model = attach(mini.backbone, depth=2)
+        return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
+
+    whole, expected = start("whole")
+    save_if_due = _Run.checkpoint_if_due
+
+    def killed(run):
+        save_if_due(run)
+        if run.steps == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "checkpoint_if_due", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start("killed")
+    again, found = start("killed", resume=True)
+    assert found.history == expected.history
+    for a, b in zip(whole.branch.parameters(), again.branch.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_branch_trained_on_videos_alone_goes_on_to_retrieval_and_recognition(mini, shapes, tmp_path):
+    model = attach(mini.backbone, depth=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    unlabelled = VideoData(tuple(Record(r.path) for r in shapes.records[:6]))
+    train(model, unlabelled, None, CONFIG, out=tmp_path, progress=False)
+    after = model.state_dict()
+    assert before.keys() == after.keys(), "the heads of self-supervision are not the model's"
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"branch"}
+    assert model.head is None
+    saved = load(tmp_path / "best")
+    assert saved.fingerprint == model.fingerprint
+    for task in ("retrieval", "recognition"):
+        config = TrainConfig(task=task, epochs=1, batch_size=4, reading=READING)
+        result = train(load(tmp_path / "best"), shapes.subset(range(4)), None, config, progress=False)
+        assert math.isfinite(result.history[0]["loss"])
+
+
+def test_the_command_line_trains_on_a_folder_of_videos_and_no_more(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, record in enumerate(shapes.records[:6]):
+        place = tmp_path / "videos" / ("" if i % 2 else "holiday")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(record.path, place)
+    words = "--task selfsup --epochs 1 --batch_size 4 --depth 1 --reading.frames 2 --selfsup.hidden 16"
+    assert main(["train", "videos", *words.split(), "--val_fraction", "0.4", "--out", "run"]) == 0
+    assert "negative loss -" in capsys.readouterr().out
+    assert load("run/best").training_record["selfsup"]["hidden"] == 16
+    assert main(["train", "videos", *words.split(), "--val_fraction", "0.2", "--out", "again"]) == 1
+    assert "videos has 1 for validation; give two or more" in capsys.readouterr().err
+
+
+def test_plain_folders_of_videos_have_neither_captions_nor_labels(tmp_path):
+    for name in ("b.mp4", "deep/down/a.webm", "deep/.hidden/c.mp4", "deep/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = open_dataset("videos", tmp_path)
+    assert [(r.path.name, r.captions, r.label) for r in data] == [("b.mp4", (), None), ("a.webm", (), None)]
+    assert [r.path.name for r in open_dataset("videos", tmp_path, split="deep")] == ["a.webm"]
+    with pytest.raises(DataError, match="holds no video; expected a folder"):
+        open_dataset("videos", tmp_path, split="nowhere")
+    with pytest.raises(ValueError, match="reads neither annotations nor classes"):
+        open_dataset("videos", tmp_path, classes=["run"])
