@@ -49,7 +49,7 @@ FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
 
 @dataclass(frozen=True)
 class Budget:
-    """What every structure gets; `seed` is of weights and order, the clips are the same for all."""
+    """What every structure gets."""
 
     train_clips: int = 4000
     val_clips: int = 200
@@ -63,7 +63,10 @@ class Budget:
     """Labelled clips a class, for the few-shot rows."""
     shot_epochs: int = 30
     pretrain_epochs: int = 2
+    videos: int = 10
+    """Seed of the clips, which are the same for all."""
     seeds: tuple[int, ...] = (1, 2, 3)
+    """Of weights and order."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Structure:
 def _stan(**options: Any) -> Structure:
     similarity = options.pop("similarity", "mean")
     return Structure("stan", {"depth": 2, "drop_path": 0.0, **options}, similarity, "side branch")
+
+
+def _published(name: str) -> Structure:
+    return Structure(name, {"depth": 2, "drop_path": 0.0}, where="side branch")
 
 
 def _between(name: str) -> Structure:
@@ -100,6 +107,8 @@ STRUCTURES: dict[str, Structure] = {
     "stan-conv": _stan(mixer="conv"),
     "stan-conv_full": _stan(mixer="conv_full"),
     "stan-rsa": _stan(mixer="rsa", mixer_options={"kernel": (5, 3, 3)}),
+    "stan-release": _published("stan-release"),
+    "stan-paper": _published("stan-paper"),
     "stan-attention + WTI": _stan(mixer="attention", similarity="wti"),
     "stan-attention + Mug": _stan(mixer="attention", similarity="mug"),
 }
@@ -117,7 +126,12 @@ class Bench:
     def data(self, split: str) -> VideoData:
         sizes = {"train": self.budget.train_clips, "val": self.budget.val_clips, "test": self.budget.test_clips}
         return shapes.write_dataset(
-            self.work / "videos", split, sizes[split], seed=0, workers=os.cpu_count() or 1, progress=True
+            self.work / "videos",
+            split,
+            sizes[split],
+            seed=self.budget.videos,
+            workers=os.cpu_count() or 1,
+            progress=True,
         )
 
     def stores(self) -> dict[str, TapStore]:
@@ -133,7 +147,8 @@ class Bench:
 
     def cell(self, name: str, task: str, seed: int) -> Path:
         """The file of a cell; another budget or structure is another file."""
-        known = json.dumps([asdict(self.budget), asdict(STRUCTURES.get(name, Structure("stan")))], sort_keys=True)
+        budget = {k: v for k, v in asdict(self.budget).items() if k != "seeds"}
+        known = json.dumps([budget, asdict(STRUCTURES.get(name, Structure("stan")))], sort_keys=True)
         key = hashlib.sha256(known.encode()).hexdigest()[:8]
         return self.work / "cells" / f"{name.replace(' ', '')}-{task}-{seed}-{key}.json"
 
@@ -343,10 +358,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("structures-work"), help="cells, models and videos")
     parser.add_argument("--only", nargs="*", default=list(STRUCTURES), choices=[*STRUCTURES, "few-shot"])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(Budget.seeds), help="of weights and order")
     parser.add_argument("--table", action="store_true", help="write the table of the cells that are there")
     parser.add_argument("--cost", choices=list(STRUCTURES), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    bench = Bench(args.work, Budget(), load_backbone().to(args.device), args.device)
+    bench = Bench(args.work, Budget(seeds=tuple(args.seeds)), load_backbone().to(args.device), args.device)
     if args.cost:
         print(json.dumps(cost(bench, args.cost)))
         return 0

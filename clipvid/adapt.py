@@ -41,7 +41,7 @@ def unfreeze(backbone: Backbone, mode: str = "all", *, text: bool = True, lora: 
     freeze(backbone)
     if mode == "all" and not lora:
         return
-    _ = backbone.fingerprint  # of the weights that it came with: before any of them changes
+    _remember(backbone)
     chosen = {name for name, _ in backbone.clip.named_parameters() if lora and "lora_" in name}
     for name, _ in backbone.clip.named_parameters():
         visual = name.startswith("visual.")
@@ -74,10 +74,10 @@ def add_text_lora(backbone: Backbone, rank: int, *, alpha: float | None = None) 
             f"the text tower was trained already ({len(changed)} weights); add LoRA before that, or not at all"
         )
     peft = require("peft", why="LoRA on the text tower", extra="lora")
-    _ = backbone.fingerprint
+    _remember(backbone)
     text = _text_blocks(backbone.clip)
     for block in getattr(text, "resblocks", []):
-        block.attn = _OfLinears(block.attn).to(block.attn.in_proj_weight)
+        block.attn = _OfLinears(block.attn)
     names = {name.rpartition(".")[2] for name, module in text.named_modules() if isinstance(module, nn.Linear)}
     targets = sorted(names & set(LORA_TARGETS if hasattr(text, "resblocks") else HF_TARGETS))
     if not targets:
@@ -111,6 +111,12 @@ def freeze(backbone: Backbone) -> None:
     """Nothing of the base model trains from here on; what was trained stays as it is."""
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+
+
+def _remember(backbone: Backbone) -> None:
+    """The fingerprint is that of the weights as they came: take it before any of them changes."""
+    if backbone.device.type != "meta":  # shapes have none
+        _ = backbone.fingerprint
 
 
 def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
@@ -154,8 +160,8 @@ class _OfLinears(SelfAttention):
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if weight is None or bias is None:
             raise BackboneError("the text tower's attention has separate or biasless projections; use freeze='visual'")
-        self.qkv.load_state_dict({"weight": weight, "bias": bias})
-        self.out.load_state_dict(attention.out_proj.state_dict())
+        self.qkv.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        self.out.load_state_dict(attention.out_proj.state_dict(), assign=True)
 
     def forward(self, x: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
         """As torch's: (B, L, D) and an additive mask (L, L) in, a pair out."""

@@ -54,16 +54,16 @@ class Summary:
     """Beside branch and heads."""
     uncached: str | None
     """Why nothing can be cached; None where taps can."""
+    reads: str | None = None
+    """What the branch reads, where that is not levels of the tower."""
 
     def __str__(self) -> str:
         g = self.geometry
-        widths = sorted(set(g.widths))
         rows = {
             "base model": self.base,
             "tower": f"{self.tower}, {self.levels} levels, {'class token' if g.class_token else 'no class token'}",
             "branch": self.branch,
-            "taps": f"last {len(g.widths)} levels, {g.grid[0]}x{g.grid[1]} patches, width "
-            + (f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0]) if widths else "-"),
+            "reads": _reads(g) if self.reads is None else self.reads,
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
             f"MACs a clip ({self.frames} frames)": f"{_giga(self.tower_macs.linear + self.branch_macs.linear)} linear "
@@ -95,7 +95,18 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
         branch_macs=_branch_macs(branch, backbone, geometry, frames),
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
         uncached=why_uncached(backbone, branch),
+        reads=f"frames of {branch.image_size or backbone.image_size[0]} pixels" if branch.reads_pixels else None,
     )
+
+
+def _reads(geometry: Geometry) -> str:
+    """The levels in words: "levels 9 to 12, 14x14 patches, width 768"."""
+    levels, widths = geometry.levels, sorted(set(geometry.widths))
+    if not levels:
+        return "the tower's frame embeddings"
+    numbers = f"level {levels[0]}" if len(levels) == 1 else f"levels {levels[0]} to {levels[-1]}"
+    width = f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0])
+    return f"{numbers}, {geometry.grid[0]}x{geometry.grid[1]} patches, width {width}"
 
 
 def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
@@ -171,8 +182,22 @@ def _count(run) -> Macs:
 
 def _describe(options) -> str:
     """The options that tell one branch from another at a glance."""
-    names = ("depth", "mixer", "fusion", "order", "merge", "hidden")
-    told = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    names = (
+        "scheme",
+        "stem",
+        "depth",
+        "mixer",
+        "fusion",
+        "order",
+        "merge",
+        "init",
+        "hidden",
+        "temporal_depth",
+        "frames",
+    )
+    told = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if told.get("stem", "tower") != "tower":
+        told.pop("depth", None)  # all blocks are copied
     return f"{type(options).__name__.removesuffix('Options').lower()}, " + ", ".join(
         f"{k} {v}" for k, v in told.items()
     )

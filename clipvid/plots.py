@@ -13,6 +13,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 DPI = 130
@@ -44,6 +45,17 @@ class Hit:
     score: float
     right: bool
     caption: str = ""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """One thing's price and quality, with the quality's standard deviation; `group` gives its colour and marker."""
+
+    name: str
+    price: float
+    quality: float
+    spread: float
+    group: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,50 @@ def training_curve(
             text.set(color=INK, parse_math=False)
     heading = textwrap.fill(title, 80 if scored else 42)
     figure.suptitle(heading, x=0.012, ha="left", **HEADING)
+    return _write(figure, path)
+
+
+def trade_off(points: Sequence[Trade], path: str | Path, *, title: str, price: str, quality: str) -> Path:
+    """Draw quality against price, price on a logarithmic axis, each point named and with its deviation."""
+    if not points:
+        raise ValueError("points are empty; give at least one Trade")
+    figure = _chart(width=9.6, height=5.8)
+    axes = figure.subplots()
+    _panel(axes, quality)
+    axes.set_xscale("log")
+    axes.set_xlabel(price, color=INK, fontsize=11)
+    groups = list(dict.fromkeys(point.group for point in points))
+    for order, group in enumerate(groups):
+        own = [point for point in points if point.group == group]
+        axes.errorbar(
+            [p.price for p in own],
+            [p.quality for p in own],
+            yerr=[p.spread for p in own],
+            fmt=RUN_MARKERS[order],
+            color=RUN_COLOURS[order],
+            markersize=7,
+            elinewidth=1.2,
+            capsize=3,
+            label=group,
+        )
+    heights = _spread_apart([p.quality for p in points], least=(axes.get_ylim()[1] - axes.get_ylim()[0]) / 26)
+    for point, height in zip(points, heights, strict=True):
+        axes.annotate(
+            point.name,
+            (point.price, point.quality),
+            xytext=(point.price * 1.06, height),
+            fontsize=8.5,
+            color=INK,
+            va="center",
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8},
+        )
+    axes.margins(x=0.14)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="lower right", frameon=False, fontsize=9.5)
+    figure.suptitle(textwrap.fill(title, 80), x=0.012, ha="left", **HEADING)
     return _write(figure, path)
 
 
@@ -285,6 +341,15 @@ def _picture(axes: Axes, frame: UInt8[Tensor, "3 h w"], *, x: float, y: float, w
 def _rounded(x: float, y: float, width: float, height: float, *, radius: float, **style: object) -> FancyBboxPatch:
     shape = f"round,pad=0,rounding_size={radius}"
     return FancyBboxPatch((x, y), width, height, boxstyle=shape, **style)  # pyright: ignore[reportArgumentType]
+
+
+def _spread_apart(heights: Sequence[float], *, least: float) -> list[float]:
+    """The heights moved up where they are nearer than `least` to the next lower one."""
+    moved = list(heights)
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    for lower, upper in pairwise(order):
+        moved[upper] = max(moved[upper], moved[lower] + least)
+    return moved
 
 
 def _aspect(frames: Tensor) -> float:

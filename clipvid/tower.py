@@ -56,7 +56,7 @@ def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn
     """Trainable copies of the tower's last `depth` blocks, each a FrameLayer; empty where it has no such blocks.
 
     Blocks of the common form become `clipvid.nn.Block` with the same weights and the same function. Blocks with
-    rotary embeddings, gated or normalised MLPs or post-norm are kept whole. `class_token`: the copies will see one,
+    rotary embeddings, attention of another kind or post-norm are kept whole. `class_token`: the copies will see one,
     also where the tower has none.
     """
     blocks = vit_blocks(visual)
@@ -238,7 +238,7 @@ def _copy_block(block: Any, *, rope: Tensor | None, class_token: bool) -> nn.Mod
     kind = type(block).__name__
     if kind == "ResidualAttentionBlock":
         return _from_open_clip(block)
-    if kind == "Block" and rope is None and type(block.mlp).__name__ == "Mlp" and _plain_attention(block.attn):
+    if kind == "Block" and rope is None and _plain_attention(block.attn):
         return _from_timm(block)
     return WholeBlock(block, rope=rope, class_token=class_token)
 
@@ -268,11 +268,12 @@ def _from_open_clip(block) -> Block:
 
 def _from_timm(block) -> Block:
     scaled = not isinstance(block.ls1, nn.Identity)
+    usual = type(block.mlp).__name__ == "Mlp"
     new = Block(
         block.attn.qkv.in_features,
         block.attn.num_heads,
-        hidden=block.mlp.fc1.out_features,
-        activation=_activation(block.mlp.act),
+        hidden=block.mlp.fc1.out_features if usual else 1,
+        activation=_activation(block.mlp.act) if usual else nn.Identity,
         eps=block.norm1.eps,
         layer_scale=scaled,
         bias=block.attn.qkv.bias is not None,
@@ -281,8 +282,11 @@ def _from_timm(block) -> Block:
     _take(new.norm2, block.norm2)
     _take(new.attention.qkv, block.attn.qkv)
     _take(new.attention.out, block.attn.proj)
-    _take(new.mlp[0], block.mlp.fc1)
-    _take(new.mlp[2], block.mlp.fc2)
+    if usual:
+        _take(new.mlp[0], block.mlp.fc1)
+        _take(new.mlp[2], block.mlp.fc2)
+    else:  # a gated one is kept as it is
+        new.mlp = copy.deepcopy(block.mlp)
     if scaled:
         _fill(new.scale1, block.ls1.gamma)
         _fill(new.scale2, block.ls2.gamma)

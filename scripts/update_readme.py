@@ -34,6 +34,61 @@ def demo_table(results: dict, others: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def structures_table(results: dict) -> str:
+    """The comparison of structures in Markdown: mean and standard deviation over the seeds, and what a step costs."""
+    columns = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
+    heads = ("R@1", "R@5", "R@1 v2t", "R@5 v2t", "motion top-1", "trains", "MACs", "ms a step", "peak MiB")
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, row in results["rows"].items():
+        if name.startswith("few-shot"):
+            continue
+        cells = [_cell(row["figures"].get(column)) for column in columns]
+        cost = row["cost"]
+        seconds, peak = cost.get("seconds a step"), cost.get("peak MiB")
+        cells += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['MACs'] / 1e9:.2f} G"]
+        cells += ["-" if seconds is None else f"{1000 * seconds:.0f}", "-" if peak is None else f"{peak:.0f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    budget, rows = results["budget"], results["rows"]
+    lines += [
+        "",
+        f"Percent, mean ± standard deviation over {len(budget['seeds'])} seeds of weights and order, on "
+        f"{budget['test_clips']} test clips; every row had the same {budget['train_clips']} training clips, "
+        f"{budget['retrieval_epochs']} epochs for retrieval and, from there, {budget['recognition_epochs']} for "
+        f"motions, batch {budget['batch_size']}, learning rate {budget['lr']:g}. MACs a clip of 8 frames; "
+        f"a step is one from cached taps. {results['machine']}, {results['seconds'] / 60:.0f} min in all; measured by "
+        f"`{results['command']}` at commit {results['commit']}.",
+        "",
+        f"Few labels ({budget['shots']} clips of each motion, STAN with conv_full): from CLIP alone "
+        f"{_cell(rows['few-shot scratch']['figures']['motion top-1'])}, after ConST-CL on the same world's unlabelled "
+        f"clips {_cell(rows['few-shot constcl']['figures']['motion top-1'])} motion top-1.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(figure: dict | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure['mean']:.1f}" + ("" if figure["std"] is None else f" ± {figure['std']:.1f}")
+
+
+def structures_plot(results: dict, path: Path) -> None:
+    """Quality against the price of a training step."""
+    from clipvid.plots import Trade, trade_off
+
+    points = [
+        Trade(name, 1000 * row["cost"]["seconds a step"], figure["mean"], figure["std"] or 0.0, row["where"])
+        for name, row in results["rows"].items()
+        if (figure := row["figures"].get("motion top-1")) and row.get("cost", {}).get("seconds a step")
+    ]
+    trade_off(
+        points,
+        path,
+        title="Where time enters CLIP: motions told apart, and what a training step costs",
+        price="milliseconds a training step of 32 clips, from cached taps",
+        quality="motion top-1 (%)",
+    )
+
+
 def fill(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
@@ -52,8 +107,10 @@ def main() -> None:
             raise SystemExit(
                 f"seed {run['plan']['seed']} was run with another plan ({', '.join(differing)}); run it again"
             )
-    table = demo_table(results, others)
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), "demo", table), encoding="utf-8")
+    text = fill(readme.read_text(encoding="utf-8"), "demo", demo_table(results, others))
+    structures = json.loads((RESULTS / "structures.json").read_text(encoding="utf-8"))
+    readme.write_text(fill(text, "structures", structures_table(structures)), encoding="utf-8")
+    structures_plot(structures, ROOT / "assets" / "structures.png")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,17 @@ def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
     )
 
 
+def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
+    from clipvid.cli import main
+
+    asked = ["info", "ViT-B-32", "--branch", "divided", "--freeze", "last:2"]
+    assert main([*asked, "--text_lora", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "LoRA of rank 8 on the text tower" in said
+    assert "reads:                     level 8, 7x7 patches, width 768" in said
+    assert "visual tower (from some block on)" in said
+
+
 def test_modes_and_towers_that_do_not_exist_are_refused(model):
     with pytest.raises(ValueError, match="unknown freeze 'half'; choose one of all, visual, last:N, none"):
         model.unfreeze("half")

@@ -7,6 +7,7 @@ averages the class token between them. Knows nothing of frames, CLIP or losses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width, heads, bias=bias)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden or 4 * width, activation=activation)
+        self.mlp: Any = MLP(width, hidden or 4 * width, activation=activation)
         self.scale1 = nn.Parameter(torch.ones(width)) if layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(width)) if layer_scale else None
 

@@ -88,8 +88,8 @@ class SpaceTimeBlock(nn.Module):
         super().__init__()
         if own != "space" and not isinstance(block, Block):
             raise ValueError(
-                f"{type(getattr(block, 'block', block)).__name__} can only attend within a frame (its positions know "
-                f"no time); scheme {own!r} needs plain blocks: choose space, divided or factorised"
+                f"{type(getattr(block, 'block', block)).__name__} is kept whole, with attention of its own that sees "
+                f"one frame at a time; scheme {own!r} needs plain blocks: choose space, divided or factorised"
             )
         self.block: Any = block  # a tower.FrameLayer
         if own == "split" and self.block.attention.heads % 2:
