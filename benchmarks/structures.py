@@ -51,17 +51,19 @@ FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
 class Budget:
     """What every structure gets."""
 
-    train_clips: int = 4000
+    train_clips: int = 3200
     val_clips: int = 200
     test_clips: int = 400
     retrieval_epochs: int = 3
     recognition_epochs: int = 2
     batch_size: int = 32
-    lr: float = 1e-3
+    rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
     copied_lr: float = 1.0
     shots: int = 16
     """Labelled clips a class, for the few-shot rows."""
     shot_epochs: int = 30
+    pretrain_clips: int = 2000
     pretrain_epochs: int = 2
     videos: int = 10
     """Seed of the clips, which are the same for all."""
@@ -154,27 +156,32 @@ class Bench:
 
 
 SPLITS = ("train", "val", "test")
+FEW = "few-shot"
+TUNED = 50
+"""Seed of the runs that choose a rate; no row of the table has it."""
 
 
 def cells(bench: Bench, names: list[str]) -> Iterator[tuple[str, str, int]]:
-    """What the table needs, seed by seed, so that every row has a figure before any has three."""
+    """What the table needs: the rates first, then seed by seed, so that every row has a figure before any has three."""
+    trained = [name for name in names if name not in ("zero-shot", FEW)]
+    for name in trained:
+        yield from ((name, f"tune-{rate:g}", TUNED) for rate in bench.budget.rates)
+    if "zero-shot" in names:
+        yield "zero-shot", "retrieval", bench.budget.seeds[0]
     for seed in bench.budget.seeds:
-        for name in names:
-            if name == "zero-shot":
-                if seed == bench.budget.seeds[0]:
-                    yield name, "retrieval", seed
-                continue
+        for name in trained:
             yield name, "retrieval", seed
             if STRUCTURES[name].similarity == "mean":
                 yield name, "recognition", seed
-        yield "few-shot", "scratch", seed
-        yield "few-shot", "constcl", seed
+        if FEW in names:
+            yield FEW, "scratch", seed
+            yield FEW, "constcl", seed
 
 
 def run_cell(bench: Bench, stores: dict[str, TapStore], name: str, task: str, seed: int) -> dict[str, Any]:
     """Train and score one cell."""
     start = time.perf_counter()
-    if name == "few-shot":
+    if name == FEW:
         found = few_shot(bench, stores, pretrain=task == "constcl", seed=seed)
         return {"figures": found, "seconds": time.perf_counter() - start}
     structure, kept = STRUCTURES[name], bench.work / "models" / f"{name.replace(' ', '')}-{seed}"
@@ -185,14 +192,30 @@ def run_cell(bench: Bench, stores: dict[str, TapStore], name: str, task: str, se
         return {"figures": figures, "seconds": time.perf_counter() - start}
     if task == "recognition":
         model.branch.load_state_dict(load(kept, base=bench.backbone).branch.state_dict())
-    result = train(model, stores["train"], stores["val"], _config(bench.budget, task, seed), accelerator=bench.device)
+    if task.startswith("tune-"):
+        config = _config(bench.budget, "retrieval", seed, lr=float(task.removeprefix("tune-")))
+        result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
+        return {"score": result.best_score, "figures": {}, "seconds": time.perf_counter() - start}
+    config = _config(bench.budget, task, seed, lr=best_rate(bench, name))
+    result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
     if task == "retrieval":
         model.save(kept)
         figures = retrieval_figures(model, stores["test"])
     else:
         figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
     history = [{k: round(v, 4) for k, v in entry.items()} for entry in result.history]
-    return {"figures": figures, "history": history, "seconds": time.perf_counter() - start}
+    return {"figures": figures, "lr": config.lr, "history": history, "seconds": time.perf_counter() - start}
+
+
+def best_rate(bench: Bench, name: str) -> float:
+    """The learning rate with which this structure found most validation clips."""
+    scores = {}
+    for rate in bench.budget.rates:
+        path = bench.cell(name, f"tune-{rate:g}", TUNED)
+        if not path.exists():
+            raise SystemExit(f"{path} is missing; run without --table, so that the rates are tried first")
+        scores[rate] = json.loads(path.read_text())["score"]
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
@@ -210,27 +233,27 @@ def few_shot(bench: Bench, stores: dict[str, TapStore], *, pretrain: bool, seed:
             task="selfsup",
             epochs=b.pretrain_epochs,
             batch_size=b.batch_size,
-            lr=b.lr,
+            lr=b.rates[0],
             copied_lr=b.copied_lr,
             seed=seed,
             reading=replace(READING, sampler="dense"),
             selfsup=SelfSupervision(),
         )
-        train(model, bench.data("train"), None, config, accelerator=bench.device)
+        train(model, bench.data("train").subset(range(b.pretrain_clips)), None, config, accelerator=bench.device)
     labels = [record.label for record in stores["train"].data]
     rows = [i for c in sorted(set(labels)) for i in [i for i, label in enumerate(labels) if label == c][: b.shots]]
     few = TapStore(stores["train"].batch(rows), stores["train"].data.subset(rows), stores["train"].reading)
-    config = replace(_config(b, "recognition", seed), epochs=b.shot_epochs, keep_together=1)
+    config = replace(_config(b, "recognition", seed, lr=b.rates[0]), epochs=b.shot_epochs, keep_together=1)
     train(model, few, stores["val"], config, accelerator=bench.device)
     return {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
 
 
-def _config(budget: Budget, task: str, seed: int) -> TrainConfig:
+def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
     return TrainConfig(
         task=task,  # type: ignore[arg-type]
         epochs=budget.retrieval_epochs if task == "retrieval" else budget.recognition_epochs,
         batch_size=budget.batch_size,
-        lr=budget.lr,
+        lr=lr,
         copied_lr=budget.copied_lr,
         head_lr=3e-3,
         keep_together=2,  # a clip and itself played backwards: each is the other's hard negative
@@ -310,10 +333,10 @@ def summary(bench: Bench) -> dict[str, Any]:
     """The table as JSON: mean and standard deviation over the seeds of every figure that is there."""
     rows: dict[str, Any] = {}
     seconds = 0.0
-    for name in [*STRUCTURES, "few-shot"]:
-        tasks = ("scratch", "constcl") if name == "few-shot" else ("retrieval", "recognition")
+    for name in [*STRUCTURES, FEW]:
+        tasks = ("scratch", "constcl") if name == FEW else ("retrieval", "recognition")
         for task in tasks:
-            row = rows.setdefault(name if name != "few-shot" else f"few-shot {task}", {"figures": {}})
+            row = rows.setdefault(name if name != FEW else f"{FEW} {task}", {"figures": {}})
             for seed in bench.budget.seeds:
                 path = bench.cell(name, task, seed)
                 if path.exists():
@@ -322,9 +345,14 @@ def summary(bench: Bench) -> dict[str, Any]:
                     for figure, value in found["figures"].items():
                         row["figures"].setdefault(figure, []).append(value)
         path = bench.cell(name, "cost", 0)
+        for rate in bench.budget.rates:
+            tried = bench.cell(name, f"tune-{rate:g}", TUNED)
+            seconds += json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
         if name in STRUCTURES:
             measured = json.loads(path.read_text()) if path.exists() else {}
             rows[name] |= {"where": STRUCTURES[name].where, "cost": measured}
+            if name != "zero-shot" and rows[name]["figures"]:
+                rows[name]["lr"] = best_rate(bench, name)
     for row in rows.values():
         row["figures"] = {
             figure: {"mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else None, "values": v}
@@ -356,7 +384,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("structures-work"), help="cells, models and videos")
-    parser.add_argument("--only", nargs="*", default=list(STRUCTURES), choices=[*STRUCTURES, "few-shot"])
+    parser.add_argument("--only", nargs="*", default=[*STRUCTURES, FEW], choices=[*STRUCTURES, FEW])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(Budget.seeds), help="of weights and order")
     parser.add_argument("--table", action="store_true", help="write the table of the cells that are there")
@@ -367,7 +395,7 @@ def main() -> int:
         print(json.dumps(cost(bench, args.cost)))
         return 0
     if not args.table:
-        wanted = [c for c in cells(bench, [n for n in args.only if n in STRUCTURES]) if not bench.cell(*c).exists()]
+        wanted = [c for c in cells(bench, args.only) if not bench.cell(*c).exists()]
         stores = bench.stores() if wanted else {}
         for place, (name, task, seed) in enumerate(wanted, start=1):
             print(f"[{place}/{len(wanted)}] {name}, {task}, seed {seed}", flush=True)

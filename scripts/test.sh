@@ -22,5 +22,7 @@ if "$python" -c "$starts" pyright >/dev/null 2>&1; then
 else
   say "pyright SKIPPED: it does not start on this machine (it needs node); types were not checked"
 fi
-say "pytest";  check "$python" -m pytest "$@"
+# one thread a process: processes that share cores and each want all of them stand in each other's way
+workers=$("$python" -c 'import os; print(min(8, os.cpu_count() or 1))')
+say "pytest";  OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile "$@"
 exit "$status"

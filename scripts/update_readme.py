@@ -49,14 +49,15 @@ def structures_table(results: dict) -> str:
         cells += ["-" if seconds is None else f"{1000 * seconds:.0f}", "-" if peak is None else f"{peak:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     budget, rows = results["budget"], results["rows"]
+    rates = " and ".join(f"{rate:g}" for rate in budget["rates"])
     lines += [
         "",
         f"Percent, mean ± standard deviation over {len(budget['seeds'])} seeds of weights and order, on "
         f"{budget['test_clips']} test clips; every row had the same {budget['train_clips']} training clips, "
         f"{budget['retrieval_epochs']} epochs for retrieval and, from there, {budget['recognition_epochs']} for "
-        f"motions, batch {budget['batch_size']}, learning rate {budget['lr']:g}. MACs a clip of 8 frames; "
-        f"a step is one from cached taps. {results['machine']}, {results['seconds'] / 60:.0f} min in all; measured by "
-        f"`{results['command']}` at commit {results['commit']}.",
+        f"motions, batch {budget['batch_size']}, the better of rates {rates} by validation clips. MACs a clip of "
+        f"8 frames; a step is one from cached taps. {results['machine']}, {results['seconds'] / 60:.0f} min in all; "
+        f"measured by `{results['command']}` at commit {results['commit']}.",
         "",
         f"Few labels ({budget['shots']} clips of each motion, STAN with conv_full): from CLIP alone "
         f"{_cell(rows['few-shot scratch']['figures']['motion top-1'])}, after ConST-CL on the same world's unlabelled "
@@ -108,9 +109,11 @@ def main() -> None:
                 f"seed {run['plan']['seed']} was run with another plan ({', '.join(differing)}); run it again"
             )
     text = fill(readme.read_text(encoding="utf-8"), "demo", demo_table(results, others))
-    structures = json.loads((RESULTS / "structures.json").read_text(encoding="utf-8"))
-    readme.write_text(fill(text, "structures", structures_table(structures)), encoding="utf-8")
-    structures_plot(structures, ROOT / "assets" / "structures.png")
+    if (RESULTS / "structures.json").exists():
+        structures = json.loads((RESULTS / "structures.json").read_text(encoding="utf-8"))
+        text = fill(text, "structures", structures_table(structures))
+        structures_plot(structures, ROOT / "assets" / "structures.png")
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
