@@ -58,10 +58,10 @@ def unfreeze(backbone: Backbone, mode: str = "all", *, text: bool = True, lora: 
     backbone.text_trains = any(not name.startswith("visual.") for name in chosen)
 
 
-def add_text_lora(backbone: Backbone, rank: int, *, alpha: float | None = None) -> None:
+def add_text_lora(backbone: Backbone, rank: int) -> None:
     """Give the linears of the text tower low-rank adapters, frozen so far; the tower computes the same at first.
 
-    `alpha` scales them (default: twice the rank). Raises MissingExtraError where peft is not installed.
+    They are scaled by 2 (alpha is twice the rank). Raises MissingExtraError where peft is not installed.
     """
     if rank < 1:
         raise ValueError(f"rank starts at 1, got {rank}")
@@ -82,7 +82,7 @@ def add_text_lora(backbone: Backbone, rank: int, *, alpha: float | None = None) 
     targets = sorted(names & set(LORA_TARGETS if hasattr(text, "resblocks") else HF_TARGETS))
     if not targets:
         raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it with freeze='visual'")
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=targets)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     before = {id(p) for p in backbone.clip.parameters()}
     peft.inject_adapter_in_model(config, text)
     backbone.clip.to(backbone.device).eval()

@@ -297,6 +297,8 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
     from clipvid.search import VideoIndex
 
     found = VideoIndex.load(index, _index_model(index, device))
+    if video and rerank:
+        raise ValueError(f"rerank compares words with frames, the query is a video; leave out --rerank {rerank}")
     hits = found.search_video(query, k=k) if video else found.search(query, k=k, rerank=rerank)
     for hit in hits:
         print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")

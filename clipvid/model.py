@@ -86,6 +86,13 @@ class VideoCLIP(nn.Module):
             return Pixels(video, mask)
         return self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
 
+    def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
+        if isinstance(video, Tensor):
+            return self.reads(video, mask=mask)
+        if mask is not None:
+            raise ValueError(f"{type(video).__name__} bring their own mask; set it there, or give the video itself")
+        return video
+
     def _prepared(self, video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checked, on the model's device, as the tower takes it."""
         if video.ndim != 5 or video.shape[2] != 3:
@@ -102,7 +109,7 @@ class VideoCLIP(nn.Module):
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t e"]:
         """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
-        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        source = self._source(video, mask)
         needs_frames = self.branch.reads_frames or not self._branch_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
             raise ValueError(
@@ -122,7 +129,7 @@ class VideoCLIP(nn.Module):
         `video` is (B, T, 3, H, W), uint8 of any size or float preprocessed to the base model's, or what `reads` gives
         of it. `mask` (B, T) is False for frames that only pad a shorter clip. Raises ValueError for other shapes.
         """
-        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        source = self._source(video, mask)
         embedding = mean_over_frames(self.encode_frames(source), source.mask)
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
@@ -130,7 +137,7 @@ class VideoCLIP(nn.Module):
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
         """Frame embeddings and the mask that says which frames count: what `match` compares with texts."""
-        source = self.reads(video, mask=mask) if isinstance(video, Tensor) else video
+        source = self._source(video, mask)
         return self.encode_frames(source), source.mask
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,8 +35,8 @@ from clipvid.objectives import OBJECTIVES
 from clipvid.precision import resolve
 
 CHECKPOINT = "checkpoint.pt"
-TABLES = {"position", "time", "space", "cls", "cls_position"}
-"""Names of tables and tokens, which are not decayed."""
+UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|cls_position|bias|norm_weight)$")
+"""Names of tables, tokens, norms and biases that have more than one axis."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class _Run:
         state = {
             "config": json.dumps(_plain(self.config), sort_keys=True),
             "base": self.model.backbone.fingerprint,
-            "branch": json.dumps(branches.to_config(self.model.branch.options), sort_keys=True),
+            "branch": self._made_of(),
             "weights": self._trained(),
             "gradients": gradients,  # of batches accumulated so far
             "optimizer": self.optimizer.state_dict(),
@@ -238,8 +239,10 @@ class _Run:
             )
         if state["base"] != self.model.backbone.fingerprint:
             raise CheckpointError(f"{path} was trained on another base model; load the one it started from")
-        if state["branch"] != json.dumps(branches.to_config(self.model.branch.options), sort_keys=True):
-            raise CheckpointError(f"{path} was trained with another branch; give the options that it started with")
+        if state["branch"] != self._made_of():
+            raise CheckpointError(
+                f"{path} was trained with another branch or similarity; give the options that it started with"
+            )
         self.objective.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         for name, parameter in self.objective.named_parameters():
@@ -260,6 +263,11 @@ class _Run:
 
     def curves(self) -> _Curves:
         return _Curves(None if self.out is None else self.out / "tensorboard")
+
+    def _made_of(self) -> str:
+        """Branch and similarity, which a run cannot change on its way."""
+        made = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
+        return json.dumps(made, sort_keys=True)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
@@ -343,7 +351,7 @@ def _groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:
                 peak = config.clip_lr
             elif any(part in name for part in objective.model.branch.copied):
                 peak *= config.copied_lr
-            decays = parameter.ndim > 1 and not TABLES & set(name.split("."))
+            decays = parameter.ndim > 1 and not UNDECAYED.search(name)
             groups.setdefault((peak, decays), []).append(parameter)
     if not groups:
         raise ValueError(

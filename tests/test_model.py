@@ -279,3 +279,10 @@ def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
 def test_classification_refuses_labels_the_head_does_not_have():
     with pytest.raises(ValueError, match="labels run from 0 to 3, the head has 3 classes"):
         classification(torch.zeros(2, 3), torch.tensor([0, 3]))
+
+
+def test_taps_bring_their_own_mask(tiny_clip):
+    model = attach(tiny_clip, depth=2)
+    taps = model.taps(torch.rand(1, 3, 3, 32, 32))
+    with pytest.raises(ValueError, match="Taps bring their own mask"):
+        model.encode_video(taps, mask=torch.ones(1, 3, dtype=torch.bool))

@@ -262,3 +262,19 @@ def test_zero_shot_is_recognition_with_class_names(mini, clips):
     assert 0 <= found["top-1"] <= 100
     with pytest.raises(DataError, match=r"has no class names"):
         zero_shot(fresh(mini), unlabelled(clips), READING)
+
+
+def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path):
+    train(fresh(mini), clips, None, config(epochs=1), out=tmp_path / "run", progress=False)
+    other = attach(mini.backbone, depth=2, similarity="mug")
+    with pytest.raises(CheckpointError, match="another branch or similarity"):
+        train(other, clips, None, config(epochs=1), out=tmp_path / "run", resume=True, progress=False)
+
+
+def test_tables_norms_and_biases_are_not_decayed_whatever_their_shape():
+    from clipvid.training import UNDECAYED
+
+    spared = ["branch.position.time", "branch.time", "stem.space", "clip.visual.positional_embedding", "stem.cls"]
+    assert all(UNDECAYED.search(name) for name in [*spared, "decoder.ffn1.bias", "decoder.norm_weight"])
+    decayed = ["decoder.time.0.weight", "layers.0.block.attention.qkv.weight", "fusion.gate.weight"]
+    assert not any(UNDECAYED.search(name) for name in decayed)

@@ -21,6 +21,7 @@ from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch, State, heads_of
 from clipvid.branches.posterior import PosteriorOptions, over_frames
 from clipvid.errors import BackboneError
+from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, stretched
 from clipvid.nn.mixers import MIXERS, mixer_options
 from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, scheme_block, with_cls_of_frames
@@ -190,9 +191,11 @@ def _layers(copies: list[nn.Module], options: IntermediateOptions, *, width: int
     for k, block in enumerate(copies):
         rate = o.drop_path * k / max(1, len(copies) - 1)
         if o.mixer is None:
-            layers.append(scheme_block(scheme, block, width, heads=heads, drop_path=rate, drop=o.drop))
+            eps = block.norm1.eps if isinstance(block, Block) else 1e-5
+            layers.append(scheme_block(scheme, block, width, heads=heads, eps=eps, drop_path=rate, drop=o.drop))
         else:
-            step = MIXERS[o.mixer](width, heads, drop_path=rate, **o.mixer_options)
+            own = 0.0 if o.drop == "clip" else rate  # dropped by the block then
+            step = MIXERS[o.mixer](width, heads, drop_path=own, **o.mixer_options)
             layers.append(SpaceTimeBlock(block, [step], drop_path=rate, drop_mlp=True, drop=o.drop))
     return layers
 

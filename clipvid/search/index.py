@@ -153,9 +153,10 @@ class VideoIndex:
         """
         if not text.strip():
             raise ValueError("the query is empty; describe what the video should show")
-        if rerank and getattr(self.model, "matcher", None) is None:
+        if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
-                f"rerank={rerank} needs a model with a token-wise similarity (wti, mug or mug_simple); leave rerank out"
+                f"rerank={rerank} is a number of videos, 0 for none, and needs a model with a token-wise similarity "
+                "(wti, mug or mug_simple); leave rerank out"
             )
         with _inference(self.model):
             hits = self.search_embedding(self.model.encode_text([text])[0], max(k, rerank))
