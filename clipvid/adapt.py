@@ -27,16 +27,20 @@ LORA_TARGETS = ("qkv", "out", "c_fc", "c_proj")  # of open_clip's blocks, once t
 HF_TARGETS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "dense", "fc1", "fc2")
 
 
-def unfreeze(backbone: Backbone, mode: str = "all", *, text: bool = True, lora: bool = False) -> None:
+def unfreeze(
+    backbone: Backbone, mode: str = "all", *, text: bool = True, lora: bool = False, upto: int | None = None
+) -> None:
     """Let the parts train that `mode` leaves unfrozen.
 
     all: nothing trains. visual: the visual tower is frozen, the text tower trains. last:N: the last N blocks of each
     tower and what comes after them. none: everything (the STAN paper's own mode). With `text` False the text tower
-    stays frozen in any mode; with `lora` its adapters train. Raises ValueError for another mode, BackboneError for a
-    tower without blocks.
+    stays frozen in any mode; with `lora` its adapters train. `upto` is the last level of the visual tower that runs
+    (-1: it does not run at all; None: to its end): what lies above gets no gradient, so it is left frozen.
+
+    Raises ValueError for another mode and for last blocks of which none runs, BackboneError for a tower without blocks.
     """
     match = re.fullmatch(r"last:([1-9]\d*)", mode)
-    if match is None and mode not in MODES:
+    if match is None and (mode not in MODES or mode == "last:N"):
         raise ValueError(f"unknown freeze {mode!r}; choose one of {', '.join(MODES)} with N from 1")
     freeze(backbone)
     if mode == "all" and not lora:
@@ -51,6 +55,12 @@ def unfreeze(backbone: Backbone, mode: str = "all", *, text: bool = True, lora: 
             chosen.add(name)
     if match is not None:
         chosen |= _last(backbone, int(match[1]), text=text)
+    chosen -= _never_run(backbone, upto)
+    if match is not None and not any(name.startswith("visual.") for name in chosen):
+        raise ValueError(
+            f"freeze {mode!r} names blocks of the visual tower that do not run: this branch reads what comes before "
+            "them and trains copies of its own; choose more blocks, or all, visual or none"
+        )
     for name, parameter in backbone.clip.named_parameters():
         parameter.requires_grad_(name in chosen)
     backbone.trained |= chosen
@@ -117,6 +127,17 @@ def _remember(backbone: Backbone) -> None:
     """The fingerprint is that of the weights as they came: take it before any of them changes."""
     if backbone.device.type != "meta":  # shapes have none
         _ = backbone.fingerprint
+
+
+def _never_run(backbone: Backbone, upto: int | None) -> set[str]:
+    """Names of the visual tower's parameters that no pass touches when it stops behind level `upto`."""
+    visual = backbone.visual
+    if upto is None:
+        return set()
+    ran: set[int] = set()
+    if upto >= 0:
+        ran = tower.stem_parameters(visual) | {id(p) for b in tower.vit_blocks(visual)[:upto] for p in b.parameters()}
+    return {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in ran}
 
 
 def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:

@@ -1,7 +1,7 @@
 """The frozen base model: any open_clip image-text model, and the multi-layer features (taps) that branches read.
 
-Contract: float frames (B, T, 3, S, S) in, Taps out, all under no_grad; the tower never trains and stays in eval mode.
-The only file that imports open_clip. Knows nothing of branches, losses or files of videos.
+Contract: float frames (B, T, 3, S, S) in, Taps out; under no_grad unless clipvid.adapt lets it train, always in eval
+mode. The only file that imports open_clip. Knows nothing of branches, losses or files of videos.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     resume: bool = False,
     config: TrainConfig | None = None,
 ) -> None:
-    """Fine-tune a branch for retrieval or recognition, or on videos alone; the base model stays as it is.
+    """Fine-tune a branch for retrieval or recognition, or on videos alone; the base model stays as it is unless asked.
 
     Args:
         data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with

@@ -1,7 +1,7 @@
 """VideoCLIP: a frozen image-text model with a branch, and how to make, save and load one.
 
-Contract: clips and texts in, embeddings of one space out. Saved models hold the branch (and head) only; the base model
-is named and fingerprinted. Knows nothing of optimisers, data sets or indices.
+Contract: clips and texts in, embeddings of one space out. Saved models hold the branch, its heads and what was trained
+of the base model, which is named and fingerprinted. Knows nothing of optimisers, data sets or indices.
 """
 
 from __future__ import annotations
@@ -199,11 +199,13 @@ class VideoCLIP(nn.Module):
         """Choose what of the base model trains beside the branch, by what stays frozen.
 
         all (nothing of it trains), visual (the text tower trains), last:N (the last N blocks of both towers), none.
-        `text_lora` adds low-rank adapters of that rank to the text tower. `train` sets this from its config.
+        Blocks of the visual tower that this branch does not run stay frozen: it trains its own copies. `text_lora` adds
+        low-rank adapters of that rank to the text tower. `train` sets this from its config.
         """
         if text_lora:
             adapt.add_text_lora(self.backbone, text_lora)
-        adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0)
+        upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
+        adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""

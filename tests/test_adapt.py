@@ -167,7 +167,7 @@ def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
 def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     from clipvid.cli import main
 
-    asked = ["info", "ViT-B-32", "--branch", "divided", "--freeze", "last:2"]
+    asked = ["info", "ViT-B-32", "--branch", "divided", "--freeze", "last:6"]
     assert main([*asked, "--text_lora", "8"]) == 0
     said = capsys.readouterr().out
     assert "LoRA of rank 8 on the text tower" in said
@@ -175,9 +175,28 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     assert "visual tower (from some block on)" in said
 
 
+@pytest.mark.parametrize("mode", ["last:4", "none"])
+@pytest.mark.parametrize(("branch", "options"), [("stan", {}), ("divided", {"depth": 2}), ("space", {"stem": "frame"})])
+def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
+    model = create_model("clipvid-mini", branch=branch, options=options)
+    if mode == "last:4" and branch == "space":
+        with pytest.raises(ValueError, match="blocks of the visual tower that do not run"):
+            model.unfreeze(mode, text=False)
+        return
+    model.unfreeze(mode, text=False)
+    if branch == "stan":
+        torch.nn.init.normal_(model.branch.fusion.gate.weight)
+    model.encode_video(torch.randint(0, 255, (2, 2, 3, 48, 48), dtype=torch.uint8)).sum().backward()
+    asked = {name: p.grad for name, p in model.backbone.clip.named_parameters() if p.requires_grad}
+    assert bool(asked) is (branch != "space"), "a branch with a stem of its own runs nothing of the tower"
+    assert not [name for name, grad in asked.items() if grad is None]
+
+
 def test_modes_and_towers_that_do_not_exist_are_refused(model):
     with pytest.raises(ValueError, match="unknown freeze 'half'; choose one of all, visual, last:N, none"):
         model.unfreeze("half")
+    with pytest.raises(ValueError, match="unknown freeze 'last:N'"):
+        model.unfreeze("last:N")
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1)
