@@ -5,15 +5,15 @@
     python benchmarks/structures.py --table         # the table of what is there
 
 Each cell (structure x task x seed) is a file in --work, written whole when it is done, so an interrupted run goes on
-where it was. Retrieval is trained first; recognition goes on from that branch. The frozen tower encodes every clip
-once. Writes benchmarks/results/structures.json. The world is rendered (clipvid.data.shapes): only the order of frames
-tells a motion from its reverse.
+where it was, and several processes share the work. A learning rate is chosen for each structure by validation clips;
+retrieval is trained, and recognition goes on from that branch. The frozen tower encodes every clip once. The world is
+rendered (clipvid.data.shapes): only the order of frames tells a motion from its reverse. The table goes to --work, and
+once no cell is missing to benchmarks/results/structures.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
 import os
@@ -22,13 +22,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cell, fill, helpers, machine, peak_memory, read_json, write_json
 
-from clipvid import __version__
 from clipvid import evaluate as ev
 from clipvid._files import whole_file
 from clipvid.backbone import Backbone
@@ -39,12 +41,28 @@ from clipvid.data import shapes
 from clipvid.data.record import VideoData
 from clipvid.demo import TEMPLATES, load_backbone
 from clipvid.model import VideoCLIP, attach, load
+from clipvid.taps import Taps
 from clipvid.training import train
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
 READING = Reading(frames=8, sampler="linspace", batch_size=64)
 TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them
-FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
+FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """What the few-shot rows get."""
+
+    structure: str = "stan-conv_full"
+    lr: float = 1e-3
+    shots: int = 16
+    """Labelled clips a class."""
+    epochs: int = 30
+    clips: int = 2000
+    """Unlabelled ones to learn from before."""
+    pretrain_epochs: int = 2
 
 
 @dataclass(frozen=True)
@@ -60,15 +78,16 @@ class Budget:
     rates: tuple[float, ...] = (1e-3, 3e-3)
     """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
     copied_lr: float = 1.0
-    shots: int = 16
-    """Labelled clips a class, for the few-shot rows."""
-    shot_epochs: int = 30
-    pretrain_clips: int = 2000
-    pretrain_epochs: int = 2
+    head_lr: float = 3e-3
+    keep_together: int = 2
+    """A clip and itself played backwards share a batch: each is the other's hard negative."""
     videos: int = 10
     """Seed of the clips, which are the same for all."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of weights and order."""
+    tuning_seed: int = 50
+    """Of the runs that choose a rate; no row of the table has it."""
+    few: FewLabels = FewLabels()
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,16 @@ STRUCTURES: dict[str, Structure] = {
 }
 
 
+PRETRAINED: dict[str, SelfSupervision | None] = {
+    "few-shot scratch": None,
+    "few-shot constcl": SelfSupervision(),
+    "few-shot constcl, unmirrored": SelfSupervision(flip=0.0),
+}
+"""Rows that learn motions from a few labels, and what the branch (stan-conv_full) learned from unlabelled clips before.
+As released, ConST-CL pulls a clip and its mirror image together, and with them the motions to the left and right."""
+ROWS = (*STRUCTURES, *PRETRAINED)
+
+
 @dataclass(frozen=True)
 class Bench:
     """One run: where cells are kept, what they cost, and the data they share."""
@@ -126,126 +155,154 @@ class Bench:
     device: str
 
     def data(self, split: str) -> VideoData:
-        sizes = {"train": self.budget.train_clips, "val": self.budget.val_clips, "test": self.budget.test_clips}
-        return shapes.write_dataset(
-            self.work / "videos",
-            split,
-            sizes[split],
-            seed=self.budget.videos,
-            workers=os.cpu_count() or 1,
-            progress=True,
-        )
+        b = self.budget
+        size = {"train": b.train_clips, "val": b.val_clips, "test": b.test_clips}[split]
+        workers = os.cpu_count() or 1
+        return shapes.write_dataset(self.work / "videos", split, size, seed=b.videos, workers=workers, progress=True)
+
+    def store(self, split: str) -> TapStore:
+        """Taps of all levels that any structure reads, made once and then mapped from their file."""
+        data = self.data(split)
+        path = self.work / "taps" / f"{split}-{_key(len(data), self.budget.videos, asdict(READING), TAPPED)}.pt"
+        tower = self.backbone.tower_fingerprint
+        if not path.exists():
+            made = TapStore.encode(attach(self.backbone, choose("stan", {"depth": 3})), data, READING, progress=True)
+            assert made.taps.levels == TAPPED
+            assert made.taps.mask is None
+            assert not made.unreadable
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as beside:
+                torch.save({"tower": tower, "taps": (made.taps.patches, made.taps.cls, made.taps.frames)}, beside)
+        kept = torch.load(path, mmap=True, weights_only=True)
+        return TapStore(Taps(TAPPED, *kept["taps"]), data, READING, kept["tower"])
 
     def stores(self) -> dict[str, TapStore]:
-        """Taps of all levels that any structure reads, made once a run."""
-        encoder = attach(self.backbone, choose("stan", {"depth": 3}))
-        assert encoder.branch.levels == TAPPED
-        return {split: TapStore.encode(encoder, self.data(split), READING, progress=True) for split in SPLITS}
+        return {split: self.store(split) for split in SPLITS}
 
     def fresh(self, structure: Structure, seed: int) -> VideoCLIP:
         torch.manual_seed(seed)
         options = choose(structure.branch, structure.options)
         return attach(self.backbone, options, similarity=structure.similarity)
 
-    def cell(self, name: str, task: str, seed: int) -> Path:
-        """The file of a cell; another budget or structure is another file."""
-        budget = {k: v for k, v in asdict(self.budget).items() if k != "seeds"}
-        known = json.dumps([budget, asdict(STRUCTURES.get(name, Structure("stan")))], sort_keys=True)
-        key = hashlib.sha256(known.encode()).hexdigest()[:8]
-        return self.work / "cells" / f"{name.replace(' ', '')}-{task}-{seed}-{key}.json"
+    def path(self, name: str, task: str, seed: int) -> Path:
+        """The file of a cell; whatever decides its figures is in its name."""
+        budget = {k: v for k, v in asdict(self.budget).items() if k not in ("seeds", "few")}
+        row = asdict(STRUCTURES[self.budget.few.structure if name in PRETRAINED else name])
+        few: list[Any] = []
+        if name in PRETRAINED:
+            recipe = PRETRAINED[name]
+            few = [asdict(self.budget.few), None if recipe is None else asdict(recipe)]
+        key = _key(budget, asdict(READING), TAPPED, row, *few)
+        return self.work / "cells" / f"{_plain(name)}-{task}-{seed}-{key}.json"
+
+    def model(self, name: str, seed: int) -> Path:
+        """Where the model that retrieval made is kept for recognition."""
+        return self.work / "models" / self.path(name, "retrieval", seed).stem
 
 
-SPLITS = ("train", "val", "test")
-FEW = "few-shot"
-TUNED = 50
-"""Seed of the runs that choose a rate; no row of the table has it."""
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def cells(bench: Bench, names: list[str]) -> Iterator[tuple[str, str, int]]:
+def _plain(name: str) -> str:
+    return name.replace(" ", "").replace(",", "-")
+
+
+def trainings(bench: Bench, names: list[str]) -> Iterator[Cell]:
     """What the table needs: the rates first, then seed by seed, so that every row has a figure before any has three."""
-    trained = [name for name in names if name not in ("zero-shot", FEW)]
-    for name in trained:
-        yield from ((name, f"tune-{rate:g}", TUNED) for rate in bench.budget.rates)
+    b = bench.budget
+    tuning = {name: [bench.path(name, f"tune-{rate:g}", b.tuning_seed) for rate in b.rates] for name in STRUCTURES}
+    for name in _trained(names):
+        for rate, path in zip(b.rates, tuning[name], strict=True):
+            yield Cell(path, f"{name}, rate {rate:g}", partial(tune, bench, name, rate))
     if "zero-shot" in names:
-        yield "zero-shot", "retrieval", bench.budget.seeds[0]
-    for seed in bench.budget.seeds:
-        for name in trained:
-            yield name, "retrieval", seed
+        path = bench.path("zero-shot", "retrieval", b.seeds[0])
+        yield Cell(path, "zero-shot", partial(without_training, bench))
+    for seed in b.seeds:
+        for name in _trained(names):
+            first = bench.path(name, "retrieval", seed)
+            yield Cell(
+                first, f"{name}, retrieval, seed {seed}", partial(retrieval, bench, name, seed), (*tuning[name],)
+            )
             if STRUCTURES[name].similarity == "mean":
-                yield name, "recognition", seed
-        if FEW in names:
-            yield FEW, "scratch", seed
-            yield FEW, "constcl", seed
+                path = bench.path(name, "recognition", seed)
+                measure = partial(recognition, bench, name, seed)
+                yield Cell(path, f"{name}, recognition, seed {seed}", measure, (first, *tuning[name]))
+        for name in PRETRAINED:
+            if name in names:
+                path = bench.path(name, "recognition", seed)
+                yield Cell(path, f"{name}, seed {seed}", partial(few_shot, bench, name, seed))
 
 
-def run_cell(bench: Bench, stores: dict[str, TapStore], name: str, task: str, seed: int) -> dict[str, Any]:
-    """Train and score one cell."""
-    start = time.perf_counter()
-    if name == FEW:
-        found = few_shot(bench, stores, pretrain=task == "constcl", seed=seed)
-        return {"figures": found, "seconds": time.perf_counter() - start}
-    structure, kept = STRUCTURES[name], bench.work / "models" / f"{name.replace(' ', '')}-{seed}"
-    model = bench.fresh(structure, seed)
-    if name == "zero-shot":
-        figures = retrieval_figures(model, stores["test"])
-        figures["motion top-1"] = ev.zero_shot(model, stores["test"], templates=TEMPLATES)["top-1"]
-        return {"figures": figures, "seconds": time.perf_counter() - start}
-    if task == "recognition":
-        model.branch.load_state_dict(load(kept, base=bench.backbone).branch.state_dict())
-    if task.startswith("tune-"):
-        config = _config(bench.budget, "retrieval", seed, lr=float(task.removeprefix("tune-")))
-        result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
-        return {"score": result.best_score, "figures": {}, "seconds": time.perf_counter() - start}
-    config = _config(bench.budget, task, seed, lr=best_rate(bench, name))
-    result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
-    if task == "retrieval":
-        model.save(kept)
-        figures = retrieval_figures(model, stores["test"])
-    else:
-        figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
-    history = [{k: round(v, 4) for k, v in entry.items()} for entry in result.history]
-    return {"figures": figures, "lr": config.lr, "history": history, "seconds": time.perf_counter() - start}
+def _trained(names: list[str]) -> list[str]:
+    return [name for name in STRUCTURES if name in names and name != "zero-shot"]
+
+
+def tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
+    """The validation score of a learning rate."""
+    seed, stores = bench.budget.tuning_seed, bench.stores()
+    config = _config(bench.budget, "retrieval", seed, lr=rate)
+    model = bench.fresh(STRUCTURES[name], seed)
+    return {"score": train(model, stores["train"], stores["val"], config, accelerator=bench.device).best_score}
 
 
 def best_rate(bench: Bench, name: str) -> float:
     """The learning rate with which this structure found most validation clips."""
-    scores = {}
-    for rate in bench.budget.rates:
-        path = bench.cell(name, f"tune-{rate:g}", TUNED)
-        if not path.exists():
-            raise SystemExit(f"{path} is missing; run without --table, so that the rates are tried first")
-        scores[rate] = json.loads(path.read_text())["score"]
+    b = bench.budget
+    scores = {rate: read_json(bench.path(name, f"tune-{rate:g}", b.tuning_seed))["score"] for rate in b.rates}
     return max(scores, key=lambda rate: scores[rate])
 
 
-def retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
+def without_training(bench: Bench) -> dict[str, Any]:
+    """CLIP's own mean over frames."""
+    model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
+    motion = ev.zero_shot(model, test, templates=TEMPLATES)["top-1"]
+    return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
+
+
+def retrieval(bench: Bench, name: str, seed: int) -> dict[str, Any]:
+    stores, model = bench.stores(), bench.fresh(STRUCTURES[name], seed)
+    config = _config(bench.budget, "retrieval", seed, lr=best_rate(bench, name))
+    result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
+    model.save(bench.model(name, seed))
+    return {"figures": _retrieval_figures(model, stores["test"]), "lr": config.lr, "history": result.history}
+
+
+def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
+    stores, model = bench.stores(), bench.fresh(STRUCTURES[name], seed)
+    model.branch.load_state_dict(load(bench.model(name, seed), base=bench.backbone).branch.state_dict())
+    config = _config(bench.budget, "recognition", seed, lr=best_rate(bench, name))
+    result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
+    figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
+    return {"figures": figures, "lr": config.lr, "history": result.history}
+
+
+def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
+    """Motion top-1 from a few labelled clips a class, after what PRETRAINED says; the last epoch counts."""
+    few, stores, recipe = bench.budget.few, bench.stores(), PRETRAINED[name]
+    model = bench.fresh(STRUCTURES[few.structure], seed)
+    losses: list[float] = []
+    if recipe is not None:
+        config = replace(
+            _config(bench.budget, "selfsup", seed, lr=few.lr),
+            epochs=few.pretrain_epochs,
+            reading=replace(READING, sampler="dense"),
+            selfsup=recipe,
+        )
+        clips = bench.data("train").subset(range(few.clips))
+        losses = [epoch["loss"] for epoch in train(model, clips, None, config, accelerator=bench.device).history]
+    labels = stores["train"].labels
+    rows = torch.cat([(labels == c).nonzero()[: few.shots, 0] for c in labels.unique()])
+    config = replace(_config(bench.budget, "recognition", seed, lr=few.lr), epochs=few.epochs, keep_together=1)
+    train(model, stores["train"].subset(rows.tolist()), None, config, accelerator=bench.device)
+    figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
+    return {"figures": figures, "pretraining losses": losses}
+
+
+def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
     """R@1 and R@5 in both directions."""
     found = ev.evaluate_retrieval(model, store)
-    return {figure: found[figure] for figure in FIGURES[:4]}
-
-
-def few_shot(bench: Bench, stores: dict[str, TapStore], *, pretrain: bool, seed: int) -> dict[str, float]:
-    """Motion top-1 from a few labelled clips a class, with or without ConST-CL on the unlabelled clips before."""
-    b, structure = bench.budget, STRUCTURES["stan-conv_full"]
-    model = bench.fresh(structure, seed)
-    if pretrain:
-        config = TrainConfig(
-            task="selfsup",
-            epochs=b.pretrain_epochs,
-            batch_size=b.batch_size,
-            lr=b.rates[0],
-            copied_lr=b.copied_lr,
-            seed=seed,
-            reading=replace(READING, sampler="dense"),
-            selfsup=SelfSupervision(),
-        )
-        train(model, bench.data("train").subset(range(b.pretrain_clips)), None, config, accelerator=bench.device)
-    labels = [record.label for record in stores["train"].data]
-    rows = [i for c in sorted(set(labels)) for i in [i for i, label in enumerate(labels) if label == c][: b.shots]]
-    few = TapStore(stores["train"].batch(rows), stores["train"].data.subset(rows), stores["train"].reading)
-    config = replace(_config(b, "recognition", seed, lr=b.rates[0]), epochs=b.shot_epochs, keep_together=1)
-    train(model, few, stores["val"], config, accelerator=bench.device)
-    return {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
+    return {figure: found[figure] for figure in FIGURES}
 
 
 def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
@@ -255,8 +312,8 @@ def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
         batch_size=budget.batch_size,
         lr=lr,
         copied_lr=budget.copied_lr,
-        head_lr=3e-3,
-        keep_together=2,  # a clip and itself played backwards: each is the other's hard negative
+        head_lr=budget.head_lr,
+        keep_together=budget.keep_together,
         seed=seed,
         reading=READING,
     )
@@ -264,8 +321,7 @@ def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
 
 def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
     """Seconds and peak memory of a training step from taps, parameters, MACs a clip. In a process of its own."""
-    structure = STRUCTURES[name]
-    model = bench.fresh(structure, 0)
+    model = bench.fresh(STRUCTURES[name], 0)
     summary = model.trainable_summary(READING.frames)
     facts = {
         "parameters": summary.trainable,
@@ -275,136 +331,104 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
     if not summary.trainable:
         return {**facts, "seconds a step": None, "peak MiB": None}
     size = bench.budget.batch_size
-    frames = torch.randint(0, 255, (size, READING.frames, 3, 48, 48), dtype=torch.uint8)
-    taps = model.taps(frames.to(model.device))
+    side = bench.backbone.image_size
+    taps = model.taps(torch.randint(0, 255, (size, READING.frames, 3, *side), dtype=torch.uint8))
     text = model.text_features(["a shape that moves up"] * size)
     optimizer = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-4)
-    before, times = _forget_peak(bench.device), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            encoded, mask = model.encode_clip(taps)
-            similarity = model.match(text, encoded, mask=mask)
-        torch.nn.functional.cross_entropy(20 * similarity, torch.arange(size, device=model.device)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if bench.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return {
-        **facts,
-        "seconds a step": statistics.median(times[2:]),
-        "peak MiB": (_peak(bench.device) - before) / 2**20,
-    }
+    times = []
+    with peak_memory(bench.device) as peak:
+        for _ in range(steps):
+            start = time.perf_counter()
+            with torch.autocast(model.device.type, dtype=torch.bfloat16):
+                encoded, mask = model.encode_clip(taps)
+                similarity = model.match(text, encoded, mask=mask)
+            torch.nn.functional.cross_entropy(20 * similarity, torch.arange(size, device=model.device)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if bench.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return {**facts, "seconds a step": statistics.median(times[2:]), "peak MiB": peak[0]}
 
 
-def _forget_peak(device: str) -> int:
-    """Start to watch for a new peak; returns the bytes held now."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is resident
-    return _status("VmRSS")
-
-
-def _peak(device: str) -> int:
-    """The most bytes held since then."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
-
-
-def measure_costs(args: argparse.Namespace, bench: Bench, names: list[str]) -> None:
+def costs(bench: Bench, names: list[str]) -> Iterator[Cell]:
     """One process for each structure, so that no peak hides another."""
     for name in names:
-        path = bench.cell(name, "cost", 0)
-        if not path.exists():
-            command = [sys.executable, __file__, "--work", str(bench.work), "--device", bench.device, "--cost", name]
-            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            _write(path, json.loads(found.splitlines()[-1]))
-            print(f"cost of {name}: {path.read_text()[:120]}")
+        if name in STRUCTURES:
+            yield Cell(bench.path(name, "cost", 0), f"cost of {name}", partial(_cost_apart, bench, name))
+
+
+def _cost_apart(bench: Bench, name: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--work", str(bench.work), "--device", bench.device, "--cost", name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def summary(bench: Bench) -> dict[str, Any]:
     """The table as JSON: mean and standard deviation over the seeds of every figure that is there."""
+    b = bench.budget
+    wanted = [*trainings(bench, list(ROWS)), *costs(bench, list(ROWS))]
+    found = {cell.path: read_json(cell.path) for cell in wanted if cell.done}
     rows: dict[str, Any] = {}
-    seconds = 0.0
-    for name in [*STRUCTURES, FEW]:
-        tasks = ("scratch", "constcl") if name == FEW else ("retrieval", "recognition")
-        for task in tasks:
-            row = rows.setdefault(name if name != FEW else f"{FEW} {task}", {"figures": {}})
-            for seed in bench.budget.seeds:
-                path = bench.cell(name, task, seed)
-                if path.exists():
-                    found = json.loads(path.read_text())
-                    seconds += found["seconds"]
-                    for figure, value in found["figures"].items():
-                        row["figures"].setdefault(figure, []).append(value)
-        path = bench.cell(name, "cost", 0)
-        for rate in bench.budget.rates:
-            tried = bench.cell(name, f"tune-{rate:g}", TUNED)
-            seconds += json.loads(tried.read_text())["seconds"] if tried.exists() else 0.0
+    for name in ROWS:
+        values: dict[str, list[float]] = {}
+        for task in ("retrieval", "recognition"):
+            for seed in b.seeds:
+                for figure, value in found.get(bench.path(name, task, seed), {}).get("figures", {}).items():
+                    values.setdefault(figure, []).append(value)
+        rows[name] = {"figures": {figure: _spread(v) for figure, v in values.items()}}
         if name in STRUCTURES:
-            measured = json.loads(path.read_text()) if path.exists() else {}
-            rows[name] |= {"where": STRUCTURES[name].where, "cost": measured}
-            if name != "zero-shot" and rows[name]["figures"]:
-                rows[name]["lr"] = best_rate(bench, name)
-    for row in rows.values():
-        row["figures"] = {
-            figure: {"mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else None, "values": v}
-            for figure, v in row["figures"].items()
-        }
+            rows[name] |= {"where": STRUCTURES[name].where, "cost": found.get(bench.path(name, "cost", 0), {})}
+            rows[name]["lr"] = found.get(bench.path(name, "retrieval", b.seeds[0]), {}).get("lr")
     return {
         "command": "python benchmarks/structures.py",
-        "commit": _commit(),
-        "clipvid": __version__,
-        "torch": torch.__version__,
-        "machine": f"{os.cpu_count()} CPU cores" if bench.device == "cpu" else torch.cuda.get_device_name(),
-        "budget": asdict(bench.budget),
-        "seconds": round(seconds),
+        "commit": ", ".join(sorted({cell["commit"] for cell in found.values()})),
+        **machine(bench.device),
+        "missing": len(wanted) - len(found),
+        "budget": asdict(b),
+        "core seconds": round(sum(cell["core seconds"] for cell in found.values())),
         "rows": {name: row for name, row in rows.items() if row["figures"]},
     }
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
 
 
 def main() -> int:
+    cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("structures-work"), help="cells, models and videos")
-    parser.add_argument("--only", nargs="*", default=[*STRUCTURES, FEW], choices=[*STRUCTURES, FEW])
+    parser.add_argument("--work", type=Path, default=Path("structures-work"), help="cells, models, taps and videos")
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(Budget.seeds), help="of weights and order")
+    parser.add_argument("--jobs", type=int, help="processes that share the work; by default one for each two cores")
     parser.add_argument("--table", action="store_true", help="write the table of the cells that are there")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--cost", choices=list(STRUCTURES), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    bench = Bench(args.work, Budget(seeds=tuple(args.seeds)), load_backbone().to(args.device), args.device)
+    bench = Bench(args.work, Budget(), load_backbone().to(args.device), args.device)
     if args.cost:
         print(json.dumps(cost(bench, args.cost)))
         return 0
+    jobs = args.jobs or (1 if args.device == "cuda" else max(1, cores // 2))
+    wanted = list(trainings(bench, args.only))
+    if not args.table and not all(cell.done for cell in wanted):
+        bench.stores()
+        torch.set_num_threads(max(1, cores // jobs))
+        same = [__file__, "--worker", "--jobs", str(jobs), *sys.argv[1:]]
+        with nullcontext() if args.worker else helpers(jobs - 1, same):
+            fill(wanted)
+    if args.worker:
+        return 0
     if not args.table:
-        wanted = [c for c in cells(bench, args.only) if not bench.cell(*c).exists()]
-        stores = bench.stores() if wanted else {}
-        for place, (name, task, seed) in enumerate(wanted, start=1):
-            print(f"[{place}/{len(wanted)}] {name}, {task}, seed {seed}", flush=True)
-            found = run_cell(bench, stores, name, task, seed)
-            _write(bench.cell(name, task, seed), found)
-            print(f"  {found['figures']}  {found['seconds']:.0f} s", flush=True)
-        measure_costs(args, bench, [name for name in args.only if name in STRUCTURES])
-    _write(RESULTS, summary(bench))
-    print(f"written to {RESULTS}")
+        fill(list(costs(bench, args.only)))
+    table = summary(bench)
+    write_json(args.work / "structures.json", table)
+    if table["missing"]:
+        print(f"{table['missing']} cells are missing; what is there: {args.work / 'structures.json'}")
+    else:
+        write_json(RESULTS, table)
+        print(f"written to {RESULTS}")
     return 0
 
 

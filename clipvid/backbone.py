@@ -64,6 +64,7 @@ class Backbone(nn.Module):
         self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
+        self._untrained_tower: str | None = None
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -277,11 +278,16 @@ class Backbone(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, types and bytes of every weight: two equal ones are the same base model."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.clip.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return _hash(self.clip)
+
+    @property
+    def tower_fingerprint(self) -> str:
+        """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
+        if any(name.startswith("visual.") for name in self.trained):
+            return _hash(self.visual)
+        if self._untrained_tower is None:
+            self._untrained_tower = _hash(self.visual)
+        return self._untrained_tower
 
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)
@@ -366,6 +372,14 @@ def _check_builtin(name: str, pretrained: str | None) -> None:
         )
     if pretrained not in (*tags, "random") and not Path(pretrained).is_file():
         raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}; its tags are {', '.join(tags)}")
+
+
+def _hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:

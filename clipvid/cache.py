@@ -1,7 +1,8 @@
 """Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
 
-Contract: a model and a VideoData in, Taps by index out; cached equals live, since the tower is frozen and frames are
-sampled without chance. `TapStore` keeps them in memory. Knows nothing of losses or metrics.
+Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
+store checks, since frames are sampled without chance. `TapStore` keeps them in memory. Knows nothing of losses or
+metrics.
 """
 
 from __future__ import annotations
@@ -92,12 +93,14 @@ def stream_taps(
 class TapStore:
     """The taps of a data set in memory, clip i at row i of every tensor.
 
-    `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why.
+    `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why; `tower` is
+    `Backbone.tower_fingerprint` of the model that encoded them.
     """
 
     taps: Taps
     data: VideoData
     reading: Reading
+    tower: str
     unreadable: tuple[VideoError, ...] = ()
 
     @classmethod
@@ -129,14 +132,27 @@ class TapStore:
             raise ValueError(
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
-        return cls(_concatenated(parts, reading.frames), data.subset(kept), reading, tuple(lost))
+        taps = _concatenated(parts)
+        return cls(taps, data.subset(kept), reading, model.backbone.tower_fingerprint, tuple(lost))
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def select(self, levels: Sequence[int]) -> TapStore:
-        """The same store with these levels only; copies nothing."""
-        return replace(self, taps=self.taps.select(levels))
+    def read_by(self, model: VideoCLIP) -> TapStore:
+        """What the model's branch reads of this store; copies nothing.
+
+        Raises ValueError for a level that is not here, and for taps of another tower.
+        """
+        if (own := model.backbone.tower_fingerprint) != self.tower:
+            raise ValueError(
+                f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
+                f"is {own[:12]}; encode the videos anew with this model"
+            )
+        return replace(self, taps=self.taps.select(model.branch.levels))
+
+    def subset(self, rows: Sequence[int]) -> TapStore:
+        """The store of these clips, in this order."""
+        return replace(self, taps=self.batch(rows), data=self.data.subset(rows))
 
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
@@ -155,7 +171,7 @@ class TapStore:
         return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
 
 
-def _concatenated(parts: Sequence[Taps], frames: int) -> Taps:
+def _concatenated(parts: Sequence[Taps]) -> Taps:
     levels = range(len(parts[0].levels))
     masks = None
     if any(p.mask is not None for p in parts):

@@ -100,6 +100,8 @@ class SelfSupervision:
     """Width of what it puts out."""
     stride: int = 2
     """Frames of the video from one of a clip to the next; the reading's sampler does not apply."""
+    flip: float = 0.5
+    """Probability of mirroring each of the two clips, as released. 0 where left and right mean something."""
 
     def __post_init__(self) -> None:
         for name, allowed in _SELFSUP_CHOICES.items():
@@ -112,6 +114,8 @@ class SelfSupervision:
             raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
         if self.split < 0:
             raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability in [0, 1], got {self.flip}")
         for name in ("temperature_global", "temperature_local"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

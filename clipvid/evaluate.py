@@ -288,7 +288,7 @@ def _taps(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
 ) -> Iterator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]]]:
     if isinstance(data, TapStore):
-        data = data.select(model.branch.levels)
+        data = data.read_by(model)
         for start in range(0, len(data), reading.batch_size):
             indices = list(range(start, min(start + reading.batch_size, len(data))))
             yield data.batch(indices).to(model.device), indices, ()

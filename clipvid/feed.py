@@ -23,6 +23,7 @@ from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import embed_texts
 from clipvid.model import VideoCLIP
 from clipvid.taps import Taps
+from clipvid.video.augment import CONST_CL
 
 
 def open_feed(
@@ -132,7 +133,8 @@ class PairFeed(LiveFeed):
 
     def _dataset(self) -> ClipDataset:
         c = self.config
-        pair = Pair(c.selfsup.stride)
+        first, second = (replace(recipe, flip=c.selfsup.flip) for recipe in CONST_CL)
+        pair = Pair(c.selfsup.stride, (first, second))
         return clip_dataset(self.model, self.data, c.reading, random=True, pair=pair, seed=c.seed)
 
 
@@ -140,7 +142,7 @@ class StoredFeed:
     """Taps in memory: the tower does not run."""
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
-        self.model, self.store, self.config = model, store.select(model.branch.levels), config
+        self.model, self.store, self.config = model, store.read_by(model), config
         self.texts = _Texts(model, store.data, config)
         self.unreadable = store.unreadable
 

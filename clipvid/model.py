@@ -116,6 +116,11 @@ class VideoCLIP(nn.Module):
                 "these taps were read for a branch that needs no frame embeddings of CLIP's; read them with model.taps"
             )
         if self._branch_on:
+            if self.branch.reads_pixels and not isinstance(source, Pixels):
+                raise ValueError(
+                    f"branch {type(self.branch).__name__} has a stem of its own and reads pixels, not taps; give it "
+                    "the video itself"
+                )
             return self.branch(source)
         if isinstance(source, Pixels):
             source = self.backbone(source.video, levels=(), mask=source.mask)
@@ -160,7 +165,8 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "m b"]:
         """Similarity of all texts with all clips, from `text_features` and `encode_clip`; float32."""
         if isinstance(text, Tensor):
-            return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
+            with torch.autocast(frames.device.type, enabled=False):  # a matrix product would be rounded again
+                return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
         if self.matcher is None:
             raise ValueError("similarity 'mean' compares embeddings of whole texts; give those of encode_text")
         video_mask = None if mask is None else mask[None]

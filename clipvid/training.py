@@ -336,6 +336,7 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         )
     model.unfreeze(config.freeze, text=config.task == "retrieval", text_lora=config.text_lora)
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
+        adapt.freeze(model.backbone)
         raise ValueError(
             f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
         )

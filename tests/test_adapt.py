@@ -7,6 +7,7 @@ from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import BackboneError, CheckpointError
+from clipvid.evaluate import embed_videos
 from clipvid.model import attach, create_model, load
 from clipvid.training import _groups, train
 
@@ -148,6 +149,18 @@ def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
     with pytest.raises(ValueError, match="whose taps cannot be cached"):
         config(freeze="none", cache_taps=True)
     train(model, store, None, config(freeze="visual", cache_taps=True), progress=False)
+
+
+def test_taps_of_another_tower_are_refused(model, clips):
+    store = TapStore.encode(model, clips, READING)
+    other = create_model("clipvid-mini", depth=1)
+    before = embed_videos(other, store).video
+    train(other, clips, None, config(freeze="last:1", clip_lr=1e-3), progress=False)
+    assert other.backbone.fingerprint == model.backbone.fingerprint, "the base is the same, its tower is not any more"
+    for read in (lambda: embed_videos(other, store), lambda: train(other, store, None, config(), progress=False)):
+        with pytest.raises(ValueError, match=r"the taps of noise were made by a tower with fingerprint \w{12}, this"):
+            read()
+    assert not torch.equal(embed_videos(other, TapStore.encode(other, clips, READING)).video, before)
 
 
 def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):

@@ -54,6 +54,16 @@ def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
     assert (some[~only] == -torch.inf).all()
 
 
+def test_the_cosine_of_means_is_float32_under_autocast_too():
+    model = create_model("clipvid-mini", branch="mean").eval()
+    text, frames = torch.nn.functional.normalize(torch.randn(3, model.embed_dim)), torch.randn(4, 5, model.embed_dim)
+    exact = text @ torch.nn.functional.normalize(frames.mean(dim=1), dim=-1).T
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.match(text, frames)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
+
+
 def test_evaluation_scores_all_pairs_by_the_models_similarity(model, clips):
     frames, kept, _ = embed_frames(model, clips, READING)
     expected = retrieval_metrics(match_all(model, texts(kept), frames, precision="32-true"), owners(kept))

@@ -276,6 +276,7 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
         ({"context": 4}, "context is odd"),
         ({"regions": 0}, "regions starts at 1, got 0"),
         ({"split": -1}, "split is a number of layers, 0 for none, got -1"),
+        ({"flip": 1.5}, r"flip is a probability in \[0, 1\], got 1.5"),
         ({"temperature_local": 0.0}, "temperature_local must be above 0, got 0.0"),
         ({"global_weight": 0.0, "local_weight": 0.0}, "not both 0"),
     ],
@@ -286,6 +287,12 @@ def test_options_that_mean_nothing_are_refused(options, complaint):
 
 
 # the feed and its runs
+
+
+def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
+    for flip in (0.0, 1.0):
+        feed = PairFeed(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip)))
+        assert [recipe.flip for recipe in feed.dataset.views.recipes] == [flip, flip]
 
 
 def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):

@@ -207,7 +207,7 @@ def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path)
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
     store = TapStore.encode(attach(mini.backbone, depth=3), clips, READING)
-    assert store.select((6,)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
+    assert store.read_by(attach(mini.backbone, depth=1)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
     blind = attach(mini.backbone, "mean", options={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)
     live, stored = (embed_videos(blind, data, READING).video for data in (clips, store))
