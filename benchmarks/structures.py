@@ -75,7 +75,7 @@ class Budget:
     retrieval_epochs: int = 3
     recognition_epochs: int = 2
     batch_size: int = 32
-    rates: tuple[float, ...] = (1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
     copied_lr: float = 1.0
     head_lr: float = 3e-3
@@ -186,7 +186,8 @@ class Bench:
 
     def path(self, name: str, task: str, seed: int) -> Path:
         """The file of a cell; whatever decides its figures is in its name."""
-        budget = {k: v for k, v in asdict(self.budget).items() if k not in ("seeds", "few")}
+        tuned = ("rates", "tuning_seed") if task.startswith("tune") else ()
+        budget = {k: v for k, v in asdict(self.budget).items() if k not in ("seeds", "few", *tuned)}
         row = asdict(STRUCTURES[self.budget.few.structure if name in PRETRAINED else name])
         few: list[Any] = []
         if name in PRETRAINED:
