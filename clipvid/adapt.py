@@ -146,6 +146,8 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     blocks = tower.vit_blocks(visual)
     if not blocks:
         raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose 'none'")
+    if depth > len(blocks):
+        raise ValueError(f"the visual tower has {len(blocks)} blocks, freeze 'last:{depth}' asks for {depth}")
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | tower.stem_parameters(visual)
     chosen = {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in frozen}
     if not text:
@@ -185,12 +187,12 @@ class _OfLinears(SelfAttention):
         self.out.load_state_dict(attention.out_proj.state_dict(), assign=True)
 
     def forward(self, x: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        """As torch's: (B, L, D) and an additive mask (L, L) in, a pair out."""
-        pattern = None if attn_mask is None else partial(attend, mask=_as_bool(attn_mask))
+        """As torch's: (B, L, D) and an additive mask, (L, L) or (B heads, L, L), in, a pair out."""
+        pattern = None if attn_mask is None else partial(attend, mask=_as_bool(attn_mask, heads=self.heads))
         return super().forward(x, pattern=pattern), None
 
 
-def _as_bool(mask: Tensor) -> Tensor:
-    """True where a key may be attended, (1 or B, 1, L, L), of torch's additive or boolean (True: may not) masks."""
+def _as_bool(mask: Tensor, *, heads: int) -> Tensor:
+    """True where a key may be attended, (1, 1, L, L) or (B, heads, L, L), of torch's additive or boolean masks."""
     allowed = ~mask if mask.dtype == torch.bool else mask == 0
-    return allowed.expand(1, 1, *allowed.shape) if allowed.ndim == 2 else allowed[:, None]
+    return allowed[None, None] if allowed.ndim == 2 else allowed.unflatten(0, (-1, heads))

@@ -260,13 +260,13 @@ class Backbone(nn.Module):
         """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
         return tower.copy_text_blocks(self.clip, depth)
 
-    def embeddings(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "positions d"]] | None:
-        """CLIP's class embedding and position table, for towers that are open_clip's own ViT; else None."""
+    def embeddings(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """CLIP's class embedding (D) and position table (1 + N, D), for open_clip's own ViT; else None."""
         if not hasattr(self.visual, "class_embedding"):
             return None
-        return self.visual.class_embedding.detach(), self.visual.positional_embedding.detach()
+        return self.visual.class_embedding, self.visual.positional_embedding
 
-    def head(self) -> tuple[nn.Module, Float[Tensor, "d e"]] | None:
+    def head(self) -> tuple[nn.Module, nn.Parameter] | None:
         """(ln_post, proj) of towers whose embedding is proj(ln_post(class token)); None for all others."""
         visual = self.visual
         if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.proj is None:
@@ -277,16 +277,16 @@ class Backbone(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, types and bytes of every weight: two equal ones are the same base model."""
-        return _hash(self.clip)
+        """SHA-256 over every weight, as it came: two equal ones are the same base model."""
+        return hash_of(self.clip.state_dict())
 
     @property
     def tower_fingerprint(self) -> str:
         """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
         if any(name.startswith("visual.") for name in self.trained):
-            return _hash(self.visual)
+            return hash_of(self.visual.state_dict())
         if self._untrained_tower is None:
-            self._untrained_tower = _hash(self.visual)
+            self._untrained_tower = hash_of(self.visual.state_dict())
         return self._untrained_tower
 
     def _format(self) -> dict[str, Any]:
@@ -374,11 +374,13 @@ def _check_builtin(name: str, pretrained: str | None) -> None:
         raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}; its tags are {', '.join(tags)}")
 
 
-def _hash(module: nn.Module) -> str:
+def hash_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(weights.items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(data)
     return digest.hexdigest()
 
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clipvid import _checks
+
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
 
@@ -48,10 +50,7 @@ class Reading:
     """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.batch_size < 1 or self.workers < 0:
-            raise ValueError(
-                f"frames and batch_size start at 1, workers at 0; got {self.frames}, {self.batch_size}, {self.workers}"
-            )
+        _checks.least(self, frames=1, batch_size=1, workers=0)
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):
             raise ValueError(
                 f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
@@ -62,8 +61,7 @@ class Reading:
                 f"linspace goes from the first frame to the last and has one temporal view, got {self.temporal_views}; "
                 "take sampler uniform or dense"
             )
-        if self.average not in AVERAGES:
-            raise ValueError(f"unknown average {self.average!r}; choose one of {', '.join(AVERAGES)}")
+        _checks.choices(self, {"average": AVERAGES})
 
     @property
     def views(self) -> int:
@@ -104,18 +102,13 @@ class SelfSupervision:
     """Probability of mirroring each of the two clips, as released. 0 where left and right mean something."""
 
     def __post_init__(self) -> None:
-        for name, allowed in _SELFSUP_CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in ("regions", "context", "hidden", "out", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+        _checks.choices(self, _SELFSUP_CHOICES)
+        _checks.least(self, regions=1, context=1, hidden=1, out=1, stride=1)
         if self.context % 2 == 0:
             raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
         if self.split < 0:
             raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a probability in [0, 1], got {self.flip}")
+        _checks.probability(self, "flip")
         for name in ("temperature_global", "temperature_local"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -200,15 +193,11 @@ class TrainConfig:
     """Steps between two checkpoints, beside the one at each epoch's end."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", tuple(SCORES)), ("classifier", ("linear", "text"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        _checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
         self._check_selfsup()
         if self.text_lora < 0:
             raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
-        for name in ("epochs", "batch_size", "accumulate", "keep_together", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+        _checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
         if self.batch_size % self.keep_together:
@@ -220,10 +209,9 @@ class TrainConfig:
             )
         if not 0 <= self.mixup < math.inf:
             raise ValueError(f"mixup is the parameter of a Beta distribution, 0 or more, got {self.mixup}")
-        if self.cache_taps and (self.crop_scale or self.flip or self.rand_augment or self.mixup):
+        if self.cache_taps and self.augmentations():
             raise ValueError(
-                "cache_taps keeps one view of each clip; leave out crop_scale, flip, rand_augment and mixup, or the "
-                "cache"
+                f"cache_taps keeps one view of each clip; leave out {', '.join(self.augmentations())}, or the cache"
             )
         if self.cache_taps and self.freeze not in ("all", "visual"):
             raise ValueError(f"freeze {self.freeze!r} trains the visual tower, whose taps cannot be cached; drop one")
@@ -232,10 +220,23 @@ class TrainConfig:
                 f"cache_taps keeps one view of each clip, got reading.temporal_views={self.reading.temporal_views} and "
                 f"reading.spatial_views={self.reading.spatial_views}; leave them at 1, or the cache out"
             )
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience starts at 1, got {self.patience}")
+        if self.patience is not None:
+            _checks.least(self, patience=1)
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        self._check_unused()
+
+    def augmentations(self) -> list[str]:
+        """Names of the settings that change pixels at random."""
+        return [name for name in ("crop_scale", "flip", "rand_augment", "mixup") if getattr(self, name)]
+
+    def _check_unused(self) -> None:
+        """Refuse settings that another task would pass over in silence."""
+        own = {"recognition": ("mixup", "label_smoothing"), "retrieval": ("temperature", "learn_temperature")}
+        for task, names in own.items():
+            asked = [name for name in names if getattr(self, name)] if self.task != task else []
+            if asked:
+                raise ValueError(f"{', '.join(asked)} is for task {task!r}, this one is {self.task!r}; leave it out")
 
     def _check_selfsup(self) -> None:
         if self.task != "selfsup":
@@ -249,8 +250,8 @@ class TrainConfig:
             raise ValueError(
                 "selfsup cuts two random clips of a video at each visit, which cannot be cached; leave out cache_taps"
             )
-        if self.crop_scale or self.flip or self.rand_augment or self.mixup:
+        if self.augmentations():
             raise ValueError(
-                "selfsup augments its two clips by ConST-CL's own recipes; leave out crop_scale, flip, rand_augment "
-                "and mixup"
+                "selfsup augments its two clips by ConST-CL's own recipes; leave out "
+                f"{', '.join(self.augmentations())} (its own mirroring: selfsup.flip)"
             )

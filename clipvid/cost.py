@@ -79,7 +79,8 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
     """Count everything for clips of `frames` frames."""
     geometry = backbone.geometry(branch.levels)
     parts = [branch, *heads, backbone]
-    trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    own = {id(p): p for part in parts for p in part.parameters()}  # a branch may share some with the tower
+    trainable = sum(p.numel() for p in own.values() if p.requires_grad)
     name = backbone.base.name or "an object given by the caller"
     return Summary(
         base=name + (f" ({backbone.base.pretrained})" if backbone.base.pretrained else ""),

@@ -42,6 +42,8 @@ class Evaluation(Generic[Metrics]):
     reading: Reading
     precision: str
     unreadable: tuple[VideoError, ...] = ()
+    similarity: str = "mean"
+    """What retrieval compared."""
 
     def __getitem__(self, name: str) -> float:
         """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
@@ -58,6 +60,7 @@ class Evaluation(Generic[Metrics]):
             "unreadable": [str(error) for error in self.unreadable],
             "reading": asdict(self.reading),
             "precision": self.precision,
+            "similarity": self.similarity,
             **self.metrics.to_dict(),
         }
 
@@ -71,8 +74,11 @@ class Evaluation(Generic[Metrics]):
         reading = self.reading
         if reading.views == 1:
             return f"{reading.frames} frames"
-        averaged = reading.average if isinstance(self.metrics, RecognitionMetrics) else "embeddings"
-        return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {averaged} averaged"
+        if isinstance(self.metrics, RecognitionMetrics):
+            how = f"{reading.average} averaged"
+        else:
+            how = "embeddings averaged" if self.similarity == "mean" else f"frames of all views to {self.similarity}"
+        return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
 
 
 @dataclass(frozen=True)
@@ -196,17 +202,18 @@ def _token_wise(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, rerank: int | None, progress: bool, seed: int
 ) -> Evaluation[RetrievalMetrics]:
     """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
+    name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, reading, progress=progress)
     texts, owner = [c for r in kept for c in r.captions], owners(kept)
     if rerank is None:
         metrics = retrieval_metrics(match_all(model, texts, frames, precision=reading.precision), owner, seed=seed)
-        return Evaluation(metrics, *_facts(model, kept, lost, reading))
+        return Evaluation(metrics, *_facts(model, kept, lost, reading), name)
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=reading.precision) @ pooled.T
     of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
     again = match_all(model, texts, frames, only=of_texts | of_videos, precision=reading.precision)
     forth, back = (retrieval_metrics(reranked(similarity, again, c), owner, seed=seed) for c in (of_texts, of_videos))
-    return Evaluation(replace(forth, v2t=back.v2t), *_facts(model, kept, lost, reading))
+    return Evaluation(replace(forth, v2t=back.v2t), *_facts(model, kept, lost, reading), name)
 
 
 def evaluate_recognition(

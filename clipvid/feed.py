@@ -42,6 +42,8 @@ def open_feed(
         )
     if config.cache_taps and isinstance(data, VideoData):
         data = TapStore.encode(model, data, config.reading, progress=progress)
+    if isinstance(data, TapStore) and (asked := config.augmentations()):
+        raise ValueError(f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead")
     return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
 
 

@@ -38,6 +38,10 @@ _VIVIT = {
     "mlp.fc1": "block.mlp.0",
     "mlp.fc2": "block.mlp.2",
 }
+_JOINED = {  # in memory, as transformers 5 has it, and in the files that it and ViViT's releases write
+    **{f"attention.{letter}_proj": letter for letter in "qkv"},
+    **{f"attention.attention.{word}": word[0] for word in ("query", "key", "value")},
+}
 _STEM = {
     "embeddings.cls_token": "stem.cls",
     "embeddings.position_embeddings": "stem.space",
@@ -93,8 +97,8 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[_STEM.get(name, name)] = _shaped(name, value)
             continue
         index, part, kind = layer.groups()
-        if letter := re.match(r"attention\.([qkv])_proj$", part):
-            joined.setdefault(f"blocks.{index}.block.attention.qkv.{kind}", {})[letter[1]] = value
+        if part in _JOINED:
+            joined.setdefault(f"blocks.{index}.block.attention.qkv.{kind}", {})[_JOINED[part]] = value
         else:
             ours = {**_VIVIT, **_TIMESFORMER}.get(part, part)
             out[f"blocks.{index}.{ours}.{kind}"] = value

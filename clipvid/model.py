@@ -50,9 +50,9 @@ class VideoCLIP(nn.Module):
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True
-        self.transform = VideoTransform.from_config(backbone.preprocess_config)
-        if branch.image_size is not None:
-            self.transform = replace(self.transform, size=branch.image_size)
+        self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
+        own = {} if branch.image_size is None else {"size": branch.image_size}
+        self.transform = replace(self._of_tower, **own)
 
     @property
     def device(self) -> torch.device:
@@ -74,14 +74,14 @@ class VideoCLIP(nn.Module):
 
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
         """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
-        video, mask = self._prepared(video, mask)
+        video, mask = self._prepared(video, mask, self._of_tower)
         return self.backbone(video, levels=self.branch.levels, mask=mask)
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
         """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
         if not self._branch_on:
             return self.taps(video, mask=mask)
-        video, mask = self._prepared(video, mask)
+        video, mask = self._prepared(video, mask, self.transform)
         if self.branch.reads_pixels:
             return Pixels(video, mask)
         return self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
@@ -93,8 +93,8 @@ class VideoCLIP(nn.Module):
             raise ValueError(f"{type(video).__name__} bring their own mask; set it there, or give the video itself")
         return video
 
-    def _prepared(self, video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Checked, on the model's device, as the tower takes it."""
+    def _prepared(self, video: Tensor, mask: Tensor | None, transform: VideoTransform) -> tuple[Tensor, Tensor | None]:
+        """Checked, on the model's device, as the tower or the branch's own stem takes it."""
         if video.ndim != 5 or video.shape[2] != 3:
             hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
             raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
@@ -102,7 +102,7 @@ class VideoCLIP(nn.Module):
             raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
         video = video.to(self.device)
         if not video.is_floating_point():
-            video = self.transform(video)
+            video = transform(video)
         return video, None if mask is None else mask.to(self.device)
 
     def encode_frames(
@@ -316,7 +316,8 @@ def load(
     """Load a model saved by `VideoCLIP.save`, from a folder or a hub repository ("org/name").
 
     The base model is loaded by its saved name, or given as `base` where it was an object of the caller's. Raises
-    CheckpointError when the base is not the one that the branch was trained on, or the files do not fit.
+    CheckpointError when the base is not the one that the branch was trained on, or the files do not fit. Weights of the
+    base that were trained with the branch are put into it, also when it is a Backbone that another model uses.
     """
     folder = saving.local_folder(folder)
     config = saving.read_config(folder)
@@ -327,12 +328,13 @@ def load(
             f"the base model at hand is {backbone.fingerprint[:12]}; load the very weights it was trained on (same "
             "name, tag and precision), or train the branch again on these"
         )
+    state = saving.read_weights(folder)
+    _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
         raise CheckpointError(
             f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; give it "
             "the same size, mean, std, interpolation and resize mode"
         )
-    state = saving.read_weights(folder)
     try:
         branch = branches.build(backbone, branches.from_config(config["branch"]))
         head = heads.from_config(config["head"], backbone.embed_dim)
@@ -359,6 +361,18 @@ def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, d
         )
     clip, own, where = load_clip(saved["name"], saved["pretrained"], device=device)
     return Backbone(clip, tokenizer=tokenizer or own, base=where)
+
+
+def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lora: int) -> None:
+    """CheckpointError for a Backbone that carries training of which the saved model knows nothing."""
+    own = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
+    if own or backbone.lora_rank not in (0, text_lora):
+        lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"
+        raise CheckpointError(
+            f"the backbone at hand was changed since it was loaded: {len(own)} weights unfrozen"
+            + (f" (first {own[0]})" if own else "")
+            + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; give a fresh one"
+        )
 
 
 def _name(base: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from clipvid import adapt, branches
 from clipvid._files import whole_file
+from clipvid.backbone import hash_of
 from clipvid.cache import TapStore
 from clipvid.config import SCORES, TrainConfig
 from clipvid.constcl import held_out_loss
@@ -41,7 +43,7 @@ UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|c
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training did. `history` has one entry an epoch: epoch, loss, lr, seconds and, where validated, score."""
+    """What training did. `history` has one entry an epoch: epoch, loss, lr and, where validated, score."""
 
     history: tuple[dict[str, float], ...]
     best_epoch: int
@@ -210,11 +212,12 @@ class _Run:
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
             "config": json.dumps(_plain(self.config), sort_keys=True),
-            "base": self.model.backbone.fingerprint,
+            "base": self._base,
             "branch": self._made_of(),
             "weights": self._trained(),
             "gradients": gradients,  # of batches accumulated so far
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),  # of 16-mixed; empty for others
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "place": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
@@ -237,14 +240,18 @@ class _Run:
             raise CheckpointError(
                 f"{path} belongs to a run with another config ({changed}); choose another out, or that config"
             )
-        if state["base"] != self.model.backbone.fingerprint:
-            raise CheckpointError(f"{path} was trained on another base model; load the one it started from")
+        if state["base"] != self._base:
+            raise CheckpointError(
+                f"{path} was trained on another base model, or on one whose frozen weights were trained otherwise "
+                "before; load the model it started from"
+            )
         if state["branch"] != self._made_of():
             raise CheckpointError(
                 f"{path} was trained with another branch or similarity; give the options that it started with"
             )
         self.objective.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         for name, parameter in self.objective.named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
@@ -268,6 +275,13 @@ class _Run:
         """Branch and similarity, which a run cannot change on its way."""
         made = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
         return json.dumps(made, sort_keys=True)
+
+    @cached_property
+    def _base(self) -> str:
+        """What stays as it is of the base model: its fingerprint, and frozen weights that were trained earlier."""
+        backbone = self.model.backbone
+        own = {n: p for n, p in backbone.clip.named_parameters() if n in backbone.trained and not p.requires_grad}
+        return " ".join([backbone.fingerprint, *([hash_of(own)] if own else [])])
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}

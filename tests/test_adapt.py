@@ -189,7 +189,14 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
 
 
 @pytest.mark.parametrize("mode", ["last:4", "none"])
-@pytest.mark.parametrize(("branch", "options"), [("stan", {}), ("divided", {"depth": 2}), ("space", {"stem": "frame"})])
+@pytest.mark.parametrize(
+    ("branch", "options"),
+    [
+        ("stan", {}),
+        *((name, {"depth": 2}) for name in ("divided", "stan-release", "stan-paper", "bt-adapter")),
+        ("space", {"stem": "frame"}),
+    ],
+)
 def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
     model = create_model("clipvid-mini", branch=branch, options=options)
     if mode == "last:4" and branch == "space":
@@ -197,12 +204,86 @@ def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
             model.unfreeze(mode, text=False)
         return
     model.unfreeze(mode, text=False)
+    if branch != "space":
+        trained = {name for name, _ in model.trainable_parameters() if name.startswith("backbone.clip.")}
+        assert all(name.startswith("backbone.clip.visual.") for name in trained)
     if branch == "stan":
         torch.nn.init.normal_(model.branch.fusion.gate.weight)
     model.encode_video(torch.randint(0, 255, (2, 2, 3, 48, 48), dtype=torch.uint8)).sum().backward()
     asked = {name: p.grad for name, p in model.backbone.clip.named_parameters() if p.requires_grad}
     assert bool(asked) is (branch != "space"), "a branch with a stem of its own runs nothing of the tower"
     assert not [name for name, grad in asked.items() if grad is None]
+
+
+@pytest.mark.parametrize("branch", ["stan-release", "bt-adapter"])
+def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_train(branch, clips, tmp_path):
+    torch.manual_seed(0)
+    model = create_model("clipvid-mini", branch=branch, depth=2)
+    visual, fusion, position = model.backbone.visual, model.branch.fusion.clip, model.branch.position.clip
+    assert fusion.projection is visual.proj
+    assert position.table is visual.positional_embedding
+    assert not [name for name in model.branch.state_dict() if ".clip." in name], "they are saved with the base alone"
+    before = visual.proj.detach().clone()
+    train(model, clips, None, config(freeze="none", clip_lr=1e-3), progress=False)
+    assert not torch.equal(visual.proj, before)
+    loaded = load(model.save(tmp_path / "m"))
+    assert loaded.branch.fusion.clip.projection is loaded.backbone.visual.proj
+    clip = torch.randint(0, 255, (1, 2, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_video(clip), model.encode_video(clip))
+    summary = model.trainable_summary()
+    assert summary.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad), "counted once"
+
+
+def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, tmp_path):
+    folder = model.save(tmp_path / "m")
+    train(model, clips, None, config(freeze="last:1", clip_lr=1e-3), progress=False)
+    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights unfrozen \(first .*fresh one"):
+        load(folder, base=model.backbone)
+    again = load(model.save(tmp_path / "n"), base=model.backbone)
+    assert again.fingerprint == model.fingerprint, "what was saved says how it was trained"
+
+
+def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):
+    """An earlier run trained CLIP's text tower, this one leaves it frozen: the checkpoint cannot bring it back."""
+    torch.manual_seed(0)
+    model = create_model("clipvid-mini", depth=1)
+    train(model, clips, None, config(freeze="visual", clip_lr=1e-3), progress=False)
+    started = model.save(tmp_path / "started")
+    settings = config(epochs=2)
+    _interrupted(model, clips, settings, tmp_path / "run")
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="whose frozen weights were trained otherwise before"):
+        train(create_model("clipvid-mini", depth=1), clips, None, settings, out=tmp_path / "run", resume=True)
+    train(load(started), clips, None, settings, out=tmp_path / "run", resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "similarity"),
+    [
+        ("recognition", {"mixup": 0.3, "label_smoothing": 0.1}, "mean"),
+        ("retrieval", {"text_lora": 2}, "mean"),
+        ("retrieval", {"freeze": "visual"}, "wti"),
+    ],
+)
+def test_runs_of_every_kind_resume_to_the_bit(clips, tmp_path, task, changes, similarity):
+    ends = []
+    for out, stops in ((tmp_path / "a", (2,)), (tmp_path / "b", (1, 2))):
+        for epochs in stops:
+            torch.manual_seed(0)
+            model = create_model("clipvid-mini", depth=1, similarity=similarity)
+            settings = config(task=task, epochs=2, clip_lr=1e-3, batch_size=2, **changes)
+            if epochs < 2:
+                _interrupted(model, clips, settings, out)
+            else:
+                train(model, clips, None, settings, out=out, resume=len(stops) > 1, progress=False)
+        ends.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_last_blocks_that_a_tower_has_not_are_refused(model):
+    with pytest.raises(ValueError, match="the visual tower has 6 blocks, freeze 'last:99' asks for 99"):
+        model.unfreeze("last:99")
 
 
 def test_modes_and_towers_that_do_not_exist_are_refused(model):

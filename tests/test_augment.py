@@ -191,8 +191,18 @@ def test_the_two_recipes_are_those_of_const_cl():
         (lambda: TrainConfig(rand_magnitude=31), "rand_magnitude is 0 to 30, got 0 and 31"),
         (lambda: TrainConfig(mixup=-0.1), "Beta distribution, 0 or more, got -0.1"),
         (lambda: TrainConfig(mixup=float("nan")), "Beta distribution, 0 or more, got nan"),
-        (lambda: TrainConfig(cache_taps=True, rand_augment=2), "leave out crop_scale, flip, rand_augment and mixup"),
-        (lambda: TrainConfig(cache_taps=True, mixup=0.3), "leave out crop_scale, flip, rand_augment and mixup"),
+        (
+            lambda: TrainConfig(cache_taps=True, rand_augment=2),
+            "leave out rand_augment, or the cache",
+        ),
+        (
+            lambda: TrainConfig(task="recognition", cache_taps=True, mixup=0.3, flip=0.5),
+            "leave out flip, mixup, or",
+        ),
+        (lambda: TrainConfig(mixup=0.3), "mixup is for task 'recognition', this one is 'retrieval'"),
+        (lambda: TrainConfig(task="selfsup", label_smoothing=0.1), "label_smoothing is for task 'recognition'"),
+        (lambda: TrainConfig(task="recognition", temperature=0.1), "temperature is for task 'retrieval'"),
+        (lambda: TrainConfig(task="recognition", learn_temperature=True), "learn_temperature is for task"),
         (lambda: TrainConfig(cache_taps=True, reading=Reading(spatial_views=3)), "reading.spatial_views=3"),
     ],
 )

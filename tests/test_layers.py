@@ -17,7 +17,7 @@ import clipvid
 
 PACKAGE = Path(clipvid.__file__).parent
 LAYERS = (
-    {"errors", "_optional", "_files", "config"},
+    {"errors", "_optional", "_files", "_checks", "config"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "backbone", "branches"},
     {"heads", "cost", "adapt", "saving"},
@@ -29,6 +29,7 @@ LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}
 SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "_optional": {"errors"},
     "_files": {"errors"},
+    "config": {"_checks"},
     "data": {"video"},
     "backbone": {"taps", "tower", "textual"},
     "branches": {"taps", "tower", "backbone"},

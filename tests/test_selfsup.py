@@ -259,7 +259,7 @@ def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
 def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shapes):
     with pytest.raises(ValueError, match="cannot be cached; leave out cache_taps"):
         replace(CONFIG, cache_taps=True)
-    with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out crop_scale"):
+    with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out flip"):
         replace(CONFIG, flip=0.5)
     model = attach(tiny_clip, depth=2)
     store = TapStore.encode(model, shapes.subset([0, 1]), READING)
@@ -274,7 +274,7 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
     ("options", "complaint"),
     [
         ({"context": 4}, "context is odd"),
-        ({"regions": 0}, "regions starts at 1, got 0"),
+        ({"regions": 0}, "regions is a whole number from 1 on, got 0"),
         ({"split": -1}, "split is a number of layers, 0 for none, got -1"),
         ({"flip": 1.5}, r"flip is a probability in \[0, 1\], got 1.5"),
         ({"temperature_local": 0.0}, "temperature_local must be above 0, got 0.0"),

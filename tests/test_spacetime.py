@@ -7,7 +7,7 @@ import torch
 
 from clipvid.nn.attention import Block
 from clipvid.nn.mixers import AttentionStep
-from clipvid.nn.patterns import PAIRINGS, attend_in_groups
+from clipvid.nn.patterns import PAIRINGS, attend_in_groups, even_grid
 from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, scheme_blocks
 
 T, H, W, D, HEADS = 3, 4, 5, 8, 2
@@ -186,6 +186,42 @@ def test_stochastic_depth_grows_linearly_and_vivits_drops_whole_clips_without_re
     assert 10 < int(kept.sum()) < 54
     _, whole = layer.eval()(None, patch[:1], grid=(H, W))
     torch.testing.assert_close(moved[kept], (whole - patch[:1]).flatten(1).expand(int(kept.sum()), -1))
+
+
+@pytest.mark.parametrize("drop", ["clip", "released"])
+def test_a_dropped_clip_keeps_class_token_and_patches_alike(drop):
+    """Class token and patches of a clip are one residual in the papers: both stay as they were, or neither does."""
+    layer = SpaceTimeBlock(Block(D, HEADS), drop_path=0.5, drop_mlp=True, drop=drop).train()
+    layer.block.attention.out.weight.data.zero_()  # what the MLP does is left
+    layer.block.attention.out.bias.data.zero_()
+    cls, patch = torch.randn(1, D).expand(64, -1), torch.randn(1, T, H * W, D).expand(64, -1, -1, -1)
+    new_cls, new_patch = layer(cls, patch, grid=(H, W))
+    moved = [(new - old).flatten(1).abs().amax(dim=1) > 0 for new, old in ((new_cls, cls), (new_patch, patch))]
+    assert torch.equal(moved[0], moved[1])
+    assert 10 < int(moved[0].sum()) < 54
+    whole = layer.eval()(cls[:1], patch[:1], grid=(H, W))
+    scale = 1 if drop == "clip" else 2  # what stays is rescaled by 1 / (1 - rate), or not
+    torch.testing.assert_close((new_cls - cls)[moved[0]][:1], scale * (whole[0] - cls[:1]))
+    torch.testing.assert_close((new_patch - patch)[moved[0]][:1], scale * (whole[1] - patch[:1]))
+
+
+def test_vivits_stochastic_depth_drops_the_class_tokens_attention_too():
+    layer = SpaceTimeBlock(Block(D, HEADS), drop_path=0.5, drop="clip").train()
+    layer.block.mlp[2].weight.data.zero_()
+    layer.block.mlp[2].bias.data.zero_()
+    cls, patch = torch.randn(1, D).expand(64, -1), torch.randn(1, T, H * W, D).expand(64, -1, -1, -1)
+    new_cls, new_patch = layer(cls, patch, grid=(H, W))
+    moved = [(new - old).flatten(1).abs().amax(dim=1) > 0 for new, old in ((new_cls, cls), (new_patch, patch))]
+    assert torch.equal(moved[0], moved[1])
+    assert 10 < int(moved[0].sum()) < 54
+
+
+def test_an_even_grid_without_keys_is_refused():
+    x = torch.randn(2, HEADS, T * H * W, D // HEADS)
+    mask = torch.ones(2, T, dtype=torch.bool)
+    mask[1, ::2] = False
+    with pytest.raises(ValueError, match="every second frame is masked in some clip"):
+        even_grid(x, x, x, shape=(T, H, W), mask=mask)
 
 
 def test_an_odd_number_of_heads_cannot_be_split():

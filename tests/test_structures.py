@@ -164,5 +164,9 @@ def test_combinations_that_cannot_be_are_refused_with_the_reason(backbone):
         choose("posterior", {"mixer": "rsa"})
     with pytest.raises(ValueError, match="unknown scheme 'divide'; choose one of space, joint"):
         IntermediateOptions("divide")
+    with pytest.raises(
+        ValueError, match="tubelet 4 and inflation 'central' belong to stem 'tubelet', this one is 'tow"
+    ):
+        choose("divided", {"tubelet": 4})
     with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9"):
         build(backbone, choose("divided", {"depth": 9}))

@@ -17,6 +17,7 @@ from transformers import BertConfig, M2M100Config, MT5Config, PreTrainedTokenize
 
 from clipvid.backbone import load_clip
 from clipvid.errors import BackboneError
+from clipvid.model import attach
 from clipvid.textual import special_tokens, token_features, token_mask
 
 VISION: dict[str, Any] = {"layers": 1, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 16}
@@ -70,6 +71,16 @@ def own_clip(kind: type, **changes) -> Any:
     return kind(EMBED, CLIPVisionCfg(**VISION), CLIPTextCfg(**(TEXT | changes))).eval()
 
 
+def own_coca() -> Any:
+    torch.manual_seed(0)
+    return CoCa(
+        EMBED,
+        MultimodalCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1),
+        CLIPTextCfg(**TEXT, embed_cls=True, output_tokens=True),
+        CLIPVisionCfg(**VISION, attentional_pool=True, output_tokens=True),
+    ).eval()
+
+
 def hugging_face_clip(name: str, folder) -> Any:
     """As open_clip builds it from a model's name; the folder stands for the hub."""
     config, pooler, projection = FACE[name]
@@ -106,14 +117,7 @@ def test_at_the_pooled_position_a_feature_is_the_towers_own_embedding(name):
 
 @torch.no_grad()
 def test_cocas_tokens_take_the_path_of_its_class_embedding_which_is_not_among_them():
-    torch.manual_seed(0)
-    clip: Any = CoCa(
-        EMBED,
-        MultimodalCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1),
-        CLIPTextCfg(**TEXT, embed_cls=True, output_tokens=True),
-        CLIPVisionCfg(**VISION, attentional_pool=True, output_tokens=True),
-    ).eval()
-    tokens = captions()
+    clip, tokens = own_coca(), captions()
     features = token_features(clip, tokens)
     pooled, before_norm = clip.text(tokens)
     torch.testing.assert_close(features, clip.text.ln_final(before_norm) @ clip.text.text_projection)
@@ -285,3 +289,19 @@ def test_a_tokenizer_that_says_neither_is_refused_by_name():
     unpadded = small_tokenizer(["</s>"], eos_token="</s>")
     with pytest.raises(ValueError, match=f"tokenizer {type(unpadded).__name__} has neither"):
         special_tokens(unpadded)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["CoCa", "BERT"])
+def test_lora_fits_text_towers_of_other_families(kind, tmp_path):
+    """CoCa's attention has a mask for each caption and head; Hugging Face's towers have linears of their own."""
+    pytest.importorskip("peft")
+    clip = own_coca() if kind == "CoCa" else hugging_face_clip("BERT", tmp_path)
+    model, tokens = attach(clip, "mean"), captions()
+    before = model.encode_text(tokens)
+    model.unfreeze(text_lora=2)
+    torch.testing.assert_close(model.encode_text(tokens), before, atol=1e-6, rtol=0)
+    for name, parameter in model.backbone.clip.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert not torch.allclose(model.encode_text(tokens), before, atol=1e-3)

@@ -208,6 +208,70 @@ def test_uniform_frame_sampling_takes_vivits_frames_and_they_alone_matter():
         stem(clip[:, :2])
 
 
+def test_frames_of_another_size_are_refused_and_do_not_become_other_places():
+    stem = Stem(6, patch=(4, 4), grid=(2, 3), frames=2, table="token")
+    assert stem(torch.randn(1, 2, 3, 8, 12))[1].shape == (1, 2, 6, 6)
+    with pytest.raises(ValueError, match=r"frames are \(12, 8\), this stem takes \(8, 12\); use model.transform"):
+        stem(torch.randn(1, 2, 3, 12, 8))
+
+
+def test_frames_that_only_pad_are_never_the_ones_that_are_kept():
+    stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=3, keep=3)
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    mask[1, 2:] = False
+    assert torch.equal(stem.frame_mask(mask[:1]), torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="keep=3 takes frames that only pad a shorter clip"):
+        stem.frame_mask(mask)
+
+
+def test_vivits_temporal_table_is_resized_for_other_numbers_of_frames():
+    table = video_transformer(StandaloneOptions("space", tubelet=2, table="space", temporal_depth=1, **TINY)).temporal
+    assert table.position.shape[0] == TINY["frames"] // 2
+    for frames in (1, 2, 5):
+        fitted = table.fitted(table.position, frames)
+        assert torch.equal(fitted[0], table.position[0])
+        if frames > 1:
+            torch.testing.assert_close(fitted[-1], table.position[-1])
+    kept = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, keep=3, **TINY))
+    assert kept.temporal.position.shape[0] == 3
+
+
+def test_files_as_transformers_writes_them_are_read(tmp_path):
+    """In its files ViViT's attention has other names than in its state dict."""
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    config = VivitConfig(
+        image_size=32, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=96,
+    )  # fmt: skip
+    oracle = VivitForVideoClassification(config)
+    oracle.save_pretrained(tmp_path)
+    options = StandaloneOptions("joint", tubelet=2, table="token", activation="gelu_tanh", **TINY)
+    from_file, from_memory = video_transformer(options), video_transformer(options)
+    load_video_weights(from_file, tmp_path / "model.safetensors")
+    load_video_weights(from_memory, oracle.state_dict())
+    for name, value in from_memory.state_dict().items():
+        assert torch.equal(from_file.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"heads": 0}, "heads is a whole number from 1 on, got 0"),
+        ({"patch": 0}, "patch is a whole number from 1 on, got 0"),
+        ({"depth": 0}, "depth is a whole number from 1 on, got 0"),
+        ({"width": 30}, "width must be a multiple of heads, got 30 and 12"),
+        ({"frames": 3, "tubelet": 2}, "must be a multiple of tubelet, got 3 and 2"),
+        ({"drop_path": 1.5}, r"drop_path is a probability in \[0, 1\), got 1.5"),
+        ({"eps": 0.0}, "eps must be above 0"),
+        ({"keep": 0}, "keep is a whole number from 1 on, got 0"),
+    ],
+)
+def test_numbers_that_make_no_transformer_are_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        StandaloneOptions(**wrong)
+
+
 def test_frames_that_do_not_fill_tubelets_are_refused():
     stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=4, tubelet=2)
     with pytest.raises(ValueError, match="5 frames cannot be cut into tubelets of 2"):

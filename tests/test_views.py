@@ -18,7 +18,7 @@ from clipvid.data.dataset import ClipDataset, Pair, Views, collate
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import VideoError
 from clipvid.evaluate import average_views, embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval
-from clipvid.feed import LiveFeed
+from clipvid.feed import LiveFeed, open_feed
 from clipvid.heads import LinearClassifier
 from clipvid.model import create_model
 from clipvid.video import _pyav, read, read_video, temporal_views
@@ -334,6 +334,9 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
     reading = replace(READING, temporal_views=2, spatial_views=3)
     with pytest.raises(ValueError, match="a TapStore keeps one view of each clip, got temporal_views=2 and spatial_v"):
         TapStore.encode(model, data, reading)
+    store = TapStore.encode(model, data, READING)
+    with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):
+        open_feed(model, store, TrainConfig(reading=READING, crop_scale=(0.5, 1.0), flip=0.5), progress=False)
     feed = LiveFeed(model, data, TrainConfig(reading=reading, rand_augment=2, rand_magnitude=7))
     assert feed.dataset.views == Views()
     assert (feed.dataset.transform.rand_layers, feed.dataset.transform.rand_magnitude) == (2, 7)

@@ -76,6 +76,21 @@ class Branch(nn.Module):
         raise TypeError(f"{type(self).__name__} has no layers to run one by one")
 
 
+class Shared(nn.Module):
+    """Parameters of the tower that a branch uses too: they train when the tower does, and are saved with it alone."""
+
+    def __init__(self, **parameters: nn.Parameter) -> None:
+        super().__init__()
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        """Nothing: the base model has them."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Nothing: they came with the base model."""
+
+
 def heads_of(copies: list[nn.Module], width: int) -> int:
     """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
     if copies and isinstance(copies[0], Block):

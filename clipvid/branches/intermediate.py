@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid import _checks
 from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch, State, heads_of
 from clipvid.branches.posterior import PosteriorOptions, over_frames
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, stretched
-from clipvid.nn.mixers import MIXERS, mixer_options
+from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, scheme_block, with_cls_of_frames
 from clipvid.nn.stem import Stem, inflated
 from clipvid.taps import Pixels, Taps
@@ -38,7 +39,8 @@ class IntermediateOptions:
     step 0, space and factorised are CLIP; divided, local_global and axial are their block's own attention alone, with
     one class token for the clip; joint and dot_product mix frames from the start."""
     depth: int | None = 4
-    """K: how many of the tower's last blocks are copied; the rest stay frozen. None copies all of them."""
+    """K: how many of the tower's last blocks are copied; the rest stay frozen. None copies all of them, as any stem but
+    the tower's does."""
     mixer: str | None = None
     """Cross-frame module in place of divided's attention: attention, conv, conv_full or rsa."""
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
@@ -62,40 +64,29 @@ class IntermediateOptions:
     """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"unknown scheme {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        _checks.choices(self, _CHOICES)
         if self.mixer is not None:
-            self._check_mixer(self.mixer)
+            check_mixer(self.mixer, self.mixer_options)
+            if self.scheme != "divided":
+                raise ValueError(
+                    f"scheme {self.scheme!r} says itself how frames are mixed, so it takes no mixer; choose 'divided', "
+                    "whose cross-frame step can be any mixer"
+                )
         elif self.mixer_options:
             raise ValueError(f"mixer_options {dict(self.mixer_options)} belong to a mixer; give mixer too")
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"depth starts at 1, or None for all blocks, got {self.depth}")
-        if self.time_size < 1 or self.tubelet < 1 or self.temporal_depth < 0:
+        _checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
+        if self.depth is not None:
+            _checks.least(self, depth=1)
+        if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
             raise ValueError(
-                f"time_size and tubelet start at 1, temporal_depth at 0, got {self.time_size}, {self.tubelet} and "
-                f"{self.temporal_depth}"
+                f"tubelet {self.tubelet} and inflation {self.inflation!r} belong to stem 'tubelet', this one is "
+                f"{self.stem!r}; leave them out, or choose that stem"
             )
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}")
-
-    def _check_mixer(self, mixer: str) -> None:
-        if mixer not in MIXERS:
-            raise ValueError(f"unknown mixer {mixer!r}; choose one of {', '.join(MIXERS)}")
-        if self.scheme != "divided":
-            raise ValueError(
-                f"scheme {self.scheme!r} says itself how frames are mixed, so it takes no mixer; choose 'divided', "
-                "whose cross-frame step can be any mixer"
-            )
-        known = mixer_options(mixer)
-        for name in self.mixer_options:
-            if name not in known:
-                raise ValueError(f"mixer {mixer} has no option {name!r}; it has {', '.join(known) or 'none'}")
+        _checks.probability(self, "drop_path", certain=False)
 
 
 _CHOICES = {
+    "scheme": tuple(SCHEMES),
     "stem": ("tower", "frame", "tubelet"),
     "inflation": ("central", "inflate", "random"),
     "position": ("time", "token"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid import _checks
 from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch
 from clipvid.nn.attention import MLP
@@ -26,8 +27,7 @@ class MeanOptions:
     """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""
 
     def __post_init__(self) -> None:
-        if self.hidden < 0:
-            raise ValueError(f"hidden is a width, 0 for none, got {self.hidden}")
+        _checks.least(self, hidden=0)
 
 
 class Mean(Branch):

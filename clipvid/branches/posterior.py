@@ -12,6 +12,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid import _checks
 from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch, heads_of
 from clipvid.errors import BackboneError
@@ -36,11 +37,8 @@ class PosteriorOptions:
     """Rows of the position table; longer clips stretch it. With init=text it is CLIP's own table."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("init", ("random", "text")), ("fusion", ("gated", "release"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        if self.depth < 1 or self.time_size < 1:
-            raise ValueError(f"depth and time_size start at 1, got {self.depth} and {self.time_size}")
+        _checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
+        _checks.least(self, depth=1, time_size=1)
 
 
 class Posterior(Branch):

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid import _checks
 from clipvid.backbone import Backbone
-from clipvid.branches.branch import Branch, State, heads_of
+from clipvid.branches.branch import Branch, Shared, State, heads_of
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, sinusoids, stretched
-from clipvid.nn.mixers import MIXERS, mixer_options
+from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.motion import LocalMotion
 from clipvid.nn.spacetime import SpaceTimeBlock
 from clipvid.taps import Geometry, Taps
@@ -65,19 +66,12 @@ class StanOptions:
     """D, branch width; None takes the tower's last level. Another width cannot copy the tower's blocks."""
 
     def __post_init__(self) -> None:
-        if self.mixer not in MIXERS:
-            raise ValueError(f"unknown mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        known = mixer_options(self.mixer)
-        for name in self.mixer_options:
-            if name not in known:
-                raise ValueError(f"mixer {self.mixer} has no option {name!r}; it has {', '.join(known) or 'none'}")
-        if self.depth < 1 or self.time_size < 1:
-            raise ValueError(f"depth and time_size start at 1, got {self.depth} and {self.time_size}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is a probability in [0, 1), got {self.drop_path}")
+        check_mixer(self.mixer, self.mixer_options)
+        _checks.choices(self, _CHOICES)
+        _checks.least(self, depth=1, time_size=1)
+        if self.width is not None:
+            _checks.least(self, width=1)
+        _checks.probability(self, "drop_path", certain=False)
 
 
 _CHOICES = {
@@ -190,22 +184,19 @@ class _Position(nn.Module):
             start = sinusoids(options.time_size, width)
         self.time = nn.Parameter(options.time_std * start)
         self.space = nn.Parameter(torch.zeros(geometry.patches, width)) if options.position == "learned" else None
-        # CLIP's own tables come with the base model; saving them again would only make room for disagreement
-        self.clip_space: Tensor | None
-        self.clip_class: Tensor | None
-        self.register_buffer(
-            "clip_space", own[1][1:].clone() if options.position == "clip" and own else None, persistent=False
-        )
-        start = (own[0] + own[1][0]).clone() if options.class_start == "release" and own else None
-        self.register_buffer("clip_class", start, persistent=False)
+        self.clip: Any = Shared(cls=own[0], table=own[1]) if own and needs_own else None
+        self.clip_class = options.class_start == "release"
         # BT-Adapter's token starts at zero and has CLIP's position of the class token added
-        self.own_class = nn.Parameter(own[1][0].clone()) if options.class_start == "own" and own else None
+        self.own_class = nn.Parameter(own[1][0].detach().clone()) if options.class_start == "own" and own else None
 
     def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
-        token = self.clip_class if self.own_class is None else self.own_class
-        if token is not None:
-            cls = (cls + token) / 2
-        space = self.clip_space if self.space is None else self.space
+        space = self.space
+        if self.own_class is not None:
+            cls = (cls + self.own_class) / 2
+        if self.clip is not None:
+            if self.clip_class:
+                cls = (cls + self.clip.cls + self.clip.table[0]) / 2
+            space = self.clip.table[1:] if space is None else space
         assert space is not None
         return cls, patch + space + stretched(self.time, patch.shape[1])[:, None]
 
@@ -247,7 +238,7 @@ class _GatedFusion(nn.Module):
 
 
 class _ReleaseFusion(nn.Module):
-    """proj(ln_post(class token + branch)) per frame, as published; CLIP's norm and projection stay frozen."""
+    """proj(ln_post(class token + branch)) per frame, as published, with CLIP's own norm and projection."""
 
     def __init__(self, backbone: Backbone, geometry: Geometry, width: int, *, balanced: bool = False) -> None:
         super().__init__()
@@ -261,17 +252,13 @@ class _ReleaseFusion(nn.Module):
         norm: Any
         norm, projection = head
         self.eps = float(norm.eps)
-        self.weight: Tensor
-        self.bias: Tensor
-        self.projection: Tensor
-        self.register_buffer("weight", norm.weight.detach().clone(), persistent=False)
-        self.register_buffer("bias", norm.bias.detach().clone(), persistent=False)
-        self.register_buffer("projection", projection.detach().clone(), persistent=False)
+        self.clip = Shared(weight=norm.weight, bias=norm.bias, projection=projection)
 
     def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
         frame = taps.cls[-1]
         fused = frame + cls[:, None] if self.balance is None else self.balance(frame, cls[:, None].expand_as(frame))
-        return F.layer_norm(fused, self.weight.shape, self.weight, self.bias, self.eps) @ self.projection
+        clip: Any = self.clip
+        return F.layer_norm(fused, clip.weight.shape, clip.weight, clip.bias, self.eps) @ clip.projection
 
 
 _FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {

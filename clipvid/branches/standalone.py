@@ -15,6 +15,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid import _checks
 from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch
 from clipvid.nn.spacetime import SCHEMES, scheme_blocks
@@ -59,11 +60,20 @@ class StandaloneOptions:
     """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"unknown scheme {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        _checks.choices(self, _CHOICES)
+        _checks.least(self, frames=1, image_size=1, patch=1, tubelet=1, width=1, depth=1, heads=1, temporal_depth=0)
+        _checks.probability(self, "drop_path", certain=False)
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0, got {self.eps}")
+        if self.keep is not None:
+            _checks.least(self, keep=1)
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        if (self.keep or self.frames) % self.tubelet:
+            raise ValueError(
+                f"the frames that are used must be a multiple of tubelet, got {self.keep or self.frames} and "
+                f"{self.tubelet}"
+            )
         if self.image_size % self.patch:
             raise ValueError(f"image_size must be a multiple of patch, got {self.image_size} and {self.patch}")
         if not self.class_token and SCHEMES[self.scheme].cls == "video" and SCHEMES[self.scheme].cls_key:
@@ -76,6 +86,7 @@ class StandaloneOptions:
 
 
 _CHOICES = {
+    "scheme": tuple(SCHEMES),
     "table": ("space", "space_time", "token"),
     "activation": ("gelu", "gelu_tanh"),
     "drop": ("released", "clip"),
@@ -133,7 +144,8 @@ def video_transformer(options: StandaloneOptions) -> VideoTransformer:
     temporal = None
     if o.temporal_depth:
         blocks = plain_blocks(o.width, o.temporal_depth, heads=o.heads, activation=activation, eps=o.eps)
-        temporal = TemporalTransformer(o.width, blocks, rows=o.frames // o.tubelet, cls=True, eps=o.eps)
+        rows = (o.frames if o.keep is None else o.keep) // o.tubelet
+        temporal = TemporalTransformer(o.width, blocks, rows=rows, cls=True, eps=o.eps, resize=True)
     blocks = scheme_blocks(
         scheme,
         o.width,

@@ -9,7 +9,7 @@ self-attention in their place is ours.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ class RSAMixer(nn.Module):
         form: str = "hadamard",
     ) -> None:
         super().__init__()
-        if bottleneck < 1 or width % bottleneck:
+        if not isinstance(bottleneck, int) or bottleneck < 1 or width % bottleneck:
             raise ValueError(f"bottleneck must divide the width {width}, got {bottleneck}")
         inner = width // bottleneck
         if queries is None:
@@ -178,6 +178,19 @@ def mixer_options(name: str) -> dict[str, Any]:
     """The options of a mixer that a user may change, and their defaults."""
     known = inspect.signature(MIXERS[name]).parameters.values()
     return {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
+
+
+def check_mixer(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError for a mixer that does not exist, and for options that it has not."""
+    if name not in MIXERS:
+        raise ValueError(f"unknown mixer {name!r}; choose one of {', '.join(MIXERS)}")
+    known = mixer_options(name)
+    told = ", ".join(known) or "none"
+    if not isinstance(options, Mapping):
+        raise ValueError(f"mixer_options are values by name, got {options!r}; mixer {name} has {told}")
+    for option in options:
+        if option not in known:
+            raise ValueError(f"mixer {name} has no option {option!r}; it has {told}")
 
 
 def _hide(x: Tensor, mask: Tensor | None) -> Tensor:

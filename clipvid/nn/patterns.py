@@ -115,11 +115,16 @@ def even_grid(
     shape: Shape,
     mask: Bool[Tensor, "b t"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
-    """Every token attends to every second patch along time, height and width, and to the class token."""
+    """Every token attends to every second patch along time, height and width, and to the class token.
+
+    Without one, a clip of whose frames 0, 2, 4, ... none counts would attend to nothing: ValueError.
+    """
     first = q.shape[2] - shape[0] * shape[1] * shape[2]
     keys = [_with_cls(x, x[:, :, first:].unflatten(2, shape)[:, :, ::2, ::2, ::2].flatten(2, 4), first) for x in (k, v)]
-    seen = -(-shape[1] // 2) * -(-shape[2] // 2)
-    return attend(q, *keys, mask=_frame_keys(None if mask is None else mask[:, ::2], seen, first=first))
+    seen, mask = -(-shape[1] // 2) * -(-shape[2] // 2), None if mask is None else mask[:, ::2]
+    if mask is not None and not first and not bool(mask.any(dim=1).all()):
+        raise ValueError("every second frame is masked in some clip, so its tokens have no keys; let masks end clips")
+    return attend(q, *keys, mask=_frame_keys(mask, seen, first=first))
 
 
 def time_and_space(

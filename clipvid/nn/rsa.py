@@ -45,10 +45,10 @@ class RSA(nn.Module):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(PARTS)}")
         if form not in ("hadamard", "dot"):
             raise ValueError(f"unknown form {form!r}; choose one of hadamard, dot")
-        if width % queries:
+        if not isinstance(queries, int) or queries < 1 or width % queries:
             raise ValueError(f"width {width} is not divisible by {queries} queries")
-        if len(kernel) != 3 or any(k < 1 or k % 2 == 0 for k in kernel):
-            raise ValueError(f"kernel must be three odd numbers (time, height, width), got {tuple(kernel)}")
+        if not _is_kernel(kernel):
+            raise ValueError(f"kernel must be three odd numbers (time, height, width), got {kernel!r}")
         self.queries, self.kernel_type, self.context_type = queries, kernel_type, context_type
         self.d = d = width // queries  # channels of a query, of keys and of values, and the shared rank
         self.padding = [k // 2 for k in kernel]
@@ -107,3 +107,9 @@ class RSA(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(dim=-1, keepdim=True) + EPS).rsqrt()
+
+
+def _is_kernel(kernel: object) -> bool:
+    if not isinstance(kernel, Sequence) or len(kernel) != 3:
+        return False
+    return all(isinstance(k, int) and k >= 1 and k % 2 == 1 for k in kernel)

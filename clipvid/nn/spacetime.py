@@ -70,8 +70,8 @@ class SpaceTimeBlock(nn.Module):
     """A transformer block within groups of tokens, with steps that mix frames before or after its attention.
 
     A class token belongs to the whole video: it is shown to every group, and the groups' answers are averaged.
-    `drop` "released" drops single sequences and rescales what stays, and leaves the MLP alone unless `drop_mlp`;
-    "clip" drops whole clips without rescaling, as ViViT does.
+    Stochastic depth, by `drop`: "released" drops the attention's single sequences, and with `drop_mlp` the MLP of whole
+    clips, and rescales what stays; "clip" drops each part of whole clips without rescaling, as ViViT does.
     """
 
     def __init__(
@@ -113,10 +113,9 @@ class SpaceTimeBlock(nn.Module):
         cls, patch = self._attended(cls, patch, grid=grid, mask=mask)
         if self.place == "between":
             patch = self._mixed(cls, patch, grid=grid, mask=mask)
-        dropped = self._of_clip if self.drop == "clip" else self._of_mlp
-        if cls is not None:
-            cls = cls + dropped(self.block.mlp_residual(cls[:, None]))[:, 0]
-        patch = patch + dropped(self.block.mlp_residual(patch.flatten(1, 2))).unflatten(1, patch.shape[1:3])
+        of_cls = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
+        of_patch = self.block.mlp_residual(patch.flatten(1, 2)).unflatten(1, patch.shape[1:3])
+        cls, patch = self._joined(cls, patch, of_cls, of_patch, drops=self.drop_mlp or self.drop == "clip")
         if self.place == "after":
             patch = self._mixed(cls, patch, grid=grid, mask=mask)
         return cls, patch
@@ -124,16 +123,15 @@ class SpaceTimeBlock(nn.Module):
     def _mixed(self, cls: Tensor | None, patch: Tensor, *, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
         for step in self.steps:
             extras = {"cls": cls} if isinstance(step, AttentionStep) else {}
-            patch = patch + self._of_clip(step(patch, grid=grid, mask=mask, **extras))
+            found = step(patch, grid=grid, mask=mask, **extras)  # which drops its own sequences, where they are dropped
+            _, patch = self._joined(None, patch, None, found, drops=self.drop == "clip")
         return patch
 
     def _attended(
         self, cls: Tensor | None, patch: Tensor, *, grid: tuple[int, int], mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         of_cls, of_patch = attend_in_groups(self._of_group, patch, kind=self.own, grid=grid, cls=cls, mask=mask)
-        if cls is not None and of_cls is not None:
-            cls = cls + of_cls
-        return cls, patch + self._of_clip(of_patch)
+        return self._joined(cls, patch, of_cls, of_patch, drops=self.drop == "clip")
 
     def _of_group(self, x: Tensor, **extras: Any) -> Tensor:
         """The block's attention; a row of stochastic depth is one sequence, as in the released codes."""
@@ -142,14 +140,19 @@ class SpaceTimeBlock(nn.Module):
             return residual
         return stochastic_depth(residual, self.drop_path, "row", self.training)
 
-    def _of_mlp(self, residual: Tensor) -> Tensor:
-        return stochastic_depth(residual, self.drop_path if self.drop_mlp else 0.0, "row", self.training)
-
-    def _of_clip(self, residual: Tensor) -> Tensor:
-        """ViViT's stochastic depth, by clip; torchvision rescales what stays, which is undone."""
-        if self.drop != "clip" or not self.training or not self.drop_path:
-            return residual
-        return stochastic_depth(residual, self.drop_path, "row", True) * (1 - self.drop_path)
+    def _joined(
+        self, cls: Tensor | None, patch: Tensor, of_cls: Tensor | None, of_patch: Tensor, *, drops: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Tokens with what a part of the block adds to them; with `drops`, to class token and patches alike."""
+        if drops and self.training and self.drop_path:
+            kept = stochastic_depth(
+                of_patch.new_ones(len(patch), 1), self.drop_path, "row", True
+            )  # 0 or 1 / (1 - rate)
+            if self.drop == "clip":
+                kept = kept * (1 - self.drop_path)
+            of_patch = of_patch * kept[:, :, None, None]
+            of_cls = None if of_cls is None else of_cls * kept
+        return (cls if cls is None or of_cls is None else cls + of_cls), patch + of_patch
 
 
 def with_cls_of_frames(cls: Float[Tensor, "b t d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t m d"]:

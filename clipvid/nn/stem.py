@@ -60,6 +60,12 @@ class Stem(nn.Module):
     def forward(
         self, video: Float[Tensor, "b t 3 s1 s2"]
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
+        side = tuple(n * k for n, k in zip(self.grid, self.conv.kernel_size[1:], strict=True))
+        if tuple(video.shape[-2:]) != side:
+            raise ValueError(
+                f"frames are {tuple(video.shape[-2:])}, this stem takes {side}; use model.transform, or pass uint8 "
+                "frames of any size"
+            )
         if self.keep is not None:
             video = video[:, evenly(video.shape[1], self.keep)]
         if video.shape[1] % self.tubelet:
@@ -86,6 +92,11 @@ class Stem(nn.Module):
             return None
         if self.keep is not None:
             mask = mask[:, evenly(mask.shape[1], self.keep)]
+            if not bool(mask.any(dim=1).all()):
+                raise ValueError(
+                    f"keep={self.keep} takes frames that only pad a shorter clip; read the clips with a sampler that "
+                    "does not pad (uniform), or leave keep out"
+                )
         return mask.unflatten(1, (-1, self.tubelet)).any(dim=2)
 
 

@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import Block
-from clipvid.nn.frames import stretched
+from clipvid.nn.frames import resized, stretched
 
 
 class TemporalTransformer(nn.Module):
     """Positions, transformer blocks over the frames of a clip, and with `norm` a final LN.
 
-    `rows` is the length of the position table; longer clips stretch it linearly. With `cls` a class token goes first.
+    `rows` is the length of the position table. Clips of another length take its first rows and stretch it linearly
+    past its end (CLIP4Clip), or with `resize` always all of it, resized (ViViT). With `cls` a class token goes first.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class TemporalTransformer(nn.Module):
         rows: int = 64,
         cls: bool = False,
         norm: bool = True,
+        resize: bool = False,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.fitted = resized if resize else stretched
         self.position = nn.Parameter(0.02 * torch.randn(rows, width))
         self.cls = nn.Parameter(torch.zeros(width)) if cls else None
         self.cls_position = nn.Parameter(0.02 * torch.randn(width)) if cls else None
@@ -43,7 +46,7 @@ class TemporalTransformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t d"]]:
-        x = x + stretched(self.position, x.shape[1])
+        x = x + self.fitted(self.position, x.shape[1])
         if self.cls is not None and self.cls_position is not None:
             x = torch.cat([(self.cls + self.cls_position).expand(len(x), 1, -1), x], dim=1)
             mask = None if mask is None else torch.cat([mask.new_ones(len(x), 1), mask], dim=1)

@@ -18,6 +18,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from clipvid import _checks
+
 TOP_MAGNITUDE = 30
 
 
@@ -78,9 +80,7 @@ class ContrastiveView:
             raise ValueError(f"aspect is (least, most) of width / height, above 0, got {self.aspect}")
         if not 0 <= self.strength <= 2.5:
             raise ValueError(f"strength is 0 to 2.5, where hue has turned by half the circle, got {self.strength}")
-        for name in ("flip", "jitter", "grey", "blur", "solarise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")
+        _checks.probability(self, "flip", "jitter", "grey", "blur", "solarise")
 
     def crop(
         self,

@@ -1,0 +1,39 @@
+"""Checks of settings: what they let pass, and what they say of what they do not.
+
+The dataclasses that use them are checked by type in these tests, so wrong types are tried here, on plain objects.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from clipvid import _checks
+
+
+def test_fields_within_their_bounds_pass():
+    settings = SimpleNamespace(depth=1, workers=0, flip=1.0, drop=0, mode="a")
+    _checks.least(settings, depth=1, workers=0)
+    _checks.probability(settings, "flip", "drop")
+    _checks.choices(settings, {"mode": ("a", "b")})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "two", None, True])
+def test_what_is_no_whole_number_from_its_bound_on_is_refused_with_its_name_and_value(value):
+    with pytest.raises(ValueError, match=f"depth is a whole number from 1 on, got {value!r}"):
+        _checks.least(SimpleNamespace(depth=value), depth=1)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "half", None])
+def test_what_is_no_probability_is_refused(value):
+    with pytest.raises(ValueError, match=r"drop is a probability in \[0, 1\], got "):
+        _checks.probability(SimpleNamespace(drop=value), "drop")
+
+
+def test_certainty_is_refused_where_asked():
+    with pytest.raises(ValueError, match=r"drop is a probability in \[0, 1\), got 1"):
+        _checks.probability(SimpleNamespace(drop=1), "drop", certain=False)
+
+
+def test_another_name_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="unknown mode 'c'; choose one of a, b"):
+        _checks.choices(SimpleNamespace(mode="c"), {"mode": ("a", "b")})
