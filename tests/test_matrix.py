@@ -26,16 +26,17 @@ READING = Reading(frames=FRAMES, batch_size=4, precision="32-true")
 SMALL = {"image_size": SIDE, "patch": 8, "width": 16, "depth": 2, "heads": 2, "frames": FRAMES}
 STANDALONE = [name for name in BRANCHES if name.startswith(("timesformer", "vivit-"))]
 ON_CLIP = [name for name in BRANCHES if name not in STANDALONE]
+PUBLISHED = ("stan-release", "stan-paper", "bt-adapter")  # they end in CLIP's class token, norm and projection
 CASES = {  # name -> (branch, changed options)
     **{name: (name, {"depth": 2} if name != "mean" else {"hidden": 8}) for name in ON_CLIP},
     **{f"stan {mixer}": ("stan", {"depth": 2, "mixer": mixer}) for mixer in MIXERS},
     **{f"divided {mixer}": ("divided", {"depth": 2, "mixer": mixer}) for mixer in MIXERS},
+    **{f"{name} {mixer}": (name, {"depth": 2, "mixer": mixer}) for name in PUBLISHED for mixer in MIXERS},
     **{name: (name, SMALL) for name in STANDALONE if name not in ("timesformer-hr", "timesformer-l")},
     "divided, own frames": ("divided", {"stem": "frame"}),
     "factorised, own tubelets": ("vivit3", {"stem": "tubelet"}),
     "all blocks": ("joint", {"depth": None}),
 }
-NEEDS_PLAIN_CLIP = ("stan-release", "stan-paper", "bt-adapter")  # they end in CLIP's class token, norm and projection
 
 
 class Tokenizer:
@@ -98,7 +99,7 @@ def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower
     kind, backbone, data, stores = tower
     branch, changes = CASES[case]
     options = choose(branch, changes)
-    if kind == "SigLIP" and branch in NEEDS_PLAIN_CLIP:
+    if kind == "SigLIP" and branch in PUBLISHED:
         with pytest.raises(BackboneError, match="choose branch='stan'"):
             attach(backbone, options)
         return
@@ -118,6 +119,39 @@ def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower
             if task == "recognition":
                 assert torch.equal(loaded.classify(clip), model.classify(clip))
         assert loaded.fingerprint == model.fingerprint
+
+
+GATES = {  # what starts at zero: branch, options, its parameter
+    "stan": ("stan", {"depth": 2}, "fusion.gate.weight"),
+    "posterior": ("posterior", {"depth": 1}, "refine.gate.weight"),
+    "vivit2": ("vivit2", {"depth": 2, "temporal_depth": 1}, "over_frames.gate.weight"),
+    "mean": ("mean", {"hidden": 8}, "refine.2.weight"),
+    "divided": ("divided", {"depth": 2}, "layers.0.steps.0.out.weight"),
+    "vivit3": ("vivit3", {"depth": 2}, "layers.0.steps.0.attention.out.weight"),
+}
+IS_CLIP = ("stan", "posterior", "mean")  # exactly; the others' copied blocks are CLIP's up to rounding, or their own
+
+
+@pytest.mark.parametrize("name", list(GATES))
+def test_what_starts_at_zero_hides_the_branch_and_gets_a_gradient(tower, name):
+    _, backbone, _, _ = tower
+    torch.manual_seed(0)
+    branch, changes, zeroed = GATES[name]
+    model = attach(backbone, branch, options=changes).eval()
+    weight = dict(model.branch.named_parameters())[zeroed]
+    assert not weight.any()
+    clip = torch.randint(0, 255, (2, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
+    frames = model.encode_frames(clip)
+    with model.branch_disabled(), torch.no_grad():
+        clips_own = model.encode_frames(clip)
+    if name in IS_CLIP:
+        assert torch.equal(frames, clips_own), "the identity is exact"
+    elif name != "divided":  # one class token for the clip is not CLIP, whatever the steps do
+        torch.testing.assert_close(frames, clips_own, atol=2e-6, rtol=1e-5)
+    text = torch.nn.functional.normalize(torch.randn(2, model.embed_dim), dim=-1)
+    model.match(text, frames).diagonal().sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.norm() > 1e-6
 
 
 @pytest.mark.parametrize("similarity", list(SIMILARITIES))

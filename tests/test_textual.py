@@ -305,3 +305,31 @@ def test_lora_fits_text_towers_of_other_families(kind, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     assert not torch.allclose(model.encode_text(tokens), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("similarity", ["wti", "mug", "mug_simple"])
+def test_the_similarity_of_a_caption_is_that_of_its_own_tokens_whatever_the_padding_is(similarity):
+    """Through the public path, texts to similarities, against the head on the caption's features alone."""
+
+    class Tokens:
+        eos_token_id = END
+
+        def __init__(self, pad: int) -> None:
+            self.pad_token_id = pad
+
+        def __call__(self, texts: list[str]) -> torch.Tensor:
+            rows = [[2, *(3 + ord(word[0]) % 90 for word in text.split()), END] for text in texts]
+            return torch.tensor([row + [self.pad_token_id] * (12 - len(row)) for row in rows])
+
+    texts, frames = ["a dog runs", "a cat"], torch.randn(3, 4, EMBED)
+    for pad in (0, 1, END):
+        torch.manual_seed(1)
+        model = attach(own_clip(CLIP), "mean", tokenizer=Tokens(pad), similarity=similarity)
+        with torch.no_grad():
+            words = model.text_features(texts)
+            found = model.match(words, frames)
+            assert words.mask.sum(dim=1).tolist() == [5, 4]
+            for row, length in enumerate((5, 4)):
+                own = words.features[row, None, None, :length]
+                alone = model.matcher(own, frames[None], text_mask=torch.ones(1, 1, length, dtype=torch.bool))
+                torch.testing.assert_close(found[row], alone[0], atol=1e-6, rtol=0)
