@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvid._arguments import index_model, named_data, named_device, named_model, refuse
 from clipvid.config import Reading, TrainConfig
 
 
@@ -60,7 +61,7 @@ def info(
         frames: frames a clip.
     """
     chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
-    described = _model(model, shapes_only=True, options=options, similarity=similarity, **chosen)
+    described = named_model(model, shapes_only=True, options=options, similarity=similarity, **chosen)
     if freeze != "all" or text_lora:
         described.unfreeze(freeze, text_lora=text_lora)
     print(described.trainable_summary(frames))
@@ -115,14 +116,14 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
             "val_split without split would train on the validation videos too; give --split, such as train"
         )
     plain = "videos" if config.task == "selfsup" else "folder"
-    train_data = _open(data, format, split, plain=plain)
+    train_data = named_data(data, format, split, plain=plain)
     if val is not None or val_split is not None:
-        val_data = _open(val or data, format, val_split, classes=train_data.classes, plain=plain)
+        val_data = named_data(val or data, format, val_split, classes=train_data.classes, plain=plain)
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
-    accelerator = _device(device)
+    accelerator = named_device(device)
     chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
-    video_model = _model(model, pretrained, options=options, similarity=similarity, **chosen)
+    video_model = named_model(model, pretrained, options=options, similarity=similarity, **chosen)
     result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
     best = (
         ""
@@ -164,10 +165,10 @@ def evaluate(
     from clipvid import evaluate as ev
     from clipvid._files import whole_file
 
-    video_model = _model(model, pretrained, device=device, plain="mean")
+    video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
-    videos = _open(data, format, split, classes=classes)
+    videos = named_data(data, format, split, classes=classes)
     scorers = {
         "retrieval": ev.evaluate_retrieval,
         "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
@@ -213,7 +214,7 @@ def embed(
 
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
-    video_model = _model(model, pretrained, device=device, plain="mean")
+    video_model = named_model(model, pretrained, device=device, plain="mean")
     paths = find_videos(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
     if not paths:
         raise ValueError(f"no videos in {videos}")
@@ -261,15 +262,15 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     if add:
-        _refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
-        found = VideoIndex.load(out, _index_model(out, device))
+        refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
+        found = VideoIndex.load(out, index_model(out, device))
     else:
         if Path(out).exists() and any(Path(out).iterdir()):
             raise FileExistsError(
                 f"{out} holds an index or other files; give --add true to go on with it, or another --out"
             )
         name = model or "clipvid-mini"
-        video_model = _model(name, pretrained, device=device, plain="mean")
+        video_model = named_model(name, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
         frames = reading.frames if frames is None else frames
         found = VideoIndex(video_model, frames=frames, sampler=reading.sampler)
@@ -296,93 +297,12 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
     """
     from clipvid.search import VideoIndex
 
-    found = VideoIndex.load(index, _index_model(index, device))
+    found = VideoIndex.load(index, index_model(index, device))
     if video and rerank:
         raise ValueError(f"rerank compares words with frames, the query is a video; leave out --rerank {rerank}")
     hits = found.search_video(query, k=k) if video else found.search(query, k=k, rerank=rerank)
     for hit in hits:
         print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
-
-
-def _model(
-    name: str,
-    pretrained: str | None = None,
-    *,
-    device: str = "cpu",
-    branch: str | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: dict[str, Any] | None = None,
-    similarity: str | None = None,
-    plain: str = "stan",
-    shapes_only: bool = False,
-) -> Any:
-    """A saved model where `name` is a folder of one, else the base model of that name with a branch.
-
-    `plain` is the branch where none is asked for; with `shapes_only` a base model has no weights.
-    """
-    from clipvid.model import create_model, load
-    from clipvid.saving import CONFIG
-
-    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    if (Path(name) / CONFIG).is_file():
-        what = f"{name} is a saved model and brings its own branch and weights"
-        _refuse(what, pretrained=pretrained, **chosen)
-        return load(name, device=_device(device))
-    if (Path(name) / "best" / CONFIG).is_file():
-        raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
-    place = "meta" if shapes_only else _device(device)
-    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    return create_model(name, pretrained, device=place, **{"branch": plain, **given})
-
-
-def _refuse(reason: str, **options: object) -> None:
-    """ValueError for options that were given where nothing would listen to them."""
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"{reason}; leave out {', '.join(given)}")
-
-
-def _device(name: str) -> str:
-    """The device of that name; auto is a GPU where there is one."""
-    import torch
-
-    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next((gpu for gpu, there in gpus.items() if there), "cpu")
-    if name != "cpu" and name not in gpus:
-        raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
-    if not gpus.get(name, True):
-        raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
-    return name
-
-
-def _index_model(index: str, device: str) -> Any:
-    """The model that an index was built with, by the name in its note."""
-    from clipvid.search import VideoIndex
-
-    note = VideoIndex.read_note(index)
-    if not note.get("model"):
-        raise ValueError(
-            f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
-        )
-    return _model(str(note["model"]), note["pretrained"], device=device, plain="mean")
-
-
-def _open(
-    data: str,
-    format: str | None,
-    split: str | None,
-    *,
-    classes: Sequence[str] | None = None,
-    plain: str = "folder",
-) -> Any:
-    """The data set; where no format is given, a table's, or `plain` for a folder without one."""
-    from clipvid.data.readers import open_dataset
-
-    root = Path(data)
-    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
-    return open_dataset(format or guessed, root, split=split, classes=classes)
 
 
 def _report(unreadable: Sequence[Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clipvid.branches import Branch
 from clipvid.config import SelfSupervision, TrainConfig
 from clipvid.errors import DataError
-from clipvid.feed import PairFeed, Work
+from clipvid.feed import Work
 from clipvid.losses import region_contrastive, two_view_contrastive
 from clipvid.model import VideoCLIP
 from clipvid.nn.decoder import ProjectionHead, RegionDecoder
@@ -127,25 +127,6 @@ class SelfSupervised(nn.Module):
             for view in (0, 1)
         ]
         return (losses[0] + losses[1]) / 2
-
-
-@torch.no_grad()
-def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
-    """Mean loss in eval mode over the feed's pairs of epoch 0, with the same regions at every call.
-
-    torch's CPU generator is left as it was. Raises DataError where no batch could be read.
-    """
-    training = objective.training
-    objective.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
-            found = [float(objective(work)) for work in feed.batches(0, start=0)]
-    finally:
-        objective.train(training)
-    if not found:
-        raise DataError(f"no two videos of {feed.data.name} could be read for validation; check the data set's root")
-    return sum(found) / len(found)
 
 
 def _regions(clips: UInt8[Tensor, "v t 3 s s"], frames: int, *, options: SelfSupervision) -> Float[Tensor, "v r 4"]:

@@ -21,7 +21,8 @@ from torch import Tensor
 from clipvid import evaluate as ev
 from clipvid import plots
 from clipvid._files import whole_file
-from clipvid.backbone import MINI, Backbone, load_clip
+from clipvid.backbone import Backbone
+from clipvid.bases import MINI, load_clip
 from clipvid.branches import BRANCHES, BranchOptions, choose
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.branches import Branch
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.nn.similarity import SIMILARITIES
 
@@ -75,19 +74,19 @@ def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier 
     return TextClassifier(torch.zeros(len(config["classes"]), embed_dim), config["classes"], scale=config["scale"])
 
 
-def similarity_head(name: str, branch: Branch, embed_dim: int) -> nn.Module | None:
+def similarity_head(name: str, embed_dim: int, *, one_token: bool) -> nn.Module | None:
     """The token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
 
-    Raises ValueError for an unknown name, and for a branch whose frames have no embeddings of their own.
+    Raises ValueError for an unknown name, and where a clip has `one_token` for all its frames.
     """
     if name == "mean":
         return None
     if name not in SIMILARITIES:
         raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
-    if branch.one_token:
+    if one_token:
         raise ValueError(
-            f"this branch ({type(branch.options).__name__}) makes one embedding for the whole clip, so words have no "
-            f"frames to look for; similarity {name!r} needs a branch that keeps frames apart, such as stan or space"
+            f"this branch makes one embedding for the whole clip, so words have no frames to look for; similarity "
+            f"{name!r} needs a branch that keeps frames apart, such as stan or space"
         )
     return SIMILARITIES[name](embed_dim)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clipvid.backbone import Backbone, Tokenizer
+from clipvid.backbone import Backbone
+from clipvid.bases import Tokenizer
 from clipvid.branches.stan import PRESETS, STAN
 from clipvid.errors import CheckpointError
 from clipvid.model import VideoCLIP, attach

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid import adapt, branches, cost, heads, saving
-from clipvid.backbone import Backbone, Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.backbone import Backbone
+from clipvid.bases import Base, Tokenizer, load_clip, preprocess_fields
 from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.errors import CheckpointError
@@ -46,7 +47,7 @@ class VideoCLIP(nn.Module):
         self.backbone, self.branch = backbone, branch
         self.head: Classifier | None = head
         self.similarity = similarity
-        self.matcher = similarity_head(similarity, branch, backbone.embed_dim)
+        self.matcher = similarity_head(similarity, backbone.embed_dim, one_token=branch.one_token)
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True

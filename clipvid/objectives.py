@@ -1,6 +1,6 @@
 """From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
 
-Contract: a model, a config and Work from the feed in, a scalar loss out. Knows nothing of optimisers, data or files.
+Contract: a model, a config and Work from the feed in, a scalar loss out. Knows nothing of optimisers or files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from clipvid import losses
 from clipvid.config import TrainConfig
 from clipvid.constcl import SelfSupervised
-from clipvid.feed import Work
+from clipvid.errors import DataError
+from clipvid.feed import PairFeed, Work
 from clipvid.model import VideoCLIP
 
 
@@ -65,3 +66,22 @@ OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
     "selfsup": SelfSupervised,
 }
 """By task, its loss."""
+
+
+@torch.no_grad()
+def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
+    """Mean loss in eval mode over the feed's pairs of epoch 0, with the same regions at every call.
+
+    torch's CPU generator is left as it was. Raises DataError where no batch could be read.
+    """
+    training = objective.training
+    objective.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
+            found = [float(objective(work)) for work in feed.batches(0, start=0)]
+    finally:
+        objective.train(training)
+    if not found:
+        raise DataError(f"no two videos of {feed.data.name} could be read for validation; check the data set's root")
+    return sum(found) / len(found)

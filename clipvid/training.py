@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,26 +18,24 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipvid import adapt, branches
 from clipvid._files import whole_file
 from clipvid.backbone import hash_of
 from clipvid.cache import TapStore
 from clipvid.config import SCORES, TrainConfig
-from clipvid.constcl import held_out_loss
 from clipvid.data.record import VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
 from clipvid.feed import Work, open_feed, open_pairs
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
-from clipvid.objectives import OBJECTIVES
+from clipvid.objectives import OBJECTIVES, held_out_loss
+from clipvid.optim import parameter_groups, schedule
 from clipvid.precision import resolve
 
 CHECKPOINT = "checkpoint.pt"
-UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|cls_position|bias|norm_weight)$")
-"""Names of tables, tokens, norms and biases that have more than one axis."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class _Run:
     def prepare(self, *, steps_an_epoch: int) -> None:
         self.an_epoch = steps_an_epoch
         self.total = max(1, steps_an_epoch * self.config.epochs)
-        self.groups = _groups(self.objective, self.config)
+        self.groups = parameter_groups(self.objective, self.config)
         optimizer = torch.optim.AdamW(self.groups, lr=self.config.lr, betas=(0.9, 0.98))
         self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
 
@@ -318,13 +315,6 @@ class _Curves:
             self.writer.close()
 
 
-def schedule(done: float, *, warmup: float) -> float:
-    """Share of the peak learning rate when a fraction `done` of all steps is behind: linear rise, then cosine to 0."""
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
 def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
     """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
     if config.task != "recognition":
@@ -354,32 +344,6 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         raise ValueError(
             f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
         )
-
-
-def _groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: the classifier at its own rate; norms, biases and tables without decay."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            peak = config.head_lr if name.startswith("model.head.") else config.lr
-            if name.startswith("model.backbone.") and "lora_" not in name:
-                peak = config.clip_lr
-            elif any(part in name for part in objective.model.branch.copied):
-                peak *= config.copied_lr
-            decays = parameter.ndim > 1 and not UNDECAYED.search(name)
-            groups.setdefault((peak, decays), []).append(parameter)
-    if not groups:
-        raise ValueError(
-            "nothing to train: branch 'mean' has no parameters; choose another, give it hidden=, or unfreeze CLIP"
-        )
-    return [
-        {
-            "params": parameters,
-            "peak": peak,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (peak, decays), parameters in groups.items()
-    ]
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

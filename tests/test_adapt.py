@@ -9,7 +9,8 @@ from clipvid.data.record import Record, VideoData
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.evaluate import embed_videos
 from clipvid.model import attach, create_model, load
-from clipvid.training import _groups, train
+from clipvid.optim import parameter_groups
+from clipvid.training import train
 
 READING = Reading(frames=2, batch_size=4, precision="32-true")
 TEXT = ["a red circle moves up"]
@@ -100,7 +101,7 @@ def test_clip_learns_at_its_own_rate(model):
     model.unfreeze("none")
     objective = torch.nn.Module()
     objective.model = model
-    groups = _groups(objective, config(freeze="none", lr=1e-3, clip_lr=2e-6))
+    groups = parameter_groups(objective, config(freeze="none", lr=1e-3, clip_lr=2e-6))
     peaks = {id(p): group["peak"] for group in groups for p in group["params"]}
     assert {peaks[id(p)] for p in model.backbone.parameters() if p.requires_grad} == {2e-6}
     assert peaks[id(model.branch.fusion.gate.weight)] == 1e-3

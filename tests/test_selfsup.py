@@ -14,7 +14,7 @@ from clipvid.branches import IntermediateOptions
 from clipvid.cache import TapStore
 from clipvid.cli import main
 from clipvid.config import Reading, SelfSupervision, TrainConfig
-from clipvid.constcl import SelfSupervised, held_out_loss
+from clipvid.constcl import SelfSupervised
 from clipvid.data.readers import open_dataset
 from clipvid.data.record import Record, VideoData
 from clipvid.data.shapes import write_dataset
@@ -22,6 +22,7 @@ from clipvid.errors import DataError
 from clipvid.feed import PairFeed, Work
 from clipvid.model import attach, create_model, load
 from clipvid.nn.regions import context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.objectives import held_out_loss
 from clipvid.training import _Run, train
 
 READING = Reading(frames=4, batch_size=4, precision="32-true")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig
 
-from clipvid.backbone import load_clip
+from clipvid.bases import load_clip
 from clipvid.errors import BackboneError
 from clipvid.model import attach
 from clipvid.textual import special_tokens, token_features, token_mask

@@ -20,7 +20,8 @@ from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrie
 from clipvid.feed import LiveFeed, plan
 from clipvid.metrics import retrieval_metrics
 from clipvid.model import attach, create_model, load
-from clipvid.training import _Run, schedule, train
+from clipvid.optim import schedule
+from clipvid.training import _Run, train
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
@@ -272,7 +273,7 @@ def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path
 
 
 def test_tables_norms_and_biases_are_not_decayed_whatever_their_shape():
-    from clipvid.training import UNDECAYED
+    from clipvid.optim import UNDECAYED
 
     spared = ["branch.position.time", "branch.time", "stem.space", "clip.visual.positional_embedding", "stem.cls"]
     assert all(UNDECAYED.search(name) for name in [*spared, "decoder.ffn1.bias", "decoder.norm_weight"])

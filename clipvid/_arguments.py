@@ -1,0 +1,92 @@
+"""What the arguments of commands stand for: a device, a model, a data set.
+
+Contract: words in, objects out, or a ValueError that says which option to change. Heavy modules load when they are
+needed. Knows nothing of what a command does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def named_model(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str = "cpu",
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    plain: str = "stan",
+    shapes_only: bool = False,
+) -> Any:
+    """A saved model where `name` is a folder of one, else the base model of that name with a branch.
+
+    `plain` is the branch where none is asked for; with `shapes_only` a base model has no weights.
+    """
+    from clipvid.model import create_model, load
+    from clipvid.saving import CONFIG
+
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    if (Path(name) / CONFIG).is_file():
+        what = f"{name} is a saved model and brings its own branch and weights"
+        refuse(what, pretrained=pretrained, **chosen)
+        return load(name, device=named_device(device))
+    if (Path(name) / "best" / CONFIG).is_file():
+        raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
+    place = "meta" if shapes_only else named_device(device)
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+
+
+def refuse(reason: str, **options: object) -> None:
+    """ValueError for options that were given where nothing would listen to them."""
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{reason}; leave out {', '.join(given)}")
+
+
+def named_device(name: str) -> str:
+    """The device of that name; auto is a GPU where there is one."""
+    import torch
+
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((gpu for gpu, there in gpus.items() if there), "cpu")
+    if name != "cpu" and name not in gpus:
+        raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
+    if not gpus.get(name, True):
+        raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
+    return name
+
+
+def index_model(index: str, device: str) -> Any:
+    """The model that an index was built with, by the name in its note."""
+    from clipvid.search import VideoIndex
+
+    note = VideoIndex.read_note(index)
+    if not note.get("model"):
+        raise ValueError(
+            f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
+        )
+    return named_model(str(note["model"]), note["pretrained"], device=device, plain="mean")
+
+
+def named_data(
+    data: str,
+    format: str | None,
+    split: str | None,
+    *,
+    classes: Sequence[str] | None = None,
+    plain: str = "folder",
+) -> Any:
+    """The data set; where no format is given, a table's, or `plain` for a folder without one."""
+    from clipvid.data.readers import open_dataset
+
+    root = Path(data)
+    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
+    return open_dataset(format or guessed, root, split=split, classes=classes)

@@ -1,0 +1,132 @@
+"""Where base models come from: any model that open_clip knows, by name, tag, folder or checkpoint, or clipvid-mini.
+
+Contract: a name in; the model, its tokenizer and what is needed to load it again out. Also open_clip's description of
+how images are prepared. The only file that imports open_clip. Knows nothing of taps, branches or videos.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipvid.errors import BackboneError
+
+MINI = "clipvid-mini"
+SCHEMES = ("hf-hub:", "local-dir:")
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a base model came from: enough to load it again. `name` None: an object that the caller built."""
+
+    name: str | None = None
+    pretrained: str | None = None
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, *, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tokenizer, Base]:
+    """Load an open_clip model with its tokenizer.
+
+    `name` is one of `open_clip.list_models()`, an `hf-hub:` tag, a `local-dir:` folder or "clipvid-mini"; `pretrained`
+    a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" there are no
+    weights at all, only shapes. Raises ValueError for names and tags that do not exist, and where weights would
+    silently be random.
+    """
+    import open_clip
+
+    shapes_only = torch.device(device).type == "meta"
+    if shapes_only:
+        pretrained = None if name == MINI or name.startswith(SCHEMES) else "random"
+    base = Base(name, pretrained)
+    if name == MINI:
+        name = f"local-dir:{mini_folder()}"
+    if not name.startswith(SCHEMES):
+        _check_builtin(name, pretrained)
+    elif pretrained is not None:
+        raise ValueError(f"{name.split(':')[0]}: names bring their own weights; leave pretrained out")
+    tag = None if pretrained == "random" else pretrained
+    # OpenAI's and some other weights were trained with QuickGELU; without it the same weights score points lower
+    quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
+    options: dict[str, Any] = {"force_quick_gelu": True} if quick else {}
+    if shapes_only:
+        logging.disable(logging.WARNING)  # open_clip warns that there are no weights, which is the point here
+        try:
+            with torch.device("meta"):
+                clip = open_clip.create_model(name, load_weights=False, device="meta")
+        finally:
+            logging.disable(logging.NOTSET)
+        return clip, _tokenizer(name), base
+    try:
+        clip = open_clip.create_model(
+            name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
+        )
+    except RuntimeError as error:
+        if "download" not in str(error).lower():
+            raise
+        raise BackboneError(
+            f"the weights {tag or base.name} of {base.name} could not be downloaded ({error}); check the network, or "
+            f"give the path of a checkpoint as pretrained; {MINI} needs no download"
+        ) from error
+    return clip, _tokenizer(name), base
+
+
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(name)
+
+
+def mini_folder() -> Path:
+    """Folder of the embedded default model: inside the wheel, or in `assets/` of a checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "_assets" / MINI, here.parent / "assets" / MINI):
+        if (folder / "open_clip_config.json").is_file():
+            return folder
+    raise BackboneError(f"{MINI} is not installed beside {here}; reinstall clipvid, or run scripts/train_mini.py")
+
+
+def _check_builtin(name: str, pretrained: str | None) -> None:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        near = get_close_matches(name, [*open_clip.list_models(), MINI], n=3)
+        hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
+        raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"{name} needs weights: pretrained= one of {', '.join(tags) or '(no tags)'}, the path of a checkpoint, "
+            'or "random" to do without'
+        )
+    if pretrained not in (*tags, "random") and not Path(pretrained).is_file():
+        raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}; its tags are {', '.join(tags)}")
+
+
+def preprocess_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's own description of how this model's images are resized and normalised."""
+    from open_clip.model import get_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg
+
+    known = {k: v for k, v in get_model_preprocess_cfg(clip).items() if k in PreprocessCfg.__dataclass_fields__}
+    return asdict(PreprocessCfg(**known))
+
+
+def image_transform(config: Mapping[str, Any]) -> Any:
+    """The transform of one PIL image to a float tensor (3, S, S) that such a description stands for."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    return image_transform_v2(PreprocessCfg(**config), is_train=False)
+
+
+def preprocess_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a preprocess config that decides how pixels look; two equal ones give equal inputs."""
+    return {k: config[k] for k in ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")}
