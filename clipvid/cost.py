@@ -51,11 +51,13 @@ class Summary:
     branch_macs: Macs
     taps_bytes: int
     trains: str
-    """Beside branch and heads."""
+    """In words: branch and heads, and what else."""
     uncached: str | None
     """Why nothing can be cached; None where taps can."""
     reads: str | None = None
     """What the branch reads, where that is not levels of the tower."""
+    compared: tuple[int, ...] = ()
+    """Keys that a patch is compared with in each step of a layer, where its scheme says."""
 
     def __str__(self) -> str:
         g = self.geometry
@@ -66,6 +68,7 @@ class Summary:
             "reads": _reads(g) if self.reads is None else self.reads,
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
+            **({"keys a patch": " + ".join(map(str, self.compared))} if self.compared else {}),
             f"MACs a clip ({self.frames} frames)": f"{_giga(self.tower_macs.linear + self.branch_macs.linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
@@ -97,6 +100,7 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
         uncached=why_uncached(backbone, branch),
         reads=f"frames of {branch.image_size or backbone.image_size[0]} pixels" if branch.reads_pixels else None,
+        compared=tuple(branch.compared(frames)),
     )
 
 

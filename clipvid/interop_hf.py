@@ -1,7 +1,7 @@
-"""TimeSformer and ViViT weights of Hugging Face's `transformers`, read into clipvid's video transformer.
+"""TimeSformer, ViViT and image ViT weights of Hugging Face's `transformers`, read into clipvid's video transformer.
 
-Contract: a state dict of TimesformerModel / VivitModel (or their classification models, whose classifier is left) and
-the video transformer that it fits; every weight is placed, or an error names those that are not. Imports no
+Contract: a state dict of TimesformerModel, VivitModel or ViTModel (or their classification models, whose classifier is
+left) and the video transformer that it fits; every weight is placed, or an error names those that are not. Imports no
 transformers. Knows nothing of CLIP or training.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from clipvid.branches.standalone import Standalone
 from clipvid.errors import CheckpointError
 from clipvid.model import VideoCLIP
+from clipvid.nn.mixers import AttentionStep
+from clipvid.nn.spacetime import SpaceTimeBlock
+from clipvid.nn.stem import Inflation, Stem, inflated, resized_space, tiled
 from clipvid.nn.video_transformer import VideoTransformer
 
 _TIMESFORMER = {  # in a layer: theirs -> ours
@@ -61,35 +65,83 @@ def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, 
     `state` is a state dict, or the path of a safetensors file. Raises CheckpointError, naming keys, when something is
     missing, left over, or of another shape.
     """
-    if not isinstance(state, Mapping):
-        from safetensors.torch import load_file
+    target, found = _target(model), _renamed(_read(state))
+    _check(target.state_dict(), found, hint="the scheme, frames, image_size, patch and tubelet they were trained with")
+    target.load_state_dict(found)
 
-        state = load_file(state)
-    target = model
-    if isinstance(model, VideoCLIP):
-        if not isinstance(model.branch, Standalone):
-            raise CheckpointError(
-                f"the model's branch is {type(model.branch).__name__}, which has no place for these weights; create it "
-                "with branch='timesformer' or 'vivit-b1'"
-            )
-        target = model.branch.video
-    found = _renamed(state)
+
+def load_image_weights(
+    model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path, *, inflation: Inflation = "central"
+) -> None:
+    """Start the video transformer (of a model with a standalone branch) from an image ViT, in place.
+
+    Blocks, norms and class token are taken as they are, the kernel is inflated to tubelets, positions are resized to
+    the grid (bicubic) and repeated for every frame where the table has a slot for each token (ViViT, section 3.4).
+    Steps across frames take their block's norm and attention and stay identities; tables of time and a temporal
+    transformer keep their own start. `state` as for `load_video_weights`; raises CheckpointError as it does.
+    """
+    target, found = _target(model), _renamed(_read(state))
     own = target.state_dict()
+    stem = target.stem
+    if stem.cls is None:  # the table's first row is the class token's
+        found.pop("stem.cls", None)
+    kernel, table = found.get("stem.conv.weight"), found.get("stem.space")
+    if kernel is not None and kernel.shape[2] == 1:
+        found["stem.conv.weight"] = inflated(kernel[:, :, 0], stem.tubelet, how=inflation)
+    if table is not None:
+        found["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
+    ours = {k: v for k, v in own.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
+    _check({k: v for k, v in own.items() if k not in ours}, found, hint="the width, depth and patch of the image model")
+    target.load_state_dict(found, strict=False)
+    for block in target.blocks:
+        for step in cast(SpaceTimeBlock, block).steps:
+            cast(AttentionStep, step).copy_attention(cast(SpaceTimeBlock, block).block)
+
+
+def _positions(table: Tensor, stem: Stem, *, rows: int) -> Tensor:
+    """The image model's table (class token first) for the stem's grid, and for all of its frames."""
+    side = round((len(table) - 1) ** 0.5)
+    if side * side != len(table) - 1:
+        raise CheckpointError(f"a table of {len(table)} positions is no square and a class token; give a plain ViT's")
+    space = resized_space(table[1:], (side, side), stem.grid)
+    first = 0 if stem.cls is None else 1
+    return torch.cat([table[:first], tiled(space, (rows - first) // len(space))])
+
+
+def _read(state: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    if isinstance(state, Mapping):
+        return state
+    from safetensors.torch import load_file
+
+    return load_file(state)
+
+
+def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
+    if not isinstance(model, VideoCLIP):
+        return model
+    if not isinstance(model.branch, Standalone):
+        raise CheckpointError(
+            f"the model's branch is {type(model.branch).__name__}, which has no place for these weights; create it "
+            "with branch='timesformer' or 'vivit-b1'"
+        )
+    return model.branch.video
+
+
+def _check(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, hint: str) -> None:
     wrong = sorted(set(own) ^ set(found)) or sorted(k for k in own if own[k].shape != found[k].shape)
     if wrong:
         told = [f"{k} {tuple(found[k].shape) if k in found else 'missing'}" for k in wrong[:4]]
         raise CheckpointError(
             f"these weights do not fit the video transformer: {', '.join(told)} ({len(wrong)} in all); build it with "
-            "the scheme, frames, image_size, patch and tubelet that they were trained with"
+            + hint
         )
-    target.load_state_dict(found)
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     joined: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        name = re.sub(r"^(timesformer|vivit)\.", "", key)
+        name = re.sub(r"^(timesformer|vivit|vit)\.", "", key)
         layer = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name)
         if name.startswith(LEFT):
             continue

@@ -122,6 +122,7 @@ def test_a_patch_is_compared_with_as_many_keys_as_the_papers_count():
     assert sum(compared("divided", **eight, cls_key=True)) == 206  # the paper
     assert compared("local_global", **eight) == [393, 197]
     assert compared("axial", **eight) == [9, 15, 15]
+    assert compared("divided", **eight, cls=False) == [8, 196]
 
 
 def test_the_key_counts_are_those_of_the_masks():

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid.branches.standalone import PRESETS, StandaloneOptions, video_transformer
 from clipvid.errors import CheckpointError
-from clipvid.interop_hf import load_video_weights
+from clipvid.interop_hf import load_image_weights, load_video_weights
 from clipvid.nn.frames import resized
 from clipvid.nn.stem import Stem, evenly, inflated, resized_space, tiled
 
@@ -287,6 +287,55 @@ def test_masked_frames_change_nothing():
         mask = torch.tensor([[True, True, False, False]])
         with torch.no_grad():
             torch.testing.assert_close(ours(video, mask=mask), ours(other, mask=mask), atol=1e-5, rtol=1e-5)
+
+
+def image_model(side=32):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=side, patch_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=96, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    return noisy(ViTModel(config, add_pooling_layer=False))
+
+
+@pytest.mark.parametrize("scheme", ["space", "divided", "joint"])
+def test_a_start_from_an_image_model_sees_a_frame_as_it_does(scheme):
+    """One frame is what both can read; divided's steps across frames start as identities."""
+    oracle = image_model()
+    ours = video_transformer(StandaloneOptions(scheme, **TINY)).double().eval()
+    load_image_weights(ours, oracle.state_dict())
+    frame = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = oracle(frame[:, 0]).last_hidden_state[:, 0]
+        torch.testing.assert_close(ours(frame), expected, atol=1e-6, rtol=1e-6)
+        if scheme == "space":  # the frames' class tokens are averaged before the norm, so equal frames change nothing
+            torch.testing.assert_close(ours(frame.expand(-1, 4, -1, -1, -1)), expected, atol=1e-6, rtol=1e-6)
+    step = next(iter(ours.blocks[0].steps), None)
+    if step is not None:
+        assert torch.equal(step.attention.qkv.weight, ours.blocks[0].block.attention.qkv.weight)
+        assert not step.out.weight.any()
+
+
+def test_a_start_from_an_image_model_resizes_and_repeats_positions_and_inflates_the_kernel(tmp_path):
+    oracle = image_model(side=48)  # 6x6 places, to become 4x4
+    oracle.save_pretrained(tmp_path)
+    options = StandaloneOptions("joint", tubelet=2, table="token", activation="gelu_tanh", **TINY)
+    ours = video_transformer(options).double()
+    load_image_weights(ours, tmp_path / "model.safetensors")
+    table, theirs = ours.stem.space, oracle.state_dict()["embeddings.position_embeddings"][0]
+    frames = table[1:].unflatten(0, (2, 16))
+    assert torch.equal(frames[0], frames[1])
+    assert torch.equal(table[0], theirs[0])
+    torch.testing.assert_close(frames[0], resized_space(theirs[1:], (6, 6), (4, 4)))
+    kernel = ours.stem.conv.weight
+    assert not kernel[:, :, 0].any()
+    assert torch.equal(kernel[:, :, 1], oracle.state_dict()["embeddings.patch_embeddings.projection.weight"])
+    without = video_transformer(StandaloneOptions("dot_product", class_token=False, table="token", **TINY)).double()
+    load_image_weights(without, oracle.state_dict())
+    assert torch.equal(without.stem.space[:16], without.stem.space[16:32])
+    with pytest.raises(CheckpointError, match=r"build it with the width, depth and patch of the image model"):
+        load_image_weights(video_transformer(StandaloneOptions("joint", **{**TINY, "depth": 2})), oracle.state_dict())
 
 
 def test_weights_of_another_variant_are_refused_by_name():

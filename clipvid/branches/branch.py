@@ -72,6 +72,10 @@ class Branch(nn.Module):
         """The patches alone, on the tower's grid."""
         return state.patch
 
+    def compared(self, frames: int) -> list[int]:
+        """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
+        return []
+
     def finish(self, state: State) -> Float[Tensor, "b t e"]:
         raise TypeError(f"{type(self).__name__} has no layers to run one by one")
 

@@ -25,7 +25,7 @@ from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, stretched
 from clipvid.nn.mixers import MIXERS, check_mixer
-from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, scheme_block, with_cls_of_frames
+from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, with_cls_of_frames
 from clipvid.nn.stem import Stem, inflated
 from clipvid.taps import Pixels, Taps
 
@@ -162,6 +162,11 @@ class Intermediate(Branch):
 
     def dense(self, state: State) -> Float[Tensor, "b t n d"]:
         return state.patch[:, :, 1:] if self.frame_cls else state.patch
+
+    def compared(self, frames: int) -> list[int]:
+        o, g = self.options, self.geometry
+        frames = frames if self.stem is None else frames // self.stem.tubelet
+        return [] if o.mixer else compared(o.scheme, frames=frames, grid=g.grid, cls=g.class_token)
 
     def _entered(self, taps: Taps | Pixels) -> tuple[Tensor | None, Tensor]:
         """Class tokens of the frames (B, T, D) or None, and patches, as they enter the first copied block."""

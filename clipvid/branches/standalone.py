@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipvid import _checks
 from clipvid.backbone import Backbone
 from clipvid.branches.branch import Branch
-from clipvid.nn.spacetime import SCHEMES, scheme_blocks
+from clipvid.nn.spacetime import SCHEMES, compared, scheme_blocks
 from clipvid.nn.stem import Stem
 from clipvid.nn.temporal import TemporalTransformer, plain_blocks
 from clipvid.nn.video_transformer import VideoTransformer
@@ -124,6 +124,10 @@ class Standalone(Branch):
     def forward(self, taps: Pixels) -> Float[Tensor, "b t e"]:
         embedding = self.project(self.video(taps.video, mask=taps.mask))
         return embedding[:, None].expand(-1, taps.video.shape[1], -1)
+
+    def compared(self, frames: int) -> list[int]:
+        o, grid = self.options, self.video.stem.grid
+        return compared(o.scheme, frames=(o.keep or frames) // o.tubelet, grid=grid, cls=o.class_token)
 
 
 def video_transformer(options: StandaloneOptions) -> VideoTransformer:

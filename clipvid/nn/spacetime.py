@@ -57,12 +57,17 @@ SCHEMES: dict[str, Scheme] = {
 temporal transformer."""
 
 
-def compared(scheme: str, *, frames: int, grid: tuple[int, int], cls_key: bool | None = None) -> list[int]:
-    """Keys that a patch is compared with in each step of a block, in order; their sum is what the papers count."""
+def compared(
+    scheme: str, *, frames: int, grid: tuple[int, int], cls: bool = True, cls_key: bool | None = None
+) -> list[int]:
+    """Keys that a patch is compared with in each step of a block, in order; their sum is what the papers count.
+
+    `cls`: there is a class token, or one in each frame; `cls_key` overrides whether it is a key in the extra steps.
+    """
     s = SCHEMES[scheme]
-    in_steps = s.cls_key if cls_key is None else cls_key
+    in_steps = cls and (s.cls_key if cls_key is None else cls_key)
     extra = [comparisons(kind, frames=frames, grid=grid, cls=in_steps) for kind in s.steps]
-    own = comparisons(s.own, frames=frames, grid=grid, cls=True)
+    own = comparisons(s.own, frames=frames, grid=grid, cls=cls)
     return [*extra, own] if s.place == "before" else [own, *extra]
 
 
