@@ -69,6 +69,11 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     assert table["missing"] > 0
 
 
+def test_the_readme_says_what_was_measured(scripts):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert scripts["update_readme"].filled(text) == text, "run scripts/update_readme.py"
+
+
 def test_another_budget_or_structure_is_another_cell(scripts, bench, monkeypatch):
     structures = scripts["structures"]
     other = replace(bench, budget=replace(bench.budget, train_clips=24))
