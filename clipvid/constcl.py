@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from clipvid.branches import Branch
+from clipvid.branches import Branch, LayeredBranch
 from clipvid.config import SelfSupervision, TrainConfig
 from clipvid.errors import DataError
 from clipvid.feed import Work
@@ -39,14 +39,18 @@ class SelfSupervised(nn.Module):
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.options = model, config.selfsup
-        branch, split = model.branch, config.selfsup.split
-        _check_branch(branch, split)
+        branch, split = self.branch, config.selfsup.split
         self.first = len(branch.layers) - split
         self.local = copy.deepcopy(branch.layers[self.first :]).train()  # a loaded model's layers are in eval mode
         self.project = ProjectionHead(
             model.embed_dim, hidden=config.selfsup.hidden, out=config.selfsup.out, norm=config.selfsup.norm
         )
         self.decoder = RegionDecoder(branch.width)
+
+    @property
+    def branch(self) -> LayeredBranch:
+        """The model's own; ValueError where it is of no use to this objective."""
+        return _layered(self.model.branch, self.options.split)
 
     def forward(self, work: Work) -> Float[Tensor, ""]:
         assert isinstance(work.video, Tensor)  # a PairFeed has no taps
@@ -91,7 +95,7 @@ class SelfSupervised(nn.Module):
 
     def _arms(self, source: Taps | Pixels) -> tuple[Float[Tensor, "v e"], Float[Tensor, "v t n d"]]:
         """Of every clip its embedding, by the branch's own layers, and its dense tokens, by the copies."""
-        branch = self.model.branch
+        branch = self.branch
         own = list(branch.layers)
         trunk = branch.run(branch.start(source), 0, own[: self.first])
         frames = branch.finish(branch.run(trunk, self.first, own[self.first :]))
@@ -102,7 +106,7 @@ class SelfSupervised(nn.Module):
         self, tokens: Float[Tensor, "v t n d"], boxes: Float[Tensor, "b 2 r 4"]
     ) -> tuple[Float[Tensor, "b 2 r d"], Float[Tensor, "b 2 r d"]]:
         """Each clip's regions as the other clip's context predicts them, and as they are."""
-        grid = self.model.branch.geometry.grid
+        grid = self.branch.geometry.grid
         middle = tokens[:, tokens.shape[1] // 2].unflatten(1, grid)
         pooled = pool_regions(middle, boxes.flatten(0, 1))
         context = tokens[:, context_frames(tokens.shape[1], self.options.context)]
@@ -137,12 +141,13 @@ def _regions(clips: UInt8[Tensor, "v t 3 s s"], frames: int, *, options: SelfSup
     return lowlevel_regions(clips[:, middle], options.regions)
 
 
-def _check_branch(branch: Branch, split: int) -> None:
-    """ValueError for branches that have no tokens to pool regions from, or fewer layers than are to be split."""
-    if not isinstance(getattr(branch, "layers", None), nn.ModuleList):
+def _layered(branch: Branch, split: int) -> LayeredBranch:
+    """The branch; ValueError where it has no tokens to pool regions from, or fewer layers than are to be split."""
+    if not isinstance(branch, LayeredBranch):
         raise ValueError(
             f"ConST-CL pools regions from the dense tokens between a branch's layers, and {type(branch).__name__} has "
             "no layers on the tower's tokens; choose a side branch (stan) or an intermediate one (divided, vivit1)"
         )
     if split > len(branch.layers):
         raise ValueError(f"selfsup.split is 0 to {len(branch.layers)}, the layers of this branch, got {split}")
+    return branch

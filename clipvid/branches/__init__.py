@@ -15,14 +15,14 @@ import torch
 
 from clipvid.backbone import Backbone
 from clipvid.branches import intermediate, stan, standalone
-from clipvid.branches.branch import Branch, State
+from clipvid.branches.branch import Branch, LayeredBranch
 from clipvid.branches.intermediate import Intermediate, IntermediateOptions
 from clipvid.branches.mean import Mean, MeanOptions
 from clipvid.branches.posterior import Posterior, PosteriorOptions
 from clipvid.branches.stan import STAN, StanOptions
 from clipvid.branches.standalone import Standalone, StandaloneOptions
 
-__all__ = ["BRANCHES", "Branch", "BranchOptions", "State", "build", "choose", "from_config", "to_config"]
+__all__ = ["BRANCHES", "Branch", "BranchOptions", "LayeredBranch", "build", "choose", "from_config", "to_config"]
 
 BranchOptions = StanOptions | MeanOptions | PosteriorOptions | IntermediateOptions | StandaloneOptions
 BRANCHES: dict[str, BranchOptions] = {

@@ -12,21 +12,8 @@ from clipvid.nn.attention import Block
 from clipvid.taps import Geometry, Pixels, Taps
 
 
-@dataclass(frozen=True)
-class State:
-    """A clip on its way through a branch: what it read, its class token (B, D) or None, its tokens (B, T, N, D)."""
-
-    taps: Taps | Pixels
-    cls: Any
-    patch: Any
-
-
 class Branch(nn.Module):
-    """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding.
-
-    A branch of layers says how it starts, what a layer does and how it ends; `forward` is these in a row. Others
-    override `forward`.
-    """
+    """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding."""
 
     options: Any
     """The dataclass that this branch was built from, and can be rebuilt from."""
@@ -42,8 +29,28 @@ class Branch(nn.Module):
     """It makes one embedding for the whole clip; all frames are given the same."""
     copied: tuple[str, ...] = (".block.",)
     """Parts of names: parameters that start as copies of CLIP's, and train at a lower rate."""
+
+    def compared(self, frames: int) -> list[int]:
+        """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
+        return []
+
+
+@dataclass(frozen=True)
+class State:
+    """A clip on its way through a layered branch: what it read, its class token if it has one, and its tokens."""
+
+    taps: Taps | Pixels
+    cls: Float[Tensor, "b d"] | None
+    patch: Float[Tensor, "b t n d"]
+
+
+class LayeredBranch(Branch):
+    """A branch that keeps tokens on the tower's grid from layer to layer, so that it can be stopped between two.
+
+    It says how it starts, what a layer does and how it ends; `forward` is these in a row.
+    """
+
     layers: nn.ModuleList
-    """Only branches of layers have these, and what follows."""
     geometry: Geometry
     """Of the levels that it reads; its grid is that of the dense tokens."""
     width: int
@@ -53,7 +60,7 @@ class Branch(nn.Module):
         return self.finish(self.state(taps))
 
     def state(self, taps: Taps | Pixels) -> State:
-        """Class token and patches behind the last layer."""
+        """What leaves the last layer."""
         return self.run(self.start(taps), 0, list(self.layers))
 
     def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
@@ -63,21 +70,20 @@ class Branch(nn.Module):
         return state
 
     def start(self, taps: Any) -> State:
-        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
+        """What enters the first layer."""
+        raise NotImplementedError
 
     def advance(self, state: State, k: int, layer: nn.Module) -> State:
-        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
+        """Through one layer, which stands at place `k`."""
+        raise NotImplementedError
+
+    def finish(self, state: State) -> Float[Tensor, "b t e"]:
+        """What leaves the last layer as frame embeddings."""
+        raise NotImplementedError
 
     def dense(self, state: State) -> Float[Tensor, "b t n d"]:
         """The patches alone, on the tower's grid."""
         return state.patch
-
-    def compared(self, frames: int) -> list[int]:
-        """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
-        return []
-
-    def finish(self, state: State) -> Float[Tensor, "b t e"]:
-        raise TypeError(f"{type(self).__name__} has no layers to run one by one")
 
 
 class Shared(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clipvid import _checks
 from clipvid.backbone import Backbone
-from clipvid.branches.branch import Branch, State, heads_of
+from clipvid.branches.branch import LayeredBranch, State, heads_of
 from clipvid.branches.posterior import PosteriorOptions, over_frames
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
@@ -106,7 +106,7 @@ PRESETS: dict[str, IntermediateOptions] = {
 }
 
 
-class Intermediate(Branch):
+class Intermediate(LayeredBranch):
     """Copies of the tower's last blocks with space-time attention, and of its way to the embedding."""
 
     copied = (".block.", ".tail.", ".stem.")

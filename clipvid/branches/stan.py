@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clipvid import _checks
 from clipvid.backbone import Backbone
-from clipvid.branches.branch import Branch, Shared, State, heads_of
+from clipvid.branches.branch import LayeredBranch, Shared, State, heads_of
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, sinusoids, stretched
@@ -95,7 +95,7 @@ PRESETS: dict[str, StanOptions] = {
 }
 
 
-class STAN(Branch):
+class STAN(LayeredBranch):
     """K layers of intra-frame and cross-frame modules beside the tower."""
 
     def __init__(self, backbone: Backbone, options: StanOptions | None = None) -> None:
@@ -118,6 +118,7 @@ class STAN(Branch):
 
     def advance(self, state: State, k: int, layer: nn.Module) -> State:
         cls, patch = state.cls, state.patch
+        assert cls is not None
         if k:
             level_cls, level_patch = self.entries[k](state.taps)
             if self.balance is None:
