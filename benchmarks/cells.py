@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from clipvid import __version__
+import clipvid
 from clipvid._files import whole_file
 
 
@@ -43,8 +43,8 @@ class Cell:
 def fill(cells: Sequence[Cell], *, wait: float = 2.0) -> None:
     """Measure every cell whose file is missing, in order; one that another process holds is passed over.
 
-    Each gets the seconds that passed, the seconds that the cores worked, and the commit. Raises ValueError for a cell
-    that waits for a file which nothing here writes.
+    Each gets the seconds that passed, the seconds that cores worked for it, the commit and the machine. Raises
+    ValueError for a cell that waits for a file which nothing here writes.
     """
     for cell in cells:
         if lost := [p for p in cell.after if not p.exists() and p not in {c.path for c in cells}]:
@@ -61,12 +61,18 @@ def _filled(cell: Cell, place: int, total: int) -> bool:
         if not mine or cell.done:
             return False
         print(f"[{place}/{total}] {cell.title}", flush=True)
-        passed, worked = time.perf_counter(), time.process_time()
+        passed, worked = time.perf_counter(), _worked()
         found = cell.measure()
-        passed, worked = time.perf_counter() - passed, time.process_time() - worked
-        write_json(cell.path, {**found, "seconds": passed, "core seconds": worked, "commit": commit()})
+        passed, worked = time.perf_counter() - passed, _worked() - worked
+        where = {"seconds": passed, "core seconds": worked, "commit": COMMIT, **machine()}
+        write_json(cell.path, {**found, **where})
         print(f"  {found.get('figures', '')}  {passed:.0f} s", flush=True)
     return True
+
+
+def _worked() -> float:
+    """Seconds that cores worked for this process and for those it has waited for."""
+    return sum(os.times()[:4])
 
 
 @contextmanager
@@ -84,15 +90,19 @@ def _held(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
-    """So many more processes of this script with other arguments; ended with the block, waited for if it went well."""
+    """So many more processes of this interpreter with other arguments, ended with the block.
+
+    If the block went well they are waited for; RuntimeError where one of them failed.
+    """
     started = [subprocess.Popen([sys.executable, *arguments]) for _ in range(count)]
     try:
         yield
-        for process in started:
-            process.wait()
+        codes = [process.wait() for process in started]
     finally:
         for process in started:
             process.terminate()
+    if any(codes):
+        raise RuntimeError(f"a helper ended with exit code {max(codes, key=abs)}; what it said stands above")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,20 +114,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def commit() -> str:
-    """Short hash of the code that runs, with a + where it has changes that no commit holds."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
+def _commit() -> str:
+    """Short hash of the clipvid that is imported, with a + where its files differ from that commit."""
+    git = ["git", "-C", str(Path(clipvid.__file__).parents[1])]
     found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    status = [*git, "status", "--porcelain", "--untracked-files=no", ":/clipvid", ":/benchmarks/*.py"]
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "clipvid", "benchmarks/*.py"]
     changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
     return (found.stdout.strip() or "unknown") + ("+" if changed else "")
 
 
-def machine(device: str) -> dict[str, str]:
+COMMIT = _commit()
+"""Of the code that runs, read when it was loaded."""
+
+
+def machine() -> dict[str, str]:
     """Where and with what something was measured."""
-    where = f"{os.cpu_count()} CPU cores" if device == "cpu" else torch.cuda.get_device_name()
-    return {"machine": where, "clipvid": __version__, "torch": torch.__version__}
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {"machine": f"{os.cpu_count()} CPU cores{gpu}", "clipvid": clipvid.__version__, "torch": torch.__version__}
 
 
 @contextmanager

@@ -23,126 +23,31 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell, fill, helpers, machine, peak_memory, read_json, write_json
+from cells import Cell, fill, helpers, peak_memory, read_json, write_json
+from structures_plan import FIGURES, PRETRAINED, READING, ROWS, SPLITS, STRUCTURES, TAPPED, Budget, Structure
 
 from clipvid import evaluate as ev
 from clipvid._files import whole_file
 from clipvid.backbone import Backbone
 from clipvid.branches import choose
 from clipvid.cache import TapStore
-from clipvid.config import Reading, SelfSupervision, TrainConfig
+from clipvid.config import TrainConfig
 from clipvid.data import shapes
 from clipvid.data.record import VideoData
 from clipvid.demo import TEMPLATES, load_backbone
-from clipvid.model import VideoCLIP, attach, load
+from clipvid.loading import load
+from clipvid.model import VideoCLIP, attach
+from clipvid.precision import autocast, resolve
 from clipvid.taps import Taps
 from clipvid.training import train
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
-READING = Reading(frames=8, sampler="linspace", batch_size=64)
-TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them
-FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5")
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class FewLabels:
-    """What the few-shot rows get."""
-
-    structure: str = "stan-conv_full"
-    lr: float = 1e-3
-    shots: int = 16
-    """Labelled clips a class."""
-    epochs: int = 30
-    clips: int = 2000
-    """Unlabelled ones to learn from before."""
-    pretrain_epochs: int = 2
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every structure gets."""
-
-    train_clips: int = 3200
-    val_clips: int = 200
-    test_clips: int = 400
-    retrieval_epochs: int = 3
-    recognition_epochs: int = 2
-    batch_size: int = 32
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
-    copied_lr: float = 1.0
-    head_lr: float = 3e-3
-    keep_together: int = 2
-    """A clip and itself played backwards share a batch: each is the other's hard negative."""
-    videos: int = 10
-    """Seed of the clips, which are the same for all."""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """Of weights and order."""
-    tuning_seed: int = 50
-    """Of the runs that choose a rate; no row of the table has it."""
-    few: FewLabels = FewLabels()
-
-
-@dataclass(frozen=True)
-class Structure:
-    """A row of the table: a branch and what differs of it from its preset."""
-
-    branch: str
-    options: dict[str, Any] = field(default_factory=dict)
-    similarity: str = "mean"
-    where: str = ""
-    """Posterior, intermediate or side branch."""
-
-
-def _stan(**options: Any) -> Structure:
-    similarity = options.pop("similarity", "mean")
-    return Structure("stan", {"depth": 2, "drop_path": 0.0, **options}, similarity, "side branch")
-
-
-def _published(name: str) -> Structure:
-    return Structure(name, {"depth": 2, "drop_path": 0.0}, where="side branch")
-
-
-def _between(name: str) -> Structure:
-    return Structure(name, {"depth": 2, "drop_path": 0.0}, where="intermediate")
-
-
-STRUCTURES: dict[str, Structure] = {
-    "zero-shot": Structure("mean", where="none"),
-    "mean": Structure("mean", {"hidden": 512}, where="posterior"),
-    "posterior": Structure("posterior", {"depth": 2}, where="posterior"),
-    "seqtransf": Structure("seqtransf", {"depth": 2}, where="posterior"),
-    **{name: _between(name) for name in ("space", "joint", "divided", "local_global", "axial")},
-    "vivit1": _between("vivit1"),
-    "vivit2": replace(_between("vivit2"), options={"depth": 2, "drop_path": 0.0, "temporal_depth": 2}),
-    "vivit3": _between("vivit3"),
-    "vivit4": _between("vivit4"),
-    "stan-attention": _stan(mixer="attention"),
-    "stan-conv": _stan(mixer="conv"),
-    "stan-conv_full": _stan(mixer="conv_full"),
-    "stan-rsa": _stan(mixer="rsa", mixer_options={"kernel": (5, 3, 3)}),
-    "stan-release": _published("stan-release"),
-    "stan-paper": _published("stan-paper"),
-    "stan-attention + WTI": _stan(mixer="attention", similarity="wti"),
-    "stan-attention + Mug": _stan(mixer="attention", similarity="mug"),
-}
-
-
-PRETRAINED: dict[str, SelfSupervision | None] = {
-    "few-shot scratch": None,
-    "few-shot constcl": SelfSupervision(),
-    "few-shot constcl, unmirrored": SelfSupervision(flip=0.0),
-}
-"""Rows that learn motions from a few labels, and what the branch (stan-conv_full) learned from unlabelled clips before.
-As released, ConST-CL pulls a clip and its mirror image together, and with them the motions to the left and right."""
-ROWS = (*STRUCTURES, *PRETRAINED)
 
 
 @dataclass(frozen=True)
@@ -163,8 +68,9 @@ class Bench:
     def store(self, split: str) -> TapStore:
         """Taps of all levels that any structure reads, made once and then mapped from their file."""
         data = self.data(split)
-        path = self.work / "taps" / f"{split}-{_key(len(data), self.budget.videos, asdict(READING), TAPPED)}.pt"
-        tower = self.backbone.tower_fingerprint
+        tower, precision = self.backbone.tower_fingerprint, resolve(READING.precision, self.backbone.device)
+        key = _key(len(data), self.budget.videos, asdict(READING), TAPPED, tower, precision)
+        path = self.work / "taps" / f"{split}-{key}.pt"
         if not path.exists():
             made = TapStore.encode(attach(self.backbone, choose("stan", {"depth": 3})), data, READING, progress=True)
             assert made.taps.levels == TAPPED
@@ -172,9 +78,8 @@ class Bench:
             assert not made.unreadable
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as beside:
-                torch.save({"tower": tower, "taps": (made.taps.patches, made.taps.cls, made.taps.frames)}, beside)
-        kept = torch.load(path, mmap=True, weights_only=True)
-        return TapStore(Taps(TAPPED, *kept["taps"]), data, READING, kept["tower"])
+                torch.save((made.taps.patches, made.taps.cls, made.taps.frames), beside)
+        return TapStore(Taps(TAPPED, *torch.load(path, mmap=True, weights_only=True)), data, READING, tower)
 
     def stores(self) -> dict[str, TapStore]:
         return {split: self.store(split) for split in SPLITS}
@@ -185,7 +90,7 @@ class Bench:
         return attach(self.backbone, options, similarity=structure.similarity)
 
     def path(self, name: str, task: str, seed: int) -> Path:
-        """The file of a cell; whatever decides its figures is in its name."""
+        """The file of a cell; what decides its figures is in its name, beside the code: base model, budget, options."""
         tuned = ("rates", "tuning_seed") if task.startswith("tune") else ()
         budget = {k: v for k, v in asdict(self.budget).items() if k not in ("seeds", "few", *tuned)}
         row = asdict(STRUCTURES[self.budget.few.structure if name in PRETRAINED else name])
@@ -193,7 +98,9 @@ class Bench:
         if name in PRETRAINED:
             recipe = PRETRAINED[name]
             few = [asdict(self.budget.few), None if recipe is None else asdict(recipe)]
-        key = _key(budget, asdict(READING), TAPPED, row, *few)
+        made_of = [self.backbone.fingerprint, resolve(READING.precision, self.backbone.device)]
+        made_of += [self.device] if task == "cost" else []
+        key = _key(budget, asdict(READING), TAPPED, row, *few, *made_of)
         return self.work / "cells" / f"{_plain(name)}-{task}-{seed}-{key}.json"
 
     def model(self, name: str, seed: int) -> Path:
@@ -333,17 +240,20 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
         return {**facts, "seconds a step": None, "peak MiB": None}
     size = bench.budget.batch_size
     side = bench.backbone.image_size
-    taps = model.taps(torch.randint(0, 255, (size, READING.frames, 3, *side), dtype=torch.uint8))
+    as_trained = partial(autocast, READING.precision, model.device)
+    with as_trained():
+        taps = model.taps(torch.randint(0, 255, (size, READING.frames, 3, *side), dtype=torch.uint8))
     text = model.text_features(["a shape that moves up"] * size)
     optimizer = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-4)
     times = []
     with peak_memory(bench.device) as peak:
         for _ in range(steps):
             start = time.perf_counter()
-            with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            with as_trained():
                 encoded, mask = model.encode_clip(taps)
                 similarity = model.match(text, encoded, mask=mask)
             torch.nn.functional.cross_entropy(20 * similarity, torch.arange(size, device=model.device)).backward()
+            torch.nn.utils.clip_grad_norm_([p for _, p in model.trainable_parameters()], max_norm=5.0)
             optimizer.step()
             optimizer.zero_grad()
             if bench.device == "cuda":
@@ -364,6 +274,10 @@ def _cost_apart(bench: Bench, name: str) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
+MEASURED = ("commit", "machine", "clipvid", "torch")
+"""What every cell says of where it was measured."""
+
+
 def summary(bench: Bench) -> dict[str, Any]:
     """The table as JSON: mean and standard deviation over the seeds of every figure that is there."""
     b = bench.budget
@@ -382,8 +296,7 @@ def summary(bench: Bench) -> dict[str, Any]:
             rows[name]["lr"] = found.get(bench.path(name, "retrieval", b.seeds[0]), {}).get("lr")
     return {
         "command": "python benchmarks/structures.py",
-        "commit": ", ".join(sorted({cell["commit"] for cell in found.values()})),
-        **machine(bench.device),
+        **{fact: " and ".join(sorted({cell[fact] for cell in found.values()})) for fact in MEASURED},
         "missing": len(wanted) - len(found),
         "budget": asdict(b),
         "core seconds": round(sum(cell["core seconds"] for cell in found.values())),

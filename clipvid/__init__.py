@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from clipvid.evaluate import evaluate_retrieval as evaluate_retrieval
     from clipvid.evaluate import zero_shot as zero_shot
     from clipvid.interop import load_stan_checkpoint as load_stan_checkpoint
+    from clipvid.loading import load as load
     from clipvid.model import VideoCLIP as VideoCLIP
     from clipvid.model import attach as attach
     from clipvid.model import create_model as create_model
-    from clipvid.model import load as load
     from clipvid.search import VideoIndex as VideoIndex
     from clipvid.taps import Taps as Taps
     from clipvid.training import train as train
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 _OWNERS = {
     "create_model": "clipvid.model",
     "attach": "clipvid.model",
-    "load": "clipvid.model",
+    "load": "clipvid.loading",
     "VideoCLIP": "clipvid.model",
     "load_stan_checkpoint": "clipvid.interop",
     "Taps": "clipvid.taps",

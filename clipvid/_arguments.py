@@ -6,7 +6,7 @@ needed. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,22 @@ from typing import Any
 def named_model(
     name: str,
     pretrained: str | None = None,
+    chosen: Mapping[str, Any] | None = None,
     *,
     device: str = "cpu",
-    branch: str | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: dict[str, Any] | None = None,
-    similarity: str | None = None,
     plain: str = "stan",
     shapes_only: bool = False,
 ) -> Any:
     """A saved model where `name` is a folder of one, else the base model of that name with a branch.
 
-    `plain` is the branch where none is asked for; with `shapes_only` a base model has no weights.
+    `chosen` are options of `create_model`, None for those not asked for; `plain` is the branch where none is; with
+    `shapes_only` a base model has no weights.
     """
-    from clipvid.model import create_model, load
+    from clipvid.loading import load
+    from clipvid.model import create_model
     from clipvid.saving import CONFIG
 
-    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    chosen = chosen or {}
     if (Path(name) / CONFIG).is_file():
         what = f"{name} is a saved model and brings its own branch and weights"
         refuse(what, pretrained=pretrained, **chosen)

@@ -63,6 +63,8 @@ def unfreeze(
         )
     for name, parameter in backbone.clip.named_parameters():
         parameter.requires_grad_(name in chosen)
+    own = dict(backbone.clip.named_parameters())
+    backbone.unfrozen = {name: own[name]._version for name in chosen - backbone.trained}
     backbone.trained |= chosen
     backbone.visual_trains = any(name.startswith("visual.") for name in chosen)
     backbone.text_trains = any(not name.startswith("visual.") for name in chosen)
@@ -118,7 +120,10 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
 
 
 def freeze(backbone: Backbone) -> None:
-    """Nothing of the base model trains from here on; what was trained stays as it is."""
+    """Nothing of the base model trains from here on; what was trained stays as it is, and is known by name."""
+    own = dict(backbone.clip.named_parameters())
+    backbone.trained -= {name for name, version in backbone.unfrozen.items() if own[name]._version == version}
+    backbone.unfrozen = {}
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
 

@@ -47,9 +47,10 @@ class Backbone(nn.Module):
         self.base = base or Base()
         self._class_token = tower.has_class_token(visual)
         self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
+        self.unfrozen: dict[str, int] = {}  # those of them that may still be as they came, with torch's count of writes
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
-        self._untrained_tower: str | None = None
+        self._untrained_tower: dict[str, str] = {}
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -64,6 +65,12 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.clip.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the tower takes: its first kernel's type (towers in half precision keep some weights in float32)."""
+        first = next(self.visual.parameters())
+        return next((p.dtype for p in self.visual.parameters() if p.ndim == 4), first.dtype)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -132,8 +139,7 @@ class Backbone(nn.Module):
 
         One pass on the meta device.
         """
-        dtype = next(self.visual.parameters()).dtype
-        image = torch.empty(1, 3, *self.image_size, device="meta", dtype=dtype)
+        image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = tower.meta_copy(self.visual)
         with torch.no_grad():
             out = visual.forward_intermediates(image, **self._format())
@@ -158,7 +164,7 @@ class Backbone(nn.Module):
                 f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
                 "use model.transform, or pass uint8 frames of any size"
             )
-        sizes = tuple(video.shape[:2])
+        video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad), tower.watched_stem(self.visual if 0 in levels else None) as stem:
             out = self.run(self.visual, video.flatten(0, 1), levels=levels, embed=embed)
@@ -237,21 +243,6 @@ class Backbone(nn.Module):
         """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
         return tower.copy_text_blocks(self.clip, depth)
 
-    def embeddings(self) -> tuple[nn.Parameter, nn.Parameter] | None:
-        """CLIP's class embedding (D) and position table (1 + N, D), for open_clip's own ViT; else None."""
-        if not hasattr(self.visual, "class_embedding"):
-            return None
-        return self.visual.class_embedding, self.visual.positional_embedding
-
-    def head(self) -> tuple[nn.Module, nn.Parameter] | None:
-        """(ln_post, proj) of towers whose embedding is proj(ln_post(class token)); None for all others."""
-        visual = self.visual
-        if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.proj is None:
-            return None
-        if visual.pool_type != "tok":
-            return None
-        return visual.ln_post, visual.proj
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every weight, as it came: two equal ones are the same base model."""
@@ -262,9 +253,10 @@ class Backbone(nn.Module):
         """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
         if any(name.startswith("visual.") for name in self.trained):
             return hash_of(self.visual.state_dict())
-        if self._untrained_tower is None:
-            self._untrained_tower = hash_of(self.visual.state_dict())
-        return self._untrained_tower
+        key = str(self.dtype)
+        if key not in self._untrained_tower:
+            self._untrained_tower[key] = hash_of(self.visual.state_dict())
+        return self._untrained_tower[key]
 
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)

@@ -60,8 +60,8 @@ def info(
         text_lora: rank of LoRA adapters on the text tower; 0 for none.
         frames: frames a clip.
     """
-    chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
-    described = named_model(model, shapes_only=True, options=options, similarity=similarity, **chosen)
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    described = named_model(model, chosen=chosen, shapes_only=True)
     if freeze != "all" or text_lora:
         described.unfreeze(freeze, text_lora=text_lora)
     print(described.trainable_summary(frames))
@@ -122,8 +122,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
     accelerator = named_device(device)
-    chosen: dict[str, Any] = {"branch": branch, "depth": depth, "mixer": mixer}
-    video_model = named_model(model, pretrained, options=options, similarity=similarity, **chosen)
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    video_model = named_model(model, pretrained, chosen)
     result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
     best = (
         ""

@@ -5,9 +5,10 @@ Contract: plain data that checks itself; importing this file loads nothing heavy
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from clipvid import _checks
 
@@ -226,13 +227,19 @@ class TrainConfig:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         self._check_unused()
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON would give them back."""
+        return json.loads(json.dumps(asdict(self)))
+
     def augmentations(self) -> list[str]:
         """Names of the settings that change pixels at random."""
         return [name for name in ("crop_scale", "flip", "rand_augment", "mixup") if getattr(self, name)]
 
     def _check_unused(self) -> None:
-        """Refuse settings that another task would pass over in silence."""
+        """Refuse what is switched on and would change nothing, because another task alone looks at it."""
         own = {"recognition": ("mixup", "label_smoothing"), "retrieval": ("temperature", "learn_temperature")}
+        if self.classifier == "text" and self.task != "recognition":
+            raise ValueError(f"classifier 'text' is for task 'recognition', this one is {self.task!r}; leave it out")
         for task, names in own.items():
             asked = [name for name in names if getattr(self, name)] if self.task != task else []
             if asked:

@@ -82,8 +82,7 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
     """Count everything for clips of `frames` frames."""
     geometry = backbone.geometry(branch.levels)
     parts = [branch, *heads, backbone]
-    own = {id(p): p for part in parts for p in part.parameters()}  # a branch may share some with the tower
-    trainable = sum(p.numel() for p in own.values() if p.requires_grad)
+    trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     name = backbone.base.name or "an object given by the caller"
     return Summary(
         base=name + (f" ({backbone.base.pretrained})" if backbone.base.pretrained else ""),
@@ -155,16 +154,15 @@ def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
     if branch.reads_pixels:
         return Macs(0, 0)
     visual = tower.meta_copy(backbone.visual)
-    dtype = next(visual.parameters()).dtype
-    image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=dtype)
+    image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
     one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
-    head = backbone.head() if branch.reads_frames else None
+    head = tower.head(backbone.visual) if branch.reads_frames else None
     projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
 
 def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
-    copy = tower.meta_copy(branch)
+    copy = tower.meta_copy(nn.ModuleList([backbone.visual, branch]))[1]  # together: it may borrow from the tower
     dtype = next((p.dtype for p in copy.parameters()), torch.float32)
     source = meta_taps(geometry, frames=frames, dtype=dtype)
     if branch.reads_pixels:
@@ -173,14 +171,16 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
     found = _count(lambda: copy(source))
     if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
         return found
-    head = backbone.head()  # the published fusion repeats CLIP's projection, which the papers leave out here too
+    head = tower.head(
+        backbone.visual
+    )  # the published fusion repeats CLIP's projection, which the papers leave out here too
     return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
 
 
 def _count(run) -> Macs:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
-    counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)
     return Macs(linear, sum(counts.values()) - linear)
 

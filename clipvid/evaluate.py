@@ -42,8 +42,8 @@ class Evaluation(Generic[Metrics]):
     reading: Reading
     precision: str
     unreadable: tuple[VideoError, ...] = ()
-    similarity: str = "mean"
-    """What retrieval compared."""
+    similarity: str | None = None
+    """What retrieval compared; None for recognition."""
 
     def __getitem__(self, name: str) -> float:
         """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
@@ -66,7 +66,8 @@ class Evaluation(Generic[Metrics]):
 
     def __str__(self) -> str:
         left_out = f", {len(self.unreadable)} left out because they could not be read" if self.unreadable else ""
-        head = f"{self.data}: {self.n_videos} videos{left_out}; {self._clips()}, {self.precision}"
+        how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
+        head = f"{self.data}: {self.n_videos} videos{left_out}; {self._clips()}{how}, {self.precision}"
         return f"{head}\n{self.metrics}"
 
     def _clips(self) -> str:
@@ -77,7 +78,7 @@ class Evaluation(Generic[Metrics]):
         if isinstance(self.metrics, RecognitionMetrics):
             how = f"{reading.average} averaged"
         else:
-            how = "embeddings averaged" if self.similarity == "mean" else f"frames of all views to {self.similarity}"
+            how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
         return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
 
 
@@ -195,7 +196,7 @@ def evaluate_retrieval(
     text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
     similarity = text @ F.normalize(found.video, dim=-1).T
     metrics = retrieval_metrics(similarity, owners(found.data), seed=seed)
-    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading))
+    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading), "mean")
 
 
 def _token_wise(

@@ -74,10 +74,10 @@ def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier 
     return TextClassifier(torch.zeros(len(config["classes"]), embed_dim), config["classes"], scale=config["scale"])
 
 
-def similarity_head(name: str, embed_dim: int, *, one_token: bool) -> nn.Module | None:
+def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) -> nn.Module | None:
     """The token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
 
-    Raises ValueError for an unknown name, and where a clip has `one_token` for all its frames.
+    Raises ValueError for an unknown name, and where `branch` has `one_token` for all frames of a clip.
     """
     if name == "mean":
         return None
@@ -85,8 +85,8 @@ def similarity_head(name: str, embed_dim: int, *, one_token: bool) -> nn.Module 
         raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
     if one_token:
         raise ValueError(
-            f"this branch makes one embedding for the whole clip, so words have no frames to look for; similarity "
-            f"{name!r} needs a branch that keeps frames apart, such as stan or space"
+            f"this branch ({branch}) makes one embedding for the whole clip, so words have no frames to look for; "
+            f"similarity {name!r} needs a branch that keeps frames apart, such as stan or space"
         )
     return SIMILARITIES[name](embed_dim)
 

@@ -77,8 +77,9 @@ def load_image_weights(
 
     Blocks, norms and class token are taken as they are, the kernel is inflated to tubelets, positions are resized to
     the grid (bicubic) and repeated for every frame where the table has a slot for each token (ViViT, section 3.4).
-    Steps across frames take their block's norm and attention and stay identities; tables of time and a temporal
-    transformer keep their own start. `state` as for `load_video_weights`; raises CheckpointError as it does.
+    Steps across frames of an untrained transformer take their block's norm and attention and stay identities; tables of
+    time and a temporal transformer keep their own start. The weights do not tell the number of heads: build the
+    transformer with theirs. `state` as for `load_video_weights`; raises CheckpointError as it does.
     """
     target, found = _target(model), _renamed(_read(state))
     own = target.state_dict()
@@ -91,7 +92,11 @@ def load_image_weights(
     if table is not None:
         found["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
     ours = {k: v for k, v in own.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
-    _check({k: v for k, v in own.items() if k not in ours}, found, hint="the width, depth and patch of the image model")
+    _check(
+        {k: v for k, v in own.items() if k not in ours},
+        found,
+        hint="the width, depth, heads and patch of the image model",
+    )
     target.load_state_dict(found, strict=False)
     for block in target.blocks:
         for step in cast(SpaceTimeBlock, block).steps:

@@ -24,7 +24,6 @@ from clipvid.backbone import Backbone
 from clipvid.bases import Base, Tokenizer, load_clip, preprocess_fields
 from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
-from clipvid.errors import CheckpointError
 from clipvid.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.nn.frames import mean_over_frames
 from clipvid.taps import Pixels, Taps
@@ -47,7 +46,8 @@ class VideoCLIP(nn.Module):
         self.backbone, self.branch = backbone, branch
         self.head: Classifier | None = head
         self.similarity = similarity
-        self.matcher = similarity_head(similarity, backbone.embed_dim, one_token=branch.one_token)
+        kind = type(branch.options).__name__
+        self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True
@@ -76,7 +76,7 @@ class VideoCLIP(nn.Module):
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
         """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
         video, mask = self._prepared(video, mask, self._of_tower)
-        return self.backbone(video, levels=self.branch.levels, mask=mask)
+        return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
         """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
@@ -85,7 +85,15 @@ class VideoCLIP(nn.Module):
         video, mask = self._prepared(video, mask, self.transform)
         if self.branch.reads_pixels:
             return Pixels(video, mask)
-        return self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+        read = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+        return self._for_branch(read)
+
+    def _for_branch(self, taps: Taps) -> Taps:
+        """In the branch's floating-point type, where the tower has another (half precision) and no autocast is on."""
+        own = next((p.dtype for p in self.branch.parameters()), torch.float32)
+        if self.backbone.dtype == own or torch.is_autocast_enabled(self.device.type):
+            return taps
+        return taps.to(dtype=own)
 
     def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
         if isinstance(video, Tensor):
@@ -305,76 +313,3 @@ def create_model(
     clip, tokenizer, base = load_clip(name, pretrained, device=device)
     chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)
-
-
-def load(
-    folder: str | Path,
-    *,
-    base: nn.Module | Backbone | None = None,
-    tokenizer: Tokenizer | None = None,
-    device: torch.device | str = "cpu",
-) -> VideoCLIP:
-    """Load a model saved by `VideoCLIP.save`, from a folder or a hub repository ("org/name").
-
-    The base model is loaded by its saved name, or given as `base` where it was an object of the caller's. Raises
-    CheckpointError when the base is not the one that the branch was trained on, or the files do not fit. Weights of the
-    base that were trained with the branch are put into it, also when it is a Backbone that another model uses.
-    """
-    folder = saving.local_folder(folder)
-    config = saving.read_config(folder)
-    backbone = _load_base(config["base"], base=base, tokenizer=tokenizer, device=device)
-    if backbone.fingerprint != config["base"]["fingerprint"]:
-        raise CheckpointError(
-            f"{folder} was trained on {_name(config['base'])} with fingerprint {config['base']['fingerprint'][:12]}, "
-            f"the base model at hand is {backbone.fingerprint[:12]}; load the very weights it was trained on (same "
-            "name, tag and precision), or train the branch again on these"
-        )
-    state = saving.read_weights(folder)
-    _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
-    if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
-        raise CheckpointError(
-            f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; give it "
-            "the same size, mean, std, interpolation and resize mode"
-        )
-    try:
-        branch = branches.build(backbone, branches.from_config(config["branch"]))
-        head = heads.from_config(config["head"], backbone.embed_dim)
-        model = VideoCLIP(backbone, branch, head=head, similarity=config["similarity"])
-        for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
-            if part is not None:
-                part.load_state_dict(state.get(name, {}))
-        adapt.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    model.training_record = config["training"]
-    return model.to(device).eval()
-
-
-def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
-    if isinstance(base, Backbone):
-        return base
-    if base is not None:
-        return Backbone(base, tokenizer=tokenizer, base=Base(saved["name"], saved["pretrained"]))
-    if saved["name"] is None:
-        raise CheckpointError(
-            "this model was trained on a CLIP object that its owner built, which has no name to load it by; "
-            "pass that model as base= and its tokenizer as tokenizer="
-        )
-    clip, own, where = load_clip(saved["name"], saved["pretrained"], device=device)
-    return Backbone(clip, tokenizer=tokenizer or own, base=where)
-
-
-def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lora: int) -> None:
-    """CheckpointError for a Backbone that carries training of which the saved model knows nothing."""
-    own = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
-    if own or backbone.lora_rank not in (0, text_lora):
-        lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"
-        raise CheckpointError(
-            f"the backbone at hand was changed since it was loaded: {len(own)} weights unfrozen"
-            + (f" (first {own[0]})" if own else "")
-            + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; give a fresh one"
-        )
-
-
-def _name(base: Mapping[str, Any]) -> str:
-    return f"{base['name']} ({base['pretrained']})" if base["pretrained"] else str(base["name"] or "an unnamed CLIP")

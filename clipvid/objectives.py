@@ -1,6 +1,7 @@
 """From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
 
-Contract: a model, a config and Work from the feed in, a scalar loss out. Knows nothing of optimisers or files.
+Contract: a model, a config and Work from the feed in, a scalar loss out; the mean loss over a feed that is held out.
+Knows nothing of optimisers or files.
 """
 
 from __future__ import annotations

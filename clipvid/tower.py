@@ -222,6 +222,18 @@ def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+def embeddings(visual: Any) -> tuple[nn.Parameter, nn.Parameter] | None:
+    """Class embedding (D) and position table (1 + N, D) of open_clip's own ViT; None for other towers."""
+    return (visual.class_embedding, visual.positional_embedding) if hasattr(visual, "class_embedding") else None
+
+
+def head(visual: Any) -> tuple[Any, nn.Parameter] | None:
+    """(ln_post, proj) of towers whose embedding is proj(ln_post(class token)); None for all others."""
+    if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.proj is None:
+        return None
+    return (visual.ln_post, visual.proj) if visual.pool_type == "tok" else None
+
+
 def meta_copy(module: nn.Module) -> Any:
     """The module with every weight on the meta device: shapes and operation counts without memory or time."""
     if all(p.is_meta for p in module.parameters()):

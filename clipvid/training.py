@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -185,7 +185,7 @@ class _Run:
             self.objective.load_state_dict(self.best["state"], strict=False)
         name = SCORES[self.config.task]
         self.model.training_record = {
-            **_plain(self.config),
+            **self.config.plain(),
             "best_epoch": self.best["epoch"],
             "best_score": self.best["score"],
             "score": name,
@@ -208,7 +208,7 @@ class _Run:
             return
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
-            "config": json.dumps(_plain(self.config), sort_keys=True),
+            "config": json.dumps(self.config.plain(), sort_keys=True),
             "base": self._base,
             "branch": self._made_of(),
             "weights": self._trained(),
@@ -232,8 +232,8 @@ class _Run:
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["config"] != json.dumps(_plain(self.config), sort_keys=True):
-            changed = _differences(json.loads(state["config"]), _plain(self.config))
+        if state["config"] != json.dumps(self.config.plain(), sort_keys=True):
+            changed = _differences(json.loads(state["config"]), self.config.plain())
             raise CheckpointError(
                 f"{path} belongs to a run with another config ({changed}); choose another out, or that config"
             )
@@ -344,11 +344,6 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         raise ValueError(
             f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
         )
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The config as JSON would give it back."""
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

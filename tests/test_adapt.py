@@ -1,5 +1,7 @@
 """What of CLIP trains: exactly what the mode says, at its own rate; it is saved with the branch and comes back."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.evaluate import embed_videos
-from clipvid.model import attach, create_model, load
+from clipvid.loading import load
+from clipvid.model import attach, create_model
 from clipvid.optim import parameter_groups
 from clipvid.training import train
 
@@ -222,19 +225,20 @@ def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_
     torch.manual_seed(0)
     model = create_model("clipvid-mini", branch=branch, depth=2)
     visual, fusion, position = model.backbone.visual, model.branch.fusion.clip, model.branch.position.clip
-    assert fusion.projection is visual.proj
-    assert position.table is visual.positional_embedding
-    assert not [name for name in model.branch.state_dict() if ".clip." in name], "they are saved with the base alone"
+    assert fusion.visual is position.visual is visual
+    own = {id(p) for p in model.backbone.parameters()}
+    assert not [name for name, p in model.branch.named_parameters() if id(p) in own], "borrowed, not owned"
+    twin = copy.deepcopy(model)
+    assert twin.branch.fusion.clip.visual is twin.backbone.visual is not visual
+    assert copy.deepcopy(model.branch).fusion.clip.visual is visual
     before = visual.proj.detach().clone()
     train(model, clips, None, config(freeze="none", clip_lr=1e-3), progress=False)
     assert not torch.equal(visual.proj, before)
     loaded = load(model.save(tmp_path / "m"))
-    assert loaded.branch.fusion.clip.projection is loaded.backbone.visual.proj
+    assert loaded.branch.fusion.clip.visual is loaded.backbone.visual
     clip = torch.randint(0, 255, (1, 2, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(loaded.encode_video(clip), model.encode_video(clip))
-    summary = model.trainable_summary()
-    assert summary.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad), "counted once"
 
 
 def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, tmp_path):
@@ -244,6 +248,43 @@ def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, 
         load(folder, base=model.backbone)
     again = load(model.save(tmp_path / "n"), base=model.backbone)
     assert again.fingerprint == model.fingerprint, "what was saved says how it was trained"
+
+
+def test_what_was_unfrozen_and_never_moved_counts_as_it_came(model, clips, tmp_path):
+    plain = model.save(tmp_path / "plain")
+    model.unfreeze("last:1")
+    model.unfreeze("all")
+    assert not model.backbone.trained
+    store = TapStore.encode(model, clips, READING)
+    with pytest.raises(ValueError, match="taps made before are not its own"):
+        train(model, store, None, config(freeze="last:1"), progress=False)
+    assert not model.backbone.trained
+    assert load(plain, base=model.backbone).fingerprint == model.fingerprint
+    model.unfreeze("last:1")
+    with torch.no_grad():
+        model.backbone.visual.proj.mul_(2)
+    model.unfreeze("all")
+    assert model.backbone.trained == {"visual.proj"}, "what was written to is kept, and nothing else"
+
+
+def test_a_model_on_a_backbone_at_hand_stays_where_that_is(model, tmp_path):
+    folder = model.save(tmp_path / "m")
+    model.backbone.to("meta")
+    with pytest.warns(UserWarning, match="no-op"):  # nothing can be put into a branch without memory
+        loaded = load(folder, base=model.backbone)  # the fingerprint is known from when there were weights
+    assert str(model.backbone.device) == str(next(loaded.branch.parameters()).device) == "meta"
+
+
+def test_a_checkpoint_keeps_the_loss_scale_of_half_precision(model, clips, tmp_path, monkeypatch):
+    """Fabric has 16-mixed on a GPU alone; what is asked of its precision plugin is the same on both."""
+    from lightning_fabric.plugins.precision import Precision
+
+    given: list[dict] = []
+    monkeypatch.setattr(Precision, "state_dict", lambda _: {"scale": 3.0})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda _, state: given.append(state))
+    _interrupted(model, clips, config(epochs=2), tmp_path)
+    train(create_model("clipvid-mini", depth=1), clips, None, config(epochs=2), out=tmp_path, resume=True)
+    assert given == [{"scale": 3.0}]
 
 
 def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):

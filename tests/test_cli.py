@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipvid.branches import BRANCHES
 from clipvid.cli import main
 from clipvid.data.shapes import write_dataset
 from clipvid.model import create_model
@@ -93,3 +94,13 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     )
     assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0
     assert "20 videos in found" in capsys.readouterr().out
+
+
+def test_info_describes_every_branch_also_one_that_computes_nothing(capsys):
+    for name in BRANCHES:
+        alone = name.startswith(("timesformer", "vivit-"))
+        depth = () if alone or name == "mean" else ("--depth", "2")
+        assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
+        said = capsys.readouterr().out
+        assert "MACs a clip (8 frames)" in said
+        assert ("keys a patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")

@@ -18,11 +18,11 @@ import clipvid
 PACKAGE = Path(clipvid.__file__).parent
 LAYERS = (
     {"errors", "_optional", "_files", "_checks", "config"},
-    {"nn", "losses", "metrics", "optim", "precision", "video", "data"},
+    {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "bases", "backbone", "branches"},
     {"heads", "cost", "adapt", "saving"},
-    {"model", "interop", "interop_hf", "cache"},
-    {"training", "objectives", "constcl", "feed", "evaluate", "matching", "search", "plots", "demo"},
+    {"model", "loading", "interop", "interop_hf", "cache"},
+    {"training", "objectives", "optim", "constcl", "feed", "evaluate", "matching", "search", "plots", "demo"},
     {"cli", "commands", "_arguments", "__main__"},
 )
 LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}
@@ -33,6 +33,7 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "data": {"video"},
     "backbone": {"taps", "tower", "textual", "bases"},
     "branches": {"taps", "tower", "backbone"},
+    "loading": {"model"},
     "interop": {"model"},
     "interop_hf": {"model"},
     "cache": {"model"},
@@ -41,7 +42,7 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "search": {"matching"},
     "constcl": {"feed"},
     "objectives": {"constcl", "feed"},
-    "training": {"evaluate", "feed", "objectives"},
+    "training": {"evaluate", "feed", "objectives", "optim"},
     "demo": {"training", "evaluate", "search", "plots"},
     "cli": {"commands"},
     "commands": {"_arguments"},

@@ -16,7 +16,8 @@ from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import BackboneError
-from clipvid.model import attach, load
+from clipvid.loading import load
+from clipvid.model import attach
 from clipvid.nn.mixers import MIXERS
 from clipvid.nn.similarity import SIMILARITIES
 from clipvid.training import train

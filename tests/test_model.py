@@ -19,8 +19,9 @@ from clipvid import tower
 from clipvid.backbone import Backbone
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.heads import LinearClassifier, TextClassifier
+from clipvid.loading import load
 from clipvid.losses import classification, contrastive
-from clipvid.model import attach, load
+from clipvid.model import attach
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
 FAMILIES = {  # one tiny tower of each kind that open_clip lists

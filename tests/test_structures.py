@@ -170,3 +170,27 @@ def test_combinations_that_cannot_be_are_refused_with_the_reason(backbone):
         choose("divided", {"tubelet": 4})
     with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9"):
         build(backbone, choose("divided", {"depth": 9}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", [n for n in BRANCHES if not n.startswith(("timesformer", "vivit-", "seqtransf"))])
+def test_a_branch_is_in_float32_beside_a_tower_in_half_precision(tiny_clip, name, dtype):
+    """As open_clip makes them (precision="fp16"): kernels and matrices in half precision, norms and tables not."""
+    from open_clip.model import convert_weights_to_lp
+
+    torch.manual_seed(0)
+    changes = {"depth": 2} if name != "mean" else {"hidden": 8}
+    whole = attach(tiny_clip, name, options=changes).eval()
+    video = torch.randint(0, 255, (2, 3, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = whole.encode_video(video)
+    convert_weights_to_lp(tiny_clip, dtype)
+    model = attach(tiny_clip, name, options=changes).eval()
+    assert {p.dtype for p in model.branch.parameters()} == {torch.float32}
+    model.branch.load_state_dict(whole.branch.state_dict())
+    found = model.encode_video(video)
+    assert found.dtype == torch.float32
+    assert (found * expected).sum(dim=-1).min() > 0.995, "cosine with the embedding in float32"
+    (found * torch.randn_like(found)).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.branch.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.branch.parameters())

@@ -18,8 +18,9 @@ from clipvid.data.record import Record, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.feed import LiveFeed, plan
+from clipvid.loading import load
 from clipvid.metrics import retrieval_metrics
-from clipvid.model import attach, create_model, load
+from clipvid.model import attach, create_model
 from clipvid.optim import schedule
 from clipvid.training import _Run, train
 

@@ -225,13 +225,14 @@ def test_frames_that_only_pad_are_never_the_ones_that_are_kept():
 
 
 def test_vivits_temporal_table_is_resized_for_other_numbers_of_frames():
-    table = video_transformer(StandaloneOptions("space", tubelet=2, table="space", temporal_depth=1, **TINY)).temporal
-    assert table.position.shape[0] == TINY["frames"] // 2
-    for frames in (1, 2, 5):
-        fitted = table.fitted(table.position, frames)
-        assert torch.equal(fitted[0], table.position[0])
-        if frames > 1:
-            torch.testing.assert_close(fitted[-1], table.position[-1])
+    temporal = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, **TINY)).temporal
+    assert temporal.position.shape[0] == TINY["frames"]
+    temporal.blocks = torch.nn.ModuleList()  # what is left is the table and the norm
+    temporal.norm = torch.nn.Identity()
+    for frames, last in ((2, -1), (4, -1), (7, -1), (1, 0)):
+        _, added = temporal(torch.zeros(1, frames, TINY["width"]))
+        torch.testing.assert_close(added[0, 0], temporal.position[0])
+        torch.testing.assert_close(added[0, -1], temporal.position[last])
     kept = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, keep=3, **TINY))
     assert kept.temporal.position.shape[0] == 3
 
@@ -334,7 +335,7 @@ def test_a_start_from_an_image_model_resizes_and_repeats_positions_and_inflates_
     without = video_transformer(StandaloneOptions("dot_product", class_token=False, table="token", **TINY)).double()
     load_image_weights(without, oracle.state_dict())
     assert torch.equal(without.stem.space[:16], without.stem.space[16:32])
-    with pytest.raises(CheckpointError, match=r"build it with the width, depth and patch of the image model"):
+    with pytest.raises(CheckpointError, match=r"build it with the width, depth, heads and patch of the image model"):
         load_image_weights(video_transformer(StandaloneOptions("joint", **{**TINY, "depth": 2})), oracle.state_dict())
 
 

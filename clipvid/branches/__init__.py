@@ -61,10 +61,11 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
 
 
 def build(backbone: Backbone, options: BranchOptions) -> Branch:
-    """The branch that `options` describe, on this backbone and its device."""
+    """The branch that `options` describe, on this backbone and its device; in float32 where the tower is in half."""
     make = next(module for kind, module in KINDS.values() if kind is type(options))
     with torch.device(backbone.device):
-        return make(backbone, options)
+        branch = make(backbone, options)
+    return branch.float() if backbone.dtype in (torch.float16, torch.bfloat16) else branch
 
 
 def to_config(options: BranchOptions) -> dict[str, Any]:

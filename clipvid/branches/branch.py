@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class State:
     patch: Float[Tensor, "b t n d"]
 
 
-class LayeredBranch(Branch):
+class LayeredBranch(Branch, ABC):
     """A branch that keeps tokens on the tower's grid from layer to layer, so that it can be stopped between two.
 
     It says how it starts, what a layer does and how it ends; `forward` is these in a row.
@@ -69,36 +70,34 @@ class LayeredBranch(Branch):
             state = self.advance(state, k, layer)
         return state
 
+    @abstractmethod
     def start(self, taps: Any) -> State:
         """What enters the first layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, state: State, k: int, layer: nn.Module) -> State:
         """Through one layer, which stands at place `k`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, state: State) -> Float[Tensor, "b t e"]:
         """What leaves the last layer as frame embeddings."""
-        raise NotImplementedError
 
     def dense(self, state: State) -> Float[Tensor, "b t n d"]:
         """The patches alone, on the tower's grid."""
         return state.patch
 
 
-class Shared(nn.Module):
-    """Parameters of the tower that a branch uses too: they train when the tower does, and are saved with it alone."""
+class Borrowed:
+    """The tower itself, for a branch that uses its weights: no part of the branch, so not trained or saved by it.
 
-    def __init__(self, **parameters: nn.Parameter) -> None:
-        super().__init__()
-        for name, parameter in parameters.items():
-            self.register_parameter(name, parameter)
+    Copied together with the tower it means the copy, copied alone the tower it meant before.
+    """
 
-    def _save_to_state_dict(self, *_: Any) -> None:
-        """Nothing: the base model has them."""
+    def __init__(self, visual: nn.Module) -> None:
+        self.visual: Any = visual
 
-    def _load_from_state_dict(self, *_: Any) -> None:
-        """Nothing: they came with the base model."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Borrowed:
+        return Borrowed(memo.get(id(self.visual), self.visual))
 
 
 def heads_of(copies: list[nn.Module], width: int) -> int:

@@ -77,6 +77,8 @@ class IntermediateOptions:
         _checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
         if self.depth is not None:
             _checks.least(self, depth=1)
+        if self.stem != "tower" and self.depth not in (None, 4):
+            raise ValueError(f"stem {self.stem!r} copies all blocks of the tower; leave depth {self.depth} out")
         if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
             raise ValueError(
                 f"tubelet {self.tubelet} and inflation {self.inflation!r} belong to stem 'tubelet', this one is "
@@ -211,8 +213,7 @@ def _stem(backbone: Backbone, options: IntermediateOptions) -> Stem:
         bias=parts.bias is not None,
         norm=None if parts.norm is None else parts.norm.eps,
     )
-    how = o.inflation if tubelet > 1 else "central"
-    stem.conv.weight.data.copy_(inflated(parts.kernel.detach(), tubelet, how=how))
+    stem.conv.weight.data.copy_(inflated(parts.kernel.detach(), tubelet, how=o.inflation))
     stem.space.data.copy_(parts.positions.detach())
     if parts.bias is not None and stem.conv.bias is not None:
         stem.conv.bias.data.copy_(parts.bias.detach())

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid import _checks
+from clipvid import _checks, tower
 from clipvid.backbone import Backbone
-from clipvid.branches.branch import LayeredBranch, Shared, State, heads_of
+from clipvid.branches.branch import Borrowed, LayeredBranch, State, heads_of
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
 from clipvid.nn.frames import mean_over_frames, sinusoids, stretched
@@ -173,7 +173,7 @@ class _Position(nn.Module):
 
     def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
         super().__init__()
-        own = backbone.embeddings()
+        own = tower.embeddings(backbone.visual)
         needs_own = options.position == "clip" or options.class_start != "mean"
         if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
             raise BackboneError(
@@ -185,20 +185,18 @@ class _Position(nn.Module):
             start = sinusoids(options.time_size, width)
         self.time = nn.Parameter(options.time_std * start)
         self.space = nn.Parameter(torch.zeros(geometry.patches, width)) if options.position == "learned" else None
-        self.clip: Any = Shared(cls=own[0], table=own[1]) if own and needs_own else None
+        self.clip = Borrowed(backbone.visual)
         self.clip_class = options.class_start == "release"
         # BT-Adapter's token starts at zero and has CLIP's position of the class token added
         self.own_class = nn.Parameter(own[1][0].detach().clone()) if options.class_start == "own" and own else None
 
     def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
-        space = self.space
+        visual = self.clip.visual
         if self.own_class is not None:
             cls = (cls + self.own_class) / 2
-        if self.clip is not None:
-            if self.clip_class:
-                cls = (cls + self.clip.cls + self.clip.table[0]) / 2
-            space = self.clip.table[1:] if space is None else space
-        assert space is not None
+        if self.clip_class:
+            cls = (cls + visual.class_embedding + visual.positional_embedding[0]) / 2
+        space = visual.positional_embedding[1:] if self.space is None else self.space
         return cls, patch + space + stretched(self.time, patch.shape[1])[:, None]
 
 
@@ -244,22 +242,19 @@ class _ReleaseFusion(nn.Module):
     def __init__(self, backbone: Backbone, geometry: Geometry, width: int, *, balanced: bool = False) -> None:
         super().__init__()
         self.balance = Balance(width) if balanced else None
-        head = backbone.head()
+        head = tower.head(backbone.visual)
         if head is None or head[1].shape[0] != width:
             raise BackboneError(
                 f"{type(backbone.visual).__name__} does not end in proj(ln_post(class token)), which the published "
                 "fusion needs; choose branch='stan', whose fusion fits every tower"
             )
-        norm: Any
-        norm, projection = head
-        self.eps = float(norm.eps)
-        self.clip = Shared(weight=norm.weight, bias=norm.bias, projection=projection)
+        self.clip = Borrowed(backbone.visual)
 
     def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
         frame = taps.cls[-1]
         fused = frame + cls[:, None] if self.balance is None else self.balance(frame, cls[:, None].expand_as(frame))
-        clip: Any = self.clip
-        return F.layer_norm(fused, clip.weight.shape, clip.weight, clip.bias, self.eps) @ clip.projection
+        norm, projection = self.clip.visual.ln_post, _wide(self.clip.visual.proj)
+        return F.layer_norm(_wide(fused), fused.shape[-1:], _wide(norm.weight), _wide(norm.bias), norm.eps) @ projection
 
 
 _FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
@@ -267,6 +262,11 @@ _FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
     "release": _ReleaseFusion,
     "balanced": partial(_ReleaseFusion, balanced=True),
 }
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: towers in half precision keep some of these weights in it, and some not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _projection(own: int, width: int) -> nn.Linear:

@@ -117,8 +117,13 @@ def inflated(
     """The kernel of an image model as one of tubelets (ViViT, section 3.4).
 
     central: zero but for frame t // 2, so that a tubelet looks at that frame alone (eq. 9). inflate: a t-th of it in
-    every frame, so that it looks at their mean (eq. 8). random: drawn anew with the same deviation.
+    every frame, so that it looks at their mean (eq. 8). random: drawn anew with the same deviation. A tubelet of one
+    frame takes the kernel as it is. Raises ValueError for another name.
     """
+    if how not in ("central", "inflate", "random"):
+        raise ValueError(f"unknown inflation {how!r}; choose one of central, inflate, random")
+    if tubelet == 1:
+        return kernel[:, :, None]
     if how == "random":
         return torch.randn(*kernel.shape[:2], tubelet, *kernel.shape[2:]) * kernel.std() / tubelet**0.5
     wide = kernel[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
