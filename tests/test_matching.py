@@ -1,11 +1,13 @@
 """Token-wise similarity in evaluation and search: pieces equal the whole, re-ranking touches the best alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from clipvid import matching
-from clipvid.config import Reading
+from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
 from clipvid.evaluate import embed_frames, embed_texts, evaluate_retrieval, owners
 from clipvid.matching import candidates, match_all, reranked
@@ -13,6 +15,7 @@ from clipvid.metrics import retrieval_metrics
 from clipvid.model import create_model
 from clipvid.nn.frames import mean_over_frames
 from clipvid.search import VideoIndex
+from clipvid.training import train
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 
@@ -52,6 +55,21 @@ def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
     some = match_all(model, words, frames, only=only, precision="32-true", chunk=5)
     torch.testing.assert_close(some[only], whole[only], atol=1e-6, rtol=0)
     assert (some[~only] == -torch.inf).all()
+
+
+def test_what_trains_and_is_scored_in_bf16_gives_nearly_the_same(model, clips):
+    """As on a machine with bf16, where features come in bf16 and are compared in float32."""
+    half = replace(READING, precision="bf16-mixed")
+    settings = TrainConfig(epochs=1, batch_size=4, warmup=0.0, reading=half)
+    if any(True for _ in model.matcher.parameters()):
+        train(model, clips, clips, settings, progress=False)
+    texts_of, frames = texts(clips), {}
+    for reading in (READING, half):
+        found, _, _ = embed_frames(model, clips, reading)
+        frames[reading.precision] = match_all(model, texts_of, found, precision=reading.precision)
+        evaluate_retrieval(model, clips, reading)
+        evaluate_retrieval(model, clips, reading, rerank=2)
+    torch.testing.assert_close(frames["bf16-mixed"], frames["32-true"], atol=0.05, rtol=0)
 
 
 def test_the_cosine_of_means_is_float32_under_autocast_too():

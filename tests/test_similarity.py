@@ -212,12 +212,14 @@ def test_a_new_wti_weighs_all_tokens_and_frames_about_the_same():
 def test_autocast_does_not_blur_the_cosines():
     text, video, text_mask, video_mask = case()
     text, video = text.float(), video.float()
-    expected = all_pairs(Mug(), text, video, text_mask, video_mask)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(all_pairs(Mug(), text, video, text_mask, video_mask), expected)
-        got = all_pairs(WTI(E), text, video, text_mask, video_mask)
-    assert got.dtype == expected.dtype == torch.float32
-    assert all_pairs(Mug(), text.bfloat16(), video.bfloat16(), text_mask, video_mask).dtype == torch.float32
+    for head in (Mug(), WTI(E)):
+        expected = all_pairs(head, text, video, text_mask, video_mask)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(all_pairs(head, text, video, text_mask, video_mask), expected)
+        # features as a tower under autocast gives them, compared outside of it
+        got = all_pairs(head, text.bfloat16(), video.bfloat16(), text_mask, video_mask)
+        assert got.dtype == expected.dtype == torch.float32
+        torch.testing.assert_close(got, expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("name", list(SIMILARITIES))

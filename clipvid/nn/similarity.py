@@ -48,8 +48,8 @@ class WTI(nn.Module):
         cosines = _cosines(text, video)  # (..., L, T)
         words = cosines.masked_fill(~video_mask[..., None, :], -torch.inf).amax(dim=-1)  # (..., L)
         frames = cosines.masked_fill(~text_mask[..., :, None], -torch.inf).amax(dim=-2)  # (..., T)
-        of_words = _softmax(self.text_weight(text).squeeze(-1).to(cosines.dtype), text_mask)
-        of_frames = _softmax(self.video_weight(video).squeeze(-1).to(cosines.dtype), video_mask)
+        of_words = _softmax(_said(self.text_weight, text).to(cosines.dtype), text_mask)
+        of_frames = _softmax(_said(self.video_weight, video).to(cosines.dtype), video_mask)
         return ((of_words * words).sum(dim=-1) + (of_frames * frames).sum(dim=-1)) / 2
 
 
@@ -120,6 +120,12 @@ def _scorer(width: int, *, layers: int) -> nn.Sequential:
             nn.init.zeros_(linear.bias)
     hidden = [part for linear in linears[:-1] for part in (linear, nn.ReLU())]
     return nn.Sequential(*hidden, linears[-1])
+
+
+def _said(network: nn.Sequential, x: Float[Tensor, "*#a l e"]) -> Float[Tensor, "*a l"]:
+    """The network's one number for each feature, in the network's own precision whatever the features come in."""
+    with torch.autocast(x.device.type, enabled=False):
+        return network(x.to(next(network.parameters()).dtype)).squeeze(-1)
 
 
 def _only(
