@@ -23,7 +23,13 @@ from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.matching import Frames, candidates, match_all, reranked
-from clipvid.metrics import RecognitionMetrics, RetrievalMetrics, recognition_metrics, retrieval_metrics
+from clipvid.metrics import (
+    Products,
+    RecognitionMetrics,
+    RetrievalMetrics,
+    recognition_metrics,
+    retrieval_metrics,
+)
 from clipvid.model import VideoCLIP
 from clipvid.nn.frames import mean_over_frames
 from clipvid.precision import autocast, resolve
@@ -194,8 +200,8 @@ def evaluate_retrieval(
     found = embed_videos(model, data, reading, progress=progress)
     reading = _reading(model, data, reading)
     text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
-    similarity = text @ F.normalize(found.video, dim=-1).T
-    metrics = retrieval_metrics(similarity, owners(found.data), seed=seed)
+    scores = Products(text, F.normalize(found.video, dim=-1))  # which never become a matrix
+    metrics = retrieval_metrics(scores, owners(found.data), seed=seed)
     return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading), "mean")
 
 

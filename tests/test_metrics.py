@@ -10,8 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid import metrics
-from clipvid.metrics import bootstrap_interval, ranks, recognition_metrics, retrieval_metrics
+from clipvid.metrics import (
+    DualSoftmax,
+    Matrix,
+    Products,
+    QueryBank,
+    bootstrap_interval,
+    hubness,
+    paired_bootstrap,
+    ranking,
+    ranking_metrics,
+    ranks,
+    recognition_metrics,
+    retrieval_metrics,
+)
+from clipvid.metrics import scores as scores_of
 
 CAP4VIDEO = Path(__file__).parents[2] / "shared" / "data" / "similarity" / "cap4video_msrvtt1ka"
 
@@ -48,11 +61,11 @@ def test_many_to_many_ranks_and_hits_are_the_mean_over_all_orders_of_ties(seed):
     scores = rng.integers(0, 3, size=(8, 6)).astype(np.float32)
     truth = rng.random((8, 6)) < 0.4
     truth[np.arange(8), rng.integers(0, 6, size=8)] = True
-    place = metrics._place(scores, truth)
+    place = ranking.place(Matrix(scores), truth)
     for k in (1, 2, 5):
         oracle = [by_all_orders(row, np.flatnonzero(true), k) for row, true in zip(scores, truth, strict=True)]
         np.testing.assert_allclose(ranks(scores, truth), [rank for rank, _ in oracle], rtol=1e-12)
-        np.testing.assert_allclose(metrics._expected_hits(place, k), [hit for _, hit in oracle], atol=1e-12)
+        np.testing.assert_allclose(ranking.hits(place, k), [hit for _, hit in oracle], atol=1e-12)
 
 
 def test_a_collapsed_model_scores_chance_in_both_directions():
@@ -90,7 +103,7 @@ def test_chunked_counting_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     scores, owner = rng.integers(0, 9, size=(57, 31)) / 8, rng.integers(0, 31, size=57)
     whole = retrieval_metrics(scores, owner, n_bootstrap=5)
-    monkeypatch.setattr(metrics, "CHUNK", 64)
+    monkeypatch.setattr(scores_of, "BLOCK", 64)
     parts = retrieval_metrics(scores, owner, n_bootstrap=5)
     assert parts.to_dict() == whole.to_dict()
     assert parts.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
@@ -141,22 +154,64 @@ def test_empty_scores_and_zero_k_are_refused():
         retrieval_metrics(np.eye(2), np.arange(2), ks=(0,))
 
 
-@pytest.mark.skipif(not CAP4VIDEO.exists(), reason="needs the stored similarity matrices of ../shared/data")
+needs_cap4video = pytest.mark.skipif(not CAP4VIDEO.exists(), reason="needs the matrices of ../shared/data")
+
+
+def reference():
+    matrix = np.load(CAP4VIDEO / "msrvtt_video_matrix.npy")
+    return matrix, json.loads((CAP4VIDEO / "reference_metrics.json").read_text())["video"]
+
+
+def agrees(found, expected):
+    for name, value in expected.items():
+        assert round(found[name], 3) == value, name
+
+
+@needs_cap4video
+@pytest.mark.parametrize("ties", ["optimistic", "average", "pessimistic"])
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
-def test_stored_msrvtt_metrics_are_reproduced_with_averaged_ties(direction):
-    scores = np.load(CAP4VIDEO / "msrvtt_video_matrix.npy")
-    reference = json.loads((CAP4VIDEO / "reference_metrics.json").read_text())["video"][direction]
-    result = getattr(retrieval_metrics(scores, np.arange(1000), n_bootstrap=20), direction)
-    averaged = reference["ties_average"]
-    assert result["MdR"] == averaged["MdR"]
-    assert round(result["MnR"], 3) == averaged["MnR"]
-    # The reference counts a hit where the averaged rank, rounded down, is within K; clipvid counts its chance, which
-    # lies between the reference's worst and best order of ties.
-    for k in (1, 5, 10):
-        assert round(100 * float(np.mean(np.floor(result.ranks) <= k)), 6) == averaged[f"R@{k}"]
-        assert reference["ties_pessimistic"][f"R@{k}"] - 1e-9 <= result[f"R@{k}"]
-        assert result[f"R@{k}"] <= reference["ties_optimistic"][f"R@{k}"] + 1e-9
-    assert int(np.sum(result.ranks % 1 != 0)) <= reference["rows_with_ties"]
+def test_stored_msrvtt_metrics_are_reproduced_under_each_rule_of_ties(direction, ties):
+    matrix, stored = reference()
+    result = retrieval_metrics(matrix, np.arange(1000), ties=ties, n_bootstrap=1)
+    agrees(getattr(result, direction), stored[direction][f"ties_{ties}"])
+
+
+@needs_cap4video
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_the_expectation_lies_between_the_best_and_the_worst_order_of_ties(direction):
+    matrix, stored = reference()
+    found = getattr(retrieval_metrics(matrix, np.arange(1000), n_bootstrap=1), direction)
+    for name in ("R@1", "R@5", "R@10", "R@50"):
+        assert stored[direction]["ties_pessimistic"][name] - 1e-9 <= found[name]
+        assert found[name] <= stored[direction]["ties_optimistic"][name] + 1e-9
+    assert int(np.sum(found.ranks % 1 != 0)) <= stored[direction]["rows_with_ties"]
+
+
+@needs_cap4video
+@pytest.mark.parametrize("temperature", [1.0, 10.0, 20.0, 50.0, 100.0])
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_stored_dual_softmax_is_reproduced(direction, temperature):
+    matrix, stored = reference()
+    adjusted = DualSoftmax(Matrix(matrix), temperature)
+    found = retrieval_metrics(adjusted, np.arange(1000), ties="average", n_bootstrap=1)
+    agrees(getattr(found, direction), stored[direction]["dual_softmax_float64"][f"T={temperature:g}"])
+
+
+@needs_cap4video
+def test_stored_querybank_figures_are_reproduced():
+    matrix, stored = reference()
+    whole = ranking_metrics(QueryBank(Matrix(matrix), Matrix(matrix)), np.arange(1000), ties="average", n_bootstrap=1)
+    expected = stored["t2v"]["qbnorm_reference_code_bank=the_1000_test_texts_beta20_k1"]
+    assert [round(whole[f"R@{k}"], 3) for k in (1, 5, 10, 50)] == [expected[f"R{k}"] for k in (1, 5, 10, 50)]
+    assert (whole["MdR"], round(whole["MnR"], 1)) == (expected["MedR"], expected["MeanR"])
+    split = stored["t2v"]["split_bank_first500_queries_last500"]
+    rest = matrix[500:]
+    before = ranking_metrics(rest, np.arange(500, 1000), ties="average", n_bootstrap=1)
+    after = ranking_metrics(
+        QueryBank(Matrix(rest), Matrix(matrix[:500])), np.arange(500, 1000), ties="average", n_bootstrap=1
+    )
+    agrees(before, split["before"])
+    agrees(after, split["after_qbnorm_beta20_k1"])
 
 
 def naive_top(row, label, k):
@@ -228,3 +283,108 @@ def test_reports_are_json_and_a_table_with_counts():
     recognition = recognition_metrics(rng.random((30, 10)), np.arange(30) % 10)
     assert json.loads(json.dumps(recognition.to_dict()))["videos"] == 30
     assert "30 videos, 10 classes" in str(recognition)
+
+
+def quality_by_all_orders(row, true):
+    """Oracle: average precision and nDCG, their means over every order of the items that keeps better ones ahead."""
+    found = []
+    for order in itertools.permutations(range(len(row))):
+        ranked = [bool(true[item]) for item in sorted(order, key=lambda item: -row[item])]
+        at = [rank for rank, relevant in enumerate(ranked, start=1) if relevant]
+        precision = np.mean([(i + 1) / rank for i, rank in enumerate(at)])
+        ideal = sum(1 / np.log2(rank + 1) for rank in range(1, len(at) + 1))
+        found.append((precision, sum(1 / np.log2(rank + 1) for rank in at) / ideal))
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_precision_and_gain_are_the_mean_over_all_orders_of_ties(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 3, size=(6, 6)).astype(np.float32)
+    truth = rng.random((6, 6)) < 0.4
+    truth[np.arange(6), rng.integers(0, 6, size=6)] = True
+    oracle = np.array([quality_by_all_orders(row, true) for row, true in zip(values, truth, strict=True)])
+    np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), truth), axis=1), oracle, atol=1e-12)
+    owner = rng.integers(0, 6, size=6)
+    single = np.array([quality_by_all_orders(row, np.arange(6) == own) for row, own in zip(values, owner, strict=True)])
+    np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), owner), axis=1), single, atol=1e-12)
+
+
+def test_embeddings_score_as_their_matrix_in_any_blocks_and_equal_ones_tie(monkeypatch):
+    rng = np.random.default_rng(0)
+    text, video = (torch.nn.functional.normalize(torch.randn(n, 16), dim=-1) for n in (57, 31))
+    video[7], video[30], text[50] = video[3], video[3], text[2]
+    owner = rng.integers(0, 31, size=57)
+    whole = retrieval_metrics(text.double() @ video.double().T, owner, n_bootstrap=5)
+    for block in (1 << 25, 64):
+        monkeypatch.setattr(scores_of, "BLOCK", block)
+        found = retrieval_metrics(Products(text, video), owner, n_bootstrap=5)
+        assert found.t2v.ranks.tolist() == whole.t2v.ranks.tolist()
+        assert found.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
+        rows = Products(text, video).rows(slice(0, 57))
+        assert (rows[:, 3] == rows[:, 7]).all()
+        assert (rows[:, 3] == rows[:, 30]).all()
+        assert (rows[2] == rows[50]).all()
+    text[4, 3] = torch.nan
+    with pytest.raises(ValueError, match="the embedding of query 4 is not finite"):
+        Products(text, video)
+
+
+def test_adjusted_scores_are_their_formulas_in_any_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    values, bank = rng.normal(size=(23, 17)), rng.normal(size=(40, 17))
+    for block in (1 << 25, 40):
+        monkeypatch.setattr(scores_of, "BLOCK", block)
+        found = DualSoftmax(Matrix(values), 7.0)
+        over = np.exp(7 * values)
+        np.testing.assert_allclose(found.rows(slice(0, 23)), values * over / over.sum(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(
+            found.columns(slice(0, 17)), values * over / over.sum(axis=1, keepdims=True), rtol=1e-12
+        )
+        hubs = set(np.argsort(-bank, axis=1)[:, :2].ravel())
+        normed = [row.argmax() in hubs for row in values]
+        expected = np.where(
+            np.array(normed)[:, None], np.exp(5 * values) / np.exp(5 * bank).sum(axis=0), np.exp(5 * values)
+        )
+        got = QueryBank(Matrix(values), Matrix(bank), beta=5.0, k=2).rows(slice(0, 23))
+        np.testing.assert_allclose(np.exp(got), expected, rtol=1e-10)
+    with pytest.raises(ValueError, match="QueryBank scores one direction alone"):
+        retrieval_metrics(QueryBank(Matrix(values), Matrix(bank)), np.arange(23) % 17)
+    with pytest.raises(ValueError, match="the bank has scores of 17 items, the queries of 5"):
+        QueryBank(Matrix(values[:, :5]), Matrix(bank))
+    with pytest.raises(ValueError, match="must be above 0, got 0"):
+        DualSoftmax(Matrix(values), 0.0)
+
+
+def test_hubness_counts_who_is_found():
+    values = np.array([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 0, 2, 1]])
+    found = hubness(values, k=2)
+    assert (found.k, found.most, found.hub, found.never) == (2, 3, 0, 0.25)  # items found 3, 2, 1 and 0 times
+    assert found.skewness == pytest.approx(0.0)
+    assert hubness(np.eye(5), k=1).skewness == 0
+    assert hubness(np.eye(5), k=1).never == 0
+    assert hubness(np.array([[1.0, 0, 0, 0]] * 4), k=1).skewness > 1
+
+
+def test_a_paired_comparison_finds_a_difference_that_is_there_and_none_that_is_not():
+    rng = np.random.default_rng(0)
+    a = (rng.random(1000) < 0.5).astype(float)
+    better = np.where(rng.random(1000) < 0.1, 1.0, a)
+    found = paired_bootstrap(a, better, n=2000)
+    assert found.p < 0.01
+    assert found.interval[0] <= found.mean <= found.interval[1]
+    assert paired_bootstrap(a, a, n=200).p == 1.0
+    other = rng.permutation(a)
+    assert paired_bootstrap(a, other, n=2000).p > 0.05
+    with pytest.raises(ValueError, match="needs the same queries twice"):
+        paired_bootstrap(a, a[1:])
+
+
+def test_the_p_value_of_no_difference_is_even():
+    """Of 200 comparisons of equals, about a tenth is below 0.1."""
+    below = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        a, b = (rng.random(120) < 0.4).astype(float), (rng.random(120) < 0.4).astype(float)
+        below += paired_bootstrap(a, b, n=300, seed=trial).p < 0.1
+    assert 8 <= below <= 36

@@ -1,0 +1,32 @@
+"""Metrics that people can trust: ties counted as chance would break them, N beside every figure, intervals.
+
+Contract: scores in, numbers out; no model, no files, nothing random but the seeded bootstrap. Rows are queries, columns
+are the gallery.
+"""
+
+from clipvid.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
+from clipvid.metrics.ranking import Hubness, hubness, ranks
+from clipvid.metrics.recognition import RecognitionMetrics, recognition_metrics
+from clipvid.metrics.retrieval import RankingMetrics, RetrievalMetrics, ranking_metrics, retrieval_metrics
+from clipvid.metrics.scores import DualSoftmax, Matrix, Products, QueryBank, Scores
+
+__all__ = [
+    "Difference",
+    "DualSoftmax",
+    "Hubness",
+    "Interval",
+    "Matrix",
+    "Products",
+    "QueryBank",
+    "RankingMetrics",
+    "RecognitionMetrics",
+    "RetrievalMetrics",
+    "Scores",
+    "bootstrap_interval",
+    "hubness",
+    "paired_bootstrap",
+    "ranking_metrics",
+    "ranks",
+    "recognition_metrics",
+    "retrieval_metrics",
+]

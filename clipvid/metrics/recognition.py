@@ -1,0 +1,73 @@
+"""Recognition: accuracy by rank, over classes, and which classes are taken for which.
+
+Contract: class scores and labels in, numbers out. Classes that tie for the best share the credit as chance would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
+from clipvid.metrics.ranking import hits, place
+from clipvid.metrics.scores import Matrix, Rows, as_array, blocks
+
+
+@dataclass(frozen=True, eq=False)
+class RecognitionMetrics:
+    """Classification accuracy in percent; `values` has top-1, top-5 (top-C where C < 5) and the mean over classes."""
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    n: int
+    n_classes: int
+    confusion: Float64[ndarray, "c c"]
+    """Clips by true class (row) and predicted class (column); clips whose best classes tie are shared among them."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def to_dict(self) -> dict[str, object]:
+        """Numbers ready for JSON, without the confusion matrix."""
+        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes}
+
+    def __str__(self) -> str:
+        cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())
+        return f"{cells}  ({self.n} videos, {self.n_classes} classes)"
+
+
+def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:
+    """Accuracy of class scores (B, C); the class mean is over the classes that occur among the labels."""
+    scores, classes = Matrix(logits), as_array(labels).astype(np.int64)
+    placed = place(scores, classes)
+    k = min(5, scores.shape[1])
+    top1 = hits(placed, 1)
+    found = {"top-1": top1, f"top-{k}": hits(placed, k)}
+    values = {name: 100 * float(hit.mean()) for name, hit in found.items()}
+    intervals = {name: percent(bootstrap_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
+    by_class = np.stack([top1, classes], axis=1)
+    values["mean class"] = 100 * _class_mean(by_class)
+    intervals["mean class"] = percent(bootstrap_interval(by_class, statistic=_class_mean, n=n_bootstrap, seed=seed))
+    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes))
+
+
+def _class_mean(rows: ndarray) -> float:
+    """Mean over the classes present of their mean hit; rows are (hit, class)."""
+    classes = rows[:, 1].astype(np.int64)
+    counts = np.bincount(classes)
+    return float((np.bincount(classes, weights=rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
+
+
+def _confusion(scores: Rows, classes: ndarray) -> ndarray:
+    confusion = np.zeros((scores.shape[1], scores.shape[1]))
+    for part in blocks(scores):
+        values = scores.rows(part)
+        best = values == values.max(axis=1, keepdims=True)
+        np.add.at(confusion, classes[part], best / best.sum(axis=1, keepdims=True))
+    return confusion

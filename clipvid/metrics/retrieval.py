@@ -1,0 +1,140 @@
+"""Text-to-video and video-to-text retrieval, figure by figure with confidence intervals.
+
+Contract: scores of captions (rows) with videos (columns) and the owner of each caption in, numbers out; a matrix or any
+source of `scores.py`, of which no more than a block is held at once. No model, no files. Knows nothing of how scores
+are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Num
+from numpy import ndarray
+
+from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
+from clipvid.metrics.ranking import Ties, check_owners, expected_ranks, hits, place, quality
+from clipvid.metrics.scores import Scores, as_array, as_scores
+
+SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
+"""What tables show; files have all figures."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankingMetrics:
+    """One direction of retrieval: R@K, mAP and nDCG in percent, MdR and MnR as ranks from 1."""
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    """95 % bootstrap percentile intervals over queries; a little narrow where several captions of a video are queries,
+    since those are not independent."""
+    n_queries: int
+    n_gallery: int
+    ranks: Float64[ndarray, " q"]
+    """Expected rank of the best relevant item, one a query, as `ranks` defines it."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def to_dict(self) -> dict[str, object]:
+        """Numbers ready for JSON, without the rank of every query."""
+        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        return {**self.values, "intervals": intervals, "queries": self.n_queries, "gallery": self.n_gallery}
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalMetrics:
+    """Text-to-video and video-to-text retrieval; `str()` is a table, `to_dict()` is for JSON."""
+
+    t2v: RankingMetrics
+    v2t: RankingMetrics
+
+    def to_dict(self) -> dict[str, object]:
+        """Both directions as nested dictionaries."""
+        return {"t2v": self.t2v.to_dict(), "v2t": self.v2t.to_dict()}
+
+    def __str__(self) -> str:
+        names = [name for name in self.t2v.values if name in SHOWN]
+        lines = ["     " + "".join(f"{name:<21}" for name in names) + "queries  gallery"]
+        for direction, metrics in (("t2v", self.t2v), ("v2t", self.v2t)):
+            cells = "".join(f"{cell(metrics.values[name], metrics.intervals[name]):<21}" for name in names)
+            lines.append(f"{direction:<5}{cells}{metrics.n_queries:<9d}{metrics.n_gallery}")
+        return "\n".join(lines)
+
+
+def retrieval_metrics(
+    similarity: Any,
+    owner: Any,
+    *,
+    ks: Sequence[int] = (1, 5, 10, 50),
+    ties: Ties = "expected",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> RetrievalMetrics:
+    """Score captions (rows) against videos (columns); `owner` is the video that each caption belongs to.
+
+    `similarity` (M, B) is a matrix or any `Scores`. t2v: every caption is a query and every video is in the gallery,
+    those without a caption too. v2t: every captioned video is a query among the captioned videos' captions, and a
+    video's score is the highest of its captions' (the field's convention for several captions a video). R@K is the
+    expected share of queries with a relevant item among the first K; `ties` names other rules.
+    """
+    scores, owners = as_scores(similarity), as_array(owner).astype(np.int64)
+    check_owners(owners, scores.shape)
+    if not isinstance(scores, Scores):
+        raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
+    by_video = ByVideo(scores, owners)
+    options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
+    return RetrievalMetrics(
+        t2v=ranking_metrics(scores, owners, **options),
+        v2t=ranking_metrics(by_video, np.arange(by_video.shape[0]), **options),
+    )
+
+
+def ranking_metrics(
+    similarity: Any,
+    truth: Any,
+    *,
+    ks: Sequence[int] = (1, 5, 10, 50),
+    ties: Ties = "expected",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> RankingMetrics:
+    """One direction, with any number of relevant items a query: `truth` as `ranks` takes it."""
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be numbers from 1, got {tuple(ks)}")
+    scores = as_scores(similarity)
+    placed = place(scores, truth)
+    ranked = expected_ranks(placed, ties=ties)
+    precision, gain = quality(scores, truth, placed=placed)
+    shares = {**{f"R@{k}": hits(placed, k, ties=ties) for k in ks}, "mAP": precision, "nDCG": gain}
+    values = {name: 100 * float(found.mean()) for name, found in shares.items()}
+    draw: dict[str, Any] = {"n": n_bootstrap, "seed": seed}
+    intervals = {name: percent(bootstrap_interval(found, **draw)) for name, found in shares.items()}
+    for name, statistic in (("MdR", np.median), ("MnR", np.mean)):
+        values[name] = float(statistic(ranked))
+        intervals[name] = bootstrap_interval(ranked, statistic=statistic, **draw)
+    return RankingMetrics(values, intervals, len(ranked), scores.shape[1], ranked)
+
+
+class ByVideo:
+    """Captioned videos as queries among captioned videos, each as its best caption: scores for video to text."""
+
+    def __init__(self, scores: Scores, owners: Num[ndarray, " m"]) -> None:
+        self.scores = scores
+        self.captioned, groups = np.unique(owners, return_inverse=True)
+        self._order = np.argsort(groups, kind="stable")
+        self._starts = np.searchsorted(groups[self._order], np.arange(len(self.captioned)))
+        self.shape = len(self.captioned), len(self.captioned)
+        self.width = len(owners)
+        self._plain = np.array_equal(owners, np.arange(scores.shape[1]))
+
+    def rows(self, part: slice) -> Num[ndarray, "c n"]:
+        if self._plain:  # one caption for each video, in order
+            return self.scores.columns(part).T
+        videos = self.captioned[part]
+        first, last = int(videos.min()), int(videos.max()) + 1
+        some = self.scores.columns(slice(first, last))[self._order][:, videos - first]
+        return np.maximum.reduceat(some, self._starts, axis=0).T
