@@ -81,10 +81,11 @@ def named_data(
     *,
     classes: Sequence[str] | None = None,
     plain: str = "folder",
+    check_files: bool = True,
 ) -> Any:
     """The data set; where no format is given, a table's, or `plain` for a folder without one."""
     from clipvid.data.readers import open_dataset
 
     root = Path(data)
     guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
-    return open_dataset(format or guessed, root, split=split, classes=classes)
+    return open_dataset(format or guessed, root, split=split, classes=classes, check_files=check_files)

@@ -19,6 +19,7 @@ COMMANDS = {
     "info": commands.info,
     "train": commands.fine_tune,
     "eval": commands.evaluate,
+    "compare": commands.compare,
     "embed": commands.embed,
     "index": commands.index,
     "search": commands.search,

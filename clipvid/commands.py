@@ -143,6 +143,8 @@ def evaluate(
     split: str | None = None,
     zero_shot: bool = False,
     rerank: int | None = None,
+    dual_softmax: float | None = None,
+    bank: str | None = None,
     out: str | None = None,
     device: str = "auto",
     reading: Reading | None = None,
@@ -158,12 +160,13 @@ def evaluate(
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
         rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.
-        out: JSON file for the figures.
+        dual_softmax: also show figures after a dual softmax of this temperature (100), which sees all queries at once.
+        bank: also show figures after QB-Norm with the captions of this split of the data (train) as its bank.
+        out: JSON file for the result card, which `clipvid compare` reads.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         reading: how clips are read; as the model was trained when nothing of it is given.
     """
     from clipvid import evaluate as ev
-    from clipvid._files import whole_file
 
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
@@ -175,15 +178,34 @@ def evaluate(
     }
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
-    if rerank is not None and task != "retrieval":
-        raise ValueError(f"rerank {rerank} belongs to retrieval, the task is {task}; leave it out")
-    extras: dict[str, Any] = {} if rerank is None else {"rerank": rerank}
+    extras: dict[str, Any] = {"rerank": rerank, "dual_softmax": dual_softmax, "bank": bank}
+    extras = {name: value for name, value in extras.items() if value is not None}
+    if extras and task != "retrieval":
+        raise ValueError(f"{', '.join(extras)}: only retrieval has this, the task is {task}; leave it out")
+    if bank is not None:
+        read = named_data(data, format, bank, check_files=False)
+        extras["bank"] = [caption for record in read for caption in record.captions]
+    extras |= {"hubs": True} if task == "retrieval" else {}
     found = scorers[task](video_model, videos, reading, progress=True, **extras)
     print(found)
     _report(found.unreadable)
     if out is not None:
-        with whole_file(out) as beside:
-            beside.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"result card: {found.save(out)}")
+
+
+def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
+    """Print two result cards side by side, with the p-value of every difference (paired bootstrap over the queries).
+
+    Args:
+        a: JSON file that `clipvid eval --out` wrote.
+        b: another, of the same data.
+        draws: how often the queries are drawn again.
+        seed: of the draws.
+    """
+    from clipvid.cards import compare as side_by_side
+    from clipvid.cards import read_card
+
+    print(side_by_side(read_card(a), read_card(b), n=draws, seed=seed))
 
 
 def embed(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +18,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvid.cache import TapStore, stream_taps
+from clipvid.cards import Evaluation, Facts, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
-from clipvid.data.dataset import Views
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.matching import Frames, candidates, match_all, reranked
 from clipvid.metrics import (
+    DualSoftmax,
+    Hubness,
+    Matrix,
     Products,
+    QueryBank,
+    RankingMetrics,
     RecognitionMetrics,
     RetrievalMetrics,
+    Scores,
+    hubness,
+    ranking_metrics,
     recognition_metrics,
     retrieval_metrics,
 )
@@ -34,58 +43,6 @@ from clipvid.model import VideoCLIP
 from clipvid.nn.frames import mean_over_frames
 from clipvid.precision import autocast, resolve
 from clipvid.taps import Pixels, Taps
-
-Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
-
-
-@dataclass(frozen=True)
-class Evaluation(Generic[Metrics]):
-    """Figures and what they were measured on; `str()` prints all of it."""
-
-    metrics: Metrics
-    data: str
-    n_videos: int
-    reading: Reading
-    precision: str
-    unreadable: tuple[VideoError, ...] = ()
-    similarity: str | None = None
-    """What retrieval compared; None for recognition."""
-
-    def __getitem__(self, name: str) -> float:
-        """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
-        if isinstance(self.metrics, RecognitionMetrics):
-            return self.metrics[name]
-        side, _, figure = name.rpartition(" ")
-        return (self.metrics.v2t if side == "v2t" else self.metrics.t2v)[figure]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return {
-            "data": self.data,
-            "n_videos": self.n_videos,
-            "unreadable": [str(error) for error in self.unreadable],
-            "reading": asdict(self.reading),
-            "precision": self.precision,
-            "similarity": self.similarity,
-            **self.metrics.to_dict(),
-        }
-
-    def __str__(self) -> str:
-        left_out = f", {len(self.unreadable)} left out because they could not be read" if self.unreadable else ""
-        how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
-        head = f"{self.data}: {self.n_videos} videos{left_out}; {self._clips()}{how}, {self.precision}"
-        return f"{head}\n{self.metrics}"
-
-    def _clips(self) -> str:
-        """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
-        reading = self.reading
-        if reading.views == 1:
-            return f"{reading.frames} frames"
-        if isinstance(self.metrics, RecognitionMetrics):
-            how = f"{reading.average} averaged"
-        else:
-            how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
-        return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
 
 
 @dataclass(frozen=True)
@@ -178,6 +135,9 @@ def evaluate_retrieval(
     reading: Reading | None = None,
     *,
     rerank: int | None = None,
+    dual_softmax: float | None = None,
+    bank: Sequence[str] = (),
+    hubs: bool = False,
     progress: bool = False,
     seed: int = 0,
 ) -> Evaluation[RetrievalMetrics]:
@@ -185,8 +145,11 @@ def evaluate_retrieval(
 
     Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
     intervals are 95 % bootstrap over queries. A model with a token-wise similarity scores all pairs by it or, with
-    `rerank`, only the so many best of each query by the cosine of the means. Raises DataError when a video has no
-    caption.
+    `rerank`, only the so many best of each query by the cosine of the means.
+
+    Beside these figures, and never in their place, those of adjusted scores: `dual_softmax` is its temperature (100 for
+    cosines), `bank` captions of training videos for QB-Norm. `hubs` adds how unevenly the videos are found. Raises
+    DataError when a video has no caption.
     """
     facts = data.data if isinstance(data, TapStore) else data
     _need(facts, "caption", [bool(r.captions) for r in facts])
@@ -195,32 +158,71 @@ def evaluate_retrieval(
             f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
             f"model whose similarity is {model.similarity!r}; attach with similarity='wti', 'mug' or 'mug_simple'"
         )
-    if model.matcher is not None:
-        return _token_wise(model, data, _reading(model, data, reading), rerank=rerank, progress=progress, seed=seed)
-    found = embed_videos(model, data, reading, progress=progress)
     reading = _reading(model, data, reading)
+    ask = _Adjust(dual_softmax, tuple(bank), hubs, seed)
+    if model.matcher is not None:
+        return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
+    found = embed_videos(model, data, reading, progress=progress)
     text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
     scores = Products(text, F.normalize(found.video, dim=-1))  # which never become a matrix
-    metrics = retrieval_metrics(scores, owners(found.data), seed=seed)
-    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading), "mean")
+    owner = owners(found.data)
+    metrics = retrieval_metrics(scores, owner, seed=seed)
+    facts = _facts(model, found.data, found.unreadable, reading)
+    bank_scores = None
+    if ask.bank:
+        bank_text = embed_texts(model, ask.bank, precision=reading.precision)
+        bank_scores = Products(bank_text, F.normalize(found.video, dim=-1))
+    return Evaluation(metrics, facts, "mean", ask.adjusted(scores, bank_scores, owner), ask.hubness(scores))
+
+
+@dataclass(frozen=True)
+class _Adjust:
+    """What is to be shown beside the plain figures."""
+
+    dual_softmax: float | None
+    bank: tuple[str, ...]
+    hubs: bool
+    seed: int
+
+    def hubness(self, scores: Any) -> Hubness | None:
+        return hubness(scores) if self.hubs else None
+
+    def adjusted(
+        self, scores: Scores, bank: Scores | None, owner: Tensor
+    ) -> dict[str, RetrievalMetrics | RankingMetrics]:
+        found: dict[str, RetrievalMetrics | RankingMetrics] = {}
+        if self.dual_softmax is not None:
+            name = f"dual softmax, T={self.dual_softmax:g} (each query is scored by what all others find)"
+            found[name] = retrieval_metrics(DualSoftmax(scores, self.dual_softmax), owner, seed=self.seed)
+        if bank is not None:
+            name = f"QB-Norm, text to video, bank of {bank.shape[0]} training captions"
+            found[name] = ranking_metrics(QueryBank(scores, bank), owner, seed=self.seed)
+        return found
 
 
 def _token_wise(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, rerank: int | None, progress: bool, seed: int
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, ask: _Adjust, *, rerank: int | None, progress: bool
 ) -> Evaluation[RetrievalMetrics]:
     """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, reading, progress=progress)
     texts, owner = [c for r in kept for c in r.captions], owners(kept)
+    facts = _facts(model, kept, lost, reading)
     if rerank is None:
-        metrics = retrieval_metrics(match_all(model, texts, frames, precision=reading.precision), owner, seed=seed)
-        return Evaluation(metrics, *_facts(model, kept, lost, reading), name)
+        score = partial(match_all, model, frames=frames, precision=reading.precision)
+        scores = Matrix(score(texts))
+        bank = Matrix(score(ask.bank)) if ask.bank else None
+        metrics = retrieval_metrics(scores, owner, seed=ask.seed)
+        return Evaluation(metrics, facts, name, ask.adjusted(scores, bank, owner), ask.hubness(scores))
+    if ask.dual_softmax is not None or ask.bank:
+        raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=reading.precision) @ pooled.T
     of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
     again = match_all(model, texts, frames, only=of_texts | of_videos, precision=reading.precision)
-    forth, back = (retrieval_metrics(reranked(similarity, again, c), owner, seed=seed) for c in (of_texts, of_videos))
-    return Evaluation(replace(forth, v2t=back.v2t), *_facts(model, kept, lost, reading), name)
+    ranked = [reranked(similarity, again, chosen) for chosen in (of_texts, of_videos)]
+    forth, back = (retrieval_metrics(scores, owner, seed=ask.seed) for scores in ranked)
+    return Evaluation(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]))
 
 
 def evaluate_recognition(
@@ -253,7 +255,7 @@ def evaluate_recognition(
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    return Evaluation(metrics, *_facts(model, found.data, found.unreadable, reading))
+    return Evaluation(metrics, _facts(model, found.data, found.unreadable, reading))
 
 
 def zero_shot(
@@ -320,10 +322,9 @@ def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | No
     return replace(data.reading, batch_size=reading.batch_size, precision=reading.precision)
 
 
-def _facts(
-    model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading
-) -> tuple[str, int, Reading, str, tuple[VideoError, ...]]:
-    return kept.name, len(kept), reading, resolve(reading.precision, model.device), lost
+def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading) -> Facts:
+    precision, missing = resolve(reading.precision, model.device), tuple(str(path) for path in kept.missing)
+    return Facts(model.describe(), kept.name, len(kept), data_hash(kept), reading, precision, missing, lost)
 
 
 def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:

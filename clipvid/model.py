@@ -244,6 +244,20 @@ class VideoCLIP(nn.Module):
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """What this model is, as plain data for result cards."""
+        base = self.backbone.base
+        return {
+            "base": base.name or "an object given by the caller",
+            "pretrained": base.pretrained,
+            "base fingerprint": self.backbone.fingerprint,
+            "fingerprint": self.fingerprint,
+            "branch": branches.to_config(self.branch.options)["kind"],
+            "options": branches.to_config(self.branch.options),
+            "similarity": self.similarity,
+            "branch on": self._branch_on,
+        }
+
     def _state(self) -> dict[str, Tensor]:
         """All that is not the base model as it came: branch, heads, and the base's weights that were trained."""
         parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}

@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "_optional", "_files", "_checks", "config"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "bases", "backbone", "branches"},
-    {"heads", "cost", "adapt", "saving"},
+    {"heads", "cost", "adapt", "saving", "cards"},
     {"model", "loading", "interop", "interop_hf", "cache"},
     {"training", "objectives", "optim", "constcl", "feed", "evaluate", "matching", "search", "plots", "demo"},
     {"cli", "commands", "_arguments", "__main__"},

@@ -28,14 +28,17 @@ class RecognitionMetrics:
     n_classes: int
     confusion: Float64[ndarray, "c c"]
     """Clips by true class (row) and predicted class (column); clips whose best classes tie are shared among them."""
+    each: Mapping[str, Float64[ndarray, " n"]]
+    """Every clip's own hits, within [0, 1]."""
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
     def to_dict(self) -> dict[str, object]:
-        """Numbers ready for JSON, without the confusion matrix."""
+        """Numbers ready for JSON, those of every clip under "each"; without the confusion matrix."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
-        return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes}
+        each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
+        return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes, "each": each}
 
     def __str__(self) -> str:
         cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())
@@ -54,7 +57,7 @@ def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, se
     by_class = np.stack([top1, classes], axis=1)
     values["mean class"] = 100 * _class_mean(by_class)
     intervals["mean class"] = percent(bootstrap_interval(by_class, statistic=_class_mean, n=n_bootstrap, seed=seed))
-    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes))
+    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), found)
 
 
 def _class_mean(rows: ndarray) -> float:

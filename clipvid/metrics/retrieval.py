@@ -33,16 +33,27 @@ class RankingMetrics:
     since those are not independent."""
     n_queries: int
     n_gallery: int
-    ranks: Float64[ndarray, " q"]
-    """Expected rank of the best relevant item, one a query, as `ranks` defines it."""
+    each: Mapping[str, Float64[ndarray, " q"]]
+    """Every query's own: hits (R@K), precision (mAP) and gain (nDCG) within [0, 1], and its rank (MnR)."""
+
+    @property
+    def ranks(self) -> Float64[ndarray, " q"]:
+        """Rank of the best relevant item, one a query, as the function `ranks` defines it."""
+        return self.each["MnR"]
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
     def to_dict(self) -> dict[str, object]:
-        """Numbers ready for JSON, without the rank of every query."""
+        """Numbers ready for JSON, those of every query under "each"."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
-        return {**self.values, "intervals": intervals, "queries": self.n_queries, "gallery": self.n_gallery}
+        counts = {"queries": self.n_queries, "gallery": self.n_gallery}
+        each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
+        return {**self.values, "intervals": intervals, **counts, "each": each}
+
+    def __str__(self) -> str:
+        names = [name for name in self.values if name in SHOWN]
+        return _table(names, {"": self})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +69,15 @@ class RetrievalMetrics:
 
     def __str__(self) -> str:
         names = [name for name in self.t2v.values if name in SHOWN]
-        lines = ["     " + "".join(f"{name:<21}" for name in names) + "queries  gallery"]
-        for direction, metrics in (("t2v", self.t2v), ("v2t", self.v2t)):
-            cells = "".join(f"{cell(metrics.values[name], metrics.intervals[name]):<21}" for name in names)
-            lines.append(f"{direction:<5}{cells}{metrics.n_queries:<9d}{metrics.n_gallery}")
-        return "\n".join(lines)
+        return _table(names, {"t2v": self.t2v, "v2t": self.v2t})
+
+
+def _table(names: Sequence[str], sides: Mapping[str, RankingMetrics]) -> str:
+    lines = ["     " + "".join(f"{name:<21}" for name in names) + "queries  gallery"]
+    for direction, metrics in sides.items():
+        cells = "".join(f"{cell(metrics.values[name], metrics.intervals[name]):<21}" for name in names)
+        lines.append(f"{direction:<5}{cells}{metrics.n_queries:<9d}{metrics.n_gallery}")
+    return "\n".join(lines)
 
 
 def retrieval_metrics(
@@ -116,7 +131,7 @@ def ranking_metrics(
     for name, statistic in (("MdR", np.median), ("MnR", np.mean)):
         values[name] = float(statistic(ranked))
         intervals[name] = bootstrap_interval(ranked, statistic=statistic, **draw)
-    return RankingMetrics(values, intervals, len(ranked), scores.shape[1], ranked)
+    return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
 
 
 class ByVideo:

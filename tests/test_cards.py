@@ -1,0 +1,152 @@
+"""Result cards: they say what was measured, two of them are compared query by query, and other data are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipvid.cards import compare, data_hash, read_card
+from clipvid.cli import main
+from clipvid.config import Reading
+from clipvid.data.readers import open_dataset
+from clipvid.data.record import VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.errors import CheckpointError
+from clipvid.evaluate import embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval
+from clipvid.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
+from clipvid.model import create_model
+
+READING = Reading(frames=2, batch_size=8, precision="32-true")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("clipvid-mini", branch="mean").eval()
+
+
+def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
+    found = evaluate_retrieval(model, data, READING)
+    card = read_card(found.save(tmp_path / "a.json"))
+    assert card["model"]["base"] == "clipvid-mini"
+    assert card["model"]["base fingerprint"] == model.backbone.fingerprint
+    assert card["model"]["fingerprint"] == model.fingerprint
+    assert card["data"] | {"hash": ""} == {"name": data.name, "videos": 12, "hash": "", "missing": [], "unreadable": []}
+    assert card["reading"]["frames"] == 2
+    assert card["precision"] == "32-true"
+    side = card["figures"]["t2v"]
+    assert side["R@1"] == pytest.approx(100 * np.mean(side["each"]["R@1"]))
+    assert side["MnR"] == pytest.approx(np.mean(side["each"]["MnR"]))
+    assert {"R@50", "mAP", "nDCG"} <= set(side)
+    assert side["queries"] == side["gallery"] == 12
+
+
+def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
+    moved = replace(data, records=tuple(replace(r, path=tmp_path / r.path.name) for r in data))
+    assert data_hash(moved) == data_hash(data)
+    for other in (
+        replace(data, records=data.records[::-1]),
+        replace(data, records=(replace(data[0], captions=("another",)), *data.records[1:])),
+        replace(data, records=(replace(data[0], end=0.5), *data.records[1:])),
+    ):
+        assert data_hash(other) != data_hash(data)
+
+
+def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model, data):
+    bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
+    plain = evaluate_retrieval(model, data, READING)
+    found = evaluate_retrieval(model, data, READING, dual_softmax=100.0, bank=bank, hubs=True)
+    assert found.metrics.to_dict() == plain.metrics.to_dict()
+    text = embed_texts(model, [r.captions[0] for r in data], precision="32-true")
+    video = torch.nn.functional.normalize(embed_videos(model, data, READING).video, dim=-1)
+    scores, own = Products(text, video), torch.arange(12)
+    dual, normed = found.adjusted.values()
+    assert dual.to_dict() == retrieval_metrics(DualSoftmax(scores, 100.0), own).to_dict()
+    banked = QueryBank(scores, Products(embed_texts(model, bank, precision="32-true"), video))
+    assert normed.to_dict() == ranking_metrics(banked, own).to_dict()
+    names = list(found.adjusted)
+    assert names[0].startswith("dual softmax, T=100 (each query is scored by what all others find)")
+    assert names[1] == "QB-Norm, text to video, bank of 3 training captions"
+    assert all(name in str(found) for name in names)
+    assert "hubs: " in str(found)
+    assert "hubs: " not in str(plain)
+
+
+@pytest.mark.parametrize("similarity", ["wti", "mug"])
+def test_token_wise_scores_are_adjusted_too_and_re_ranked_ones_refused(data, similarity):
+    torch.manual_seed(0)
+    model = create_model("clipvid-mini", branch="mean", similarity=similarity).eval()
+    found = evaluate_retrieval(model, data, READING, dual_softmax=50.0, bank=["a red circle"], hubs=True)
+    assert len(found.adjusted) == 2
+    assert found.similarity == similarity
+    with pytest.raises(ValueError, match="adjust the scores of all pairs, rerank has those of some"):
+        evaluate_retrieval(model, data, READING, rerank=3, dual_softmax=50.0)
+    again = evaluate_retrieval(model, data, READING, rerank=3)
+    assert f", {similarity} of the best 3 by mean, 32-true" in str(again)
+
+
+def test_two_cards_are_compared_query_by_query(model, data):
+    a = evaluate_retrieval(model, data, READING).to_dict()
+    worse = json.loads(json.dumps(a))
+    for side in ("t2v", "v2t"):
+        worse["figures"][side]["R@1"] = 0.0
+        worse["figures"][side]["each"]["R@1"] = [0.0] * 12
+    text = compare(a, worse, n=500)
+    row = next(line for line in text.splitlines() if line.startswith("t2v R@1 "))
+    assert f"{-a['figures']['t2v']['R@1']:+.2f}" in row
+    assert float(row.split()[-1]) < 0.05
+    same = next(line for line in text.splitlines() if line.startswith("t2v R@5 "))
+    assert same.split()[-1] == "1"
+    assert "clipvid-mini, mean" in text
+    other = json.loads(json.dumps(a))
+    other["data"]["hash"] = "0" * 64
+    with pytest.raises(ValueError, match="not of the same queries"):
+        compare(a, other)
+
+
+def test_recognition_cards_are_compared_too(model, data):
+    head = model.text_classifier(data.classes)
+    a = evaluate_recognition(model, data, READING, head=head).to_dict()
+    assert "similarity" not in a
+    text = compare(a, a, n=50)
+    assert "top-1" in text
+    assert "mean class" in text
+    with pytest.raises(ValueError, match="of recognition and of retrieval"):
+        compare(a, evaluate_retrieval(model, data, READING).to_dict())
+
+
+def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monkeypatch):
+    root = data[0].path.parent.parent if (data[0].path.parent.parent / "captions.csv").exists() else data[0].path.parent
+    table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("csv", table).n_captions == 12
+    options = ["--task", "retrieval", "--reading.frames", "2", "--dual_softmax", "100"]
+    assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
+    said = capsys.readouterr().out
+    assert "dual softmax, T=100" in said
+    assert "result card: a.json" in said
+    assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
+    assert "v2t MnR" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text('{"format": 1}')
+    assert main(["compare", "a.json", "b.json"]) == 1
+    assert "evaluate the model again" in capsys.readouterr().err
+    (tmp_path / "b.json").write_text("nonsense")
+    with pytest.raises(CheckpointError, match="is no result card"):
+        read_card("b.json")
+
+
+def test_missing_files_are_named_beside_every_figure(model, data):
+    lacking = replace(data, missing=(Path("gone.mp4"),))
+    found = evaluate_retrieval(model, lacking, READING)
+    assert "12 videos, 1 missing;" in str(found)
+    assert found.to_dict()["data"]["missing"] == ["gone.mp4"]
