@@ -99,7 +99,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
         options: other options of the branch, as JSON.
         similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
-        format: folder, videos, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        format: folder, videos, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
         split: split of the data to train on, where it has splits.
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
@@ -156,7 +156,7 @@ def evaluate(
         model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
         pretrained: weights of a base model.
         task: retrieval or recognition; guessed from the model when left out.
-        format: folder, csv, msrvtt, msrvtt-1ka; guessed from data when left out.
+        format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
         rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.

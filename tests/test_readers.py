@@ -231,7 +231,7 @@ def test_lists_of_ids_take_their_captions_from_the_json(msrvtt):
 
 
 def test_a_named_split_of_another_size_is_refused(msrvtt):
-    with pytest.raises(DataError, match="train-9k has 9000 videos and 180000 captions, but here are 2 and 4"):
+    with pytest.raises(DataError, match="msrvtt-1ka train has 9000 videos and 180000 captions, but here are 2 and 4"):
         open_dataset("msrvtt-1ka", msrvtt, split="train")
 
 
@@ -253,9 +253,9 @@ def test_ids_without_captions_and_missing_videos_are_refused(msrvtt):
     ("text", "message"),
     [
         ("{]", "line 1: not JSON"),
-        ('{"video0.mp4": []}', "'video0.mp4' must have a list of captions"),
-        ("[]", "expected videos and sentences"),
-        ('{"videos": [{"id": 1}], "sentences": []}', "not the layout of MSRVTT_data.json"),
+        ('{"video0.mp4": []}', "line 1: 'video0.mp4' must have captions"),
+        ("[]", "line 1: no layout that is known"),
+        ('{"videos": [{"id": 1}], "sentences": []}', "line 1: an entry without video_id"),
     ],
 )
 def test_other_json_is_refused(tmp_path, text, message):

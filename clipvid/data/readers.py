@@ -1,16 +1,18 @@
 """open_dataset: one door to every annotation format, and the readers of class folders and of plain ones.
 
 Contract: a reader returns a VideoData whose files exist, or raises DataError that says which file, line or folder is
-wrong. Formats with more to them have their own file: tables.py ("csv") and msrvtt.py. Opens no video.
+wrong. Formats with more to them have their own file: tables.py ("csv") and protocols.py. Opens no video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipvid.data.files import find_videos, is_video, subfolders
-from clipvid.data.msrvtt import read_msrvtt, read_msrvtt_1ka
+from clipvid.data.protocol_reader import open_protocol
+from clipvid.data.protocols import PROTOCOLS
 from clipvid.data.record import Record, VideoData
 from clipvid.data.tables import read_csv
 from clipvid.errors import DataError
@@ -28,7 +30,7 @@ def open_dataset(
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoData:
-    """Open a data set in the format `name`: "csv", "folder", "videos", "msrvtt" or "msrvtt-1ka".
+    """Open a data set in the format `name`: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...).
 
     Args:
         root: the folder of the videos; for "csv" also the table itself.
@@ -127,6 +129,5 @@ READERS: dict[str, Callable[..., VideoData]] = {
     "csv": read_csv,
     "folder": read_folder,
     "videos": read_videos,
-    "msrvtt": read_msrvtt,
-    "msrvtt-1ka": read_msrvtt_1ka,
+    **{name: partial(open_protocol, protocol) for name, protocol in PROTOCOLS.items()},
 }

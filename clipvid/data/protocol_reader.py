@@ -1,0 +1,268 @@
+"""Reader of named protocols: exactly the videos and captions that a protocol says, or a count of what is there instead.
+
+Contract: a protocol, a folder and a split in, a VideoData out. Annotation files are found by their usual names, read in
+any layout (layouts.py), and matched with files of any suffix by name. Opens no video.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clipvid.data.files import check_missing, exists, find_videos, is_video
+from clipvid.data.layouts import Annotation, Entry, read_annotation
+from clipvid.data.protocols import Protocol, Split
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import DataError
+
+FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
+"""Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """All entries of one clip."""
+
+    entry: Entry
+    captions: list[str] = field(default_factory=list)
+
+
+Clips = dict[tuple[str, float | None, float | None], _Clip]
+"""By name without suffix, start and end."""
+
+
+def open_protocol(
+    protocol: Protocol,
+    root: Path,
+    *,
+    split: str | None,
+    annotations: Path | None,
+    classes: Sequence[str] | None,
+    allow_missing: bool,
+    check_files: bool,
+) -> VideoData:
+    """Read a split of a protocol. `annotations` names the file, or the folder of the files, where they lie elsewhere.
+
+    A file given by name and no split is read whole, and nothing is counted. `allow_missing` allows fewer videos than
+    the protocol has, in the annotations and on the disk; those that are missing are listed in the result.
+    """
+    p = protocol
+    own = _split_of(p, split, annotations)
+    where = _Places(p, root, annotations)
+    listed = where.listed(own)
+    entries = _kept(listed, own, where)
+    names = _classes(p, where, given=classes) if p.task == "recognition" else ()
+    clips = _clips(entries)
+    if p.task == "retrieval":
+        clips = _captioned(clips, where, source=listed[0].path)
+    without = [key for key, clip in clips.items() if p.task == "retrieval" and not clip.captions]
+    if without and (not allow_missing or len(without) == len(clips)):
+        raise DataError(
+            f"{listed[0].path}: no captions for {len(without)} of {len(clips)} videos, such as {without[0][0]}"
+        )
+    if not allow_missing:
+        _check_counts(p, own, split or p.default, clips, source=listed[0].path)
+    labels = _Labels(p, names, listed)
+    files = _Files(root) if check_files else None
+    records, missing = [], [Path(key[0]) for key in without]
+    for key, clip in clips.items():
+        if key in without:
+            continue
+        path = files.find(clip.entry) if files else root / _named(clip.entry)
+        if path is None:
+            missing.append(root / _named(clip.entry))
+            continue
+        captions = (" ".join(clip.captions),) if p.paragraph and clip.captions else tuple(clip.captions)
+        label = labels.of(clip.entry) if names else None
+        records.append(Record(path, captions if p.task == "retrieval" else (), label))
+    check_missing(missing, total=len(clips), source=listed[0].path, allow=allow_missing)
+    told = split or p.default if own.files else listed[0].path.stem
+    return VideoData(tuple(records), names, f"{p.name}:{told}", tuple(missing))
+
+
+def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> Split:
+    name = split or (None if annotations is not None and annotations.is_file() else p.default)
+    if name is None and annotations is not None and annotations.is_file():
+        return Split(())
+    if name is None:
+        raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or annotations= that names one file")
+    if name not in p.splits:
+        note = f"; {p.note}" if p.note else ""
+        raise DataError(f"{p.name} has no split {name!r}; choose one of {', '.join(p.splits)}{note}")
+    return p.splits[name]
+
+
+class _Places:
+    """Where annotation files of a protocol are looked for."""
+
+    def __init__(self, p: Protocol, root: Path, annotations: Path | None) -> None:
+        self.p, self.file = p, annotations if annotations is not None and annotations.is_file() else None
+        bases = [root, root.parent]
+        if annotations is not None:
+            bases = [annotations.parent if self.file else annotations, *([root] if self.file else [])]
+        data_set = p.name.partition("-")[0]
+        names = [*FOLDERS, data_set, data_set.upper(), *(f"{data_set.upper()}/{name}" for name in FOLDERS[1:3])]
+        self.folders = [base / name for base in bases for name in names]
+
+    def listed(self, split: Split) -> list[Annotation]:
+        """The files that list the split's videos."""
+        if self.file is not None:
+            return [read_annotation(self.file)]
+        return [read_annotation(path) for path in self.find(split.files)]
+
+    def find(self, names: Sequence[str]) -> list[Path]:
+        """The first of the files that exists; of a pattern all of its folder. DataError where there is none."""
+        if found := self.look(names):
+            return found
+        more = " and the usual folders below and beside it" if len(self.folders) > 2 else ""
+        raise DataError(
+            f"{self.p.name} needs {' or '.join(names)}, not in {self.folders[0]}{more}; name its place with "
+            "annotations="
+        )
+
+    def look(self, names: Sequence[str]) -> list[Path]:
+        for folder in self.folders:
+            for name in names:
+                found = sorted(folder.glob(name)) if "*" in name else [folder / name]
+                if found and all(exists(path) for path in found):
+                    return found
+        return []
+
+
+def _kept(listed: Sequence[Annotation], split: Split, where: _Places) -> list[Entry]:
+    """The entries of the split, of files that may hold others too."""
+    if where.p.coded:
+        return [e for a in listed for e in _of_code(a, split)]
+    entries = [entry for annotation in listed for entry in annotation.entries]
+    if not any(entry.split for entry in entries) or not split.files:
+        return entries
+    if split.keep:
+        return [entry for entry in entries if entry.split in split.keep]
+    by_name = {entry.video: entry for entry in entries}  # the official file, of which a list takes a part
+    return [
+        replace(entry, captions=by_name[entry.video].captions) if entry.video in by_name else entry
+        for path in where.find(split.files)
+        for entry in read_annotation(path).entries
+    ]
+
+
+def _of_code(annotation: Annotation, split: Split) -> list[Entry]:
+    """HMDB51: the file's name has the class, its second column 1 for training, 2 for testing and 0 for neither."""
+    if annotation.layout == "names":
+        raise DataError(f"{annotation.path}, line 1: expected file and code, such as 'x.avi 1'")
+    label = annotation.path.name.rpartition("_test_split")[0]
+    wrong = next((e for e in annotation.entries if label and e.label not in ("0", "1", "2")), None)
+    if wrong is not None:
+        raise DataError(f"{annotation.place(wrong)}: code {wrong.label!r} is none of 0, 1 and 2")
+    if not label:  # a list of file and class number
+        return list(annotation.entries)
+    return [replace(entry, label=label) for entry in annotation.entries if entry.label in split.keep or not split.keep]
+
+
+def _clips(entries: Sequence[Entry]) -> Clips:
+    """Entries of one clip together, in the order in which clips are first named."""
+    clips: Clips = {}
+    for entry in entries:
+        clips.setdefault((_stem(entry.video), entry.start, entry.end), _Clip(entry)).captions.extend(entry.captions)
+    return clips
+
+
+def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
+    """Clips with captions from the file that has those of all videos, where their own list has none."""
+    if any(clip.captions for clip in clips.values()) or not where.p.captions_in:
+        return clips
+    known: dict[str, tuple[str, ...]] = {}
+    for path in where.find(where.p.captions_in):
+        known |= {_stem(entry.video): entry.captions for entry in read_annotation(path).entries}
+    return {key: _Clip(clip.entry, list(known.get(key[0], ()))) for key, clip in clips.items()}
+
+
+def _check_counts(p: Protocol, split: Split, name: str | None, clips: Clips, *, source: Path) -> None:
+    if not split.files:
+        return
+    found = (len(clips), sum(len(clip.captions) for clip in clips.values()))
+    wanted = (split.videos, split.captions)
+    if any(want is not None and want != have for want, have in zip(wanted, found, strict=True)):
+        captions = f" and {split.captions} captions" if split.captions is not None else ""
+        raise DataError(
+            f"{source}: {p.name} {name} has {split.videos} videos{captions}, but here are {found[0]} and {found[1]}; "
+            "get the complete file, or pass allow_missing=True"
+        )
+
+
+def _classes(p: Protocol, where: _Places, *, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Class names in label order; as words, for prompts."""
+    if given is not None:
+        return tuple(given)
+    found = read_annotation(where.find(p.class_files)[0])
+    if not found.classes:
+        raise DataError(f"{found.path}: lists no classes; {p.name} takes them from {' or '.join(p.class_files)}")
+    return tuple(name.replace("[", "").replace("]", "") for name in found.classes)
+
+
+class _Labels:
+    """Of an entry the place of its class: by name, by the folder that it lies in, or by number."""
+
+    def __init__(self, p: Protocol, names: Sequence[str], listed: Sequence[Annotation]) -> None:
+        self.p, self.names, self.listed = p, names, listed
+        self.index = {_plain(name): number for number, name in enumerate(names)}
+        told = sorted((name.strip().replace(" ", "_") for name in names), key=len, reverse=True)
+        self.told = re.compile(f"_({'|'.join(map(re.escape, told))}){p.class_in_name}") if p.class_in_name else None
+
+    def of(self, entry: Entry) -> int | None:
+        """None for an entry without a class; DataError for one that is not known, or that the video's name denies."""
+        folder = _plain(Path(entry.video).parent.name)
+        label = _plain(entry.label or "")
+        if folder in self.index:
+            return self.index[folder]
+        if not label or label in self.index:
+            return self.index.get(label)
+        if not label.isdigit() or int(label) >= len(self.names):
+            raise DataError(
+                f"{self._place(entry)}: class {entry.label!r} of {entry.video} is none of {len(self.names)}"
+            )
+        found = self.told.search(entry.video) if self.told else None
+        if found is not None and self.index[_plain(found[1])] != int(label):
+            raise DataError(
+                f"{self._place(entry)}: {entry.video} has number {label}, {self.names[int(label)]}, and shows "
+                f"{found[1]}: the list counts classes in another order; {self.p.note or 'take the official files'}"
+            )
+        return int(label)
+
+    def _place(self, entry: Entry) -> str:
+        return next((a.place(entry) for a in self.listed if entry in a.entries), str(self.listed[0].path))
+
+
+def _plain(name: str) -> str:
+    """A class name by its letters alone: "brush_hair", "brush hair" and "BrushHair" are one."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _stem(video: str) -> str:
+    """The name without folder and, where it has that of a video or none behind its last dot, suffix."""
+    path = Path(video)
+    return path.stem if is_video(path) else path.name.rstrip(".")  # ids may hold dots
+
+
+def _named(entry: Entry) -> str:
+    """The file that a user would expect."""
+    return entry.video if is_video(Path(entry.video)) else f"{entry.video.rstrip('.')}.mp4"
+
+
+class _Files:
+    """Video files below a folder by name, whatever their suffix and case; the first in sorted order wins."""
+
+    def __init__(self, root: Path) -> None:
+        self.files: dict[str, Path] = {}
+        for path in find_videos(root):
+            self.files.setdefault(path.stem.lower(), path)
+
+    def find(self, entry: Entry) -> Path | None:
+        stem = _stem(entry.video).lower()
+        names = [stem]
+        if entry.start is not None and entry.end is not None:  # Kinetics' files carry their times
+            times = f"{round(entry.start):06d}_{round(entry.end):06d}"
+            names = [f"{stem}_{times}", stem]
+        return next((self.files[name] for name in names if name in self.files), None)

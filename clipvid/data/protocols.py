@@ -1,0 +1,187 @@
+"""Named protocols: which videos and captions a result on MSR-VTT, DiDeMo, Kinetics, ... is over. Plain data, no code.
+
+Counts are those of the official annotation files; where these could not be counted, None: nothing is checked then.
+`protocol_reader.py` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Split:
+    """The part of a data set that a figure is over."""
+
+    files: tuple[str, ...]
+    """Names under which the file circulates that lists the videos; `*` stands for anything, and then all are read."""
+    videos: int | None = None
+    captions: int | None = None
+    keep: tuple[str, ...] = ()
+    """Of a file with several splits, the values of its field; of HMDB51's files, the code."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a figure under this name means."""
+
+    name: str
+    task: Literal["retrieval", "recognition"]
+    splits: Mapping[str, Split]
+    default: str | None = "test"
+    """Split that is read where none is asked for."""
+    captions_in: tuple[str, ...] = ()
+    """Files with the captions of all videos, where a split's own file only lists ids."""
+    paragraph: bool = False
+    """All descriptions of a video, joined by spaces, are its one caption (paragraph-to-video retrieval)."""
+    class_files: tuple[str, ...] = ()
+    """Files with the class names in label order."""
+    coded: bool = False
+    """HMDB51: a file for each class, and in it a code for each video."""
+    class_in_name: str = ""
+    """What follows the class in the names of the videos, as a pattern: with it, lists of numbers are checked."""
+    frames: int = 12
+    """Frames a clip that the field uses."""
+    tokens: int = 77
+    """Longest caption in tokens that the field uses; the end token is kept when one is cut."""
+    note: str = ""
+
+
+_MSRVTT_JSON = ("MSRVTT_data.json",)
+_MSRVTT = {
+    "train": Split(_MSRVTT_JSON, 6513, 130_260, ("train",)),
+    "val": Split(_MSRVTT_JSON, 497, 9940, ("validate", "val")),
+    "test": Split(_MSRVTT_JSON, 2990, 59_800, ("test",)),
+}
+_1KA = {
+    "test": Split(("MSRVTT_JSFUSION_test.csv", "test_JSFUSION.json"), 1000, 1000),
+    "train": Split(("MSRVTT_train.9k.csv", "train_9k.json"), 9000, 180_000),
+    "train-9k": Split(("MSRVTT_train.9k.csv", "train_9k.json"), 9000, 180_000),
+    "train-7k": Split(("MSRVTT_train.7k.csv", "train_7k.json"), 7010, 140_200),
+}
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol("msrvtt-1ka", "retrieval", _1KA, captions_in=_MSRVTT_JSON, tokens=32, note="no validation set"),
+        Protocol("msrvtt-full", "retrieval", _MSRVTT, captions_in=_MSRVTT_JSON, tokens=32),
+        Protocol(
+            "msrvtt",
+            "retrieval",
+            {**_MSRVTT, "train-9k": _1KA["train-9k"], "train-7k": _1KA["train-7k"], "test-1ka": _1KA["test"]},
+            default=None,
+            captions_in=_MSRVTT_JSON,
+            tokens=32,
+        ),
+        Protocol(
+            "didemo",
+            "retrieval",
+            {
+                "test": Split(("test_data.json", "test.json"), 1004, 4021),
+                "val": Split(("val_data.json", "val.json"), 1065, 4180),
+                "train": Split(("train_data.json", "train.json")),
+            },
+            paragraph=True,
+            frames=64,
+            tokens=64,
+            note="1004 test videos: the official file has 1037 file names, 33 videos stand there under two suffixes; "
+            "papers have tested on 824 to 1036",
+        ),
+        Protocol(
+            "lsmdc-1k",
+            "retrieval",
+            {
+                "test": Split(
+                    ("LSMDC16_challenge_1000_publictect.csv", "lsmdc_test.json", "mdmmt_lsmdc_mdata_test.json"),
+                    1000,
+                    1000,
+                ),
+                "train": Split(("LSMDC16_annos_training.csv", "lsmdc_train.json")),
+            },
+            tokens=32,
+        ),
+        Protocol(
+            "msvd",
+            "retrieval",
+            {
+                "test": Split(("test_list.txt",), 670, 27_763),
+                "val": Split(("val_list.txt",), 100, 4290),
+                "train": Split(("train_list.txt",), 1200),
+            },
+            captions_in=("captions_msvd.json", "captions_msvd_SUBSET.json"),
+            tokens=32,
+            note="every caption is a query; video to text takes a video's best caption",
+        ),
+        Protocol(
+            "activitynet",
+            "retrieval",
+            {
+                "test": Split(("val_1.json", "val.json"), 4917),
+                "val-2": Split(("val_2.json", "test.json"), 4885),
+                "train": Split(("train.json",), 10_009),
+            },
+            paragraph=True,
+            frames=64,
+            tokens=64,
+            note="test is val_1, as the field has it",
+        ),
+        Protocol(
+            "k400",
+            "recognition",
+            {
+                "val": Split(
+                    ("kinetics-400_val.csv", "kinetics_video_val_se320.txt", "val.txt"), 19_906, keep=("val",)
+                ),
+                "train": Split(("kinetics-400_train.csv", "train.txt"), keep=("train",)),
+            },
+            default="val",
+            class_files=("kinetics_400_labels.csv", "label_map_k400.txt", "k400_class_mappings.json"),
+            frames=8,
+        ),
+        Protocol(
+            "ssv2",
+            "recognition",
+            {
+                "val": Split(("something-something-v2-validation.json", "validation.txt"), 24_777),
+                "test": Split(("something-something-v2-test.json",), 27_157),
+                "train": Split(("something-something-v2-train.json", "train.txt")),
+            },
+            default="val",
+            class_files=("something-something-v2-labels.json", "ssv2_labels.csv"),
+            frames=8,
+            note="[something] is read as the word something, in class names and prompts; test has no labels",
+        ),
+        Protocol(
+            "ucf101",
+            "recognition",
+            {
+                "test": Split(("testlist01.txt", "val1.txt"), 3783),
+                "test-2": Split(("testlist02.txt", "val2.txt"), 3734),
+                "test-3": Split(("testlist03.txt", "val3.txt"), 3696),
+                "train": Split(("trainlist01.txt", "train1.txt"), 9537),
+                "train-2": Split(("trainlist02.txt", "train2.txt")),
+                "train-3": Split(("trainlist03.txt", "train3.txt")),
+            },
+            class_files=("classInd.txt", "ucf_101_labels.csv"),
+            frames=8,
+        ),
+        Protocol(
+            "hmdb51",
+            "recognition",
+            {
+                f"{part}{'' if n == 1 else f'-{n}'}": Split(
+                    (f"*_test_split{n}.txt",), {"train": 3570, "test": 1530}[part] if n == 1 else None, keep=(code,)
+                )
+                for n in (1, 2, 3)
+                for part, code in (("train", "1"), ("test", "2"))
+            },
+            class_files=("class_list.txt", "hmdb_51_labels.csv"),
+            coded=True,
+            class_in_name=r"_[a-z]_(cm|nm)_np",
+            frames=8,
+            note="a list that circulates (ViFi-CLIP's) has kick and kick_ball, sword and sword_exercise swapped",
+        ),
+    )
+}

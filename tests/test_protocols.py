@@ -1,0 +1,220 @@
+"""Named protocols on the real annotation files: their counts, all layouts of a split alike, damage named by line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipvid.data.layouts import read_annotation
+from clipvid.data.protocols import PROTOCOLS
+from clipvid.data.readers import open_dataset
+from clipvid.errors import DataError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
+
+WHOLE = {  # protocol, split -> videos, captions, classes, and of the first its file, caption and class
+    ("msrvtt-1ka", "test"): (1000, 1000, 0),
+    ("didemo", "test"): (1004, 1004, 0),
+    ("didemo", "val"): (1065, 1065, 0),
+    ("lsmdc-1k", "test"): (1000, 1000, 0),
+    ("msvd", "test"): (670, 27_763, 0),
+    ("msvd", "val"): (100, 4290, 0),
+    ("k400", "val"): (19_906, 0, 400),
+    ("ssv2", "val"): (24_777, 0, 174),
+    ("ssv2", "test"): (27_157, 0, 174),
+    ("ucf101", "test"): (3783, 0, 101),
+    ("ucf101", "test-2"): (3734, 0, 101),
+    ("ucf101", "test-3"): (3696, 0, 101),
+    ("ucf101", "train"): (9537, 0, 101),
+    ("hmdb51", "test"): (1530, 0, 51),
+    ("hmdb51", "train"): (3570, 0, 51),
+}
+FOLDER = {"msrvtt-1ka": "msrvtt", "lsmdc-1k": "lsmdc", "msrvtt-full": "msrvtt"}
+INSIDE = {"hmdb51": "testTrainMulti_7030_splits"}
+
+
+def opened(name: str, split: str | None = None, file: str | None = None, **options):
+    folder = REAL / FOLDER.get(name, name)
+    where = folder / file if file else folder / INSIDE.get(name, "")
+    return open_dataset(name, folder, split=split, annotations=where, check_files=False, **options)
+
+
+@needs_real
+@pytest.mark.parametrize(("name", "split"), list(WHOLE))
+def test_the_official_files_give_the_protocols_counts(name, split):
+    data = opened(name, split)
+    assert (len(data), data.n_captions, len(data.classes)) == WHOLE[name, split]
+    assert data.name == f"{name}:{split}"
+    if data.classes and (name, split) != ("ssv2", "test"):
+        assert {record.label for record in data} == set(range(len(data.classes)))
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("name", "split", "file"),
+    [
+        ("msrvtt-1ka", "test", "stan_style/test_JSFUSION.json"),
+        ("didemo", "test", "stan_style/test.json"),
+        ("lsmdc-1k", "test", "stan_style/lsmdc_test.json"),
+        ("lsmdc-1k", "test", "mdmmt_lsmdc_mdata_test.json"),
+    ],
+)
+def test_other_layouts_of_a_split_say_the_same(name, split, file):
+    official, other = opened(name, split), opened(name, split, file)
+    assert [r.path.stem.rstrip(".") for r in other] == [r.path.stem.rstrip(".") for r in official]
+    for ours, theirs in zip(official, other, strict=True):  # of 33 of DiDeMo's videos in the order of their two files
+        assert sorted(" ".join(theirs.captions).split()) == sorted(" ".join(ours.captions).split())
+
+
+@needs_real
+def test_lists_of_file_and_number_give_the_classes_of_the_official_files():
+    def labels(data):
+        return {record.path.stem: data.classes[record.label].replace(" ", "").replace("_", "") for record in data}
+
+    folder = REAL / "ssv2"
+    listed = open_dataset("ssv2", folder, split="val", annotations=folder / "list_style", check_files=False)
+    assert labels(listed) == labels(opened("ssv2", "val"))
+    kinetics = opened("k400", "val", "list_style/kinetics_video_val_se320.txt", allow_missing=True)
+    assert len(kinetics) == 19_796
+    official = {r.path.stem: r.label for r in opened("k400", "val")}
+    assert all(record.label == official[record.path.stem] for record in kinetics)
+    ucf = opened("ucf101", "test", "list_style/val1.txt")
+    assert labels(ucf) == labels(opened("ucf101", "test"))
+
+
+@needs_real
+def test_a_list_that_counts_classes_in_another_order_is_refused_where_the_names_tell():
+    """ViFi-CLIP's list of HMDB51 has 120 of its 1530 videos under the wrong number."""
+    with pytest.raises(
+        DataError, match=r"val1.txt, line \d+: .*_kick_.* has number 20, kick ball, and shows kick: the"
+    ):
+        opened("hmdb51", "test", "list_style/val1.txt")
+
+
+@needs_real
+def test_paragraphs_are_all_descriptions_in_order():
+    data = opened("didemo", "test")
+    entries = [
+        e for e in read_annotation(REAL / "didemo/test_data.json").entries if e.video.startswith("26292851@N04_42")
+    ]
+    mine = next(r for r in data if r.path.stem == stem)
+    assert mine.captions == (" ".join(e.captions[0] for e in entries),)
+    subset = opened("activitynet", "test", "val_1_SUBSET.json", allow_missing=True)
+    assert (len(subset), subset.n_captions) == (301, 301)
+    assert (
+        subset[0].captions[0].startswith("A female weight lifter bends at the knees. She lifts a barbell to her chest.")
+    )
+    for file, videos in (("val_2_SUBSET.json", 301), ("train_SUBSET.json", 151)):
+        assert len(opened("activitynet", None, file)) == videos
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("name", "split", "file", "found"),
+    [
+        ("activitynet", "test", "val_1_SUBSET.json", "activitynet test has 4917 videos, but here are 301"),
+        (
+            "msrvtt-full",
+            "test",
+            "MSRVTT_data_RECONSTRUCTED_SUBSET.json",
+            "has 2990 videos and 59800 captions, but here",
+        ),
+        ("k400", "val", "list_style/kinetics_video_val_se320.txt", "k400 val has 19906 videos, but here are 19796"),
+        ("msrvtt-full", "test", "msrvtt_mdata_test_SUBSET.json", "but here are 510 and 10200"),
+    ],
+)
+def test_a_part_is_not_taken_for_the_whole(name, split, file, found):
+    with pytest.raises(DataError, match=found):
+        opened(name, split, file)
+    assert len(opened(name, split, file, allow_missing=True)) > 100
+
+
+@needs_real
+def test_every_real_file_is_read_in_some_layout():
+    for path in REAL.rglob("*"):
+        if path.is_file() and path.name != "SOURCES.csv":
+            found = read_annotation(path)
+            assert found.entries or found.classes, path
+
+
+PAIRS, LSMDC = "MSRVTT_JSFUSION_test.csv", "LSMDC16_challenge_1000_publictect.csv"
+SSV2, DIVE = "something-something-v2-validation.json", "testTrainMulti_7030_splits/dive_test_split1.txt"
+DAMAGE = {  # protocol, split, file to damage, what in it becomes what, what is said
+    "missing column": ("msrvtt-1ka", "test", PAIRS, ("video_id", "vid"), "line 1: expected"),
+    "empty field": ("msrvtt-1ka", "test", PAIRS, ("video9771,", ","), "line 3: an empty field"),
+    "a field too many": ("k400", "val", "kinetics-400_val.csv", ("3caPS4FHFF8,", "3caPS4FHFF8,,"), "line 3: 7 fields"),
+    "bad time": ("k400", "val", "kinetics-400_val.csv", (",36,46", ",x,46"), "line 3: 'x' is no time"),
+    "double id": ("msvd", "val", "val_list.txt", ("bSIjZ75a50s_286_304", "bQJQGoJF7_k_162_169"), "stands there twice"),
+    "bad JSON": ("didemo", "test", "test_data.json", ('"video":', '"video"'), "line 1: not JSON"),
+    "no caption": ("didemo", "test", "test_data.json", ('"description":', '"text":'), "has neither caption nor desc"),
+    "empty caption": ("lsmdc-1k", "test", LSMDC, ("SOMEONE stands below, hands on her hips.", ""), "line 1: expected"),
+    "unknown class": ("ssv2", "val", SSV2, ("Showing [something] on", "Shewing [something] on"), "line 3: class 'Shew"),
+    "bad code": ("hmdb51", "test", DIVE, ("bad_32.avi 1", "bad_32.avi 7"), "line 1: code '7' is none of 0, 1 and 2"),
+    "gap in classes": ("ucf101", "test", "classInd.txt", ("3 Archery", "300 Archery"), "do not run from 0 or 1 on"),
+}
+
+
+@needs_real
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_damage_is_named_with_file_and_line(tmp_path, damage):
+    name, split, file, (old, new), said = DAMAGE[damage]
+    folder = tmp_path / "x"
+    shutil.copytree(REAL / FOLDER.get(name, name), folder)
+    path = folder / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    where = folder / INSIDE.get(name, "")
+    with pytest.raises(DataError, match=rf"{path.name}.*{said}"):
+        open_dataset(name, folder, split=split, annotations=where, check_files=False)
+
+
+@needs_real
+@pytest.mark.parametrize(("encoding", "said"), [("utf-16", "looks like UTF-16"), ("latin-1", "is not UTF-8")])
+def test_another_encoding_is_named(tmp_path, encoding, said):
+    text = (REAL / "msrvtt" / "MSRVTT_JSFUSION_test.csv").read_text(encoding="utf-8")
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_bytes(text.replace("someone", "sömeone", 1).encode(encoding))
+    with pytest.raises(DataError, match=rf"MSRVTT_JSFUSION_test.csv, line \d+: .*{said}"):
+        open_dataset("msrvtt-1ka", tmp_path, check_files=False)
+
+
+def test_twins_in_json_are_seen_though_json_would_keep_the_last(tmp_path):
+    (tmp_path / "test.json").write_text('{"a.mp4": ["one"],\n "b.mp4": ["two"],\n "a.mp4": ["three"]}')
+    with pytest.raises(DataError, match=r"test.json, line 3: 'a.mp4' stands there twice"):
+        open_dataset("didemo", tmp_path, allow_missing=True, check_files=False)
+    (tmp_path / "test.json").write_text(json.dumps({"train": [{"video": "a", "caption": "x"}]}))
+    assert read_annotation(tmp_path / "test.json").entries[0].split == "train"
+
+
+def test_videos_are_found_by_name_whatever_their_folder_and_suffix(tmp_path):
+    (tmp_path / "anns").mkdir()
+    (tmp_path / "anns" / "test.json").write_text(json.dumps({"1@N_x.m4v": ["a"], "2@N_y.mov": ["b", "c"]}))
+    for name in ("videos/deep/1@N_x.mp4", "videos/2@N_Y.webm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = open_dataset("didemo", tmp_path, allow_missing=True)
+    assert [(r.path.name, r.captions) for r in data] == [("1@N_x.mp4", ("a",)), ("2@N_Y.webm", ("b c",))]
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "kinetics-400_val.csv").write_text(
+        "label,youtube_id,time_start,time_end,split,is_cc\nabseiling,0wR5,417,427,val,0\narchery,x_1,3,13,val,0\n"
+    )
+    (tmp_path / "k" / "label_map_k400.txt").write_text("abseiling\narchery\n")
+    for name in ("abseiling/0wR5_000417_000427.mp4", "archery/x_1.mkv"):
+        (tmp_path / "k" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "k" / name).touch()
+    data = open_dataset("k400", tmp_path / "k", allow_missing=True)
+    assert [(r.path.name, r.label) for r in data] == [("0wR5_000417_000427.mp4", 0), ("x_1.mkv", 1)]
+
+
+def test_protocols_are_data_that_agree_with_themselves():
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert protocol.default is None or protocol.default in protocol.splits
+        assert protocol.task == "retrieval" or protocol.class_files
+        assert 0 < protocol.tokens <= 77
+    with pytest.raises(DataError, match="didemo has no split 'tset'; choose one of test, val, train; 1004 test videos"):
+        open_dataset("didemo", Path(), split="tset", check_files=False)
