@@ -20,14 +20,19 @@ COMMANDS = {
     "train": commands.fine_tune,
     "eval": commands.evaluate,
     "compare": commands.compare,
+    "data check": commands.check_data,
     "embed": commands.embed,
     "index": commands.index,
     "search": commands.search,
 }
 
+GROUPS = {"data": "Look after data sets."}
+"""Commands of two words, by their first."""
+
 GO_ON = {
     "demo": "; run it again, and the videos that are finished are reused",
     "train": "; run it again with --resume true to go on from the last checkpoint",
+    "data check": "; run it again, and the files that were looked at are not decoded again",
     "index": "; run it again with --add true to go on with what is embedded",
 }
 """What to do after an interruption, where something is kept."""
@@ -44,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        parsed = parser.instantiate(parsed)
-        COMMANDS[name](**_arguments(name, vars(parsed[name])))
+        given: Any = parser.instantiate(parsed)[name]
+        if name in GROUPS:
+            name, given = f"{name} {given.action}", given[given.action]
+        COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         print(f"clipvid {name}: {error}", file=sys.stderr)
         return 1
@@ -62,15 +69,30 @@ def _parser() -> Any:
         prog="clipvid", description="Turn any open_clip checkpoint into a video model.", version=__version__
     )
     group = parser.add_subcommands(dest="command", required=False)
-    for name, function in COMMANDS.items():
-        text = (function.__doc__ or "").split("\n")[0]
-        sub = ArgumentParser(description=text)
-        sub.add_argument("--config", action="config", help="YAML file with any of the options below")
-        sub.add_function_arguments(function, as_positional=True, skip={"config"})
-        if name == "train":
-            sub.add_class_arguments(TrainConfig)
-        group.add_subcommand(name, sub, help=text)
+    for name in dict.fromkeys(name.partition(" ")[0] for name in COMMANDS):
+        sub = ArgumentParser(description=GROUPS[name]) if name in GROUPS else _command(name)
+        group.add_subcommand(name, sub, help=GROUPS.get(name) or _first_line(name))
+        if name in GROUPS:
+            inner = sub.add_subcommands(dest="action", required=True)
+            for full in (full for full in COMMANDS if full.startswith(f"{name} ")):
+                inner.add_subcommand(full.partition(" ")[2], _command(full), help=_first_line(full))
     return parser
+
+
+def _command(name: str) -> Any:
+    """The parser of one command."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=_first_line(name))
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
+    if name == "train":
+        parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def _first_line(name: str) -> str:
+    return (COMMANDS[name].__doc__ or "").split("\n")[0]
 
 
 def _arguments(command: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from clipvid._arguments import index_model, named_data, named_device, named_model, refuse
 from clipvid.config import Reading, TrainConfig
+from clipvid.errors import DataError
 
 
 def demo(
@@ -206,6 +207,42 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
     from clipvid.cards import read_card
 
     print(side_by_side(read_card(a), read_card(b), n=draws, seed=seed))
+
+
+def check_data(
+    name: str,
+    root: str,
+    split: str | None = None,
+    annotations: str | None = None,
+    out: str = "clipvid-check",
+    workers: int = 0,
+    limit: float = 60.0,
+    longest: int | None = None,
+) -> None:
+    """Look at every video of a data set before anything is measured: what is missing, unreadable, odd or twice there.
+
+    Args:
+        name: a protocol (msrvtt-1ka, didemo, k400, ...), folder, videos or csv.
+        root: folder of the videos.
+        split: split of the data; a protocol's usual one when left out.
+        annotations: the annotation file, or the folder of the files, where they are not in or beside root.
+        out: folder for report.json and the log; a second run decodes new and changed files only.
+        workers: processes that decode; 0 takes one a core.
+        limit: seconds that a file may take.
+        longest: list captions of more words than this.
+    """
+    from clipvid.data.doctor import REPORT, check
+    from clipvid.data.readers import open_dataset
+
+    data = open_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
+    report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
+    print(report)
+    print(f"report: {Path(out) / REPORT}")
+    if not report.healthy:
+        raise DataError(
+            f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "
+            "over fewer videos than others have"
+        )
 
 
 def embed(

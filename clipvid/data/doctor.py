@@ -1,0 +1,281 @@
+"""The data set doctor: what a protocol expects against what is on the disk, file by file, before anything is measured.
+
+Contract: a data set (its records, and the files it lacks) in, a Report out: expected and found, missing, unreadable
+with the reason, twins, suspicious files and captions. Files are decoded once each, in processes of their own; what was
+found of each is appended to a log at once, so an interrupted run goes on where it was. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from clipvid._files import whole_file
+from clipvid.data.record import VideoData
+from clipvid.errors import DataError, VideoError
+
+LOG, REPORT = "probes.jsonl", "report.json"
+SHOWN = 10
+"""Files that the summary names of each kind before it goes on to count."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; `str()` is the summary, `to_dict()` all of it."""
+
+    name: str
+    expected: int
+    """Videos that the annotations name."""
+    readable: int
+    missing: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    """Path -> reason."""
+    twins: tuple[tuple[str, ...], ...]
+    """Files with the same content."""
+    suspicious: Mapping[str, str]
+    """Path -> what is odd about it."""
+    captions: Mapping[str, str]
+    """Path -> what is odd about its captions."""
+    kinds: Mapping[str, int]
+    """Codec and container -> files."""
+    probed: int
+    """Files that this run decoded; the rest was known from an earlier one."""
+    seconds: float
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing is missing or unreadable."""
+        return not self.missing and not self.unreadable
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rate = f"{self.probed / self.seconds:.1f} files a second" if self.seconds > 0 and self.probed else "nothing new"
+        lines = [
+            f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
+        ]
+        kinds = sorted(self.kinds.items(), key=lambda kind: -kind[1])
+        lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
+        lines += _some("missing", [(path, "") for path in self.missing])
+        lines += _some("unreadable", list(self.unreadable.items()))
+        lines += _some("suspicious", list(self.suspicious.items()))
+        lines += _some("captions", list(self.captions.items()))
+        lines += _some("twins", [(twins[0], "same content as " + ", ".join(twins[1:])) for twins in self.twins])
+        return "\n".join(lines)
+
+
+def check(
+    data: VideoData,
+    out: str | Path,
+    *,
+    workers: int = 0,
+    limit: int | float = 60.0,
+    longest: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Look at every file of `data`, opened with allow_missing=True, and write `out`/report.json.
+
+    Args:
+        out: folder for the log and the report; with the log of an earlier run there, only new and changed files are
+            decoded.
+        workers: processes that decode; 0 takes one a core.
+        limit: seconds that a file may take before it counts as unreadable.
+        longest: captions of more words are listed; None for no limit.
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    paths = sorted({record.path for record in data})
+    known = dict(_logged(out / LOG))
+    todo = [path for path in paths if _stamp(path) != known.get(str(path), {}).get("stamp")]
+    with (out / LOG).open("a", encoding="utf-8") as log:
+        for found in tqdm(
+            _probed(todo, workers=workers or os.cpu_count() or 1, limit=limit),
+            total=len(paths),
+            initial=len(paths) - len(todo),
+            desc=f"check {data.name}",
+            unit="file",
+            disable=not progress,
+        ):
+            log.write(json.dumps(found) + "\n")
+            log.flush()
+            known[found["path"]] = found
+    facts = {str(path): known[str(path)] for path in paths}
+    report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
+    with whole_file(out / REPORT) as beside:
+        beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _report(
+    data: VideoData, facts: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
+) -> Report:
+    unreadable = {path: found["error"] for path, found in facts.items() if "error" in found}
+    suspicious: dict[str, str] = {}
+    captions: dict[str, str] = {}
+    kinds: dict[str, int] = {}
+    for found in facts.values():
+        kind = "unreadable" if "error" in found else found["info"]["codec"]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    for record in data:
+        path = str(record.path)
+        info = facts[path].get("info")
+        if info is not None and (odd := _odd(info, record.end)):
+            suspicious[path] = odd
+        if longest is not None and (long := [c for c in record.captions if len(c.split()) > longest]):
+            captions[path] = f"{len(long)} of {len(record.captions)} have more than {longest} words"
+        if len(set(record.captions)) < len(record.captions):
+            captions.setdefault(path, "the same caption more than once")
+    by_content: dict[str, list[str]] = {}
+    for path, found in facts.items():
+        by_content.setdefault(found["content"], []).append(path)
+    return Report(
+        name=data.name,
+        expected=len({record.path for record in data}) + len(data.missing),
+        readable=len(facts) - len(unreadable),
+        missing=tuple(str(path) for path in data.missing),
+        unreadable=unreadable,
+        twins=tuple(tuple(paths) for paths in by_content.values() if len(paths) > 1),
+        suspicious=suspicious,
+        captions=captions,
+        kinds=kinds,
+        probed=probed,
+        seconds=seconds,
+    )
+
+
+def _odd(info: Mapping[str, Any], end: float | None) -> str | None:
+    """What makes a readable video suspicious."""
+    if info["frames"] == 1:
+        return "a single frame"
+    if end is not None and end > info["duration"] + 1:
+        return f"the annotations use it up to {end:g} s, it ends at {info['duration']:.2f} s"
+    if info["duration"] > 0 and info["frames"] / info["duration"] < 1:
+        return f"{info['frames']} frames in {info['duration']:.1f} s"
+    return None
+
+
+def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
+    """What each file says, as it comes."""
+    if not paths:
+        return
+    left = dict.fromkeys(paths)
+    try:
+        for found in _in_pool(paths, workers=workers, limit=limit):
+            del left[Path(found["path"])]
+            yield found
+    except BrokenProcessPool:  # a file ended its process: one by one it can be told which
+        for path in left:
+            try:
+                yield from _in_pool([path], workers=1, limit=limit)
+            except BrokenProcessPool:
+                found = {"path": str(path), "stamp": _stamp(path), "content": _content(path)}
+                yield {**found, "error": "ended the process that decoded it"}
+
+
+def _in_pool(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
+    pool = ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn"), initializer=_end_with_parent)
+    try:
+        for future in as_completed([pool.submit(_probe, path, limit) for path in paths]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _probe(path: Path, limit: int | float) -> dict[str, Any]:
+    """One file, in a process of its own: its facts, or why it cannot be read."""
+    from clipvid.video.decode import probe
+
+    found: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": _content(path)}
+    try:
+        with _limited(limit):
+            info = asdict(probe(path))
+            return {**found, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
+    except VideoError as error:
+        return {**found, "error": error.reason}
+    except TimeoutError:
+        return {**found, "error": f"took more than {limit:g} s to decode"}
+
+
+class _limited:  # noqa: N801  # reads as a word where it is used
+    """TimeoutError after so many seconds; only where a signal can be had (not on Windows)."""
+
+    def __init__(self, seconds: int | float) -> None:
+        self.seconds = seconds if hasattr(signal, "setitimer") else 0.0
+
+    def __enter__(self) -> None:
+        if self.seconds:
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        if self.seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _raise(self, *_: object) -> None:
+        raise TimeoutError
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What earlier runs found; a last line that was cut off is none."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+            yield found["path"], found
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change: a file with the same is not decoded again."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} was there when the data set was opened and is not any more; run it again") from error
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _content(path: Path) -> str:
+    """A hash of size, first and last 64 KiB: equal for copies, and read in a moment."""
+    size, part = path.stat().st_size, 1 << 16
+    with path.open("rb") as file:
+        digest = hashlib.sha256(str(size).encode() + file.read(part))
+        file.seek(max(0, size - part))
+        digest.update(file.read(part))
+    return digest.hexdigest()
+
+
+def _some(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:
+    if not found:
+        return []
+    lines = [f"{kind}: {len(found)}"]
+    lines += [f"  {path}" + (f": {reason}" if reason else "") for path, reason in found[:SHOWN]]
+    return lines + ([f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else [])

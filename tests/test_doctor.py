@@ -1,0 +1,141 @@
+"""The data set doctor: every kind of trouble is counted and named, files are decoded once, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipvid.cli import main
+from clipvid.data.doctor import LOG, check
+from clipvid.data.readers import open_dataset
+
+HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
+
+
+@pytest.fixture
+def tree(tmp_path, write_video):
+    """A table of six videos: two good ones, a copy, one frame, no video, and one that is not there."""
+    rng = np.random.default_rng(0)
+    for name, frames in (("a", 10), ("b", 12), ("one", 1)):
+        write_video(tmp_path / f"{name}.mp4", rng.integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8), fps=5)
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "copy.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "captions.csv").write_text(
+        "path,caption,start,end\na.mp4,a dog runs,0,9\nb.mp4,a cat,,\nb.mp4,a cat,,\ncopy.mp4,one two three four,,\n"
+        "one.mp4,x,,\ntext.mp4,y,,\ngone.mp4,z,,\n"
+    )
+    return tmp_path
+
+
+def test_every_kind_of_trouble_is_counted_and_named(tree):
+    data = open_dataset("csv", tree, allow_missing=True)
+    report = check(data, tree / "out", workers=2, longest=3)
+    assert (report.expected, report.readable, report.probed) == (6, 4, 5)
+    assert [Path(path).name for path in report.missing] == ["gone.mp4"]
+    assert {Path(path).name: reason for path, reason in report.unreadable.items()}.keys() == {"text.mp4"}
+    assert [{Path(p).name for p in twins} for twins in report.twins] == [{"a.mp4", "copy.mp4"}]
+    odd = {Path(path).name: what for path, what in report.suspicious.items()}
+    assert odd == {"one.mp4": "a single frame", "a.mp4": "the annotations use it up to 9 s, it ends at 2.00 s"}
+    assert {Path(path).name: what for path, what in report.captions.items()} == {
+        "b.mp4": "the same caption more than once",
+        "copy.mp4": "1 of 1 have more than 3 words",
+    }
+    assert report.kinds == {"h264": 4, "unreadable": 1}
+    assert not report.healthy
+    said = str(report)
+    for part in ("4 of 6 videos can be read", "missing: 1", "gone.mp4", "unreadable: 1", "twins: 1", "suspicious: 2"):
+        assert part in said
+    assert json.loads((tree / "out" / "report.json").read_text())["expected"] == 6
+
+
+def test_files_are_decoded_once_and_changed_ones_again(tree, write_video):
+    data = open_dataset("csv", tree, allow_missing=True)
+    first = check(data, tree / "out", workers=1)
+    with (tree / "out" / LOG).open("a") as log:
+        log.write('{"path": "cut o')  # as a kill leaves it
+    again = check(data, tree / "out", workers=1)
+    assert (first.probed, again.probed) == (5, 0)
+    assert again.unreadable == first.unreadable
+    (tree / "text.mp4").unlink()
+    write_video(tree / "text.mp4", np.zeros((4, 32, 32, 3), dtype=np.uint8))
+    mended = check(data, tree / "out", workers=1)
+    assert (mended.probed, len(mended.unreadable)) == (1, 0)
+
+
+def test_a_file_that_takes_too_long_is_named(tree):
+    data = open_dataset("csv", tree, allow_missing=True).subset([0])
+    report = check(data, tree / "out", workers=1, limit=1e-6)
+    assert list(report.unreadable.values()) == ["took more than 1e-06 s to decode"]
+
+
+@pytest.mark.skipif(not HOSTILE.exists(), reason="needs the hostile files of ../shared/data")
+def test_hostile_files_neither_end_nor_hang_it(tmp_path):
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for path in HOSTILE.iterdir():
+        if path.is_file() and path.suffix not in (".csv", ".md", ".txt") and path.stat().st_size:
+            shutil.copy(path, folder)
+    report = check(open_dataset("videos", folder), tmp_path / "out", workers=2, limit=10)
+    assert report.readable + len(report.unreadable) == report.expected > 15
+    assert len(report.unreadable) > 5
+    assert all(reason for reason in report.unreadable.values())
+
+
+def test_a_killed_check_goes_on_and_decodes_no_file_twice(tmp_path, write_video):
+    """Two hundred files; the slow tests have ten thousand."""
+    killed_and_resumed(tmp_path, write_video, files=200, after=40)
+
+
+@pytest.mark.slow
+def test_a_killed_check_of_ten_thousand_files_goes_on(tmp_path, write_video):
+    report = killed_and_resumed(tmp_path, write_video, files=10_000, after=1500)
+    print(f"{report.probed / report.seconds:.0f} files a second")
+
+
+def killed_and_resumed(folder, write_video, *, files, after):
+    videos = folder / "videos"
+    videos.mkdir()
+    first = write_video(videos / "00000.mp4", np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8))
+    data = first.read_bytes()
+    for i in range(1, files):  # a byte behind the end changes the content and no frame
+        (videos / f"{i:05d}.mp4").write_bytes(data + i.to_bytes(3, "big"))
+    code = (
+        "import sys; from clipvid.data.doctor import check; from clipvid.data.readers import open_dataset\n"
+        "if __name__ == '__main__': check(open_dataset('videos', sys.argv[1]), sys.argv[2], workers=2)"
+    )
+    script = folder / "run.py"
+    script.write_text(code)
+    log = folder / "out" / LOG
+    process = subprocess.Popen([sys.executable, str(script), str(videos), str(folder / "out")])
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= after):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    report = check(open_dataset("videos", videos), folder / "out", workers=2)
+    lines = [json.loads(line)["path"] for line in log.read_text().splitlines() if line.endswith("}")]
+    assert len(set(lines)) == len(lines) == files, "no file is decoded twice"
+    assert (report.readable, report.expected) == (files, files)
+    assert report.probed <= files - after
+    return report
+
+
+def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, capsys):
+    assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
+    said = capsys.readouterr()
+    assert "4 of 6 videos can be read" in said.out
+    assert "1 videos are missing and 1 cannot be read" in said.err
+    (tree / "captions.csv").write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 0
+    assert "2 of 2 videos can be read (0 decoded now, nothing new)" in capsys.readouterr().out
