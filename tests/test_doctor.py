@@ -91,8 +91,8 @@ def test_hostile_files_neither_end_nor_hang_it(tmp_path):
 
 
 def test_a_killed_check_goes_on_and_decodes_no_file_twice(tmp_path, write_video):
-    """Two hundred files; the slow tests have ten thousand."""
-    killed_and_resumed(tmp_path, write_video, files=200, after=40)
+    """Sixty files; the slow tests have ten thousand."""
+    killed_and_resumed(tmp_path, write_video, files=60, after=15)
 
 
 @pytest.mark.slow
