@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipvid import tower
 from clipvid._optional import require
-from clipvid.backbone import Backbone
+from clipvid.backbone import Backbone, hash_of
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.nn.attention import SelfAttention, attend
 
@@ -64,7 +64,7 @@ def unfreeze(
     for name, parameter in backbone.clip.named_parameters():
         parameter.requires_grad_(name in chosen)
     own = dict(backbone.clip.named_parameters())
-    backbone.unfrozen = {name: own[name]._version for name in chosen - backbone.trained}
+    backbone.unfrozen = {name: _value(own[name]) for name in chosen - backbone.trained}
     backbone.trained |= chosen
     backbone.visual_trains = any(name.startswith("visual.") for name in chosen)
     backbone.text_trains = any(not name.startswith("visual.") for name in chosen)
@@ -122,10 +122,15 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
 def freeze(backbone: Backbone) -> None:
     """Nothing of the base model trains from here on; what was trained stays as it is, and is known by name."""
     own = dict(backbone.clip.named_parameters())
-    backbone.trained -= {name for name, version in backbone.unfrozen.items() if own[name]._version == version}
+    backbone.trained -= {name for name, value in backbone.unfrozen.items() if _value(own[name]) == value}
     backbone.unfrozen = {}
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+
+
+def _value(parameter: Tensor) -> str:
+    """A hash of the numbers: torch's count of writes misses those through `.data`, as some optimisers write."""
+    return "" if parameter.is_meta else hash_of({"": parameter})
 
 
 def _remember(backbone: Backbone) -> None:

@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self.base = base or Base()
         self._class_token = tower.has_class_token(visual)
         self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
-        self.unfrozen: dict[str, int] = {}  # those of them that may still be as they came, with torch's count of writes
+        self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
         self._untrained_tower: dict[str, str] = {}

@@ -265,6 +265,10 @@ def test_what_was_unfrozen_and_never_moved_counts_as_it_came(model, clips, tmp_p
         model.backbone.visual.proj.mul_(2)
     model.unfreeze("all")
     assert model.backbone.trained == {"visual.proj"}, "what was written to is kept, and nothing else"
+    model.unfreeze("last:1")
+    model.backbone.visual.ln_post.weight.data.mul_(2)  # as some optimisers write, past torch's count of writes
+    model.unfreeze("all")
+    assert model.backbone.trained == {"visual.proj", "visual.ln_post.weight"}
 
 
 def test_a_model_on_a_backbone_at_hand_stays_where_that_is(model, tmp_path):
