@@ -22,6 +22,7 @@ from clipvid.feed import LiveFeed, open_feed
 from clipvid.heads import LinearClassifier
 from clipvid.model import create_model
 from clipvid.video import _pyav, read, read_video, temporal_views
+from clipvid.video._convert import Converter
 from clipvid.video.augment import ContrastiveView
 from clipvid.video.sampling import sample_views, two_clips
 from clipvid.video.transforms import VideoTransform
@@ -86,9 +87,9 @@ def test_start_and_end_cut_every_view(data):
 
 def test_a_file_is_decoded_once_for_all_views_and_each_frame_fitted_once(data, monkeypatch):
     decoded, pictures = [], []
-    decode, picture = _pyav._decode, _pyav._picture
+    decode, convert = _pyav._decode, Converter.__call__
     monkeypatch.setattr(_pyav, "_decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
-    monkeypatch.setattr(_pyav, "_picture", lambda *a: pictures.append(1) or picture(*a))
+    monkeypatch.setattr(Converter, "__call__", lambda *a: pictures.append(1) or convert(*a))
     _ = ClipDataset(data, frames=6, transform=TRANSFORM, views=Views(4, 3))[0]
     union = {index for view in temporal_views(20, 6, views=4) for index in view}
     assert (len(decoded), len(pictures)) == (1, len(union))

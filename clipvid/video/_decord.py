@@ -82,7 +82,7 @@ def _objection(listing: _pyav.Listing) -> str | None:
         return "open groups of pictures (frames shown before their key frame), which it shifts"
     if container == "avi" and listing.reordered:
         return "B-frames in AVI, which it shifts"
-    if re.search(r"\d(le|be)$", listing.pixels):
+    if listing.deep:
         return f"more than 8 bits per value ({listing.pixels}), whose colours it changes"
     if min(listing.width, listing.height) < SMALLEST:
         return f"frames with a side below {SMALLEST} pixels"

@@ -1,23 +1,24 @@
 """The default decoder, PyAV: the only file that knows `av`.
 
-Contract: frame k is the k-th frame of a full sequential decode, always. Nothing seeks: a file is decoded from its
-start, and only frames that are wanted become RGB. How many there are is first read off the packets, which costs
-milliseconds, and checked against the frames that came; where they disagree (hidden VP9 frames, broken stamps) the
-frames win and the choice is made again. PyAV silences FFmpeg's own log by default, so no global state is touched.
+Contract: frame k is the k-th frame of a full sequential decode, always. How many there are is first read off the
+packets, which costs milliseconds. A file is decoded from its start, unless a few frames of it can be reached from key
+frames (_seek.py) and come with the stamps that were promised; only frames that are wanted become RGB. The count is
+checked against the frames that came; where they disagree (hidden VP9 frames, broken stamps) the frames win and the
+choice is made again. PyAV silences FFmpeg's own log by default, so no global state is touched.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import struct
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import UInt8
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.video import _files
+from clipvid.video._convert import Converter, orientation
 from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo, check_pixels, in_range, settled, stacked
+from clipvid.video._seek import Jump, Ladder, Packet, ladder, stands_alone
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
-    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 BACKEND = "pyav"
@@ -61,14 +63,13 @@ class Listing:
     """Whether frames are shown before the key frame that they are stored after (open groups of pictures)."""
     reordered: bool
     """Whether the codec stores frames in another order than it shows them (B-frames)."""
+    ladder: Ladder | None
+    """Where decoding can start, if the packets say for certain which frame is which."""
 
-
-class Packet(NamedTuple):
-    """What matters of one packet of the video stream."""
-
-    time: float | None
-    key: bool
-    hidden: bool
+    @property
+    def deep(self) -> bool:
+        """Whether a value of a pixel has more than 8 bits."""
+        return re.search(r"\d(le|be)$", self.pixels) is not None
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -85,7 +86,7 @@ def probe(path: str | Path) -> VideoInfo:
     times = settled(stamps, rate=rate or 25)
     if times[-1] and not 0.8 < rate * times[-1] / (len(times) - 1) < 1.25:  # headers may claim 1000 frames per second
         rate = (len(times) - 1) / times[-1]
-    turned = _orientation(frame)[0]
+    turned = orientation(frame)[0]
     return VideoInfo(
         path=Path(path),
         frames=len(times),
@@ -101,8 +102,12 @@ def probe(path: str | Path) -> VideoInfo:
 
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
     """The chosen frames, upright."""
-    promised = listing(path).times
+    listed = listing(path)
+    promised = listed.times
     wanted = choice.of(promised)
+    jumps = None if listed.ladder is None else listed.ladder.jumps(wanted)
+    if jumps is not None and (reached := _decode_from(path, jumps, wanted, fit=fit)) is not None:
+        return stacked(reached, wanted, path=path, backend=BACKEND)
     if choice.indices is not None:
         pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit)
         if missing := [i for i in wanted if i not in pictures]:
@@ -129,6 +134,7 @@ def listing(path: str | Path) -> Listing:
         packets, end = _demuxed(path, container, stream)
         _refuse_cut_off(path, container, stream, packets=packets, end=end)
         context, stamps = stream.codec_context, [packet.time for packet in packets if not packet.hidden]
+        codec = context.codec.canonical_name
         if not stamps:
             raise VideoError(path, "no frames: its video stream is empty", backend=BACKEND)
         return Listing(
@@ -136,13 +142,14 @@ def listing(path: str | Path) -> Listing:
             stream=stream.index,
             streams=len(_videos(container)),
             container=container.format.name,
-            codec=context.codec.canonical_name,
+            codec=codec,
             pixels=context.pix_fmt or "",
             width=context.width,
             height=context.height,
             hidden=len(stamps) < len(packets),
             leading=_leading(packets),
             reordered=bool(context.has_b_frames),
+            ladder=ladder(packets, container=container.format.name, codec=codec),
         )
 
 
@@ -151,6 +158,7 @@ def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream) -
     import av.error
 
     packets, start, end = [], 0.0, 0.0
+    codec = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
     try:
         for packet in container.demux():
             at = packet.pts if packet.pts is not None else packet.dts
@@ -163,8 +171,9 @@ def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream) -
                 continue
             if packet.has_sidedata("encryption_info"):  # would decode to garbage
                 raise VideoError(path, _files.ENCRYPTED, backend=BACKEND)
-            time = _seconds(packet.pts, packet.time_base)
-            packets.append(Packet(time, packet.is_keyframe, packet.is_discard or not packet.size))
+            time, key = _seconds(packet.pts, packet.time_base), packet.is_keyframe
+            alone = key and stands_alone(codec, bytes(packet))
+            packets.append(Packet(time, packet.pts, key, packet.is_discard or not packet.size, alone))
     except av.error.FFmpegError as error:
         raise _damaged(path, error, done=f"{len(packets)} of {_announced(stream)} packets can be read") from error
     return packets, end - start
@@ -251,9 +260,7 @@ def _decode(
     path: str | Path, wanted: list[int], *, last: int | None = None, until: float = math.inf, fit: Fit | None
 ) -> tuple[dict[int, Tensor], tuple[float, ...], bool]:
     """Pictures of the wanted frames, the times of all that begin before `until`, and whether the end was reached."""
-    from av.video.reformatter import VideoReformatter
-
-    needed, pictures, stamps, converter = set(wanted), {}, [], VideoReformatter()
+    needed, pictures, stamps, convert = set(wanted), {}, [], Converter()
     with opened(path) as (container, stream):
         rate = float(stream.average_rate or 25)
         frames = _frames(path, container, stream)
@@ -263,35 +270,48 @@ def _decode(
                 return pictures, settled(stamps, rate=rate), False
             stamps.append(stamp)
             if index in needed:
-                picture = _picture(frame, converter)
+                picture = convert(frame)
                 pictures[index] = picture if fit is None else fit(picture)
     return pictures, settled(stamps, rate=rate), last is None
 
 
-def _picture(frame: VideoFrame, converter: VideoReformatter) -> UInt8[Tensor, "3 h w"]:
-    """The upright picture, left channels-last in memory: resizing it so is several times faster."""
-    rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    rgb = torch.from_numpy(rgb).permute(2, 0, 1)  # (3, H, W)
-    turned, mirrored, upended = _orientation(frame)
-    upright = rgb.transpose(1, 2) if turned else rgb
-    flips = [axis for axis, flip in ((2, mirrored), (1, upended)) if flip]
-    return upright.flip(flips) if flips else upright
+def _decode_from(
+    path: str | Path, jumps: Sequence[Jump], wanted: Sequence[int], *, fit: Fit | None
+) -> dict[int, Tensor] | None:
+    """Pictures of the wanted frames, decoded from key frames; None where anything is not as the packets promised."""
+    import av.error
+
+    needed, pictures, convert = set(wanted), {}, Converter()
+    with opened(path) as (container, stream):
+        for jump in jumps:
+            try:
+                container.seek(jump.stamps[0], stream=stream)
+                index = jump.first
+                for frame in _after(container, stream, jump.stamps[0]):
+                    if frame.pts != jump.stamps[index - jump.first] or frame.is_corrupt:
+                        return None
+                    if index in needed:
+                        check_pixels(frame.width, frame.height, path=path, backend=BACKEND)
+                        picture = convert(frame)
+                        pictures[index] = picture if fit is None else fit(picture)
+                    index += 1
+                    if index == jump.first + len(jump.stamps):
+                        break
+                else:
+                    return None
+            except av.error.FFmpegError:
+                return None
+    return pictures
 
 
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """What makes the frame upright: swap the axes, then mirror left-right, then up-down; from its display matrix.
-
-    The matrix maps (x, y) to (a x + c y, b x + d y) and is stored as a b . c d . . . . in 16.16 fixed point. All eight
-    orientations of cameras are covered; an angle in between goes to the nearest, as in players.
-    """
-    from av.sidedata.sidedata import SideDataContainer
-
-    # frame.side_data would keep the frame, and whatever it holds, alive in a cycle
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue]
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-    return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
+def _after(container: InputContainer, stream: VideoStream, stamp: int) -> Iterator[VideoFrame]:
+    """Frames from the one of `stamp` on; none unless the next packet is that one."""
+    for number, packet in enumerate(container.demux(stream)):
+        if not number and packet.pts != stamp:
+            return
+        for frame in packet.decode():
+            if frame.pts is None or frame.pts >= stamp:  # what is shown before a key frame and stored after it
+                yield frame
 
 
 def _seconds(stamp: int | None, unit: Fraction | None) -> float | None:

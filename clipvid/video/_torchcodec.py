@@ -1,8 +1,7 @@
 """The third decoder, torchcodec: an extra, for machines with FFmpeg's libraries. The only file that knows it.
 
 Contract: as _pyav, whose listing says first what a file holds. The kinds of files where torchcodec was seen to give
-other frames are refused by name, and so is any file where it counts other frames. Colours agree but for rounding: a
-few grey levels at odd sizes and 10 bits.
+other frames or other colours are refused by name, and so is any file where it counts other frames.
 """
 
 from __future__ import annotations
@@ -54,6 +53,10 @@ def _accepted(path: str | Path) -> _pyav.Listing:
         wrong = "B-frames in AVI, which it shifts"
     elif listing.codec in ("vp8", "vp9"):
         wrong = f"{listing.codec.upper()}, whose hidden frames it counts"
+    elif listing.deep:
+        wrong = f"more than 8 bits per value ({listing.pixels}), whose colours it changes"
+    elif listing.width % 2 or listing.height % 2:
+        wrong = f"frames with an odd side ({listing.width}x{listing.height}), whose colours it changes"
     if wrong:
         raise VideoError(path, f"torchcodec does not read {wrong}; use backend='pyav'", backend=BACKEND)
     return listing

@@ -1,0 +1,147 @@
+"""Jumping to key frames: the same frames as decoding from the start, fewer of them decoded, or no jump at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from numbered import FRAMES, WRITTEN, seen, write, write_all
+
+from clipvid.video import _pyav, _seek, read, read_video, sample
+from clipvid.video._seek import Jump, Ladder, Packet, ladder, stands_alone
+
+JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[str, Path]:
+    return write_all(tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """60 frames with a key frame every 10."""
+    folder = tmp_path_factory.mktemp("long")
+    return write(folder / "long.mp4", options={"x264-params": "keyint=10:min-keyint=10:scenecut=0"})
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """How files were decoded: "jump", "refused" (a jump that did not give what was promised) or "start"."""
+    ways, jump, start = [], _pyav._decode_from, _pyav._decode
+
+    def from_keys(*args, **named):
+        found = jump(*args, **named)
+        ways.append("refused" if found is None else "jump")
+        return found
+
+    monkeypatch.setattr(_pyav, "_decode_from", from_keys)
+    monkeypatch.setattr(_pyav, "_decode", lambda *a, **k: ways.append("start") or start(*a, **k))
+    return ways
+
+
+@pytest.fixture
+def always(monkeypatch) -> None:
+    """Jump wherever it is possible, worth it or not."""
+    monkeypatch.setattr(_seek, "WORTH", float("inf"))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_frame_reached_by_a_jump_is_the_right_one(written, name, decoded, always):
+    for wanted in ([59], [31, 9, 10, 11], [0, 29, 30, 58], list(Random(name).sample(range(FRAMES), 8))):
+        decoded.clear()
+        assert seen(read(written[name], wanted)) == wanted
+        assert decoded == (["jump"] if name in JUMPED_IN else ["start"])
+    times = _pyav.probe(written[name]).times
+    part = [i for i, time in enumerate(times) if 1.0 <= time < 1.5]
+    expected = [part[i] for i in sample("uniform", len(part), 3)]
+    assert seen(read_video(written[name], 3, start=1.0, end=1.5)) == expected
+
+
+def test_only_key_frames_that_stand_alone_are_starts(written, tmp_path):
+    """x264's refresh columns heal a picture over ten frames; containers call their first packet a key frame."""
+    starts = {name: _pyav.listing(written[name]).ladder.starts for name in JUMPED_IN}
+    assert starts["closed.mp4"] == starts["closed.mkv"] == starts["fragments.mp4"] == (0, 10, 20, 30, 40, 50)
+    healing = write(tmp_path / "healing.mp4", options={"x264-params": "intra-refresh=1:keyint=10:scenecut=0"})
+    assert _pyav.listing(healing).ladder.starts == (0,)
+    assert starts["open.mp4"] == starts["open.mkv"] == (0,)  # later ones are no IDR pictures
+    assert len(starts["hevc.mp4"]) > 1
+
+
+def test_a_jump_is_taken_when_it_saves_enough(long, decoded):
+    assert seen(read(long, [59])) == [59]
+    assert decoded == ["jump"]
+    decoded.clear()
+    assert seen(read(long, list(range(0, 60, 5)))) == list(range(0, 60, 5))
+    assert decoded == ["start"]
+
+
+def test_what_a_jump_does_not_confirm_is_decoded_from_the_start(long, decoded, always, monkeypatch):
+    true = _pyav.listing(long)
+    shifted = Ladder(tuple(stamp + 1 for stamp in true.ladder.stamps), true.ladder.starts)
+    late = Ladder((*true.ladder.stamps[:55], *(stamp + 1 for stamp in true.ladder.stamps[55:])), true.ladder.starts)
+    shown_twice = Ladder(true.ladder.stamps, (0, 3, 10, 20, 30, 40, 50))
+    for wrong, wanted in ((shifted, [52]), (late, [57]), (shown_twice, [5])):
+        decoded.clear()
+        monkeypatch.setattr(_pyav, "listing", lambda path, wrong=wrong: replace(true, ladder=wrong))
+        assert seen(read(long, wanted)) == wanted
+        assert decoded == ["refused", "start"]
+
+
+def test_packets_that_do_not_say_which_frame_is_which_give_no_ladder():
+    def packets(stamps, alone=(True, False, False)):
+        return [Packet(s / 25 if s is not None else None, s, a, False, a) for s, a in zip(stamps, alone, strict=True)]
+
+    assert ladder(packets([0, 2, 1]), container="mov,mp4", codec="h264") == Ladder((0, 1, 2), (0,))
+    assert ladder(packets([0, 1, 1]), container="mov,mp4", codec="h264") is None  # one stamp twice
+    assert ladder(packets([0, None, 1]), container="mov,mp4", codec="h264") is None
+    assert ladder(packets([1, 0, 2]), container="mov,mp4", codec="hevc") is None  # shown before the first key frame
+    assert ladder(packets([0, 1, 2], (False, True, False)), container="mov,mp4", codec="h264") is None
+    assert ladder(packets([0, 1, 2]), container="mpegts", codec="h264") is None
+    assert ladder(packets([0, 1, 2]), container="matroska,webm", codec="vp9") is None
+    hidden = [packets([0, 1, 2])[0], Packet(0.04, 1, False, True, False)]
+    assert ladder(hidden, container="mov,mp4", codec="h264") is None
+
+
+def test_a_plan_starts_at_the_last_key_frame_before_each_frame():
+    steps = Ladder(tuple(range(0, 4000, 2)), (0, 500, 1000, 1500))
+    assert steps.jumps([1501, 1003, 1000]) == [
+        Jump(1000, tuple(range(2000, 2008, 2))),
+        Jump(1500, tuple(range(3000, 3004, 2))),
+    ]
+    assert steps.jumps([499, 999, 1499]) is None
+    assert steps.jumps([2000]) is None
+    assert steps.jumps([]) is None
+
+
+@pytest.mark.parametrize(
+    ("codec", "data", "alone"),
+    [
+        ("h264", bytes([0, 0, 0, 2, 0x09, 0xF0, 0, 0, 0, 3, 0x65, 1, 2]), True),  # access unit delimiter, IDR slice
+        ("h264", bytes([0, 0, 0, 2, 0x06, 0x05, 0, 0, 0, 3, 0x41, 1, 2]), False),  # recovery point, plain slice
+        ("h264", b"\0\0\0\1\x67abc\0\0\1\x65abc", True),  # start codes
+        ("h264", b"\0\0\0\1\x67abc\0\0\1\x41abc", False),
+        ("h264", bytes([0, 0, 0, 200, 0x65, 1]), False),  # a length past the end says nothing
+        ("hevc", bytes([0, 0, 0, 3, 19 << 1, 1, 2]), True),
+        ("hevc", bytes([0, 0, 0, 3, 21 << 1, 1, 2]), True),
+        ("hevc", bytes([0, 0, 0, 3, 1 << 1, 1, 2]), False),
+        ("mpeg4", b"\0\0\1\xb6", False),
+    ],
+)
+def test_the_types_of_network_units_tell_whether_a_packet_stands_alone(codec, data, alone):
+    assert stands_alone(codec, data) is alone
+
+
+def test_real_videos_come_out_the_same(shared_data, decoded, always, monkeypatch):
+    for name in ("people_one_by_one.mp4", "earth_at_night.mp4", "his_girl_friday.mp4", "flipping_pancake.mkv"):
+        path = shared_data / "videos" / name
+        total = len(_pyav.listing(path).times)
+        wanted = sorted(Random(name).sample(range(total), 4))
+        jumped = read(path, wanted)
+        assert decoded.pop() == "jump"
+        with monkeypatch.context() as patch:
+            patch.setattr(_pyav, "_decode_from", lambda *a, **k: None)
+            assert torch.equal(jumped, read(path, wanted))
