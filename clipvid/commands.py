@@ -267,14 +267,14 @@ def embed(
     from safetensors.torch import save_file
 
     from clipvid._files import whole_file
-    from clipvid.data.files import find_videos
+    from clipvid.data.files import find_clips
     from clipvid.data.record import Record, VideoData
     from clipvid.evaluate import embed_videos, trained_reading
 
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
     video_model = named_model(model, pretrained, device=device, plain="mean")
-    paths = find_videos(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
+    paths = find_clips(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
     if not paths:
         raise ValueError(f"no videos in {videos}")
     reading = replace(reading or trained_reading(video_model), unreadable="skip")

@@ -31,7 +31,7 @@ REASONS = {  # what the message must say; everything else in the folder must wor
     "subtitles_only.mkv": r"no video stream \(it has subtitle\)",
     "no_frames.mkv": "no frames",
     "cover_art_only.mp3": r"no video stream \(it has audio\)",
-    "png_renamed.mp4": "a still picture .png., not a video",
+    "png_renamed.mp4": "a still picture .PNG., not a video",
     "corrupted_midstream.mp4": "28 of 50 frames decode, then Invalid data",
     "invalid_bitstream.webm": "0 of an unknown number of frames decode",
     "encrypted.mp4": "encrypted",

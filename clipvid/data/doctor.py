@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import whole_file
+from clipvid.data.files import pictures_in
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 
@@ -257,20 +258,26 @@ def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _stamp(path: Path) -> list[int]:
     """Size and time of change: a file with the same is not decoded again."""
     try:
-        facts = path.stat()
+        facts = [file.stat() for file in _files(path)]
     except OSError as error:
         raise DataError(f"{path} was there when the data set was opened and is not any more; run it again") from error
-    return [facts.st_size, facts.st_mtime_ns]
+    return [sum(fact.st_size for fact in facts), max(fact.st_mtime_ns for fact in facts)]
 
 
 def _content(path: Path) -> str:
-    """A hash of size, first and last 64 KiB: equal for copies, and read in a moment."""
-    size, part = path.stat().st_size, 1 << 16
-    with path.open("rb") as file:
-        digest = hashlib.sha256(str(size).encode() + file.read(part))
-        file.seek(max(0, size - part))
-        digest.update(file.read(part))
+    """A hash of size, first and last 64 KiB of each file: equal for copies, and read in a moment."""
+    digest, part = hashlib.sha256(), 1 << 16
+    for name in _files(path):
+        size = name.stat().st_size
+        with name.open("rb") as file:
+            digest.update(str(size).encode() + file.read(part))
+            file.seek(max(0, size - part))
+            digest.update(file.read(part))
     return digest.hexdigest()
+
+
+def _files(clip: Path) -> list[Path]:
+    return pictures_in(clip) if clip.is_dir() else [clip]
 
 
 def _some(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:

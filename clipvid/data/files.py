@@ -1,4 +1,4 @@
-"""Finding video files: which suffixes count, which folders are walked, and how absent files are reported.
+"""Finding clips on the disk: which suffixes count, which folders are walked, and how absent files are reported.
 
 Contract: orders are sorted, hence the same on every machine; hidden files and folders are never entered.
 Knows nothing of annotations and opens no file.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipvid.errors import DataError
+from clipvid.video import PICTURE_SUFFIXES
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -42,6 +43,37 @@ def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:
         files = (Path(parent, name) for name in names if not name.startswith("."))
         found += [path for path in files if is_video(path) or (bare and not path.suffix)]
     return sorted(found)
+
+
+def find_clips(folder: Path, *, bare: bool = False) -> list[Path]:
+    """Every video below `folder`; where there is none, the pictures below it, sorted.
+
+    A folder below that holds pictures and nothing deeper is one clip, any other picture is a clip of one frame.
+    """
+    return find_videos(folder, bare=bare) or sorted(_picture_clips(folder, entered=set()))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures that lie directly in `folder`, sorted by name, without the hidden ones."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _picture_clips(folder: Path, *, entered: set[str]) -> list[Path]:
+    top = not entered
+    real = os.path.realpath(folder)
+    if real in entered:  # a link that leads back up
+        return []
+    entered.add(real)
+    deeper = [clip for below in subfolders(folder) for clip in _picture_clips(below, entered=entered)]
+    own = pictures_in(folder)
+    return [folder] if own and not deeper and not top else [*own, *deeper]
+
+
+def clip_exists(path: Path) -> bool:
+    """Whether `path` is a file or a folder of pictures."""
+    return exists(path) or (path.is_dir() and bool(pictures_in(path)))
 
 
 def subfolders(folder: Path) -> list[Path]:

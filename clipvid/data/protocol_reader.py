@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clipvid.data.files import check_missing, exists, find_videos, is_video
+from clipvid.data.files import check_missing, exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
 from clipvid.data.protocols import Protocol, Split
 from clipvid.data.record import Record, VideoData
@@ -256,7 +256,7 @@ class _Files:
 
     def __init__(self, root: Path) -> None:
         self.files: dict[str, Path] = {}
-        for path in find_videos(root):
+        for path in find_clips(root):
             self.files.setdefault(path.stem.lower(), path)
 
     def find(self, entry: Entry) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from clipvid.data.files import find_videos, is_video, subfolders
+from clipvid.data.files import find_clips, is_video, subfolders
 from clipvid.data.protocol_reader import open_protocol
 from clipvid.data.protocols import PROTOCOLS
 from clipvid.data.record import Record, VideoData
@@ -67,7 +67,10 @@ def read_folder(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoData:
-    """Sub-folder = class, with its videos at any depth; a folder of videos alone gives clips without labels."""
+    """Sub-folder = class, with its videos at any depth; a folder of videos alone gives clips without labels.
+
+    A class without videos may hold pictures, which are clips of one frame, or folders of pictures, which are one clip.
+    """
     del allow_missing, check_files  # what is listed from the disk exists
     if annotations is not None:
         raise ValueError('"folder" reads no annotations; for a table use "csv"')
@@ -77,7 +80,7 @@ def read_folder(
         raise DataError(f"{folder} is no folder" + (f"; below {root} are {splits}" if splits else ""))
     name = f"{root.name}:{split}" if split else root.name
     loose = sorted(path for path in folder.iterdir() if is_video(path) and path.is_file() and path.name[0] != ".")
-    groups = {path.name: find_videos(path) for path in subfolders(folder)}
+    groups = {path.name: find_clips(path) for path in subfolders(folder)}
     if not loose and not any(groups.values()):
         raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
     if not groups:
@@ -109,7 +112,7 @@ def read_videos(
     if annotations is not None or classes:
         raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
     folder = root / split if split else root
-    paths = find_videos(folder) if folder.is_dir() else []
+    paths = find_clips(folder) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder} holds no video; expected a folder with files such as .mp4 or .webm, at any depth")
     return VideoData(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipvid.data.files import check_missing, exists
+from clipvid.data.files import check_missing, clip_exists
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import DataError
 
@@ -41,7 +41,7 @@ def read_csv(
     names = _class_names(rows, table=table, given=classes)
     chosen = _of_split(rows, split=split, table=table)
     clips = _merge(chosen, table=table, folders=folders, names=names)
-    absent = {clip.path for clip in clips if check_files and not exists(clip.path)}
+    absent = {clip.path for clip in clips if check_files and not clip_exists(clip.path)}
     present = [clip for clip in clips if clip.path not in absent]
     missing = tuple(dict.fromkeys(clip.path for clip in clips if clip.path in absent))
     total = len({clip.path for clip in clips})
@@ -224,4 +224,4 @@ def _label(row: _Row, *, index: dict[str, int], table: Path) -> int:
 def _locate(name: str, folders: Sequence[Path]) -> Path:
     """The first folder's file that exists; where none does, the path that a user would expect."""
     places = [folder / name for folder in folders]  # an absolute name stays as it is
-    return next((place for place in places if exists(place)), places[0])
+    return next((place for place in places if clip_exists(place)), places[0])

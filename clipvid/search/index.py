@@ -24,7 +24,7 @@ from torch import Tensor
 from clipvid._files import whole_folder
 from clipvid._optional import require
 from clipvid.data.dataset import Batch, ClipDataset, collate
-from clipvid.data.files import find_videos
+from clipvid.data.files import find_clips
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.video.transforms import VideoTransform
@@ -304,7 +304,7 @@ def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in given:
         path = Path(os.path.abspath(item))
-        below = find_videos(path, bare=True) if path.is_dir() else [path]
+        below = find_clips(path, bare=True) if path.is_dir() else [path]
         if not below:
             raise DataError(f"{path} holds no video; give a folder of files such as .mp4 or .webm")
         found += below

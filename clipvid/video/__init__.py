@@ -3,12 +3,13 @@
 Contract: uint8 RGB (T, 3, H, W), upright, in presentation order. Knows nothing of models, captions or data sets.
 """
 
-from clipvid.video.decode import BACKENDS, VideoInfo, probe, read, read_video
+from clipvid.video.decode import BACKENDS, PICTURE_SUFFIXES, VideoInfo, probe, read, read_video
 from clipvid.video.sampling import SAMPLERS, sample, temporal_views
 from clipvid.video.transforms import VideoTransform
 
 __all__ = [
     "BACKENDS",
+    "PICTURE_SUFFIXES",
     "SAMPLERS",
     "VideoInfo",
     "VideoTransform",

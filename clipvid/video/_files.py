@@ -54,7 +54,7 @@ def why_not_a_video(path: str) -> str | None:
         return "a web page (HTML or XML), not a video; the download probably failed"
     for magic, name in PICTURES.items():
         if head.startswith(magic):
-            return f"a still picture ({name}), not a video"
+            return f"a still picture ({name}), not a video; its name must end like a picture's to be read as one frame"
     if boxes is not None and b"encv" in head:
         return ENCRYPTED
     if boxes is not None and b"moov" not in boxes:

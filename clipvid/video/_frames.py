@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -21,6 +22,19 @@ PIXEL_LIMIT = 16384 * 16384
 """Most pixels a frame may have; a header that claims more is damaged or malicious, and would exhaust memory."""
 
 Fit = Callable[[UInt8[Tensor, "3 height width"]], UInt8[Tensor, "3 h w"]]
+
+
+Keep = Callable[[int, float | None], bool]
+"""Whether a frame is wanted, from its number and its time in seconds from the first (None where nothing tells)."""
+
+
+class Shown(NamedTuple):
+    """A frame of a video that is read from one end to the other."""
+
+    index: int
+    time: float | None
+    """Seconds from the first frame; None for pictures, whose times nothing tells."""
+    picture: UInt8[Tensor, "3 h w"]
 
 
 @dataclass(frozen=True)

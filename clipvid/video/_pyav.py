@@ -27,7 +27,18 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.video import _files
 from clipvid.video._convert import Converter, orientation
-from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo, check_pixels, in_range, settled, stacked
+from clipvid.video._frames import (
+    PIXEL_LIMIT,
+    Choice,
+    Fit,
+    Keep,
+    Shown,
+    VideoInfo,
+    check_pixels,
+    in_range,
+    settled,
+    stacked,
+)
 from clipvid.video._seek import Jump, Ladder, Packet, ladder, stands_alone
 
 if TYPE_CHECKING:
@@ -122,6 +133,22 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     return stacked(pictures, wanted, path=path, backend=BACKEND)
 
 
+def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
+    """The frames that `keep` keeps, one after another, holding one at a time; the file is decoded to its end."""
+    listing(path)  # refuses cut-off files
+    convert = Converter()
+    first: float | None = None
+    with opened(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        for index, frame in enumerate(_frames(path, container, stream)):
+            stamp = _seconds(frame.pts, frame.time_base)
+            first = stamp if first is None else first
+            time = index / rate if stamp is None or first is None else stamp - first
+            if keep(index, time):
+                picture = convert(frame)
+                yield Shown(index, time, picture if fit is None else fit(picture))
+
+
 def same_first_frame(path: str | Path, picture: UInt8[Tensor, "3 h w"]) -> bool:
     """Whether another decoder's first frame is ours: upright, of that size and, but for rounding, those colours."""
     ours = read(path, Choice(indices=(0,)))[0]
@@ -209,7 +236,7 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({stream.type for stream in container.streams if stream.type != "video"}))
             raise VideoError(path, f"no video stream (it has {kinds or 'none at all'})", backend=BACKEND)
         if container.format.name.endswith("_pipe"):
-            raise VideoError(path, f"a still picture ({videos[0].name}), not a video", backend=BACKEND)
+            raise VideoError(path, _files.why_not_a_video(absolute) or "a still picture, not a video", backend=BACKEND)
         yield container, _prepared(path, videos[0])
 
 

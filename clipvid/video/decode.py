@@ -1,7 +1,8 @@
-"""Reading videos: facts, chosen frames, clips. One door for three decoders.
+"""Reading videos: facts, chosen frames, clips. One door for three decoders, and for pictures.
 
-Contract: path in, uint8 RGB (T, 3, H, W) out, upright, in presentation order, exactly the frames asked for. Every
-failure of a file is a VideoError that names it and the cause; never a substitute frame. Knows nothing of models.
+Contract: path in, uint8 RGB (T, 3, H, W) out, upright, in presentation order, exactly the frames asked for. A picture
+is a video of one frame, a folder of numbered pictures one of as many; a picture under a video's name is none of both.
+Every failure of a file is a VideoError that names it and the cause; never a substitute frame. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,16 +21,27 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video import _decord, _pyav, _torchcodec
+from clipvid.video import _decord, _pictures, _pyav, _torchcodec
 from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo
 from clipvid.video.sampling import sample
 
-__all__ = ["BACKENDS", "PIXEL_LIMIT", "VideoInfo", "probe", "read", "read_part", "read_video"]
+__all__ = [
+    "BACKENDS",
+    "PICTURE_SUFFIXES",
+    "PIXEL_LIMIT",
+    "VideoInfo",
+    "probe",
+    "read",
+    "read_part",
+    "read_video",
+    "stream",
+]
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 _DECODERS: dict[str, ModuleType] = {"pyav": _pyav, "decord": _decord, "torchcodec": _torchcodec}
 BACKENDS = tuple(_DECODERS)
+PICTURE_SUFFIXES = _pictures.SUFFIXES
 
 
 def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
@@ -38,7 +50,7 @@ def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
     Headers cannot be trusted for this: they count frames that are cut away or hidden, or none at all. The other
     decoders agree with PyAV on these facts or refuse the file.
     """
-    return _called(_decoder(backend).probe, path)
+    return _called(_decoder(backend, path).probe, path)
 
 
 def read(
@@ -65,7 +77,7 @@ def read(
         choice = Choice()
     else:
         choice = Choice(indices=_counted(indices))
-    return _called(_decoder(backend).read, path, choice, fit=fit)
+    return _called(_decoder(backend, path).read, path, choice, fit=fit)
 
 
 def read_video(
@@ -117,7 +129,45 @@ def read_part(
     choice = Choice(
         rule=rule, by_time=start is not None or end is not None, until=math.inf if end is None else float(end)
     )
-    return _called(_decoder(backend).read, path, choice, fit=fit)
+    return _called(_decoder(backend, path).read, path, choice, fit=fit)
+
+
+def stream(
+    path: str | Path, *, every: int = 1, fps: int | float | None = None, fit: Fit | None = None
+) -> Iterator[tuple[int, float | None, UInt8[Tensor, "3 h w"]]]:
+    """The frames of a video of any length one by one, in constant memory: number, seconds from the first, picture.
+
+    Args:
+        every: take every so manyth frame.
+        fps: or so many a second, whatever the video's own rate: of each 1/fps seconds the first frame. A video with
+            fewer gives all it has.
+        fit: applied to each frame as soon as it is decoded.
+
+    Raises VideoError for a file that cannot be read to its end; frames before the damage were given by then. The time
+    is None for a folder of pictures, which takes no `fps`.
+    """
+    if every < 1 or (fps is not None and not 0 < fps < math.inf):
+        raise ValueError(f"every starts at 1 and fps is above 0, got every={every} and fps={fps}")
+    if every > 1 and fps is not None:
+        raise ValueError(f"take every={every} frames or fps={fps} a second, not both")
+    ticks = 0
+
+    def keep(index: int, time: float | None) -> bool:
+        nonlocal ticks
+        if fps is None:
+            return index % every == 0
+        if time is None:
+            raise VideoError(path, f"pictures have no times, so fps={fps} cannot be taken; give every=")
+        if time * fps < ticks - 1e-6:
+            return False
+        ticks = math.floor(time * fps + 1e-6) + 1
+        return True
+
+    decoder = _pictures if _pictures.are(path) else _pyav
+    try:
+        yield from decoder.stream(path, keep, fit=fit)
+    except VideoError as error:
+        raise _alone(error) from error.__cause__
 
 
 def _called(decoder: Callable[Rest, Result], *args: Rest.args, **named: Rest.kwargs) -> Result:
@@ -129,10 +179,14 @@ def _called(decoder: Callable[Rest, Result], *args: Rest.args, **named: Rest.kwa
     try:
         return decoder(*args, **named)
     except VideoError as error:
-        for link in (error, error.__cause__, error.__context__):
-            if link is not None:
-                link.__traceback__ = None
-        raise error from error.__cause__
+        raise _alone(error) from error.__cause__
+
+
+def _alone(error: VideoError) -> VideoError:
+    for link in (error, error.__cause__, error.__context__):
+        if link is not None:
+            link.__traceback__ = None
+    return error
 
 
 def _part(times: Sequence[float], start: int | float, end: int | float) -> range:
@@ -161,7 +215,7 @@ def _counted(indices: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-def _decoder(backend: str) -> ModuleType:
+def _decoder(backend: str, path: str | Path) -> ModuleType:
     if backend not in _DECODERS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _DECODERS[backend]
+    return _pictures if _pictures.are(path) else _DECODERS[backend]

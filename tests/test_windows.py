@@ -1,0 +1,168 @@
+"""encode_windows: window for window what encode_video gives, each frame through the tower once, memory that stays."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from numbered import write
+
+import clipvid
+from clipvid.demo import load_backbone
+from clipvid.errors import VideoError
+from clipvid.model import attach
+from clipvid.video import read
+from clipvid.video.decode import stream
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("video") / "long.mp4")  # 60 frames, 25 a second
+
+
+@pytest.fixture(scope="module")
+def model() -> clipvid.VideoCLIP:
+    torch.manual_seed(0)
+    model = attach(load_backbone(), "stan", depth=2)
+    for name, parameter in model.branch.named_parameters():
+        if "gate" in name:
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+def encoded(model, path, **options) -> clipvid.windows.Windows:
+    parts = list(clipvid.encode_windows(model, path, precision="32-true", **options))
+    return clipvid.windows.Windows(
+        *(torch.cat([getattr(p, f) for p in parts]) for f in ("video", "frames", "starts", "ends"))
+    )
+
+
+@torch.no_grad()
+def plainly(model, path, rows: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    every = torch.stack([model.transform.fit(frame) for frame in read(path)])
+    return torch.cat([model.encode_video(every[row][None]) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "every", "chunk", "batch_size"),
+    [(12, 1, 1, 32, 8), (8, 3, 1, 5, 2), (4, 9, 1, 7, 3), (5, 2, 3, 64, 1), (12, 12, 5, 1, 4), (60, 1, 1, 32, 8)],
+)
+def test_every_window_is_the_plain_encoding_of_its_frames(model, path, window, stride, every, chunk, batch_size):
+    found = encoded(model, path, window=window, stride=stride, every=every, chunk=chunk, batch_size=batch_size)
+    kept = list(range(0, 60, every))
+    starts = list(range(0, len(kept) - window + 1, stride))
+    if starts[-1] != len(kept) - window:
+        starts.append(len(kept) - window)
+    assert found.frames.tolist() == [kept[start : start + window] for start in starts]
+    torch.testing.assert_close(found.video, plainly(model, path, found.frames), atol=1e-5, rtol=0)
+    assert found.starts.tolist() == pytest.approx([kept[start] / 25 for start in starts])
+    assert found.ends.tolist() == pytest.approx([kept[start + window - 1] / 25 for start in starts])
+
+
+@pytest.mark.parametrize("branch", ["mean", "posterior", "divided", "vivit2", "stan-release", "timesformer"])
+def test_every_kind_of_branch_slides(path, branch):
+    torch.manual_seed(1)
+    options = {"temporal_depth": 1} if branch == "vivit2" else {}
+    options |= {"depth": 1} if branch not in ("mean", "timesformer") else {}
+    if branch == "timesformer":
+        options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
+    model = attach(load_backbone(), branch, options=options)
+    found = encoded(model, path, window=4, stride=20, chunk=16)
+    torch.testing.assert_close(found.video, plainly(model, path, found.frames), atol=1e-5, rtol=0)
+
+
+def test_each_frame_passes_the_tower_once(model, path, monkeypatch):
+    frames, reads = [], type(model).reads
+    monkeypatch.setattr(type(model), "reads", lambda self, v, **k: frames.append(v.shape[1]) or reads(self, v, **k))
+    encoded(model, path, window=12, stride=1, chunk=13)
+    assert sum(frames) == 60
+    assert max(frames) == 13
+
+
+def test_a_video_shorter_than_a_window_gives_one_that_is_masked(model, tmp_path):
+    path = write(tmp_path / "short.mp4", stamps=range(5))
+    found = encoded(model, path, window=8)
+    assert found.frames.tolist() == [[0, 1, 2, 3, 4, 4, 4, 4]]
+    clip = torch.stack([model.transform.fit(frame) for frame in read(path)])[[0, 1, 2, 3, 4, 4, 4, 4]]
+    mask = torch.tensor([[True] * 5 + [False] * 3])
+    with torch.no_grad():
+        torch.testing.assert_close(found.video, model.encode_video(clip[None], mask=mask), atol=1e-5, rtol=0)
+
+
+def test_so_many_frames_a_second_are_taken_whatever_the_rate(path, tmp_path):
+    assert [index for index, *_ in stream(path, fps=5)] == list(range(0, 60, 5))
+    assert [index for index, *_ in stream(path, fps=2)] == [0, 13, 25, 38, 50]
+    assert [index for index, *_ in stream(path, fps=100)] == list(range(60))
+    slow = write(tmp_path / "vfr.mp4", stamps=[0, 1, 2, 30, 31, 60, 61, 62, 90])
+    assert [index for index, *_ in stream(slow, fps=1)] == [0, 3, 5, 8]
+    numbers, times, pictures = zip(*stream(path, every=20), strict=True)
+    assert (numbers, times) == ((0, 20, 40), pytest.approx((0, 0.8, 1.6)))
+    assert torch.equal(torch.stack(pictures), read(path, [0, 20, 40]))
+
+
+def test_pictures_slide_without_times(model, tmp_path):
+    import PIL.Image
+
+    for i in range(6):
+        PIL.Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    found = encoded(model, tmp_path, window=4, stride=2)
+    assert found.frames.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    assert math.isnan(found.starts[0])
+    with pytest.raises(VideoError, match="pictures have no times, so fps=2 cannot be taken"):
+        encoded(model, tmp_path, fps=2)
+
+
+def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
+    for wrong in ({"window": 0}, {"stride": 0}, {"chunk": 0}, {"batch_size": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
+            encoded(model, path, **wrong)
+    with pytest.raises(ValueError, match="not both"):
+        encoded(model, path, every=2, fps=3)
+    with pytest.raises(ValueError, match="fps is above 0"):
+        encoded(model, path, fps=0)
+    with pytest.raises(VideoError, match="28 of 50 frames decode"):
+        encoded(model, shared_data / "hostile" / "corrupted_midstream.mp4")
+
+
+def test_the_model_is_in_eval_meanwhile_and_its_mode_comes_back(model, path):
+    model.train()
+    for _ in clipvid.encode_windows(model, path, window=8, stride=16):
+        assert not model.training
+    assert model.training
+    model.eval()
+
+
+def memory_mib(what: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most that it ever held."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resets the peak of memory in /proc")
+def test_an_hour_of_video_passes_in_constant_memory(model, tmp_path):
+    path = tmp_path / "hour.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "g": "250"})
+        video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
+        for i in range(25 * 3600):
+            picture = np.full((96, 128, 3), i % 200, np.uint8)
+            picture[:, i % 120 : i % 120 + 8] = 255
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+    for _ in clipvid.encode_windows(model, write(tmp_path / "short.mp4"), window=12):
+        pass  # what stays for good has loaded
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory_mib("VmRSS")
+    found = encoded(model, path, window=12, stride=1, fps=2)
+    assert memory_mib("VmHWM") - before < 300
+    assert len(found) == 7200 - 11
+    rows = [0, 1234, 7188]
+    frames = read(path, found.frames[rows].flatten().tolist(), fit=model.transform.fit).unflatten(0, (3, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(found.video[rows], model.encode_video(frames), atol=1e-5, rtol=0)
