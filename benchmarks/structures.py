@@ -69,7 +69,7 @@ class Bench:
         """Taps of all levels that any structure reads, made once and then mapped from their file."""
         data = self.data(split)
         tower, precision = self.backbone.tower_fingerprint, resolve(READING.precision, self.backbone.device)
-        key = _key(len(data), self.budget.videos, asdict(READING), TAPPED, tower, precision)
+        key = _key(len(data), self.budget.videos, _reading(), TAPPED, tower, precision)
         path = self.work / "taps" / f"{split}-{key}.pt"
         if not path.exists():
             made = TapStore.encode(attach(self.backbone, choose("stan", {"depth": 3})), data, READING, progress=True)
@@ -97,10 +97,11 @@ class Bench:
         few: list[Any] = []
         if name in PRETRAINED:
             recipe = PRETRAINED[name]
-            few = [asdict(self.budget.few), None if recipe is None else asdict(recipe)]
+            spent = {k: v for k, v in asdict(self.budget.few).items() if not (tuned and k == "pretrain_rates")}
+            few = [spent, None if recipe is None else asdict(recipe)]
         made_of = [self.backbone.fingerprint, resolve(READING.precision, self.backbone.device)]
         made_of += [self.device] if task == "cost" else []
-        key = _key(budget, asdict(READING), TAPPED, row, *few, *made_of)
+        key = _key(budget, _reading(), TAPPED, row, *few, *made_of)
         return self.work / "cells" / f"{_plain(name)}-{task}-{seed}-{key}.json"
 
     def model(self, name: str, seed: int) -> Path:
@@ -110,6 +111,11 @@ class Bench:
 
 def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _reading() -> dict[str, Any]:
+    """How clips are read; what is switched off does not count, so that a new setting leaves measured cells valid."""
+    return {name: value for name, value in asdict(READING).items() if value is not None}
 
 
 def _plain(name: str) -> str:
@@ -126,6 +132,15 @@ def trainings(bench: Bench, names: list[str]) -> Iterator[Cell]:
     if "zero-shot" in names:
         path = bench.path("zero-shot", "retrieval", b.seeds[0])
         yield Cell(path, "zero-shot", partial(without_training, bench))
+    few_tuning = {
+        name: [bench.path(name, f"tune-{rate:g}", b.tuning_seed) for rate in b.few.pretrain_rates]
+        for name, recipe in PRETRAINED.items()
+        if recipe is not None
+    }
+    for name, paths in few_tuning.items():
+        if name in names:
+            for rate, path in zip(b.few.pretrain_rates, paths, strict=True):
+                yield Cell(path, f"{name}, rate {rate:g}", partial(few_tune, bench, name, rate))
     for seed in b.seeds:
         for name in _trained(names):
             first = bench.path(name, "retrieval", seed)
@@ -139,7 +154,8 @@ def trainings(bench: Bench, names: list[str]) -> Iterator[Cell]:
         for name in PRETRAINED:
             if name in names:
                 path = bench.path(name, "recognition", seed)
-                yield Cell(path, f"{name}, seed {seed}", partial(few_shot, bench, name, seed))
+                measure = partial(few_shot, bench, name, seed)
+                yield Cell(path, f"{name}, seed {seed}", measure, (*few_tuning.get(name, ()),))
 
 
 def _trained(names: list[str]) -> list[str]:
@@ -155,9 +171,10 @@ def tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
 
 
 def best_rate(bench: Bench, name: str) -> float:
-    """The learning rate with which this structure found most validation clips."""
+    """The learning rate with which this row did best on the validation clips."""
     b = bench.budget
-    scores = {rate: read_json(bench.path(name, f"tune-{rate:g}", b.tuning_seed))["score"] for rate in b.rates}
+    rates = b.few.pretrain_rates if name in PRETRAINED else b.rates
+    scores = {rate: read_json(bench.path(name, f"tune-{rate:g}", b.tuning_seed))["score"] for rate in rates}
     return max(scores, key=lambda rate: scores[rate])
 
 
@@ -185,14 +202,28 @@ def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     return {"figures": figures, "lr": config.lr, "history": result.history}
 
 
+def few_tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
+    """The validation score of a learning rate for the clips without labels."""
+    model, _ = _from_few(bench, name, bench.budget.tuning_seed, rate=rate)
+    return {"score": ev.evaluate_recognition(model, bench.store("val"))["top-1"]}
+
+
 def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
-    """Motion top-1 from a few labelled clips a class, after what PRETRAINED says; the last epoch counts."""
+    """Motion top-1 from a few labelled clips a class, after what PRETRAINED says."""
+    rate = None if PRETRAINED[name] is None else best_rate(bench, name)
+    model, losses = _from_few(bench, name, seed, rate=rate)
+    figures = {"motion top-1": ev.evaluate_recognition(model, bench.store("test"))["top-1"]}
+    return {"figures": figures, "pretraining lr": rate, "pretraining losses": losses}
+
+
+def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tuple[VideoCLIP, list[float]]:
+    """A model that learned from a few labels; the last epoch counts. And the losses of its pre-training."""
     few, stores, recipe = bench.budget.few, bench.stores(), PRETRAINED[name]
     model = bench.fresh(STRUCTURES[few.structure], seed)
     losses: list[float] = []
-    if recipe is not None:
+    if recipe is not None and rate is not None:
         config = replace(
-            _config(bench.budget, "selfsup", seed, lr=few.lr),
+            _config(bench.budget, "selfsup", seed, lr=rate),
             epochs=few.pretrain_epochs,
             reading=replace(READING, sampler="dense"),
             selfsup=recipe,
@@ -203,8 +234,7 @@ def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     rows = torch.cat([(labels == c).nonzero()[: few.shots, 0] for c in labels.unique()])
     config = replace(_config(bench.budget, "recognition", seed, lr=few.lr), epochs=few.epochs, keep_together=1)
     train(model, stores["train"].subset(rows.tolist()), None, config, accelerator=bench.device)
-    figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
-    return {"figures": figures, "pretraining losses": losses}
+    return model, losses
 
 
 def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:

@@ -19,12 +19,15 @@ class FewLabels:
 
     structure: str = "stan-conv_full"
     lr: float = 1e-3
+    """For the labelled clips."""
     shots: int = 16
     """Labelled clips a class."""
     epochs: int = 30
-    clips: int = 2000
+    clips: int = 1600
     """Unlabelled ones to learn from before."""
     pretrain_epochs: int = 2
+    pretrain_rates: tuple[float, ...] = (1e-4, 1e-3)
+    """Learning rates for them, of which each row may choose by the validation clips."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,21 @@ def named_device(name: str) -> str:
     return name
 
 
+def named_prompts(name: str) -> tuple[str, ...]:
+    """A set of prompts by name, or those of a text file, one a line, each with {} for the class name."""
+    from clipvid.config import PROMPT_SETS
+
+    if name in PROMPT_SETS:
+        return PROMPT_SETS[name]
+    if not Path(name).is_file():
+        raise ValueError(f"unknown prompts {name!r}; choose one of {', '.join(PROMPT_SETS)}, or a text file of them")
+    found = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    wrong = next((line for line in found if "{}" not in line), None)
+    if wrong is not None or not found:
+        raise ValueError(f"{name}: " + (f"{wrong!r} has no {{}} for the class name" if wrong else "holds no prompt"))
+    return found
+
+
 def index_model(index: str, device: str) -> Any:
     """The model that an index was built with, by the name in its note."""
     from clipvid.search import VideoIndex
@@ -81,6 +96,7 @@ def named_data(
     *,
     classes: Sequence[str] | None = None,
     plain: str = "folder",
+    allow_missing: bool = False,
     check_files: bool = True,
 ) -> Any:
     """The data set; where no format is given, a table's, or `plain` for a folder without one."""
@@ -88,4 +104,6 @@ def named_data(
 
     root = Path(data)
     guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
-    return open_dataset(format or guessed, root, split=split, classes=classes, check_files=check_files)
+    return open_dataset(
+        format or guessed, root, split=split, classes=classes, allow_missing=allow_missing, check_files=check_files
+    )

@@ -202,14 +202,18 @@ class Backbone(nn.Module):
             found[0] = (stem[0][:, own:], *([stem[0][:, 0]] if self._class_token else []))
         return found
 
-    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "m ctx"]:
-        """Token ids, cut to the context length with the end token kept."""
+    def tokenize(self, texts: Sequence[str], *, longest: int | None = None) -> Int[Tensor, "m ctx"]:
+        """Token ids, cut to the context length, or to `longest` tokens, with the end token kept."""
         if self.tokenizer is None:
             raise ValueError(
                 "this model was attached without a tokenizer; pass tokenizer=open_clip.get_tokenizer(name), "
                 "or give token ids"
             )
-        return self.tokenizer(list(texts))
+        tokens = self.tokenizer(list(texts))
+        if longest is None:
+            return tokens
+        pad, end = textual.special_tokens(self.tokenizer)
+        return textual.cut(tokens, longest, pad=pad, end=end)
 
     def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
         """CLIP's own text embeddings, projected, not normalised."""

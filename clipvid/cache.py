@@ -133,7 +133,7 @@ class TapStore:
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
         taps = _concatenated(parts)
-        return cls(taps, data.subset(kept), reading, model.backbone.tower_fingerprint, tuple(lost))
+        return cls(taps, data.surviving(kept), reading, model.backbone.tower_fingerprint, tuple(lost))
 
     def __len__(self) -> int:
         return len(self.data)

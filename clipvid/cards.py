@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,8 @@ class Facts:
     """`describe` of the model: base, fingerprints, branch, similarity."""
     data: str
     n_videos: int
+    expected: int | None
+    """How many videos the protocol has; None for data of one's own."""
     data_hash: str
     """Of file names, times, captions and labels, in order: two evaluations of equal hashes asked the same queries."""
     reading: Reading
@@ -46,6 +49,21 @@ class Facts:
     missing: tuple[str, ...] = ()
     """Files that the annotations name and that were not there."""
     unreadable: tuple[VideoError, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What each caption found: texts (M), what is right for them (M,) or (M, N), and their best videos (M, k)."""
+
+    texts: list[str]
+    truth: torch.Tensor
+    best: np.ndarray
+    data: VideoData
+
+    def right(self, query: int) -> list[int]:
+        """The videos that are right for a caption."""
+        of = self.truth[query]
+        return [int(of)] if of.ndim == 0 else of.nonzero()[:, 0].tolist()
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,10 @@ class Evaluation(Generic[Metrics]):
     figures that judge each query by itself."""
     hubs: Hubness | None = None
     """Of the gallery in text to video."""
+    found: Found | None = None
+    """The videos that each caption found first, if they were asked for; not part of the card."""
+    classes: tuple[str, ...] = ()
+    """Of recognition, in label order."""
 
     @property
     def n_videos(self) -> int:
@@ -92,6 +114,7 @@ class Evaluation(Generic[Metrics]):
             "data": {
                 "name": facts.data,
                 "videos": facts.n_videos,
+                "expected": facts.expected,
                 "hash": facts.data_hash,
                 "missing": list(facts.missing),
                 "unreadable": [str(error) for error in facts.unreadable],
@@ -100,7 +123,7 @@ class Evaluation(Generic[Metrics]):
             "precision": facts.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
-            return {**card, "task": "recognition", "figures": self.metrics.to_dict()}
+            return {**card, "task": "recognition", "figures": self.metrics.to_dict(), "by class": self._by_class()}
         return {
             **card,
             "task": "retrieval",
@@ -109,6 +132,31 @@ class Evaluation(Generic[Metrics]):
             "adjusted": {name: metrics.to_dict() for name, metrics in self.adjusted.items()},
             "hubs": None if self.hubs is None else self.hubs._asdict(),
         }
+
+    def class_table(self) -> str:
+        """Recognition class by class, the worst first: videos, top-1, and what they are taken for instead."""
+        rows = sorted(self._by_class(), key=lambda row: (row["top-1"] is None, row["top-1"]))
+        width = max((len(row["class"]) for row in rows), default=0)
+        lines = [f"{'class':<{width}}  videos   top-1  taken for"]
+        for row in rows:
+            top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
+            taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
+            lines.append(f"{row['class']:<{width}}  {row['videos']:>6}  {top1:>6}  {taken}".rstrip())
+        return "\n".join(lines)
+
+    def _by_class(self) -> list[dict[str, Any]]:
+        if not isinstance(self.metrics, RecognitionMetrics):
+            raise ValueError("only recognition has classes; this is an evaluation of retrieval")
+        return [
+            {
+                "class": name,
+                "videos": result.videos,
+                "top-1": result.top1,
+                "taken for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
+                "percent": result.mistaken,
+            }
+            for name, result in zip(self.classes, self.metrics.by_class(), strict=True)
+        ]
 
     def save(self, path: str | Path) -> Path:
         """Write the card, whole or not at all."""
@@ -122,10 +170,11 @@ class Evaluation(Generic[Metrics]):
         lost += [f"{len(facts.unreadable)} left out because they could not be read"] if facts.unreadable else []
         how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
         of = "".join(f", {part}" for part in lost)
-        lines = [f"{facts.data}: {facts.n_videos} videos{of}; {self._clips()}{how}, {facts.precision}"]
-        lines.append(str(self.metrics))
+        count = f"{facts.n_videos} of {facts.expected}" if self.short else str(facts.n_videos)
+        lines = [f"{facts.data}: {count} videos{of}; {self._clips()}{how}, {facts.precision}"]
+        lines.append(self._told(self.metrics))
         for name, metrics in self.adjusted.items():
-            lines += [f"{name}:", str(metrics)]
+            lines += [f"{name}:", self._told(metrics)]
         if self.hubs is not None:
             hubs = self.hubs
             lines.append(
@@ -133,6 +182,18 @@ class Evaluation(Generic[Metrics]):
                 f"{hubs.most} of them; skewness {hubs.skewness:.2f}"
             )
         return "\n".join(lines)
+
+    @property
+    def short(self) -> bool:
+        """Whether there were fewer videos than the protocol has: the figures are not the protocol's."""
+        return self.facts.expected is not None and self.facts.n_videos < self.facts.expected
+
+    def _told(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
+        """The figures; over too few videos, N stands beside each line of them."""
+        if not self.short:
+            return str(metrics)
+        mark = f"  (N = {self.facts.n_videos} of {self.facts.expected})"
+        return "\n".join(line + mark for line in str(metrics).split("\n"))
 
     def _clips(self) -> str:
         """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
@@ -170,14 +231,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, n: int = 10_000, seed
 
     Raises ValueError for cards of other tasks or other data: their queries are not the same.
     """
-    if a["task"] != b["task"]:
-        raise ValueError(f"the cards are of {a['task']} and of {b['task']}; compare cards of one task")
-    if a["data"]["hash"] != b["data"]["hash"]:
-        raise ValueError(
-            f"the cards are not of the same queries: {a['data']['name']} ({a['data']['videos']} videos, hash "
-            f"{a['data']['hash'][:8]}) and {b['data']['name']} ({b['data']['videos']}, {b['data']['hash'][:8]}); "
-            "evaluate both models on the same files and captions"
-        )
+    _check_comparable(a, b)
     lines = [f"{name}: {_said(card)}" for name, card in (("a", a), ("b", b))]
     lines.append(f"{'':<14}{'a':>8}{'b':>8}{'b - a':>9}   {'95 %':<18}p")
     for (side, ours, own), (_, theirs, their) in zip(_sides(a), _sides(b), strict=True):
@@ -192,6 +246,39 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, n: int = 10_000, seed
                 line += f"   {span:<18}{found.p:.3g}"
             lines.append(line)
     return "\n".join(lines)
+
+
+def summarize(cards: Sequence[Mapping[str, Any]]) -> str:
+    """Runs of one recipe with other seeds: mean and standard deviation (n - 1) of every figure.
+
+    Raises ValueError for fewer than two cards, for cards of other tasks or other data, and for the same model twice.
+    """
+    if len(cards) < 2:
+        raise ValueError(f"mean and deviation need two cards or more, got {len(cards)}")
+    for card in cards[1:]:
+        _check_comparable(cards[0], card)
+    known = [card["model"]["fingerprint"] for card in cards]
+    if len(set(known)) < len(known):
+        raise ValueError("two of the cards are of one and the same model, not of runs of their own")
+    lines = [_said(cards[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(cards)} runs"]
+    for sides in zip(*(_sides(card) for card in cards), strict=True):
+        for figure in sides[0][1]:
+            values = [numbers[figure] for _, numbers, _ in sides]
+            name = f"{sides[0][0]} {figure}".strip()
+            runs = "  ".join(f"{value:.2f}" for value in values)
+            lines.append(f"{name:<14}{statistics.fmean(values):>8.2f}{statistics.stdev(values):>8.2f}   {runs}")
+    return "\n".join(lines)
+
+
+def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    if a["task"] != b["task"]:
+        raise ValueError(f"the cards are of {a['task']} and of {b['task']}; compare cards of one task")
+    if a["data"]["hash"] != b["data"]["hash"]:
+        raise ValueError(
+            f"the cards are not of the same queries: {a['data']['name']} ({a['data']['videos']} videos, hash "
+            f"{a['data']['hash'][:8]}) and {b['data']['name']} ({b['data']['videos']}, {b['data']['hash'][:8]}); "
+            "evaluate both models on the same files and captions"
+        )
 
 
 def _said(card: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": commands.fine_tune,
     "eval": commands.evaluate,
     "compare": commands.compare,
+    "summarize": commands.summarize,
     "data check": commands.check_data,
     "embed": commands.embed,
     "index": commands.index,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid._arguments import index_model, named_data, named_device, named_model, refuse
+from clipvid._arguments import index_model, named_data, named_device, named_model, named_prompts, refuse
 from clipvid.config import Reading, TrainConfig
 from clipvid.errors import DataError
 
@@ -83,6 +83,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     val: str | None = None,
     val_split: str | None = None,
     val_fraction: float = 0.1,
+    shots: int | None = None,
+    allow_missing: bool = False,
     device: str = "auto",
     resume: bool = False,
     config: TrainConfig | None = None,
@@ -105,6 +107,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
         val_fraction: share of the training videos to hold out.
+        shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
+        allow_missing: go on without videos that the annotations name and that are not there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
         config: everything else about training.
@@ -117,9 +121,17 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
             "val_split without split would train on the validation videos too; give --split, such as train"
         )
     plain = "videos" if config.task == "selfsup" else "folder"
-    train_data = named_data(data, format, split, plain=plain)
+    train_data = named_data(data, format, split, plain=plain, allow_missing=allow_missing)
     if val is not None or val_split is not None:
-        val_data = named_data(val or data, format, val_split, classes=train_data.classes, plain=plain)
+        classes = train_data.classes
+        val_data = named_data(val or data, format, val_split, classes=classes, plain=plain, allow_missing=allow_missing)
+        train_data = train_data if shots is None else train_data.few_shot(shots, seed=config.seed)
+    elif shots is not None:
+        whole, train_data = train_data, train_data.few_shot(shots, seed=config.seed)
+        seen = {record.path for record in train_data}
+        val_data = whole.subset(i for i, record in enumerate(whole) if record.path not in seen)
+        if not len(val_data):
+            raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
     accelerator = named_device(device)
@@ -143,10 +155,15 @@ def evaluate(
     format: str | None = None,
     split: str | None = None,
     zero_shot: bool = False,
+    prompts: str | None = None,
+    by_class: bool = False,
     rerank: int | None = None,
     dual_softmax: float | None = None,
     bank: str | None = None,
+    allow_missing: bool = False,
     out: str | None = None,
+    report: str | None = None,
+    report_queries: int = 50,
     device: str = "auto",
     reading: Reading | None = None,
 ) -> None:
@@ -160,10 +177,16 @@ def evaluate(
         format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
+        prompts: with zero_shot, the words around a name: video (the default), name, photo, person, or a text file with
+            one a line and {} for the name.
+        by_class: also print recognition class by class, the worst first.
         rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.
         dual_softmax: also show figures after a dual softmax of this temperature (100), which sees all queries at once.
         bank: also show figures after QB-Norm with the captions of this split of the data (train) as its bank.
+        allow_missing: score a protocol with fewer videos than it has; N then stands beside every figure.
         out: JSON file for the result card, which `clipvid compare` reads.
+        report: HTML file for the captions that did not find their video, with film strips.
+        report_queries: how many of them, the worst first.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         reading: how clips are read; as the model was trained when nothing of it is given.
     """
@@ -172,26 +195,38 @@ def evaluate(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
-    videos = named_data(data, format, split, classes=classes)
+    videos = named_data(data, format, split, classes=classes, allow_missing=allow_missing)
     scorers = {
         "retrieval": ev.evaluate_retrieval,
         "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
     }
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
-    extras: dict[str, Any] = {"rerank": rerank, "dual_softmax": dual_softmax, "bank": bank}
+    extras: dict[str, Any] = {"rerank": rerank, "dual_softmax": dual_softmax, "bank": bank, "report": report}
     extras = {name: value for name, value in extras.items() if value is not None}
     if extras and task != "retrieval":
         raise ValueError(f"{', '.join(extras)}: only retrieval has this, the task is {task}; leave it out")
+    if by_class and task != "recognition":
+        raise ValueError(f"by_class: only recognition has classes, the task is {task}; leave it out")
+    if prompts is not None and not zero_shot:
+        raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
+    extras |= {} if extras.pop("report", None) is None else {"best": 5}
+    extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
         read = named_data(data, format, bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
     extras |= {"hubs": True} if task == "retrieval" else {}
     found = scorers[task](video_model, videos, reading, progress=True, **extras)
     print(found)
+    if by_class:
+        print(found.class_table())
     _report(found.unreadable)
     if out is not None:
         print(f"result card: {found.save(out)}")
+    if report is not None:
+        from clipvid.report import write_report
+
+        print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
 
 
 def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
@@ -207,6 +242,18 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
     from clipvid.cards import read_card
 
     print(side_by_side(read_card(a), read_card(b), n=draws, seed=seed))
+
+
+def summarize(cards: list[str]) -> None:
+    """Print mean and standard deviation of every figure over result cards of runs that differ in their seed.
+
+    Args:
+        cards: JSON files that `clipvid eval --out` wrote, of the same data.
+    """
+    from clipvid.cards import read_card
+    from clipvid.cards import summarize as over_runs
+
+    print(over_runs([read_card(card) for card in cards]))
 
 
 def check_data(

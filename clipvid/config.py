@@ -15,6 +15,14 @@ from clipvid import _checks
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
 
+PROMPT_SETS = {
+    "video": VIDEO_TEMPLATES,
+    "name": ("{}",),
+    "photo": ("a photo of a {}.",),
+    "person": ("a video of a person {}.",),
+}
+"""Prompts by name: clipvid's own, the class name alone (X-CLIP), CLIP's and ViFi-CLIP's, and Text4Vis's."""
+
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Tasks, and the figure that picks the best epoch of each."""
@@ -39,6 +47,8 @@ class Reading:
     average: str = "logits"
     """Of several views in recognition: logits (as ViViT and TimeSformer's release) or probabilities, after the softmax
     (as STAN and TimeSformer's paper). Retrieval averages normalised embeddings."""
+    tokens: int | None = None
+    """Longest caption in tokens, its end token kept when it is cut; None for all that the text tower takes."""
     backend: str = "pyav"
     """Decoder: pyav, decord or torchcodec."""
     unreadable: str = "raise"
@@ -52,6 +62,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         _checks.least(self, frames=1, batch_size=1, workers=0)
+        if self.tokens is not None:
+            _checks.least(self, tokens=3)  # a word between start and end
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):
             raise ValueError(
                 f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "

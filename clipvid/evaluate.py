@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvid.cache import TapStore, stream_taps
-from clipvid.cards import Evaluation, Facts, data_hash
+from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
-from clipvid.data.record import VideoData
+from clipvid.data.record import NO_TERMS, Terms, VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.matching import Frames, candidates, match_all, reranked
@@ -34,6 +34,7 @@ from clipvid.metrics import (
     RecognitionMetrics,
     RetrievalMetrics,
     Scores,
+    best_items,
     hubness,
     ranking_metrics,
     recognition_metrics,
@@ -43,6 +44,23 @@ from clipvid.model import VideoCLIP
 from clipvid.nn.frames import mean_over_frames
 from clipvid.precision import autocast, resolve
 from clipvid.taps import Pixels, Taps
+
+
+@dataclass(frozen=True)
+class BaseToNovel:
+    """Recognition of classes that were learned and of classes that were not."""
+
+    base: Evaluation[RecognitionMetrics]
+    novel: Evaluation[RecognitionMetrics]
+
+    @property
+    def harmonic_mean(self) -> float:
+        """Of the two top-1 accuracies: high only where both are."""
+        base, novel = self.base["top-1"], self.novel["top-1"]
+        return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+    def __str__(self) -> str:
+        return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
 
 
 @dataclass(frozen=True)
@@ -115,17 +133,23 @@ def _encoded(
         raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
     facts = data.data if isinstance(data, TapStore) else data
     known = data.unreadable if isinstance(data, TapStore) else ()
-    return rows, facts.subset(kept), (*known, *lost)
+    return rows, _whole_enough(facts.surviving(kept)), (*known, *lost)
 
 
 @torch.no_grad()
-def embed_texts(model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", chunk: int = 256) -> Tensor:
-    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit."""
+def embed_texts(
+    model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", tokens: int | None = None, chunk: int = 256
+) -> Tensor:
+    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
+
+    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    """
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
         with autocast(precision, model.device):
-            parts.append(model.encode_text(list(distinct)[start : start + chunk], normalize=False).float())
+            ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
+            parts.append(model.encode_text(ids, normalize=False).float())
     return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
 
 
@@ -138,6 +162,7 @@ def evaluate_retrieval(
     dual_softmax: float | None = None,
     bank: Sequence[str] = (),
     hubs: bool = False,
+    best: int = 0,
     progress: bool = False,
     seed: int = 0,
 ) -> Evaluation[RetrievalMetrics]:
@@ -148,8 +173,9 @@ def evaluate_retrieval(
     `rerank`, only the so many best of each query by the cosine of the means.
 
     Beside these figures, and never in their place, those of adjusted scores: `dual_softmax` is its temperature (100 for
-    cosines), `bank` captions of training videos for QB-Norm. `hubs` adds how unevenly the videos are found. Raises
-    DataError when a video has no caption.
+    cosines), `bank` captions of training videos for QB-Norm. `hubs` adds how unevenly the videos are found, and `best`
+    keeps the so many videos that each caption finds first (for `clipvid.report`). Raises DataError when a video has no
+    caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     facts = data.data if isinstance(data, TapStore) else data
     _need(facts, "caption", [bool(r.captions) for r in facts])
@@ -159,70 +185,79 @@ def evaluate_retrieval(
             f"model whose similarity is {model.similarity!r}; attach with similarity='wti', 'mug' or 'mug_simple'"
         )
     reading = _reading(model, data, reading)
-    ask = _Adjust(dual_softmax, tuple(bank), hubs, seed)
+    ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
     found = embed_videos(model, data, reading, progress=progress)
-    text = embed_texts(model, [c for r in found.data for c in r.captions], precision=reading.precision)
-    scores = Products(text, F.normalize(found.video, dim=-1))  # which never become a matrix
-    owner = owners(found.data)
-    metrics = retrieval_metrics(scores, owner, seed=seed)
+    embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens)
+    texts, truth = queries(found.data)
+    scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
+    metrics = retrieval_metrics(scores, truth, seed=seed)
     facts = _facts(model, found.data, found.unreadable, reading)
     bank_scores = None
     if ask.bank:
-        bank_text = embed_texts(model, ask.bank, precision=reading.precision)
-        bank_scores = Products(bank_text, F.normalize(found.video, dim=-1))
-    return Evaluation(metrics, facts, "mean", ask.adjusted(scores, bank_scores, owner), ask.hubness(scores))
+        bank_scores = Products(embed(ask.bank), F.normalize(found.video, dim=-1))
+    adjusted = ask.adjusted(scores, bank_scores, truth)
+    return Evaluation(
+        metrics, facts, "mean", adjusted, ask.hubness(scores), ask.found(scores, texts, truth, found.data)
+    )
 
 
 @dataclass(frozen=True)
-class _Adjust:
+class _Asked:
     """What is to be shown beside the plain figures."""
 
     dual_softmax: float | None
     bank: tuple[str, ...]
     hubs: bool
+    best: int
     seed: int
+
+    def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoData) -> Found | None:
+        return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
 
     def hubness(self, scores: Any) -> Hubness | None:
         return hubness(scores) if self.hubs else None
 
     def adjusted(
-        self, scores: Scores, bank: Scores | None, owner: Tensor
+        self, scores: Scores, bank: Scores | None, truth: Tensor
     ) -> dict[str, RetrievalMetrics | RankingMetrics]:
         found: dict[str, RetrievalMetrics | RankingMetrics] = {}
         if self.dual_softmax is not None:
             name = f"dual softmax, T={self.dual_softmax:g} (each query is scored by what all others find)"
-            found[name] = retrieval_metrics(DualSoftmax(scores, self.dual_softmax), owner, seed=self.seed)
+            found[name] = retrieval_metrics(DualSoftmax(scores, self.dual_softmax), truth, seed=self.seed)
         if bank is not None:
             name = f"QB-Norm, text to video, bank of {bank.shape[0]} training captions"
-            found[name] = ranking_metrics(QueryBank(scores, bank), owner, seed=self.seed)
+            found[name] = ranking_metrics(QueryBank(scores, bank), truth, seed=self.seed)
         return found
 
 
 def _token_wise(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, ask: _Adjust, *, rerank: int | None, progress: bool
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, ask: _Asked, *, rerank: int | None, progress: bool
 ) -> Evaluation[RetrievalMetrics]:
     """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, reading, progress=progress)
-    texts, owner = [c for r in kept for c in r.captions], owners(kept)
+    texts, truth = queries(kept)
     facts = _facts(model, kept, lost, reading)
     if rerank is None:
-        score = partial(match_all, model, frames=frames, precision=reading.precision)
+        score = partial(match_all, model, frames=frames, precision=reading.precision, tokens=reading.tokens)
         scores = Matrix(score(texts))
         bank = Matrix(score(ask.bank)) if ask.bank else None
-        metrics = retrieval_metrics(scores, owner, seed=ask.seed)
-        return Evaluation(metrics, facts, name, ask.adjusted(scores, bank, owner), ask.hubness(scores))
+        metrics = retrieval_metrics(scores, truth, seed=ask.seed)
+        adjusted = ask.adjusted(scores, bank, truth)
+        return Evaluation(metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept))
     if ask.dual_softmax is not None or ask.bank:
         raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
-    similarity = embed_texts(model, texts, precision=reading.precision) @ pooled.T
+    similarity = embed_texts(model, texts, precision=reading.precision, tokens=reading.tokens) @ pooled.T
     of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
-    again = match_all(model, texts, frames, only=of_texts | of_videos, precision=reading.precision)
+    cut = {"precision": reading.precision, "tokens": reading.tokens}
+    again = match_all(model, texts, frames, only=of_texts | of_videos, **cut)
     ranked = [reranked(similarity, again, chosen) for chosen in (of_texts, of_videos)]
-    forth, back = (retrieval_metrics(scores, owner, seed=ask.seed) for scores in ranked)
-    return Evaluation(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]))
+    forth, back = (retrieval_metrics(scores, truth, seed=ask.seed) for scores in ranked)
+    found = ask.found(ranked[0], texts, truth, kept)
+    return Evaluation(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
 
 
 def evaluate_recognition(
@@ -255,7 +290,8 @@ def evaluate_recognition(
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    return Evaluation(metrics, _facts(model, found.data, found.unreadable, reading))
+    facts = _facts(model, found.data, found.unreadable, reading)
+    return Evaluation(metrics, facts, classes=classifier.classes)
 
 
 def zero_shot(
@@ -274,6 +310,25 @@ def zero_shot(
     return evaluate_recognition(model, data, reading, head=head, progress=progress)
 
 
+def base_to_novel(
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading | None = None,
+    *,
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+    progress: bool = False,
+) -> BaseToNovel:
+    """How well a model that learned the base classes of `data` knows them, and the novel ones by their names alone.
+
+    Both halves are recognised among their own classes, zero-shot (`VideoData.base_novel` cuts them; train on the base
+    half of the training videos, with classifier="text").
+    """
+    base, novel = (
+        zero_shot(model, half, reading, templates=templates, progress=progress) for half in data.base_novel()
+    )
+    return BaseToNovel(base, novel)
+
+
 def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
     """Class scores of clips from the logits of their views: the mean logit, or the log of the mean probability.
 
@@ -289,15 +344,31 @@ def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor,
     return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
-def trained_reading(model: VideoCLIP) -> Reading:
-    """How the model's training read its clips; the defaults for a model that was not trained."""
+def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
+    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
+    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
     trained = (model.training_record or {}).get("reading", {})
-    return Reading(**{name: trained[name] for name in ("frames", "sampler") if name in trained})
+    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
 
 
 def owners(data: VideoData) -> Int[Tensor, " m"]:
     """For every caption of `data`, in order, the row of its video."""
     return torch.tensor([row for row, record in enumerate(data) for _ in record.captions])
+
+
+def queries(data: VideoData) -> tuple[list[str], Tensor]:
+    """Texts to look for, and what is right for each: the row of its video (M,), or a matrix (M, N) of all that are.
+
+    The matrix is for data whose equal captions mean the same (`Terms.shared`): each text is then one query.
+    """
+    if not data.terms.shared:
+        return [c for r in data for c in r.captions], owners(data)
+    texts = list(dict.fromkeys(caption for record in data for caption in record.captions))
+    place = {text: row for row, text in enumerate(texts)}
+    truth = torch.zeros(len(texts), len(data), dtype=torch.bool)
+    for column, record in enumerate(data):
+        truth[[place[caption] for caption in record.captions], column] = True
+    return texts, truth
 
 
 def _taps(
@@ -316,15 +387,35 @@ def _taps(
 def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
     """As asked, else as the model was trained. Stored taps know how they were read: batch size and precision remain."""
     if not isinstance(data, TapStore):
-        return reading or trained_reading(model)
+        return reading or trained_reading(model, data.terms)
     if reading is None:
         return data.reading
     return replace(data.reading, batch_size=reading.batch_size, precision=reading.precision)
 
 
 def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading) -> Facts:
-    precision, missing = resolve(reading.precision, model.device), tuple(str(path) for path in kept.missing)
-    return Facts(model.describe(), kept.name, len(kept), data_hash(kept), reading, precision, missing, lost)
+    return Facts(
+        model.describe(),
+        kept.name,
+        len(kept),
+        kept.terms.videos,
+        data_hash(kept),
+        reading,
+        resolve(reading.precision, model.device),
+        tuple(str(path) for path in kept.missing),
+        lost,
+    )
+
+
+def _whole_enough(data: VideoData) -> VideoData:
+    """The data, unless it is smaller than its protocol and nobody said that this is all right."""
+    terms = data.terms
+    if terms.videos is not None and len(data) < terms.videos and not terms.fewer:
+        raise DataError(
+            f"{data.name} has {terms.videos} videos and {len(data)} are left, so the figures would be over an easier "
+            "gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
+        )
+    return data
 
 
 def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:

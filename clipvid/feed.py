@@ -169,12 +169,12 @@ class _Texts:
         for record in data:
             self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
             captions.extend(record.captions)
-        needed = config.task == "retrieval"
+        needed, tokens = config.task == "retrieval", config.reading.tokens
         self.table = torch.zeros(0, 1)
         if needed and (model.backbone.text_trains or model.matcher is not None):
-            self.table = model.backbone.tokenize(captions)  # the text tower has to run at every visit
+            self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit
         elif needed:
-            self.table = embed_texts(model, captions, precision=config.reading.precision)
+            self.table = embed_texts(model, captions, precision=config.reading.precision, tokens=tokens)
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Captions of these clips and their owners; which captions is a function of (seed, epoch, clip)."""

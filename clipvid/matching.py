@@ -40,13 +40,17 @@ def match_all(
     *,
     only: Bool[Tensor, "m n"] | None = None,
     precision: str = "auto",
+    tokens: int | None = None,
     chunk: int = 256,
 ) -> Float[Tensor, "m n"]:
-    """Similarity (M, N) of every text with every video; with `only`, of those pairs, the others minus infinity."""
+    """Similarity (M, N) of every text with every video; with `only`, of those pairs, the others minus infinity.
+
+    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    """
     out = torch.full((len(texts), len(frames)), -torch.inf)
     for start in range(0, len(texts), chunk):
         with autocast(precision, model.device):
-            words = model.text_features(list(texts[start : start + chunk]))
+            words = model.text_features(model.backbone.tokenize(texts[start : start + chunk], longest=tokens))
         assert isinstance(words, TextTokens)
         rows = slice(start, start + len(words))
         if only is None:

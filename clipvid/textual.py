@@ -73,6 +73,21 @@ def token_mask(tokens: Int[Tensor, "m ctx"], *, pad: int, end: int | None) -> Bo
     return torch.where(ends.any(dim=-1, keepdim=True), ~after, words)
 
 
+def cut(tokens: Int[Tensor, "m ctx"], longest: int, *, pad: int, end: int | None) -> Int[Tensor, "m ctx"]:
+    """Captions of more than `longest` tokens cut to so many, the last of them the end token where there is one.
+
+    Slicing the ids instead, as STAN's release does, loses the end token, and CLIP then pools an ordinary word.
+    """
+    long = token_mask(tokens, pad=pad, end=end).sum(dim=-1) > longest
+    if not bool(long.any()):
+        return tokens
+    tokens = tokens.clone()
+    tokens[long, longest:] = pad
+    if end is not None:
+        tokens[long, longest - 1] = end
+    return tokens
+
+
 def special_tokens(tokenizer: Any) -> tuple[int, int | None]:
     """(pad, end) of one of open_clip's tokenizers, as `token_mask` takes them; end is None where there is none.
 

@@ -78,8 +78,9 @@ def _few_labels(results: dict) -> str:
     return (
         f"With {few['shots']} labelled clips a motion (`{few['structure']}`, {few['epochs']} epochs) motion top-1 is "
         f"{told['scratch']} without pre-training, {told['constcl']} ({gains['constcl']:+.1f}) after ConST-CL as "
-        f"released on {few['clips']} unlabelled clips, and {told['constcl, unmirrored']} "
-        f"({gains['constcl, unmirrored']:+.1f}) after ConST-CL with `flip=0`."
+        f"released on {few['clips']} unlabelled clips ({few['pretrain_epochs']} epochs, the better of rates "
+        f"{', '.join(f'{rate:g}' for rate in few['pretrain_rates'])} by validation), and "
+        f"{told['constcl, unmirrored']} ({gains['constcl, unmirrored']:+.1f}) after ConST-CL with `flip=0`."
     )
 
 

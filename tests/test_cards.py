@@ -41,7 +41,8 @@ def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_pa
     assert card["model"]["base"] == "clipvid-mini"
     assert card["model"]["base fingerprint"] == model.backbone.fingerprint
     assert card["model"]["fingerprint"] == model.fingerprint
-    assert card["data"] | {"hash": ""} == {"name": data.name, "videos": 12, "hash": "", "missing": [], "unreadable": []}
+    facts = {"name": data.name, "videos": 12, "expected": None, "hash": "", "missing": [], "unreadable": []}
+    assert card["data"] | {"hash": ""} == facts
     assert card["reading"]["frames"] == 2
     assert card["precision"] == "32-true"
     side = card["figures"]["t2v"]

@@ -31,7 +31,7 @@ def scripts() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bench(scripts, tmp_path_factory) -> Any:
-    few = scripts["structures_plan"].FewLabels(shots=1, epochs=1, clips=4, pretrain_epochs=1)
+    few = scripts["structures_plan"].FewLabels(shots=1, epochs=1, clips=4, pretrain_epochs=1, pretrain_rates=(1e-4,))
     budget = scripts["structures"].Budget(
         train_clips=20,
         val_clips=4,
@@ -50,7 +50,8 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     structures = scripts["structures"]
     names = ["zero-shot", "posterior", *structures.PRETRAINED]
     wanted = list(structures.trainings(bench, names))
-    assert len(wanted) == 2 + 1 + 2 * (2 + 3), "rates, zero-shot, and for each seed two tasks and the few labels"
+    expected = 2 + 2 + 1 + 2 * (2 + 3)
+    assert len(wanted) == expected, "rates of a row and of pre-training, zero-shot, each seed's two tasks, few labels"
     scripts["cells"].fill(wanted)
     found = {cell.path: cell.path.read_text() for cell in wanted}
     chosen = json.loads(found[bench.path("posterior", "retrieval", 1)])

@@ -22,7 +22,7 @@ LAYERS = (
     {"taps", "tower", "textual", "bases", "backbone", "branches"},
     {"heads", "cost", "adapt", "saving", "cards"},
     {"model", "loading", "interop", "interop_hf", "cache", "windows"},
-    {"training", "objectives", "optim", "constcl", "feed", "evaluate", "matching", "search", "plots", "demo"},
+    {"training", "objectives", "optim", "constcl", "feed", "evaluate", "matching", "search", "plots", "report", "demo"},
     {"cli", "commands", "_arguments", "__main__"},
 )
 LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}

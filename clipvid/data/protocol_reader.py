@@ -14,7 +14,7 @@ from pathlib import Path
 from clipvid.data.files import check_missing, exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
 from clipvid.data.protocols import Protocol, Split
-from clipvid.data.record import Record, VideoData
+from clipvid.data.record import Record, Terms, VideoData
 from clipvid.errors import DataError
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
@@ -54,6 +54,8 @@ def open_protocol(
     listed = where.listed(own)
     entries = _kept(listed, own, where)
     names = _classes(p, where, given=classes) if p.task == "recognition" else ()
+    if p.by_template:
+        entries = [e if e.label is None else replace(e, captions=(e.label,)) for e in entries]
     clips = _clips(entries)
     if p.task == "retrieval":
         clips = _captioned(clips, where, source=listed[0].path)
@@ -79,7 +81,8 @@ def open_protocol(
         records.append(Record(path, captions if p.task == "retrieval" else (), label))
     check_missing(missing, total=len(clips), source=listed[0].path, allow=allow_missing)
     told = split or p.default if own.files else listed[0].path.stem
-    return VideoData(tuple(records), names, f"{p.name}:{told}", tuple(missing))
+    terms = Terms(own.videos, p.frames, p.tokens, shared=p.by_template, fewer=allow_missing)
+    return VideoData(tuple(records), names, f"{p.name}:{told}", tuple(missing), terms)
 
 
 def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> Split:

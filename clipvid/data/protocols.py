@@ -44,8 +44,11 @@ class Protocol:
     """What follows the class in the names of the videos, as a pattern: with it, lists of numbers are checked."""
     frames: int = 12
     """Frames a clip that the field uses."""
-    tokens: int = 77
-    """Longest caption in tokens that the field uses; the end token is kept when one is cut."""
+    tokens: int | None = None
+    """Longest caption in tokens that the field uses (the end token is kept when one is cut); None for all that the text
+    tower takes."""
+    by_template: bool = False
+    """The class of a video is its caption, and right for all videos of the class."""
     note: str = ""
 
 
@@ -152,6 +155,19 @@ PROTOCOLS: dict[str, Protocol] = {
             class_files=("something-something-v2-labels.json", "ssv2_labels.csv"),
             frames=8,
             note="[something] is read as the word something, in class names and prompts; test has no labels",
+        ),
+        Protocol(
+            "ssv2-template",
+            "retrieval",
+            {
+                "val": Split(("something-something-v2-validation.json",), 24_777),
+                "train": Split(("something-something-v2-train.json",)),
+            },
+            default="val",
+            by_template=True,
+            frames=12,
+            note="174 texts, each right for all of its videos; papers also test on 12 videos a text: give their "
+            "list as annotations=",
         ),
         Protocol(
             "ucf101",

@@ -44,6 +44,25 @@ class Record:
             raise ValueError(f"{self.path}: need 0 <= start < end in seconds, got {self.start} and {self.end}")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a named protocol says of figures on its data; nothing is said of other data."""
+
+    videos: int | None = None
+    """How many videos figures are over."""
+    frames: int | None = None
+    """Frames a clip that the field uses."""
+    tokens: int | None = None
+    """Longest caption in tokens that the field uses."""
+    shared: bool = False
+    """Captions that are equal mean the same: each is right for every video that has it."""
+    fewer: bool = False
+    """The caller allowed fewer videos than there should be (allow_missing)."""
+
+
+NO_TERMS = Terms()
+
+
 @dataclass(frozen=True, repr=False)
 class VideoData:
     """An ordered data set of clips. `classes` are the names that the labels index, () for a set without labels."""
@@ -53,6 +72,7 @@ class VideoData:
     name: str = "videos"
     missing: tuple[Path, ...] = ()
     """Files that the annotations name and that were left out because the caller allowed it."""
+    terms: Terms = NO_TERMS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -91,8 +111,54 @@ class VideoData:
         return sum(len(record.captions) for record in self.records)
 
     def subset(self, indices: Iterable[int]) -> VideoData:
-        """The records at `indices`, in that order, with the same classes."""
+        """The records at `indices`, in that order, with the same classes: a data set of its own, of whatever size."""
+        return replace(self.surviving(indices), terms=replace(self.terms, videos=None))
+
+    def surviving(self, indices: Iterable[int]) -> VideoData:
+        """This data set without the records that could not be read: it still should have had them."""
         return replace(self, records=tuple(self.records[index] for index in indices))
+
+    def few_shot(self, shots: int, *, seed: int = 0) -> VideoData:
+        """`shots` videos of every class, drawn at random and in the old order; 2, 4, 8 and 16 are usual.
+
+        Raises ValueError for a class that has fewer, and for records without a class.
+        """
+        if shots < 1:
+            raise ValueError(f"shots is a number of videos a class, from 1, got {shots}")
+        of_class: dict[int, list[int]] = {label: [] for label in range(len(self.classes))}
+        for index, record in enumerate(self.records):
+            if record.label is None:
+                raise ValueError(f"{self.name}: {record.path} has no class, so no shots can be drawn")
+            of_class[record.label].append(index)
+        short = [self.classes[label] for label, found in of_class.items() if len(found) < shots]
+        if short or not of_class:
+            raise ValueError(f"{self.name} has classes with fewer than {shots} videos: {', '.join(short) or 'all'}")
+        chosen = [i for label, found in of_class.items() for i in random.Random(f"{seed} {label}").sample(found, shots)]
+        return replace(self.subset(sorted(chosen)), name=f"{self.name}, {shots} a class")
+
+    def of_classes(self, names: Sequence[str]) -> VideoData:
+        """The videos of some classes, labelled by their place in `names`; ValueError for a name that is no class."""
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes[:5])}, ...")
+        place = {self.classes.index(name): label for label, name in enumerate(names)}
+        records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
+        terms = replace(self.terms, videos=None)
+        return replace(self, records=records, classes=tuple(names), terms=terms)
+
+    def base_novel(self) -> tuple[VideoData, VideoData]:
+        """The videos of the more frequent half of the classes and of the rarer half (base-to-novel generalisation).
+
+        ViFi-CLIP (Rasheed et al. 2023) splits so: a model learns base classes and is asked for both. Equally frequent
+        classes come by name; an odd class is a base one.
+        """
+        counts = Counter(record.label for record in self.records)
+        order = sorted(range(len(self.classes)), key=lambda label: (-counts[label], self.classes[label]))
+        half = (len(order) + 1) // 2
+        base, novel = ([self.classes[label] for label in sorted(part)] for part in (order[:half], order[half:]))
+        if not novel:
+            raise ValueError(f"{self.name} has {len(self.classes)} classes; base and novel ones need two or more")
+        return self.of_classes(base), self.of_classes(novel)
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoData, VideoData]:
         """Cut off `fraction` of the videos for validation; returns (train, validation), both in the old order.

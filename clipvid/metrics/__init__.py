@@ -5,7 +5,7 @@ are the gallery.
 """
 
 from clipvid.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
-from clipvid.metrics.ranking import Hubness, hubness, ranks
+from clipvid.metrics.ranking import Hubness, best_items, hubness, ranks
 from clipvid.metrics.recognition import RecognitionMetrics, recognition_metrics
 from clipvid.metrics.retrieval import RankingMetrics, RetrievalMetrics, ranking_metrics, retrieval_metrics
 from clipvid.metrics.scores import DualSoftmax, Matrix, Products, QueryBank, Scores
@@ -22,6 +22,7 @@ __all__ = [
     "RecognitionMetrics",
     "RetrievalMetrics",
     "Scores",
+    "best_items",
     "bootstrap_interval",
     "hubness",
     "paired_bootstrap",

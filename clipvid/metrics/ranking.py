@@ -81,6 +81,12 @@ def _expected_hits(place: Placement, k: int) -> ndarray:
     return 1 - miss
 
 
+def best_items(similarity: Any, k: int) -> Int64[ndarray, "q k"]:
+    """The k items that each query finds first, in order; of equal scores the earlier."""
+    scores = as_scores(similarity)
+    return np.concatenate([best(scores.rows(part), k) for part in blocks(scores)]).astype(np.int64)
+
+
 class Quality(NamedTuple):
     """Of the whole ranking, one a query, within [0, 1]."""
 

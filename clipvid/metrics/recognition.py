@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -16,6 +16,18 @@ from numpy import ndarray
 from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
 from clipvid.metrics.ranking import hits, place
 from clipvid.metrics.scores import Matrix, Rows, as_array, blocks
+
+
+class ClassResult(NamedTuple):
+    """How one class was recognised."""
+
+    videos: int
+    top1: float | None
+    """Percent; None for a class without videos."""
+    mistaken_for: int | None
+    """The class that its videos are taken for most often otherwise; None where none is."""
+    mistaken: float
+    """Percent of its videos that are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +45,16 @@ class RecognitionMetrics:
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
+
+    def by_class(self) -> list[ClassResult]:
+        """Every class on its own, in label order."""
+        found = []
+        for label, row in enumerate(self.confusion):
+            clips, others = float(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
+            mistaken = int(others.argmax()) if others.max() > 0 else None
+            top1 = 100 * float(row[label]) / clips if clips else None
+            found.append(ClassResult(round(clips), top1, mistaken, float(others.max() / clips * 100) if clips else 0.0))
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """Numbers ready for JSON, those of every clip under "each"; without the confusion matrix."""

@@ -16,8 +16,8 @@ from jaxtyping import Float64, Num
 from numpy import ndarray
 
 from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
-from clipvid.metrics.ranking import Ties, check_owners, expected_ranks, hits, place, quality
-from clipvid.metrics.scores import Scores, as_array, as_scores
+from clipvid.metrics.ranking import Ties, checked_truth, expected_ranks, hits, place, quality
+from clipvid.metrics.scores import Scores, as_scores
 
 SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
 """What tables show; files have all figures."""
@@ -91,17 +91,26 @@ def retrieval_metrics(
 ) -> RetrievalMetrics:
     """Score captions (rows) against videos (columns); `owner` is the video that each caption belongs to.
 
+    Where a caption is right for several videos, `owner` is a boolean matrix (M, B) instead: every caption is then a
+    query for all of its videos, and every video that has one for all of its captions.
+
     `similarity` (M, B) is a matrix or any `Scores`. t2v: every caption is a query and every video is in the gallery,
     those without a caption too. v2t: every captioned video is a query among the captioned videos' captions, and a
     video's score is the highest of its captions' (the field's convention for several captions a video). R@K is the
     expected share of queries with a relevant item among the first K; `ties` names other rules.
     """
-    scores, owners = as_scores(similarity), as_array(owner).astype(np.int64)
-    check_owners(owners, scores.shape)
+    scores, truth = as_scores(similarity), checked_truth(owner, as_scores(similarity).shape)
     if not isinstance(scores, Scores):
         raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
-    by_video = ByVideo(scores, owners)
     options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
+    if truth.ndim == 2:
+        captioned = np.flatnonzero(truth.any(axis=0))
+        return RetrievalMetrics(
+            t2v=ranking_metrics(scores, truth, **options),
+            v2t=ranking_metrics(Turned(scores, captioned), truth.T[captioned], **options),
+        )
+    owners = truth
+    by_video = ByVideo(scores, owners)
     return RetrievalMetrics(
         t2v=ranking_metrics(scores, owners, **options),
         v2t=ranking_metrics(by_video, np.arange(by_video.shape[0]), **options),
@@ -132,6 +141,20 @@ def ranking_metrics(
         values[name] = float(statistic(ranked))
         intervals[name] = bootstrap_interval(ranked, statistic=statistic, **draw)
     return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
+
+
+class Turned:
+    """Some videos as queries among all captions."""
+
+    def __init__(self, scores: Scores, videos: Num[ndarray, " q"]) -> None:
+        self.scores, self.videos = scores, videos
+        self.shape = len(videos), scores.shape[0]
+        self.width = scores.shape[0]
+
+    def rows(self, part: slice) -> Num[ndarray, "c n"]:
+        videos = self.videos[part]
+        first, last = int(videos.min()), int(videos.max()) + 1
+        return self.scores.columns(slice(first, last)).T[videos - first]
 
 
 class ByVideo:

@@ -1,0 +1,25 @@
+"""Film strips: some frames side by side, small, as the bytes of a JPEG. Knows nothing of pages or plots."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+HEIGHT = 96
+
+
+def jpeg_strip(frames: UInt8[Tensor, "t 3 h w"], *, height: int = HEIGHT) -> bytes:
+    """The frames from left to right, `height` pixels high, a thin white line between them."""
+    from PIL import Image
+
+    width = max(1, round(frames.shape[-1] * height / frames.shape[-2]))
+    small = transforms.resize(frames, [height, width], antialias=True)
+    line = torch.full((3, height, 2), 255, dtype=torch.uint8)
+    parts = [part for frame in small for part in (frame, line)][:-1]
+    out = io.BytesIO()
+    Image.fromarray(torch.cat(parts, dim=-1).permute(1, 2, 0).contiguous().numpy()).save(out, "JPEG", quality=80)
+    return out.getvalue()
