@@ -86,6 +86,9 @@ def _command(name: str) -> Any:
 
     parser = ArgumentParser(description=_first_line(name))
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    if name == "summarize":  # a positional list, which is not derived from a signature
+        parser.add_argument("cards", nargs="+", help="JSON files that `clipvid eval --out` wrote, of the same data")
+        return parser
     parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
     if name == "train":
         parser.add_class_arguments(TrainConfig)

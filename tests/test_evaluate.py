@@ -1,0 +1,292 @@
+"""Evaluation by the terms of a protocol: its size, its tokens, shared captions, few shots, base to novel, failures."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipvid.cache import TapStore
+from clipvid.cards import read_card, summarize
+from clipvid.cli import main
+from clipvid.config import PROMPT_SETS, Reading
+from clipvid.data.record import Record, Terms, VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.errors import DataError
+from clipvid.evaluate import (
+    base_to_novel,
+    embed_texts,
+    embed_videos,
+    evaluate_recognition,
+    evaluate_retrieval,
+    queries,
+    trained_reading,
+    zero_shot,
+)
+from clipvid.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
+from clipvid.model import create_model
+from clipvid.report import write_report
+
+READING = Reading(frames=2, batch_size=8, precision="32-true")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 20)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("clipvid-mini", branch="mean").eval()
+
+
+@pytest.fixture
+def broken(data, tmp_path) -> VideoData:
+    """The data as a protocol of 20 videos, one of which cannot be read."""
+    (tmp_path / "broken.mp4").write_bytes(b"")
+    records = (replace(data[0], path=tmp_path / "broken.mp4"), *data.records[1:])
+    return replace(data, records=records, terms=Terms(videos=20))
+
+
+def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
+    skip = replace(READING, unreadable="skip")
+    with pytest.raises(DataError, match=r"has 20 videos and 19 are left, so the figures would be over an easier gal"):
+        evaluate_retrieval(model, broken, skip)
+    with pytest.raises(DataError, match="allow it with allow_missing"):
+        zero_shot(model, broken, skip)
+    with pytest.raises(DataError, match="19 are left"):
+        evaluate_retrieval(model, TapStore.encode(model, broken, skip))
+
+
+def test_where_fewer_are_allowed_n_stands_beside_every_figure(model, broken, tmp_path):
+    allowed = replace(broken, terms=replace(broken.terms, fewer=True))
+    found = evaluate_retrieval(model, allowed, replace(READING, unreadable="skip"), dual_softmax=100.0)
+    figures = [line for line in str(found).splitlines() if re.match(r"(t2v|v2t)", line)]
+    assert len(figures) == 4
+    assert all(line.endswith("(N = 19 of 20)") for line in figures)
+    card = read_card(found.save(tmp_path / "card.json"))
+    assert (card["data"]["videos"], card["data"]["expected"]) == (19, 20)
+    assert "N =" not in str(evaluate_retrieval(model, replace(broken, records=broken.records[1:], terms=Terms())))
+
+
+def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
+    whole = replace(data, terms=Terms(videos=20, frames=3, tokens=16))
+    train, val = whole.split(0.5)
+    assert (train.terms.videos, val.terms.videos, val.terms.tokens) == (None, None, 16)
+    assert evaluate_retrieval(model, val).reading == Reading(frames=3, tokens=16)
+    assert trained_reading(model, whole.terms) == Reading(frames=3, tokens=16)
+
+
+def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
+    long = "a small red circle moves to the left and then it turns around twice"
+    ids = model.backbone.tokenize([long])[0].tolist()
+    pad, end = 0, ids[len(model.backbone.tokenize([long])[0].nonzero()) - 1]
+    from clipvid import textual
+
+    pad, end = textual.special_tokens(model.tokenizer)
+    cut = model.backbone.tokenize([long, "a circle"], longest=7)
+    assert cut[0].tolist() == [*ids[:6], end, *[pad] * (len(ids) - 7)]
+    assert torch.equal(cut[1], model.backbone.tokenize(["a circle"])[0])
+    alike = embed_texts(model, [long, long[: long.index("turns")]], tokens=7, precision="32-true")
+    assert torch.equal(alike[0], alike[1])
+    apart = embed_texts(model, [long, long[: long.index("turns")]], precision="32-true")
+    assert not torch.equal(apart[0], apart[1])
+    assert torch.equal(textual.cut(cut, 500, pad=pad, end=end), cut)
+    without_end = textual.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
+    assert without_end.tolist() == [[5, 6, 7, 1, 1, 1]]
+    with pytest.raises(ValueError, match="tokens is a whole number from 3 on, got 2"):
+        Reading(tokens=2)
+
+
+def test_retrieval_is_scored_with_the_captions_cut(model, data):
+    short = evaluate_retrieval(model, data, replace(READING, tokens=5))
+    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, READING).metrics.t2v.ranks.tolist()
+    assert short.to_dict()["reading"]["tokens"] == 5
+
+
+def test_equal_captions_are_right_for_each_others_videos(model, data):
+    """Templates of Something-Something: a text is one query, and every video that has it is right."""
+    captions = [("moving up",), ("moving down",), ("moving up", "nearing")]
+    records = tuple(replace(r, captions=captions[i % 3]) for i, r in enumerate(data))
+    shared = replace(data, records=records, terms=Terms(shared=True))
+    texts, truth = queries(shared)
+    assert texts == ["moving up", "moving down", "nearing"]
+    assert truth.tolist() == [[i % 3 != 1 for i in range(20)], [i % 3 == 1 for i in range(20)],
+                              [i % 3 == 2 for i in range(20)]]  # fmt: skip
+    found = evaluate_retrieval(model, shared, READING)
+    video = torch.nn.functional.normalize(embed_videos(model, shared, READING).video, dim=-1)
+    scores = (embed_texts(model, texts, precision="32-true") @ video.T).double()
+    for side, matrix, right in (("t2v", scores, truth), ("v2t", scores.T, truth.T)):
+        best = [min(1 + int((row > row[j]).sum()) for j in np.flatnonzero(ok)) for row, ok in zip(matrix, right)]  # noqa: B905
+        assert getattr(found.metrics, side).ranks.tolist() == best
+    assert (found.metrics.t2v.n_queries, found.metrics.v2t.n_queries) == (3, 20)
+
+
+def test_a_matrix_of_truth_scores_both_directions_and_leaves_out_videos_without_a_caption():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.normal(size=(6, 9)), rng.random((6, 9)) < 0.3
+    truth[:, 4], truth[np.arange(6), np.arange(6) % 4] = False, True
+    found = retrieval_metrics(scores, truth)
+    assert found.t2v.values == ranking_metrics(scores, truth).values
+    captioned = truth.any(axis=0)
+    assert found.v2t.values == ranking_metrics(scores.T[captioned], truth.T[captioned]).values
+    assert found.v2t.n_queries == captioned.sum()
+    one = retrieval_metrics(scores[:, :6], np.eye(6, dtype=bool))
+    for side in ("t2v", "v2t"):
+        plain = getattr(retrieval_metrics(scores[:, :6], np.arange(6)), side).values
+        assert getattr(one, side).values == pytest.approx(plain)
+
+
+def labelled(counts: dict[str, int]) -> VideoData:
+    names = tuple(counts)
+    records = [Record(Path(f"{name}{i}.mp4"), label=names.index(name)) for name in names for i in range(counts[name])]
+    return VideoData(tuple(records), names, "set")
+
+
+def test_few_shots_are_so_many_videos_of_every_class():
+    data = labelled({"a": 5, "b": 3, "c": 9})
+    drawn = data.few_shot(3, seed=1)
+    assert [r.label for r in drawn] == [0] * 3 + [1] * 3 + [2] * 3
+    assert drawn.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
+    assert set(drawn) <= set(data)
+    assert {r.path for r in data.few_shot(1, seed=1)} <= {r.path for r in drawn} | {r.path for r in data}
+    with pytest.raises(ValueError, match="set has classes with fewer than 4 videos: b"):
+        data.few_shot(4)
+    with pytest.raises(ValueError, match="from 1, got 0"):
+        data.few_shot(0)
+
+
+def test_base_classes_are_the_frequent_half_and_labels_follow():
+    base, novel = labelled({"a": 2, "b": 7, "c": 2, "d": 4, "e": 1}).base_novel()
+    assert (base.classes, novel.classes) == (("a", "b", "d"), ("c", "e"))
+    assert [r.label for r in novel] == [0, 0, 1]
+    assert [base.classes[r.label] for r in base] == [r.path.stem[0] for r in base]
+    with pytest.raises(ValueError, match="has no class 'x'"):
+        base.of_classes(["x"])
+
+
+def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
+    found = base_to_novel(model, data, READING)
+    base, novel = data.base_novel()
+    assert found.base["top-1"] == zero_shot(model, base, READING)["top-1"]
+    assert found.novel["top-1"] == zero_shot(model, novel, READING)["top-1"]
+    first, second = found.base["top-1"], found.novel["top-1"]
+    assert found.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
+    assert "harmonic mean" in str(found)
+
+
+def test_classes_are_told_one_by_one(model, data):
+    logits = np.array([[3, 1, 0, 0], [1, 3, 0, 0], [0, 1, 3, 0], [0, 3, 1, 0], [0, 3, 2, 0]], dtype=float)
+    found = recognition_metrics(logits, np.array([0, 0, 2, 2, 2])).by_class()
+    assert [(c.videos, c.mistaken_for) for c in found] == [(2, 1), (0, None), (3, 1), (0, None)]
+    assert [c.top1 for c in found] == pytest.approx([50, None, 100 / 3, None])
+    assert found[2].mistaken == pytest.approx(200 / 3)
+    evaluation = evaluate_recognition(model, data, READING, head=model.text_classifier(data.classes))
+    table = evaluation.class_table().splitlines()
+    assert len(table) == 1 + len(data.classes)
+    card = evaluation.to_dict()["by class"]
+    assert [row["class"] for row in card] == list(data.classes)
+    seen = [row for row in card if row["videos"]]
+    assert np.mean([row["top-1"] for row in seen]) == pytest.approx(evaluation["mean class"])
+    with pytest.raises(ValueError, match="only recognition has classes"):
+        evaluate_retrieval(model, data, READING).class_table()
+
+
+def test_the_best_items_are_those_of_a_sort(model, data):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 5, (7, 11)).astype(float)
+    assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
+    found = evaluate_retrieval(model, data, READING, best=3).found
+    assert found is not None
+    assert found.best.shape == (20, 3)
+    assert evaluate_retrieval(model, data, READING).found is None
+
+
+def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
+    """With names that would be markup, and a video that is gone by the time the page is made."""
+    odd = replace(broken[1], captions=("<b>not bold</b> & more",))
+    whole = replace(broken, records=(odd, *broken.records[2:]), terms=Terms())
+    found = evaluate_retrieval(model, whole, READING, best=2)
+    gone = replace(whole, records=(replace(odd, path=tmp_path / "gone.mp4"), *whole.records[1:]))
+    page = write_report(
+        replace(found, found=replace(found.found, data=gone)), tmp_path / "failures.html", queries=100
+    ).read_text()
+    failed = int((found.metrics.t2v.ranks > 1).sum())
+    assert page.count("<section>") == failed > 5
+    assert f"{failed} of 19 captions did not find their video first; here are all of them" in page
+    assert "&lt;b&gt;not bold&lt;/b&gt; &amp; more" in page
+    assert "<b>not" not in page
+    assert "no such file" in page
+    assert "http" not in page
+    order = [float(rank) for rank in re.findall(r"its video came as ([\d.]+)\.<", page)]
+    assert order == sorted(order, reverse=True)
+    few = write_report(found, tmp_path / "few.html", queries=2).read_text()
+    assert few.count("<section>") == 2
+    with pytest.raises(ValueError, match="best=5"):
+        write_report(evaluate_retrieval(model, whole, READING), tmp_path / "none.html")
+
+
+def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = str(data[0].path.parent)
+    reading = ["--reading.frames", "2"]
+    assert (
+        main(["eval", folder, "--task", "retrieval", *reading, "--report", "page.html", "--report_queries", "3"]) == 0
+    )
+    assert "report: page.html" in capsys.readouterr().out
+    assert Path("page.html").read_text().count("<section>") == 3
+    Path("mine.txt").write_text("a film of {}\n\nwe see {}\n")
+    for prompts in (*PROMPT_SETS, "mine.txt"):
+        assert main(["eval", folder, "--zero_shot", "true", "--prompts", prompts, "--by_class", "true", *reading]) == 0
+        assert "taken for" in capsys.readouterr().out
+    Path("bad.txt").write_text("a film")
+    for words, reason in {
+        ("--zero_shot", "true", "--prompts", "bad.txt"): "'a film' has no {} for the class name",
+        (
+            "--zero_shot",
+            "true",
+            "--prompts",
+            "none",
+        ): "unknown prompts 'none'; choose one of video, name",
+        ("--task", "retrieval", "--prompts", "name"): "give --zero_shot true, or leave them out",
+        ("--task", "retrieval", "--by_class", "true"): "only recognition has classes",
+        ("--zero_shot", "true", "--report", "x.html"): "report: only retrieval has this",
+    }.items():
+        assert main(["eval", folder, *words, *reading]) == 1
+        assert reason in capsys.readouterr().err
+
+
+def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(6):
+        (tmp_path / "set" / ("red" if i % 2 else "blue")).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / ("red" if i % 2 else "blue") / f"{i}.mp4").write_bytes(data[i].path.read_bytes())
+    train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "2"]
+    assert main([*train, "--shots", "2", "--out", "run", "--branch", "mean", "--options", '{"hidden": 8}']) == 0
+    assert "on 2 held-out videos" in capsys.readouterr().out
+    assert main([*train, "--shots", "3", "--out", "all", "--branch", "mean"]) == 1
+    assert "3 shots take all 6 videos; give --val, or fewer shots" in capsys.readouterr().err
+
+
+def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys):
+    cards = []
+    for seed in range(3):
+        card = evaluate_retrieval(model, data, READING).to_dict()
+        card["model"]["fingerprint"] = str(seed)
+        card["figures"]["t2v"]["R@1"] = 40.0 + 2 * seed
+        cards.append(card)
+        (tmp_path / f"{seed}.json").write_text(json.dumps(card))
+    line = next(line for line in summarize(cards).splitlines() if line.startswith("t2v R@1 "))
+    assert line.split()[2:4] == ["42.00", "2.00"]
+    assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
+    assert "of 3 runs" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="one and the same model"):
+        summarize([cards[0], cards[0]])
+    with pytest.raises(ValueError, match="two cards or more, got 1"):
+        summarize(cards[:1])
