@@ -79,6 +79,44 @@ def missing_bytes(path: str) -> int:
         return max(0, file.tell() + declared - os.path.getsize(path)) if declared is not None else 0
 
 
+def gif_ends_inside(path: str) -> bool:
+    """Whether a GIF ends in the middle of a picture, of which FFmpeg would show the part that is there."""
+    with open(path, "rb") as file:
+        head = file.read(13)
+        if head[:4] != b"GIF8" or len(head) < 13:
+            return False
+        _skip_colours(file, head[10])
+        while kind := file.read(1):
+            if kind == b"\x3b":
+                return False
+            if kind == b"\x2c":
+                picture = file.read(9)
+                if len(picture) < 9:
+                    return True
+                _skip_colours(file, picture[8])
+                whole = bool(file.read(1)) and _skip_blocks(file)  # the code size, then the pixels
+            else:
+                whole = bool(file.read(1)) and _skip_blocks(file)  # an extension: its label, then its data
+            if not whole:
+                return True
+        return False
+
+
+def _skip_colours(file: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
+
+
+def _skip_blocks(file: BinaryIO) -> bool:
+    """Skip blocks of up to 255 bytes to the empty one that ends them; False where the file ends before."""
+    while size := file.read(1):
+        if size == b"\0":
+            return True
+        if len(file.read(size[0])) < size[0]:
+            return False
+    return False
+
+
 def _ebml_size(file: BinaryIO) -> int | None:
     """The size field of an EBML element; None for "unknown", which is all ones."""
     first = file.read(1)

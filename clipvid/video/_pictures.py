@@ -8,6 +8,7 @@ dropped, as in videos.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -34,7 +35,7 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", 
 
 def are(path: str | Path) -> bool:
     """Whether a path is for this file to read: a picture by its name, or a folder."""
-    return Path(path).suffix.lower() in SUFFIXES or Path(path).is_dir()
+    return Path(path).suffix.lower() in SUFFIXES or os.path.isdir(path)  # which says no to impossible names
 
 
 def probe(path: str | Path) -> VideoInfo:

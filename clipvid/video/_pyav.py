@@ -94,7 +94,7 @@ def probe(path: str | Path) -> VideoInfo:
             stamps.append(_seconds(frame.pts, frame.time_base))
             last = _seconds(frame.duration, frame.time_base) or 0.0
     assert frame is not None
-    times = settled(stamps, rate=rate or 25)
+    times = settled(stamps, rate=rate or 25.0)
     if times[-1] and not 0.8 < rate * times[-1] / (len(times) - 1) < 1.25:  # headers may claim 1000 frames per second
         rate = (len(times) - 1) / times[-1]
     turned = orientation(frame)[0]
@@ -361,6 +361,8 @@ def _refuse_cut_off(
         raise VideoError(path, f"cut off: {len(packets)} of {indexed} announced packets are there", backend=BACKEND)
     if "mp4" in container.format.name:
         return
+    if container.format.name == "gif" and _files.gif_ends_inside(container.name):
+        raise VideoError(path, "cut off: the file ends in the middle of a picture", backend=BACKEND)
     known = sorted(packet.time for packet in packets if packet.time is not None)
     pause = max((after - before for before, after in itertools.pairwise(known)), default=0.0)
     near = pause if _files.missing_bytes(container.name) else max(0.25, 2 * pause, 0.02 * declared)
