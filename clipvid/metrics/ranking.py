@@ -157,7 +157,8 @@ def _place_rows(scores: ndarray, truth: ndarray, *, first: int) -> Placement:
         best = np.where(truth, scores, -np.inf).max(axis=1, keepdims=True)
         level = scores == best
         relevant = (level & truth).sum(axis=1)
-    return Placement((scores > best).sum(axis=1), level.sum(axis=1) - relevant, relevant)
+    above, ties = (np.count_nonzero(which, axis=1) for which in (scores > best, level))
+    return Placement(above, ties - relevant, relevant)
 
 
 def _of_one(row: ndarray, true: ndarray, reciprocals: ndarray, discounts: ndarray) -> tuple[float, float]:

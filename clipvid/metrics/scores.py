@@ -86,10 +86,12 @@ class Products(_Sized):
         self.shape = len(self._query_of), len(self._item_of)
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
-        return self._products(self._queries[self._query_of[part]], self._gallery)[:, self._item_of]
+        found = self._products(self._queries[self._query_of[part]], self._gallery)
+        return found if len(self._gallery) == self.shape[1] else found[:, self._item_of]
 
     def columns(self, part: slice) -> Num[ndarray, "m c"]:
-        return self._products(self._gallery[self._item_of[part]], self._queries)[:, self._query_of].T
+        found = self._products(self._gallery[self._item_of[part]], self._queries)
+        return (found if len(self._queries) == self.shape[0] else found[:, self._query_of]).T
 
     def _products(self, some: Tensor, all_of_them: Tensor) -> ndarray:
         return (some @ all_of_them.T).numpy()
