@@ -114,8 +114,8 @@ def _key(*parts: Any) -> str:
 
 
 def _reading() -> dict[str, Any]:
-    """How clips are read; what is switched off does not count, so that a new setting leaves measured cells valid."""
-    return {name: value for name, value in asdict(READING).items() if value is not None}
+    """How clips are read; what changes no pixel here does not count, so that a new setting leaves cells valid."""
+    return {name: value for name, value in asdict(READING).items() if value is not None and name != "time_limit"}
 
 
 def _plain(name: str) -> str:

@@ -48,6 +48,7 @@ def clip_dataset(
         random=random,
         views=pair or fixed,
         backend=reading.backend,
+        time_limit=reading.time_limit or None,
         unreadable=reading.unreadable,
         seed=seed,
     )

@@ -51,6 +51,8 @@ class Reading:
     """Longest caption in tokens, its end token kept when it is cut; None for all that the text tower takes."""
     backend: str = "pyav"
     """Decoder: pyav, decord or torchcodec."""
+    time_limit: float = 600.0
+    """Seconds that a video may take to decode; one that takes longer is unreadable. 0 for no limit."""
     unreadable: str = "raise"
     """raise: stop at a video that cannot be read. skip: leave it out and report it."""
     batch_size: int = 16
@@ -62,6 +64,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         _checks.least(self, frames=1, batch_size=1, workers=0)
+        if not 0 <= self.time_limit < math.inf:
+            raise ValueError(f"time_limit is in seconds, 0 for none, got {self.time_limit}")
         if self.tokens is not None:
             _checks.least(self, tokens=3)  # a word between start and end
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):

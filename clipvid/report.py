@@ -29,8 +29,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240
 h1 { font-size: 1.35rem; } pre { background: #f4f6f8; padding: .8rem; overflow-x: auto; font-size: 13px; }
 section { border-top: 1px solid #d8dee4; padding: .9rem 0 1.1rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .5rem; } h2 small { font-weight: normal; color: #57606a; }
-figure { margin: .3rem 0; display: flex; gap: .8rem; align-items: center; }
-figure img { height: 64px; border-radius: 3px; border: 3px solid #d0d7de; }
+figure { margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: center; }
+figure img { height: 64px; max-width: 100%; object-fit: contain; border-radius: 3px; border: 3px solid #d0d7de; }
 figure.right img { border-color: #1a7f37; } figcaption { font-size: 13px; color: #57606a; overflow-wrap: anywhere; }
 figure.right figcaption { color: #1a7f37; font-weight: 600; }
 """
@@ -60,16 +60,17 @@ def write_report(
     sections = []
     for query in tqdm(failed[:queries], desc="report", unit="query", disable=not progress):
         right = found.right(query)
-        figures = [_figure(found.data[video], strip, right=True, text="this is it") for video in right[:3]]
+        figures = [_figure(found.data[video], strip, right=True, text="right:") for video in right[:3]]
         for place, video in enumerate(found.best[query], start=1):
-            figures.append(_figure(found.data[int(video)], strip, right=int(video) in right, text=f"found as {place}."))
-        head = f"<h2>{escape(found.texts[query])} <small>its video came as {ranks[query]:g}.</small></h2>"
+            figures.append(_figure(found.data[int(video)], strip, right=int(video) in right, text=f"no. {place}:"))
+        head = f"<h2>{escape(found.texts[query])} <small>rank of its video: {ranks[query]:g}</small></h2>"
         sections.append(f"<section>{head}{''.join(figures)}</section>")
     shown = f"the {len(sections)} worst of them" if len(failed) > len(sections) else "all of them, the worst first"
     summary = f"{len(failed)} of {len(ranks)} captions did not find their video first" + (
         f"; here are {shown}." if failed else "."
     )
-    title = f"What {escape(str(evaluation.facts.model['branch']))} did not find on {escape(evaluation.facts.data)}"
+    what = f"{evaluation.facts.model['base']}, {evaluation.facts.model['branch']}"
+    title = f"{escape(evaluation.facts.data)}: captions that did not find their video ({escape(what)})"
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"</head><body><h1>{title}</h1><pre>{escape(str(evaluation))}</pre><p>{summary}</p>{''.join(sections)}"

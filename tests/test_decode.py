@@ -358,3 +358,28 @@ def test_facts_print_with_their_names(written):
     info = probe(written["closed.mp4"])
     assert isinstance(info, VideoInfo)
     assert "frames=60, fps=25.0, duration=2.4" in repr(info)
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_a_video_that_takes_too_long_is_an_error(written, backend):
+    for name, wanted in (("closed.mp4", [50]), ("closed.mp4", [0, 20, 50]), ("mpeg4.mp4", [3])):
+        with pytest.raises(VideoError, match=r"took more than 1e-09 s to decode; allow more with time_limit"):
+            read(written[name], wanted, backend=backend, time_limit=1e-9)
+        assert len(read(written[name], wanted, backend=backend, time_limit=60)) == len(wanted)
+    with pytest.raises(VideoError, match="took more than"):
+        read_video(written["closed.mp4"], 4, start=1, time_limit=1e-9)
+    with pytest.raises(ValueError, match="time_limit is in seconds and above 0, or None, got 0"):
+        read(written["closed.mp4"], time_limit=0)
+
+
+def test_every_clip_of_a_data_set_has_a_time_limit(written):
+    from clipvid.config import Reading
+    from clipvid.data.dataset import ClipDataset
+    from clipvid.data.record import Record, VideoData
+    from clipvid.video import VideoTransform
+
+    data = VideoData((Record(written["closed.mp4"]),))
+    with pytest.raises(VideoError, match="took more than"):
+        ClipDataset(data, frames=4, transform=VideoTransform(16), time_limit=1e-9)[0]
+    with pytest.raises(ValueError, match="time_limit is in seconds, 0 for none, got -1"):
+        Reading(time_limit=-1.0)

@@ -224,7 +224,7 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
     assert "<b>not" not in page
     assert "no such file" in page
     assert "http" not in page
-    order = [float(rank) for rank in re.findall(r"its video came as ([\d.]+)\.<", page)]
+    order = [float(rank) for rank in re.findall(r"rank of its video: ([\d.]+)<", page)]
     assert order == sorted(order, reverse=True)
     few = write_report(found, tmp_path / "few.html", queries=2).read_text()
     assert few.count("<section>") == 2

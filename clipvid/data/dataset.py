@@ -129,6 +129,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         views: how many clips an item has. Views() one, as (T, 3, S, S); more are for evaluation and not with `random`.
             Pair() two random ones for self-supervision, as (2, T, 3, S, S); needs `random`, brings its own
             augmentation, and takes every `stride`-th frame in place of the sampler. Decoded in one pass either way.
+        time_limit: seconds that a video may take to decode; one that takes longer cannot be read.
         unreadable: "raise" stops at a file that cannot be read, "skip" gives its VideoError as the item.
         seed: with the epoch (`set_epoch`) and the index it decides all that is random.
     """
@@ -144,6 +145,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         views: Views | Pair = Views(),
         captions_per_video: int = 0,
         backend: str = "pyav",
+        time_limit: int | float | None = None,
         unreadable: str = "raise",
         seed: int = 0,
     ) -> None:
@@ -159,7 +161,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         _check_views(views, sampler=sampler, random=random, transform=transform)
         self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
         self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
-        self.captions_per_video = captions_per_video
+        self.captions_per_video, self.time_limit = captions_per_video, time_limit
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -246,7 +248,8 @@ class ClipDataset(Dataset[Clip | VideoError]):
         `fit` gets one frame at a time, so that large ones stay bounded. A decoder keeps one picture a frame: several
         crops of it lie side by side in that picture.
         """
-        return read_part(record.path, choose, start=record.start, end=record.end, backend=self.backend, fit=fit)
+        part = {"start": record.start, "end": record.end}
+        return read_part(record.path, choose, **part, backend=self.backend, fit=fit, time_limit=self.time_limit)
 
     def _captions(self, record: Record, index: int) -> tuple[str, ...]:
         wanted, known = self.captions_per_video, record.captions

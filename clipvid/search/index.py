@@ -23,6 +23,7 @@ from torch import Tensor
 
 from clipvid._files import whole_folder
 from clipvid._optional import require
+from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, collate
 from clipvid.data.files import find_clips
 from clipvid.data.record import Record, VideoData
@@ -265,6 +266,7 @@ class VideoIndex:
             transform=self.model.transform,
             sampler=self.sampler,
             backend=self.backend,
+            time_limit=Reading.time_limit,
             unreadable=unreadable,
         )
 

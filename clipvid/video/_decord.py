@@ -18,7 +18,7 @@ from torch import Tensor
 from clipvid._optional import require
 from clipvid.errors import VideoError
 from clipvid.video import _files, _pyav
-from clipvid.video._frames import Choice, Fit, VideoInfo, in_range, stacked
+from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
 
 BACKEND = "decord"
 CONTAINERS = ("mov", "matroska", "avi", "flv", "ogg")
@@ -43,8 +43,9 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     reader = _reader(path, listing)
     wanted = choice.of(listing.times)
     in_range(wanted, path=path, frames=len(listing.times), backend=BACKEND)
-    pictures = {}
+    pictures, clock = {}, Clock(path, choice.time_limit, backend=BACKEND)
     for index in sorted(set(wanted)):
+        clock.check()
         picture = _picture(path, reader, index)
         pictures[index] = picture if fit is None else fit(picture)
     return stacked(pictures, wanted, path=path, backend=BACKEND)

@@ -7,6 +7,7 @@ Knows nothing of a decoder.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ class Choice:
     """Whether the rule looks at the times themselves, not only at how many there are."""
     until: float = math.inf
     """The rule takes nothing from this second on, so decoding may stop there."""
+    time_limit: float | None = None
+    """Seconds that reading may take."""
 
     def of(self, times: Sequence[float]) -> list[int]:
         """The indices for a video with these times; not yet checked against its length."""
@@ -77,6 +80,19 @@ class Choice:
         if not chosen:
             raise ValueError(f"no frame was chosen out of {len(times)}; choose one or more")
         return chosen
+
+
+class Clock:
+    """A limit on the time that one file may take: VideoError from the first check after it."""
+
+    def __init__(self, path: str | Path, limit: float | None, *, backend: str) -> None:
+        self.path, self.limit, self.backend = path, limit, backend
+        self.end = math.inf if limit is None else time.monotonic() + limit
+
+    def check(self) -> None:
+        if time.monotonic() > self.end:
+            reason = f"took more than {self.limit:g} s to decode; allow more with time_limit, or cut the video"
+            raise VideoError(self.path, reason, backend=self.backend)
 
 
 def in_range(indices: Sequence[int], *, path: str | Path, frames: int, backend: str) -> None:

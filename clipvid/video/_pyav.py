@@ -30,6 +30,7 @@ from clipvid.video._convert import Converter, orientation
 from clipvid.video._frames import (
     PIXEL_LIMIT,
     Choice,
+    Clock,
     Fit,
     Keep,
     Shown,
@@ -113,22 +114,23 @@ def probe(path: str | Path) -> VideoInfo:
 
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
     """The chosen frames, upright."""
+    clock = Clock(path, choice.time_limit, backend=BACKEND)
     listed = listing(path)
     promised = listed.times
     wanted = choice.of(promised)
     jumps = None if listed.ladder is None else listed.ladder.jumps(wanted)
-    if jumps is not None and (reached := _decode_from(path, jumps, wanted, fit=fit)) is not None:
+    if jumps is not None and (reached := _decode_from(path, jumps, wanted, fit=fit, clock=clock)) is not None:
         return stacked(reached, wanted, path=path, backend=BACKEND)
     if choice.indices is not None:
-        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit)
+        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit, clock=clock)
         if missing := [i for i in wanted if i not in pictures]:
             in_range(missing, path=path, frames=len(times), backend=BACKEND)
         return stacked(pictures, wanted, path=path, backend=BACKEND)
-    pictures, times, whole = _decode(path, wanted, until=choice.until, fit=fit)
+    pictures, times, whole = _decode(path, wanted, until=choice.until, fit=fit, clock=clock)
     foreseen = tuple(time for time in promised if time < choice.until)
     if len(times) != len(foreseen) or (choice.by_time and times != foreseen):
         wanted = choice.of(times if whole else probe(path).times)
-        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit)
+        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit, clock=clock)
     in_range(wanted, path=path, frames=len(times), backend=BACKEND)
     return stacked(pictures, wanted, path=path, backend=BACKEND)
 
@@ -284,7 +286,13 @@ def _frames(path: str | Path, container: InputContainer, stream: VideoStream) ->
 
 
 def _decode(
-    path: str | Path, wanted: list[int], *, last: int | None = None, until: float = math.inf, fit: Fit | None
+    path: str | Path,
+    wanted: list[int],
+    *,
+    last: int | None = None,
+    until: float = math.inf,
+    fit: Fit | None,
+    clock: Clock,
 ) -> tuple[dict[int, Tensor], tuple[float, ...], bool]:
     """Pictures of the wanted frames, the times of all that begin before `until`, and whether the end was reached."""
     needed, pictures, stamps, convert = set(wanted), {}, [], Converter()
@@ -292,6 +300,7 @@ def _decode(
         rate = float(stream.average_rate or 25)
         frames = _frames(path, container, stream)
         for index, frame in enumerate(itertools.islice(frames, None if last is None else last + 1)):
+            clock.check()
             stamp = _seconds(frame.pts, frame.time_base)
             if stamps and stamp is not None and stamps[0] is not None and stamp - stamps[0] >= until:
                 return pictures, settled(stamps, rate=rate), False
@@ -303,7 +312,7 @@ def _decode(
 
 
 def _decode_from(
-    path: str | Path, jumps: Sequence[Jump], wanted: Sequence[int], *, fit: Fit | None
+    path: str | Path, jumps: Sequence[Jump], wanted: Sequence[int], *, fit: Fit | None, clock: Clock
 ) -> dict[int, Tensor] | None:
     """Pictures of the wanted frames, decoded from key frames; None where anything is not as the packets promised."""
     import av.error
@@ -315,6 +324,7 @@ def _decode_from(
                 container.seek(jump.stamps[0], stream=stream)
                 index = jump.first
                 for frame in _after(container, stream, jump.stamps[0]):
+                    clock.check()
                     if frame.pts != jump.stamps[index - jump.first] or frame.is_corrupt:
                         return None
                     if index in needed:

@@ -17,7 +17,7 @@ from torch import Tensor
 from clipvid._optional import require
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.video import _files, _pyav
-from clipvid.video._frames import Choice, Fit, VideoInfo, in_range, stacked
+from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
 
 BACKEND = "torchcodec"
 
@@ -37,8 +37,9 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     decoder = _opened(path, listing)
     wanted = choice.of(listing.times)
     in_range(wanted, path=path, frames=len(listing.times), backend=BACKEND)
-    pictures = {}
+    pictures, clock = {}, Clock(path, choice.time_limit, backend=BACKEND)
     for index in sorted(set(wanted)):
+        clock.check()
         picture = _frame(path, decoder, index)
         pictures[index] = picture if fit is None else fit(picture)
     return stacked(pictures, wanted, path=path, backend=BACKEND)

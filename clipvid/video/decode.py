@@ -11,6 +11,7 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -59,6 +60,7 @@ def read(
     *,
     backend: str = "pyav",
     fit: Fit | None = None,
+    time_limit: int | float | None = None,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """Frames of a video as uint8 RGB; all of them when `indices` is None.
 
@@ -66,6 +68,7 @@ def read(
         indices: frames counted from 0, in any order, repeats allowed; or a function that gets the number of frames
             and returns them (it is called again if that number turns out to differ from what the packets promised).
         fit: applied to each frame as soon as it is decoded, so that huge frames or changing sizes stay bounded.
+        time_limit: seconds after which a video that is still being decoded is an error.
 
     >>> read("walk.mp4", [0, 5]).shape                                                     # doctest: +SKIP
     torch.Size([2, 3, 256, 340])
@@ -77,6 +80,7 @@ def read(
         choice = Choice()
     else:
         choice = Choice(indices=_counted(indices))
+    choice = replace(choice, time_limit=_seconds(time_limit))
     return _called(_decoder(backend, path).read, path, choice, fit=fit)
 
 
@@ -90,6 +94,7 @@ def read_video(
     end: int | float | None = None,
     backend: str = "pyav",
     fit: Fit | None = None,
+    time_limit: int | float | None = None,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """A clip of `frames` frames of a video, or of its part from `start` to `end`.
 
@@ -98,10 +103,11 @@ def read_video(
         rng: makes the sampler random, where it can be.
         start, end: seconds relative to the first frame. Frames that begin in [start, end) count; a part too short
             for any gets the one on screen at `start`. An end after the last frame is no error, a start after it is.
+        time_limit: as in `read`.
     """
     sample(sampler, 1, frames)  # a wrong name or number is an error before any file is opened
     choose = partial(sample, sampler, frames=frames, rng=rng)
-    return read_part(path, choose, start=start, end=end, backend=backend, fit=fit)
+    return read_part(path, choose, start=start, end=end, backend=backend, fit=fit, time_limit=time_limit)
 
 
 def read_part(
@@ -112,6 +118,7 @@ def read_part(
     end: int | float | None = None,
     backend: str = "pyav",
     fit: Fit | None = None,
+    time_limit: int | float | None = None,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """Frames of a video, or of its part from `start` to `end` (as in `read_video`), by a rule of your own.
 
@@ -127,7 +134,10 @@ def read_part(
         return [part[i] for i in choose(len(part))]
 
     choice = Choice(
-        rule=rule, by_time=start is not None or end is not None, until=math.inf if end is None else float(end)
+        rule=rule,
+        by_time=start is not None or end is not None,
+        until=math.inf if end is None else float(end),
+        time_limit=_seconds(time_limit),
     )
     return _called(_decoder(backend, path).read, path, choice, fit=fit)
 
@@ -204,6 +214,12 @@ def _check_part(start: int | float | None, end: int | float | None) -> None:
         raise ValueError(f"start is in seconds from the first frame, 0 or more, got {start}")
     if end is not None and not (start or 0) < end:
         raise ValueError(f"end is in seconds and must come after start={start or 0}, got {end}")
+
+
+def _seconds(time_limit: int | float | None) -> float | None:
+    if time_limit is not None and not 0 < time_limit < math.inf:
+        raise ValueError(f"time_limit is in seconds and above 0, or None, got {time_limit}")
+    return None if time_limit is None else float(time_limit)
 
 
 def _counted(indices: Sequence[int]) -> tuple[int, ...]:
