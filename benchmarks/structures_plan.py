@@ -27,7 +27,7 @@ class FewLabels:
     """Unlabelled ones to learn from before."""
     pretrain_epochs: int = 2
     pretrain_rates: tuple[float, ...] = (1e-4, 1e-3)
-    """Learning rates for them, of which each row may choose by the validation clips."""
+    """Learning rates for them; one is chosen for all rows by the validation clips, after ConST-CL as released."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ STRUCTURES: dict[str, Structure] = {
 }
 
 
+AS_RELEASED = "few-shot constcl"
 PRETRAINED: dict[str, SelfSupervision | None] = {
     "few-shot scratch": None,
-    "few-shot constcl": SelfSupervision(),
+    AS_RELEASED: SelfSupervision(),
     "few-shot constcl, unmirrored": SelfSupervision(flip=0.0),
 }
 """Rows that learn motions from a few labels, and what the branch (stan-conv_full) learned from unlabelled clips before.

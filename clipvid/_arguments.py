@@ -71,9 +71,8 @@ def named_prompts(name: str) -> tuple[str, ...]:
     if not Path(name).is_file():
         raise ValueError(f"unknown prompts {name!r}; choose one of {', '.join(PROMPT_SETS)}, or a text file of them")
     found = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
-    wrong = next((line for line in found if "{}" not in line), None)
-    if wrong is not None or not found:
-        raise ValueError(f"{name}: " + (f"{wrong!r} has no {{}} for the class name" if wrong else "holds no prompt"))
+    if not found:
+        raise ValueError(f"{name} holds no prompt; write one a line, with {{}} for the class name")
     return found
 
 

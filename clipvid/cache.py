@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from clipvid.config import Reading
 from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, Pair, Views, collate
-from clipvid.data.record import VideoData
+from clipvid.data.record import NO_TERMS, Terms, VideoData
 from clipvid.errors import VideoError
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
@@ -90,6 +90,13 @@ def stream_taps(
             bar.update(len(batch) + len(batch.unreadable))
 
 
+def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
+    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
+    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
+    trained = (model.training_record or {}).get("reading", {})
+    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+
+
 @dataclass(frozen=True)
 class TapStore:
     """The taps of a data set in memory, clip i at row i of every tensor.
@@ -109,7 +116,7 @@ class TapStore:
         cls, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, progress: bool = False
     ) -> TapStore:
         """Decode every clip once and keep what the frozen tower says. Memory: `taps.nbytes`."""
-        reading = reading or Reading()
+        reading = reading or trained_reading(model, data.terms)
         if reading.views > 1:
             raise ValueError(
                 f"a TapStore keeps one view of each clip, got temporal_views={reading.temporal_views} and "

@@ -49,9 +49,11 @@ class Facts:
     missing: tuple[str, ...] = ()
     """Files that the annotations name and that were not there."""
     unreadable: tuple[VideoError, ...] = ()
+    prompts: tuple[str, ...] = ()
+    """Words around the class names, where a video was recognised by these."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """What each caption found: texts (M), what is right for them (M,) or (M, N), and their best videos (M, k)."""
 
@@ -123,7 +125,8 @@ class Evaluation(Generic[Metrics]):
             "precision": facts.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
-            return {**card, "task": "recognition", "figures": self.metrics.to_dict(), "by class": self._by_class()}
+            card |= {"task": "recognition", "prompts": list(facts.prompts)}
+            return {**card, "figures": self.metrics.to_dict(), "by class": self._by_class()}
         return {
             **card,
             "task": "retrieval",
@@ -137,7 +140,8 @@ class Evaluation(Generic[Metrics]):
         """Recognition class by class, the worst first: videos, top-1, and what they are taken for instead."""
         rows = sorted(self._by_class(), key=lambda row: (row["top-1"] is None, row["top-1"]))
         width = max((len(row["class"]) for row in rows), default=0)
-        lines = [f"{'class':<{width}}  videos   top-1  taken for"]
+        mark = f"  (N = {self.facts.n_videos} of {self.facts.expected})" if self.short else ""
+        lines = [f"{'class':<{width}}  videos   top-1  taken for{mark}"]
         for row in rows:
             top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
             taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
@@ -177,9 +181,10 @@ class Evaluation(Generic[Metrics]):
             lines += [f"{name}:", self._told(metrics)]
         if self.hubs is not None:
             hubs = self.hubs
+            share = f"{100 * hubs.never:.1f} % of the {facts.n_videos} videos"
             lines.append(
-                f"hubs: {100 * hubs.never:.1f} % of the videos are in no query's best {hubs.k}, one is in "
-                f"{hubs.most} of them; skewness {hubs.skewness:.2f}"
+                f"hubs: {share} are in no query's best {hubs.k}, one is in {hubs.most} of them; skewness "
+                f"{hubs.skewness:.2f}"
             )
         return "\n".join(lines)
 
@@ -208,18 +213,31 @@ class Evaluation(Generic[Metrics]):
 
 
 def data_hash(data: VideoData) -> str:
-    """SHA-256 over file names, times, captions, labels and classes, in order; folders may differ."""
-    told = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
-    return hashlib.sha256(json.dumps([told, list(data.classes)]).encode()).hexdigest()
+    """SHA-256 over file names, times, captions, labels and classes, in order, and whether equal captions are one query;
+    folders may differ.
+    """
+    told: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
+    told = [told, list(data.classes), *(["shared"] if data.terms.shared else [])]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+NEEDED = {
+    "model": ("base", "branch", "fingerprint"),
+    "data": ("name", "videos", "expected", "hash"),
+    "reading": ("frames", "temporal_views", "spatial_views"),
+    "figures": (),
+}
+"""What a card must have for comparisons."""
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """A card that was saved; CheckpointError for another file."""
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
-        found, needed = card["format"], ("task", "figures", "data", "model")
-        whole = all(name in card for name in needed)
-    except (ValueError, KeyError, TypeError) as error:
+        found = card["format"]
+        whole = all(place in card.get(part, {}) for part, places in NEEDED.items() for place in places)
+        whole = whole and {"task", "precision"} <= set(card) and bool(_sides(card))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
     if found != FORMAT or not whole:
         raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; evaluate the model again")
@@ -257,17 +275,30 @@ def summarize(cards: Sequence[Mapping[str, Any]]) -> str:
         raise ValueError(f"mean and deviation need two cards or more, got {len(cards)}")
     for card in cards[1:]:
         _check_comparable(cards[0], card)
+    for card in cards[1:]:
+        if differing := [name for name, value in _recipe(card).items() if value != _recipe(cards[0])[name]]:
+            raise ValueError(
+                f"the cards are not of runs of one recipe: they differ in {', '.join(differing)}; compare takes two of "
+                "any recipe"
+            )
     known = [card["model"]["fingerprint"] for card in cards]
     if len(set(known)) < len(known):
         raise ValueError("two of the cards are of one and the same model, not of runs of their own")
     lines = [_said(cards[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(cards)} runs"]
     for sides in zip(*(_sides(card) for card in cards), strict=True):
-        for figure in sides[0][1]:
+        for figure in (name for name in sides[0][1] if all(name in numbers for _, numbers, _ in sides)):
             values = [numbers[figure] for _, numbers, _ in sides]
             name = f"{sides[0][0]} {figure}".strip()
             runs = "  ".join(f"{value:.2f}" for value in values)
             lines.append(f"{name:<14}{statistics.fmean(values):>8.2f}{statistics.stdev(values):>8.2f}   {runs}")
     return "\n".join(lines)
+
+
+def _recipe(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs with other seeds have in common."""
+    model = {f"model {name}": value for name, value in card["model"].items() if name != "fingerprint"}
+    reading = {f"reading {name}": value for name, value in card["reading"].items()}
+    return {**model, **reading, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
 
 
 def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -283,11 +314,19 @@ def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
 
 def _said(card: Mapping[str, Any]) -> str:
     model, data, reading = card["model"], card["data"], card["reading"]
-    what = card.get("similarity")
-    return (
-        f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}, {data['videos']} videos, "
-        f"{reading['frames']} frames{'' if what in (None, 'mean') else ', ' + what}, {card['precision']}"
-    )
+    what, prompts, tokens = card.get("similarity"), card.get("prompts"), reading.get("tokens")
+    views = reading["temporal_views"] * reading["spatial_views"]
+    short = data["expected"] is not None and data["videos"] < data["expected"]
+    parts = [
+        f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
+        f"{data['videos']} of {data['expected']} videos" if short else f"{data['videos']} videos",
+        f"{reading['frames']} frames" + ("" if views == 1 else f" x {views} views"),
+        *([] if what in (None, "mean") else [what]),
+        *([f"captions of {tokens} tokens"] if tokens else []),
+        *([f"prompts {', '.join(prompts)}"] if prompts else []),
+        card["precision"],
+    ]
+    return ", ".join(parts)
 
 
 def _sides(card: Mapping[str, Any]) -> list[Side]:

@@ -210,6 +210,8 @@ def evaluate(
         raise ValueError(f"by_class: only recognition has classes, the task is {task}; leave it out")
     if prompts is not None and not zero_shot:
         raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
+    if report_queries < 1 or (report is not None and Path(report).is_dir()):
+        raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {report_queries}")
     extras |= {} if extras.pop("report", None) is None else {"best": 5}
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
@@ -314,9 +316,10 @@ def embed(
     from safetensors.torch import save_file
 
     from clipvid._files import whole_file
+    from clipvid.cache import trained_reading
     from clipvid.data.files import find_clips
     from clipvid.data.record import Record, VideoData
-    from clipvid.evaluate import embed_videos, trained_reading
+    from clipvid.evaluate import embed_videos
 
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
@@ -362,7 +365,7 @@ def index(
         device: auto (a GPU where there is one), cpu, cuda or mps.
         add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
     """
-    from clipvid.evaluate import trained_reading
+    from clipvid.cache import trained_reading
     from clipvid.search import VideoIndex
 
     if not Path(videos).exists():

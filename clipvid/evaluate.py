@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.cache import TapStore, stream_taps
+from clipvid.cache import TapStore, stream_taps, trained_reading
 from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
-from clipvid.data.record import NO_TERMS, Terms, VideoData
+from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.matching import Frames, candidates, match_all, reranked
@@ -78,14 +78,23 @@ class Embedded:
 
 
 def embed_videos(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading | None = None,
+    *,
+    whole: bool = False,
+    progress: bool = False,
 ) -> Embedded:
-    """Embed every clip in all its views, decoding as it goes or reading taps that were kept."""
+    """Embed every clip in all its views, decoding as it goes or reading taps that were kept.
+
+    `whole` is for figures: DataError when a protocol's video cannot be read, unless it was opened with allow_missing.
+    """
     rows, kept, lost = _encoded(
         model,
         data,
         _reading(model, data, reading),
         lambda taps: model.encode_video(taps, normalize=False).float().cpu(),
+        whole=whole,
         progress=progress,
     )
     return Embedded(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
@@ -101,7 +110,7 @@ def embed_frames(
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
         return frames.float().cpu(), mask
 
-    rows, kept, lost = _encoded(model, data, _reading(model, data, reading), encode, progress=progress)
+    rows, kept, lost = _encoded(model, data, _reading(model, data, reading), encode, whole=True, progress=progress)
     embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
     return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
 
@@ -112,18 +121,22 @@ def _encoded(
     reading: Reading,
     encode: Callable[[Taps | Pixels], Any],
     *,
+    whole: bool,
     progress: bool,
 ) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
-    """What `encode` gives for each batch, in eval mode and without gradients."""
+    """What `encode` gives for each batch, in eval mode and without gradients; `whole` refuses to lose a video."""
     rows: list[Any] = []
     kept: list[int] = []
     lost: list[VideoError] = []
+    facts = data.data if isinstance(data, TapStore) else data
     was_training = model.training
     model.eval()
     try:
         for taps, indices, unreadable in _taps(model, data, reading, progress=progress):
             lost.extend(unreadable)
             kept.extend(indices)
+            if whole and unreadable:  # now, not after hours
+                _whole_enough(facts, len(facts) - len(lost))
             if indices:
                 with torch.no_grad(), autocast(reading.precision, model.device):
                     rows.append(encode(taps))
@@ -131,9 +144,8 @@ def _encoded(
         model.train(was_training)
     if not kept:
         raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
-    facts = data.data if isinstance(data, TapStore) else data
     known = data.unreadable if isinstance(data, TapStore) else ()
-    return rows, _whole_enough(facts.surviving(kept)), (*known, *lost)
+    return rows, facts.surviving(kept), (*known, *lost)
 
 
 @torch.no_grad()
@@ -178,6 +190,7 @@ def evaluate_retrieval(
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     facts = data.data if isinstance(data, TapStore) else data
+    _whole_enough(facts, len(facts))
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
@@ -188,7 +201,7 @@ def evaluate_retrieval(
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
-    found = embed_videos(model, data, reading, progress=progress)
+    found = embed_videos(model, data, reading, whole=True, progress=progress)
     embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens)
     texts, truth = queries(found.data)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
@@ -266,12 +279,14 @@ def evaluate_recognition(
     reading: Reading | None = None,
     *,
     head: Classifier | None = None,
+    prompts: Sequence[str] = (),
     progress: bool = False,
     seed: int = 0,
 ) -> Evaluation[RecognitionMetrics]:
     """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
 
-    Raises DataError when a video has no label, or the data's classes are not the classifier's, in its order.
+    `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
+    classes are not the classifier's, in its order.
     """
     facts = data.data if isinstance(data, TapStore) else data
     classifier = head if head is not None else model.head
@@ -282,15 +297,16 @@ def evaluate_recognition(
             f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
             "with classes= the classifier's"
         )
+    _whole_enough(facts, len(facts))
     _need(facts, "label", [r.label is not None for r in facts])
-    found = embed_videos(model, data, reading, progress=progress)
+    found = embed_videos(model, data, reading, whole=True, progress=progress)
     with torch.no_grad():
         logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
     reading = _reading(model, data, reading)
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    facts = _facts(model, found.data, found.unreadable, reading)
+    facts = replace(_facts(model, found.data, found.unreadable, reading), prompts=tuple(prompts))
     return Evaluation(metrics, facts, classes=classifier.classes)
 
 
@@ -307,7 +323,7 @@ def zero_shot(
     if len(facts.classes) < 2:
         raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
     head = model.text_classifier(facts.classes, templates=templates)
-    return evaluate_recognition(model, data, reading, head=head, progress=progress)
+    return evaluate_recognition(model, data, reading, head=head, prompts=templates, progress=progress)
 
 
 def base_to_novel(
@@ -315,18 +331,18 @@ def base_to_novel(
     data: VideoData,
     reading: Reading | None = None,
     *,
+    base: Sequence[str],
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
 ) -> BaseToNovel:
-    """How well a model that learned the base classes of `data` knows them, and the novel ones by their names alone.
+    """How well a model that learned the classes `base` knows them, and all others of `data` by their names alone.
 
-    Both halves are recognised among their own classes, zero-shot (`VideoData.base_novel` cuts them; train on the base
-    half of the training videos, with classifier="text").
+    Both are recognised among their own names, zero-shot. Train on `base, novel = train.base_novel()`, its first half,
+    with classifier="text", and give `base.classes` here.
     """
-    base, novel = (
-        zero_shot(model, half, reading, templates=templates, progress=progress) for half in data.base_novel()
-    )
-    return BaseToNovel(base, novel)
+    novel = [name for name in data.classes if name not in base]
+    halves = data.of_classes(base), data.of_classes(novel)
+    return BaseToNovel(*(zero_shot(model, half, reading, templates=templates, progress=progress) for half in halves))
 
 
 def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
@@ -342,13 +358,6 @@ def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor,
     if average == "logits":
         return logits.mean(dim=1)
     return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
-
-
-def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
-    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
-    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
-    trained = (model.training_record or {}).get("reading", {})
-    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
 
 
 def owners(data: VideoData) -> Int[Tensor, " m"]:
@@ -385,12 +394,17 @@ def _taps(
 
 
 def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
-    """As asked, else as the model was trained. Stored taps know how they were read: batch size and precision remain."""
-    if not isinstance(data, TapStore):
-        return reading or trained_reading(model, data.terms)
-    if reading is None:
-        return data.reading
-    return replace(data.reading, batch_size=reading.batch_size, precision=reading.precision)
+    """As asked, else as the model was trained; captions are cut as the protocol says where nothing else does.
+
+    Stored taps know how they were read: batch size, precision and what becomes of captions remain.
+    """
+    if isinstance(data, TapStore):
+        told, terms = reading or data.reading, data.data.terms
+        reading = replace(data.reading, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens)
+    else:
+        terms = data.terms
+        reading = reading or trained_reading(model, terms)
+    return reading if reading.tokens is not None else replace(reading, tokens=terms.tokens)
 
 
 def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading) -> Facts:
@@ -407,15 +421,14 @@ def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], read
     )
 
 
-def _whole_enough(data: VideoData) -> VideoData:
-    """The data, unless it is smaller than its protocol and nobody said that this is all right."""
+def _whole_enough(data: VideoData, found: int) -> None:
+    """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
     terms = data.terms
-    if terms.videos is not None and len(data) < terms.videos and not terms.fewer:
+    if terms.videos is not None and found < terms.videos and not terms.fewer:
         raise DataError(
-            f"{data.name} has {terms.videos} videos and {len(data)} are left, so the figures would be over an easier "
+            f"{data.name} has {terms.videos} videos and {found} are left, so the figures would be over an easier "
             "gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
         )
-    return data
 
 
 def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:

@@ -96,7 +96,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")
-    return [[template.format(name.replace("_", " ")) for template in templates] for name in classes]
+    return [[template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes]
 
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +85,10 @@ def train(
     source = open_feed(model, train_data, config, progress=progress)
     if config.cache_taps and isinstance(val_data, VideoData):
         val_data = TapStore.encode(model, val_data, config.reading, progress=progress)
+    if isinstance(val_data, TapStore):  # validation picks an epoch, and reports no figure of a protocol
+        val_data = replace(val_data, data=val_data.data.allowing_fewer())
+    elif val_data is not None:
+        val_data = val_data.allowing_fewer()
     if config.task == "selfsup" and val_data is not None:
         open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
     run.prepare(steps_an_epoch=len(source.plan(0)))

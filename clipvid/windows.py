@@ -1,5 +1,7 @@
 """Long videos: embeddings of windows that slide over a video of any length, each frame encoded by the tower once.
 
+A branch that reads pixels instead of taps runs its own stem for every window.
+
 Contract: a model and a video in, windows out batch by batch, in constant memory: frames are decoded, encoded and
 forgotten as soon as the last window that holds them is done. A window is what `encode_video` gives for its frames.
 Knows nothing of data sets, captions or search.
@@ -8,6 +10,7 @@ Knows nothing of data sets, captions or search.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +31,7 @@ BLOCK = 256
 between the large ones that come and go, and the allocator could not use those again (1 MiB lost for 8 windows)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """Some windows of a video, in order of time."""
 
@@ -66,7 +69,7 @@ def encode_windows(
         batch_size: windows that the branch reads at once.
         precision: as for evaluation.
 
-    A video with fewer frames than a window gives one, its padding masked. The model is put to eval meanwhile. Raises
+    A video with fewer frames than a window gives one, its padding masked. Raises ValueError for wrong numbers at once,
     VideoError for a file that cannot be read to its end.
 
     >>> found = list(encode_windows(model, "match.mp4", window=8, fps=4))                      # doctest: +SKIP
@@ -75,18 +78,25 @@ def encode_windows(
     for name, value in (("window", window), ("stride", stride), ("chunk", chunk), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} starts at 1, got {value}")
+    return _windows(
+        model,
+        _chunks(model, stream(path, every=every, fps=fps, fit=model.transform.fit), chunk=chunk, precision=precision),
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        precision=precision,
+        normalize=normalize,
+    )
+
+
+@contextmanager
+def _inference(model: VideoCLIP, precision: str) -> Iterator[None]:
+    """Around each step alone: between two windows the model is as its owner left it."""
     was_training = model.training
     model.eval()
     try:
-        yield from _windows(
-            model,
-            _chunks(model, path, every=every, fps=fps, chunk=chunk, precision=precision),
-            window=window,
-            stride=stride,
-            batch_size=batch_size,
-            precision=precision,
-            normalize=normalize,
-        )
+        with torch.no_grad(), autocast(precision, model.device):
+            yield
     finally:
         model.train(was_training)
 
@@ -112,12 +122,12 @@ class _Stretch:
 
 
 def _chunks(
-    model: VideoCLIP, path: str | Path, *, every: int, fps: int | float | None, chunk: int, precision: str
+    model: VideoCLIP, frames: Iterator[tuple[int, float | None, Tensor]], *, chunk: int, precision: str
 ) -> Iterator[_Stretch]:
     """The video as the tower reads it, some frames at a time."""
-    for shown in _batched(stream(path, every=every, fps=fps, fit=model.transform.fit), chunk):
+    for shown in _batched(frames, chunk):
         numbers, times, pictures = zip(*shown, strict=True)
-        with torch.no_grad(), autocast(precision, model.device):
+        with _inference(model, precision):
             read = model.reads(torch.stack(pictures)[None])
         seconds = [float("nan") if time is None else time for time in times]
         yield _Stretch(read, torch.tensor(numbers), torch.tensor(seconds, dtype=torch.float64))
@@ -146,7 +156,7 @@ def _windows(
             rows = rows.clamp(max=len(held) - 1)
             source = _map(held.read, lambda t, rows=rows: t[0, rows.to(t.device)])
             source = source if mask is None else replace(source, mask=mask.to(model.device))
-            with torch.no_grad(), autocast(precision, model.device):
+            with _inference(model, precision):
                 video = model.encode_video(source, normalize=normalize).float().cpu()
             yield from block.add(video, held.index[rows], held.time[rows[:, 0]], held.time[rows[:, -1]])
 

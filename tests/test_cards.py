@@ -14,10 +14,10 @@ from clipvid.cards import compare, data_hash, read_card
 from clipvid.cli import main
 from clipvid.config import Reading
 from clipvid.data.readers import open_dataset
-from clipvid.data.record import VideoData
+from clipvid.data.record import Terms, VideoData
 from clipvid.data.shapes import write_dataset
 from clipvid.errors import CheckpointError
-from clipvid.evaluate import embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval
+from clipvid.evaluate import embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
 from clipvid.model import create_model
 
@@ -142,8 +142,19 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     assert main(["compare", "a.json", "b.json"]) == 1
     assert "evaluate the model again" in capsys.readouterr().err
     (tmp_path / "b.json").write_text("nonsense")
-    with pytest.raises(CheckpointError, match="is no result card"):
-        read_card("b.json")
+    for text in ("nonsense", "[]", '{"format": 1, "task": "retrieval", "figures": {}, "data": {}, "model": {}}'):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"is no result card|evaluate the model again"):
+            read_card("b.json")
+
+
+def test_cards_say_what_else_decides_the_figures(model, data):
+    plain, photo = (zero_shot(model, data, READING, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",)))
+    assert (plain["prompts"], photo["prompts"]) == (["{}"], ["a photo of a {}."])
+    assert "prompts a photo of a {}." in compare(plain, photo, n=20)
+    cut = evaluate_retrieval(model, data, replace(READING, tokens=5)).to_dict()
+    assert "captions of 5 tokens" in compare(cut, evaluate_retrieval(model, data, READING).to_dict(), n=20)
+    assert data_hash(replace(data, terms=Terms(shared=True))) != data_hash(data)
 
 
 def test_missing_files_are_named_beside_every_figure(model, data):

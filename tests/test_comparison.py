@@ -50,7 +50,7 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     structures = scripts["structures"]
     names = ["zero-shot", "posterior", *structures.PRETRAINED]
     wanted = list(structures.trainings(bench, names))
-    expected = 2 + 2 + 1 + 2 * (2 + 3)
+    expected = 2 + 1 + 1 + 2 * (2 + 3)
     assert len(wanted) == expected, "rates of a row and of pre-training, zero-shot, each seed's two tasks, few labels"
     scripts["cells"].fill(wanted)
     found = {cell.path: cell.path.read_text() for cell in wanted}

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.cache import TapStore
+from clipvid import textual
+from clipvid.cache import TapStore, trained_reading
 from clipvid.cards import read_card, summarize
 from clipvid.cli import main
 from clipvid.config import PROMPT_SETS, Reading
@@ -25,7 +26,6 @@ from clipvid.evaluate import (
     evaluate_recognition,
     evaluate_retrieval,
     queries,
-    trained_reading,
     zero_shot,
 )
 from clipvid.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
@@ -86,9 +86,6 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
 def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
     long = "a small red circle moves to the left and then it turns around twice"
     ids = model.backbone.tokenize([long])[0].tolist()
-    pad, end = 0, ids[len(model.backbone.tokenize([long])[0].nonzero()) - 1]
-    from clipvid import textual
-
     pad, end = textual.special_tokens(model.tokenizer)
     cut = model.backbone.tokenize([long, "a circle"], longest=7)
     assert cut[0].tolist() == [*ids[:6], end, *[pad] * (len(ids) - 7)]
@@ -108,6 +105,12 @@ def test_retrieval_is_scored_with_the_captions_cut(model, data):
     short = evaluate_retrieval(model, data, replace(READING, tokens=5))
     assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, READING).metrics.t2v.ranks.tolist()
     assert short.to_dict()["reading"]["tokens"] == 5
+    store = TapStore.encode(model, data, READING)
+    stored = evaluate_retrieval(model, store, replace(READING, tokens=5))
+    assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
+    protocol = replace(data, terms=Terms(tokens=5, frames=3))
+    assert evaluate_retrieval(model, protocol, READING).reading.tokens == 5  # also where other settings are given
+    assert TapStore.encode(model, protocol).reading.frames == 3
 
 
 def test_equal_captions_are_right_for_each_others_videos(model, data):
@@ -155,7 +158,8 @@ def test_few_shots_are_so_many_videos_of_every_class():
     assert [r.label for r in drawn] == [0] * 3 + [1] * 3 + [2] * 3
     assert drawn.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
     assert set(drawn) <= set(data)
-    assert {r.path for r in data.few_shot(1, seed=1)} <= {r.path for r in drawn} | {r.path for r in data}
+    cut = replace(data, records=tuple(replace(r, start=s, end=s + 1.0) for r in data for s in (0.0, 1.0)))
+    assert [r.label for r in cut.few_shot(3, seed=1)] == [0] * 6 + [1] * 6 + [2] * 6  # clips of a video stay together
     with pytest.raises(ValueError, match="set has classes with fewer than 4 videos: b"):
         data.few_shot(4)
     with pytest.raises(ValueError, match="from 1, got 0"):
@@ -172,8 +176,9 @@ def test_base_classes_are_the_frequent_half_and_labels_follow():
 
 
 def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
-    found = base_to_novel(model, data, READING)
-    base, novel = data.base_novel()
+    learned = data.base_novel()[1].classes  # of a training set whose counts are the other way round
+    found = base_to_novel(model, data, READING, base=learned)
+    base, novel = data.of_classes(learned), data.of_classes([c for c in data.classes if c not in learned])
     assert found.base["top-1"] == zero_shot(model, base, READING)["top-1"]
     assert found.novel["top-1"] == zero_shot(model, novel, READING)["top-1"]
     first, second = found.base["top-1"], found.novel["top-1"]
@@ -241,7 +246,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
     )
     assert "report: page.html" in capsys.readouterr().out
     assert Path("page.html").read_text().count("<section>") == 3
-    Path("mine.txt").write_text("a film of {}\n\nwe see {}\n")
+    Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
         assert main(["eval", folder, "--zero_shot", "true", "--prompts", prompts, "--by_class", "true", *reading]) == 0
         assert "taken for" in capsys.readouterr().out
@@ -257,6 +262,8 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
         ("--task", "retrieval", "--prompts", "name"): "give --zero_shot true, or leave them out",
         ("--task", "retrieval", "--by_class", "true"): "only recognition has classes",
         ("--zero_shot", "true", "--report", "x.html"): "report: only retrieval has this",
+        ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries starts at 1",
+        ("--task", "retrieval", "--report", "."): "report is an HTML file",
     }.items():
         assert main(["eval", folder, *words, *reading]) == 1
         assert reason in capsys.readouterr().err
@@ -286,6 +293,10 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
+    other = json.loads(json.dumps(cards[1]))
+    other["reading"]["frames"] = 9
+    with pytest.raises(ValueError, match="they differ in reading frames"):
+        summarize([cards[0], other])
     with pytest.raises(ValueError, match="one and the same model"):
         summarize([cards[0], cards[0]])
     with pytest.raises(ValueError, match="two cards or more, got 1"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from mutations import KINDS, mutated
 
 import clipvid
 from clipvid.data.dataset import ClipDataset
@@ -104,8 +106,10 @@ def test_depths_and_transparency_become_8_bit_rgb(tmp_path):
     PIL.Image.fromarray(np.full((4, 6), 1.5, np.float32)).save(tmp_path / "real.tiff")
     found = {name: read(tmp_path / f"{name}.png")[0, :, 0, 0].tolist() for name in ("deep", "grey", "clear", "palette")}
     assert found == {"deep": [200] * 3, "grey": [80] * 3, "clear": [9, 8, 7], "palette": [90] * 3}
-    with pytest.raises(VideoError, match="floating-point"):
-        read(tmp_path / "real.tiff")
+    PIL.Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "whole.tiff")
+    for name in ("real", "whole"):
+        with pytest.raises(VideoError, match="numbers of unknown range"):
+            read(tmp_path / f"{name}.tiff")
 
 
 def test_what_is_no_whole_picture_says_so(tmp_path):
@@ -127,6 +131,39 @@ def test_what_is_no_whole_picture_says_so(tmp_path):
         with pytest.raises(VideoError, match=reason) as caught:
             read(tmp_path / name)
         assert caught.value.path == tmp_path / name
+        with pytest.raises(VideoError, match=reason):
+            probe(tmp_path / name)
+
+
+def test_whatever_is_done_to_a_picture_it_is_read_or_refused(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    kinds = {"a.png": {}, "a.jpg": {"exif": exif}, "a.tiff": {}, "a.webp": {"exif": exif}, "a.bmp": {}, "a.ppm": {}}
+    refused = 0
+    for name, options in kinds.items():
+        whole = picture(tmp_path / name, 90, size=(40, 30), **options).read_bytes()
+        for number in range(120):
+            rng = Random(f"{name} {number}")
+            (tmp_path / name).write_bytes(mutated(whole, KINDS[number % len(KINDS)], rng))
+            for call in (probe, read):
+                try:
+                    call(tmp_path / name)
+                except VideoError:
+                    refused += 1
+    assert refused > 200
+
+
+def test_a_data_set_check_decodes_pictures(tmp_path):
+    for number in range(3):
+        whole = picture(tmp_path / "clips" / f"{number}.jpg", 60 * number, size=(80, 60)).read_bytes()
+    (tmp_path / "clips" / "2.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    report = check(clipvid.open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
+    assert (report.readable, len(report.unreadable)) == (2, 1)
+
+
+def test_pictures_have_a_time_limit_too(folder):
+    with pytest.raises(VideoError, match="took more than"):
+        read(folder, time_limit=1e-9)
 
 
 def test_sizes_may_differ_where_fit_brings_them_to_one(tmp_path):
@@ -176,6 +213,14 @@ def test_a_table_and_a_protocol_find_folders_of_frames(tmp_path):
         "msrvtt-1ka", tmp_path / "frames", annotations=tmp_path / "msrvtt.csv", allow_missing=True
     )
     assert [r.path.name for r in found] == ["video7010", "video7011"]
+    dotted = "0001_American_Beauty_00.00.51.926-00.00.54.129"
+    picture(tmp_path / "movies" / dotted / "0.png", 100)
+    picture(tmp_path / "movies" / dotted.replace("54.129", "54.777") / "0.png", 100)
+    (tmp_path / "lsmdc.csv").write_text(f"{dotted}\t0\t1\t0\t1\tShe looks up.\n")
+    movies = clipvid.open_dataset(
+        "lsmdc-1k", tmp_path / "movies", annotations=tmp_path / "lsmdc.csv", allow_missing=True
+    )
+    assert [r.path.name for r in movies] == [dotted]
     report = check(found, tmp_path / "check", workers=1)
     assert report.readable == 2
     assert report.twins == ((str(found[0].path), str(found[1].path)),)

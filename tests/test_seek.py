@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import av
 import pytest
 import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
 from clipvid.video import _pyav, _seek, read, read_video, sample
-from clipvid.video._seek import Jump, Ladder, Packet, ladder, stands_alone
+from clipvid.video._seek import Jump, Ladder, Packet, Units, ladder, units
 
 JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
 
@@ -86,24 +87,26 @@ def test_what_a_jump_does_not_confirm_is_decoded_from_the_start(long, decoded, a
     shown_twice = Ladder(true.ladder.stamps, (0, 3, 10, 20, 30, 40, 50))
     for wrong, wanted in ((shifted, [52]), (late, [57]), (shown_twice, [5])):
         decoded.clear()
-        monkeypatch.setattr(_pyav, "listing", lambda path, wrong=wrong: replace(true, ladder=wrong))
+        monkeypatch.setattr(_pyav, "listing", lambda path, clock, wrong=wrong: replace(true, ladder=wrong))
         assert seen(read(long, wanted)) == wanted
         assert decoded == ["refused", "start"]
 
 
 def test_packets_that_do_not_say_which_frame_is_which_give_no_ladder():
-    def packets(stamps, alone=(True, False, False)):
-        return [Packet(s / 25 if s is not None else None, s, a, False, a) for s, a in zip(stamps, alone, strict=True)]
+    def of(stamps, alone=(True, False, False), one=(True, True, True), hidden=(False, False, False)):
+        facts = zip(stamps, alone, one, hidden, strict=True)
+        return [Packet(0.0, stamp, a, h, Units(o, a)) for stamp, a, o, h in facts]
 
-    assert ladder(packets([0, 2, 1]), container="mov,mp4", codec="h264") == Ladder((0, 1, 2), (0,))
-    assert ladder(packets([0, 1, 1]), container="mov,mp4", codec="h264") is None  # one stamp twice
-    assert ladder(packets([0, None, 1]), container="mov,mp4", codec="h264") is None
-    assert ladder(packets([1, 0, 2]), container="mov,mp4", codec="hevc") is None  # shown before the first key frame
-    assert ladder(packets([0, 1, 2], (False, True, False)), container="mov,mp4", codec="h264") is None
-    assert ladder(packets([0, 1, 2]), container="mpegts", codec="h264") is None
-    assert ladder(packets([0, 1, 2]), container="matroska,webm", codec="vp9") is None
-    hidden = [packets([0, 1, 2])[0], Packet(0.04, 1, False, True, False)]
-    assert ladder(hidden, container="mov,mp4", codec="h264") is None
+    assert ladder(of([0, 2, 1]), container="mov,mp4", codec="h264") == Ladder((0, 1, 2), (0,))
+    assert ladder(of([0, 1, 1]), container="mov,mp4", codec="h264") is None  # one stamp twice
+    assert ladder(of([0, None, 1]), container="mov,mp4", codec="h264") is None
+    assert ladder(of([1, 0, 2]), container="mov,mp4", codec="hevc") is None  # shown before the first key frame
+    assert ladder(of([0, 1, 2], (False, True, False)), container="mov,mp4", codec="h264") is None
+    assert ladder(of([0, 1, 2], one=(True, False, True)), container="mov,mp4", codec="h264") is None
+    assert ladder(of([0, 1, 2], hidden=(False, False, True)), container="mov,mp4", codec="h264") is None
+    assert ladder(of([0, 1, 2]), container="mpegts", codec="h264") is None
+    assert ladder(of([0, 1, 2]), container="matroska,webm", codec="vp9") is None
+    assert ladder([], container="mov,mp4", codec="h264") is None
 
 
 def test_a_plan_starts_at_the_last_key_frame_before_each_frame():
@@ -117,22 +120,66 @@ def test_a_plan_starts_at_the_last_key_frame_before_each_frame():
     assert steps.jumps([]) is None
 
 
+def packet(*contents: bytes, lengths: bool = True) -> bytes:
+    """Network units behind their lengths, as in MP4, or behind start codes."""
+    return b"".join((len(c).to_bytes(4, "big") if lengths else b"\0\0\0\1") + c for c in contents)
+
+
+IDR, PLAIN, DELIMITER, RECOVERY = b"\x65\x88" + bytes(3), b"\x41\x9a" + bytes(3), b"\x09\xf0", b"\x06\x06\x01"
+SECOND_SLICE = b"\x41\x1a" + bytes(3)  # of the same picture: it does not begin with the first block
+
+
+def hevc(kind: int, *, first: bool = True, layer: int = 0) -> bytes:
+    return bytes([kind << 1 | layer >> 5, (layer & 31) << 3 | 1, 0x80 if first else 0, 7])
+
+
+@pytest.mark.parametrize("lengths", [True, False])
 @pytest.mark.parametrize(
-    ("codec", "data", "alone"),
+    ("codec", "contents", "expected"),
     [
-        ("h264", bytes([0, 0, 0, 2, 0x09, 0xF0, 0, 0, 0, 3, 0x65, 1, 2]), True),  # access unit delimiter, IDR slice
-        ("h264", bytes([0, 0, 0, 2, 0x06, 0x05, 0, 0, 0, 3, 0x41, 1, 2]), False),  # recovery point, plain slice
-        ("h264", b"\0\0\0\1\x67abc\0\0\1\x65abc", True),  # start codes
-        ("h264", b"\0\0\0\1\x67abc\0\0\1\x41abc", False),
-        ("h264", bytes([0, 0, 0, 200, 0x65, 1]), False),  # a length past the end says nothing
-        ("hevc", bytes([0, 0, 0, 3, 19 << 1, 1, 2]), True),
-        ("hevc", bytes([0, 0, 0, 3, 21 << 1, 1, 2]), True),
-        ("hevc", bytes([0, 0, 0, 3, 1 << 1, 1, 2]), False),
-        ("mpeg4", b"\0\0\1\xb6", False),
+        ("h264", (DELIMITER, IDR), Units(one=True, alone=True)),
+        ("h264", (DELIMITER, RECOVERY, PLAIN), Units(one=True, alone=False)),
+        ("h264", (PLAIN, SECOND_SLICE), Units(one=True, alone=False)),
+        ("h264", (PLAIN, PLAIN), Units(one=False, alone=False)),  # two fields, or two pictures
+        ("h264", (PLAIN, b"\x0a"), Units(one=False, alone=False)),  # end of sequence
+        ("h264", (b"\x0a",), Units(one=False, alone=False)),
+        ("h264", (DELIMITER, b"\x65\x88" + bytes(300)), Units(one=True, alone=True)),
+        ("h264", (b"\x65\x88" + b"\x7f" * 0x163,), Units(one=True, alone=True)),  # length bytes like a start code
+        ("h264", (b"\x41\x9a" + b"\x7f" * 0x163,), Units(one=True, alone=False)),
+        ("hevc", (hevc(19),), Units(one=True, alone=True)),
+        ("hevc", (hevc(21),), Units(one=True, alone=True)),
+        ("hevc", (hevc(1), hevc(1, first=False)), Units(one=True, alone=False)),
+        ("hevc", (hevc(16),), Units(one=False, alone=False)),  # a broken link: pictures after it are dropped
+        ("hevc", (hevc(1), hevc(36)), Units(one=False, alone=False)),
+        ("hevc", (hevc(20), hevc(20, layer=1)), Units(one=True, alone=True)),  # the other eye
     ],
 )
-def test_the_types_of_network_units_tell_whether_a_packet_stands_alone(codec, data, alone):
-    assert stands_alone(codec, data) is alone
+def test_network_units_tell_what_a_packet_holds(codec, contents, expected, lengths):
+    assert units(codec, packet(*contents, lengths=lengths)) == expected
+
+
+def test_a_packet_that_is_cut_or_no_packet_at_all_holds_no_picture():
+    assert units("h264", packet(IDR)[:-1]) == Units(one=False, alone=False)
+    assert units("hevc", b"") == Units(one=False, alone=False)
+
+
+def test_a_file_with_a_packet_that_gives_no_frame_is_decoded_from_the_start(tmp_path, decoded, always):
+    """An end of sequence in a packet of its own: every frame after it would be another one by its packet's number."""
+    plain = write(tmp_path / "plain.mp4", options={"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=0"})
+    with av.open(str(plain)) as source, av.open(str(tmp_path / "odd.mp4"), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for number, part in enumerate(p for p in source.demux(stream) if p.size):
+            if number == 25:
+                end = av.Packet(packet(b"\x0a"))
+                end.pts, end.dts, end.time_base, end.stream = part.pts, part.dts, part.time_base, copy
+                out.mux(end)
+            part.pts, part.dts = (t + (512 if number >= 25 else 0) for t in (part.pts, part.dts))
+            part.stream = copy
+            out.mux(part)
+    assert _pyav.listing(tmp_path / "odd.mp4").ladder is None
+    assert seen(read(tmp_path / "odd.mp4", [45])) == [45]
+    assert decoded == ["start"]
 
 
 def test_real_videos_come_out_the_same(shared_data, decoded, always, monkeypatch):

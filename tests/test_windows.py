@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from numbered import write
+from numbered import WRITTEN, write
 
 import clipvid
 from clipvid.demo import load_backbone
@@ -105,6 +105,13 @@ def test_so_many_frames_a_second_are_taken_whatever_the_rate(path, tmp_path):
     assert torch.equal(torch.stack(pictures), read(path, [0, 20, 40]))
 
 
+def test_times_are_those_of_the_frames_where_a_container_stamps_them_in_coding_order(tmp_path):
+    codec, options, b_frames, fps = WRITTEN["b_frames.avi"]
+    path = write(tmp_path / "b_frames.avi", codec=codec, options=options, b_frames=b_frames, fps=fps)
+    assert [time for _, time, _ in stream(path)] == pytest.approx([i / fps for i in range(60)])
+    assert [index for index, *_ in stream(path, fps=12.5)] == list(range(0, 60, 2))
+
+
 def test_pictures_slide_without_times(model, tmp_path):
     import PIL.Image
 
@@ -120,20 +127,27 @@ def test_pictures_slide_without_times(model, tmp_path):
 def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
     for wrong in ({"window": 0}, {"stride": 0}, {"chunk": 0}, {"batch_size": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
-            encoded(model, path, **wrong)
+            clipvid.encode_windows(model, path, **wrong)  # at once, before anything is iterated
     with pytest.raises(ValueError, match="not both"):
-        encoded(model, path, every=2, fps=3)
+        clipvid.encode_windows(model, path, every=2, fps=3)
     with pytest.raises(ValueError, match="fps is above 0"):
-        encoded(model, path, fps=0)
+        clipvid.encode_windows(model, path, fps=0)
     with pytest.raises(VideoError, match="28 of 50 frames decode"):
         encoded(model, shared_data / "hostile" / "corrupted_midstream.mp4")
 
 
-def test_the_model_is_in_eval_meanwhile_and_its_mode_comes_back(model, path):
+def test_the_model_is_in_eval_while_it_encodes_and_as_it_was_in_between(model, path, monkeypatch):
+    modes, encode = [], type(model).encode_video
+    monkeypatch.setattr(
+        type(model), "encode_video", lambda self, *a, **k: modes.append(self.training) or encode(self, *a, **k)
+    )
     model.train()
-    for _ in clipvid.encode_windows(model, path, window=8, stride=16):
-        assert not model.training
+    first = clipvid.encode_windows(model, path, window=8, stride=16)
+    second = clipvid.encode_windows(model, path, window=8, stride=16)
+    next(first), next(second)
+    first.close()
     assert model.training
+    assert not any(modes)
     model.eval()
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import whole_file
-from clipvid.data.files import pictures_in
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
+from clipvid.video import pictures_in
 
 LOG, REPORT = "probes.jsonl", "report.json"
 SHOWN = 10

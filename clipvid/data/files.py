@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipvid.errors import DataError
-from clipvid.video import PICTURE_SUFFIXES
+from clipvid.video import pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -51,13 +51,6 @@ def find_clips(folder: Path, *, bare: bool = False) -> list[Path]:
     A folder below that holds pictures and nothing deeper is one clip, any other picture is a clip of one frame.
     """
     return find_videos(folder, bare=bare) or sorted(_picture_clips(folder, entered=set()))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures that lie directly in `folder`, sorted by name, without the hidden ones."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-    )
 
 
 def _picture_clips(folder: Path, *, entered: set[str]) -> list[Path]:

@@ -260,7 +260,8 @@ class _Files:
     def __init__(self, root: Path) -> None:
         self.files: dict[str, Path] = {}
         for path in find_clips(root):
-            self.files.setdefault(path.stem.lower(), path)
+            name = path.name if path.is_dir() else path.stem  # names of clips may hold dots
+            self.files.setdefault(name.lower(), path)
 
     def find(self, entry: Entry) -> Path | None:
         stem = _stem(entry.video).lower()

@@ -118,29 +118,35 @@ class VideoData:
         """This data set without the records that could not be read: it still should have had them."""
         return replace(self, records=tuple(self.records[index] for index in indices))
 
+    def allowing_fewer(self) -> VideoData:
+        """The same data, of which videos may be missing without an error: figures over it are not the protocol's."""
+        return replace(self, terms=replace(self.terms, fewer=True))
+
     def few_shot(self, shots: int, *, seed: int = 0) -> VideoData:
         """`shots` videos of every class, drawn at random and in the old order; 2, 4, 8 and 16 are usual.
 
-        Raises ValueError for a class that has fewer, and for records without a class.
+        All clips of a video come with it. Raises ValueError for a class with fewer videos, and for records without a
+        class.
         """
         if shots < 1:
             raise ValueError(f"shots is a number of videos a class, from 1, got {shots}")
-        of_class: dict[int, list[int]] = {label: [] for label in range(len(self.classes))}
-        for index, record in enumerate(self.records):
+        of_class: dict[int, dict[Path, None]] = {label: {} for label in range(len(self.classes))}
+        for record in self.records:
             if record.label is None:
                 raise ValueError(f"{self.name}: {record.path} has no class, so no shots can be drawn")
-            of_class[record.label].append(index)
+            of_class[record.label][record.path] = None
         short = [self.classes[label] for label, found in of_class.items() if len(found) < shots]
         if short or not of_class:
             raise ValueError(f"{self.name} has classes with fewer than {shots} videos: {', '.join(short) or 'all'}")
-        chosen = [i for label, found in of_class.items() for i in random.Random(f"{seed} {label}").sample(found, shots)]
-        return replace(self.subset(sorted(chosen)), name=f"{self.name}, {shots} a class")
+        drawn = {label: set(random.Random(f"{seed} {label}").sample([*of], shots)) for label, of in of_class.items()}
+        chosen = [i for i, r in enumerate(self.records) if r.label is not None and r.path in drawn[r.label]]
+        return replace(self.subset(chosen), name=f"{self.name}, {shots} a class")
 
     def of_classes(self, names: Sequence[str]) -> VideoData:
         """The videos of some classes, labelled by their place in `names`; ValueError for a name that is no class."""
         unknown = [name for name in names if name not in self.classes]
         if unknown:
-            raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes[:5])}, ...")
+            raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         place = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
         terms = replace(self.terms, videos=None)

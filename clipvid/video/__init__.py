@@ -3,7 +3,7 @@
 Contract: uint8 RGB (T, 3, H, W), upright, in presentation order. Knows nothing of models, captions or data sets.
 """
 
-from clipvid.video.decode import BACKENDS, PICTURE_SUFFIXES, VideoInfo, probe, read, read_video
+from clipvid.video.decode import BACKENDS, PICTURE_SUFFIXES, VideoInfo, pictures_in, probe, read, read_video
 from clipvid.video.sampling import SAMPLERS, sample, temporal_views
 from clipvid.video.transforms import VideoTransform
 
@@ -13,6 +13,7 @@ __all__ = [
     "SAMPLERS",
     "VideoInfo",
     "VideoTransform",
+    "pictures_in",
     "probe",
     "read",
     "read_video",

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.video import _files
-from clipvid.video._frames import Choice, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
+from clipvid.video._frames import Choice, Clock, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,20 +38,16 @@ def are(path: str | Path) -> bool:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """How many pictures there are and the size of the first; every one is opened, none is decoded."""
-    files, sizes, kinds = listed(path), [], []
-    for file in files:
-        with _opened(file) as picture:
-            turned = picture.getexif().get(0x0112, 1) >= 5  # EXIF orientation: 5 to 8 swap the sides
-            sizes.append(picture.size[::-1] if turned else picture.size)
-            kinds.append((picture.format or "").lower())
+    """How many pictures there are and the size of the first; every one is decoded."""
+    files = listed(path)
+    sizes, kinds = zip(*(_decoded(file)[1:] for file in files), strict=True)
     return VideoInfo(
         path=Path(path),
         frames=len(files),
         fps=0.0,
         duration=0.0,
-        height=sizes[0][1],
-        width=sizes[0][0],
+        height=sizes[0][0],
+        width=sizes[0][1],
         codec=kinds[0],
         rotation=0,
         times=(0.0,) * len(files),
@@ -65,12 +60,13 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
         raise VideoError(
             path, "pictures have no times; leave out start and end, or make a video of them", backend=BACKEND
         )
-    files = listed(path)
+    clock, files = Clock(path, choice.time_limit, backend=BACKEND), listed(path)
     wanted = choice.of((0.0,) * len(files))
     in_range(wanted, path=path, frames=len(files), backend=BACKEND)
     pictures = {}
     for index in sorted(set(wanted)):
-        picture = _decoded(files[index])
+        clock.check()
+        picture = _decoded(files[index]).pixels
         pictures[index] = picture if fit is None else fit(picture)
     return stacked(pictures, wanted, path=path, backend=BACKEND)
 
@@ -79,15 +75,20 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
     """The pictures that `keep` keeps, one after another; it gets None for a time, which pictures have not."""
     for index, file in enumerate(listed(path)):
         if keep(index, None):
-            picture = _decoded(file)
+            picture = _decoded(file).pixels
             yield Shown(index, None, picture if fit is None else fit(picture))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures that lie directly in `folder`, sorted by name, without the hidden ones."""
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
 def listed(path: str | Path) -> list[Path]:
     """The picture itself, or the pictures of a folder in the order of their numbers."""
     if not Path(path).is_dir():
         return [Path(_files.checked(path, backend=BACKEND))]
-    files = [f for f in Path(path).iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
+    files = pictures_in(Path(path))
     if not files:
         raise VideoError(path, "a directory without pictures, and no video file", backend=BACKEND)
     if len(files) == 1:
@@ -111,42 +112,43 @@ def _check_numbers(path: str | Path, files: Sequence[Path], numbers: Sequence[in
             raise VideoError(path, reason, backend=BACKEND)
 
 
-def _opened(file: Path) -> Image:
-    import PIL.Image
-
-    refused = partial(VideoError, file, backend=BACKEND)
-    try:
-        picture = PIL.Image.open(_files.checked(file, backend=BACKEND))
-    except PIL.Image.DecompressionBombError as error:
-        raise refused(f"too many pixels ({error})") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = _files.why_not_a_video(str(file)) or "not a picture that Pillow can open"
-        raise refused(reason) from error
-    if (count := getattr(picture, "n_frames", 1)) > 1:
-        picture.close()
-        raise refused(f"{count} pictures in one file; make a video or a folder of it")
-    try:
-        check_pixels(*picture.size, path=file, backend=BACKEND)
-    except VideoError:
-        picture.close()
-        raise
-    return picture
+class _Decoded(NamedTuple):
+    pixels: UInt8[Tensor, "3 h w"]
+    size: tuple[int, int]
+    """Height and width, upright."""
+    kind: str
 
 
-def _decoded(file: Path) -> UInt8[Tensor, "3 h w"]:
+def _decoded(file: Path) -> _Decoded:
     """The upright picture in 8 bits, left channels-last in memory."""
+    import PIL.Image
     import PIL.ImageOps
 
-    with _opened(file) as picture:
-        try:
-            upright = PIL.ImageOps.exif_transpose(picture)
-            if upright.mode == "F":
-                raise VideoError(file, "its values are floating-point numbers of unknown range", backend=BACKEND)
-            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
-                grey = np.asarray(upright).astype(np.int64)
-                pixels = np.repeat((grey >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-            else:
-                pixels = np.array(upright.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise VideoError(file, f"damaged or cut off: {error}", backend=BACKEND) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
+    _files.checked(file, backend=BACKEND)
+    opened = False
+    try:
+        with PIL.Image.open(file) as picture:
+            opened = True
+            check_pixels(*picture.size, path=file, backend=BACKEND)
+            if (count := getattr(picture, "n_frames", 1)) > 1:
+                raise VideoError(file, f"{count} pictures in one file; make a video or a folder of it", backend=BACKEND)
+            kind = (picture.format or "").lower()
+            pixels = _in_8_bits(file, PIL.ImageOps.exif_transpose(picture), kind)
+    except VideoError:
+        raise
+    except Exception as error:  # of damaged files Pillow raises nearly every kind
+        reason = f"damaged or cut off: {error}" if opened else _files.why_not_a_video(str(file))
+        raise VideoError(file, reason or f"not a picture that Pillow can open ({error})", backend=BACKEND) from error
+    rgb = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
+    return _Decoded(rgb, (rgb.shape[1], rgb.shape[2]), kind)
+
+
+def _in_8_bits(file: Path, picture: Image, kind: str) -> np.ndarray:
+    """RGB (H, W, 3). Pillow would clip deeper values at 255 instead of scaling them."""
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and kind == "png")
+    if picture.mode in ("I", "F") and not deep:
+        raise VideoError(file, f"its values are {picture.mode}, numbers of unknown range", backend=BACKEND)
+    if not deep:
+        return np.array(picture.convert("RGB"))
+    grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)

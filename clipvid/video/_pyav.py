@@ -40,7 +40,7 @@ from clipvid.video._frames import (
     settled,
     stacked,
 )
-from clipvid.video._seek import Jump, Ladder, Packet, ladder, stands_alone
+from clipvid.video._seek import Jump, Ladder, Packet, ladder, units
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -115,7 +115,7 @@ def probe(path: str | Path) -> VideoInfo:
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
     """The chosen frames, upright."""
     clock = Clock(path, choice.time_limit, backend=BACKEND)
-    listed = listing(path)
+    listed = listing(path, clock)
     promised = listed.times
     wanted = choice.of(promised)
     jumps = None if listed.ladder is None else listed.ladder.jumps(wanted)
@@ -137,7 +137,8 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
 
 def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
     """The frames that `keep` keeps, one after another, holding one at a time; the file is decoded to its end."""
-    listing(path)  # refuses cut-off files
+    listed = listing(path)  # refuses cut-off files
+    sorted_times = listed.times if listed.container == "avi" else ()  # it stamps frames in the order of storage
     convert = Converter()
     first: float | None = None
     with opened(path) as (container, stream):
@@ -146,6 +147,7 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
             stamp = _seconds(frame.pts, frame.time_base)
             first = stamp if first is None else first
             time = index / rate if stamp is None or first is None else stamp - first
+            time = sorted_times[index] if index < len(sorted_times) else time
             if keep(index, time):
                 picture = convert(frame)
                 yield Shown(index, time, picture if fit is None else fit(picture))
@@ -157,10 +159,10 @@ def same_first_frame(path: str | Path, picture: UInt8[Tensor, "3 h w"]) -> bool:
     return ours.shape == picture.shape and float((ours.float() - picture.float()).abs().mean()) <= 1
 
 
-def listing(path: str | Path) -> Listing:
+def listing(path: str | Path, clock: Clock | None = None) -> Listing:
     """What the packets promise; VideoError if the file is shorter than its header says."""
     with opened(path) as (container, stream):
-        packets, end = _demuxed(path, container, stream)
+        packets, end = _demuxed(path, container, stream, clock)
         _refuse_cut_off(path, container, stream, packets=packets, end=end)
         context, stamps = stream.codec_context, [packet.time for packet in packets if not packet.hidden]
         codec = context.codec.canonical_name
@@ -182,7 +184,9 @@ def listing(path: str | Path) -> Listing:
         )
 
 
-def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream) -> tuple[list[Packet], float]:
+def _demuxed(
+    path: str | Path, container: InputContainer, stream: VideoStream, clock: Clock | None
+) -> tuple[list[Packet], float]:
     """The packets of the stream in stored order, and how many seconds the data of all streams spans."""
     import av.error
 
@@ -190,6 +194,8 @@ def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream) -
     codec = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
     try:
         for packet in container.demux():
+            if clock is not None:
+                clock.check()
             at = packet.pts if packet.pts is not None else packet.dts
             if at is None and not packet.size:
                 continue  # the mark of the end, one per stream
@@ -200,9 +206,10 @@ def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream) -
                 continue
             if packet.has_sidedata("encryption_info"):  # would decode to garbage
                 raise VideoError(path, _files.ENCRYPTED, backend=BACKEND)
-            time, key = _seconds(packet.pts, packet.time_base), packet.is_keyframe
-            alone = key and stands_alone(codec, bytes(packet))
-            packets.append(Packet(time, packet.pts, key, packet.is_discard or not packet.size, alone))
+            facts = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
+            hidden = packet.is_discard or not packet.size
+            time = _seconds(packet.pts, packet.time_base)
+            packets.append(Packet(time, packet.pts, packet.is_keyframe, hidden, facts))
     except av.error.FFmpegError as error:
         raise _damaged(path, error, done=f"{len(packets)} of {_announced(stream)} packets can be read") from error
     return packets, end - start

@@ -33,11 +33,12 @@ def probe(path: str | Path) -> VideoInfo:
 
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
     """The chosen frames, upright."""
+    clock = Clock(path, choice.time_limit, backend=BACKEND)
     listing = _accepted(path)
     decoder = _opened(path, listing)
     wanted = choice.of(listing.times)
     in_range(wanted, path=path, frames=len(listing.times), backend=BACKEND)
-    pictures, clock = {}, Clock(path, choice.time_limit, backend=BACKEND)
+    pictures = {}
     for index in sorted(set(wanted)):
         clock.check()
         picture = _frame(path, decoder, index)

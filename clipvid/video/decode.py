@@ -31,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "PIXEL_LIMIT",
     "VideoInfo",
+    "pictures_in",
     "probe",
     "read",
     "read_part",
@@ -43,6 +44,7 @@ Result = TypeVar("Result")
 _DECODERS: dict[str, ModuleType] = {"pyav": _pyav, "decord": _decord, "torchcodec": _torchcodec}
 BACKENDS = tuple(_DECODERS)
 PICTURE_SUFFIXES = _pictures.SUFFIXES
+pictures_in = _pictures.pictures_in
 
 
 def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
@@ -147,6 +149,8 @@ def stream(
 ) -> Iterator[tuple[int, float | None, UInt8[Tensor, "3 h w"]]]:
     """The frames of a video of any length one by one, in constant memory: number, seconds from the first, picture.
 
+    Wrong arguments are errors at once, those of the file when its frames are asked for.
+
     Args:
         every: take every so manyth frame.
         fps: or so many a second, whatever the video's own rate: of each 1/fps seconds the first frame. A video with
@@ -160,6 +164,12 @@ def stream(
         raise ValueError(f"every starts at 1 and fps is above 0, got every={every} and fps={fps}")
     if every > 1 and fps is not None:
         raise ValueError(f"take every={every} frames or fps={fps} a second, not both")
+    return _stream(path, every, fps, fit)
+
+
+def _stream(
+    path: str | Path, every: int, fps: int | float | None, fit: Fit | None
+) -> Iterator[tuple[int, float | None, UInt8[Tensor, "3 h w"]]]:
     ticks = 0
 
     def keep(index: int, time: float | None) -> bool:
