@@ -13,7 +13,6 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
+
+from clipvid._labels import place_labels
 
 DPI = 130
 INK, GREY, LINE, FILM, HOLE = "#1f2933", "#66737f", "#d9dee3", "#20242a", "#f2f4f6"
@@ -121,25 +122,38 @@ def trade_off(points: Sequence[Trade], path: str | Path, *, title: str, price: s
             capsize=3,
             label=group,
         )
-    heights = _spread_apart([p.quality for p in points], least=(axes.get_ylim()[1] - axes.get_ylim()[0]) / 26)
-    for point, height in zip(points, heights, strict=True):
-        axes.annotate(
-            point.name,
-            (point.price, point.quality),
-            xytext=(point.price * 1.06, height),
-            fontsize=8.5,
-            color=INK,
-            va="center",
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8},
-        )
     axes.margins(x=0.14)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="lower right", frameon=False, fontsize=9.5)
     figure.suptitle(textwrap.fill(title, 80), x=0.012, ha="left", **HEADING)
+    _name_points(axes, points)
     return _write(figure, path)
+
+
+def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
+    """Write each point's name where it covers nothing, with a line to the point if it had to go far."""
+    canvas = FigureCanvasAgg(axes.get_figure(root=True))
+    canvas.draw()  # the layout is settled only now
+    axes.set_autoscale_on(False)
+    to_pixels, renderer = axes.transData.transform, canvas.get_renderer()
+    pixels = [tuple(to_pixels((p.price, p.quality))) for p in points]
+    bars = [(*to_pixels((p.price, p.quality - p.spread)), *to_pixels((p.price, p.quality + p.spread))) for p in points]
+    obstacles = [(x - 7, min(low, y - 7), x + 7, max(high, y + 7)) for (x, y), (_, low, _, high) in zip(pixels, bars)]  # noqa: B905
+    if legend := axes.get_legend():
+        obstacles.append(legend.get_window_extent(renderer).extents)
+    texts = [axes.text(p.price, p.quality, p.name, fontsize=8.5, color=INK, parse_math=False) for p in points]
+    sizes = [(extent.width, extent.height) for extent in (text.get_window_extent(renderer) for text in texts)]
+    boxes = place_labels(pixels, sizes, obstacles, axes.get_window_extent(renderer).extents)
+    to_data = axes.transData.inverted().transform
+    for text, (x, y), box in zip(texts, pixels, boxes, strict=True):
+        text.set_position(to_data((box[0], (box[1] + box[3]) / 2)))
+        text.set_verticalalignment("center_baseline")
+        near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+        if math.dist((x, y), near) > 14:
+            line = np.array([to_data((x, y)), to_data(near)])
+            axes.plot(line[:, 0], line[:, 1], color=LINE, linewidth=0.8, zorder=0)
 
 
 def retrieval_grid(rows: Sequence[RetrievalRow], path: str | Path, *, title: str = "") -> Path:
@@ -341,15 +355,6 @@ def _picture(axes: Axes, frame: UInt8[Tensor, "3 h w"], *, x: float, y: float, w
 def _rounded(x: float, y: float, width: float, height: float, *, radius: float, **style: object) -> FancyBboxPatch:
     shape = f"round,pad=0,rounding_size={radius}"
     return FancyBboxPatch((x, y), width, height, boxstyle=shape, **style)  # pyright: ignore[reportArgumentType]
-
-
-def _spread_apart(heights: Sequence[float], *, least: float) -> list[float]:
-    """The heights moved up where they are nearer than `least` to the next lower one."""
-    moved = list(heights)
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    for lower, upper in pairwise(order):
-        moved[upper] = max(moved[upper], moved[lower] + least)
-    return moved
 
 
 def _aspect(frames: Tensor) -> float:

@@ -1,0 +1,31 @@
+"""Names on a chart: none covers a point, an error bar, another name or the edge while there is room."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from clipvid._labels import _overlap, place_labels
+
+WITHIN = (0.0, 0.0, 1000.0, 600.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_names_of_a_crowd_cover_nothing(seed):
+    rng = Random(seed)
+    points = [(rng.uniform(350, 650), rng.uniform(150, 450)) for _ in range(14)]
+    points += [(2.0, 2.0), (998.0, 598.0)]
+    bars = [(x - 6, y - rng.uniform(6, 40), x + 6, y + rng.uniform(6, 40)) for x, y in points]
+    boxes = place_labels(points, [(rng.uniform(40, 90), 12.0) for _ in points], bars, WITHIN)
+    assert all(_overlap(box, bar) == 0 for box in boxes for bar in bars)
+    assert all(_overlap(a, b) == 0 for a, b in combinations(boxes, 2))
+    assert all(0 <= box[0] and box[2] <= 1000 and 0 <= box[1] and box[3] <= 600 for box in boxes)
+
+
+def test_a_lonely_point_has_its_name_at_its_right():
+    (box,) = place_labels([(100.0, 100.0)], [(50.0, 10.0)], [(94.0, 94.0, 106.0, 106.0)], WITHIN)
+    assert box == (110.0, 95.0, 160.0, 105.0)
+    (box,) = place_labels([(970.0, 100.0)], [(50.0, 10.0)], [], WITHIN)
+    assert box == (910.0, 95.0, 960.0, 105.0)
