@@ -21,7 +21,7 @@ def test_names_of_a_crowd_cover_nothing(seed):
     boxes = place_labels(points, [(rng.uniform(40, 90), 12.0) for _ in points], bars, WITHIN)
     assert all(_overlap(box, bar) == 0 for box in boxes for bar in bars)
     assert all(_overlap(a, b) == 0 for a, b in combinations(boxes, 2))
-    assert all(0 <= box[0] and box[2] <= 1000 and 0 <= box[1] and box[3] <= 600 for box in boxes)
+    assert all(box[0] >= 0 and box[2] <= 1000 and box[1] >= 0 and box[3] <= 600 for box in boxes)
 
 
 def test_a_lonely_point_has_its_name_at_its_right():

@@ -11,7 +11,9 @@ import pytest
 from clipvid.data.layouts import read_annotation
 from clipvid.data.protocols import PROTOCOLS
 from clipvid.data.readers import open_dataset
+from clipvid.data.record import Terms
 from clipvid.errors import DataError
+from clipvid.evaluate import queries
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
@@ -26,6 +28,7 @@ WHOLE = {  # protocol, split -> videos, captions, classes, and of the first its 
     ("k400", "val"): (19_906, 0, 400),
     ("ssv2", "val"): (24_777, 0, 174),
     ("ssv2", "test"): (27_157, 0, 174),
+    ("ssv2-template", "val"): (24_777, 24_777, 0),
     ("ucf101", "test"): (3783, 0, 101),
     ("ucf101", "test-2"): (3734, 0, 101),
     ("ucf101", "test-3"): (3696, 0, 101),
@@ -33,7 +36,7 @@ WHOLE = {  # protocol, split -> videos, captions, classes, and of the first its 
     ("hmdb51", "test"): (1530, 0, 51),
     ("hmdb51", "train"): (3570, 0, 51),
 }
-FOLDER = {"msrvtt-1ka": "msrvtt", "lsmdc-1k": "lsmdc", "msrvtt-full": "msrvtt"}
+FOLDER = {"ssv2-template": "ssv2", "msrvtt-1ka": "msrvtt", "lsmdc-1k": "lsmdc", "msrvtt-full": "msrvtt"}
 INSIDE = {"hmdb51": "testTrainMulti_7030_splits"}
 
 
@@ -218,3 +221,22 @@ def test_protocols_are_data_that_agree_with_themselves():
         assert protocol.tokens is None or 0 < protocol.tokens <= 77
     with pytest.raises(DataError, match="didemo has no split 'tset'; choose one of test, val, train; 1004 test videos"):
         open_dataset("didemo", Path(), split="tset", check_files=False)
+
+
+@needs_real
+def test_templates_are_the_captions_of_all_their_videos():
+    data = opened("ssv2-template", "val")
+    texts, truth = queries(data.subset(range(3000)))
+    assert data.terms == Terms(24_777, frames=12, tokens=None, shared=True)
+    assert len({r.captions for r in data}) == 174
+    assert not any("[" in text for text in texts)
+    assert truth.sum() == 3000
+    assert truth.any(dim=0).all()
+
+
+@needs_real
+def test_a_protocol_brings_its_terms():
+    assert opened("msrvtt-1ka", "test").terms == Terms(1000, frames=12, tokens=32)
+    assert opened("didemo", "test").terms == Terms(1004, frames=64, tokens=64)
+    assert opened("msrvtt-1ka", "test", allow_missing=True).terms.fewer
+    assert opened("k400", "val").terms == Terms(19_906, frames=8)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
+from clipvid.data.record import Record, Terms, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.feed import LiveFeed, plan
@@ -177,6 +177,10 @@ def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, 
     skip = replace(READING, unreadable="skip")
     result = train(fresh(mini), data, None, config(epochs=1, reading=skip, batch_size=9), progress=False)
     assert [error.path.name for error in result.unreadable] == ["broken.mp4"]
+    protocol = replace(data, terms=Terms(videos=9))  # validation picks an epoch: no figure of the protocol
+    for cached in (False, True):
+        settings = config(epochs=1, reading=skip, cache_taps=cached)
+        assert train(fresh(mini), clips, protocol, settings, progress=False).best_score is not None
     found = evaluate_retrieval(fresh(mini), data, skip)
     assert found.n_videos == 8
     assert [e.path.name for e in found.unreadable] == ["broken.mp4"]

@@ -189,7 +189,12 @@ def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Itera
 
 
 def _in_pool(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    pool = ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(
+        min(workers, len(paths)),
+        mp_context=get_context("spawn"),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )
     try:
         for future in as_completed([pool.submit(_probe, path, limit) for path in paths]):
             yield future.result()
@@ -231,9 +236,8 @@ class _limited:  # noqa: N801  # reads as a word where it is used
         raise TimeoutError
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = os.getppid()
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed, perhaps before it began, would wait for work for ever."""
 
     def watch() -> None:
         while os.getppid() == parent:
