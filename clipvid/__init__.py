@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from clipvid.taps import Taps as Taps
     from clipvid.training import train as train
     from clipvid.video.decode import read_video as read_video
-    from clipvid.windows import encode_windows as encode_windows
 
 __version__ = "0.1.0"
 
@@ -50,7 +49,6 @@ _OWNERS = {
     "evaluate_recognition": "clipvid.evaluate",
     "zero_shot": "clipvid.evaluate",
     "VideoIndex": "clipvid.search",
-    "encode_windows": "clipvid.windows",
 }
 
 __all__ = [  # noqa: RUF022  # in the order in which a user meets them
@@ -69,7 +67,6 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "evaluate_recognition",
     "zero_shot",
     "VideoIndex",
-    "encode_windows",
 ]
 
 

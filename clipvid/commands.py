@@ -202,22 +202,17 @@ def evaluate(
     }
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
-    extras: dict[str, Any] = {"rerank": rerank, "dual_softmax": dual_softmax, "bank": bank, "report": report}
-    extras = {name: value for name, value in extras.items() if value is not None}
-    if extras and task != "retrieval":
-        raise ValueError(f"{', '.join(extras)}: only retrieval has this, the task is {task}; leave it out")
     if by_class and task != "recognition":
         raise ValueError(f"by_class: only recognition has classes, the task is {task}; leave it out")
     if prompts is not None and not zero_shot:
         raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
     if report_queries < 1 or (report is not None and Path(report).is_dir()):
         raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {report_queries}")
-    extras |= {} if extras.pop("report", None) is None else {"best": 5}
+    extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
         read = named_data(data, format, bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
-    extras |= {"hubs": True} if task == "retrieval" else {}
     found = scorers[task](video_model, videos, reading, progress=True, **extras)
     print(found)
     if by_class:
@@ -229,6 +224,17 @@ def evaluate(
         from clipvid.report import write_report
 
         print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _of_retrieval(task: str, **asked: Any) -> dict[str, Any]:
+    """What retrieval is asked beside its figures; ValueError where the task is another."""
+    extras = {name: value for name, value in asked.items() if value is not None}
+    if task == "retrieval":
+        best = {"best": 5} if extras.pop("report", None) else {}
+        return {**extras, **best, "hubs": True}
+    if extras:
+        raise ValueError(f"{', '.join(extras)}: only retrieval has this, the task is {task}; leave it out")
+    return {}
 
 
 def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ from clipvid.nn.frames import mean_over_frames
 from clipvid.taps import Pixels, Taps
 from clipvid.textual import TextTokens
 from clipvid.video.transforms import VideoTransform
+
+if TYPE_CHECKING:
+    from clipvid.windows import Windows
 
 
 class VideoCLIP(nn.Module):
@@ -153,6 +156,24 @@ class VideoCLIP(nn.Module):
         """Frame embeddings and the mask that says which frames count: what `match` compares with texts."""
         source = self._source(video, mask)
         return self.encode_frames(source), source.mask
+
+    def encode_windows(
+        self,
+        path: str | Path,
+        *,
+        window: int = 12,
+        stride: int = 1,
+        every: int = 1,
+        fps: int | float | None = None,
+        **batches: Any,
+    ) -> Iterator[Windows]:
+        """Embed all windows of `window` frames of a video of any length, `stride` frames apart, in constant memory.
+
+        Each frame passes the tower once. `every`, `fps` and the rest are those of `clipvid.windows.encode_windows`.
+        """
+        from clipvid.windows import encode_windows
+
+        return encode_windows(self, path, window=window, stride=stride, every=every, fps=fps, **batches)
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
         """Embed strings or token ids (M, ctx) with the text tower; long texts are cut, the end token kept."""

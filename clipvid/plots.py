@@ -148,7 +148,8 @@ def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
     boxes = place_labels(pixels, sizes, obstacles, axes.get_window_extent(renderer).extents)
     to_data = axes.transData.inverted().transform
     for text, (x, y), box in zip(texts, pixels, boxes, strict=True):
-        text.set_position(to_data((box[0], (box[1] + box[3]) / 2)))
+        left, middle = to_data((box[0], (box[1] + box[3]) / 2))
+        text.set_position((left, middle))
         text.set_verticalalignment("center_baseline")
         near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
         if math.dist((x, y), near) > 14:

@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
 from clipvid.taps import Pixels, Taps
 from clipvid.video.decode import stream
+
+if TYPE_CHECKING:
+    from clipvid.model import VideoCLIP
 
 T = TypeVar("T")
 BLOCK = 256
@@ -72,7 +74,7 @@ def encode_windows(
     A video with fewer frames than a window gives one, its padding masked. Raises ValueError for wrong numbers at once,
     VideoError for a file that cannot be read to its end.
 
-    >>> found = list(encode_windows(model, "match.mp4", window=8, fps=4))                      # doctest: +SKIP
+    >>> found = list(model.encode_windows("match.mp4", window=8, fps=4))                       # doctest: +SKIP
     >>> best = (torch.cat([w.video for w in found]) @ model.encode_text("a goal").T).argmax()  # doctest: +SKIP
     """
     for name, value in (("window", window), ("stride", stride), ("chunk", chunk), ("batch_size", batch_size)):

@@ -38,6 +38,7 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "interop_hf": {"model"},
     "cache": {"model"},
     "windows": {"model"},
+    "model": {"windows"},
     "feed": {"evaluate"},
     "evaluate": {"matching"},
     "search": {"matching"},

@@ -35,7 +35,7 @@ def model() -> clipvid.VideoCLIP:
 
 
 def encoded(model, path, **options) -> clipvid.windows.Windows:
-    parts = list(clipvid.encode_windows(model, path, precision="32-true", **options))
+    parts = list(model.encode_windows(path, precision="32-true", **options))
     return clipvid.windows.Windows(
         *(torch.cat([getattr(p, f) for p in parts]) for f in ("video", "frames", "starts", "ends"))
     )
@@ -127,11 +127,11 @@ def test_pictures_slide_without_times(model, tmp_path):
 def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
     for wrong in ({"window": 0}, {"stride": 0}, {"chunk": 0}, {"batch_size": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
-            clipvid.encode_windows(model, path, **wrong)  # at once, before anything is iterated
+            model.encode_windows(path, **wrong)  # at once, before anything is iterated
     with pytest.raises(ValueError, match="not both"):
-        clipvid.encode_windows(model, path, every=2, fps=3)
+        model.encode_windows(path, every=2, fps=3)
     with pytest.raises(ValueError, match="fps is above 0"):
-        clipvid.encode_windows(model, path, fps=0)
+        model.encode_windows(path, fps=0)
     with pytest.raises(VideoError, match="28 of 50 frames decode"):
         encoded(model, shared_data / "hostile" / "corrupted_midstream.mp4")
 
@@ -142,8 +142,8 @@ def test_the_model_is_in_eval_while_it_encodes_and_as_it_was_in_between(model, p
         type(model), "encode_video", lambda self, *a, **k: modes.append(self.training) or encode(self, *a, **k)
     )
     model.train()
-    first = clipvid.encode_windows(model, path, window=8, stride=16)
-    second = clipvid.encode_windows(model, path, window=8, stride=16)
+    first = model.encode_windows(path, window=8, stride=16)
+    second = model.encode_windows(path, window=8, stride=16)
     next(first), next(second)
     first.close()
     assert model.training
@@ -169,7 +169,7 @@ def test_an_hour_of_video_passes_in_constant_memory(model, tmp_path):
             picture[:, i % 120 : i % 120 + 8] = 255
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode())
-    for _ in clipvid.encode_windows(model, write(tmp_path / "short.mp4"), window=12):
+    for _ in model.encode_windows(write(tmp_path / "short.mp4"), window=12):
         pass  # what stays for good has loaded
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory_mib("VmRSS")
