@@ -239,7 +239,11 @@ def read_card(path: str | Path) -> dict[str, Any]:
         whole = whole and {"task", "precision"} <= set(card) and bool(_sides(card))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
-    if found != FORMAT or not whole:
+    if found == FORMAT and not whole:
+        raise CheckpointError(
+            f"{path} is no whole result card: parts that comparisons need are missing; evaluate again"
+        )
+    if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; evaluate the model again")
     return card
 
@@ -295,9 +299,10 @@ def summarize(cards: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _recipe(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs with other seeds have in common."""
+    """What runs with other seeds have in common: all that decides figures."""
+    idle = ("batch_size", "workers", "time_limit")
     model = {f"model {name}": value for name, value in card["model"].items() if name != "fingerprint"}
-    reading = {f"reading {name}": value for name, value in card["reading"].items()}
+    reading = {f"reading {name}": value for name, value in card["reading"].items() if name not in idle}
     return {**model, **reading, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
 
 

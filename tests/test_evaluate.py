@@ -79,6 +79,8 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
     whole = replace(data, terms=Terms(videos=20, frames=3, tokens=16))
     train, val = whole.split(0.5)
     assert (train.terms.videos, val.terms.videos, val.terms.tokens) == (None, None, 16)
+    assert val.name == f"{data.name}, 10 of 20 videos"  # so no card names the protocol for a part of it
+    assert whole.subset(range(20)).name == data.subset([0]).name == data.name
     assert evaluate_retrieval(model, val).reading == Reading(frames=3, tokens=16)
     assert trained_reading(model, whole.terms) == Reading(frames=3, tokens=16)
 
@@ -293,6 +295,8 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
+    cards[1]["reading"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
+    assert "of 3 runs" in summarize(cards)
     other = json.loads(json.dumps(cards[1]))
     other["reading"]["frames"] = 9
     with pytest.raises(ValueError, match="they differ in reading frames"):

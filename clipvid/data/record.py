@@ -111,8 +111,14 @@ class VideoData:
         return sum(len(record.captions) for record in self.records)
 
     def subset(self, indices: Iterable[int]) -> VideoData:
-        """The records at `indices`, in that order, with the same classes: a data set of its own, of whatever size."""
-        return replace(self.surviving(indices), terms=replace(self.terms, videos=None))
+        """The records at `indices`, in that order, with the same classes: a data set of its own, of whatever size.
+
+        Of a protocol's data its name says how many are left, so that figures over a part are not taken for the whole.
+        """
+        part = self.surviving(indices)
+        whole = self.terms.videos
+        name = self.name if whole is None or len(part) == whole else f"{self.name}, {len(part)} of {whole} videos"
+        return replace(part, name=name, terms=replace(self.terms, videos=None))
 
     def surviving(self, indices: Iterable[int]) -> VideoData:
         """This data set without the records that could not be read: it still should have had them."""
@@ -149,8 +155,8 @@ class VideoData:
             raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         place = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
-        terms = replace(self.terms, videos=None)
-        return replace(self, records=records, classes=tuple(names), terms=terms)
+        name = f"{self.name}, {len(names)} of {len(self.classes)} classes"
+        return replace(self, records=records, classes=tuple(names), name=name, terms=replace(self.terms, videos=None))
 
     def base_novel(self) -> tuple[VideoData, VideoData]:
         """The videos of the more frequent half of the classes and of the rarer half (base-to-novel generalisation).

@@ -99,7 +99,8 @@ def retrieval_metrics(
     video's score is the highest of its captions' (the field's convention for several captions a video). R@K is the
     expected share of queries with a relevant item among the first K; `ties` names other rules.
     """
-    scores, truth = as_scores(similarity), checked_truth(owner, as_scores(similarity).shape)
+    scores = as_scores(similarity)
+    truth = checked_truth(owner, scores.shape)
     if not isinstance(scores, Scores):
         raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
     options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
@@ -109,10 +110,9 @@ def retrieval_metrics(
             t2v=ranking_metrics(scores, truth, **options),
             v2t=ranking_metrics(Turned(scores, captioned), truth.T[captioned], **options),
         )
-    owners = truth
-    by_video = ByVideo(scores, owners)
+    by_video = ByVideo(scores, truth)
     return RetrievalMetrics(
-        t2v=ranking_metrics(scores, owners, **options),
+        t2v=ranking_metrics(scores, truth, **options),
         v2t=ranking_metrics(by_video, np.arange(by_video.shape[0]), **options),
     )
 
