@@ -140,7 +140,7 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     assert "v2t MnR" in capsys.readouterr().out
     (tmp_path / "b.json").write_text('{"format": 1}')
     assert main(["compare", "a.json", "b.json"]) == 1
-    assert "is no result card" in capsys.readouterr().err
+    assert "is no whole result card" in capsys.readouterr().err
     (tmp_path / "b.json").write_text("nonsense")
     for text in ("nonsense", "[]", '{"format": 1, "task": "retrieval", "figures": {}, "data": {}, "model": {}}'):
         (tmp_path / "b.json").write_text(text)
