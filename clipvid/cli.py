@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Options and their help come from the functions of commands.py and dataclasses.
+"""The command line: parse, call, print. Options and their help come from functions (clipvid.commands) and dataclasses.
 
 Contract: exit code 0 when all was done, 1 with one clear line on standard error for anything that clipvid refuses, 2
 for a wrong command line. Decides nothing itself.
@@ -11,20 +11,21 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from clipvid import __version__, commands
+from clipvid import __version__
+from clipvid.commands import finding, learning, measuring
 from clipvid.config import TrainConfig
 
 COMMANDS = {
-    "demo": commands.demo,
-    "info": commands.info,
-    "train": commands.fine_tune,
-    "eval": commands.evaluate,
-    "compare": commands.compare,
-    "summarize": commands.summarize,
-    "data check": commands.check_data,
-    "embed": commands.embed,
-    "index": commands.index,
-    "search": commands.search,
+    "demo": learning.demo,
+    "info": learning.info,
+    "train": learning.fine_tune,
+    "eval": measuring.evaluate,
+    "compare": measuring.compare,
+    "summarize": measuring.summarize,
+    "data check": measuring.check_data,
+    "embed": finding.embed,
+    "index": finding.index,
+    "search": finding.search,
 }
 
 GROUPS = {"data": "Look after data sets."}

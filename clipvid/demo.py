@@ -27,6 +27,7 @@ from clipvid.branches import BRANCHES, BranchOptions, choose
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data import shapes
+from clipvid.embedding import embed_texts, embed_videos
 from clipvid.metrics import bootstrap_interval
 from clipvid.model import VideoCLIP, attach
 from clipvid.search import VideoIndex
@@ -143,8 +144,8 @@ def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
     motions = [store.data.classes[r.label] for r in store.data if r.label is not None]
     own = [r.captions[0] for r in store.data]
     other = [text.replace(motion, shapes.reverse(motion)) for text, motion in zip(own, motions, strict=True)]
-    video = F.normalize(ev.embed_videos(model, store).video, dim=-1)
-    margins = [(video * ev.embed_texts(model, texts)).sum(dim=-1) for texts in (own, other)]
+    video = F.normalize(embed_videos(model, store).video, dim=-1)
+    margins = [(video * embed_texts(model, texts)).sum(dim=-1) for texts in (own, other)]
     won = (margins[0] > margins[1]).double() + 0.5 * (margins[0] == margins[1]).double()
     return _score(100 * won.mean().item(), bootstrap_interval(100 * won.numpy()))
 
@@ -241,9 +242,9 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
 
 def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int = 3) -> list[plots.RetrievalRow]:
     """One query of each pair of motions, with its first hits."""
-    video = F.normalize(ev.embed_videos(model, store).video, dim=-1)
+    video = F.normalize(embed_videos(model, store).video, dim=-1)
     chosen = [next(i for i, r in enumerate(store.data) if r.label == label) for label in range(0, 2 * queries, 2)]
-    text = ev.embed_texts(model, [store.data[i].captions[0] for i in chosen])
+    text = embed_texts(model, [store.data[i].captions[0] for i in chosen])
     rows = []
     for place, similarity in zip(chosen, text @ video.T, strict=True):
         best = similarity.topk(hits)

@@ -1,13 +1,14 @@
 """Scores of a model on a data set: text-video retrieval, recognition, zero-shot recognition.
 
 Contract: model and data in, an Evaluation out that carries its figures with intervals, how many clips they are over,
-and what could not be read. The metrics are in metrics.py; this file only runs models. Knows nothing of training.
+and what could not be read. Embeddings come from embedding.py, figures from metrics. Knows nothing of
+training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.cache import TapStore, stream_taps, trained_reading
+from clipvid.cache import TapStore
 from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
 from clipvid.data.record import VideoData
+from clipvid.embedding import embed_frames, embed_texts, embed_videos, reading_for, whole_enough
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
-from clipvid.matching import Frames, candidates, match_all, reranked
+from clipvid.matching import candidates, match_all, reranked
 from clipvid.metrics import (
     DualSoftmax,
     Hubness,
@@ -42,8 +44,7 @@ from clipvid.metrics import (
 )
 from clipvid.model import VideoCLIP
 from clipvid.nn.frames import mean_over_frames
-from clipvid.precision import autocast, resolve
-from clipvid.taps import Pixels, Taps
+from clipvid.precision import resolve
 
 
 @dataclass(frozen=True)
@@ -61,108 +62,6 @@ class BaseToNovel:
 
     def __str__(self) -> str:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings of the clips that could be read, with the records they belong to; `views` is not normalised."""
-
-    views: Float[Tensor, "n v e"]
-    data: VideoData
-    unreadable: tuple[VideoError, ...] = ()
-
-    @property
-    def video(self) -> Float[Tensor, "n e"]:
-        """One embedding a clip: that of its only view, not normalised, or the mean of its views' normalised ones."""
-        return self.views[:, 0] if self.views.shape[1] == 1 else F.normalize(self.views, dim=-1).mean(dim=1)
-
-
-def embed_videos(
-    model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading | None = None,
-    *,
-    whole: bool = False,
-    progress: bool = False,
-) -> Embedded:
-    """Embed every clip in all its views, decoding as it goes or reading taps that were kept.
-
-    `whole` is for figures: DataError when a protocol's video cannot be read, unless it was opened with allow_missing.
-    """
-    rows, kept, lost = _encoded(
-        model,
-        data,
-        _reading(model, data, reading),
-        lambda taps: model.encode_video(taps, normalize=False).float().cpu(),
-        whole=whole,
-        progress=progress,
-    )
-    return Embedded(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
-
-
-def embed_frames(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
-) -> tuple[Frames, VideoData, tuple[VideoError, ...]]:
-    """Frame embeddings of every clip, those of all its views side by side; the clips, and what could not be read."""
-
-    def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
-        frames, mask = model.encode_clip(taps)
-        mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
-        return frames.float().cpu(), mask
-
-    rows, kept, lost = _encoded(model, data, _reading(model, data, reading), encode, whole=True, progress=progress)
-    embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
-    return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
-
-
-def _encoded(
-    model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading,
-    encode: Callable[[Taps | Pixels], Any],
-    *,
-    whole: bool,
-    progress: bool,
-) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
-    """What `encode` gives for each batch, in eval mode and without gradients; `whole` refuses to lose a video."""
-    rows: list[Any] = []
-    kept: list[int] = []
-    lost: list[VideoError] = []
-    facts = data.data if isinstance(data, TapStore) else data
-    was_training = model.training
-    model.eval()
-    try:
-        for taps, indices, unreadable in _taps(model, data, reading, progress=progress):
-            lost.extend(unreadable)
-            kept.extend(indices)
-            if whole and unreadable:  # now, not after hours
-                _whole_enough(facts, len(facts) - len(lost))
-            if indices:
-                with torch.no_grad(), autocast(reading.precision, model.device):
-                    rows.append(encode(taps))
-    finally:
-        model.train(was_training)
-    if not kept:
-        raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
-    known = data.unreadable if isinstance(data, TapStore) else ()
-    return rows, facts.surviving(kept), (*known, *lost)
-
-
-@torch.no_grad()
-def embed_texts(
-    model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", tokens: int | None = None, chunk: int = 256
-) -> Tensor:
-    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
-
-    `tokens` cuts longer texts to so many (`Reading.tokens`).
-    """
-    distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
-    parts = []
-    for start in range(0, len(distinct), chunk):
-        with autocast(precision, model.device):
-            ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(model.encode_text(ids, normalize=False).float())
-    return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
 
 
 def evaluate_retrieval(
@@ -190,14 +89,14 @@ def evaluate_retrieval(
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     facts = data.data if isinstance(data, TapStore) else data
-    _whole_enough(facts, len(facts))
+    whole_enough(facts, len(facts))
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
             f"model whose similarity is {model.similarity!r}; attach with similarity='wti', 'mug' or 'mug_simple'"
         )
-    reading = _reading(model, data, reading)
+    reading = reading_for(model, data, reading)
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
@@ -297,12 +196,12 @@ def evaluate_recognition(
             f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
             "with classes= the classifier's"
         )
-    _whole_enough(facts, len(facts))
+    whole_enough(facts, len(facts))
     _need(facts, "label", [r.label is not None for r in facts])
     found = embed_videos(model, data, reading, whole=True, progress=progress)
     with torch.no_grad():
         logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
-    reading = _reading(model, data, reading)
+    reading = reading_for(model, data, reading)
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
@@ -380,33 +279,6 @@ def queries(data: VideoData) -> tuple[list[str], Tensor]:
     return texts, truth
 
 
-def _taps(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
-) -> Iterator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]]]:
-    if isinstance(data, TapStore):
-        data = data.read_by(model)
-        for start in range(0, len(data), reading.batch_size):
-            indices = list(range(start, min(start + reading.batch_size, len(data))))
-            yield data.batch(indices).to(model.device), indices, ()
-        return
-    for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"embed {data.name}"):
-        yield taps, batch.index.tolist(), batch.unreadable
-
-
-def _reading(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
-    """As asked, else as the model was trained; captions are cut as the protocol says where nothing else does.
-
-    Stored taps know how they were read: batch size, precision and what becomes of captions remain.
-    """
-    if isinstance(data, TapStore):
-        told, terms = reading or data.reading, data.data.terms
-        reading = replace(data.reading, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens)
-    else:
-        terms = data.terms
-        reading = reading or trained_reading(model, terms)
-    return reading if reading.tokens is not None else replace(reading, tokens=terms.tokens)
-
-
 def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading) -> Facts:
     return Facts(
         model.describe(),
@@ -419,16 +291,6 @@ def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], read
         tuple(str(path) for path in kept.missing),
         lost,
     )
-
-
-def _whole_enough(data: VideoData, found: int) -> None:
-    """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
-    terms = data.terms
-    if terms.videos is not None and found < terms.videos and not terms.fewer:
-        raise DataError(
-            f"{data.name} has {terms.videos} videos and {found} are left, so the figures would be over an easier "
-            "gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
-        )
 
 
 def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:

@@ -19,8 +19,8 @@ from clipvid.cache import TapStore, clip_dataset
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair, collate
 from clipvid.data.record import VideoData
+from clipvid.embedding import embed_texts
 from clipvid.errors import DataError, VideoError
-from clipvid.evaluate import embed_texts
 from clipvid.model import VideoCLIP
 from clipvid.taps import Taps
 from clipvid.video.augment import CONST_CL

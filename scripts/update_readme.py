@@ -41,12 +41,13 @@ FEW = "few-shot "
 def structures_table(results: dict) -> str:
     """The comparison of structures in Markdown: mean and standard deviation over the seeds, and what a step costs."""
     columns = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
-    heads = ("R@1", "R@5", "R@1 v2t", "R@5 v2t", "motion top-1", "trains", "MACs", "ms a step", "peak MiB")
+    heads = ("R@1", "R@5", "R@1 v2t", "R@5 v2t", "motion top-1", "rate", "trains", "MACs", "ms a step", "peak MiB")
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in results["rows"].items():
         if name.startswith(FEW):
             continue
         cells = [_cell(row["figures"].get(column)) for column in columns]
+        cells.append("-" if row["lr"] is None else f"{row['lr']:g}")
         cost = row["cost"]
         seconds, peak = cost.get("seconds a step"), cost.get("peak MiB")
         cells += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['MACs'] / 1e9:.2f} G"]
@@ -59,7 +60,7 @@ def structures_table(results: dict) -> str:
         f"Percent, mean ± standard deviation over {len(budget['seeds'])} seeds of weights and order, on "
         f"{budget['test_clips']} test clips; every row had the same {budget['train_clips']} training clips, "
         f"{budget['retrieval_epochs']} epochs for retrieval and, from there, {budget['recognition_epochs']} for "
-        f"motions, batch {budget['batch_size']}, the best of rates {rates} by validation clips. MACs a clip of "
+        f"motions, batch {budget['batch_size']}, at the best of the rates {rates} by validation clips. MACs a clip of "
         f"8 frames; a step is one from cached taps. {results['machine']}, {results['core seconds'] / 3600:.1f} core "
         f"hours in all; measured by `{results['command']}` at commit {results['commit']}.",
         "",
@@ -105,6 +106,7 @@ def structures_plot(results: dict, path: Path) -> None:
         title="Where time enters CLIP: motions told apart, and what a training step costs",
         price="milliseconds a training step of 32 clips, from cached taps",
         quality="motion top-1 (%)",
+        mark=(50.0, "knows the pairs of motions, blind to order"),
     )
 
 

@@ -8,8 +8,8 @@ import torch
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
+from clipvid.embedding import embed_videos
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.evaluate import embed_videos
 from clipvid.loading import load
 from clipvid.model import attach, create_model
 from clipvid.optim import parameter_groups

@@ -16,8 +16,9 @@ from clipvid.config import Reading
 from clipvid.data.readers import open_dataset
 from clipvid.data.record import Terms, VideoData
 from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_texts, embed_videos
 from clipvid.errors import CheckpointError
-from clipvid.evaluate import embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
 from clipvid.model import create_model
 

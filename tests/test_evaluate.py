@@ -18,16 +18,9 @@ from clipvid.cli import main
 from clipvid.config import PROMPT_SETS, Reading
 from clipvid.data.record import Record, Terms, VideoData
 from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_texts, embed_videos
 from clipvid.errors import DataError
-from clipvid.evaluate import (
-    base_to_novel,
-    embed_texts,
-    embed_videos,
-    evaluate_recognition,
-    evaluate_retrieval,
-    queries,
-    zero_shot,
-)
+from clipvid.evaluate import base_to_novel, evaluate_recognition, evaluate_retrieval, queries, zero_shot
 from clipvid.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
 from clipvid.model import create_model
 from clipvid.report import write_report

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from clipvid._labels import _overlap, place_labels
+from clipvid.plots.labels import _overlap, place_labels
 
 WITHIN = (0.0, 0.0, 1000.0, 600.0)
 

@@ -9,7 +9,8 @@ import torch
 from clipvid import matching
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, VideoData
-from clipvid.evaluate import embed_frames, embed_texts, evaluate_retrieval, owners
+from clipvid.embedding import embed_frames, embed_texts
+from clipvid.evaluate import evaluate_retrieval, owners
 from clipvid.matching import candidates, match_all, reranked
 from clipvid.metrics import retrieval_metrics
 from clipvid.model import create_model

@@ -11,8 +11,19 @@ import torch
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-from clipvid import plots
-from clipvid.plots import Hit, RetrievalRow, confusion_matrix, film_strip, retrieval_grid, training_curve
+from clipvid.plots import (
+    Hit,
+    RetrievalRow,
+    Trade,
+    charts,
+    confusion_matrix,
+    film_strip,
+    films,
+    ink,
+    retrieval_grid,
+    trade_off,
+    training_curve,
+)
 
 MAGENTA, CYAN = (250, 10, 240), (10, 240, 250)  # colours that the style itself never uses
 HISTORY = [{"run": run, "epoch": e, "loss": 1 / (e + 1), "score": e} for run in ("a", "b") for e in range(3)]
@@ -45,9 +56,9 @@ def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
         return retrieval_grid([RetrievalRow("q", (Hit(clip(CYAN), 0.5, right),))], tmp_path / name)
 
     right, wrong = grid(True, "right.png"), grid(False, "wrong.png")
-    assert area(right, plots.RIGHT) > 500
-    assert area(right, plots.WRONG) == 0
-    assert area(wrong, plots.RIGHT) == 0
+    assert area(right, ink.RIGHT) > 500
+    assert area(right, ink.WRONG) == 0
+    assert area(wrong, ink.RIGHT) == 0
     grey_right, grey_wrong = (np.asarray(Image.open(path).convert("L")) > 200 for path in (right, wrong))
     assert (grey_right != grey_wrong).sum() > 200  # the dashes, and the cross for the tick, survive the loss of colour
 
@@ -65,7 +76,7 @@ def test_long_sentences_make_a_taller_page_not_a_clipped_one(tmp_path):
 
 
 def test_wrapping_loses_no_letter_and_keeps_the_width():
-    page, font = plots._Page(width=5.0, side=0.2), FontProperties(size=10)
+    page, font = films._Page(width=5.0, side=0.2), FontProperties(size=10)
     text = "the $quick$ brown fox " + "x" * 300
     lines = page.wrap(text, width=2.0, font=font)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
@@ -91,8 +102,8 @@ def test_film_strip_breaks_into_lines_and_keeps_every_frame(tmp_path):
 def test_training_curve_draws_each_run_in_its_colour(tmp_path):
     both = training_curve(HISTORY, tmp_path / "both.png", title="a title that is rather long " * 5)
     alone = training_curve(HISTORY[:3], tmp_path / "alone.png")
-    assert area(both, plots.RUN_COLOURS[1]) > 100
-    assert area(alone, plots.RUN_COLOURS[1]) == 0
+    assert area(both, ink.RUN_COLOURS[1]) > 100
+    assert area(alone, ink.RUN_COLOURS[1]) == 0
 
 
 def test_training_curve_without_scores_has_one_panel(tmp_path):
@@ -103,8 +114,8 @@ def test_training_curve_without_scores_has_one_panel(tmp_path):
 
 def test_legend_names_the_best_epoch_of_a_run():
     run = {"epoch": [0, 1, 2], "loss": [3, 2, 1], "score": [None, 61.24, 40.0]}
-    assert plots._run_label("stan", run, score_name="R@1") == "stan   best 61.2 at epoch 1"
-    assert plots._run_label("stan", {**run, "score": [None] * 3}, score_name="R@1") == "stan"
+    assert charts._run_label("stan", run, score_name="R@1") == "stan   best 61.2 at epoch 1"
+    assert charts._run_label("stan", {**run, "score": [None] * 3}, score_name="R@1") == "stan"
 
 
 def test_confusion_matrix_is_dark_where_the_share_is_high(tmp_path):
@@ -146,7 +157,7 @@ def test_a_failed_drawing_leaves_the_old_picture_and_no_draft(tmp_path, monkeypa
         draft.write_bytes(b"half a picture")
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.Figure, "savefig", half)
+    monkeypatch.setattr(charts.Figure, "savefig", half)
     with pytest.raises(OSError, match="disk full"):
         film_strip(clip(MAGENTA), path)
     assert path.read_bytes() == before
@@ -161,3 +172,16 @@ def test_drawing_never_loads_pyplot(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+
+
+def test_a_mark_is_a_line_through_the_chart_with_its_name(tmp_path):
+    points = [Trade("a", 2.0, 20.0, 1.0, "one"), Trade("b", 200.0, 90.0, 2.0, "two")]
+    words = {"title": "Price", "price": "ms", "quality": "%"}
+    plain, marked = (
+        pixels(trade_off(points, tmp_path / "chart.png", **words, mark=mark)) for mark in (None, (50.0, "chance"))
+    )
+    assert plain.shape == marked.shape
+    changed = (plain != marked).any(axis=2)
+    lines = changed.sum(axis=1)
+    assert lines.max() > 0.5 * changed.shape[1] * 5 / 8  # dashes of 5 and gaps of 3 across the axes
+    assert changed[: int(np.argmax(lines)) - 2].any(), "its name stands on the line"

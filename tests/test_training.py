@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.record import Record, Terms, VideoData
+from clipvid.embedding import embed_videos
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.evaluate import embed_videos, evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.feed import LiveFeed, plan
 from clipvid.loading import load
 from clipvid.metrics import retrieval_metrics

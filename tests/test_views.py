@@ -16,8 +16,9 @@ from clipvid.cache import TapStore, clip_dataset, stream_taps
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.dataset import ClipDataset, Pair, Views, collate
 from clipvid.data.record import Record, VideoData
+from clipvid.embedding import embed_texts, embed_videos
 from clipvid.errors import VideoError
-from clipvid.evaluate import average_views, embed_texts, embed_videos, evaluate_recognition, evaluate_retrieval
+from clipvid.evaluate import average_views, evaluate_recognition, evaluate_retrieval
 from clipvid.feed import LiveFeed, open_feed
 from clipvid.heads import LinearClassifier
 from clipvid.model import create_model

@@ -1,4 +1,4 @@
-"""What the arguments of commands stand for: a device, a model, a data set.
+"""What the arguments of commands stand for: a device, a model, a data set; and how all of them name what was left out.
 
 Contract: words in, objects out, or a ValueError that says which option to change. Heavy modules load when they are
 needed. Knows nothing of what a command does with them.
@@ -6,6 +6,7 @@ needed. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,11 @@ def named_data(
     return open_dataset(
         format or guessed, root, split=split, classes=classes, allow_missing=allow_missing, check_files=check_files
     )
+
+
+def show_unreadable(unreadable: Sequence[Any]) -> None:
+    """What was left out, and why, on standard error."""
+    if unreadable:
+        from clipvid.data.dataset import describe_unreadable
+
+        print(describe_unreadable(unreadable), file=sys.stderr)

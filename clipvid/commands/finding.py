@@ -1,0 +1,134 @@
+"""Commands that make one's own videos findable: embed, index and search. Help texts come from their docstrings.
+
+Contract: plain arguments in; a command prints what it found and writes what was asked for, or raises. Heavy modules
+load when a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from clipvid.commands.arguments import index_model, named_model, refuse, show_unreadable
+from clipvid.config import Reading
+
+
+def embed(
+    videos: str,
+    out: str = "embeddings.safetensors",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    device: str = "auto",
+    reading: Reading | None = None,
+) -> None:
+    """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
+        model: a folder that clipvid saved, or a base model.
+        pretrained: weights of a base model.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        reading: how clips are read; as the model was trained when nothing of it is given.
+    """
+    import torch.nn.functional as F
+    from safetensors.torch import save_file
+
+    from clipvid._files import whole_file
+    from clipvid.cache import trained_reading
+    from clipvid.data.files import find_clips
+    from clipvid.data.record import Record, VideoData
+    from clipvid.embedding import embed_videos
+
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"out must end in .safetensors, got {out}")
+    video_model = named_model(model, pretrained, device=device, plain="mean")
+    paths = find_clips(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
+    if not paths:
+        raise ValueError(f"no videos in {videos}")
+    reading = replace(reading or trained_reading(video_model), unreadable="skip")
+    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), reading, progress=True)
+    facts = {
+        "model": model,
+        "fingerprint": video_model.fingerprint,
+        "paths": [str(r.path) for r in found.data],
+        "skipped": {str(e.path): e.reason for e in found.unreadable},
+    }
+    with whole_file(out) as beside:
+        save_file({"video": F.normalize(found.video, dim=-1).contiguous()}, beside)
+    with whole_file(Path(out).with_suffix(".json")) as beside:
+        beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
+    show_unreadable(found.unreadable)
+
+
+def index(
+    videos: str,
+    out: str = "clipvid-index",
+    model: str | None = None,
+    pretrained: str | None = None,
+    frames: int | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    add: bool = False,
+) -> None:
+    """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
+
+    Args:
+        videos: a file, or a folder that is searched for videos.
+        out: folder of the index.
+        model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
+        pretrained: weights of a base model.
+        frames: frames a video; as the model was trained when left out.
+        workers: processes that decode.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
+    """
+    from clipvid.cache import trained_reading
+    from clipvid.search import VideoIndex
+
+    if not Path(videos).exists():
+        raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
+    if add:
+        refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
+        found = VideoIndex.load(out, index_model(out, device))
+    else:
+        if Path(out).exists() and any(Path(out).iterdir()):
+            raise FileExistsError(
+                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+            )
+        name = model or "clipvid-mini"
+        video_model = named_model(name, pretrained, device=device, plain="mean")
+        reading = trained_reading(video_model)
+        frames = reading.frames if frames is None else frames
+        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler)
+        found.note = {"model": name, "pretrained": pretrained}
+    with found.saving_to(out):  # what is embedded is kept when this is interrupted
+        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    if not len(found):
+        show_unreadable(found.skipped)
+        raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
+    print(f"{len(found)} videos in {out}")
+    show_unreadable(found.skipped)
+
+
+def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int = 0, device: str = "auto") -> None:
+    """Find the videos of an index that fit a sentence, or that look like another video.
+
+    Args:
+        index: folder that `clipvid index` made.
+        query: sentence to look for; or the path of a video, with --video true.
+        video: the query is a video.
+        k: how many hits to print.
+        rerank: read so many of the first again and order them by the model's token-wise similarity.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+    """
+    from clipvid.search import VideoIndex
+
+    found = VideoIndex.load(index, index_model(index, device))
+    if video and rerank:
+        raise ValueError(f"rerank compares words with frames, the query is a video; leave out --rerank {rerank}")
+    hits = found.search_video(query, k=k) if video else found.search(query, k=k, rerank=rerank)
+    for hit in hits:
+        print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")

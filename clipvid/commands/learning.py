@@ -1,0 +1,142 @@
+"""Commands that teach a branch: demo, info and train. Help texts come from their docstrings.
+
+Contract: plain arguments in; a command prints what it found and writes what was asked for, or raises. Heavy modules
+load when a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clipvid.commands.arguments import named_data, named_device, named_model, show_unreadable
+from clipvid.config import TrainConfig
+
+
+def demo(
+    out: str = "clipvid-demo", train_clips: int = 4000, test_clips: int = 400, epochs: int = 4, seed: int = 0
+) -> None:
+    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
+
+    Args:
+        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
+        train_clips: clips to train on, an even number: each comes with itself played backwards.
+        test_clips: clips to score on, an even number.
+        epochs: passes over the training clips for retrieval; recognition goes on for half as many. The order-blind
+            baseline gets five times as many for each.
+        seed: of videos, weights and order.
+    """
+    from clipvid.demo import Plan, run
+
+    plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
+    run(out, plan)
+
+
+def info(
+    model: str,
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    freeze: str = "all",
+    text_lora: int = 0,
+    frames: int = 8,
+) -> None:
+    """Print what a base model and a branch on it cost: tower, taps, parameters, MACs, bytes; runs nothing.
+
+    Args:
+        model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
+        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
+        depth: how many of the tower's last levels are tapped, or blocks copied.
+        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
+        options: other options of the branch, as JSON.
+        similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
+        freeze: what of the base model stays frozen in training: all, visual, last:N or none.
+        text_lora: rank of LoRA adapters on the text tower; 0 for none.
+        frames: frames a clip.
+    """
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    described = named_model(model, chosen=chosen, shapes_only=True)
+    if freeze != "all" or text_lora:
+        described.unfreeze(freeze, text_lora=text_lora)
+    print(described.trainable_summary(frames))
+
+
+def fine_tune(  # not `train`: jsonargparse would look that up in the package, and load it
+    data: str,
+    out: str = "clipvid-run",
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    branch: str | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: dict[str, Any] | None = None,
+    similarity: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    val: str | None = None,
+    val_split: str | None = None,
+    val_fraction: float = 0.1,
+    shots: int | None = None,
+    allow_missing: bool = False,
+    device: str = "auto",
+    resume: bool = False,
+    config: TrainConfig | None = None,
+) -> None:
+    """Fine-tune a branch for retrieval or recognition, or on videos alone; the base model stays as it is unless asked.
+
+    Args:
+        data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with
+            --task selfsup any folder of videos.
+        out: folder for the trained model (out/best), checkpoints and curves.
+        model: base model, as for info; or a folder that clipvid saved, to go on from.
+        pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
+        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
+        depth: how many of the tower's last levels are tapped, or blocks copied.
+        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
+        options: other options of the branch, as JSON.
+        similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
+        format: folder, videos, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
+        split: split of the data to train on, where it has splits.
+        val: data to validate on; without it and val_split, a part of the training videos is held out.
+        val_split: split to validate on.
+        val_fraction: share of the training videos to hold out.
+        shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
+        allow_missing: go on without videos that the annotations name and that are not there.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        resume: go on from the last checkpoint in out.
+        config: everything else about training.
+    """
+    from clipvid.training import train
+
+    config = config or TrainConfig()
+    if val_split is not None and val is None and split is None:
+        raise ValueError(
+            "val_split without split would train on the validation videos too; give --split, such as train"
+        )
+    plain = "videos" if config.task == "selfsup" else "folder"
+    train_data = named_data(data, format, split, plain=plain, allow_missing=allow_missing)
+    if val is not None or val_split is not None:
+        classes = train_data.classes
+        val_data = named_data(val or data, format, val_split, classes=classes, plain=plain, allow_missing=allow_missing)
+        train_data = train_data if shots is None else train_data.few_shot(shots, seed=config.seed)
+    elif shots is not None:
+        whole, train_data = train_data, train_data.few_shot(shots, seed=config.seed)
+        seen = {record.path for record in train_data}
+        val_data = whole.subset(i for i, record in enumerate(whole) if record.path not in seen)
+        if not len(val_data):
+            raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
+    else:
+        train_data, val_data = train_data.split(val_fraction, seed=config.seed)
+    accelerator = named_device(device)
+    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    video_model = named_model(model, pretrained, chosen)
+    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
+    best = (
+        ""
+        if result.best_score is None
+        else f", {result.score_name} {result.best_score:.1f} on {len(val_data)} held-out videos"
+    )
+    print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
+    show_unreadable(result.unreadable)

@@ -1,0 +1,167 @@
+"""Commands about figures: eval, compare, summarize and data check. Help texts come from their docstrings.
+
+Contract: plain arguments in; a command prints what it found and writes what was asked for, or raises. Heavy modules
+load when a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clipvid.commands.arguments import named_data, named_model, named_prompts, show_unreadable
+from clipvid.config import Reading
+from clipvid.errors import DataError
+
+
+def evaluate(
+    data: str,
+    model: str = "clipvid-mini",
+    pretrained: str | None = None,
+    task: str | None = None,
+    format: str | None = None,
+    split: str | None = None,
+    zero_shot: bool = False,
+    prompts: str | None = None,
+    by_class: bool = False,
+    rerank: int | None = None,
+    dual_softmax: float | None = None,
+    bank: str | None = None,
+    allow_missing: bool = False,
+    out: str | None = None,
+    report: str | None = None,
+    report_queries: int = 50,
+    device: str = "auto",
+    reading: Reading | None = None,
+) -> None:
+    """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
+
+    Args:
+        data: as for train.
+        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
+        pretrained: weights of a base model.
+        task: retrieval or recognition; guessed from the model when left out.
+        format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
+        split: split of the data.
+        zero_shot: recognise by class names instead of a trained classifier.
+        prompts: with zero_shot, the words around a name: video (the default), name, photo, person, or a text file with
+            one a line and {} for the name.
+        by_class: also print recognition class by class, the worst first.
+        rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.
+        dual_softmax: also show figures after a dual softmax of this temperature (100), which sees all queries at once.
+        bank: also show figures after QB-Norm with the captions of this split of the data (train) as its bank.
+        allow_missing: score a protocol with fewer videos than it has; N then stands beside every figure.
+        out: JSON file for the result card, which `clipvid compare` reads.
+        report: HTML file for the captions that did not find their video, with film strips.
+        report_queries: how many of them, the worst first.
+        device: auto (a GPU where there is one), cpu, cuda or mps.
+        reading: how clips are read; as the model was trained when nothing of it is given.
+    """
+    from clipvid import evaluate as ev
+
+    video_model = named_model(model, pretrained, device=device, plain="mean")
+    task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
+    classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    videos = named_data(data, format, split, classes=classes, allow_missing=allow_missing)
+    scorers = {
+        "retrieval": ev.evaluate_retrieval,
+        "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
+    }
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    if by_class and task != "recognition":
+        raise ValueError(f"by_class: only recognition has classes, the task is {task}; leave it out")
+    if prompts is not None and not zero_shot:
+        raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
+    if report_queries < 1 or (report is not None and Path(report).is_dir()):
+        raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {report_queries}")
+    extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
+    extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
+    if bank is not None:
+        read = named_data(data, format, bank, check_files=False)
+        extras["bank"] = [caption for record in read for caption in record.captions]
+    found = scorers[task](video_model, videos, reading, progress=True, **extras)
+    print(found)
+    if by_class:
+        print(found.class_table())
+    show_unreadable(found.unreadable)
+    if out is not None:
+        print(f"result card: {found.save(out)}")
+    if report is not None:
+        from clipvid.report import write_report
+
+        print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _of_retrieval(task: str, **asked: Any) -> dict[str, Any]:
+    """What retrieval is asked beside its figures; ValueError where the task is another."""
+    extras = {name: value for name, value in asked.items() if value is not None}
+    if task == "retrieval":
+        best = {"best": 5} if extras.pop("report", None) else {}
+        return {**extras, **best, "hubs": True}
+    if extras:
+        raise ValueError(f"{', '.join(extras)}: only retrieval has this, the task is {task}; leave it out")
+    return {}
+
+
+def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
+    """Print two result cards side by side, with the p-value of every difference (paired bootstrap over the queries).
+
+    Args:
+        a: JSON file that `clipvid eval --out` wrote.
+        b: another, of the same data.
+        draws: how often the queries are drawn again.
+        seed: of the draws.
+    """
+    from clipvid.cards import compare as side_by_side
+    from clipvid.cards import read_card
+
+    print(side_by_side(read_card(a), read_card(b), n=draws, seed=seed))
+
+
+def summarize(cards: list[str]) -> None:
+    """Print mean and standard deviation of every figure over result cards of runs that differ in their seed.
+
+    Args:
+        cards: JSON files that `clipvid eval --out` wrote, of the same data.
+    """
+    from clipvid.cards import read_card
+    from clipvid.cards import summarize as over_runs
+
+    print(over_runs([read_card(card) for card in cards]))
+
+
+def check_data(
+    name: str,
+    root: str,
+    split: str | None = None,
+    annotations: str | None = None,
+    out: str = "clipvid-check",
+    workers: int = 0,
+    limit: float = 60.0,
+    longest: int | None = None,
+) -> None:
+    """Look at every video of a data set before anything is measured: what is missing, unreadable, odd or twice there.
+
+    Args:
+        name: a protocol (msrvtt-1ka, didemo, k400, ...), folder, videos or csv.
+        root: folder of the videos.
+        split: split of the data; a protocol's usual one when left out.
+        annotations: the annotation file, or the folder of the files, where they are not in or beside root.
+        out: folder for report.json and the log; a second run decodes new and changed files only.
+        workers: processes that decode; 0 takes one a core.
+        limit: seconds that a file may take.
+        longest: list captions of more words than this.
+    """
+    from clipvid.data.doctor import REPORT, check
+    from clipvid.data.readers import open_dataset
+
+    data = open_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
+    report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
+    print(report)
+    print(f"report: {Path(out) / REPORT}")
+    if not report.healthy:
+        raise DataError(
+            f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "
+            "over fewer videos than others have"
+        )

@@ -1,0 +1,164 @@
+"""Embeddings of a data set: of its clips in all their views, of their frames, of its captions.
+
+Contract: model and data in, rows in the order of the records out, with the clips that they belong to and those that
+could not be read. Live or from kept taps alike. Knows nothing of what is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvid.cache import TapStore, stream_taps, trained_reading
+from clipvid.config import Reading
+from clipvid.data.record import VideoData
+from clipvid.errors import DataError, VideoError
+from clipvid.matching import Frames
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast
+from clipvid.taps import Pixels, Taps
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of the clips that could be read, with the records they belong to; `views` is not normalised."""
+
+    views: Float[Tensor, "n v e"]
+    data: VideoData
+    unreadable: tuple[VideoError, ...] = ()
+
+    @property
+    def video(self) -> Float[Tensor, "n e"]:
+        """One embedding a clip: that of its only view, not normalised, or the mean of its views' normalised ones."""
+        return self.views[:, 0] if self.views.shape[1] == 1 else F.normalize(self.views, dim=-1).mean(dim=1)
+
+
+def embed_videos(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading | None = None,
+    *,
+    whole: bool = False,
+    progress: bool = False,
+) -> Embedded:
+    """Embed every clip in all its views, decoding as it goes or reading taps that were kept.
+
+    `whole` is for figures: DataError when a protocol's video cannot be read, unless it was opened with allow_missing.
+    """
+    rows, kept, lost = _encoded(
+        model,
+        data,
+        reading_for(model, data, reading),
+        lambda taps: model.encode_video(taps, normalize=False).float().cpu(),
+        whole=whole,
+        progress=progress,
+    )
+    return Embedded(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
+
+
+def embed_frames(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
+) -> tuple[Frames, VideoData, tuple[VideoError, ...]]:
+    """Frame embeddings of every clip, those of all its views side by side; the clips, and what could not be read."""
+
+    def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
+        frames, mask = model.encode_clip(taps)
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
+        return frames.float().cpu(), mask
+
+    rows, kept, lost = _encoded(model, data, reading_for(model, data, reading), encode, whole=True, progress=progress)
+    embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
+    return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
+
+
+def _encoded(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    reading: Reading,
+    encode: Callable[[Taps | Pixels], Any],
+    *,
+    whole: bool,
+    progress: bool,
+) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
+    """What `encode` gives for each batch, in eval mode and without gradients; `whole` refuses to lose a video."""
+    rows: list[Any] = []
+    kept: list[int] = []
+    lost: list[VideoError] = []
+    facts = data.data if isinstance(data, TapStore) else data
+    was_training = model.training
+    model.eval()
+    try:
+        for taps, indices, unreadable in _taps(model, data, reading, progress=progress):
+            lost.extend(unreadable)
+            kept.extend(indices)
+            if whole and unreadable:  # now, not after hours
+                whole_enough(facts, len(facts) - len(lost))
+            if indices:
+                with torch.no_grad(), autocast(reading.precision, model.device):
+                    rows.append(encode(taps))
+    finally:
+        model.train(was_training)
+    if not kept:
+        raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
+    known = data.unreadable if isinstance(data, TapStore) else ()
+    return rows, facts.surviving(kept), (*known, *lost)
+
+
+@torch.no_grad()
+def embed_texts(
+    model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", tokens: int | None = None, chunk: int = 256
+) -> Tensor:
+    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
+
+    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    """
+    distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
+    parts = []
+    for start in range(0, len(distinct), chunk):
+        with autocast(precision, model.device):
+            ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
+            parts.append(model.encode_text(ids, normalize=False).float())
+    return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
+
+
+def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
+    """As asked, else as the model was trained; captions are cut as the protocol says where nothing else does.
+
+    Stored taps know how they were read: batch size, precision and what becomes of captions remain.
+    """
+    if isinstance(data, TapStore):
+        told, terms = reading or data.reading, data.data.terms
+        reading = replace(data.reading, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens)
+    else:
+        terms = data.terms
+        reading = reading or trained_reading(model, terms)
+    return reading if reading.tokens is not None else replace(reading, tokens=terms.tokens)
+
+
+def whole_enough(data: VideoData, found: int) -> None:
+    """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
+    terms = data.terms
+    if terms.videos is not None and found < terms.videos and not terms.fewer:
+        raise DataError(
+            f"{data.name} has {terms.videos} videos and {found} are left, so the figures would be over an easier "
+            "gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
+        )
+
+
+def _taps(
+    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
+) -> Iterator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]]]:
+    if isinstance(data, TapStore):
+        data = data.read_by(model)
+        for start in range(0, len(data), reading.batch_size):
+            indices = list(range(start, min(start + reading.batch_size, len(data))))
+            yield data.batch(indices).to(model.device), indices, ()
+        return
+    for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"embed {data.name}"):
+        yield taps, batch.index.tolist(), batch.unreadable
