@@ -13,5 +13,5 @@ def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        install = f"pip install 'clipvid[{extra}]'" if extra else f"pip install {module}"
+        install = f"pip install 'clipvid[{extra}]' ('.[{extra}]' in a checkout)" if extra else f"pip install {module}"
         raise MissingExtraError(f"{why} needs {module}, which cannot be imported ({error}); {install}") from error

@@ -243,6 +243,11 @@ class Backbone(nn.Module):
         """The weights before the first block."""
         return tower.stem_parts(self.visual)
 
+    @property
+    def text_blocks(self) -> int:
+        """How many blocks `copy_text_blocks` could copy; 0 for a text tower of another kind."""
+        return len(tower.text_blocks(self.clip)[1])
+
     def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
         """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
         return tower.copy_text_blocks(self.clip, depth)

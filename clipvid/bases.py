@@ -38,19 +38,17 @@ def load_clip(
 
     `name` is one of `open_clip.list_models()`, an `hf-hub:` tag, a `local-dir:` folder or "clipvid-mini"; `pretrained`
     a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" there are no
-    weights at all, only shapes. Raises ValueError for names and tags that do not exist, and where weights would
-    silently be random.
+    weights at all, only shapes, and a tokenizer that refuses to be used. Raises ValueError for names and tags that do
+    not exist, and where weights would silently be random; BackboneError where weights or tokenizer cannot be fetched.
     """
     import open_clip
 
     shapes_only = torch.device(device).type == "meta"
-    if shapes_only:
-        pretrained = None if name == MINI or name.startswith(SCHEMES) else "random"
     base = Base(name, pretrained)
     if name == MINI:
         name = f"local-dir:{mini_folder()}"
     if not name.startswith(SCHEMES):
-        _check_builtin(name, pretrained)
+        _check_builtin(name, "random" if shapes_only and pretrained is None else pretrained)
     elif pretrained is not None:
         raise ValueError(f"{name.split(':')[0]}: names bring their own weights; leave pretrained out")
     tag = None if pretrained == "random" else pretrained
@@ -64,7 +62,7 @@ def load_clip(
                 clip = open_clip.create_model(name, load_weights=False, device="meta")
         finally:
             logging.disable(logging.NOTSET)
-        return clip, _tokenizer(name), base
+        return clip, _no_tokenizer, base
     try:
         clip = open_clip.create_model(
             name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
@@ -82,7 +80,17 @@ def load_clip(
 def _tokenizer(name: str) -> Any:
     import open_clip
 
-    return open_clip.get_tokenizer(name)
+    try:
+        return open_clip.get_tokenizer(name)
+    except (OSError, ImportError) as error:
+        raise BackboneError(
+            f"the tokenizer of {name} could not be loaded ({error}); some models take theirs from a hub: check the "
+            "network, or attach the model in Python with tokenizer= one of yours"
+        ) from error
+
+
+def _no_tokenizer(_: list[str]) -> Tensor:
+    raise ValueError("a model of shapes alone (device meta) reads no text; load it on a device")
 
 
 def mini_folder() -> Path:
@@ -98,6 +106,12 @@ def _check_builtin(name: str, pretrained: str | None) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
+        if "/" in name or Path(name).exists():
+            what = "a folder, but none that clipvid saved" if Path(name).is_dir() else "no folder that there is"
+            raise ValueError(
+                f"unknown model {name!r}: {what}, nor a model of open_clip; a training run's model is its folder best, "
+                f"open_clip's own files are local-dir:{name}, and a hub's are hf-hub:{name}"
+            )
         near = get_close_matches(name, [*open_clip.list_models(), MINI], n=3)
         hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
         raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")

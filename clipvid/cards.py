@@ -232,6 +232,8 @@ NEEDED = {
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """A card that was saved; CheckpointError for another file."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
         found = card["format"]

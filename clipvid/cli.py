@@ -6,10 +6,12 @@ for a wrong command line. Decides nothing itself.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from typing import Any, NoReturn
 
 from clipvid import __version__
 from clipvid.commands import finding, learning, measuring
@@ -64,15 +66,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> Any:
+@cache
+def _parser_class() -> Any:
+    """jsonargparse's parser, which says what is wrong in a line and not below all the options, of which train has 60.
+
+    Made in a function, so that nothing is loaded before a command line is read.
+    """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(
+    class Parser(ArgumentParser):
+        def print_usage(self, file: Any = None) -> None:
+            print(f"usage: {self.prog.replace(' [options]', '')} --help lists the options", file=file)
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            at = getattr(ex, "subcommand_parser", None) or self
+            print(f"{at.prog.replace(' [options]', '')}: {_plainly(message)}", file=sys.stderr)
+            at.print_usage(sys.stderr)
+            raise SystemExit(2) from ex
+
+    return Parser
+
+
+def _plainly(message: str) -> str:
+    """The parser's message in words of the command line, on one line."""
+    message = " ".join(message.split())
+    message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
+    message = re.sub(r"arguments are required: (?:\w+\.)*(\w+)", r"arguments are required: \1", message)
+    message = re.sub(r'expected "[\w.]+" to be (one of .*), but it was not provided\.', r"give \1", message)
+    return re.sub(r'Parser key "([\w.]+)": Expected (?:an? )?(.*?)\. Got value: ', r"--\1 takes \2, got ", message)
+
+
+def _parser() -> Any:
+    parser = _parser_class()(
         prog="clipvid", description="Turn any open_clip checkpoint into a video model.", version=__version__
     )
     group = parser.add_subcommands(dest="command", required=False)
     for name in dict.fromkeys(name.partition(" ")[0] for name in COMMANDS):
-        sub = ArgumentParser(description=GROUPS[name]) if name in GROUPS else _command(name)
+        sub = _parser_class()(description=GROUPS[name]) if name in GROUPS else _command(name)
         group.add_subcommand(name, sub, help=GROUPS.get(name) or _first_line(name))
         if name in GROUPS:
             inner = sub.add_subcommands(dest="action", required=True)
@@ -83,9 +113,7 @@ def _parser() -> Any:
 
 def _command(name: str) -> Any:
     """The parser of one command."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description=_first_line(name))
+    parser = _parser_class()(description=_first_line(name))
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     if name == "summarize":  # a positional list, which is not derived from a signature
         parser.add_argument("cards", nargs="+", help="JSON files that `clipvid eval --out` wrote, of the same data")

@@ -25,7 +25,7 @@ PROMPT_SETS = {
 
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
-"""Tasks, and the figure that picks the best epoch of each."""
+"""Tasks, and the figure that picks the best epoch of each: the higher the better, so a loss counts with a minus."""
 AVERAGES = ("logits", "probabilities")
 """What recognition may average over the views of a clip."""
 

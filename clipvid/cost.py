@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid import tower
 from clipvid.backbone import Backbone
-from clipvid.branches import Branch
+from clipvid.branches import Branch, preset_of
 from clipvid.taps import Geometry, Pixels, Taps
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
@@ -126,16 +126,21 @@ def _trains(backbone: Backbone) -> str:
     """What trains, in words."""
     parts = ["branch and heads"]
     if backbone.visual_trains:
-        parts.append("visual tower (from some block on)" if _partly(backbone.visual) else "visual tower")
+        parts.append(f"visual tower{_extent(tower.vit_blocks(backbone.visual))}")
     if backbone.lora_rank and backbone.text_trains:
         parts.append(f"LoRA of rank {backbone.lora_rank} on the text tower")
     elif backbone.text_trains:
-        parts.append("text tower")
+        parts.append(f"text tower{_extent(tower.text_blocks(backbone.clip)[1])}")
     return ", ".join(parts)
 
 
-def _partly(module: nn.Module) -> bool:
-    return not all(p.requires_grad for p in module.parameters())
+def _extent(blocks: Sequence[nn.Module]) -> str:
+    """Which of a tower's blocks train, in words; nothing where all do."""
+    trains = [any(p.requires_grad for p in block.parameters()) for block in blocks]
+    if all(trains):
+        return ""
+    numbers = [number for number, does in enumerate(trains, start=1) if does]
+    return f" (blocks {numbers[0]} to {numbers[-1]} of {len(trains)})" if numbers else " (its blocks frozen)"
 
 
 def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
@@ -155,7 +160,8 @@ def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
         return Macs(0, 0)
     visual = tower.meta_copy(backbone.visual)
     image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
-    one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
+    with torch.no_grad():
+        one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
     head = tower.head(backbone.visual) if branch.reads_frames else None
     projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
     return Macs((one.linear - projection) * frames, one.attention * frames)
@@ -168,7 +174,8 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
     if branch.reads_pixels:
         size = (branch.image_size,) * 2 if branch.image_size else backbone.image_size
         source = Pixels(torch.empty(1, frames, 3, *size, device="meta", dtype=dtype))
-    found = _count(lambda: copy(source))
+    with torch.enable_grad():  # as in training: without it torch multiplies by some weights as attention would
+        found = _count(lambda: copy(source))
     if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
         return found
     head = tower.head(
@@ -178,7 +185,7 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
 
 
 def _count(run) -> Macs:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         run()
     counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)
@@ -203,9 +210,7 @@ def _describe(options) -> str:
     told = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if told.get("stem", "tower") != "tower":
         told.pop("depth", None)  # all blocks are copied
-    return f"{type(options).__name__.removesuffix('Options').lower()}, " + ", ".join(
-        f"{k} {v}" for k, v in told.items()
-    )
+    return f"{preset_of(options)}, " + ", ".join(f"{k} {v}" for k, v in told.items())
 
 
 def _giga(macs: int) -> str:

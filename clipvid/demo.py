@@ -28,7 +28,7 @@ from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data import shapes
 from clipvid.embedding import embed_texts, embed_videos
-from clipvid.metrics import bootstrap_interval
+from clipvid.metrics import percent, share_interval
 from clipvid.model import VideoCLIP, attach
 from clipvid.search import VideoIndex
 from clipvid.training import TrainResult, train
@@ -147,7 +147,7 @@ def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
     video = F.normalize(embed_videos(model, store).video, dim=-1)
     margins = [(video * embed_texts(model, texts)).sum(dim=-1) for texts in (own, other)]
     won = (margins[0] > margins[1]).double() + 0.5 * (margins[0] == margins[1]).double()
-    return _score(100 * won.mean().item(), bootstrap_interval(100 * won.numpy()))
+    return _score(100 * won.mean().item(), percent(share_interval(won.numpy())))
 
 
 def shuffled(store: TapStore, *, seed: int) -> TapStore:

@@ -94,7 +94,7 @@ def evaluate_retrieval(
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
-            f"model whose similarity is {model.similarity!r}; attach with similarity='wti', 'mug' or 'mug_simple'"
+            f"model whose similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
         )
     reading = reading_for(model, data, reading)
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
@@ -190,7 +190,7 @@ def evaluate_recognition(
     facts = data.data if isinstance(data, TapStore) else data
     classifier = head if head is not None else model.head
     if classifier is None:
-        raise ValueError("this model has no classifier; train one with task='recognition', or use zero_shot")
+        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
     if facts.classes and tuple(facts.classes) != classifier.classes:
         raise DataError(
             f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
@@ -298,7 +298,7 @@ def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:
     if without:
         raise DataError(
             f"{len(without)} of {len(data)} videos of {data.name} have no {what}, first {without[0]}; give it one, or "
-            "leave them out with data.subset"
+            "leave them out of the data"
         )
 
 

@@ -110,6 +110,8 @@ class VideoCLIP(nn.Module):
         if video.ndim != 5 or video.shape[2] != 3:
             hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
             raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
+        if 0 in video.shape:
+            raise ValueError(f"video holds no frame, its shape is {tuple(video.shape)}; give B and T from 1")
         if mask is not None and (mask.shape != video.shape[:2] or not bool(mask.any(dim=1).all())):
             raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
         video = video.to(self.device)
@@ -149,6 +151,12 @@ class VideoCLIP(nn.Module):
         source = self._source(video, mask)
         embedding = mean_over_frames(self.encode_frames(source), source.mask)
         return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def forward(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b e"]:
+        """`encode_video`."""
+        return self.encode_video(video, mask=mask)
 
     def encode_clip(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
@@ -213,7 +221,7 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "b c"]:
         """Logits of the head; ValueError for a model without one."""
         if self.head is None:
-            raise ValueError("this model has no classifier; train one with task='recognition', or use zero_shot")
+            raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
         return self.head(self.encode_video(video, normalize=False, mask=mask))
 
     @torch.no_grad()
@@ -247,7 +255,7 @@ class VideoCLIP(nn.Module):
         """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
-    def trainable_summary(self, frames: int = 8) -> cost.Summary:
+    def trainable_summary(self, frames: int = 12) -> cost.Summary:
         """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
         if frames < 1:
             raise ValueError(f"frames starts at 1, got {frames}")

@@ -188,13 +188,20 @@ def stem_parts(visual: Any) -> StemParts:
     )
 
 
-def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
-    """Trainable copies of the text tower's first `depth` blocks and its positions; BackboneError where it has none."""
+def text_blocks(clip: Any) -> tuple[Any, list[Any]]:
+    """The text tower and its blocks, where they are open_clip's own."""
     text = clip if hasattr(clip, "token_embedding") else getattr(clip, "text", None)
     blocks = list(getattr(getattr(text, "transformer", None), "resblocks", []))
-    if not blocks or any(type(block).__name__ != "ResidualAttentionBlock" for block in blocks):
+    return text, [] if any(type(block).__name__ != "ResidualAttentionBlock" for block in blocks) else blocks
+
+
+def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
+    """Trainable copies of the text tower's first `depth` blocks and its positions; BackboneError where it has none."""
+    text, blocks = text_blocks(clip)
+    if not blocks:
         raise BackboneError(
-            f"{type(clip).__name__} has no text tower of open_clip's own blocks to start from; choose init='random'"
+            f"{type(clip).__name__} has no text tower of open_clip's own blocks to start from; choose branch "
+            "posterior, or init random"
         )
     if depth > len(blocks):
         raise BackboneError(f"the text tower has {len(blocks)} blocks, {depth} were asked for; lower depth")

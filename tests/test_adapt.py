@@ -189,8 +189,8 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     said = capsys.readouterr().out
     assert "LoRA of rank 8 on the text tower" in said
     assert "reads:                     level 8, 7x7 patches, width 768" in said
-    assert "keys a patch:              8 + 50" in said
-    assert "visual tower (from some block on)" in said
+    assert "keys a patch:              12 + 50" in said
+    assert "visual tower (blocks 7 to 8 of 12)" in said
 
 
 @pytest.mark.parametrize("mode", ["last:4", "none"])

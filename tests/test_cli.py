@@ -64,7 +64,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(videos, capsys, monkeypa
 def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
     options = ["--epochs", "1", "--batch_size", "2", "--reading.frames", "2", "--depth", "1", "--val_fraction", "0.5"]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0
-    assert "on 10 held-out videos" in capsys.readouterr().out
+    assert "on 10 validation videos" in capsys.readouterr().out
     error = refusal(capsys, "eval", "videos/test", "--model", "run")
     assert "run is the folder of a training run; its model is run/best" in error
     assert "frames starts at 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
@@ -102,5 +102,54 @@ def test_info_describes_every_branch_also_one_that_computes_nothing(capsys):
         depth = () if alone or name == "mean" else ("--depth", "2")
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
         said = capsys.readouterr().out
-        assert "MACs a clip (8 frames)" in said
+        assert "MACs a clip (12 frames)" in said
         assert ("keys a patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
+
+
+def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
+    for words, said in {
+        "train my --lr abc": "clipvid train: --lr takes float, got abc",
+        "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
+        "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3",
+        "info": "the following arguments are required: model",
+        "data": "give one of {check}",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(words.split())
+        error = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert said in error
+        assert error.count("\n") == 2, error
+        assert "--help lists the options" in error
+
+
+def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
+    error = refusal(capsys, "info", "my-rnu/best")
+    assert "unknown model 'my-rnu/best': no folder that there is" in error
+    assert "its tags are openai, " in refusal(capsys, "info", "ViT-B-16", "--pretrained", "nix")
+    assert "a folder, but none that clipvid saved" in refusal(capsys, "info", "videos")
+    assert "there is no result card a.json" in refusal(capsys, "compare", "a.json", "b.json")
+    error = refusal(capsys, "eval", "videos/test", "--task", "retrieval", "--zero_shot", "true")
+    assert "zero_shot: only recognition has classes, the task is retrieval" in error
+    clip = next(Path("videos/test").glob("*.mp4"))
+    assert "add --video true to look for videos like it" in refusal(capsys, "search", "found", str(clip))
+
+
+def test_videos_that_were_trained_on_are_counted_beside_the_score(videos, capsys):
+    options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "2", "--depth", "1"]
+    assert main(["train", "videos/test", "--val", "videos/test", *options, "--resume", "true"]) == 0
+    said = capsys.readouterr()
+    assert "on 20 validation videos, all of them trained on;" in said.out
+    assert "clipvid-run holds no run to resume; starting one" in said.err
+
+
+def test_what_trains_is_told_by_block(capsys):
+    assert main(["info", "ViT-B-32", "--pretrained", "openai", "--freeze", "last:6"]) == 0
+    said = capsys.readouterr().out
+    assert "base model:                ViT-B-32 (openai)" in said
+    assert "visual tower (blocks 7 to 12 of 12), text tower (blocks 7 to 12 of 12)" in said
+    assert main(["info", "ViT-B-16-SigLIP", "--branch", "vivit3"]) == 0  # whose tokenizer is on a hub
+    said = capsys.readouterr().out
+    assert "branch:                    vivit3, scheme factorised" in said
+    assert main(["info", "RN50"]) == 0  # of 2048 channels, with nothing to copy
+    assert int(capsys.readouterr().out.split("trains:")[1].split()[0].replace(",", "")) < 100e6

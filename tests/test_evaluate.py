@@ -271,7 +271,7 @@ def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, m
         (tmp_path / "set" / ("red" if i % 2 else "blue") / f"{i}.mp4").write_bytes(data[i].path.read_bytes())
     train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "2"]
     assert main([*train, "--shots", "2", "--out", "run", "--branch", "mean", "--options", '{"hidden": 8}']) == 0
-    assert "on 2 held-out videos" in capsys.readouterr().out
+    assert "on 2 validation videos" in capsys.readouterr().out
     assert main([*train, "--shots", "3", "--out", "all", "--branch", "mean"]) == 1
     assert "3 shots take all 6 videos; give --val, or fewer shots" in capsys.readouterr().err
 

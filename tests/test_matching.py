@@ -121,7 +121,7 @@ def test_search_reads_the_first_hits_again(model, clips):
 
 def test_reranking_needs_a_token_wise_similarity(clips):
     plain = create_model("clipvid-mini", branch="mean")
-    with pytest.raises(ValueError, match="whose similarity is 'mean'; attach with similarity='wti'"):
+    with pytest.raises(ValueError, match="whose similarity is 'mean'; attach it with similarity wti"):
         evaluate_retrieval(plain, clips, READING, rerank=3)
     index = VideoIndex.build(plain, [clips[0].path], frames=3, progress=False)
     with pytest.raises(ValueError, match="needs a model with a token-wise similarity"):

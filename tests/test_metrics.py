@@ -23,6 +23,7 @@ from clipvid.metrics import (
     ranks,
     recognition_metrics,
     retrieval_metrics,
+    share_interval,
 )
 from clipvid.metrics import scores as scores_of
 
@@ -259,6 +260,17 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
         low, high = bootstrap_interval(scores, n=200, seed=trial)
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 198
+
+
+@pytest.mark.parametrize(("n", "low"), [(3, 0.438503), (30, 0.886486), (400, 0.990487)])
+def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
+    # Wilson's score interval of n hits in n: n / (n + 1.959964^2)
+    assert share_interval(np.ones(n)) == pytest.approx((low, 1.0), abs=1e-6)
+    assert share_interval(np.zeros(n)) == pytest.approx((0.0, 1 - low), abs=1e-6)
+    perfect = recognition_metrics(np.eye(n + 1)[:n], np.arange(n))
+    assert perfect.intervals["top-1"] == perfect.intervals["mean class"] == pytest.approx((100 * low, 100.0), abs=1e-4)
+    mixed = np.arange(n) > 0
+    assert share_interval(mixed) == bootstrap_interval(mixed)
 
 
 def test_bootstrap_is_repeatable_and_the_seed_counts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -40,6 +41,7 @@ FOLDER = {"ssv2-template": "ssv2", "msrvtt-1ka": "msrvtt", "lsmdc-1k": "lsmdc", 
 INSIDE = {"hmdb51": "testTrainMulti_7030_splits"}
 
 
+@functools.cache  # the largest list of files takes seconds
 def opened(name: str, split: str | None = None, file: str | None = None, **options):
     folder = REAL / FOLDER.get(name, name)
     where = folder / file if file else folder / INSIDE.get(name, "")

@@ -201,7 +201,7 @@ def test_videos_already_indexed_are_an_error_or_skipped_or_replaced(index, model
     blue = tmp_path / "blue.mp4"
     blue.write_bytes((library / "blue").read_bytes())
     before = model.clips
-    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; pass existing="):
+    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; choose what becomes of them"):
         index.add([blue, library / "b" / "red.mp4"], progress=False)
     assert model.clips == before
     index.add([blue, blue, library / "b" / "red.mp4"], existing="skip", progress=False)

@@ -200,7 +200,7 @@ def test_options_survive_the_config(name):
 def test_wrong_options_name_the_value_and_the_choices(backbone):
     with pytest.raises(ValueError, match="unknown mixer 'atention'; choose one of attention, conv, conv_full, rsa"):
         choose("stan", {"mixer": "atention"})
-    with pytest.raises(ValueError, match="StanOptions has no option 'detph'; it has depth, mixer"):
+    with pytest.raises(ValueError, match="branch stan has no option 'detph'; it has depth, mixer"):
         choose("stan", {"detph": 3})
     with pytest.raises(ValueError, match="unknown branch 'stann'; choose one of mean, posterior, seqtransf, stan"):
         choose("stann")

@@ -160,7 +160,7 @@ def test_options_survive_the_config(name):
 def test_combinations_that_cannot_be_are_refused_with_the_reason(backbone):
     with pytest.raises(ValueError, match="scheme 'joint' says itself how frames are mixed, so it takes no mixer"):
         choose("joint", {"mixer": "rsa"})
-    with pytest.raises(ValueError, match="PosteriorOptions has no cross-frame module, so mixer does not apply"):
+    with pytest.raises(ValueError, match="branch posterior has no cross-frame module, so mixer does not apply"):
         choose("posterior", {"mixer": "rsa"})
     with pytest.raises(ValueError, match="unknown scheme 'divide'; choose one of space, joint"):
         IntermediateOptions("divide")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
+from clipvid.data.readers import open_dataset
 from clipvid.data.record import Record, Terms, VideoData
 from clipvid.embedding import embed_videos
 from clipvid.errors import CheckpointError, DataError, VideoError
@@ -93,36 +94,28 @@ def mini_with(mini, depth):
     return attach(mini.backbone, depth=depth)
 
 
-RUN = """
-import sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
-from test_training import config, fresh, READING
-from clipvid.data.readers import open_dataset
-from clipvid.model import create_model
-from clipvid.training import train
-if __name__ == "__main__":
+def go_on(csv: Path, out: Path) -> None:
+    """Start a run, or go on from its checkpoint; on one thread, whose sums do not depend on the machine."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    data = open_dataset("csv", {csv!r})
-    train(fresh(create_model("clipvid-mini", depth=1)), data, data,
-          config(epochs=3, batch_size=2, checkpoint_every=3), out=sys.argv[1], resume=True, progress=False)
-"""
+    try:
+        data = open_dataset("csv", csv)
+        model = fresh(create_model("clipvid-mini", depth=1))
+        asked = config(epochs=3, batch_size=2, checkpoint_every=3)
+        train(model, data, data, asked, out=out, resume=True, progress=False)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_path):
     rows = "".join(f"{r.path},{c},{clips.classes[r.label]}\n" for r in clips for c in r.captions)
-    (tmp_path / "clips.csv").write_text("path,caption,label\n" + rows)
-    script = tmp_path / "run.py"
-    script.write_text(RUN.format(tests=str(Path(__file__).parent), csv=str(tmp_path / "clips.csv")))
-
-    def start(out):
-        with open(tmp_path / f"{out}.log", "ab") as log:
-            return subprocess.Popen([sys.executable, str(script), str(tmp_path / out)], stderr=log)
-
-    whole = start("whole")
-    assert whole.wait(timeout=240) == 0, (tmp_path / "whole.log").read_text()
-    killed = start("killed")
+    csv = tmp_path / "clips.csv"
+    csv.write_text("path,caption,label\n" + rows)
+    go_on(csv, tmp_path / "whole")
+    start = "import sys; from pathlib import Path; from test_training import go_on; go_on(*map(Path, sys.argv[1:]))"
+    with open(tmp_path / "log", "ab") as log:
+        command = [sys.executable, "-c", start, str(csv), str(tmp_path / "killed")]
+        killed = subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent)
     place = tmp_path / "killed" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not place.exists() and time.monotonic() < deadline:  # the first checkpoint is 3 batches into an epoch of 4
@@ -131,9 +124,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
     killed.wait(timeout=30)
     assert not (tmp_path / "killed" / "best").exists()
     reached = torch.load(place, weights_only=True)["place"]
-    assert 0 < 4 * reached["epoch"] + reached["batch"] < 12
-    again = start("killed")
-    assert again.wait(timeout=240) == 0, (tmp_path / "killed.log").read_text()
+    assert 0 < 4 * reached["epoch"] + reached["batch"] < 12, (tmp_path / "log").read_text()
+    go_on(csv, tmp_path / "killed")
     expected, got = (load_file(tmp_path / out / "best" / "branch.safetensors") for out in ("whole", "killed"))
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[k], got[k]) for k in expected)

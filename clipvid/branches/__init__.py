@@ -22,7 +22,17 @@ from clipvid.branches.posterior import Posterior, PosteriorOptions
 from clipvid.branches.stan import STAN, StanOptions
 from clipvid.branches.standalone import Standalone, StandaloneOptions
 
-__all__ = ["BRANCHES", "Branch", "BranchOptions", "LayeredBranch", "build", "choose", "from_config", "to_config"]
+__all__ = [
+    "BRANCHES",
+    "Branch",
+    "BranchOptions",
+    "LayeredBranch",
+    "build",
+    "choose",
+    "from_config",
+    "preset_of",
+    "to_config",
+]
 
 BranchOptions = StanOptions | MeanOptions | PosteriorOptions | IntermediateOptions | StandaloneOptions
 BRANCHES: dict[str, BranchOptions] = {
@@ -44,6 +54,7 @@ KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {
 
 def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None) -> BranchOptions:
     """Options of a named preset, with `changes` applied; ValueError for a name or an option that does not exist."""
+    name_of = branch if isinstance(branch, str) else type(branch).__name__
     if isinstance(branch, str):
         if branch not in BRANCHES:
             raise ValueError(f"unknown branch {branch!r}; choose one of {', '.join(BRANCHES)}")
@@ -52,11 +63,11 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
     for name in changes or {}:
         if name not in known and name.startswith("mixer"):
             raise ValueError(
-                f"{type(branch).__name__} has no cross-frame module, so {name} does not apply; mixers belong to "
+                f"branch {name_of} has no cross-frame module, so {name} does not apply; mixers belong to "
                 "stan and divided"
             )
         if name not in known:
-            raise ValueError(f"{type(branch).__name__} has no option {name!r}; it has {', '.join(known)}")
+            raise ValueError(f"branch {name_of} has no option {name!r}; it has {', '.join(known)}")
     return replace(branch, **(changes or {}))
 
 
@@ -66,6 +77,13 @@ def build(backbone: Backbone, options: BranchOptions) -> Branch:
     with torch.device(backbone.device):
         branch = make(backbone, options)
     return branch.float() if backbone.dtype in (torch.float16, torch.bfloat16) else branch
+
+
+def preset_of(options: BranchOptions) -> str:
+    """The name that a user would type for these options: of the preset that differs from them in the fewest fields."""
+    own = asdict(options)
+    kin = {name: asdict(preset) for name, preset in BRANCHES.items() if type(preset) is type(options)}
+    return min(kin, key=lambda name: sum(kin[name][field] != value for field, value in own.items()))
 
 
 def to_config(options: BranchOptions) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Papers: Luo et al., CLIP4Clip (2021), section 3.3, seqTransf; Arnab et al., ViVi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
@@ -24,8 +24,8 @@ from clipvid.taps import Taps
 class PosteriorOptions:
     """Everything that decides a posterior branch; saved with it."""
 
-    depth: int = 4
-    """Transformer blocks over the frames of a clip."""
+    depth: int | None = None
+    """Transformer blocks over the frames of a clip; None for 4 or, with init=text, all of a text tower of fewer."""
     init: Literal["random", "text"] = "random"
     """random, or text: the first blocks and positions of CLIP's text tower, as CLIP4Clip starts."""
     fusion: Literal["gated", "release"] = "gated"
@@ -38,7 +38,7 @@ class PosteriorOptions:
 
     def __post_init__(self) -> None:
         _checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
-        _checks.least(self, depth=1, time_size=1)
+        _checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
 
 
 class Posterior(Branch):
@@ -48,7 +48,8 @@ class Posterior(Branch):
 
     def __init__(self, backbone: Backbone, options: PosteriorOptions | None = None) -> None:
         super().__init__()
-        self.options = o = options or PosteriorOptions()
+        o = options or PosteriorOptions()
+        self.options = o = replace(o, depth=_depth(backbone, o))
         self.refine = over_frames(backbone, o)
 
     def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
@@ -70,19 +71,25 @@ class Refinement(nn.Module):
         return frames + self.gate(found if cls is None else cls[:, None])
 
 
+def _depth(backbone: Backbone, options: PosteriorOptions) -> int:
+    if options.depth is not None:
+        return options.depth
+    return min(4, backbone.text_blocks or 4) if options.init == "text" else 4
+
+
 def over_frames(backbone: Backbone, options: PosteriorOptions) -> Refinement:
     """The temporal transformer of these options, at the width of CLIP's embedding."""
-    o, width = options, backbone.embed_dim
+    o, width, depth = options, backbone.embed_dim, _depth(backbone, options)
     positions = None
     if o.init == "text":
-        blocks, positions = backbone.copy_text_blocks(o.depth)
+        blocks, positions = backbone.copy_text_blocks(depth)
         if positions.shape[1] != width:
             raise BackboneError(
                 f"the text tower is {positions.shape[1]} wide, the embedding {width}, so its blocks do not fit; choose "
                 "init='random'"
             )
     else:
-        blocks = plain_blocks(width, o.depth, heads=heads_of([], width))
+        blocks = plain_blocks(width, depth, heads=heads_of([], width))
     rows = o.time_size if positions is None else len(positions)
     gated = o.fusion == "gated"
     temporal = TemporalTransformer(width, blocks, rows=rows, cls=o.token, norm=gated)  # seqTransf has no final norm

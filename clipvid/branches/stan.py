@@ -63,7 +63,8 @@ class StanOptions:
     drop_path: float = 0.1
     """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
     width: int | None = None
-    """D, branch width; None takes the tower's last level. Another width cannot copy the tower's blocks."""
+    """D, branch width; None takes the tower's last level or, where that has no blocks to copy (a ResNet's 2048), no
+    more than CLIP's embedding. Another width than a ViT's own cannot copy its blocks."""
 
     def __post_init__(self) -> None:
         check_mixer(self.mixer, self.mixer_options)
@@ -103,7 +104,8 @@ class STAN(LayeredBranch):
         self.options = o = options or StanOptions()
         self.levels = backbone.last_levels(o.depth)
         self.geometry = g = backbone.geometry(self.levels)
-        self.width = width = o.width or g.widths[-1]
+        own = g.widths[-1] if backbone.has_blocks else min(g.widths[-1], g.embed_dim)
+        self.width = width = o.width or own
         self.entries = nn.ModuleList(
             _Entry(g, place=k, width=width, project=o.merge == "project") for k in range(o.depth)
         )
@@ -178,7 +180,7 @@ class _Position(nn.Module):
         if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
             raise BackboneError(
                 f"{type(backbone.visual).__name__} has no position table for {geometry.patches} patches of width "
-                f"{width}, which this preset re-uses; choose branch='stan'"
+                f"{width}, which this preset re-uses; choose branch stan"
             )
         start = torch.randn(options.time_size, width)
         if options.time_init == "sinusoid":
@@ -246,7 +248,7 @@ class _ReleaseFusion(nn.Module):
         if head is None or head[1].shape[0] != width:
             raise BackboneError(
                 f"{type(backbone.visual).__name__} does not end in proj(ln_post(class token)), which the published "
-                "fusion needs; choose branch='stan', whose fusion fits every tower"
+                "fusion needs; choose branch stan, whose fusion fits every tower"
             )
         self.clip = Borrowed(backbone.visual)
 

@@ -91,9 +91,10 @@ def index_model(index: str, device: str) -> Any:
 
 def named_data(
     data: str,
-    format: str | None,
-    split: str | None,
+    format: str | None = None,
     *,
+    split: str | None = None,
+    annotations: str | None = None,
     classes: Sequence[str] | None = None,
     plain: str = "folder",
     allow_missing: bool = False,
@@ -105,7 +106,13 @@ def named_data(
     root = Path(data)
     guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
     return open_dataset(
-        format or guessed, root, split=split, classes=classes, allow_missing=allow_missing, check_files=check_files
+        format or guessed,
+        root,
+        split=split,
+        annotations=annotations,
+        classes=classes,
+        allow_missing=allow_missing,
+        check_files=check_files,
     )
 
 

@@ -126,6 +126,8 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
     """
     from clipvid.search import VideoIndex
 
+    if not video and Path(query).is_file():
+        raise ValueError(f"{query} is a file; add --video true to look for videos like it, or write a sentence")
     found = VideoIndex.load(index, index_model(index, device))
     if video and rerank:
         raise ValueError(f"rerank compares words with frames, the query is a video; leave out --rerank {rerank}")

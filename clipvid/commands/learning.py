@@ -6,11 +6,13 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipvid.commands.arguments import named_data, named_device, named_model, show_unreadable
-from clipvid.config import TrainConfig
+from clipvid.config import SCORES, TrainConfig
 
 
 def demo(
@@ -34,6 +36,7 @@ def demo(
 
 def info(
     model: str,
+    pretrained: str | None = None,
     branch: str | None = None,
     depth: int | None = None,
     mixer: str | None = None,
@@ -41,12 +44,13 @@ def info(
     similarity: str | None = None,
     freeze: str = "all",
     text_lora: int = 0,
-    frames: int = 8,
+    frames: int = 12,
 ) -> None:
     """Print what a base model and a branch on it cost: tower, taps, parameters, MACs, bytes; runs nothing.
 
     Args:
         model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
+        pretrained: tag of its weights, which are not loaded: sizes do not depend on them.
         branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
         depth: how many of the tower's last levels are tapped, or blocks copied.
         mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
@@ -57,7 +61,7 @@ def info(
         frames: frames a clip.
     """
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    described = named_model(model, chosen=chosen, shapes_only=True)
+    described = named_model(model, pretrained, chosen, shapes_only=True)
     if freeze != "all" or text_lora:
         described.unfreeze(freeze, text_lora=text_lora)
     print(described.trainable_summary(frames))
@@ -74,6 +78,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     options: dict[str, Any] | None = None,
     similarity: str | None = None,
     format: str | None = None,
+    annotations: str | None = None,
     split: str | None = None,
     val: str | None = None,
     val_split: str | None = None,
@@ -98,6 +103,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         options: other options of the branch, as JSON.
         similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
         format: folder, videos, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
+        annotations: annotation file, or folder of the files, where they are not in or beside data; val has its own.
         split: split of the data to train on, where it has splits.
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
@@ -108,7 +114,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         resume: go on from the last checkpoint in out.
         config: everything else about training.
     """
-    from clipvid.training import train
+    from clipvid.training import CHECKPOINT, train
 
     config = config or TrainConfig()
     if val_split is not None and val is None and split is None:
@@ -116,10 +122,11 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
             "val_split without split would train on the validation videos too; give --split, such as train"
         )
     plain = "videos" if config.task == "selfsup" else "folder"
-    train_data = named_data(data, format, split, plain=plain, allow_missing=allow_missing)
+    opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
+    train_data = opened(data, split=split, annotations=annotations)
     if val is not None or val_split is not None:
-        classes = train_data.classes
-        val_data = named_data(val or data, format, val_split, classes=classes, plain=plain, allow_missing=allow_missing)
+        own = annotations if val is None else None
+        val_data = opened(val or data, split=val_split, classes=train_data.classes, annotations=own)
         train_data = train_data if shots is None else train_data.few_shot(shots, seed=config.seed)
     elif shots is not None:
         whole, train_data = train_data, train_data.few_shot(shots, seed=config.seed)
@@ -129,14 +136,27 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
             raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     else:
         train_data, val_data = train_data.split(val_fraction, seed=config.seed)
+    if resume and not (Path(out) / CHECKPOINT).exists():
+        print(f"{out} holds no run to resume; starting one", file=sys.stderr)
     accelerator = named_device(device)
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     video_model = named_model(model, pretrained, chosen)
     result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
-    best = (
-        ""
-        if result.best_score is None
-        else f", {result.score_name} {result.best_score:.1f} on {len(val_data)} held-out videos"
-    )
+    best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
     print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
     show_unreadable(result.unreadable)
+
+
+def _told(result: Any) -> str:
+    """The score of the best epoch in words; self-supervision is scored by its loss, which counts with a minus."""
+    if result.score_name == SCORES["selfsup"]:
+        return f"loss {-result.best_score:.3f}"
+    return f"{result.score_name} {result.best_score:.1f}"
+
+
+def _of_whom(val_data: Any, train_data: Any) -> str:
+    """How many videos the score is over, and whether the model knew them."""
+    seen = {record.path for record in train_data}
+    known = sum(record.path in seen for record in val_data)
+    note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""
+    return f"{len(val_data)} validation videos{note}"

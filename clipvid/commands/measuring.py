@@ -6,6 +6,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def evaluate(
     pretrained: str | None = None,
     task: str | None = None,
     format: str | None = None,
+    annotations: str | None = None,
     split: str | None = None,
     zero_shot: bool = False,
     prompts: str | None = None,
@@ -42,6 +44,7 @@ def evaluate(
         pretrained: weights of a base model.
         task: retrieval or recognition; guessed from the model when left out.
         format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
+        annotations: annotation file, or folder of the files, where they are not in or beside data.
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
         prompts: with zero_shot, the words around a name: video (the default), name, photo, person, or a text file with
@@ -62,23 +65,21 @@ def evaluate(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
-    videos = named_data(data, format, split, classes=classes, allow_missing=allow_missing)
+    opened = partial(named_data, data, format=format, annotations=annotations)
+    videos = opened(split=split, classes=classes, allow_missing=allow_missing)
     scorers = {
         "retrieval": ev.evaluate_retrieval,
         "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
     }
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
-    if by_class and task != "recognition":
-        raise ValueError(f"by_class: only recognition has classes, the task is {task}; leave it out")
-    if prompts is not None and not zero_shot:
-        raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
+    _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
     if report_queries < 1 or (report is not None and Path(report).is_dir()):
         raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {report_queries}")
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
-        read = named_data(data, format, bank, check_files=False)
+        read = opened(split=bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
     found = scorers[task](video_model, videos, reading, progress=True, **extras)
     print(found)
@@ -91,6 +92,15 @@ def evaluate(
         from clipvid.report import write_report
 
         print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _of_recognition(task: str, *, zero_shot: bool, by_class: bool, prompts: str | None) -> None:
+    """ValueError for what only recognition has, where the task is another."""
+    if task != "recognition":
+        for name in [name for name, asked in (("zero_shot", zero_shot), ("by_class", by_class)) if asked]:
+            raise ValueError(f"{name}: only recognition has classes, the task is {task}; leave it out")
+    if prompts is not None and not zero_shot:
+        raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
 
 
 def _of_retrieval(task: str, **asked: Any) -> dict[str, Any]:
@@ -154,9 +164,8 @@ def check_data(
         longest: list captions of more words than this.
     """
     from clipvid.data.doctor import REPORT, check
-    from clipvid.data.readers import open_dataset
 
-    data = open_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
+    data = named_data(root, name, split=split, annotations=annotations, allow_missing=True)
     report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
     print(report)
     print(f"report: {Path(out) / REPORT}")

@@ -11,17 +11,16 @@ import hashlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from clipvid._files import whole_file
+from clipvid._workers import processes
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.video import pictures_in
@@ -189,12 +188,7 @@ def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Itera
 
 
 def _in_pool(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    pool = ProcessPoolExecutor(
-        min(workers, len(paths)),
-        mp_context=get_context("spawn"),
-        initializer=_end_with_parent,
-        initargs=(os.getpid(),),
-    )
+    pool = processes(min(workers, len(paths)), loads=("clipvid.video.decode",))
     try:
         for future in as_completed([pool.submit(_probe, path, limit) for path in paths]):
             yield future.result()
@@ -234,17 +228,6 @@ class _limited:  # noqa: N801  # reads as a word where it is used
 
     def _raise(self, *_: object) -> None:
         raise TimeoutError
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed, perhaps before it began, would wait for work for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -87,7 +87,7 @@ def check_missing(missing: Sequence[Path], *, total: int, source: Path, allow: b
     if not missing or (allow and len(missing) < total):
         return
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    advice = "none is left" if allow else "fetch them, or pass allow_missing=True to go on without them"
+    advice = "none is left" if allow else "fetch them, or allow it (allow_missing) to go on without them"
     raise DataError(
         f"{source}: {len(missing)} of {total} videos are missing: "
         f"{', '.join(str(path) for path in missing[:_SHOWN])}{more}; {advice}"

@@ -90,7 +90,7 @@ def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> Split
     if name is None and annotations is not None and annotations.is_file():
         return Split(())
     if name is None:
-        raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or annotations= that names one file")
+        raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or one file as annotations")
     if name not in p.splits:
         note = f"; {p.note}" if p.note else ""
         raise DataError(f"{p.name} has no split {name!r}; choose one of {', '.join(p.splits)}{note}")
@@ -121,8 +121,7 @@ class _Places:
             return found
         more = " and the usual folders below and beside it" if len(self.folders) > 2 else ""
         raise DataError(
-            f"{self.p.name} needs {' or '.join(names)}, not in {self.folders[0]}{more}; name its place with "
-            "annotations="
+            f"{self.p.name} needs {' or '.join(names)}, not in {self.folders[0]}{more}; name its place (annotations)"
         )
 
     def look(self, names: Sequence[str]) -> list[Path]:
@@ -191,7 +190,7 @@ def _check_counts(p: Protocol, split: Split, name: str | None, clips: Clips, *, 
         captions = f" and {split.captions} captions" if split.captions is not None else ""
         raise DataError(
             f"{source}: {p.name} {name} has {split.videos} videos{captions}, but here are {found[0]} and {found[1]}; "
-            "get the complete file, or pass allow_missing=True"
+            "get the complete file, or allow it (allow_missing)"
         )
 
 

@@ -167,7 +167,7 @@ PROTOCOLS: dict[str, Protocol] = {
             by_template=True,
             frames=12,
             note="174 texts, each right for all of its videos; papers also test on 12 videos a text: give their "
-            "list as annotations=",
+            "list as annotations",
         ),
         Protocol(
             "ucf101",

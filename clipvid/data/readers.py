@@ -122,7 +122,7 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
     if loose:
         raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
-        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; choose one with split=")
+        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; choose one (split)")
     empty = [name for name, paths in groups.items() if not paths]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")

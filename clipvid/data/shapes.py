@@ -15,9 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from clipvid._files import whole_file
+from clipvid._workers import processes
 from clipvid.data._drawing import Figure, paint, texture
 from clipvid.data.record import Record, VideoData
 
@@ -332,7 +331,7 @@ def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: 
     if workers == 1 or len(chunks) < 2:
         yield from map(job, chunks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork would copy torch's threads
+    with processes(workers, loads=(__name__,)) as pool:
         yield from pool.map(job, chunks)
 
 

@@ -132,7 +132,7 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
     if len(tables) == 1 or len(named) == 1:
         return named[0] if named else tables[0]
     found = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
-    raise DataError(f"{table} holds {found}; name the one to read with annotations=")
+    raise DataError(f"{table} holds {found}; name the one to read (annotations)")
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
@@ -180,7 +180,7 @@ def _class_names(rows: Sequence[_Row], *, table: Path, given: Sequence[str] | No
         return tuple(sorted(labels))
     most = max((int(label) for label in labels), default=-1)
     if most >= _MAX_CLASSES:
-        raise DataError(f"{table}: label {most} is too large to be a class number; name the classes with classes=")
+        raise DataError(f"{table}: label {most} is too large to be a class number; name the classes (classes)")
     return tuple(str(number) for number in range(most + 1))  # a number stays the index it is
 
 

@@ -4,7 +4,14 @@ Contract: scores in, numbers out; no model, no files, nothing random but the see
 are the gallery.
 """
 
-from clipvid.metrics.intervals import Difference, Interval, bootstrap_interval, paired_bootstrap
+from clipvid.metrics.intervals import (
+    Difference,
+    Interval,
+    bootstrap_interval,
+    paired_bootstrap,
+    percent,
+    share_interval,
+)
 from clipvid.metrics.ranking import Hubness, best_items, hubness, ranks
 from clipvid.metrics.recognition import RecognitionMetrics, recognition_metrics
 from clipvid.metrics.retrieval import RankingMetrics, RetrievalMetrics, ranking_metrics, retrieval_metrics
@@ -26,8 +33,10 @@ __all__ = [
     "bootstrap_interval",
     "hubness",
     "paired_bootstrap",
+    "percent",
     "ranking_metrics",
     "ranks",
     "recognition_metrics",
     "retrieval_metrics",
+    "share_interval",
 ]

@@ -6,6 +6,7 @@ Contract: one number a query in, intervals and p-values out; random only by the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,27 @@ def bootstrap_interval(
     drawn = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def share_interval(
+    hits: Shaped[ndarray, " q"],
+    *,
+    rows: Shaped[ndarray, "q f"] | None = None,
+    statistic: Callable[[ndarray], float] = np.mean,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of a share of `hits` within [0, 1], or of a `statistic` of `rows`, a row a hit, that is a share.
+
+    The bootstrap's; where all queries hit, or none does, resampling cannot vary that, and three of three would look as
+    sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
+    """
+    if len(hits) and (np.all(hits == 1) or np.all(hits == 0)):
+        z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+        edge = float(len(hits) / (len(hits) + z2))
+        return (edge, 1.0) if hits[0] == 1 else (0.0, 1 - edge)
+    return bootstrap_interval(hits if rows is None else rows, statistic=statistic, n=n, seed=seed, level=level)
 
 
 class Difference(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
+from clipvid.metrics.intervals import Interval, cell, percent, share_interval
 from clipvid.metrics.ranking import hits, place
 from clipvid.metrics.scores import Matrix, Rows, as_array, blocks
 
@@ -75,10 +75,11 @@ def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, se
     top1 = hits(placed, 1)
     found = {"top-1": top1, f"top-{k}": hits(placed, k)}
     values = {name: 100 * float(hit.mean()) for name, hit in found.items()}
-    intervals = {name: percent(bootstrap_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
+    intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
     by_class = np.stack([top1, classes], axis=1)
     values["mean class"] = 100 * _class_mean(by_class)
-    intervals["mean class"] = percent(bootstrap_interval(by_class, statistic=_class_mean, n=n_bootstrap, seed=seed))
+    of_classes = share_interval(top1, rows=by_class, statistic=_class_mean, n=n_bootstrap, seed=seed)
+    intervals["mean class"] = percent(of_classes)
     return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), found)
 
 

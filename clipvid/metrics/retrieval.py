@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Num
 from numpy import ndarray
 
-from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent
+from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent, share_interval
 from clipvid.metrics.ranking import Ties, checked_truth, expected_ranks, hits, place, quality
 from clipvid.metrics.scores import Scores, as_scores
 
@@ -136,7 +136,7 @@ def ranking_metrics(
     shares = {**{f"R@{k}": hits(placed, k, ties=ties) for k in ks}, "mAP": precision, "nDCG": gain}
     values = {name: 100 * float(found.mean()) for name, found in shares.items()}
     draw: dict[str, Any] = {"n": n_bootstrap, "seed": seed}
-    intervals = {name: percent(bootstrap_interval(found, **draw)) for name, found in shares.items()}
+    intervals = {name: percent(share_interval(found, **draw)) for name, found in shares.items()}
     for name, statistic in (("MdR", np.median), ("MnR", np.mean)):
         values[name] = float(statistic(ranked))
         intervals[name] = bootstrap_interval(ranked, statistic=statistic, **draw)

@@ -134,7 +134,7 @@ class VideoIndex:
         if again and existing == "error":
             raise ValueError(
                 f"{again[0]}{f' and {len(again) - 1} more' if len(again) > 1 else ''} is indexed already; "
-                "pass existing='skip' or existing='replace'"
+                "choose what becomes of them (existing: skip or replace)"
             )
         if existing == "skip":
             paths = [path for path in paths if path not in known]
@@ -303,6 +303,8 @@ class VideoIndex:
 def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
     """Absolute paths of the files and of the videos below the folders, each once, in the order given."""
     given = [videos] if isinstance(videos, str | Path) else list(videos)
+    if len(given) == 1 and not Path(given[0]).exists():  # of several, one that is gone is listed with the unreadable
+        raise DataError(f"{given[0]} does not exist; give videos, or folders of them")
     found: list[Path] = []
     for item in given:
         path = Path(os.path.abspath(item))

@@ -1,0 +1,38 @@
+"""Processes for work beside this one: none copies torch's threads, and none outlives the process that asked for it.
+
+Contract: a pool in which functions of modules run, with this process's working directory. Imports nothing of clipvid.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_all_start_methods, get_context, parent_process
+
+
+def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
+    """A pool of `workers` processes.
+
+    Where the system can, they are forked from a server that has imported `loads` once and has no threads: milliseconds
+    each, where a fresh interpreter needs seconds to import torch. The first pool of a process decides on `loads`.
+    """
+    if "forkserver" in get_all_start_methods():
+        server = get_context("forkserver")
+        server.set_forkserver_preload([*loads])
+        return ProcessPoolExecutor(workers, mp_context=server, initializer=_begin, initargs=(os.getcwd(),))
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getcwd(),))
+
+
+def _begin(folder: str) -> None:
+    """A worker whose parent was killed, perhaps before it began, would wait for work for ever."""
+    os.chdir(folder)  # a new process starts where its parent did, which may have moved since
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
