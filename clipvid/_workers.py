@@ -13,12 +13,12 @@ from multiprocessing import get_all_start_methods, get_context, parent_process
 
 
 def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
-    """A pool of `workers` processes.
+    """A pool of `workers` processes, fresh ones, or for heavy `loads` forked from a server that has imported them once.
 
-    Where the system can, they are forked from a server that has imported `loads` once and has no threads: milliseconds
-    each, where a fresh interpreter needs seconds to import torch. The first pool of a process decides on `loads`.
+    The server has no threads, which a fork would break, and needs milliseconds for a process, where a fresh interpreter
+    needs seconds to import torch. The first pool of a process decides on `loads`; Windows has no such server.
     """
-    if "forkserver" in get_all_start_methods():
+    if loads and "forkserver" in get_all_start_methods():
         server = get_context("forkserver")
         server.set_forkserver_preload([*loads])
         return ProcessPoolExecutor(workers, mp_context=server, initializer=_begin, initargs=(os.getcwd(),))

@@ -38,7 +38,8 @@ make_venv() {
 install() { # uv first; pip where uv is missing or does not find what this machine's pip is configured to find
   local uv
   if uv=$(command -v uv || command -v .venv/bin/uv); then
-    "$uv" pip install --quiet --python .venv/bin/python "$@" && return
+    # compiled once here: where Python may not write bytecode, as in many containers, every start would compile torch
+    "$uv" pip install --quiet --compile-bytecode --python .venv/bin/python "$@" && return
     say "uv could not install, trying pip"
   fi
   .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null

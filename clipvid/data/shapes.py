@@ -331,7 +331,7 @@ def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: 
     if workers == 1 or len(chunks) < 2:
         yield from map(job, chunks)
         return
-    with processes(workers, loads=(__name__,)) as pool:
+    with processes(workers) as pool:
         yield from pool.map(job, chunks)
 
 
