@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from cells import COMMIT, machine, peak_memory, write_json
 
+from clipvid.bases import MINI
 from clipvid.model import create_model
 from clipvid.precision import autocast
 from clipvid.video.decode import stream
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    model = create_model(args.model, depth=4).eval()
+    model = create_model(args.model, None if args.model == MINI else "random", depth=4).eval()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write(path, args.seconds)

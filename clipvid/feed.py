@@ -169,7 +169,8 @@ class _Texts:
         for record in data:
             self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
             captions.extend(record.captions)
-        needed, tokens = config.task == "retrieval", config.reading.tokens
+        needed = config.task == "retrieval"
+        tokens = config.reading.tokens if config.reading.tokens is not None else data.terms.tokens  # as evaluation does
         self.table = torch.zeros(0, 1)
         if needed and (model.backbone.text_trains or model.matcher is not None):
             self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit

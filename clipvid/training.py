@@ -239,7 +239,8 @@ class _Run:
         if state["config"] != json.dumps(self.config.plain(), sort_keys=True):
             changed = _differences(json.loads(state["config"]), self.config.plain())
             raise CheckpointError(
-                f"{path} belongs to a run with another config ({changed}); choose another out, or that config"
+                f"{path} belongs to a run with another config ({changed}); choose another out, or that config; to "
+                "train on, start a new run from the model it made"
             )
         if state["base"] != self._base:
             raise CheckpointError(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
-from clipvid.video import _pyav, _seek, read, read_video, sample
+from clipvid.video import _packets, _pyav, _seek, read, read_video, sample
 from clipvid.video._seek import Jump, Ladder, Packet, Units, ladder, units
 
 JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
@@ -64,10 +64,10 @@ def test_every_frame_reached_by_a_jump_is_the_right_one(written, name, decoded, 
 
 def test_only_key_frames_that_stand_alone_are_starts(written, tmp_path):
     """x264's refresh columns heal a picture over ten frames; containers call their first packet a key frame."""
-    starts = {name: _pyav.listing(written[name]).ladder.starts for name in JUMPED_IN}
+    starts = {name: _packets.listing(written[name]).ladder.starts for name in JUMPED_IN}
     assert starts["closed.mp4"] == starts["closed.mkv"] == starts["fragments.mp4"] == (0, 10, 20, 30, 40, 50)
     healing = write(tmp_path / "healing.mp4", options={"x264-params": "intra-refresh=1:keyint=10:scenecut=0"})
-    assert _pyav.listing(healing).ladder.starts == (0,)
+    assert _packets.listing(healing).ladder.starts == (0,)
     assert starts["open.mp4"] == starts["open.mkv"] == (0,)  # later ones are no IDR pictures
     assert len(starts["hevc.mp4"]) > 1
 
@@ -81,7 +81,7 @@ def test_a_jump_is_taken_when_it_saves_enough(long, decoded):
 
 
 def test_what_a_jump_does_not_confirm_is_decoded_from_the_start(long, decoded, always, monkeypatch):
-    true = _pyav.listing(long)
+    true = _packets.listing(long)
     shifted = Ladder(tuple(stamp + 1 for stamp in true.ladder.stamps), true.ladder.starts)
     late = Ladder((*true.ladder.stamps[:55], *(stamp + 1 for stamp in true.ladder.stamps[55:])), true.ladder.starts)
     shown_twice = Ladder(true.ladder.stamps, (0, 3, 10, 20, 30, 40, 50))
@@ -177,7 +177,7 @@ def test_a_file_with_a_packet_that_gives_no_frame_is_decoded_from_the_start(tmp_
             part.pts, part.dts = (t + (512 if number >= 25 else 0) for t in (part.pts, part.dts))
             part.stream = copy
             out.mux(part)
-    assert _pyav.listing(tmp_path / "odd.mp4").ladder is None
+    assert _packets.listing(tmp_path / "odd.mp4").ladder is None
     assert seen(read(tmp_path / "odd.mp4", [45])) == [45]
     assert decoded == ["start"]
 
@@ -185,7 +185,7 @@ def test_a_file_with_a_packet_that_gives_no_frame_is_decoded_from_the_start(tmp_
 def test_real_videos_come_out_the_same(shared_data, decoded, always, monkeypatch):
     for name in ("people_one_by_one.mp4", "earth_at_night.mp4", "his_girl_friday.mp4", "flipping_pancake.mkv"):
         path = shared_data / "videos" / name
-        total = len(_pyav.listing(path).times)
+        total = len(_packets.listing(path).times)
         wanted = sorted(Random(name).sample(range(total), 4))
         jumped = read(path, wanted)
         assert decoded.pop() == "jump"

@@ -16,7 +16,7 @@ from clipvid.cache import TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.readers import open_dataset
 from clipvid.data.record import Record, Terms, VideoData
-from clipvid.embedding import embed_videos
+from clipvid.embedding import embed_texts, embed_videos
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.feed import LiveFeed, plan
@@ -131,6 +131,19 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
     assert all(torch.equal(expected[k], got[k]) for k in expected)
     histories = [json.loads((tmp_path / out / "history.json").read_text()) for out in ("whole", "killed")]
     assert histories[0] == histories[1]
+
+
+def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
+    long = tuple(replace(r, captions=("a very " * 9 + r.captions[0],)) for r in clips)
+    captions = [r.captions[0] for r in long]
+    data = replace(clips, records=long, terms=Terms(tokens=6))
+    precision = READING.precision
+    cut = embed_texts(mini, captions, tokens=6, precision=precision)
+    assert torch.equal(LiveFeed(mini, data, config()).texts.table, cut)
+    assert not torch.equal(cut, embed_texts(mini, captions, precision=precision))
+    asked = config(reading=replace(READING, tokens=9))
+    own = embed_texts(mini, captions, tokens=9, precision=precision)
+    assert torch.equal(LiveFeed(mini, data, asked).texts.table, own)
 
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):

@@ -19,6 +19,8 @@ from clipvid._optional import require
 from clipvid.errors import VideoError
 from clipvid.video import _files, _pyav
 from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
+from clipvid.video._packets import Listing
+from clipvid.video._packets import listing as listing_of
 
 BACKEND = "decord"
 CONTAINERS = ("mov", "matroska", "avi", "flv", "ogg")
@@ -59,15 +61,15 @@ def _picture(path: str | Path, reader: Any, index: int) -> UInt8[Tensor, "3 h w"
         raise VideoError(path, f"frame {index} does not decode ({_cause(error)})", backend=BACKEND) from error
 
 
-def _accepted(path: str | Path) -> _pyav.Listing:
+def _accepted(path: str | Path) -> Listing:
     """The listing of a file that decord reads faithfully, else VideoError with the kind it gets wrong."""
-    listing = _pyav.listing(path)
+    listing = listing_of(path)
     if objection := _objection(listing):
         raise VideoError(path, f"decord does not read {objection}; use backend='pyav'", backend=BACKEND)
     return listing
 
 
-def _objection(listing: _pyav.Listing) -> str | None:
+def _objection(listing: Listing) -> str | None:
     """The kind of file that decord gets wrong and this one is, if any; each was seen with files of known content."""
     container, codec = listing.container.split(",")[0], listing.codec
     if codec in ("vp8", "vp9"):
@@ -91,7 +93,7 @@ def _objection(listing: _pyav.Listing) -> str | None:
     return None
 
 
-def _reader(path: str | Path, listing: _pyav.Listing) -> Any:
+def _reader(path: str | Path, listing: Listing) -> Any:
     decord = require("decord", why="backend='decord'")
     decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
     try:

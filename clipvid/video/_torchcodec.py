@@ -18,6 +18,8 @@ from clipvid._optional import require
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.video import _files, _pyav
 from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
+from clipvid.video._packets import Listing
+from clipvid.video._packets import listing as listing_of
 
 BACKEND = "torchcodec"
 
@@ -46,9 +48,9 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     return stacked(pictures, wanted, path=path, backend=BACKEND)
 
 
-def _accepted(path: str | Path) -> _pyav.Listing:
+def _accepted(path: str | Path) -> Listing:
     """The listing of a file whose frames torchcodec finds, else VideoError with the kind it gets wrong."""
-    listing, wrong = _pyav.listing(path), None
+    listing, wrong = listing_of(path), None
     if listing.container in ("mpeg", "mpegts"):
         wrong = "MPEG streams, where frames come shifted, or in the size of the first"
     elif listing.container == "avi" and listing.reordered:
@@ -75,7 +77,7 @@ def _decoders() -> ModuleType:
         ) from error
 
 
-def _opened(path: str | Path, listing: _pyav.Listing) -> Any:
+def _opened(path: str | Path, listing: Listing) -> Any:
     """A decoder in exact mode, which scans the packets instead of trusting the header's frame rate."""
     decoders = _decoders()
     try:
