@@ -93,7 +93,7 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
     names = {name.rpartition(".")[2] for name, module in text.named_modules() if isinstance(module, nn.Linear)}
     targets = sorted(names & set(LORA_TARGETS if hasattr(text, "resblocks") else HF_TARGETS))
     if not targets:
-        raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it with freeze='visual'")
+        raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it (freeze visual)")
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     before = {id(p) for p in backbone.clip.parameters()}
     peft.inject_adapter_in_model(config, text)
@@ -155,7 +155,7 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     visual = backbone.visual
     blocks = tower.vit_blocks(visual)
     if not blocks:
-        raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose 'none'")
+        raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose none")
     if depth > len(blocks):
         raise ValueError(f"the visual tower has {len(blocks)} blocks, freeze 'last:{depth}' asks for {depth}")
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | tower.stem_parameters(visual)
@@ -165,7 +165,7 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     stack = list(getattr(_text_blocks(backbone.clip), "resblocks", []))
     if not stack:
         raise BackboneError(
-            f"{type(backbone.clip).__name__} has a text tower without open_clip's blocks; choose 'visual' or 'none'"
+            f"{type(backbone.clip).__name__} has a text tower without open_clip's blocks; choose visual or none"
         )
     frozen = {id(p) for block in stack[:-depth] for p in block.parameters()}
     skip = ("visual.", "token_embedding", "positional_embedding", "text.token_embedding", "text.positional_embedding")
@@ -192,7 +192,9 @@ class _OfLinears(SelfAttention):
         super().__init__(attention.embed_dim, attention.num_heads)
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if weight is None or bias is None:
-            raise BackboneError("the text tower's attention has separate or biasless projections; use freeze='visual'")
+            raise BackboneError(
+                "the text tower's attention has separate or biasless projections; train it (freeze visual)"
+            )
         self.qkv.load_state_dict({"weight": weight, "bias": bias}, assign=True)
         self.out.load_state_dict(attention.out_proj.state_dict(), assign=True)
 

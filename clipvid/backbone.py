@@ -244,9 +244,9 @@ class Backbone(nn.Module):
         return tower.stem_parts(self.visual)
 
     @property
-    def text_blocks(self) -> int:
+    def n_text_blocks(self) -> int:
         """How many blocks `copy_text_blocks` could copy; 0 for a text tower of another kind."""
-        return len(tower.text_blocks(self.clip)[1])
+        return len(tower.text_tower_and_blocks(self.clip)[1])
 
     def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
         """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""

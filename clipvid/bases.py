@@ -7,6 +7,7 @@ how images are prepared. The only file that imports open_clip. Knows nothing of 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -50,7 +51,8 @@ def load_clip(
     if not name.startswith(SCHEMES):
         _check_builtin(name, "random" if shapes_only and pretrained is None else pretrained)
     elif pretrained is not None:
-        raise ValueError(f"{name.split(':')[0]}: names bring their own weights; leave pretrained out")
+        what = f"{MINI} brings its" if base.name == MINI else f"{name.split(':')[0]}: names bring their"
+        raise ValueError(f"{what} own weights; leave pretrained out")
     tag = None if pretrained == "random" else pretrained
     # OpenAI's and some other weights were trained with QuickGELU; without it the same weights score points lower
     quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
@@ -60,6 +62,8 @@ def load_clip(
         try:
             with torch.device("meta"):
                 clip = open_clip.create_model(name, load_weights=False, device="meta")
+        except OSError as error:
+            raise _unreachable(f"the description of {name}", error) from error
         finally:
             logging.disable(logging.NOTSET)
         return clip, _no_tokenizer, base
@@ -67,6 +71,8 @@ def load_clip(
         clip = open_clip.create_model(
             name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
         )
+    except OSError as error:
+        raise _unreachable(f"a part of {name}", error) from error
     except RuntimeError as error:
         if "download" not in str(error).lower():
             raise
@@ -83,10 +89,16 @@ def _tokenizer(name: str) -> Any:
     try:
         return open_clip.get_tokenizer(name)
     except (OSError, ImportError) as error:
-        raise BackboneError(
-            f"the tokenizer of {name} could not be loaded ({error}); some models take theirs from a hub: check the "
-            "network, or attach the model in Python with tokenizer= one of yours"
-        ) from error
+        raise _unreachable(f"the tokenizer of {name}", error) from error
+
+
+def _unreachable(what: str, error: Exception) -> BackboneError:
+    """Of what some models take from a hub: tokenizers, descriptions of text towers."""
+    cause = " ".join(str(error).split())
+    return BackboneError(
+        f"{what} could not be loaded ({cause}); it comes from a hub: check the network, or attach a model and a "
+        "tokenizer of your own in Python"
+    )
 
 
 def _no_tokenizer(_: list[str]) -> Tensor:
@@ -106,13 +118,14 @@ def _check_builtin(name: str, pretrained: str | None) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
-        if "/" in name or Path(name).exists():
-            what = "a folder, but none that clipvid saved" if Path(name).is_dir() else "no folder that there is"
+        near = get_close_matches(name.replace("/", "-"), [*open_clip.list_models(), MINI], n=3)
+        folder = os.path.isdir(name)
+        if folder or ("/" in name and not near):
+            what = "a folder, but none that clipvid saved" if folder else "no folder that there is"
             raise ValueError(
                 f"unknown model {name!r}: {what}, nor a model of open_clip; a training run's model is its folder best, "
                 f"open_clip's own files are local-dir:{name}, and a hub's are hf-hub:{name}"
             )
-        near = get_close_matches(name, [*open_clip.list_models(), MINI], n=3)
         hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
         raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
     tags = open_clip.list_pretrained_tags_by_model(name)

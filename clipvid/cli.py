@@ -80,6 +80,8 @@ def _parser_class() -> Any:
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             at = getattr(ex, "subcommand_parser", None) or self
+            if (lacking := re.search(r"are required: (.*)", message)) and "." in lacking[1]:
+                at = _at(self, lacking[1].split(", ")[-1].split(".")[:-1])
             print(f"{at.prog.replace(' [options]', '')}: {_plainly(message)}", file=sys.stderr)
             at.print_usage(sys.stderr)
             raise SystemExit(2) from ex
@@ -87,13 +89,27 @@ def _parser_class() -> Any:
     return Parser
 
 
+def _at(parser: Any, names: Sequence[str]) -> Any:
+    """The parser of a command, or of one of two words."""
+    for name in names:
+        parser = parser._subcommands_action._name_parser_map[name]
+    return parser
+
+
 def _plainly(message: str) -> str:
     """The parser's message in words of the command line, on one line."""
     message = " ".join(message.split())
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
-    message = re.sub(r"arguments are required: (?:\w+\.)*(\w+)", r"arguments are required: \1", message)
+    message = re.sub(r"dict\[.*?\]", "a JSON object", message)
+    if lacking := re.search(r"arguments are required: (.*)", message):
+        return f"it needs {', '.join(name.rpartition('.')[2].upper() for name in lacking[1].split(', '))}"
+    subtypes = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\].*Given value: (.*)"
+    if either := re.search(rf'Parser key "([\w.]+)": {subtypes}', message):
+        kinds = [kind for kind in either[2].split(", ") if kind != "NoneType"]
+        return f"--{either[1]} takes {' or '.join(kinds)}, got {either[3]}"
     message = re.sub(r'expected "[\w.]+" to be (one of .*), but it was not provided\.', r"give \1", message)
-    return re.sub(r'Parser key "([\w.]+)": Expected (?:an? )?(.*?)\. Got value: ', r"--\1 takes \2, got ", message)
+    message = re.sub(r'Parser key "([\w.]+)": Expected (?:an? )?(.*?)\. Got value: ', r"--\1 takes \2, got ", message)
+    return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message)
 
 
 def _parser() -> Any:

@@ -6,8 +6,9 @@ taken. Knows nothing of training or data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class Summary:
         return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())
 
 
+@torch.inference_mode(False)  # counting wants a graph, whatever surrounds it
 def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module], frames: int) -> Summary:
     """Count everything for clips of `frames` frames."""
     geometry = backbone.geometry(branch.levels)
@@ -125,22 +127,26 @@ def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
 def _trains(backbone: Backbone) -> str:
     """What trains, in words."""
     parts = ["branch and heads"]
+    own = backbone.clip.named_parameters()
+    named = [(name.startswith("visual."), p) for name, p in own if not name.startswith("logit_")]
+    visual, text = ([p.requires_grad for is_visual, p in named if is_visual is wanted] for wanted in (True, False))
     if backbone.visual_trains:
-        parts.append(f"visual tower{_extent(tower.vit_blocks(backbone.visual))}")
+        parts.append(f"visual tower{'' if all(visual) else _extent(tower.vit_blocks(backbone.visual))}")
     if backbone.lora_rank and backbone.text_trains:
         parts.append(f"LoRA of rank {backbone.lora_rank} on the text tower")
     elif backbone.text_trains:
-        parts.append(f"text tower{_extent(tower.text_blocks(backbone.clip)[1])}")
+        parts.append(f"text tower{'' if all(text) else _extent(tower.text_tower_and_blocks(backbone.clip)[1])}")
     return ", ".join(parts)
 
 
 def _extent(blocks: Sequence[nn.Module]) -> str:
-    """Which of a tower's blocks train, in words; nothing where all do."""
+    """Which of a tower's blocks train, in words, for a tower of which not all does."""
     trains = [any(p.requires_grad for p in block.parameters()) for block in blocks]
-    if all(trains):
-        return ""
     numbers = [number for number, does in enumerate(trains, start=1) if does]
-    return f" (blocks {numbers[0]} to {numbers[-1]} of {len(trains)})" if numbers else " (its blocks frozen)"
+    if not numbers:
+        return " (in part)"
+    which = f"blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"block {numbers[0]}"
+    return f" ({which} of {len(trains)})"
 
 
 def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
@@ -158,24 +164,22 @@ def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
     """Of what the branch needs of the tower: all of it, its lower blocks, or nothing."""
     if branch.reads_pixels:
         return Macs(0, 0)
-    visual = tower.meta_copy(backbone.visual)
+    visual = _countable(backbone.visual)
     image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
-    with torch.no_grad():
-        one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
+    one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
     head = tower.head(backbone.visual) if branch.reads_frames else None
     projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
 
 def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
-    copy = tower.meta_copy(nn.ModuleList([backbone.visual, branch]))[1]  # together: it may borrow from the tower
+    copy = _countable(nn.ModuleList([backbone.visual, branch]))[1]  # together: it may borrow from the tower
     dtype = next((p.dtype for p in copy.parameters()), torch.float32)
     source = meta_taps(geometry, frames=frames, dtype=dtype)
     if branch.reads_pixels:
         size = (branch.image_size,) * 2 if branch.image_size else backbone.image_size
         source = Pixels(torch.empty(1, frames, 3, *size, device="meta", dtype=dtype))
-    with torch.enable_grad():  # as in training: without it torch multiplies by some weights as attention would
-        found = _count(lambda: copy(source))
+    found = _count(lambda: copy(source))
     if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
         return found
     head = tower.head(
@@ -184,8 +188,13 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
     return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
 
 
-def _count(run) -> Macs:
-    with FlopCounterMode(display=False) as counter:
+def _countable(module: nn.Module) -> Any:
+    """A copy without memory whose weights all train: torch multiplies by the others in the operations of attention."""
+    return tower.meta_copy(module).requires_grad_(True)
+
+
+def _count(run: Callable[[], Any]) -> Macs:
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
     counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)

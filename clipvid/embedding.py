@@ -1,7 +1,8 @@
-"""Embeddings of a data set: of its clips in all their views, of their frames, of its captions.
+"""Embeddings of a data set: of its clips in all their views, of their frames, of captions.
 
-Contract: model and data in, rows in the order of the records out, with the clips that they belong to and those that
-could not be read. Live or from kept taps alike. Knows nothing of what is scored.
+Contract: model and data in; rows in the order of the records out, with the clips that they belong to and those that
+could not be read. Live or from kept taps alike. Also what decides how data are read, and whether enough of them could
+be. Knows nothing of what is scored.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _encoded(
             lost.extend(unreadable)
             kept.extend(indices)
             if whole and unreadable:  # now, not after hours
-                whole_enough(facts, len(facts) - len(lost))
+                require_whole(facts, len(facts) - len(lost))
             if indices:
                 with torch.no_grad(), autocast(reading.precision, model.device):
                     rows.append(encode(taps))
@@ -141,7 +142,7 @@ def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading |
     return reading if reading.tokens is not None else replace(reading, tokens=terms.tokens)
 
 
-def whole_enough(data: VideoData, found: int) -> None:
+def require_whole(data: VideoData, found: int) -> None:
     """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
     terms = data.terms
     if terms.videos is not None and found < terms.videos and not terms.fewer:

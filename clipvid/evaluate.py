@@ -22,7 +22,7 @@ from clipvid.cache import TapStore
 from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
 from clipvid.data.record import VideoData
-from clipvid.embedding import embed_frames, embed_texts, embed_videos, reading_for, whole_enough
+from clipvid.embedding import embed_frames, embed_texts, embed_videos, reading_for, require_whole
 from clipvid.errors import DataError, VideoError
 from clipvid.heads import Classifier
 from clipvid.matching import candidates, match_all, reranked
@@ -89,7 +89,7 @@ def evaluate_retrieval(
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     facts = data.data if isinstance(data, TapStore) else data
-    whole_enough(facts, len(facts))
+    require_whole(facts, len(facts))
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
@@ -103,6 +103,7 @@ def evaluate_retrieval(
     found = embed_videos(model, data, reading, whole=True, progress=progress)
     embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens)
     texts, truth = queries(found.data)
+    ask.check(texts)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
     facts = _facts(model, found.data, found.unreadable, reading)
@@ -124,6 +125,11 @@ class _Asked:
     hubs: bool
     best: int
     seed: int
+
+    def check(self, texts: Sequence[str]) -> None:
+        """ValueError for a bank of nothing but the queries: QB-Norm would then be a dual softmax over the test set."""
+        if self.bank and set(self.bank) <= set(texts):
+            raise ValueError(f"all {len(self.bank)} captions of the bank are queries; give those of training videos")
 
     def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoData) -> Found | None:
         return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
@@ -151,6 +157,7 @@ def _token_wise(
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, reading, progress=progress)
     texts, truth = queries(kept)
+    ask.check(texts)
     facts = _facts(model, kept, lost, reading)
     if rerank is None:
         score = partial(match_all, model, frames=frames, precision=reading.precision, tokens=reading.tokens)
@@ -194,9 +201,9 @@ def evaluate_recognition(
     if facts.classes and tuple(facts.classes) != classifier.classes:
         raise DataError(
             f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
-            "with classes= the classifier's"
+            "with the classifier's classes"
         )
-    whole_enough(facts, len(facts))
+    require_whole(facts, len(facts))
     _need(facts, "label", [r.label is not None for r in facts])
     found = embed_videos(model, data, reading, whole=True, progress=progress)
     with torch.no_grad():

@@ -188,7 +188,7 @@ def stem_parts(visual: Any) -> StemParts:
     )
 
 
-def text_blocks(clip: Any) -> tuple[Any, list[Any]]:
+def text_tower_and_blocks(clip: Any) -> tuple[Any, list[Any]]:
     """The text tower and its blocks, where they are open_clip's own."""
     text = clip if hasattr(clip, "token_embedding") else getattr(clip, "text", None)
     blocks = list(getattr(getattr(text, "transformer", None), "resblocks", []))
@@ -197,7 +197,7 @@ def text_blocks(clip: Any) -> tuple[Any, list[Any]]:
 
 def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
     """Trainable copies of the text tower's first `depth` blocks and its positions; BackboneError where it has none."""
-    text, blocks = text_blocks(clip)
+    text, blocks = text_tower_and_blocks(clip)
     if not blocks:
         raise BackboneError(
             f"{type(clip).__name__} has no text tower of open_clip's own blocks to start from; choose branch "
@@ -242,9 +242,7 @@ def head(visual: Any) -> tuple[Any, nn.Parameter] | None:
 
 
 def meta_copy(module: nn.Module) -> Any:
-    """The module with every weight on the meta device: shapes and operation counts without memory or time."""
-    if all(p.is_meta for p in module.parameters()):
-        return module
+    """A copy with every weight on the meta device: shapes and operation counts without memory or time."""
     memo: dict[int, object] = {}
     for p in module.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)

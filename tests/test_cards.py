@@ -65,6 +65,9 @@ def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
 
 
 def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model, data):
+    asked = [caption for record in data for caption in record.captions]
+    with pytest.raises(ValueError, match="all 12 captions of the bank are queries; give those of training videos"):
+        evaluate_retrieval(model, data, READING, bank=asked)
     bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
     plain = evaluate_retrieval(model, data, READING)
     found = evaluate_retrieval(model, data, READING, dual_softmax=100.0, bank=bank, hubs=True)

@@ -111,7 +111,12 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
         "train my --lr abc": "clipvid train: --lr takes float, got abc",
         "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
         "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3",
-        "info": "the following arguments are required: model",
+        "info": "clipvid info: it needs MODEL",
+        "search": "clipvid search: it needs INDEX, QUERY",
+        "data check x": "clipvid data check: it needs ROOT",
+        "info x --depth q": "clipvid info: --depth takes int, got q",
+        "train my --options q": "--options takes a JSON object, got q",
+        "train my --config nowhere.yaml": "clipvid train: --config: File does not exist",
         "data": "give one of {check}",
     }.items():
         with pytest.raises(SystemExit) as ended:
@@ -131,13 +136,21 @@ def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
     assert "there is no result card a.json" in refusal(capsys, "compare", "a.json", "b.json")
     error = refusal(capsys, "eval", "videos/test", "--task", "retrieval", "--zero_shot", "true")
     assert "zero_shot: only recognition has classes, the task is retrieval" in error
+    table = "videos/test/captions.csv"
+    error = refusal(capsys, "eval", "videos/test", "--annotations", table, "--bank", "train")
+    assert f"{table} is read whole, also for --bank train; give the folder of the files" in error
     clip = next(Path("videos/test").glob("*.mp4"))
     assert "add --video true to look for videos like it" in refusal(capsys, "search", "found", str(clip))
+    assert "found" in refusal(capsys, "search", "found", "a dog that runs " * 30)  # longer than a name may be
+    assert "did you mean ViT-B-32" in refusal(capsys, "info", "ViT-B/32")
+    assert "clipvid-mini brings its own weights" in refusal(capsys, "info", "clipvid-mini", "--pretrained", "openai")
 
 
 def test_videos_that_were_trained_on_are_counted_beside_the_score(videos, capsys):
     options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "2", "--depth", "1"]
-    assert main(["train", "videos/test", "--val", "videos/test", *options, "--resume", "true"]) == 0
+    assert (
+        main(["train", "videos/test", "--val", str(Path("videos/test").resolve()), *options, "--resume", "true"]) == 0
+    )
     said = capsys.readouterr()
     assert "on 20 validation videos, all of them trained on;" in said.out
     assert "clipvid-run holds no run to resume; starting one" in said.err

@@ -74,6 +74,11 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
     assert (train.terms.videos, val.terms.videos, val.terms.tokens) == (None, None, 16)
     assert val.name == f"{data.name}, 10 of 20 videos"  # so no card names the protocol for a part of it
     assert whole.subset(range(20)).name == data.subset([0]).name == data.name
+    assert val.subset(range(3)).name == f"{data.name}, 3 of 20 videos"
+    some = whole.of_classes(data.classes[:2])
+    assert some.name == f"{data.name}, 2 of {len(data.classes)} classes"
+    assert some.subset([0]).name == f"{some.name}, 1 of {len(some)} videos"
+    assert whole.of_classes(data.classes).name == data.name
     assert evaluate_retrieval(model, val).reading == Reading(frames=3, tokens=16)
     assert trained_reading(model, whole.terms) == Reading(frames=3, tokens=16)
 

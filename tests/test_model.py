@@ -246,6 +246,27 @@ def test_base_models_that_do_not_exist_are_named_with_near_ones():
         clipvid.create_model("ViT-B-32", "opanai")
 
 
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("clipvid-mini", {}),
+        ("clipvid-mini", {"branch": "divided", "depth": 2}),
+        ("ViT-B-16-SigLIP", {"branch": "vivit3"}),
+    ],
+)
+def test_what_a_clip_costs_does_not_depend_on_what_trains(base, options):
+    model = clipvid.create_model(base, **options, device="meta")
+    first = model.trainable_summary(4)
+    trains = [p.requires_grad for p in model.parameters()]
+    for wanted in (False, True):
+        with torch.inference_mode():
+            model.requires_grad_(wanted)
+            again = model.trainable_summary(4)
+        assert (again.tower_macs, again.branch_macs) == (first.tower_macs, first.branch_macs)
+    assert any(trains)
+    assert not all(trains)
+
+
 def test_published_parameter_counts_and_macs():
     """SYSTEMS of the papers: parameters exact, MACs of linear layers for three views to the printed decimal."""
     expected = {4: (40_218_624, {8: 593.3, 16: 1186.5}), 6: (60_303_360, {8: 687.8, 16: 1375.5})}

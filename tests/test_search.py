@@ -184,6 +184,16 @@ def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path
         VideoIndex(model, sampler="unifrom")
 
 
+def test_a_path_that_is_gone_is_an_error_alone_and_unreadable_in_a_list(model, library):
+    gone = library / "gone.mp4"
+    with pytest.raises(DataError, match=r"gone.mp4 does not exist; give videos, or folders of them"):
+        VideoIndex.build(model, gone, frames=4, progress=False)
+    listed = VideoIndex.build(model, [gone, library], frames=4, progress=False)
+    assert gone in [error.path for error in listed.skipped]
+    with pytest.raises(VideoError):
+        VideoIndex.build(model, [gone], frames=4, unreadable="raise", progress=False)
+
+
 def test_workers_change_nothing(index, model, library):
     other = VideoIndex.build(model, library, frames=4, batch_size=3, workers=2, progress=False)
     assert other.paths == index.paths

@@ -74,7 +74,7 @@ class Refinement(nn.Module):
 def _depth(backbone: Backbone, options: PosteriorOptions) -> int:
     if options.depth is not None:
         return options.depth
-    return min(4, backbone.text_blocks or 4) if options.init == "text" else 4
+    return min(4, backbone.n_text_blocks or 4) if options.init == "text" else 4
 
 
 def over_frames(backbone: Backbone, options: PosteriorOptions) -> Refinement:
@@ -86,7 +86,7 @@ def over_frames(backbone: Backbone, options: PosteriorOptions) -> Refinement:
         if positions.shape[1] != width:
             raise BackboneError(
                 f"the text tower is {positions.shape[1]} wide, the embedding {width}, so its blocks do not fit; choose "
-                "init='random'"
+                "branch posterior, or init random"
             )
     else:
         blocks = plain_blocks(width, depth, heads=heads_of([], width))

@@ -1,6 +1,7 @@
 """What the arguments of commands stand for: a device, a model, a data set; and how all of them name what was left out.
 
-Contract: words in, objects out, or a ValueError that says which option to change. Heavy modules load when they are
+Contract: words in, objects out, or a ValueError that says which option to change; what could not be read goes to
+standard error. Heavy modules load when they are
 needed. Knows nothing of what a command does with them.
 """
 

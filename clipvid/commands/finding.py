@@ -7,6 +7,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
     """
     from clipvid.search import VideoIndex
 
-    if not video and Path(query).is_file():
+    if not video and os.path.isfile(query):  # which a sentence too long for a name is not
         raise ValueError(f"{query} is a file; add --video true to look for videos like it, or write a sentence")
     found = VideoIndex.load(index, index_model(index, device))
     if video and rerank:

@@ -1,4 +1,4 @@
-"""Commands that teach a branch: demo, info and train. Help texts come from their docstrings.
+"""Commands about one model: what it costs (info), and what it learns (demo, train). Help texts are their docstrings.
 
 Contract: plain arguments in; a command prints what it found and writes what was asked for, or raises. Heavy modules
 load when a command runs. Knows nothing of parsing or exit codes.
@@ -156,7 +156,7 @@ def _told(result: Any) -> str:
 
 def _of_whom(val_data: Any, train_data: Any) -> str:
     """How many videos the score is over, and whether the model knew them."""
-    seen = {record.path for record in train_data}
-    known = sum(record.path in seen for record in val_data)
+    seen = {record.path.resolve() for record in train_data}
+    known = sum(record.path.resolve() in seen for record in val_data)
     note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""
     return f"{len(val_data)} validation videos{note}"

@@ -79,6 +79,8 @@ def evaluate(
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
+        if annotations is not None and Path(annotations).is_file():
+            raise ValueError(f"{annotations} is read whole, also for --bank {bank}; give the folder of the files")
         read = opened(split=bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
     found = scorers[task](video_model, videos, reading, progress=True, **extras)

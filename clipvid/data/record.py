@@ -56,6 +56,8 @@ class Terms:
     """Longest caption in tokens that the field uses."""
     shared: bool = False
     """Captions that are equal mean the same: each is right for every video that has it."""
+    whole: tuple[str, int] | None = None
+    """Name and number of videos of the data that this is a part of."""
     fewer: bool = False
     """The caller allowed fewer videos than there should be (allow_missing)."""
 
@@ -115,10 +117,13 @@ class VideoData:
 
         Of a protocol's data its name says how many are left, so that figures over a part are not taken for the whole.
         """
-        part = self.surviving(indices)
-        whole = self.terms.videos
-        name = self.name if whole is None or len(part) == whole else f"{self.name}, {len(part)} of {whole} videos"
-        return replace(part, name=name, terms=replace(self.terms, videos=None))
+        part, videos, whole = self.surviving(indices), self.terms.videos, self.terms.whole
+        if whole is None and videos is not None:
+            whole = (self.name, videos)
+        name = self.name
+        if whole is not None:
+            name = whole[0] if len(part) == whole[1] else f"{whole[0]}, {len(part)} of {whole[1]} videos"
+        return replace(part, name=name, terms=replace(self.terms, videos=None, whole=whole))
 
     def surviving(self, indices: Iterable[int]) -> VideoData:
         """This data set without the records that could not be read: it still should have had them."""
@@ -155,8 +160,11 @@ class VideoData:
             raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         place = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
-        name = f"{self.name}, {len(names)} of {len(self.classes)} classes"
-        return replace(self, records=records, classes=tuple(names), name=name, terms=replace(self.terms, videos=None))
+        name, of_protocol = self.name, self.terms.videos is not None or self.terms.whole is not None
+        if len(names) < len(self.classes):
+            name = f"{name}, {len(names)} of {len(self.classes)} classes"
+        terms = replace(self.terms, videos=None, whole=(name, len(records)) if of_protocol else None)
+        return replace(self, records=records, classes=tuple(names), name=name, terms=terms)
 
     def base_novel(self) -> tuple[VideoData, VideoData]:
         """The videos of the more frequent half of the classes and of the rarer half (base-to-novel generalisation).

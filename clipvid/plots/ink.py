@@ -1,6 +1,7 @@
 """What all pictures share: colours, resolution, and a file that appears whole or not at all.
 
-Right and wrong differ in colour, shape and line style, for colour-blind readers. Knows nothing of what is drawn.
+Contract: a figure and a path in, the file out. Right and wrong differ in colour, shape and line style, for colour-blind
+readers. Knows nothing of what is drawn.
 """
 
 from __future__ import annotations

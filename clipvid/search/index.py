@@ -303,8 +303,8 @@ class VideoIndex:
 def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
     """Absolute paths of the files and of the videos below the folders, each once, in the order given."""
     given = [videos] if isinstance(videos, str | Path) else list(videos)
-    if len(given) == 1 and not Path(given[0]).exists():  # of several, one that is gone is listed with the unreadable
-        raise DataError(f"{given[0]} does not exist; give videos, or folders of them")
+    if isinstance(videos, str | Path) and not Path(videos).exists():  # a file of a list is unreadable like any other
+        raise DataError(f"{videos} does not exist; give videos, or folders of them")
     found: list[Path] = []
     for item in given:
         path = Path(os.path.abspath(item))

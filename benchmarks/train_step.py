@@ -1,0 +1,199 @@
+"""STAN on CLIP ViT-B/32, clipvid beside a plain implementation of the released code: inference and training steps.
+
+    python benchmarks/train_step.py                  # writes benchmarks/results/train_step.json
+    python benchmarks/train_step.py --device cuda --batch 32 --out train_step-cuda.json
+
+Both get the same weights, clips and losses, in one process, and take turns: every ratio is of two runs that stand
+beside each other, and the median of these is what counts. Before anything is timed their outputs are compared. Peak
+memory is of a process for each. The plain side is plain_stan.py, in fp32 (as its attention runs) and under bf16
+autocast; it cannot train from taps, since the released code knows none. Weights are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cells import COMMIT, machine, peak_memory, write_json
+from plain_stan import PlainSTAN
+from torch import Tensor, nn
+
+import clipvid
+from clipvid.interop import released_names
+from clipvid.losses import contrastive
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast
+
+RESULTS = Path(__file__).parent / "results" / "train_step.json"
+FRAMES, DEPTH = 12, 4
+PLAIN = {"fp32": nullcontext, "bf16": lambda: torch.autocast("cpu", dtype=torch.bfloat16)}
+Step = Callable[[], Any]
+
+
+def ours(*, freeze: str = "all") -> VideoCLIP:
+    torch.manual_seed(0)
+    model = clipvid.create_model("ViT-B-32-quickgelu", "random", branch="stan-release", depth=DEPTH)
+    model.unfreeze(freeze, text=False)
+    return model
+
+
+def plain_of(model: VideoCLIP, *, frozen: bool) -> PlainSTAN:
+    """The plain model with the same weights."""
+    plain, visual, branch = PlainSTAN(), model.backbone.visual, dict(model.branch.named_parameters())
+    state: dict[str, Tensor] = {
+        "backbone.class_embedding": visual.class_embedding,
+        "backbone.patch_embedding.weight": visual.conv1.weight,
+        "backbone.position_embedding.weight": visual.positional_embedding,
+        "visual_projection.weight": visual.proj.T,
+    }
+    for theirs, norm in (("pre_layrnorm", visual.ln_pre), ("post_layernorm", visual.ln_post)):
+        state |= {f"backbone.{theirs}.{k}": v for k, v in norm.state_dict().items()}
+    for number, block in enumerate(visual.transformer.resblocks):
+        parts = {"layer_norm1": block.ln_1, "layer_norm2": block.ln_2, "self_attn.out_proj": block.attn.out_proj}
+        parts |= {"mlp.fc1": block.mlp.c_fc, "mlp.fc2": block.mlp.c_proj}
+        own = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+        for kind, value in (("weight", block.attn.in_proj_weight), ("bias", block.attn.in_proj_bias)):
+            own |= {f"self_attn.{c}_proj.{kind}": v for c, v in zip("qkv", value.chunk(3), strict=True)}
+        state |= {f"backbone.layers.{number}.{k}": v for k, v in own.items()}
+    for theirs, (name, third) in released_names(model).items():
+        state[f"backbone.{theirs}"] = branch[name] if third is None else branch[name].chunk(3)[third]
+    plain.load_state_dict(state)
+    if frozen:
+        plain.freeze_tower()
+    return plain.to(model.device)
+
+
+def batch_of(size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Preprocessed clips, caption embeddings and owners."""
+    made = torch.Generator().manual_seed(0)
+    video = torch.randn(size, FRAMES, 3, 224, 224, generator=made)
+    text = F.normalize(torch.randn(size, 512, generator=made), dim=-1)
+    return video.to(device), text.to(device), torch.arange(size, device=device)
+
+
+def training(module: nn.Module, embed: Callable[[], Tensor], text: Tensor, owner: Tensor, context: Any) -> Step:
+    """A whole step: forward, loss, backward, clipped gradients, AdamW."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+
+    def step() -> None:
+        with context():
+            loss = contrastive(F.normalize(embed().float(), dim=-1), text, owner, scale=100.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
+    """What takes turns in the comparison `name`: clipvid, and the plain model in fp32 and under bf16 autocast."""
+    video, text, owner = batch_of(size, device)
+    model = ours(freeze="none" if name == "all trained" else "all").to(device)
+    own = lambda: autocast("auto", model.device)  # noqa: E731
+    plain = plain_of(model, frozen=name != "all trained")
+    if name == "inference":
+        model.eval()
+        plain.eval()
+
+        def infer(run: Callable[[], Tensor], context: Any) -> Step:
+            def once() -> Tensor:
+                with torch.no_grad(), context():
+                    return run().float()
+
+            return once
+
+        found = {"clipvid": infer(lambda: model.encode_video(video, normalize=False), own)}
+        return found | {f"plain {k}": infer(lambda: plain(video), c) for k, c in _contexts(device).items()}
+    model.train()
+    plain.train()
+    source: Any = video
+    if name == "frozen, from taps":
+        with torch.no_grad(), own():
+            source = model.reads(video)
+    found = {"clipvid": training(model, lambda: model.encode_video(source, normalize=False), text, owner, own)}
+    return found | {
+        f"plain {k}": training(plain, lambda: plain(video), text, owner, c) for k, c in _contexts(device).items()
+    }
+
+
+def _contexts(device: str) -> dict[str, Any]:
+    return {"fp32": nullcontext, "bf16": lambda: torch.autocast(device, dtype=torch.bfloat16)}
+
+
+NAMES = ("inference", "frozen, live", "frozen, from taps", "all trained")
+
+
+def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
+    """Seconds a clip of each, and how many times as many clips a second clipvid passes."""
+    turns = steps(name, size=size, device=device)
+    if name == "inference":
+        outputs = {side: turns[side]() for side in turns}
+        apart = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
+        if apart > 0.05:
+            raise SystemExit(f"the two do not compute the same: {apart:.3f} of the largest value apart")
+    seconds: dict[str, list[float]] = {side: [] for side in turns}
+    for run in range(runs + 1):  # the first is not counted
+        for side, step in turns.items():
+            start = time.perf_counter()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if run:
+                seconds[side].append((time.perf_counter() - start) / size)
+    ratios = {
+        side: statistics.median(b / a for a, b in zip(seconds["clipvid"], seconds[side], strict=True))
+        for side in turns
+        if side != "clipvid"
+    }
+    return {"ms a clip": {k: 1000 * statistics.median(v) for k, v in seconds.items()}, "times as fast as": ratios}
+
+
+def peak(name: str, side: str, *, size: int, device: str) -> float:
+    """MiB that two steps need above what models and batch hold."""
+    step = steps(name, size=size, device=device)[side]
+    with peak_memory(device) as found:
+        step()
+        step()
+    return found[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        print(json.dumps(peak(*args.peak, size=args.batch, device=args.device)))
+        return
+    rows: dict[str, Any] = {}
+    for name in args.only:
+        rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
+        sides = rows[name]["ms a clip"]
+        command = [sys.executable, __file__, "--batch", str(args.batch), "--device", args.device, "--peak", name]
+        rows[name]["peak MiB"] = {
+            side: json.loads(subprocess.run([*command, side], check=True, capture_output=True, text=True).stdout)
+            for side in sides
+        }
+        print(name, json.dumps(rows[name]), flush=True)
+    made = {"command": "python benchmarks/train_step.py", "model": "ViT-B-32, stan-release", "batch": args.batch}
+    write_json(args.out, {**made, "frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
