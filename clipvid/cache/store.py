@@ -1,100 +1,24 @@
-"""Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
+"""Taps of a whole data set in memory: made once by the frozen tower, then read as often as training likes.
 
 Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
-store checks, since frames are sampled without chance. `TapStore` keeps them in memory. Knows nothing of losses or
-metrics.
+store checks, since frames are sampled without chance. Knows nothing of losses or metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.config import Reading
-from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, Pair, Views, collate
-from clipvid.data.record import NO_TERMS, Terms, VideoData
+from clipvid.data.dataset import NO_LABEL
+from clipvid.data.record import VideoData
 from clipvid.errors import VideoError
 from clipvid.model import VideoCLIP
-from clipvid.precision import autocast
-from clipvid.taps import Pixels, Taps
-from clipvid.video.transforms import VideoTransform
-
-
-def clip_dataset(
-    model: VideoCLIP,
-    data: VideoData,
-    reading: Reading,
-    *,
-    transform: VideoTransform | None = None,
-    random: bool = False,
-    pair: Pair | None = None,
-    seed: int = 0,
-) -> ClipDataset:
-    """The clips of `data`, read as `reading` says and fitted to the model's input.
-
-    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation.
-    """
-    model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
-    fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
-    return ClipDataset(
-        data,
-        frames=reading.frames,
-        transform=transform or model.transform,
-        sampler=reading.sampler,
-        random=random,
-        views=pair or fixed,
-        backend=reading.backend,
-        time_limit=reading.time_limit or None,
-        unreadable=reading.unreadable,
-        seed=seed,
-    )
-
-
-def stream_taps(
-    model: VideoCLIP,
-    data: VideoData,
-    reading: Reading,
-    *,
-    to_keep: bool = False,
-    progress: bool = False,
-    title: str = "encode",
-) -> Iterator[tuple[Taps | Pixels, Batch]]:
-    """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
-
-    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. Clips in V views
-    are B·V rows, the views of the first clip first.
-    """
-    from tqdm import tqdm
-
-    loader = DataLoader(
-        clip_dataset(model, data, reading),
-        batch_size=max(1, reading.batch_size // reading.views),
-        num_workers=reading.workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
-    )
-    with tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
-        for batch in loader:
-            if len(batch):
-                with torch.no_grad(), autocast(reading.precision, model.device):
-                    video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
-                    read = model.taps if to_keep else model.reads
-                    taps = read(video, mask=None if bool(mask.all()) else mask)
-                yield taps, batch
-            else:
-                yield _no_taps(), batch
-            bar.update(len(batch) + len(batch.unreadable))
-
-
-def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
-    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
-    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
-    trained = (model.training_record or {}).get("reading", {})
-    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+from clipvid.taps import Taps
 
 
 @dataclass(frozen=True)
@@ -193,7 +117,3 @@ def _concatenated(parts: Sequence[Taps]) -> Taps:
         torch.cat([p.frames for p in parts]),
         masks,
     )
-
-
-def _no_taps() -> Taps:
-    return Taps((), (), (), torch.zeros(0, 0, 0))

@@ -1,0 +1,97 @@
+"""What a model's branch reads of the clips of a data set, batch by batch, as a reading says.
+
+Contract: a model, a VideoData and a Reading in; decoded clips, or what the frozen tower says of them, out, in order.
+Knows nothing of what is kept, of losses or of metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from clipvid.config import Reading
+from clipvid.data.dataset import Batch, ClipDataset, Pair, Views, collate
+from clipvid.data.record import NO_TERMS, Terms, VideoData
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast
+from clipvid.taps import Pixels, Taps
+from clipvid.video.transforms import VideoTransform
+
+
+def clip_dataset(
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading,
+    *,
+    transform: VideoTransform | None = None,
+    random: bool = False,
+    pair: Pair | None = None,
+    seed: int = 0,
+) -> ClipDataset:
+    """The clips of `data`, read as `reading` says and fitted to the model's input.
+
+    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation.
+    """
+    model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
+    fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
+    return ClipDataset(
+        data,
+        frames=reading.frames,
+        transform=transform or model.transform,
+        sampler=reading.sampler,
+        random=random,
+        views=pair or fixed,
+        backend=reading.backend,
+        time_limit=reading.time_limit or None,
+        unreadable=reading.unreadable,
+        seed=seed,
+    )
+
+
+def stream_taps(
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading,
+    *,
+    to_keep: bool = False,
+    progress: bool = False,
+    title: str = "encode",
+) -> Iterator[tuple[Taps | Pixels, Batch]]:
+    """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
+
+    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. Clips in V views
+    are B·V rows, the views of the first clip first.
+    """
+    from tqdm import tqdm
+
+    loader = DataLoader(
+        clip_dataset(model, data, reading),
+        batch_size=max(1, reading.batch_size // reading.views),
+        num_workers=reading.workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
+    )
+    with tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
+        for batch in loader:
+            if len(batch):
+                with torch.no_grad(), autocast(reading.precision, model.device):
+                    video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
+                    read = model.taps if to_keep else model.reads
+                    taps = read(video, mask=None if bool(mask.all()) else mask)
+                yield taps, batch
+            else:
+                yield _no_taps(), batch
+            bar.update(len(batch) + len(batch.unreadable))
+
+
+def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
+    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
+    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
+    trained = (model.training_record or {}).get("reading", {})
+    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+
+
+def _no_taps() -> Taps:
+    return Taps((), (), (), torch.zeros(0, 0, 0))
