@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from clipvid import __version__
-from clipvid.commands import finding, learning, measuring
+from clipvid.commands import finding, keeping, learning, measuring
 from clipvid.config import TrainConfig
 
 COMMANDS = {
@@ -25,12 +25,15 @@ COMMANDS = {
     "compare": measuring.compare,
     "summarize": measuring.summarize,
     "data check": measuring.check_data,
+    "cache ls": keeping.list_caches,
+    "cache verify": keeping.verify,
+    "cache prune": keeping.prune,
     "embed": finding.embed,
     "index": finding.index,
     "search": finding.search,
 }
 
-GROUPS = {"data": "Look after data sets."}
+GROUPS = {"cache": "Look after tap caches.", "data": "Look after data sets."}
 """Commands of two words, by their first."""
 
 GO_ON = {

@@ -40,5 +40,9 @@ class CheckpointError(ClipvidError):
     """A saved model, checkpoint or index that does not fit what it is loaded into."""
 
 
+class CacheError(ClipvidError):
+    """A tap cache that cannot be written, or whose files are not what was written; names folder or file."""
+
+
 class MissingExtraError(ClipvidError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""

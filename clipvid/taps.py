@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -41,6 +41,16 @@ class Taps:
             cls=tuple(change(c) for c in self.cls),
             frames=change(self.frames),
         )
+
+    def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
+        """The taps of these clips, in this order."""
+        chosen = torch.as_tensor(rows)
+        picked = self.map(lambda t: t[chosen])
+        return picked if picked.mask is None else replace(picked, mask=picked.mask[chosen])
+
+    def part(self, rows: Sequence[int]) -> Taps:
+        """As `gather`: what is in memory has no cheaper way to be a part."""
+        return self.gather(rows)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Taps:
         moved = self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))

@@ -1,8 +1,9 @@
-"""Taps of data sets: streamed from videos, or kept in memory."""
+"""Taps of data sets: streamed from videos, kept in memory, or kept on disk."""
 
 from __future__ import annotations
 
+from clipvid.cache.disk import TapCache
 from clipvid.cache.store import TapStore
 from clipvid.cache.stream import clip_dataset, stream_taps, trained_reading
 
-__all__ = ["TapStore", "clip_dataset", "stream_taps", "trained_reading"]
+__all__ = ["TapCache", "TapStore", "clip_dataset", "stream_taps", "trained_reading"]

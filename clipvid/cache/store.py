@@ -1,4 +1,4 @@
-"""Taps of a whole data set in memory: made once by the frozen tower, then read as often as training likes.
+"""Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
 
 Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
 store checks, since frames are sampled without chance. Knows nothing of losses or metrics.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,15 +22,26 @@ from clipvid.model import VideoCLIP
 from clipvid.taps import Taps
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """Taps of clips by number: in memory (Taps), or on disk (clipvid.cache.disk.KeptTaps)."""
+
+    def select(self, levels: Sequence[int]) -> Rows: ...
+
+    def part(self, rows: Sequence[int]) -> Rows: ...
+
+    def gather(self, rows: Any) -> Taps: ...
+
+
 @dataclass(frozen=True)
 class TapStore:
-    """The taps of a data set in memory, clip i at row i of every tensor.
+    """The taps of a data set, clip i at row i; those that `encode` makes are in memory.
 
     `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why; `tower` is
     `Backbone.tower_fingerprint` of the model that encoded them.
     """
 
-    taps: Taps
+    taps: Rows
     data: VideoData
     reading: Reading
     tower: str
@@ -41,16 +53,7 @@ class TapStore:
     ) -> TapStore:
         """Decode every clip once and keep what the frozen tower says. Memory: `taps.nbytes`."""
         reading = reading or trained_reading(model, data.terms)
-        if reading.views > 1:
-            raise ValueError(
-                f"a TapStore keeps one view of each clip, got temporal_views={reading.temporal_views} and "
-                f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
-            )
-        if model.branch.reads_pixels:
-            raise ValueError(
-                f"branch {type(model.branch).__name__} has a stem of its own and reads pixels, so it has no taps to "
-                "keep; train it without cache_taps"
-            )
+        check_storable(model, reading)
         parts: list[Taps] = []
         kept: list[int] = []
         lost: list[VideoError] = []
@@ -84,23 +87,35 @@ class TapStore:
 
     def subset(self, rows: Sequence[int]) -> TapStore:
         """The store of these clips, in this order."""
-        return replace(self, taps=self.batch(rows), data=self.data.subset(rows))
+        return replace(self, taps=self.taps.part(rows), data=self.data.subset(rows))
 
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
-        rows = torch.as_tensor(indices)
-        picked = self.taps.map(lambda t: t[rows])
-        return picked if picked.mask is None else replace(picked, mask=picked.mask[rows])
+        return self.taps.gather(indices)
 
     def reordered(self, frames: Tensor) -> TapStore:
         """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from."""
-        rows = torch.arange(len(self))[:, None]
-        taps = self.taps.map(lambda t: t[rows, frames])
+        rows, everything = torch.arange(len(self))[:, None], self.batch(range(len(self)))
+        taps = everything.map(lambda t: t[rows, frames])
         return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]))
 
     @property
     def labels(self) -> Tensor:
         return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
+
+
+def check_storable(model: VideoCLIP, reading: Reading) -> None:
+    """ValueError for what has no taps to keep: several views, and branches that read pixels."""
+    if reading.views > 1:
+        raise ValueError(
+            f"a TapStore keeps one view of each clip, got temporal_views={reading.temporal_views} and "
+            f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
+        )
+    if model.branch.reads_pixels:
+        raise ValueError(
+            f"branch {type(model.branch).__name__} has a stem of its own and reads pixels, so it has no taps to keep; "
+            "train it without cache_taps"
+        )
 
 
 def _concatenated(parts: Sequence[Taps]) -> Taps:

@@ -7,6 +7,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     val_fraction: float = 0.1,
     shots: int | None = None,
     allow_missing: bool = False,
+    cache: str | None = None,
+    cache_kind: str = "bf16",
     device: str = "auto",
     resume: bool = False,
     config: TrainConfig | None = None,
@@ -110,6 +113,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         val_fraction: share of the training videos to hold out.
         shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
         allow_missing: go on without videos that the annotations name and that are not there.
+        cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
+        cache_kind: bf16, fp16, fp32, or int8, which takes half the place and rounds.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
         config: everything else about training.
@@ -117,34 +122,57 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     from clipvid.training import CHECKPOINT, train
 
     config = config or TrainConfig()
-    if val_split is not None and val is None and split is None:
-        raise ValueError(
-            "val_split without split would train on the validation videos too; give --split, such as train"
-        )
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
-    train_data = opened(data, split=split, annotations=annotations)
-    if val is not None or val_split is not None:
-        own = annotations if val is None else None
-        val_data = opened(val or data, split=val_split, classes=train_data.classes, annotations=own)
-        train_data = train_data if shots is None else train_data.few_shot(shots, seed=config.seed)
-    elif shots is not None:
-        whole, train_data = train_data, train_data.few_shot(shots, seed=config.seed)
-        seen = {record.path for record in train_data}
-        val_data = whole.subset(i for i, record in enumerate(whole) if record.path not in seen)
-        if not len(val_data):
-            raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
-    else:
-        train_data, val_data = train_data.split(val_fraction, seed=config.seed)
+    wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
+    train_data, val_data = _train_and_val(opened, data, **wanted, fraction=val_fraction, shots=shots, seed=config.seed)
     if resume and not (Path(out) / CHECKPOINT).exists():
         print(f"{out} holds no run to resume; starting one", file=sys.stderr)
     accelerator = named_device(device)
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    video_model = named_model(model, pretrained, chosen)
-    result = train(video_model, train_data, val_data, config, out=out, resume=resume, accelerator=accelerator)
+    video_model = named_model(model, pretrained, chosen).to(accelerator)
+    clips = train_data, val_data
+    if cache is not None:
+        from clipvid.cache import TapCache
+
+        kept = TapCache(cache, kind=cache_kind)
+        clips = tuple(kept.store(video_model, part, config.reading, progress=True) for part in clips)
+    result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
     best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
     print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
-    show_unreadable(result.unreadable)
+    show_unreadable([*result.unreadable, *(error for part in clips for error in getattr(part, "unreadable", ()))])
+
+
+def _train_and_val(
+    opened: Callable[..., Any],
+    data: str,
+    *,
+    split: str | None,
+    annotations: str | None,
+    val: str | None,
+    val_split: str | None,
+    fraction: float,
+    shots: int | None,
+    seed: int,
+) -> tuple[Any, Any]:
+    """What to train on, and what to validate on: as named, else a part of the first."""
+    whole = opened(data, split=split, annotations=annotations)
+    if val is not None or val_split is not None:
+        if val is None and split is None:
+            raise ValueError(
+                "val_split without split would train on the validation videos too; give --split, such as train"
+            )
+        own = annotations if val is None else None
+        other = opened(val or data, split=val_split, classes=whole.classes, annotations=own)
+        return (whole if shots is None else whole.few_shot(shots, seed=seed)), other
+    if shots is None:
+        return whole.split(fraction, seed=seed)
+    few = whole.few_shot(shots, seed=seed)
+    seen = {record.path for record in few}
+    others = whole.subset(i for i, record in enumerate(whole) if record.path not in seen)
+    if not len(others):
+        raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
+    return few, others
 
 
 def _told(result: Any) -> str:

@@ -7,7 +7,6 @@ found of each is appended to a log at once, so an interrupted run goes on where 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -21,9 +20,9 @@ from typing import Any
 
 from clipvid._files import whole_file
 from clipvid._workers import processes
+from clipvid.data.files import content_hash, files_of
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
-from clipvid.video import pictures_in
 
 LOG, REPORT = "probes.jsonl", "report.json"
 SHOWN = 10
@@ -183,7 +182,7 @@ def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Itera
             try:
                 yield from _in_pool([path], workers=1, limit=limit)
             except BrokenProcessPool:
-                found = {"path": str(path), "stamp": _stamp(path), "content": _content(path)}
+                found = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
                 yield {**found, "error": "ended the process that decoded it"}
 
 
@@ -200,7 +199,7 @@ def _probe(path: Path, limit: int | float) -> dict[str, Any]:
     """One file, in a process of its own: its facts, or why it cannot be read."""
     from clipvid.video.decode import probe
 
-    found: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": _content(path)}
+    found: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
     try:
         with _limited(limit):
             info = asdict(probe(path))
@@ -245,26 +244,10 @@ def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _stamp(path: Path) -> list[int]:
     """Size and time of change: a file with the same is not decoded again."""
     try:
-        facts = [file.stat() for file in _files(path)]
+        facts = [file.stat() for file in files_of(path)]
     except OSError as error:
         raise DataError(f"{path} was there when the data set was opened and is not any more; run it again") from error
     return [sum(fact.st_size for fact in facts), max(fact.st_mtime_ns for fact in facts)]
-
-
-def _content(path: Path) -> str:
-    """A hash of size, first and last 64 KiB of each file: equal for copies, and read in a moment."""
-    digest, part = hashlib.sha256(), 1 << 16
-    for name in _files(path):
-        size = name.stat().st_size
-        with name.open("rb") as file:
-            digest.update(str(size).encode() + file.read(part))
-            file.seek(max(0, size - part))
-            digest.update(file.read(part))
-    return digest.hexdigest()
-
-
-def _files(clip: Path) -> list[Path]:
-    return pictures_in(clip) if clip.is_dir() else [clip]
 
 
 def _some(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:

@@ -1,0 +1,48 @@
+"""Features in fewer bytes: bfloat16, float16, or eight bits with a scale for each token.
+
+Contract: a tensor whose last axis is a token's channels in, named parts out, and back. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+KINDS = ("bf16", "fp16", "fp32", "int8")
+"""How features may be kept. int8 rounds each token to 255 steps of its own largest channel."""
+SCALE = "scale"
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def packed(features: Float[Tensor, "*tokens d"], kind: str) -> dict[str, Tensor]:
+    """The parts that stand for `features`: "" alone, or with int8 also "scale", one float32 a token.
+
+    Raises ValueError for another kind, and for values that float16 cannot hold.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
+    if kind != "int8":
+        kept = features.to(_TYPES[kind])
+        if kind == "fp16" and not bool(kept.isfinite().all()) and bool(features.isfinite().all()):
+            raise ValueError(
+                f"features reach {float(features.abs().max()):g}, beyond float16; keep them as bf16 or int8"
+            )
+        return {"": kept}
+    values = features.float()
+    scale = values.abs().amax(dim=-1) / 127
+    steps = (values / scale.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round()
+    return {"": steps.to(torch.int8), SCALE: scale}
+
+
+def unpacked(parts: Mapping[str, Tensor]) -> Float[Tensor, "*tokens d"]:
+    """The features that parts of `packed` stand for: in the type they were kept in, bfloat16 for int8."""
+    kept = parts[""]
+    return kept if kept.dtype != torch.int8 else (kept * parts[SCALE][..., None]).to(torch.bfloat16)
+
+
+def size(channels: int, kind: str) -> int:
+    """Bytes of one token."""
+    return channels + 4 if kind == "int8" else channels * _TYPES[kind].itemsize

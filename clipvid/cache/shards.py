@@ -1,0 +1,143 @@
+"""The files of a tap cache: a few clips each, written whole or not at all, mapped into memory, checked when first read.
+
+Contract: named tensors with one row a clip, and the clips' keys, in; the same rows by key out. A file is one of
+safetensors whose header holds the keys and a CRC-32 of every clip's bytes, so a flipped bit, a cut file or a foreign
+one is an error that names the file. Several processes may write to one folder: each file has a name of its own, and a
+clip that two of them wrote is there twice and equal. Knows nothing of towers, videos or what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipvid._files import whole_file
+from clipvid.errors import CacheError
+
+SUFFIX = ".safetensors"
+FORMAT = "clipvid-taps-1"
+
+
+def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
+    """One file of these clips; `tensors` have one row a clip, in the order of `keys`."""
+    rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if wrong := [name for name, tensor in rows.items() if len(tensor) != len(keys)]:
+        raise ValueError(f"{wrong[0]} has {len(rows[wrong[0]])} rows for {len(keys)} clips; give one a clip")
+    checks = [_crc({name: tensor[row] for name, tensor in rows.items()}) for row in range(len(keys))]
+    header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks)}
+    path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+    with whole_file(path) as beside:
+        save_file(rows, beside, metadata=header)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before what it names
+    return path
+
+
+class Shards:
+    """All files of a folder, each opened when it is needed; of a clip that is there more than once, one of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[Path, Any] = {}
+        self._place: dict[str, tuple[Path, int]] = {}
+        self._checks: dict[str, int] = {}
+        self._checked: set[str] = set()
+        self._known: set[Path] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Take note of files that others have written since."""
+        for path in shard_files(self.folder):
+            if path not in self._known:
+                self._note(path)
+
+    def _note(self, path: Path) -> None:
+        header = _header(path)
+        for row, (key, check) in enumerate(zip(*header, strict=True)):
+            if key not in self._place:
+                self._place[key], self._checks[key] = (path, row), check
+        self._known.add(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def row(self, key: str) -> dict[str, Tensor]:
+        """The tensors of one clip, mapped from its file; CacheError where its bytes are not those that were written."""
+        path, row = self._place[key]
+        if path not in self._open:
+            self._open[path] = _tensors(path)
+        found = {name: tensor[row] for name, tensor in self._open[path].items()}
+        if key not in self._checked:
+            if _crc(found) != self._checks[key]:
+                raise CacheError(
+                    f"{path} is damaged: the bytes of clip {row} are not those that were written; {ADVICE}"
+                )
+            self._checked.add(key)
+        return found
+
+
+ADVICE = "clipvid cache prune removes such files, and the next run makes their clips anew"
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The finished files of a folder; drafts begin with a dot."""
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+def check_shard(path: Path, *, whole: bool) -> int:
+    """How many clips a file holds; CacheError where its header, or with `whole` any byte, is not what was written."""
+    keys, checks = _header(path)
+    if whole:
+        tensors = _tensors(path)
+        for row, check in enumerate(checks):
+            if _crc({name: tensor[row] for name, tensor in tensors.items()}) != check:
+                raise CacheError(f"{path} is damaged: the bytes of clip {row} are not those written; {ADVICE}")
+    return len(keys)
+
+
+def _header(path: Path) -> tuple[list[str], list[int]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            keys, checks = json.loads(told["keys"]), json.loads(told["checks"])
+            rows = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CacheError(f"{path} is damaged or cut off ({error}); {ADVICE}") from error
+    if told.get("format") != FORMAT:
+        raise CacheError(f"{path} has format {told.get('format')}, this version reads {FORMAT}; {ADVICE}")
+    if rows != {len(keys)} or len(checks) != len(keys):
+        raise CacheError(
+            f"{path} is damaged: {len(keys)} clips are announced, its tensors hold {sorted(rows)}; {ADVICE}"
+        )
+    return keys, checks
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
+    except (SafetensorError, OSError) as error:
+        raise CacheError(f"{path} is damaged or gone ({error}); {ADVICE}") from error
+
+
+def _crc(tensors: Mapping[str, Tensor]) -> int:
+    """Of the names, shapes, types and bytes of one clip."""
+    found = 0
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), found)
+        data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        found = zlib.crc32(data, found)
+    return found

@@ -1,0 +1,50 @@
+"""Commands about tap caches: cache ls, verify and prune. Help texts come from their docstrings.
+
+Contract: plain arguments in; a command prints what it found and removes what was asked for, or raises. Heavy modules
+load when a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+
+def list_caches(folder: str) -> None:
+    """Print what a tap cache holds: clips, bytes, and what they were made with.
+
+    Args:
+        folder: as `clipvid train --cache` was given it.
+    """
+    from clipvid.cache.disk import parts_of
+
+    for part in parts_of(folder):
+        print(part)
+
+
+def verify(folder: str) -> None:
+    """Read every byte of a tap cache and name the files that are not what was written.
+
+    Args:
+        folder: as `clipvid train --cache` was given it.
+    """
+    from clipvid.cache.disk import parts_of
+    from clipvid.errors import CacheError
+
+    parts = parts_of(folder, whole=True)
+    for part in parts:
+        print(part)
+    if damaged := sum(len(part.damaged) for part in parts):
+        raise CacheError(f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them")
+
+
+def prune(folder: str, tower: str | None = None) -> None:
+    """Remove damaged files and drafts of killed runs from a tap cache; not while something writes to it.
+
+    Args:
+        folder: as `clipvid train --cache` was given it.
+        tower: also remove all taps of the tower whose fingerprint begins so, as `clipvid cache ls` shows it.
+    """
+    from clipvid.cache.disk import prune as removed_from
+
+    removed = removed_from(folder, tower=tower)
+    for path in removed:
+        print(f"removed {path}")
+    print(f"{len(removed)} removed")

@@ -1,0 +1,262 @@
+"""The tap cache: cached equals live, damage is named, a killed run loses nothing written, moved files are known."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipvid.cache import TapCache, TapStore, codec, disk
+from clipvid.cache.disk import parts_of
+from clipvid.cli import main
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.readers import open_dataset
+from clipvid.data.record import Record, VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_videos
+from clipvid.errors import CacheError
+from clipvid.model import attach, create_model
+from clipvid.training import train
+
+READING = Reading(frames=3, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("clipvid-mini", depth=2).eval()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+def test_cached_equals_live_to_the_bit(model, data, tmp_path, kind):
+    reading = replace(READING, precision="bf16-mixed" if kind == "bf16" else "32-true")
+    live = embed_videos(model, data, reading)
+    for _ in range(2):  # made now, and read again
+        store = TapCache(tmp_path, kind=kind).store(model, data, reading)
+        assert torch.equal(embed_videos(model, store).video, live.video)
+    assert len(files(tmp_path)) == 3
+    assert list(store.data) == list(data)
+
+
+def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
+    reading = replace(READING, precision="bf16-mixed")
+    exact = TapCache(tmp_path / "bf16").store(model, data, reading)
+    near = TapCache(tmp_path / "int8", kind="int8").store(model, data, reading)
+    a, b = exact.batch([5]), near.batch([5])
+    for wanted, found in zip((*a.patches, *a.cls), (*b.patches, *b.cls), strict=True):
+        step = wanted.float().abs().amax(dim=-1, keepdim=True) / 127
+        assert ((wanted.float() - found.float()).abs() <= 0.5 * step + 2**-8 * wanted.float().abs() + 1e-6).all()
+    assert torch.equal(a.frames, b.frames)
+    sizes = [sum(path.stat().st_size for path in files(tmp_path / kind)) for kind in ("bf16", "int8")]
+    assert sizes[1] < 0.6 * sizes[0]
+    cosine = torch.nn.functional.cosine_similarity(embed_videos(model, exact).video, embed_videos(model, near).video)
+    assert cosine.min() > 0.999
+
+
+def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monkeypatch):
+    for kind in codec.KINDS:
+        cache = TapCache(tmp_path / kind, kind=kind)
+        promised = cache.needs(model, data, READING)
+        cache.store(model, data, READING)
+        written = sum(path.stat().st_size for path in files(tmp_path / kind))
+        assert promised < written < promised + 4096 * 3
+        assert cache.needs(model, data, READING) == 0
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(CacheError, match=r"needs .* for clips that are not there yet, the disk has 0\.0 MiB; choose"):
+        TapCache(tmp_path / "new").store(model, data, READING)
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, data, tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    moved = [replace(r, path=Path(shutil.copy(r.path, folder))) for r in data]
+    cache = TapCache(tmp_path / "taps")
+    cache.store(model, data, READING)
+    encoded: list[int] = []
+    stream = disk.stream_taps
+    monkeypatch.setattr(disk, "stream_taps", lambda m, d, *a, **k: encoded.append(len(d)) or stream(m, d, *a, **k))
+    again = cache.store(model, replace(data, records=tuple(moved)), READING)
+    assert not encoded
+    assert [r.path for r in again.data] == [r.path for r in moved]
+    shutil.copy(data[0].path, moved[3].path)  # another video under the same name
+    shutil.copy(data[1].path, folder / "more.mp4")
+    (folder / "more.mp4").write_bytes((folder / "more.mp4").read_bytes() + b"\0")
+    more = replace(data, records=(*moved, Record(folder / "more.mp4", ("x",), 0)))
+    found = cache.store(model, more, READING)
+    assert encoded == [1]
+    assert torch.equal(found.batch([3]).frames, found.batch([0]).frames)
+    part = replace(moved[5], end=0.4)
+    cache.store(model, replace(data, records=(part,)), READING)
+    assert encoded == [1, 1], "a part of a clip is another clip"
+
+
+def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_path):
+    torch.manual_seed(3)
+    other = create_model("clipvid-mini", depth=2)
+    with torch.no_grad():
+        other.backbone.visual.conv1.weight.mul_(1.01)
+    changed = attach(other.backbone.clip, depth=2)
+    cache, recipes = TapCache(tmp_path), set()
+    for one, reading in (
+        (model, READING),
+        (model, replace(READING, frames=4)),
+        (model, replace(READING, sampler="linspace")),
+        (model, replace(READING, precision="32-true")),
+        (changed, READING),
+        (create_model("clipvid-mini", depth=3), READING),
+    ):
+        recipes.add(cache.recipe(one, reading).key)
+    recipes.add(TapCache(tmp_path, kind="int8").recipe(model, READING).key)
+    assert len(recipes) == 7
+    same = replace(READING, batch_size=2, workers=1, backend="decord", tokens=9)
+    assert cache.recipe(model, same) == cache.recipe(model, READING)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "foreign", "empty"])
+def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_path, damage):
+    cache = TapCache(tmp_path)
+    cache.store(model, data, READING)
+    path = files(tmp_path)[1]
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-700] ^= 4
+    path.write_bytes({"flip": content, "cut": content[:-9], "foreign": b"hello" * 9, "empty": b""}[damage])
+    with pytest.raises(CacheError, match=f"{path.name} is damaged.*clipvid cache prune"):
+        embed_videos(model, TapCache(tmp_path).store(model, data, READING))
+
+
+def test_unreadable_videos_are_left_out_as_the_reading_says(model, data, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    records = (Record(tmp_path / "broken.mp4", ("a",), 0), Record(tmp_path / "gone.mp4", ("b",), 0), *data.records[:3])
+    some = replace(data, records=records)
+    store = TapCache(tmp_path / "taps").store(model, some, replace(READING, unreadable="skip"))
+    assert [e.path.name for e in store.unreadable] == ["broken.mp4", "gone.mp4"]
+    assert [r.path for r in store.data] == [r.path for r in data.records[:3]]
+
+
+def test_training_from_disk_is_training_from_memory(model, data, tmp_path):
+    def trained(store):
+        torch.manual_seed(1)
+        fresh = attach(model.backbone, depth=2)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=READING)
+        return train(fresh, store, store, config, progress=False).history
+
+    assert trained(TapCache(tmp_path).store(model, data, READING)) == trained(TapStore.encode(model, data, READING))
+
+
+def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path):
+    kept, held = TapCache(tmp_path).store(model, data, READING), TapStore.encode(model, data, READING)
+    rows, order = [7, 2, 2], torch.tensor([[2, 0, 1]]).repeat(12, 1)
+    for a, b in (
+        (kept.subset(rows).batch([0, 2]), held.subset(rows).batch([0, 2])),
+        (kept.reordered(order).batch([4]), held.reordered(order).batch([4])),
+    ):
+        assert all(torch.equal(x, y) for x, y in zip(a.patches, b.patches, strict=True))
+    shallow = attach(model.backbone, depth=1)
+    assert torch.equal(kept.read_by(shallow).batch([1]).patches[0], held.read_by(shallow).batch([1]).patches[0])
+    with pytest.raises(ValueError, match="these taps hold levels 5, 6, the branch reads 4, 5, 6"):
+        kept.read_by(attach(model.backbone, depth=3))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from clipvid.cache import TapCache
+from clipvid.config import Reading
+from clipvid.data.readers import open_dataset
+from clipvid.model import create_model
+if __name__ == "__main__":
+    data, model = open_dataset("csv", sys.argv[1]), create_model("clipvid-mini", depth=2)
+    print("ready", flush=True)
+    TapCache(sys.argv[2]).store(model, data, Reading(frames=3, batch_size=1))
+"""
+
+
+def test_killed_while_writing_it_keeps_every_file_and_goes_on(model, data, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    taps = tmp_path / "taps"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(data[0].path.parent), str(taps)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(files(taps)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    there = [path for path in files(taps) if not path.name.startswith(".")]
+    assert 3 <= len(there) < 12
+    reading = replace(READING, batch_size=1)
+    assert TapCache(taps).needs(model, data, reading) == disk.clip_bytes(
+        model.backbone.geometry(model.branch.levels), 3, "bf16"
+    ) * (12 - len(there))
+    store = TapCache(taps).store(model, open_dataset("csv", data[0].path.parent), reading)
+    assert torch.equal(embed_videos(model, store).video, embed_videos(model, data, reading).video)
+
+
+def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of bf16, fp16, fp32, int8"):
+        TapCache(tmp_path, kind="fp8")
+    with pytest.raises(ValueError, match="has no taps to keep"):
+        TapCache(tmp_path).store(create_model("clipvid-mini", branch="timesformer"), data, READING)
+    with pytest.raises(ValueError, match="beyond float16"):
+        codec.packed(torch.tensor([[1e6]]), "fp16")
+
+
+def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "1"]
+    given = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
+    assert main([*given, "--out", "a"]) == 0
+    assert main([*given, "--out", "b"]) == 0
+    scores = re.findall(r"top-1 [\d.]+", capsys.readouterr().out)
+    assert len(scores) == 2
+    assert scores[0] == scores[1]
+    assert main(["cache", "ls", "taps"]) == 0
+    assert "12 clips" in capsys.readouterr().out
+    assert main(["cache", "verify", "taps"]) == 0
+    path = files(tmp_path / "taps")[0]
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 1
+    path.write_bytes(content)
+    (path.parent / ".left.part").write_bytes(b"half")
+    assert main(["cache", "verify", "taps"]) == 1
+    said = capsys.readouterr()
+    assert f"damaged: {path.name}: the bytes of clip" in said.out
+    assert "1 files of taps are damaged; clipvid cache prune taps removes them" in said.err
+    assert main(["cache", "prune", "taps"]) == 0
+    assert "2 removed" in capsys.readouterr().out
+    assert main([*given, "--out", "c"]) == 0
+    capsys.readouterr()
+    assert main(["cache", "ls", "taps"]) == 0
+    assert "12 clips" in capsys.readouterr().out
+    assert main(["cache", "prune", "taps", "--tower", create_model("clipvid-mini").backbone.tower_fingerprint[:9]]) == 0
+    assert main(["cache", "ls", "taps"]) == 1
+    assert "taps holds no tap cache" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_not_its_folders_is_stale(model, data, tmp_path):
+    TapCache(tmp_path).store(model, data, READING)
+    recipe = next(tmp_path.glob("*/recipe.json"))
+    recipe.write_text(recipe.read_text().replace('"frames": 3', '"frames": 4'))
+    with pytest.raises(CacheError, match="describes other taps than its folder's name stands for"):
+        parts_of(tmp_path)
