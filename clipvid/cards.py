@@ -103,7 +103,12 @@ class Evaluation(Generic[Metrics]):
         if isinstance(self.metrics, RecognitionMetrics):
             return self.metrics[name]
         side, _, figure = name.rpartition(" ")
-        return (self.metrics.v2t if side == "v2t" else self.metrics.t2v)[figure]
+        sides = {"": self.metrics.t2v, "t2v": self.metrics.t2v, "v2t": self.metrics.v2t}
+        if side not in sides or figure not in sides[side].values:
+            raise KeyError(
+                f"{name}; figures are {', '.join(self.metrics.t2v.values)}, those of v2t with v2t before them"
+            )
+        return sides[side][figure]
 
     def to_dict(self) -> dict[str, Any]:
         """The card as plain data."""

@@ -201,7 +201,8 @@ class TrainConfig:
     reading: Reading = field(default_factory=Reading)
     """How clips are read: frames, sampler, decoder, workers, precision."""
     seed: int = 0
-    """Of everything random."""
+    """Of everything random in training. The branch's first weights are drawn where the model is made: on the command
+    line by this seed too, in Python by torch.manual_seed before create_model."""
     validate_every: int = 1
     """Epochs between two validations."""
     patience: int | None = None
@@ -215,6 +216,11 @@ class TrainConfig:
         if self.text_lora < 0:
             raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
         _checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
+        self._check_rates()
+        if self.task == "retrieval" and self.batch_size < 2:
+            raise ValueError(
+                f"retrieval takes its negatives from the batch, got batch_size={self.batch_size}; take 2 or more"
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
         if self.batch_size % self.keep_together:
@@ -239,9 +245,17 @@ class TrainConfig:
             )
         if self.patience is not None:
             _checks.least(self, patience=1)
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
         self._check_unused()
+
+    def _check_rates(self) -> None:
+        """Refuse rates and sizes that would train backwards, or nothing."""
+        for name in ("lr", "copied_lr", "clip_lr", "head_lr", "weight_decay", "clip_norm", "captions_per_video"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (name == "lr" and value == 0):
+                raise ValueError(f"{name} is a number from 0 on{', above 0' if name == 'lr' else ''}, got {value}")
+        _checks.probability(self, "label_smoothing", certain=False)
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON would give them back."""

@@ -38,7 +38,9 @@ def open_feed(
     if without or len(facts) < 2:
         raise DataError(
             f"{config.task} needs two or more clips with a {needs} each; {len(without)} of {len(facts)} in "
-            f"{facts.name} have none" + (f", first {without[0]}" if without else "")
+            f"{facts.name} have none"
+            + (f", first {without[0]}" if without else "")
+            + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
     if config.cache_taps and isinstance(data, VideoData):
         data = TapStore.encode(model, data, config.reading, progress=progress)

@@ -281,7 +281,7 @@ class VideoCLIP(nn.Module):
             "pretrained": base.pretrained,
             "base fingerprint": self.backbone.fingerprint,
             "fingerprint": self.fingerprint,
-            "branch": branches.to_config(self.branch.options)["kind"],
+            "branch": branches.preset_of(self.branch.options),
             "options": branches.to_config(self.branch.options),
             "similarity": self.similarity,
             "branch on": self._branch_on,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from clipvid import adapt, branches
 from clipvid._files import whole_file
 from clipvid.backbone import hash_of
 from clipvid.cache import TapStore
+from clipvid.cards import data_hash
 from clipvid.config import SCORES, TrainConfig
 from clipvid.data.record import VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
@@ -91,6 +93,7 @@ def train(
         val_data = val_data.allowing_fewer()
     if config.task == "selfsup" and val_data is not None:
         open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
+    run.data = " ".join(data_hash(_records(part)) for part in (train_data, val_data) if part is not None)
     run.prepare(steps_an_epoch=len(source.plan(0)))
     if resume:
         run.restore()
@@ -116,6 +119,7 @@ class _Run:
     def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None) -> None:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
         self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
+        self.data = ""  # a hash of what it trains and validates on
         self.epoch = self.batch = 0  # of the plan: what comes next
         self.added = 0  # batches whose gradients wait for the weights' move
         self.saved = 0  # `steps` at the last checkpoint
@@ -213,6 +217,7 @@ class _Run:
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
             "config": json.dumps(self.config.plain(), sort_keys=True),
+            "data": self.data,
             "base": self._base,
             "branch": self._made_of(),
             "weights": self._trained(),
@@ -235,7 +240,12 @@ class _Run:
         path = self.out / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
+        if state.get("data") != self.data:
+            raise CheckpointError(f"{path} was trained on other clips; give those that it started with")
         if state["config"] != json.dumps(self.config.plain(), sort_keys=True):
             changed = _differences(json.loads(state["config"]), self.config.plain())
             raise CheckpointError(
@@ -349,6 +359,10 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         raise ValueError(
             f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
         )
+
+
+def _records(data: VideoData | TapStore) -> VideoData:
+    return data.data if isinstance(data, TapStore) else data
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

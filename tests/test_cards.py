@@ -166,3 +166,13 @@ def test_missing_files_are_named_beside_every_figure(model, data):
     found = evaluate_retrieval(model, lacking, READING)
     assert "12 videos, 1 missing;" in str(found)
     assert found.to_dict()["data"]["missing"] == ["gone.mp4"]
+
+
+def test_figures_have_one_name_each(model, data):
+    found = evaluate_retrieval(model, data, READING)
+    assert found["t2v R@1"] == found["R@1"] == found.metrics.t2v["R@1"]
+    assert found["v2t R@1"] == found.metrics.v2t["R@1"]
+    for name in ("V2T R@1", "foo R@1", "R@3"):
+        with pytest.raises(KeyError, match="figures are R@1, R@5"):
+            found[name]
+    assert found.facts.model["branch"] == "mean"

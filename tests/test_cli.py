@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clipvid.branches import BRANCHES
 from clipvid.cli import main
@@ -166,3 +167,66 @@ def test_what_trains_is_told_by_block(capsys):
     assert "branch:                    vivit3, scheme factorised" in said
     assert main(["info", "RN50"]) == 0  # of 2048 channels, with nothing to copy
     assert int(capsys.readouterr().out.split("trains:")[1].split()[0].replace(",", "")) < 100e6
+
+
+def test_training_asks_for_the_split_where_there_are_some(videos, capsys):
+    table = Path("split.csv")
+    paths = sorted(Path("videos/test").glob("*.mp4"))
+    rows = [f"{p.resolve()},x {i},{'train' if i % 2 else 'test'}" for i, p in enumerate(paths)]
+    table.write_text("\n".join(["path,caption,split", *rows]) + "\n")
+    error = refusal(capsys, "train", "split.csv")
+    assert "split.csv has splits test, train; give --split, the one to train on, and --val_split" in error
+    error = refusal(capsys, "train", "videos/test", "--format", "msrvtt-1ka")
+    assert "has splits" in error
+    assert "test" in error
+
+
+def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
+    options = ["--epochs", "1", "--batch_size", "4", "--reading.frames", "2", "--depth", "1", "--seed", "3"]
+    for out in ("a", "b"):
+        assert main(["train", "videos/test", *options, "--out", out]) == 0
+    a, b = (load_file(f"{out}/best/branch.safetensors") for out in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(videos, capsys):
+    options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "3", "--depth", "1"]
+    assert main(["train", "videos/test", *options, "--out", "run"]) == 0
+    capsys.readouterr()
+    said = []
+    for more in ([], ["--reading.workers", "1"], ["--reading.batch_size", "3"]):
+        assert main(["eval", "videos/test", "--model", "run/best", *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert "3 frames" in said[0]
+    assert said[0] == said[1] == said[2]
+    assert main(["eval", "videos/test", "--model", "run/best", "--reading.frames", "2"]) == 0
+    assert "2 frames" in capsys.readouterr().out
+    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--reading.frmaes", "2")
+    assert "reading has no option 'frmaes'; it has frames, sampler" in error
+    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--reading.frames", "two")
+    assert "--reading.frames takes int, got 'two'" in error
+    assert "out is a JSON file, videos is a folder" in refusal(capsys, "eval", "videos/test", "--out", "videos")
+    error = refusal(
+        capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true", "--val_fraction", "0.5"
+    )
+    assert "was trained on other clips; give those that it started with" in error
+    Path("run/checkpoint.pt").write_bytes(Path("run/checkpoint.pt").read_bytes()[:1000])
+    assert "is damaged or cut off" in refusal(
+        capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--clip_norm -1", "clip_norm is a number from 0 on, got -1.0"),
+        ("--lr 0", "lr is a number from 0 on, above 0, got 0.0"),
+        ("--head_lr -1", "head_lr is a number from 0 on"),
+        ("--label_smoothing 2", "label_smoothing is a probability in [0, 1), got 2"),
+        ("--temperature .inf", "temperature must be above 0 and finite"),
+        ("--batch_size 1", "retrieval takes its negatives from the batch, got batch_size=1; take 2 or more"),
+    ],
+)
+def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsys, option, said):
+    task = ["--task", "recognition"] if "smoothing" in option else []
+    assert said in refusal(capsys, "train", "videos/test", *task, *option.split())

@@ -131,6 +131,16 @@ def killed_and_resumed(folder, write_video, *, files, after):
     return report
 
 
+def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_video):
+    write_video(tmp_path / "a.mp4", np.zeros((5, 16, 16, 3), dtype=np.uint8))
+    data = open_dataset("videos", tmp_path)
+    short = check(data, tmp_path / "out", workers=1, limit=1e-5)
+    assert [reason.startswith("took more than") for reason in short.unreadable.values()] == [True]
+    assert check(data, tmp_path / "out", workers=1, limit=1e-5).probed == 0
+    long = check(data, tmp_path / "out", workers=1, limit=60)
+    assert (long.probed, long.readable) == (1, 1)
+
+
 def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, capsys):
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
     said = capsys.readouterr()

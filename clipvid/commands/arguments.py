@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def named_prompts(name: str) -> tuple[str, ...]:
     return found
 
 
+def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None) -> Any:
+    """How clips are read: what was asked by name, the rest as the model was trained, or as a protocol's `terms` say."""
+    from clipvid.cache import trained_reading
+    from clipvid.config import Reading
+    from clipvid.data.record import NO_TERMS
+
+    known = [field.name for field in fields(Reading)]
+    if unknown := [name for name in asked or {} if name not in known]:
+        raise ValueError(f"reading has no option {unknown[0]!r}; it has {', '.join(known)}")
+    told, kinds = trained_reading(model, terms or NO_TERMS), Reading()
+    for name, value in (asked or {}).items():
+        kind = int if name == "tokens" else type(getattr(kinds, name))
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise ValueError(f"--reading.{name} takes {kind.__name__}, got {value!r}")
+    return replace(told, **(asked or {}))
+
+
 def index_model(index: str, device: str) -> Any:
     """The model that an index was built with, by the name in its note."""
     from clipvid.search import VideoIndex
@@ -115,6 +133,17 @@ def named_data(
         allow_missing=allow_missing,
         check_files=check_files,
     )
+
+
+def splits_of(data: str, format: str | None) -> list[str]:
+    """Names of the splits that a protocol, or a table with a column for them, has."""
+    from clipvid.data.protocols import PROTOCOLS
+    from clipvid.data.tables import splits_in
+
+    if format in PROTOCOLS:
+        return list(PROTOCOLS[format].splits)
+    root = Path(data)
+    return splits_in(root) if format in (None, "csv") and (root.is_file() or any(root.glob("*.csv"))) else []
 
 
 def show_unreadable(unreadable: Sequence[Any]) -> None:

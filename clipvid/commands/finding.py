@@ -10,9 +10,9 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from clipvid.commands.arguments import index_model, named_model, refuse, show_unreadable
-from clipvid.config import Reading
+from clipvid.commands.arguments import index_model, named_model, named_reading, refuse, show_unreadable
 
 
 def embed(
@@ -21,7 +21,7 @@ def embed(
     model: str = "clipvid-mini",
     pretrained: str | None = None,
     device: str = "auto",
-    reading: Reading | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> None:
     """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
 
@@ -31,13 +31,12 @@ def embed(
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
         device: auto (a GPU where there is one), cpu, cuda or mps.
-        reading: how clips are read; as the model was trained when nothing of it is given.
+        reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
     import torch.nn.functional as F
     from safetensors.torch import save_file
 
     from clipvid._files import whole_file
-    from clipvid.cache import trained_reading
     from clipvid.data.files import find_clips
     from clipvid.data.record import Record, VideoData
     from clipvid.embedding import embed_videos
@@ -48,8 +47,8 @@ def embed(
     paths = find_clips(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
     if not paths:
         raise ValueError(f"no videos in {videos}")
-    reading = replace(reading or trained_reading(video_model), unreadable="skip")
-    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), reading, progress=True)
+    told = replace(named_reading(video_model, reading), unreadable="skip")
+    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), told, progress=True)
     facts = {
         "model": model,
         "fingerprint": video_model.fingerprint,

@@ -7,12 +7,11 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_device, named_model, show_unreadable
+from clipvid.commands.arguments import named_data, named_device, named_model, show_unreadable, splits_of
 from clipvid.config import SCORES, TrainConfig
 
 
@@ -119,8 +118,14 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         resume: go on from the last checkpoint in out.
         config: everything else about training.
     """
+    import torch
+
     from clipvid.training import CHECKPOINT, train
 
+    folder = Path(data).resolve()
+    searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+    if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
+        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
     config = config or TrainConfig()
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
@@ -130,6 +135,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         print(f"{out} holds no run to resume; starting one", file=sys.stderr)
     accelerator = named_device(device)
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
     clips = train_data, val_data
     if cache is not None:
@@ -144,7 +150,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
 
 
 def _train_and_val(
-    opened: Callable[..., Any],
+    opened: partial[Any],
     data: str,
     *,
     split: str | None,
@@ -156,6 +162,8 @@ def _train_and_val(
     seed: int,
 ) -> tuple[Any, Any]:
     """What to train on, and what to validate on: as named, else a part of the first."""
+    if split is None and (there := splits_of(data, opened.keywords["format"])):
+        raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to train on, and --val_split")
     whole = opened(data, split=split, annotations=annotations)
     if val is not None or val_split is not None:
         if val is None and split is None:

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_model, named_prompts, show_unreadable
-from clipvid.config import Reading
+from clipvid.commands.arguments import named_data, named_model, named_prompts, named_reading, show_unreadable
 from clipvid.errors import DataError
 
 
@@ -34,7 +33,7 @@ def evaluate(
     report: str | None = None,
     report_queries: int = 50,
     device: str = "auto",
-    reading: Reading | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> None:
     """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
 
@@ -58,7 +57,8 @@ def evaluate(
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         device: auto (a GPU where there is one), cpu, cuda or mps.
-        reading: how clips are read; as the model was trained when nothing of it is given.
+        reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained, or as the
+            protocol has it.
     """
     from clipvid import evaluate as ev
 
@@ -74,8 +74,7 @@ def evaluate(
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
-    if report_queries < 1 or (report is not None and Path(report).is_dir()):
-        raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {report_queries}")
+    _check_places(out, report, queries=report_queries)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
@@ -83,7 +82,8 @@ def evaluate(
             raise ValueError(f"{annotations} is read whole, also for --bank {bank}; give the folder of the files")
         read = opened(split=bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
-    found = scorers[task](video_model, videos, reading, progress=True, **extras)
+    told = named_reading(video_model, reading, videos.terms)
+    found = scorers[task](video_model, videos, told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
@@ -94,6 +94,14 @@ def evaluate(
         from clipvid.report import write_report
 
         print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _check_places(out: str | None, report: str | None, *, queries: int) -> None:
+    """What would otherwise be found wrong after hours."""
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"out is a JSON file, {out} is a folder; name a file in it")
+    if queries < 1 or (report is not None and Path(report).is_dir()):
+        raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {queries}")
 
 
 def _of_recognition(task: str, *, zero_shot: bool, by_class: bool, prompts: str | None) -> None:

@@ -100,7 +100,7 @@ def check(
     start = time.perf_counter()
     paths = sorted({record.path for record in data})
     known = dict(_logged(out / LOG))
-    todo = [path for path in paths if _stamp(path) != known.get(str(path), {}).get("stamp")]
+    todo = [path for path in paths if _stale(path, known.get(str(path), {}), limit=limit)]
     with (out / LOG).open("a", encoding="utf-8") as log:
         for found in tqdm(
             _probed(todo, workers=workers or os.cpu_count() or 1, limit=limit),
@@ -118,6 +118,11 @@ def check(
     with whole_file(out / REPORT) as beside:
         beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
+    """It changed since, or took longer than it was given then and may take longer now."""
+    return known.get("stamp") != _stamp(path) or known.get("limit", limit) < limit
 
 
 def _report(
@@ -206,12 +211,16 @@ def _probe(path: Path, limit: int | float) -> dict[str, Any]:
             return {**found, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
     except VideoError as error:
         return {**found, "error": error.reason}
-    except TimeoutError:
-        return {**found, "error": f"took more than {limit:g} s to decode"}
+    except _TookTooLongError:
+        return {**found, "limit": limit, "error": f"took more than {limit:g} s to decode"}
+
+
+class _TookTooLongError(BaseException):
+    """Not an OSError, as TimeoutError is, which readers of files handle."""
 
 
 class _limited:  # noqa: N801  # reads as a word where it is used
-    """TimeoutError after so many seconds; only where a signal can be had (not on Windows)."""
+    """_TookTooLongError after so many seconds; only where a signal can be had (not on Windows)."""
 
     def __init__(self, seconds: int | float) -> None:
         self.seconds = seconds if hasattr(signal, "setitimer") else 0.0
@@ -226,7 +235,7 @@ class _limited:  # noqa: N801  # reads as a word where it is used
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _raise(self, *_: object) -> None:
-        raise TimeoutError
+        raise _TookTooLongError
 
 
 def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -121,6 +121,11 @@ class _Clip:
     captions: list[str] = field(default_factory=list)
 
 
+def splits_in(root: Path) -> list[str]:
+    """Names of the splits in the table that `root` is or holds; none where it has no such column."""
+    return list(dict.fromkeys(row.split for row in _rows(_find_table(root, None)) if row.split is not None))
+
+
 def _find_table(root: Path, annotations: Path | None) -> Path:
     table = annotations or root
     if table.is_file():

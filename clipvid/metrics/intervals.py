@@ -72,6 +72,8 @@ def paired_bootstrap(
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"a paired comparison needs the same queries twice, got {a.shape} and {b.shape}")
+    if n < 1:
+        raise ValueError(f"a bootstrap needs draws, got n={n}; take 1000 or more")
     differences = b.astype(np.float64) - a.astype(np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.array([differences[rng.integers(len(a), size=len(a))].mean() for _ in range(n)])
