@@ -44,7 +44,7 @@ INSIDE = {"hmdb51": "testTrainMulti_7030_splits"}
 @functools.cache  # the largest list of files takes seconds
 def opened(name: str, split: str | None = None, file: str | None = None, **options):
     folder = REAL / FOLDER.get(name, name)
-    where = folder / file if file else folder / INSIDE.get(name, "")
+    where = folder / file if file else folder
     return open_dataset(name, folder, split=split, annotations=where, check_files=False, **options)
 
 
@@ -242,3 +242,9 @@ def test_a_protocol_brings_its_terms():
     assert opened("didemo", "test").terms == Terms(1004, frames=64, tokens=64)
     assert opened("msrvtt-1ka", "test", allow_missing=True).terms.fewer
     assert opened("k400", "val").terms == Terms(19_906, frames=8)
+
+
+@needs_real
+def test_every_split_of_hmdb51_is_counted():
+    with pytest.raises(DataError, match=r"hmdb51 test-2 has 1530 videos, but here are 60"):  # 2 of 51 files are here
+        opened("hmdb51", "test-2")

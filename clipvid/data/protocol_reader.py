@@ -18,6 +18,7 @@ from clipvid.data.record import Record, Terms, VideoData
 from clipvid.errors import DataError
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
+OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
 """Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
 
 
@@ -106,7 +107,13 @@ class _Places:
         if annotations is not None:
             bases = [annotations.parent if self.file else annotations, *([root] if self.file else [])]
         data_set = p.name.partition("-")[0]
-        names = [*FOLDERS, data_set, data_set.upper(), *(f"{data_set.upper()}/{name}" for name in FOLDERS[1:3])]
+        names = [
+            *FOLDERS,
+            *OFFICIAL,
+            data_set,
+            data_set.upper(),
+            *(f"{data_set.upper()}/{name}" for name in FOLDERS[1:3]),
+        ]
         self.folders = [base / name for base in bases for name in names]
 
     def listed(self, split: Split) -> list[Annotation]:

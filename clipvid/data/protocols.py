@@ -188,7 +188,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "recognition",
             {
                 f"{part}{'' if n == 1 else f'-{n}'}": Split(
-                    (f"*_test_split{n}.txt",), {"train": 3570, "test": 1530}[part] if n == 1 else None, keep=(code,)
+                    (f"*_test_split{n}.txt",), {"train": 3570, "test": 1530}[part], keep=(code,)
                 )
                 for n in (1, 2, 3)
                 for part, code in (("train", "1"), ("test", "2"))
