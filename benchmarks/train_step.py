@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from clipvid.precision import autocast
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 FRAMES, DEPTH = 12, 4
-PLAIN = {"fp32": nullcontext, "bf16": lambda: torch.autocast("cpu", dtype=torch.bfloat16)}
 Step = Callable[[], Any]
 
 
@@ -101,7 +101,7 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
     """What takes turns in the comparison `name`: clipvid, and the plain model in fp32 and under bf16 autocast."""
     video, text, owner = batch_of(size, device)
     model = ours(freeze="none" if name == "all trained" else "all").to(device)
-    own = lambda: autocast("auto", model.device)  # noqa: E731
+    own = partial(autocast, "auto", model.device)
     plain = plain_of(model, frozen=name != "all trained")
     if name == "inference":
         model.eval()
@@ -129,7 +129,7 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
 
 
 def _contexts(device: str) -> dict[str, Any]:
-    return {"fp32": nullcontext, "bf16": lambda: torch.autocast(device, dtype=torch.bfloat16)}
+    return {"fp32": nullcontext, "bf16": partial(torch.autocast, device, dtype=torch.bfloat16)}
 
 
 NAMES = ("inference", "frozen, live", "frozen, from taps", "all trained")

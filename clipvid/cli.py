@@ -78,25 +78,14 @@ def _parser_class() -> Any:
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
-        def print_usage(self, file: Any = None) -> None:
-            print(f"usage: {self.prog.replace(' [options]', '')} --help lists the options", file=file)
-
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            at = getattr(ex, "subcommand_parser", None) or self
-            if (lacking := re.search(r"are required: (.*)", message)) and "." in lacking[1]:
-                at = _at(self, lacking[1].split(", ")[-1].split(".")[:-1])
-            print(f"{at.prog.replace(' [options]', '')}: {_plainly(message)}", file=sys.stderr)
-            at.print_usage(sys.stderr)
+            prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+            if lacking := re.search(r"are required: .*?((?:\w+\.)+)\w+$", message):  # of command.argument
+                prog = " ".join([prog, *lacking[1].split(".")[:-1]])
+            print(f"{prog}: {_plainly(message)}\nusage: {prog} --help lists the options", file=sys.stderr)
             raise SystemExit(2) from ex
 
     return Parser
-
-
-def _at(parser: Any, names: Sequence[str]) -> Any:
-    """The parser of a command, or of one of two words."""
-    for name in names:
-        parser = parser._subcommands_action._name_parser_map[name]
-    return parser
 
 
 def _plainly(message: str) -> str:

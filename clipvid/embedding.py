@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid.cache import TapStore, stream_taps, trained_reading
+from clipvid.cache import TapStore, records_of, stream_taps, trained_reading
 from clipvid.config import Reading
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
@@ -91,7 +91,7 @@ def _encoded(
     rows: list[Any] = []
     kept: list[int] = []
     lost: list[VideoError] = []
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     was_training = model.training
     model.eval()
     try:

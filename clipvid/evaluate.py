@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.cache import TapStore
+from clipvid.cache import TapStore, records_of
 from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
 from clipvid.data.record import VideoData
@@ -88,7 +88,7 @@ def evaluate_retrieval(
     keeps the so many videos that each caption finds first (for `clipvid.report`). Raises DataError when a video has no
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     require_whole(facts, len(facts))
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
@@ -194,7 +194,7 @@ def evaluate_recognition(
     `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
     classes are not the classifier's, in its order.
     """
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     classifier = head if head is not None else model.head
     if classifier is None:
         raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
@@ -225,7 +225,7 @@ def zero_shot(
     progress: bool = False,
 ) -> Evaluation[RecognitionMetrics]:
     """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     if len(facts.classes) < 2:
         raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
     head = model.text_classifier(facts.classes, templates=templates)

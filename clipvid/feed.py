@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.cache import TapStore, clip_dataset
+from clipvid.cache import TapStore, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair, collate
 from clipvid.data.record import VideoData
@@ -32,7 +32,7 @@ def open_feed(
     """The feed for `data`; DataError where clips lack what the task needs."""
     if config.task == "selfsup":
         return open_pairs(model, data, config)
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     needs = "caption" if config.task == "retrieval" else "label"
     without = [r.path for r in facts if (not r.captions if needs == "caption" else r.label is None)]
     if without or len(facts) < 2:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipvid._files import whole_folder
+from clipvid._files import whole_folder, write_tensors
 from clipvid.errors import CheckpointError
 
 FORMAT = 2
@@ -23,13 +23,11 @@ PARTS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training
 
 def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
     """Write both files; FileExistsError for a folder that holds anything else."""
-    from safetensors.torch import save_file
-
     strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
     if strangers:
         raise FileExistsError(f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own")
     with whole_folder(folder) as beside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, beside / WEIGHTS)
+        write_tensors(beside / WEIGHTS, state)
         text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
         (beside / CONFIG).write_text(text, encoding="utf-8")
     return Path(folder)

@@ -58,12 +58,7 @@ class Taps:
 
     def select(self, levels: Sequence[int]) -> Taps:
         """These levels only, in this order; ValueError for one that is not held."""
-        missing = [level for level in levels if level not in self.levels]
-        if missing:
-            raise ValueError(
-                f"these taps hold levels {_told(self.levels)}, the branch reads {_told(levels)}; encode the clips with "
-                "a model of that branch"
-            )
+        require_levels(self.levels, levels)
         places = [self.levels.index(level) for level in levels]
         return replace(
             self,
@@ -105,6 +100,15 @@ class Geometry:
     @property
     def patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+
+def require_levels(held: Sequence[int], wanted: Sequence[int]) -> None:
+    """ValueError for a level that taps do not hold."""
+    if not set(wanted) <= set(held):
+        raise ValueError(
+            f"these taps hold levels {_told(held)}, the branch reads {_told(wanted)}; encode the clips with a model of "
+            "that branch"
+        )
 
 
 def _told(levels: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from clipvid import adapt, branches
 from clipvid._files import whole_file
 from clipvid.backbone import hash_of
-from clipvid.cache import TapStore
+from clipvid.cache import TapStore, records_of
 from clipvid.cards import data_hash
 from clipvid.config import SCORES, TrainConfig
 from clipvid.data.record import VideoData
@@ -83,7 +83,8 @@ def train(
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
     _unfreeze(model, config, (train_data, val_data))
-    run = _Run(model, config, fabric, out=None if out is None else Path(out))
+    clips = " ".join(data_hash(records_of(part)) for part in (train_data, val_data) if part is not None)
+    run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=clips)
     source = open_feed(model, train_data, config, progress=progress)
     if config.cache_taps and isinstance(val_data, VideoData):
         val_data = TapStore.encode(model, val_data, config.reading, progress=progress)
@@ -93,7 +94,6 @@ def train(
         val_data = val_data.allowing_fewer()
     if config.task == "selfsup" and val_data is not None:
         open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
-    run.data = " ".join(data_hash(_records(part)) for part in (train_data, val_data) if part is not None)
     run.prepare(steps_an_epoch=len(source.plan(0)))
     if resume:
         run.restore()
@@ -116,10 +116,10 @@ def train(
 class _Run:
     """One training run: weights, optimiser, place in the data, and how to save and restore all of it."""
 
-    def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None) -> None:
+    def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None, clips: str) -> None:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
         self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
-        self.data = ""  # a hash of what it trains and validates on
+        self.clips = clips  # a hash of what it trains and validates on
         self.epoch = self.batch = 0  # of the plan: what comes next
         self.added = 0  # batches whose gradients wait for the weights' move
         self.saved = 0  # `steps` at the last checkpoint
@@ -217,7 +217,7 @@ class _Run:
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
             "config": json.dumps(self.config.plain(), sort_keys=True),
-            "data": self.data,
+            "clips": self.clips,
             "base": self._base,
             "branch": self._made_of(),
             "weights": self._trained(),
@@ -244,7 +244,7 @@ class _Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
-        if state.get("data") != self.data:
+        if state.get("clips") != self.clips:
             raise CheckpointError(f"{path} was trained on other clips; give those that it started with")
         if state["config"] != json.dumps(self.config.plain(), sort_keys=True):
             changed = _differences(json.loads(state["config"]), self.config.plain())
@@ -334,7 +334,7 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
     """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
     if config.task != "recognition":
         return
-    facts = data.data if isinstance(data, TapStore) else data
+    facts = records_of(data)
     if len(facts.classes) < 2:
         raise DataError(f"{facts.name} has {len(facts.classes)} classes; recognition needs two or more")
     kind = TextClassifier if config.classifier == "text" else LinearClassifier
@@ -359,10 +359,6 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         raise ValueError(
             f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
         )
-
-
-def _records(data: VideoData | TapStore) -> VideoData:
-    return data.data if isinstance(data, TapStore) else data
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

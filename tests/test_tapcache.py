@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipvid._files import write_tensors
 from clipvid.cache import TapCache, TapStore, codec, disk
 from clipvid.cache.disk import parts_of
 from clipvid.cli import main
@@ -213,6 +215,20 @@ def test_killed_while_writing_it_keeps_every_file_and_goes_on(model, data, tmp_p
     assert torch.equal(embed_videos(model, store).video, embed_videos(model, data, reading).video)
 
 
+def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a batch takes more
+    try:
+        with pytest.raises(OSError, match=r"cannot be written .*make room, or choose another folder"):
+            write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
+        with pytest.raises(CacheError, match=r"cannot be written .*what is there stays, and the next run goes on"):
+            TapCache(tmp_path / "taps").store(model, data, READING)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*.safetensors*"))
+    assert len(TapCache(tmp_path / "taps").store(model, data, READING)) == 12
+
+
 def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of bf16, fp16, fp32, int8"):
         TapCache(tmp_path, kind="fp8")
@@ -241,7 +257,7 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
     (path.parent / ".left.part").write_bytes(b"half")
     assert main(["cache", "verify", "taps"]) == 1
     said = capsys.readouterr()
-    assert f"damaged: {path.name}: the bytes of clip" in said.out
+    assert f"{path.name} is damaged: the bytes of clip" in said.out
     assert "1 files of taps are damaged; clipvid cache prune taps removes them" in said.err
     assert main(["cache", "prune", "taps"]) == 0
     assert "2 removed" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipvid.cache.disk import TapCache
-from clipvid.cache.store import TapStore
+from clipvid.cache.store import TapStore, records_of
 from clipvid.cache.stream import clip_dataset, stream_taps, trained_reading
 
-__all__ = ["TapCache", "TapStore", "clip_dataset", "stream_taps", "trained_reading"]
+__all__ = ["TapCache", "TapStore", "clip_dataset", "records_of", "stream_taps", "trained_reading"]

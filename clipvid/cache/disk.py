@@ -32,7 +32,7 @@ from clipvid.data.record import Record, VideoData
 from clipvid.errors import CacheError, VideoError
 from clipvid.model import VideoCLIP
 from clipvid.precision import resolve
-from clipvid.taps import Geometry, Taps
+from clipvid.taps import Geometry, Taps, require_levels
 
 RECIPE = "recipe.json"
 SPARE = 64 * 2**20
@@ -69,7 +69,7 @@ class KeptTaps:
 
     def select(self, levels: Sequence[int]) -> KeptTaps:
         """These levels only; ValueError for one that is not held."""
-        Taps(self.held, tuple(torch.zeros(0, 0, 0, 0) for _ in self.held), (), torch.zeros(0, 0, 0)).select(levels)
+        require_levels(self.held, levels)
         return KeptTaps(self.shards, self.keys, self.held, levels)
 
     def part(self, rows: Sequence[int]) -> KeptTaps:
@@ -264,7 +264,7 @@ class Part:
         r = self.recipe
         told = f"{r.frames} frames ({r.sampler}), levels {', '.join(map(str, r.levels))}, {r.kind}, {r.precision}"
         lines = [f"{self.folder}: {self.clips} clips, {_told(self.nbytes)}; {told}, tower {r.tower[:12]}"]
-        return "\n".join(lines + [f"  damaged: {path.name}: {reason}" for path, reason in self.damaged])
+        return "\n".join(lines + [f"  {path.name} {reason}" for path, reason in self.damaged])
 
 
 def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
@@ -292,7 +292,7 @@ def _part(folder: Path, *, whole: bool) -> Part:
         try:
             clips += check_shard(path, whole=whole)
         except CacheError as error:
-            damaged.append((path, str(error).partition(" is damaged")[2].partition(f"; {ADVICE}")[0].lstrip(": ")))
+            damaged.append((path, str(error).removeprefix(f"{path} ").removesuffix(f"; {ADVICE}")))
     return Part(folder, recipe, clips, size, tuple(damaged))
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clipvid._files import whole_file
+from clipvid._files import whole_file, write_tensors
 from clipvid.errors import CacheError
 
 SUFFIX = ".safetensors"
@@ -30,14 +29,13 @@ FORMAT = "clipvid-taps-1"
 
 def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
     """One file of these clips; `tensors` have one row a clip, in the order of `keys`."""
-    rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if wrong := [name for name, tensor in rows.items() if len(tensor) != len(keys)]:
-        raise ValueError(f"{wrong[0]} has {len(rows[wrong[0]])} rows for {len(keys)} clips; give one a clip")
-    checks = [_crc({name: tensor[row] for name, tensor in rows.items()}) for row in range(len(keys))]
+    if wrong := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
+        raise ValueError(f"{wrong[0]} has {len(tensors[wrong[0]])} rows for {len(keys)} clips; give one a clip")
+    checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks)}
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
     with whole_file(path) as beside:
-        save_file(rows, beside, metadata=header)
+        write_tensors(beside, tensors, metadata=header)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before what it names
     return path
@@ -71,20 +69,14 @@ class Shards:
     def __contains__(self, key: str) -> bool:
         return key in self._place
 
-    def __len__(self) -> int:
-        return len(self._place)
-
     def row(self, key: str) -> dict[str, Tensor]:
         """The tensors of one clip, mapped from its file; CacheError where its bytes are not those that were written."""
         path, row = self._place[key]
         if path not in self._open:
             self._open[path] = _tensors(path)
-        found = {name: tensor[row] for name, tensor in self._open[path].items()}
+        found = _row(self._open[path], row)
         if key not in self._checked:
-            if _crc(found) != self._checks[key]:
-                raise CacheError(
-                    f"{path} is damaged: the bytes of clip {row} are not those that were written; {ADVICE}"
-                )
+            _check(found, self._checks[key], path=path, row=row)
             self._checked.add(key)
         return found
 
@@ -103,9 +95,17 @@ def check_shard(path: Path, *, whole: bool) -> int:
     if whole:
         tensors = _tensors(path)
         for row, check in enumerate(checks):
-            if _crc({name: tensor[row] for name, tensor in tensors.items()}) != check:
-                raise CacheError(f"{path} is damaged: the bytes of clip {row} are not those written; {ADVICE}")
+            _check(_row(tensors, row), check, path=path, row=row)
     return len(keys)
+
+
+def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: tensor[row] for name, tensor in tensors.items()}
+
+
+def _check(clip: Mapping[str, Tensor], check: int, *, path: Path, row: int) -> None:
+    if _crc(clip) != check:
+        raise CacheError(f"{path} is damaged: the bytes of clip {row} are not those that were written; {ADVICE}")
 
 
 def _header(path: Path) -> tuple[list[str], list[int]]:

@@ -104,6 +104,11 @@ class TapStore:
         return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
 
 
+def records_of(data: VideoData | TapStore) -> VideoData:
+    """What is known about the clips, whether their taps are kept or not."""
+    return data.data if isinstance(data, TapStore) else data
+
+
 def check_storable(model: VideoCLIP, reading: Reading) -> None:
     """ValueError for what has no taps to keep: several views, and branches that read pixels."""
     if reading.views > 1:

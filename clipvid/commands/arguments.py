@@ -108,31 +108,16 @@ def index_model(index: str, device: str) -> Any:
     return named_model(str(note["model"]), note["pretrained"], device=device, plain="mean")
 
 
-def named_data(
-    data: str,
-    format: str | None = None,
-    *,
-    split: str | None = None,
-    annotations: str | None = None,
-    classes: Sequence[str] | None = None,
-    plain: str = "folder",
-    allow_missing: bool = False,
-    check_files: bool = True,
-) -> Any:
-    """The data set; where no format is given, a table's, or `plain` for a folder without one."""
+def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:
+    """The data set; where no format is given, a table's, or `plain` for a folder without one.
+
+    `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
+    """
     from clipvid.data.readers import open_dataset
 
     root = Path(data)
     guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
-    return open_dataset(
-        format or guessed,
-        root,
-        split=split,
-        annotations=annotations,
-        classes=classes,
-        allow_missing=allow_missing,
-        check_files=check_files,
-    )
+    return open_dataset(format or guessed, root, **options)
 
 
 def splits_of(data: str, format: str | None) -> list[str]:

@@ -34,9 +34,8 @@ def embed(
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
     import torch.nn.functional as F
-    from safetensors.torch import save_file
 
-    from clipvid._files import whole_file
+    from clipvid._files import whole_file, write_tensors
     from clipvid.data.files import find_clips
     from clipvid.data.record import Record, VideoData
     from clipvid.embedding import embed_videos
@@ -56,7 +55,7 @@ def embed(
         "skipped": {str(e.path): e.reason for e in found.unreadable},
     }
     with whole_file(out) as beside:
-        save_file({"video": F.normalize(found.video, dim=-1).contiguous()}, beside)
+        write_tensors(beside, {"video": F.normalize(found.video, dim=-1)})
     with whole_file(Path(out).with_suffix(".json")) as beside:
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")

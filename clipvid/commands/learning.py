@@ -7,6 +7,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,29 +131,28 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
     wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
-    train_data, val_data = _train_and_val(opened, data, **wanted, fraction=val_fraction, shots=shots, seed=config.seed)
+    wanted |= {"format": format, "fraction": val_fraction, "shots": shots, "seed": config.seed}
+    train_data, val_data = _train_and_val(opened, data, **wanted)
     if resume and not (Path(out) / CHECKPOINT).exists():
         print(f"{out} holds no run to resume; starting one", file=sys.stderr)
     accelerator = named_device(device)
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
-    clips = train_data, val_data
+    clips: tuple[Any, ...] = train_data, val_data
     if cache is not None:
-        from clipvid.cache import TapCache
-
-        kept = TapCache(cache, kind=cache_kind)
-        clips = tuple(kept.store(video_model, part, config.reading, progress=True) for part in clips)
+        clips = _kept(cache, cache_kind, video_model, clips, config)
     result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
     best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
     print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
-    show_unreadable([*result.unreadable, *(error for part in clips for error in getattr(part, "unreadable", ()))])
+    show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
 
 
 def _train_and_val(
-    opened: partial[Any],
+    opened: Callable[..., Any],
     data: str,
     *,
+    format: str | None,
     split: str | None,
     annotations: str | None,
     val: str | None,
@@ -162,7 +162,7 @@ def _train_and_val(
     seed: int,
 ) -> tuple[Any, Any]:
     """What to train on, and what to validate on: as named, else a part of the first."""
-    if split is None and (there := splits_of(data, opened.keywords["format"])):
+    if split is None and (there := splits_of(data, format)):
         raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to train on, and --val_split")
     whole = opened(data, split=split, annotations=annotations)
     if val is not None or val_split is not None:
@@ -181,6 +181,14 @@ def _train_and_val(
     if not len(others):
         raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     return few, others
+
+
+def _kept(folder: str, kind: str, model: Any, clips: Sequence[Any], config: TrainConfig) -> tuple[Any, ...]:
+    """The taps of these data sets, from the cache in `folder`."""
+    from clipvid.cache import TapCache
+
+    cache = TapCache(folder, kind=kind)
+    return tuple(cache.store(model, part, config.reading, progress=True) for part in clips)
 
 
 def _told(result: Any) -> str:
