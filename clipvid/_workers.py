@@ -7,6 +7,7 @@ first pool. Imports nothing of clipvid.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,11 @@ def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed, perhaps before it began, would wait for work for ever."""
+    """A worker whose parent was killed, perhaps before it began, would wait for work for ever.
+
+    Ctrl-C reaches workers too: they end in silence, and the parent says what was interrupted.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_watch, daemon=True).start()
 
 

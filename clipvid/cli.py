@@ -75,7 +75,9 @@ def _parser_class() -> Any:
 
     Made in a function, so that nothing is loaded before a command line is read.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a dataclass's field is its help
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:

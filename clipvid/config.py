@@ -274,6 +274,12 @@ class TrainConfig:
             asked = [name for name in names if getattr(self, name)] if self.task != task else []
             if asked:
                 raise ValueError(f"{', '.join(asked)} is for task {task!r}, this one is {self.task!r}; leave it out")
+        if self.selfsup != SelfSupervision() and self.task != "selfsup":
+            raise ValueError(f"selfsup's settings are for task 'selfsup', this one is {self.task!r}; leave them out")
+        if self.clip_lr != TrainConfig.clip_lr and self.freeze == "all":
+            raise ValueError("clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out")
+        if self.templates != VIDEO_TEMPLATES and self.classifier != "text":
+            raise ValueError(f"templates are for classifier 'text', this one is {self.classifier!r}; leave them out")
 
     def _check_selfsup(self) -> None:
         if self.task != "selfsup":

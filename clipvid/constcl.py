@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from clipvid.branches import Branch, LayeredBranch
+from clipvid.branches import Branch, LayeredBranch, preset_of
 from clipvid.config import SelfSupervision, TrainConfig
 from clipvid.errors import DataError
 from clipvid.feed import Work
@@ -145,8 +145,8 @@ def _layered(branch: Branch, split: int) -> LayeredBranch:
     """The branch; ValueError where it has no tokens to pool regions from, or fewer layers than are to be split."""
     if not isinstance(branch, LayeredBranch):
         raise ValueError(
-            f"ConST-CL pools regions from the dense tokens between a branch's layers, and {type(branch).__name__} has "
-            "no layers on the tower's tokens; choose a side branch (stan) or an intermediate one (divided, vivit1)"
+            f"ConST-CL pools regions from the dense tokens between a branch's layers, and {preset_of(branch.options)} "
+            "has no layers on the tower's tokens; choose a side branch (stan) or an intermediate one (divided, vivit1)"
         )
     if split > len(branch.layers):
         raise ValueError(f"selfsup.split is 0 to {len(branch.layers)}, the layers of this branch, got {split}")

@@ -147,8 +147,8 @@ def require_whole(data: VideoData, found: int) -> None:
     terms = data.terms
     if terms.videos is not None and found < terms.videos and not terms.fewer:
         raise DataError(
-            f"{data.name} has {terms.videos} videos and {found} are left, so the figures would be over an easier "
-            "gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
+            f"{data.name}: the protocol has {terms.videos} videos and {found} are here, so the figures would be over "
+            "an easier gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
         )
 
 

@@ -126,6 +126,10 @@ class _Asked:
     best: int
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.dual_softmax is not None and not 0 < self.dual_softmax < math.inf:  # now, not after hours
+            raise ValueError(f"dual_softmax multiplies the scores and must be above 0, got {self.dual_softmax}")
+
     def check(self, texts: Sequence[str]) -> None:
         """ValueError for a bank of nothing but the queries: QB-Norm would then be a dual softmax over the test set."""
         if self.bank and set(self.bank) <= set(texts):

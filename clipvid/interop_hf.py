@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from clipvid.branches import preset_of
 from clipvid.branches.standalone import Standalone
 from clipvid.errors import CheckpointError
 from clipvid.model import VideoCLIP
@@ -126,8 +127,8 @@ def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
         return model
     if not isinstance(model.branch, Standalone):
         raise CheckpointError(
-            f"the model's branch is {type(model.branch).__name__}, which has no place for these weights; create it "
-            "with branch='timesformer' or 'vivit-b1'"
+            f"the model's branch is {preset_of(model.branch.options)}, which has no place for these weights; create "
+            "it with branch='timesformer' or 'vivit-b1'"
         )
     return model.branch.video
 

@@ -49,7 +49,7 @@ class VideoCLIP(nn.Module):
         self.backbone, self.branch = backbone, branch
         self.head: Classifier | None = head
         self.similarity = similarity
-        kind = type(branch.options).__name__
+        kind = branches.preset_of(branch.options)
         self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
@@ -131,9 +131,9 @@ class VideoCLIP(nn.Module):
             )
         if self._branch_on:
             if self.branch.reads_pixels and not isinstance(source, Pixels):
+                name = branches.preset_of(self.branch.options)
                 raise ValueError(
-                    f"branch {type(self.branch).__name__} has a stem of its own and reads pixels, not taps; give it "
-                    "the video itself"
+                    f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
                 )
             return self.branch(source)
         if isinstance(source, Pixels):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from numbered import write
 from safetensors.torch import load_file
 
 from clipvid.branches import BRANCHES
 from clipvid.cli import main
+from clipvid.config import Reading, SelfSupervision, TrainConfig
 from clipvid.data.shapes import write_dataset
 from clipvid.model import create_model
 
@@ -224,9 +233,51 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
         ("--head_lr -1", "head_lr is a number from 0 on"),
         ("--label_smoothing 2", "label_smoothing is a probability in [0, 1), got 2"),
         ("--temperature .inf", "temperature must be above 0 and finite"),
+        ("--clip_lr 1e-5", "clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out"),
+        ("--selfsup.flip 0", "selfsup's settings are for task 'selfsup', this one is 'retrieval'; leave them out"),
+        ('--templates ["see_{}"]', "templates are for classifier 'text', this one is 'linear'; leave them out"),
+        ("--task recognition --similarity wti", "task recognition compares no texts; leave out --similarity wti"),
         ("--batch_size 1", "retrieval takes its negatives from the batch, got batch_size=1; take 2 or more"),
     ],
 )
 def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsys, option, said):
     task = ["--task", "recognition"] if "smoothing" in option else []
     assert said in refusal(capsys, "train", "videos/test", *task, *option.split())
+
+
+def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(videos, capsys, monkeypatch):
+    monkeypatch.setattr("clipvid.evaluate.embed_videos", None)
+    error = refusal(capsys, "eval", "videos/test", "--dual_softmax", "-1")
+    assert "dual_softmax multiplies the scores and must be above 0, got -1" in error
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for settings in (TrainConfig, Reading, SelfSupervision):
+        for field in fields(settings):
+            assert f"{field.name} {'CONFIG' if is_dataclass(field.default_factory) else ''}".strip() in said
+    assert "Peak learning rate of the branch" in said
+    assert "Longest caption in tokens, its end token kept when it is cut" in said
+    assert "Boxes in the middle frame of each clip" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
+    """The terminal sends the signal to workers too, which once answered with tracebacks."""
+    (tmp_path / "videos").mkdir()
+    clip = write(tmp_path / "clip.mp4", stamps=range(75))
+    for i in range(300):
+        shutil.copy(clip, tmp_path / "videos" / f"{i}.mp4")
+    command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "clipvid-check" / "probes.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in error
+    assert "interrupted; run it again, and the files that were looked at are not decoded again" in error

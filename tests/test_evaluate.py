@@ -49,11 +49,11 @@ def broken(data, tmp_path) -> VideoData:
 
 def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
     skip = replace(READING, unreadable="skip")
-    with pytest.raises(DataError, match=r"has 20 videos and 19 are left, so the figures would be over an easier gal"):
+    with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the figures would be over an easier gal"):
         evaluate_retrieval(model, broken, skip)
     with pytest.raises(DataError, match="allow it with allow_missing"):
         zero_shot(model, broken, skip)
-    with pytest.raises(DataError, match="19 are left"):
+    with pytest.raises(DataError, match="19 are here"):
         evaluate_retrieval(model, TapStore.encode(model, broken, skip))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from clipvid.data.layouts import read_annotation
 from clipvid.data.protocols import PROTOCOLS
 from clipvid.data.readers import open_dataset
 from clipvid.data.record import Terms
+from clipvid.embedding import require_whole
 from clipvid.errors import DataError
 from clipvid.evaluate import queries
 
@@ -115,6 +117,46 @@ def test_paragraphs_are_all_descriptions_in_order():
     assert subset[0].captions[0].startswith(start)
     for file, videos in (("val_2_SUBSET.json", 301), ("train_SUBSET.json", 151)):
         assert len(opened("activitynet", None, file)) == videos
+
+
+@needs_real
+def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(tmp_path):
+    """No figure over 301 videos under the name of a protocol that has 4917; its own file is known by its name."""
+    own = opened("activitynet", None, "val_2_SUBSET.json")
+    assert (own.name, own.terms.videos) == ("activitynet, list val_2_SUBSET", 4917)
+    with pytest.raises(DataError, match="the protocol has 4917 videos and 301 are here"):
+        require_whole(own, len(own))
+    require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
+    assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
+    (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
+    with pytest.raises(
+        DataError, match="test has 1000 videos and 1000 captions, but here are 899 and 899; get the com"
+    ):
+        open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / PAIRS, check_files=False)
+
+
+@needs_real
+def test_a_list_of_another_split_is_refused_also_where_videos_may_be_missing():
+    for allow in (False, True):
+        with pytest.raises(DataError, match=r"val_data.json is the list of didemo val, not of test"):
+            opened("didemo", "test", "val_data.json", allow_missing=allow)
+        options = {"split": "test", "annotations": REAL / "ssv2" / SSV2, "check_files": False}
+        with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
+            open_dataset("lsmdc-1k", REAL, allow_missing=allow, **options)
+
+
+@needs_real
+def test_hmdb51_needs_no_list_of_classes_where_its_files_are_all_there(tmp_path):
+    """As its archive unpacks: a file a class, and nothing else."""
+    official = opened("hmdb51", "test")
+    for path in (REAL / "hmdb51" / INSIDE["hmdb51"]).glob("*_test_split1.txt"):
+        shutil.copy(path, tmp_path)
+    data = open_dataset("hmdb51", tmp_path, split="test", check_files=False)
+    assert data.classes == official.classes
+    assert data.records == tuple(replace(r, path=tmp_path / r.path.name) for r in official)
+    (tmp_path / "kick_test_split1.txt").unlink()
+    with pytest.raises(DataError, match=r"hmdb51 needs class_list\.txt"):  # classes would be numbered otherwise
+        open_dataset("hmdb51", tmp_path, split="test", allow_missing=True, check_files=False)
 
 
 @needs_real

@@ -226,8 +226,12 @@ def test_official_json_gives_all_captions_of_a_split(msrvtt):
 def test_lists_of_ids_take_their_captions_from_the_json(msrvtt):
     train = open_dataset("msrvtt-1ka", msrvtt, split="train", allow_missing=True)
     assert [r.captions[0] for r in train] == ["video0 0", "video1 0"]
-    by_name = open_dataset("msrvtt", msrvtt, annotations=msrvtt / "annotation" / "MSRVTT_train.9k.csv")
+    listed = msrvtt / "annotation" / "MSRVTT_train.9k.csv"
+    by_name = open_dataset("msrvtt", msrvtt, annotations=listed, allow_missing=True)
     assert by_name.records == train.records
+    assert by_name.name == "msrvtt:train-9k"
+    with pytest.raises(DataError, match="msrvtt train-9k has 9000 videos and 180000 captions, but here are 2 and 4"):
+        open_dataset("msrvtt", msrvtt, annotations=listed)
 
 
 def test_a_named_split_of_another_size_is_refused(msrvtt):

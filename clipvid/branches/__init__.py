@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {
 
 def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None) -> BranchOptions:
     """Options of a named preset, with `changes` applied; ValueError for a name or an option that does not exist."""
-    name_of = branch if isinstance(branch, str) else type(branch).__name__
+    name_of = branch if isinstance(branch, str) else preset_of(branch)
     if isinstance(branch, str):
         if branch not in BRANCHES:
             raise ValueError(f"unknown branch {branch!r}; choose one of {', '.join(BRANCHES)}")

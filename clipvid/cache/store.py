@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from clipvid.branches import preset_of
 from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.config import Reading
 from clipvid.data.dataset import NO_LABEL
@@ -118,8 +119,8 @@ def check_storable(model: VideoCLIP, reading: Reading) -> None:
         )
     if model.branch.reads_pixels:
         raise ValueError(
-            f"branch {type(model.branch).__name__} has a stem of its own and reads pixels, so it has no taps to keep; "
-            "train it without cache_taps"
+            f"branch {preset_of(model.branch.options)} has a stem of its own and reads pixels, so it has no taps to "
+            "keep; train it without cache_taps"
         )
 
 

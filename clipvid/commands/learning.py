@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_device, named_model, show_unreadable, splits_of
+from clipvid.commands.arguments import named_data, named_device, named_model, refuse, show_unreadable, splits_of
 from clipvid.config import SCORES, TrainConfig
 
 
@@ -136,6 +136,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     if resume and not (Path(out) / CHECKPOINT).exists():
         print(f"{out} holds no run to resume; starting one", file=sys.stderr)
     accelerator = named_device(device)
+    if config.task != "retrieval":
+        refuse(f"task {config.task} compares no texts", similarity=similarity)
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clipvid.data.files import check_missing, exists, find_clips, is_video
@@ -46,15 +47,16 @@ def open_protocol(
 ) -> VideoData:
     """Read a split of a protocol. `annotations` names the file, or the folder of the files, where they lie elsewhere.
 
-    A file given by name and no split is read whole, and nothing is counted. `allow_missing` allows fewer videos than
-    the protocol has, in the annotations and on the disk; those that are missing are listed in the result.
+    A file given without a split is the split whose usual name it has. One of another name is a list of one's own, read
+    whole; figures over fewer videos than the protocol's usual split are then refused where they are made.
+    `allow_missing` allows fewer videos than the protocol has, in the annotations and on the disk; those that are
+    missing are listed in the result.
     """
     p = protocol
-    own = _split_of(p, split, annotations)
+    split, own = _split_of(p, split, annotations)
     where = _Places(p, root, annotations)
     listed = where.listed(own)
     entries = _kept(listed, own, where)
-    names = _classes(p, where, given=classes) if p.task == "recognition" else ()
     if p.by_template:
         entries = [e if e.label is None else replace(e, captions=(e.label,)) for e in entries]
     clips = _clips(entries)
@@ -65,8 +67,9 @@ def open_protocol(
         raise DataError(
             f"{listed[0].path}: no captions for {len(without)} of {len(clips)} videos, such as {without[0][0]}"
         )
-    if not allow_missing:
-        _check_counts(p, own, split or p.default, clips, source=listed[0].path)
+    _check_counts(p, own, split, clips, source=listed[0].path, fewer=allow_missing)
+    whole = listed if len(clips) == own.videos else ()
+    names = _classes(p, where, given=classes, whole=whole) if p.task == "recognition" else ()
     labels = _Labels(p, names, listed)
     files = _Files(root) if check_files else None
     records, missing = [], [Path(key[0]) for key in without]
@@ -81,21 +84,34 @@ def open_protocol(
         label = labels.of(clip.entry) if names else None
         records.append(Record(path, captions if p.task == "retrieval" else (), label))
     check_missing(missing, total=len(clips), source=listed[0].path, allow=allow_missing)
-    told = split or p.default if own.files else listed[0].path.stem
+    told = f"{p.name}:{split}" if own.files else f"{p.name}, list {listed[0].path.stem}"
     terms = Terms(own.videos, p.frames, p.tokens, shared=p.by_template, fewer=allow_missing)
-    return VideoData(tuple(records), names, f"{p.name}:{told}", tuple(missing), terms)
+    return VideoData(tuple(records), names, told, tuple(missing), terms)
 
 
-def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> Split:
-    name = split or (None if annotations is not None and annotations.is_file() else p.default)
-    if name is None and annotations is not None and annotations.is_file():
-        return Split(())
+def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple[str, Split]:
+    """Name and split; of a file of one's own "", and a split without files that has the usual one's number of videos.
+
+    A file under another split's usual name is refused, however many videos may be missing.
+    """
+    file = annotations if annotations is not None and annotations.is_file() else None
+    listing = [name for name, known in p.splits.items() if file is not None and _has(known, file.name)]
+    name = split or (next(iter(listing), "") if file is not None else p.default)
     if name is None:
         raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or one file as annotations")
+    if not name:
+        return "", Split((), None if p.default is None else p.splits[p.default].videos)
     if name not in p.splits:
         note = f"; {p.note}" if p.note else ""
         raise DataError(f"{p.name} has no split {name!r}; choose one of {', '.join(p.splits)}{note}")
-    return p.splits[name]
+    if listing and name not in listing:
+        raise DataError(f"{file} is the list of {p.name} {' and '.join(listing)}, not of {name}; give another one")
+    return name, p.splits[name]
+
+
+def _has(split: Split, name: str) -> bool:
+    """A file of this name lists the split."""
+    return any(fnmatchcase(name, known) for known in split.files)
 
 
 class _Places:
@@ -161,13 +177,18 @@ def _of_code(annotation: Annotation, split: Split) -> list[Entry]:
     """HMDB51: the file's name has the class, its second column 1 for training, 2 for testing and 0 for neither."""
     if annotation.layout == "names":
         raise DataError(f"{annotation.path}, line 1: expected file and code, such as 'x.avi 1'")
-    label = annotation.path.name.rpartition("_test_split")[0]
+    label = _class_of(annotation)
     wrong = next((e for e in annotation.entries if label and e.label not in ("0", "1", "2")), None)
     if wrong is not None:
         raise DataError(f"{annotation.place(wrong)}: code {wrong.label!r} is none of 0, 1 and 2")
     if not label:  # a list of file and class number
         return list(annotation.entries)
     return [replace(entry, label=label) for entry in annotation.entries if entry.label in split.keep or not split.keep]
+
+
+def _class_of(annotation: Annotation) -> str:
+    """The class that the name of one of HMDB51's official files tells, "" for another file."""
+    return annotation.path.name.rpartition("_test_split")[0]
 
 
 def _clips(entries: Sequence[Entry]) -> Clips:
@@ -188,23 +209,31 @@ def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
     return {key: _Clip(clip.entry, list(known.get(key[0], ()))) for key, clip in clips.items()}
 
 
-def _check_counts(p: Protocol, split: Split, name: str | None, clips: Clips, *, source: Path) -> None:
+def _check_counts(p: Protocol, split: Split, name: str, clips: Clips, *, source: Path, fewer: bool) -> None:
+    """DataError for another number than the split's; `fewer` allows less of it, but never more."""
     if not split.files:
         return
     found = (len(clips), sum(len(clip.captions) for clip in clips.values()))
     wanted = (split.videos, split.captions)
-    if any(want is not None and want != have for want, have in zip(wanted, found, strict=True)):
+    counted = [(want, have) for want, have in zip(wanted, found, strict=True) if want is not None]
+    more = any(have > want for want, have in counted)
+    if more or (not fewer and any(have < want for want, have in counted)):
         captions = f" and {split.captions} captions" if split.captions is not None else ""
+        advice = "it lists something else" if more else "get the complete file, or allow it (allow_missing)"
         raise DataError(
             f"{source}: {p.name} {name} has {split.videos} videos{captions}, but here are {found[0]} and {found[1]}; "
-            "get the complete file, or allow it (allow_missing)"
+            f"{advice}"
         )
 
 
-def _classes(p: Protocol, where: _Places, *, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Class names in label order; as words, for prompts."""
+def _classes(
+    p: Protocol, where: _Places, *, given: Sequence[str] | None, whole: Sequence[Annotation]
+) -> tuple[str, ...]:
+    """Class names in label order; as words, for prompts. `whole` are the files of a split that lacks nothing."""
     if given is not None:
         return tuple(given)
+    if p.coded and not where.look(p.class_files) and (named := [c for a in whole if (c := _class_of(a))]):
+        return tuple(named)  # HMDB51's archive has a file a class, and no list
     found = read_annotation(where.find(p.class_files)[0])
     if not found.classes:
         raise DataError(f"{found.path}: lists no classes; {p.name} takes them from {' or '.join(p.class_files)}")
