@@ -232,7 +232,7 @@ def _classes(
     """Class names in label order; as words, for prompts. `whole` are the files of a split that lacks nothing."""
     if given is not None:
         return tuple(given)
-    if p.coded and not where.look(p.class_files) and (named := [c for a in whole if (c := _class_of(a))]):
+    if p.coded and not where.look(p.class_files) and (named := sorted({_class_of(a) for a in whole} - {""})):
         return tuple(named)  # HMDB51's archive has a file a class, and no list
     found = read_annotation(where.find(p.class_files)[0])
     if not found.classes:
