@@ -6,6 +6,7 @@ mode. Knows nothing of where models come from, of branches, losses or files of v
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,7 @@ from clipvid import bases, textual, tower
 from clipvid.bases import Base, Tokenizer
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
+from clipvid.quick import Quick
 from clipvid.taps import Geometry, Taps
 
 
@@ -51,6 +53,7 @@ class Backbone(nn.Module):
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
         self._untrained_tower: dict[str, str] = {}
+        self._quick_visual, self._quick_text = Quick(lambda: self.visual), Quick(lambda: _without_visual(self.clip))
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -166,8 +169,9 @@ class Backbone(nn.Module):
             )
         video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
-        with torch.set_grad_enabled(grad), tower.watched_stem(self.visual if 0 in levels else None) as stem:
-            out = self.run(self.visual, video.flatten(0, 1), levels=levels, embed=embed)
+        visual = self._quickly(self._quick_visual, self.visual, grad=grad)
+        with torch.set_grad_enabled(grad), tower.watched_stem(visual if 0 in levels else None) as stem:
+            out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
             found = self._tokens(out, levels, stem)
             patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
             cls = tuple(found[level][1].unflatten(0, sizes) for level in levels) if self._class_token else ()
@@ -217,8 +221,9 @@ class Backbone(nn.Module):
 
     def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
         """CLIP's own text embeddings, projected, not normalised."""
-        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
-            return self.clip.encode_text(tokens)
+        grad = self.text_trains and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad):
+            return self._quickly(self._quick_text, self.clip, grad=grad).encode_text(tokens)
 
     def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
         """What the text tower says of every token, projected, and which tokens are part of the caption."""
@@ -227,8 +232,9 @@ class Backbone(nn.Module):
                 "words and padding cannot be told apart without the tokenizer; pass tokenizer= when attaching"
             )
         pad, end = textual.special_tokens(self.tokenizer)
-        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
-            features = textual.token_features(self.clip, tokens)
+        grad = self.text_trains and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad):
+            features = textual.token_features(self._quickly(self._quick_text, self.clip, grad=grad), tokens)
         return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
@@ -267,9 +273,26 @@ class Backbone(nn.Module):
             self._untrained_tower[key] = hash_of(self.visual.state_dict())
         return self._untrained_tower[key]
 
+    def _quickly(self, quick: Quick, module: Any, *, grad: bool) -> Any:
+        """Under autocast the quick copy of a module, whose numbers are autocast's; else the module itself."""
+        device = self.device.type
+        plain = (
+            self.dtype != torch.float32 or self.lora_rank or device == "meta"
+        )  # peft's layers know their own linears
+        if plain or not torch.is_autocast_enabled(device):
+            return module
+        return quick.trainable() if grad else quick.frozen(torch.get_autocast_dtype(device))
+
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)
         return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": tower.prefix_tokens(self.visual) > 0}
+
+
+def _without_visual(clip: Any) -> Any:
+    """The same model without its image tower, nor a decoder that writes captions."""
+    rest = copy.copy(clip)
+    rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
+    return rest
 
 
 def hash_of(weights: Mapping[str, Tensor]) -> str:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-SHORT = 256
-"""Longest key sequence for which plain matrix products beat torch's fused kernel on a bf16 CPU (see `attend`)."""
+SHORT = 640
+"""Longest key sequence for which plain matrix products train faster than torch's fused kernel on a bf16 CPU."""
 
 Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From q, k and v, each (B, A, L, d), to what attention mixes, of the same shape."""
@@ -30,15 +30,25 @@ def attend(
 ) -> Float[Tensor, "b a l d"]:
     """Scaled dot-product attention; `mask` is True where a key may be attended.
 
-    torch's fused kernel, except on a CPU in bf16 with short sequences: there its backward takes 3 to 8 times as long
-    as plain matrix products (measured on AVX-512 bf16, sequences of 8 to 197 tokens), and its forward about twice.
+    torch's fused kernel, except for training on a CPU in bf16 with short sequences: there forward and backward together
+    take 1.7 (589 tokens) to 11 times (12 tokens) as long as by plain matrix products, though its forward alone is up to
+    three times as fast (`benchmarks/branch.py`).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return scores.softmax(dim=-1) @ v
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if learns and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
+        return _by_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention as two batched matrix products, the scale in the first."""
+    groups = q.shape[:-2]
+    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))  # (B·A, L, d)
+    unread = q.new_empty(1, 1, 1)  # beta = 0
+    scores = torch.baddbmm(unread, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    if mask is not None:
+        scores = scores.unflatten(0, groups).masked_fill(~mask, torch.finfo(scores.dtype).min).flatten(0, -3)
+    return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, groups)
 
 
 class SelfAttention(nn.Module):
@@ -74,7 +84,26 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x): the activation of OpenAI's CLIP weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return _QuickGELU.apply(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """As silu(1.702 x) / 1.702: three passes over memory, and one back, where autograd would take nine.
+
+    A hidden layer is the largest tensor of a block; on a CPU a pass over it costs up to a fifth of the product that
+    made it. Of the two tensors that would be kept for the way back, one is left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (scaled,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grads[0], scaled)
 
 
 class MLP(nn.Sequential):

@@ -1,0 +1,233 @@
+"""A module of somebody else's at its quickest under autocast: the same weights, the same calls, fewer detours.
+
+Contract: a module in; one of the same calls out, to be run under autocast. `trainable_copy` shares every parameter and
+goes around what torch's MultiheadAttention does to a batch of sequences (its projection is copied for every position);
+`frozen_copy` has in addition the weights that autocast would cast, cast: of what is frozen autocast remembers nothing
+and casts at every pass. The rest is shared with the module and stays in float32. `Quick` makes such copies when they
+are first asked for, and anew when a weight has changed. Knows nothing of towers or images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipvid.nn.attention import QuickGELU, attend
+
+PROBES = 4
+"""Values of each weight that are compared to see that it is as it was, beside torch's own count of writes."""
+LARGE = 8
+"""Smallest side of a patch whose convolution is run as a linear: below, unfolding costs more than it saves."""
+Make = Callable[[nn.Module], nn.Module | None]
+"""What takes the place of a module, or None."""
+
+
+class Quick:
+    """Quick copies of one module, by what they are for; not copied or saved with whoever holds them."""
+
+    def __init__(self, module: Callable[[], nn.Module]) -> None:
+        """`module` gives the module as it is now."""
+        self._module = module
+        self._frozen: dict[torch.dtype, tuple[Any, Tensor, nn.Module]] = {}
+        self._trainable: tuple[Any, nn.Module] | None = None
+
+    def frozen(self, dtype: torch.dtype) -> Any:
+        """The copy with weights cast to `dtype`, for passes without gradients."""
+        module = self._module()
+        writes, values = _state_of(module)
+        known = self._frozen.get(dtype)
+        if known is None or known[0] != writes or not torch.equal(known[1], values):
+            known = self._frozen[dtype] = (writes, values, frozen_copy(module, dtype))
+        return known[2]
+
+    def trainable(self) -> Any:
+        """The copy that shares every parameter, for passes with gradients."""
+        module = self._module()
+        parameters = [id(p) for p in module.parameters()]
+        if self._trainable is None or self._trainable[0] != parameters:
+            self._trainable = (parameters, trainable_copy(module))
+        return self._trainable[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Quick:
+        return Quick(copy.deepcopy(self._module, memo))
+
+
+def _state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
+    """Where each weight lies and how often torch saw it written, and some of its values: `.data` is not counted."""
+    weights = [w.detach() for w in chain(module.parameters(), module.buffers()) if w.is_floating_point() and w.numel()]
+    flat = [w.reshape(-1) for w in weights]
+    probes = [f[:: max(1, f.numel() // PROBES)][:PROBES].float() for f in flat]
+    return [(w.data_ptr(), w._version) for w in weights], torch.cat(probes)
+
+
+def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The same module with the weights of linears, patches and attention cast, and these run as this device likes."""
+
+    def quick(part: nn.Module) -> nn.Module | None:
+        if type(part) in (nn.Linear, _Given):
+            return FrozenLinear(part.weight, part.bias, dtype)  # type: ignore[arg-type]
+        if isinstance(part, nn.Conv2d) and _is_patches(part):
+            return FrozenPatches(part, dtype)
+        if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
+            linears = (FrozenLinear(w, b, dtype) for w, b in _linears_of(part))
+            return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
+        return None
+
+    made = _shared_copy(module)
+    for part in list(made.modules()):
+        if _is_open_clip_mlp(part):
+            _fold_quick_gelu(part)
+    return _replaced(made, quick)
+
+
+def trainable_copy(module: nn.Module) -> nn.Module:
+    """The same module and the same parameters, with quick attention and activation."""
+
+    def quick(part: nn.Module) -> nn.Module | None:
+        if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
+            linears = (_Given(w, b) for w, b in _linears_of(part))
+            return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
+        return QuickGELU() if type(part).__name__ == QuickGELU.__name__ else None
+
+    return _replaced(_shared_copy(module), quick)
+
+
+def _shared_copy(module: nn.Module) -> nn.Module:
+    """Modules anew, parameters and buffers the same objects."""
+    memo: dict[int, Any] = {id(w): w for w in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+def _replaced(made: nn.Module, quick: Make) -> nn.Module:
+    for parent in list(made.modules()):
+        for name, part in list(parent.named_children()):
+            if (new := quick(part)) is not None:
+                setattr(parent, name, new)
+    return made
+
+
+class FrozenLinear(nn.Module):
+    """A linear of cast weights, in the order in which this machine's library multiplies them fastest."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
+        self.dtype = dtype
+        self.multiply = _multiplier(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+
+    def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
+        return self.multiply(x.to(self.dtype))
+
+
+def _multiplier(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x W^T + b. On a CPU by oneDNN with its own order of weights, as torch's compiler does it: else every call orders
+    them anew, and writes the bias to the whole result before the product."""
+
+    def plain(x: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return plain
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        multiply = torch.ops.mkldnn._linear_pointwise
+
+        def ordered(x: Tensor) -> Tensor:
+            return multiply(x, packed, bias, "none", [], "")
+
+        sample = torch.linspace(-1, 1, 2 * weight.shape[1]).reshape(2, -1).to(weight)
+        if torch.allclose(ordered(sample).float(), plain(sample).float(), rtol=2e-2, atol=2e-2):
+            return ordered
+    except (AttributeError, RuntimeError, TypeError):  # torch names these its own, and may rename them
+        pass
+    return plain
+
+
+class FrozenPatches(nn.Module):
+    """A convolution that cuts an image into patches, as one product: the stem of a ViT."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.side = conv.kernel_size
+        self.linear = FrozenLinear(conv.weight.flatten(1), conv.bias, dtype)
+
+    def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d h w"]:
+        (h, w), (rows, columns) = (s // k for s, k in zip(images.shape[-2:], self.side, strict=True)), self.side
+        images = images[..., : h * rows, : w * columns].to(self.linear.dtype)
+        cut = images.unflatten(2, (h, rows)).unflatten(4, (w, columns))  # (B, C, h, rows, w, columns)
+        patches = self.linear(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))  # (B, h, w, D)
+        return patches.permute(0, 3, 1, 2)
+
+
+def _is_patches(conv: nn.Conv2d) -> bool:
+    whole = conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
+    return whole and conv.dilation == (1, 1) and min(conv.kernel_size) >= LARGE
+
+
+class QuickAttention(nn.Module):
+    """torch's MultiheadAttention for self-attention without weights, as open_clip calls it."""
+
+    def __init__(self, qkv: nn.Module, out: nn.Module, *, heads: int, batch_first: bool) -> None:
+        super().__init__()
+        self.qkv, self.out = qkv, out
+        self.heads, self.batch_first = heads, batch_first
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        assert query is key, "self-attention alone"
+        assert key is value, "self-attention alone"
+        assert not need_weights, "the kernel keeps no weights"
+        x = query if self.batch_first else query.transpose(0, 1)
+        b, length, d = x.shape
+        q, k, v = self.qkv(x).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, A, L, d)
+        if attn_mask is None:
+            mixed = attend(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask.to(q.dtype))
+        mixed = self.out(mixed.transpose(1, 2).reshape(b, length, d))
+        return mixed if self.batch_first else mixed.transpose(0, 1), None
+
+
+def _is_plain(attention: nn.MultiheadAttention) -> bool:
+    """torch's own, of one projection for queries, keys and values, and nothing beside them."""
+    own = type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
+    return own and attention.bias_k is None and not attention.add_zero_attn and not attention.dropout
+
+
+def _linears_of(attention: nn.MultiheadAttention) -> list[tuple[Any, Any]]:
+    out = attention.out_proj
+    return [(attention.in_proj_weight, attention.in_proj_bias), (out.weight, out.bias)]
+
+
+class _Given(nn.Module):
+    """A linear of given tensors."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def _is_open_clip_mlp(module: nn.Module) -> bool:
+    parts = dict(module.named_children())
+    return list(parts) == ["c_fc", "gelu", "c_proj"] and type(parts["gelu"]).__name__ == QuickGELU.__name__
+
+
+def _fold_quick_gelu(mlp: Any) -> None:
+    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it."""
+    with torch.no_grad():
+        before, behind = mlp.c_fc, mlp.c_proj
+        mlp.c_fc = _Given(1.702 * before.weight, None if before.bias is None else 1.702 * before.bias)
+        mlp.c_proj = _Given(behind.weight / 1.702, behind.bias)
+    mlp.gelu = nn.SiLU(inplace=True)
