@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
         self._untrained_tower: dict[str, str] = {}
-        self._quick_visual, self._quick_text = Quick(lambda: self.visual), Quick(lambda: _without_visual(self.clip))
+        self._quick_visual, self._quick_text = Quick(), Quick()
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
         """CLIP's own text embeddings, projected, not normalised."""
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
-            return self._quickly(self._quick_text, self.clip, grad=grad).encode_text(tokens)
+            return self._quickly(self._quick_text, _without_visual(self.clip), grad=grad).encode_text(tokens)
 
     def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
         """What the text tower says of every token, projected, and which tokens are part of the caption."""
@@ -234,7 +234,8 @@ class Backbone(nn.Module):
         pad, end = textual.special_tokens(self.tokenizer)
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
-            features = textual.token_features(self._quickly(self._quick_text, self.clip, grad=grad), tokens)
+            clip = self._quickly(self._quick_text, _without_visual(self.clip), grad=grad)
+            features = textual.token_features(clip, tokens)
         return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
@@ -281,7 +282,7 @@ class Backbone(nn.Module):
         )  # peft's layers know their own linears
         if plain or not torch.is_autocast_enabled(device):
             return module
-        return quick.trainable() if grad else quick.frozen(torch.get_autocast_dtype(device))
+        return quick.trainable(module) if grad else quick.frozen(module, torch.get_autocast_dtype(device))
 
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)

@@ -32,31 +32,27 @@ Make = Callable[[nn.Module], nn.Module | None]
 class Quick:
     """Quick copies of one module, by what they are for; not copied or saved with whoever holds them."""
 
-    def __init__(self, module: Callable[[], nn.Module]) -> None:
-        """`module` gives the module as it is now."""
-        self._module = module
+    def __init__(self) -> None:
         self._frozen: dict[torch.dtype, tuple[Any, Tensor, nn.Module]] = {}
         self._trainable: tuple[Any, nn.Module] | None = None
 
-    def frozen(self, dtype: torch.dtype) -> Any:
+    def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
         """The copy with weights cast to `dtype`, for passes without gradients."""
-        module = self._module()
         writes, values = _state_of(module)
         known = self._frozen.get(dtype)
         if known is None or known[0] != writes or not torch.equal(known[1], values):
             known = self._frozen[dtype] = (writes, values, frozen_copy(module, dtype))
         return known[2]
 
-    def trainable(self) -> Any:
+    def trainable(self, module: nn.Module) -> Any:
         """The copy that shares every parameter, for passes with gradients."""
-        module = self._module()
         parameters = [id(p) for p in module.parameters()]
         if self._trainable is None or self._trainable[0] != parameters:
             self._trainable = (parameters, trainable_copy(module))
         return self._trainable[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quick:
-        return Quick(copy.deepcopy(self._module, memo))
+        return Quick()  # a copy's weights are others
 
 
 def _state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SHORT = 640
 """Longest key sequence for which plain matrix products train faster than torch's fused kernel on a bf16 CPU."""
@@ -101,6 +102,7 @@ class _QuickGELU(torch.autograd.Function):
         return F.silu(scaled).mul_(1 / 1.702)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (scaled,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grads[0], scaled)
