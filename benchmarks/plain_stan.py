@@ -120,13 +120,18 @@ class Vision(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """Preprocessed frames (B, T, 3, S, S) -> class tokens of the frames with the branch's, (B, T, D)."""
         b, t = video.shape[:2]
-        patches = self.patch_embedding(video.flatten(0, 1)).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(b * t, 1, -1), patches], dim=1)
+        hidden = self.tower(video.flatten(0, 1))
+        own = hidden[-1].view(b, t, *hidden[-1].shape[1:])[:, :, 0]
+        return self.post_layernorm(own + self.branch(hidden, b, t))
+
+    def tower(self, images: Tensor) -> list[Tensor]:
+        """Hidden states (B·T, 1 + N, D) before the first layer and behind each."""
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1)
         hidden = [self.pre_layrnorm(x + self.position_embedding.weight)]
         for layer in self.layers:
             hidden.append(layer(hidden[-1]))
-        own = hidden[-1].view(b, t, *hidden[-1].shape[1:])[:, :, 0]
-        return self.post_layernorm(own + self.branch(hidden, b, t))
+        return hidden
 
     def branch(self, hidden: list[Tensor], b: int, t: int) -> Tensor:
         """The branch's class token (B, 1, D) after its last layer."""

@@ -6,7 +6,8 @@
 Both get the same weights, clips and losses, in one process, and take turns: every ratio is of two runs that stand
 beside each other, and the median of these is what counts. Before anything is timed their outputs are compared. Peak
 memory is of a process for each. The plain side is plain_stan.py, in fp32 (as its attention runs) and under bf16
-autocast; it cannot train from taps, since the released code knows none. Weights are random, which changes no time.
+autocast; it cannot train from taps, since the released code knows none: its live step stands beside clipvid's. Weights
+are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -27,17 +27,18 @@ import torch
 import torch.nn.functional as F
 from cells import COMMIT, machine, peak_memory, write_json
 from plain_stan import PlainSTAN
+from rates import Step, take_turns, times_as_fast
 from torch import Tensor, nn
 
 import clipvid
 from clipvid.interop import released_names
 from clipvid.losses import contrastive
 from clipvid.model import VideoCLIP
+from clipvid.optim import adamw
 from clipvid.precision import autocast
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 FRAMES, DEPTH = 12, 4
-Step = Callable[[], Any]
 
 
 def ours(*, freeze: str = "all") -> VideoCLIP:
@@ -81,10 +82,13 @@ def batch_of(size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return video.to(device), text.to(device), torch.arange(size, device=device)
 
 
-def training(module: nn.Module, embed: Callable[[], Tensor], text: Tensor, owner: Tensor, context: Any) -> Step:
-    """A whole step: forward, loss, backward, clipped gradients, AdamW."""
+def training(
+    module: nn.Module, embed: Callable[[], Tensor], text: Tensor, owner: Tensor, context: Any, *, own: bool
+) -> Step:
+    """A whole step: forward, loss, backward, clipped gradients, AdamW; with `own` the optimiser as clipvid makes it."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+    device = parameters[0].device.type
+    optimizer = adamw(parameters, lr=1e-6, device=device) if own else torch.optim.AdamW(parameters, lr=1e-6)
 
     def step() -> None:
         with context():
@@ -97,42 +101,50 @@ def training(module: nn.Module, embed: Callable[[], Tensor], text: Tensor, owner
     return step
 
 
+def inference(run: Callable[[], Tensor], context: Any) -> Step:
+    def once() -> Tensor:
+        with torch.no_grad(), context():
+            return run().float()
+
+    return once
+
+
+ROWS = {  # what clipvid does, and whether the plain model's tower is frozen beside it
+    "inference": ("inference", True),
+    "frozen, live": ("live", True),
+    "frozen, from taps": ("taps", True),
+    "from taps, beside the released default (all trained)": ("taps", False),
+    "all trained": ("all", False),
+}
+
+
 def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
-    """What takes turns in the comparison `name`: clipvid, and the plain model in fp32 and under bf16 autocast."""
+    """What takes turns in a row: clipvid, and the plain model in fp32 and under bf16 autocast."""
+    does, frozen = ROWS[name]
     video, text, owner = batch_of(size, device)
-    model = ours(freeze="none" if name == "all trained" else "all").to(device)
+    model = ours(freeze="none" if does == "all" else "all").to(device)
     own = partial(autocast, "auto", model.device)
-    plain = plain_of(model, frozen=name != "all trained")
-    if name == "inference":
+    plain = plain_of(model, frozen=frozen)
+    contexts = {"fp32": nullcontext, "bf16": partial(torch.autocast, device, dtype=torch.bfloat16)}
+    if does == "inference":
         model.eval()
         plain.eval()
-
-        def infer(run: Callable[[], Tensor], context: Any) -> Step:
-            def once() -> Tensor:
-                with torch.no_grad(), context():
-                    return run().float()
-
-            return once
-
-        found = {"clipvid": infer(lambda: model.encode_video(video, normalize=False), own)}
-        return found | {f"plain {k}": infer(lambda: plain(video), c) for k, c in _contexts(device).items()}
+        found = {"clipvid": inference(lambda: model.encode_video(video, normalize=False), own)}
+        return found | {f"plain {k}": inference(lambda: plain(video), c) for k, c in contexts.items()}
     model.train()
     plain.train()
     source: Any = video
-    if name == "frozen, from taps":
+    if does == "taps":
         with torch.no_grad(), own():
             source = model.reads(video)
-    found = {"clipvid": training(model, lambda: model.encode_video(source, normalize=False), text, owner, own)}
+
+    def embed() -> Tensor:
+        return model.encode_video(source, normalize=False)
+
+    found = {"clipvid": training(model, embed, text, owner, own, own=True)}
     return found | {
-        f"plain {k}": training(plain, lambda: plain(video), text, owner, c) for k, c in _contexts(device).items()
+        f"plain {k}": training(plain, lambda: plain(video), text, owner, c, own=False) for k, c in contexts.items()
     }
-
-
-def _contexts(device: str) -> dict[str, Any]:
-    return {"fp32": nullcontext, "bf16": partial(torch.autocast, device, dtype=torch.bfloat16)}
-
-
-NAMES = ("inference", "frozen, live", "frozen, from taps", "all trained")
 
 
 def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
@@ -143,21 +155,12 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
         apart = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
         if apart > 0.05:
             raise SystemExit(f"the two do not compute the same: {apart:.3f} of the largest value apart")
-    seconds: dict[str, list[float]] = {side: [] for side in turns}
-    for run in range(runs + 1):  # the first is not counted
-        for side, step in turns.items():
-            start = time.perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if run:
-                seconds[side].append((time.perf_counter() - start) / size)
-    ratios = {
-        side: statistics.median(b / a for a, b in zip(seconds["clipvid"], seconds[side], strict=True))
-        for side in turns
-        if side != "clipvid"
+    seconds = take_turns(turns, runs=runs, device=device)
+    return {
+        "ms a clip": {side: 1000 * statistics.median(found) / size for side, found in seconds.items()},
+        "least ms a clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
+        "times as fast as": times_as_fast(seconds, "clipvid"),
     }
-    return {"ms a clip": {k: 1000 * statistics.median(v) for k, v in seconds.items()}, "times as fast as": ratios}
 
 
 def peak(name: str, side: str, *, size: int, device: str) -> float:
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -169,7 +169,7 @@ class Backbone(nn.Module):
             )
         video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
-        visual = self._quickly(self._quick_visual, self.visual, grad=grad)
+        visual = self._quick_visual.of(self.visual, grad=grad)
         with torch.set_grad_enabled(grad), tower.watched_stem(visual if 0 in levels else None) as stem:
             out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
             found = self._tokens(out, levels, stem)
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
         """CLIP's own text embeddings, projected, not normalised."""
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
-            return self._quickly(self._quick_text, _without_visual(self.clip), grad=grad).encode_text(tokens)
+            return self._text(grad=grad).encode_text(tokens)
 
     def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
         """What the text tower says of every token, projected, and which tokens are part of the caption."""
@@ -234,8 +234,7 @@ class Backbone(nn.Module):
         pad, end = textual.special_tokens(self.tokenizer)
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
-            clip = self._quickly(self._quick_text, _without_visual(self.clip), grad=grad)
-            features = textual.token_features(clip, tokens)
+            features = textual.token_features(self._text(grad=grad), tokens)
         return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
@@ -274,15 +273,10 @@ class Backbone(nn.Module):
             self._untrained_tower[key] = hash_of(self.visual.state_dict())
         return self._untrained_tower[key]
 
-    def _quickly(self, quick: Quick, module: Any, *, grad: bool) -> Any:
-        """Under autocast the quick copy of a module, whose numbers are autocast's; else the module itself."""
-        device = self.device.type
-        plain = (
-            self.dtype != torch.float32 or self.lora_rank or device == "meta"
-        )  # peft's layers know their own linears
-        if plain or not torch.is_autocast_enabled(device):
-            return module
-        return quick.trainable(module) if grad else quick.frozen(module, torch.get_autocast_dtype(device))
+    def _text(self, *, grad: bool) -> Any:
+        """The model to embed texts with; layers of LoRA are left as peft made them."""
+        rest = _without_visual(self.clip)
+        return rest if self.lora_rank else self._quick_text.of(rest, grad=grad)
 
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)

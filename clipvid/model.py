@@ -6,8 +6,6 @@ of the base model, which is named and fingerprinted. Knows nothing of optimisers
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +24,8 @@ from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.nn.frames import mean_over_frames
-from clipvid.taps import Pixels, Taps
+from clipvid.quick import Quick
+from clipvid.taps import Pixels, Taps, check_clips
 from clipvid.textual import TextTokens
 from clipvid.video.transforms import VideoTransform
 
@@ -54,6 +53,7 @@ class VideoCLIP(nn.Module):
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._branch_on = True
+        self._quick_branch = Quick()
         self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
         own = {} if branch.image_size is None else {"size": branch.image_size}
         self.transform = replace(self._of_tower, **own)
@@ -107,13 +107,7 @@ class VideoCLIP(nn.Module):
 
     def _prepared(self, video: Tensor, mask: Tensor | None, transform: VideoTransform) -> tuple[Tensor, Tensor | None]:
         """Checked, on the model's device, as the tower or the branch's own stem takes it."""
-        if video.ndim != 5 or video.shape[2] != 3:
-            hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
-            raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
-        if 0 in video.shape:
-            raise ValueError(f"video holds no frame, its shape is {tuple(video.shape)}; give B and T from 1")
-        if mask is not None and (mask.shape != video.shape[:2] or not bool(mask.any(dim=1).all())):
-            raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
+        check_clips(video, mask)
         video = video.to(self.device)
         if not video.is_floating_point():
             video = transform(video)
@@ -135,10 +129,15 @@ class VideoCLIP(nn.Module):
                 raise ValueError(
                     f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
                 )
-            return self.branch(source)
+            return self._running_branch()(source)
         if isinstance(source, Pixels):
             source = self.backbone(source.video, levels=(), mask=source.mask)
         return source.frames
+
+    def _running_branch(self) -> Any:
+        """The branch, or for passes in which it learns nothing its quick copy."""
+        learns = torch.is_grad_enabled() or self.branch.training
+        return self.branch if learns else self._quick_branch.of(self.branch, grad=False)
 
     def encode_video(
         self, video: Tensor | Taps | Pixels, *, normalize: bool = True, mask: Bool[Tensor, "b t"] | None = None
@@ -265,13 +264,8 @@ class VideoCLIP(nn.Module):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
-        digest = hashlib.sha256(self.backbone.fingerprint.encode())
-        digest.update(json.dumps(branches.to_config(self.branch.options), sort_keys=True).encode())
-        for name, value in sorted(self._state().items()):
-            if name.startswith(("branch.", "clip.")):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        own = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
+        return saving.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, as plain data for result cards."""

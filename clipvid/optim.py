@@ -10,6 +10,7 @@ import math
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from clipvid.config import TrainConfig
@@ -23,6 +24,15 @@ def schedule(done: float, *, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def adamw(groups: Any, *, lr: float, device: str, scaled: bool = False) -> torch.optim.AdamW:
+    """AdamW with the betas of the STAN release, in one pass over each weight where torch has that: a fifth of the time
+    on a CPU.
+
+    `scaled`: behind a gradient scaler (16-mixed), where that form would unscale by itself and nothing could be clipped.
+    """
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=device in ("cpu", "cuda") and not scaled)
 
 
 def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:

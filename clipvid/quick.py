@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -35,6 +36,19 @@ class Quick:
     def __init__(self) -> None:
         self._frozen: dict[torch.dtype, tuple[Any, Tensor, nn.Module]] = {}
         self._trainable: tuple[Any, nn.Module] | None = None
+
+    def of(self, module: Any, *, grad: bool) -> Any:
+        """Under autocast the module's copy for passes with or without gradients; elsewhere the module itself.
+
+        Modules that hold no float32 alone are left as they are, and so are shapes without weights (meta).
+        """
+        weights = list(module.parameters())
+        device = weights[0].device.type if weights else "meta"
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return module
+        if any(w.dtype != torch.float32 for w in weights):
+            return module
+        return self.trainable(module) if grad else self.frozen(module, torch.get_autocast_dtype(device))
 
     def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
         """The copy with weights cast to `dtype`, for passes without gradients."""
@@ -78,7 +92,7 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     made = _shared_copy(module)
     for part in list(made.modules()):
-        if _is_open_clip_mlp(part):
+        if _is_mlp(part):
             _fold_quick_gelu(part)
     return _replaced(made, quick)
 
@@ -125,25 +139,27 @@ class FrozenLinear(nn.Module):
 def _multiplier(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """x W^T + b. On a CPU by oneDNN with its own order of weights, as torch's compiler does it: else every call orders
     them anew, and writes the bias to the whole result before the product."""
+    if weight.device.type == "cpu" and _can_order(weight.dtype):
+        return _ordered(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
 
-    def plain(x: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
 
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return plain
+def _ordered(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+@cache
+def _can_order(dtype: torch.dtype) -> bool:
+    """oneDNN is there, and multiplies as it should: torch names these operations its own, and may change them."""
+    x, weight, bias = (torch.linspace(-1, 1, n, dtype=dtype) for n in (96, 2048, 64))
+    x, weight = x.view(3, 32), weight.view(64, 32)
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        multiply = torch.ops.mkldnn._linear_pointwise
-
-        def ordered(x: Tensor) -> Tensor:
-            return multiply(x, packed, bias, "none", [], "")
-
-        sample = torch.linspace(-1, 1, 2 * weight.shape[1]).reshape(2, -1).to(weight)
-        if torch.allclose(ordered(sample).float(), plain(sample).float(), rtol=2e-2, atol=2e-2):
-            return ordered
-    except (AttributeError, RuntimeError, TypeError):  # torch names these its own, and may rename them
-        pass
-    return plain
+        found = _ordered(weight, bias)(x)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(found.float(), F.linear(x, weight, bias).float(), rtol=0.05, atol=0.05)
 
 
 class FrozenPatches(nn.Module):
@@ -215,15 +231,16 @@ class _Given(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def _is_open_clip_mlp(module: nn.Module) -> bool:
-    parts = dict(module.named_children())
-    return list(parts) == ["c_fc", "gelu", "c_proj"] and type(parts["gelu"]).__name__ == QuickGELU.__name__
+def _is_mlp(module: nn.Module) -> bool:
+    """Linear, QuickGELU, linear: open_clip's or ours."""
+    names = [type(part).__name__ for part in module.children()]
+    return isinstance(module, nn.Sequential) and names == ["Linear", QuickGELU.__name__, "Linear"]
 
 
 def _fold_quick_gelu(mlp: Any) -> None:
     """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it."""
     with torch.no_grad():
-        before, behind = mlp.c_fc, mlp.c_proj
-        mlp.c_fc = _Given(1.702 * before.weight, None if before.bias is None else 1.702 * before.bias)
-        mlp.c_proj = _Given(behind.weight / 1.702, behind.bias)
-    mlp.gelu = nn.SiLU(inplace=True)
+        before, _, behind = mlp
+        mlp[0] = _Given(1.702 * before.weight, None if before.bias is None else 1.702 * before.bias)
+        mlp[2] = _Given(behind.weight / 1.702, behind.bias)
+    mlp[1] = nn.SiLU(inplace=True)

@@ -6,11 +6,13 @@ Knows nothing of what the config says or the tensors mean.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipvid._files import whole_folder, write_tensors
@@ -31,6 +33,16 @@ def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[st
         text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
         (beside / CONFIG).write_text(text, encoding="utf-8")
     return Path(folder)
+
+
+def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a base model's fingerprint, a branch's options, and weights."""
+    digest = hashlib.sha256(base.encode())
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

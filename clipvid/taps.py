@@ -102,6 +102,17 @@ class Geometry:
         return self.grid[0] * self.grid[1]
 
 
+def check_clips(video: Tensor, mask: Tensor | None) -> None:
+    """ValueError for what is no batch of clips (B, T, 3, H, W), or no mask (B, T) of theirs."""
+    if video.ndim != 5 or video.shape[2] != 3:
+        hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
+        raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
+    if 0 in video.shape:
+        raise ValueError(f"video holds no frame, its shape is {tuple(video.shape)}; give B and T from 1")
+    if mask is not None and (mask.shape != video.shape[:2] or not bool(mask.any(dim=1).all())):
+        raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
+
+
 def require_levels(held: Sequence[int], wanted: Sequence[int]) -> None:
     """ValueError for a level that taps do not hold."""
     if not set(wanted) <= set(held):

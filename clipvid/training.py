@@ -34,7 +34,7 @@ from clipvid.feed import Work, open_feed, open_pairs
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
 from clipvid.objectives import OBJECTIVES, held_out_loss
-from clipvid.optim import parameter_groups, schedule
+from clipvid.optim import adamw, parameter_groups, schedule
 from clipvid.precision import resolve
 
 CHECKPOINT = "checkpoint.pt"
@@ -131,9 +131,8 @@ class _Run:
         self.an_epoch = steps_an_epoch
         self.total = max(1, steps_an_epoch * self.config.epochs)
         self.groups = parameter_groups(self.objective, self.config)
-        # one pass over each weight in place of ten; with a gradient scaler (16-mixed) Fabric could not clip
-        fused = self.fabric.strategy.precision.precision != "16-mixed" and self.fabric.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(self.groups, lr=self.config.lr, betas=(0.9, 0.98), fused=fused)
+        scaled = self.fabric.strategy.precision.precision == "16-mixed"
+        optimizer = adamw(self.groups, lr=self.config.lr, device=self.fabric.device.type, scaled=scaled)
         self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
 
     @property

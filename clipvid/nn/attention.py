@@ -37,11 +37,11 @@ def attend(
     """
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if learns and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
-        return _by_products(q, k, v, mask)
+        return by_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention as two batched matrix products, the scale in the first."""
     groups = q.shape[:-2]
     q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))  # (B·A, L, d)

@@ -1,0 +1,98 @@
+"""The frozen tower: clipvid's pass beside open_clip's own, the plain one, and the machine's bare matrix products.
+
+    python benchmarks/tower.py                       # ViT-B-32, writes benchmarks/results/tower.json
+    python benchmarks/tower.py --model ViT-L-14 --clips 1 --out large.json
+    python benchmarks/tower.py --device cuda --clips 32 --out tower-cuda.json
+
+All in bf16, in one process, by turns. The bare products are those of the tower's own linears, weights as they lie in
+the model: their rate is what this machine multiplies at, and a tower's share of it is what everything else costs.
+Weights are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import COMMIT, machine, write_json
+from rates import Shape, Step, flops, products, shares, take_turns, times_as_fast
+from train_step import plain_of
+
+import clipvid
+from clipvid.model import VideoCLIP
+from clipvid.precision import autocast
+
+RESULTS = Path(__file__).parent / "results" / "tower.json"
+FRAMES = 12
+
+
+def linears(visual: Any, images: int) -> list[Shape]:
+    """The matrix products of one pass of open_clip's own ViT."""
+    width, blocks = visual.conv1.out_channels, visual.transformer.resblocks
+    patches, kernel = visual.positional_embedding.shape[0] - 1, visual.conv1.weight[0].numel()
+    rows, hidden = images * (patches + 1), blocks[0].mlp.c_fc.out_features
+    block = [(rows, width, 3 * width), (rows, width, width), (rows, width, hidden), (rows, hidden, width)]
+    return [(images * patches, kernel, width), *block * len(blocks)]
+
+
+def sides(model: VideoCLIP, video: torch.Tensor, shapes: list[Shape], *, plain: bool) -> dict[str, Step]:
+    """What takes turns, by name."""
+    backbone, levels, device = model.backbone, model.branch.levels, model.device.type
+
+    def ours() -> Any:
+        with torch.no_grad(), autocast("bf16-mixed", model.device):
+            return backbone(video, levels=levels)
+
+    def own() -> Any:
+        with torch.no_grad(), autocast("bf16-mixed", model.device):
+            return backbone.visual(video.flatten(0, 1))
+
+    found: dict[str, Step] = {"clipvid": ours, "open_clip": own}
+    if plain:
+        released = plain_of(model, frozen=True).eval()
+
+        def theirs() -> Any:
+            with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+                return released.backbone.tower(video.flatten(0, 1))
+
+        found["plain"] = theirs
+    return {**found, "bare products": products(shapes, device=device)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="ViT-B-32-quickgelu")
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = clipvid.create_model(args.model, "random", branch="stan-release", depth=4).to(args.device).eval()
+    video = torch.randn(args.clips, FRAMES, 3, *model.backbone.image_size, device=args.device)
+    shapes = linears(model.backbone.visual, args.clips * FRAMES)
+    turns = sides(model, video, shapes, plain=args.model.startswith("ViT-B-32"))
+    seconds = take_turns(turns, runs=args.runs, device=args.device)
+    rate = {name: flops(shapes) / statistics.median(found) / 1e9 for name, found in seconds.items()}
+    found = {
+        "command": "python benchmarks/tower.py",
+        "model": args.model,
+        "clips": args.clips,
+        "frames": FRAMES,
+        "ms a clip": {name: 1000 * statistics.median(found) / args.clips for name, found in seconds.items()},
+        "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
+        "GFLOP/s of the linears": rate,
+        "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],
+        "where the time goes": shares(turns["clipvid"], device=args.device),
+        "commit": COMMIT,
+        **machine(),
+    }
+    write_json(args.out, found)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
