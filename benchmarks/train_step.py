@@ -31,6 +31,7 @@ from rates import Step, take_turns, times_as_fast
 from torch import Tensor, nn
 
 import clipvid
+from clipvid._memory import keep_freed
 from clipvid.interop import released_names
 from clipvid.losses import contrastive
 from clipvid.model import VideoCLIP
@@ -178,9 +179,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--keep-freed", action="store_true", help="as `clipvid train` does; for both sides")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.keep_freed:
+        keep_freed()
     if args.peak:
         print(json.dumps(peak(*args.peak, size=args.batch, device=args.device)))
         return

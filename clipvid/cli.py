@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from clipvid import __version__
+from clipvid._memory import keep_freed
 from clipvid.commands import finding, keeping, learning, measuring
 from clipvid.config import TrainConfig
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given: Any = parser.instantiate(parsed)[name]
         if name in GROUPS:
             name, given = f"{name} {given.action}", given[given.action]
+        if argv is None and name == "train":  # a process of its own, which ends with the command
+            keep_freed()
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         print(f"clipvid {name}: {error}", file=sys.stderr)

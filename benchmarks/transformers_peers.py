@@ -1,0 +1,142 @@
+"""Video transformers of clipvid beside those of `transformers`: passes and training steps, in turns.
+
+    python benchmarks/transformers_peers.py          # writes benchmarks/results/transformers_peers.json
+    python benchmarks/transformers_peers.py --device cuda --clips 16 --out transformers_peers-cuda.json
+
+TimeSformer (divided, 8 frames) and ViViT (model 1, 32 frames) are the same models with the same weights, and their
+outputs are compared before anything is timed. X-CLIP is another way to put time into CLIP ViT-B/32; beside it stands
+clipvid's STAN on that tower, frozen, for 8 frames. bf16 autocast on both sides, random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cells import COMMIT, machine, write_json
+from rates import Step, take_turns, times_as_fast
+from torch import Tensor, nn
+
+import clipvid
+from clipvid.branches.standalone import PRESETS, video_transformer
+from clipvid.interop_hf import load_video_weights
+from clipvid.optim import adamw
+from clipvid.precision import autocast
+from clipvid.quick import Quick
+
+RESULTS = Path(__file__).parent / "results" / "transformers_peers.json"
+
+
+def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:
+    """Ours, theirs with the same weights, and how many frames they take."""
+    from transformers import TimesformerConfig, TimesformerModel, VivitConfig, VivitModel
+
+    if name == "TimeSformer":
+        theirs, preset, frames = TimesformerModel(TimesformerConfig()), "timesformer", 8
+    else:
+        theirs, preset, frames = VivitModel(VivitConfig()), "vivit-b1", 32
+    ours = video_transformer(PRESETS[preset])
+    load_video_weights(ours, theirs.state_dict())
+    return ours.to(device), theirs.to(device), frames
+
+
+def passes(run: Any, device: torch.device) -> Step:
+    def step() -> Tensor:
+        with torch.no_grad(), autocast("bf16-mixed", device):
+            return run()
+
+    return step
+
+
+def learns(module: nn.Module, run: Any, device: torch.device, *, own: bool) -> Step:
+    """Forward, a loss of the right size, backward, AdamW."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = adamw(parameters, lr=1e-6, device=device.type) if own else torch.optim.AdamW(parameters, lr=1e-6)
+
+    def step() -> None:
+        with autocast("bf16-mixed", device):
+            loss = run().float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
+    ours, theirs, frames = pair(name, device.type)
+    video = torch.randn(clips, frames, 3, 224, 224, device=device)
+    quick = Quick()
+
+    def own() -> Tensor:
+        return quick.of(ours, grad=False)(video)
+
+    def other() -> Tensor:
+        return theirs(video).last_hidden_state[:, 0]
+
+    ours.eval()
+    theirs.eval()
+    forth = {"clipvid": passes(own, device), "transformers": passes(other, device)}
+    apart = 1 - float(F.cosine_similarity(forth["clipvid"]().float(), forth["transformers"]().float()).min())
+    if apart > 0.01:
+        raise SystemExit(f"{name}: the two do not compute the same, cosine {1 - apart:.3f}")
+    back = {
+        "clipvid": learns(ours, lambda: ours(video), device, own=True),
+        "transformers": learns(theirs, other, device, own=False),
+    }
+    return {f"{name}, pass": forth, f"{name}, training step": back}
+
+
+def beside_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
+    """X-CLIP's video encoder and STAN on the same kind of tower; X-CLIP's training moves all of it."""
+    from transformers import XCLIPConfig, XCLIPModel
+
+    theirs = XCLIPModel(XCLIPConfig()).to(device).eval()
+    model = clipvid.create_model("ViT-B-32-quickgelu", "random", depth=4).to(device).eval()
+    video = torch.randn(clips, 8, 3, 224, 224, device=device)
+
+    def other() -> Tensor:
+        found = theirs.get_video_features(video)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+    def own() -> Tensor:
+        return model.encode_video(video, normalize=False)
+
+    forth = {"clipvid": passes(own, device), "transformers": passes(other, device)}
+    back = {
+        "clipvid": learns(model, own, device, own=True),
+        "transformers": learns(theirs, other, device, own=False),
+    }
+    return {"X-CLIP B/32 beside STAN, pass": forth, "X-CLIP B/32 beside STAN, training step": back}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", nargs="*", default=["TimeSformer", "ViViT", "X-CLIP"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    device, rows = torch.device(args.device), {}
+    for name in args.only:
+        torch.manual_seed(0)
+        options = {"clips": args.clips, "device": device}
+        turns = beside_xclip(**options) if name == "X-CLIP" else same_model(name, **options)
+        for row, sides in turns.items():
+            seconds = take_turns(sides, runs=args.runs, device=args.device)
+            rows[row] = {
+                "ms a clip": {s: 1000 * statistics.median(found) / args.clips for s, found in seconds.items()},
+                "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
+            }
+            print(row, rows[row], flush=True)
+    made = {"command": "python benchmarks/transformers_peers.py", "clips": args.clips}
+    write_json(args.out, {**made, "rows": rows, "commit": COMMIT, **machine()})
+
+
+if __name__ == "__main__":
+    main()
