@@ -40,8 +40,11 @@ class Quick:
     def of(self, module: Any, *, grad: bool) -> Any:
         """Under autocast the module's copy for passes with or without gradients; elsewhere the module itself.
 
-        Modules that hold no float32 alone are left as they are, and so are shapes without weights (meta).
+        Modules that hold no float32 alone are left as they are, and so are shapes without weights (meta) and what
+        torch.compile traces, which finds the detours itself.
         """
+        if torch.compiler.is_compiling():
+            return module
         weights = list(module.parameters())
         device = weights[0].device.type if weights else "meta"
         if device == "meta" or not torch.is_autocast_enabled(device):
