@@ -1,10 +1,15 @@
-"""Write the figures of benchmarks/results/*.json into README.md, between its markers. Run after a new measurement."""
+"""Write the figures of benchmarks/results/*.json into README.md and docs/performance.md, between their markers.
+
+Run after a new measurement.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+
+from performance import TABLES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -114,7 +119,7 @@ def fill(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no markers {name}:begin and {name}:end")
+        raise SystemExit(f"the page has no markers {name}:begin and {name}:end")
     return pattern.sub(lambda m: m[1] + content + "\n" + m[2], text)
 
 
@@ -134,9 +139,20 @@ def filled(text: str) -> str:
     return text
 
 
+def with_performance(text: str) -> str:
+    """docs/performance.md, or README.md, with the tables of the results that are there and have a place in it."""
+    for result, tables in TABLES.items():
+        path = RESULTS / f"{result}.json"
+        for name, table in tables.items() if path.exists() else ():
+            if f"<!-- {name}:begin -->" in text:
+                text = fill(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
+    return text
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+        text = with_performance(page.read_text(encoding="utf-8"))
+        page.write_text(filled(text) if page.name == "README.md" else text, encoding="utf-8")
     if STRUCTURES.exists():
         structures_plot(json.loads(STRUCTURES.read_text(encoding="utf-8")), ROOT / "assets" / "structures.png")
 
