@@ -1,11 +1,11 @@
-"""How long scoring a retrieval takes and what memory, beside the full sort that the field's scripts do, in the same run.
+"""How long scoring a retrieval takes and what memory, beside the full sort of the field's scripts, in the same run.
 
     python benchmarks/retrieval_eval.py                         # writes benchmarks/results/retrieval_eval.json
     python benchmarks/retrieval_eval.py --sizes 1000 10000 --out small.json
 
-Random embeddings of width 512 with one right video a caption; both directions, the product of the embeddings included.
-clipvid: all figures, with every query's own and bootstrap intervals. plain: plain_metrics.py, figures alone; its matrices
-outgrow most machines beyond `--plain_up_to`. Each is measured in a process of its own.
+Random embeddings of width 512 with one right video a caption; both directions, their product included.
+clipvid: all figures, with every query's own and bootstrap intervals. plain: plain_metrics.py, figures alone, up to
+`--plain_up_to`, beyond which its matrices outgrow most machines. Each is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -75,10 +75,9 @@ def compare(size: int, *, with_plain: bool) -> dict[str, Any]:
         command = [sys.executable, __file__, "--one", way, "--sizes", str(size)]
         row[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     if with_plain:
-        row["times faster"] = row["plain"]["seconds"] / row["clipvid"]["seconds"]
-        row["share of the memory"] = (
-            row["clipvid"]["MiB above the embeddings"] / row["plain"]["MiB above the embeddings"]
-        )
+        seconds, memory = ([row[way][of] for way in WAYS] for of in ("seconds", "MiB above the embeddings"))
+        row["times faster"] = seconds[1] / seconds[0]
+        row["share of the memory"] = memory[0] / memory[1]
         row["figures apart"] = apart(row["clipvid"]["figures"], row["plain"]["figures"])
     return row
 

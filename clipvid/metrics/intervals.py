@@ -56,8 +56,8 @@ def ranking_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of the means of shares, as `share_interval` has them, and of the ranks' median MdR and mean MnR.
 
-    All figures over the same draws, those of `bootstrap_interval` with this seed. Queries that are alike in every figure
-    are counted as one kind, which there are far fewer of: a draw is how often each kind came.
+    All figures over the same draws, those of `bootstrap_interval` with this seed. Queries that are alike in every
+    figure are one kind, and there are far fewer kinds than queries: a draw is how often each kind came.
     """
     if len(ranks) == 0 or n < 1:
         raise ValueError(f"need ranks and n >= 1, got {len(ranks)} ranks, n={n}")

@@ -20,7 +20,7 @@ from numpy import ndarray
 from torch import Tensor
 
 ROWS, COLUMNS = 240, 1920
-"""Of a tile: 1.8 MiB in float32. Truths are added as bytes, eight in a word: no more than 255 rows or words of a row."""
+"""Of a tile: 1.8 MiB in float32. Truths are added as bytes, eight a word: at most 255 rows, and 255 words a row."""
 
 
 @runtime_checkable
