@@ -99,11 +99,28 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
         capsys, "index", "videos/test", "--out", "found"
     )
     assert Path("found/index.json").read_bytes() == kept
-    assert "found knows its model and its frames; leave out --frames 3" in refusal(
+    assert "found knows its model, frames and kind; leave out --frames 3" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"
+    )
+    assert "found knows its model, frames and kind; leave out --kind hnsw" in refusal(
+        capsys, "index", "videos/test", "--out", "found", "--add", "true", "--kind", "hnsw"
     )
     assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0
     assert "20 videos in found" in capsys.readouterr().out
+
+
+def test_the_kind_of_an_index_is_chosen_kept_and_refused_by_name(videos, capsys):
+    assert "kind must be one of flat, ivf, hnsw, got 'lsh'" in refusal(
+        capsys, "index", "videos/test", "--out", "found", "--kind", "lsh"
+    )
+    assert "an ivf index needs at least 312 videos" in refusal(
+        capsys, "index", "videos/test", "--out", "found", "--kind", "ivf"
+    )
+    assert not Path("found").exists()
+    assert main(["index", "videos/test", "--out", "found", "--kind", "hnsw"]) == 0
+    assert json.loads(Path("found/index.json").read_text())["kind"] == "hnsw"
+    assert main(["search", "found", "a red circle", "--k", "2"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.endswith(".mp4")]) == 2
 
 
 def test_info_describes_every_branch_also_one_that_computes_nothing(capsys):

@@ -71,6 +71,7 @@ def index(
     workers: int = 0,
     device: str = "auto",
     add: bool = False,
+    kind: str | None = None,
 ) -> None:
     """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
 
@@ -83,6 +84,8 @@ def index(
         workers: processes that decode.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
+        kind: flat (when left out) compares a query with every video; ivf and hnsw answer sooner among hundreds of
+            thousands of videos, and may miss some.
     """
     from clipvid.cache import trained_reading
     from clipvid.search import VideoIndex
@@ -90,7 +93,7 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     if add:
-        refuse(f"{out} knows its model and its frames", model=model, pretrained=pretrained, frames=frames)
+        refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
         found = VideoIndex.load(out, index_model(out, device))
     else:
         if Path(out).exists() and any(Path(out).iterdir()):
@@ -101,7 +104,7 @@ def index(
         video_model = named_model(name, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
         frames = reading.frames if frames is None else frames
-        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler)
+        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
         found.note = {"model": name, "pretrained": pretrained}
     with found.saving_to(out):  # what is embedded is kept when this is interrupted
         found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)

@@ -5,12 +5,12 @@ Contract: one number a query in, intervals and p-values out; random only by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from numpy import ndarray
 
 Interval = tuple[float, float]
@@ -29,8 +29,7 @@ def bootstrap_interval(
         raise ValueError(f"need scores, n >= 1 and 0 < level < 1, got {len(scores)} scores, n={n}, level={level}")
     rng = np.random.default_rng(seed)
     drawn = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _middle(drawn, level)
 
 
 def share_interval(
@@ -47,11 +46,48 @@ def share_interval(
     The bootstrap's; where all queries hit, or none does, resampling cannot vary that, and three of three would look as
     sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
     """
-    if len(hits) and (np.all(hits == 1) or np.all(hits == 0)):
-        z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-        edge = float(len(hits) / (len(hits) + z2))
-        return (edge, 1.0) if hits[0] == 1 else (0.0, 1 - edge)
+    if (sure := _of_all_or_none(hits, level)) is not None:
+        return sure
     return bootstrap_interval(hits if rows is None else rows, statistic=statistic, n=n, seed=seed, level=level)
+
+
+def ranking_intervals(
+    shares: Mapping[str, Float64[ndarray, " q"]], ranks: Float64[ndarray, " q"], *, n: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """95 % intervals of the means of shares, as `share_interval` has them, and of the ranks' median MdR and mean MnR.
+
+    All figures over the same draws, those of `bootstrap_interval` with this seed. Queries that are alike in every
+    figure are one kind, and there are far fewer kinds than queries: a draw is how often each kind came.
+    """
+    if len(ranks) == 0 or n < 1:
+        raise ValueError(f"need ranks and n >= 1, got {len(ranks)} ranks, n={n}")
+    rng, total = np.random.default_rng(seed), len(ranks)
+    values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # by rank
+    middle = (total - 1) // 2, total // 2
+    means, medians = np.empty((n, values.shape[1])), np.empty(n)
+    for draw in range(n):
+        times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
+        means[draw] = times @ values / total
+        medians[draw] = values[np.searchsorted(np.cumsum(times), middle, side="right"), 0].mean()
+    drawn = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
+    found = {name: _middle(some) for name, some in drawn.items()}
+    sure = {name: _of_all_or_none(hits, 0.95) for name, hits in shares.items()}
+    return found | {name: interval for name, interval in sure.items() if interval is not None}
+
+
+def _of_all_or_none(hits: Shaped[ndarray, " q"], level: float) -> Interval | None:
+    """Wilson's score interval where all hit or none does."""
+    if not len(hits) or not (np.all(hits == 1) or np.all(hits == 0)):
+        return None
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    edge = float(len(hits) / (len(hits) + z2))
+    return (edge, 1.0) if hits[0] == 1 else (0.0, 1 - edge)
+
+
+def _middle(drawn: Shaped[ndarray, " n"] | Sequence[float], level: float = 0.95) -> Interval:
+    """What all but the lowest and the highest draws lie between."""
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 class Difference(NamedTuple):

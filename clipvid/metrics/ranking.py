@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from clipvid.metrics.scores import Rows, as_array, as_scores, best, blocks
+from clipvid.metrics.pairs import count_both
+from clipvid.metrics.scores import Paired, Rows, as_array, as_scores, best, blocks
 
 Ties = Literal["expected", "average", "optimistic", "pessimistic"]
 TIES = ("expected", "average", "optimistic", "pessimistic")
@@ -49,6 +50,13 @@ def place(scores: Rows, truth: Any) -> Placement:
     relevant = checked_truth(truth, scores.shape)
     counts = [_place_rows(scores.rows(part), relevant[part], first=part.start) for part in blocks(scores)]
     return Placement(*(np.concatenate(column) for column in zip(*counts, strict=True)))
+
+
+def place_both(scores: Paired, partners: Int64[ndarray, " q"]) -> tuple[Placement, Placement]:
+    """Of queries among items, and of items among queries, where query i and item `partners[i]` have only each other."""
+    counts = count_both(scores.pairs(partners), partners)
+    of_queries, of_items = (Placement(c.above, c.level - 1, np.ones_like(c.level)) for c in counts)
+    return of_queries, of_items
 
 
 def expected_ranks(place: Placement, *, ties: Ties = "expected") -> Float64[ndarray, " q"]:

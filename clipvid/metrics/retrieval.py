@@ -15,9 +15,18 @@ import numpy as np
 from jaxtyping import Float64, Num
 from numpy import ndarray
 
-from clipvid.metrics.intervals import Interval, bootstrap_interval, cell, percent, share_interval
-from clipvid.metrics.ranking import Ties, checked_truth, expected_ranks, hits, place, quality
-from clipvid.metrics.scores import Scores, as_scores
+from clipvid.metrics.intervals import Interval, cell, percent, ranking_intervals
+from clipvid.metrics.ranking import (
+    Placement,
+    Ties,
+    checked_truth,
+    expected_ranks,
+    hits,
+    place,
+    place_both,
+    quality,
+)
+from clipvid.metrics.scores import Paired, Rows, Scores, as_scores
 
 SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
 """What tables show; files have all figures."""
@@ -110,7 +119,13 @@ def retrieval_metrics(
             t2v=ranking_metrics(scores, truth, **options),
             v2t=ranking_metrics(Turned(scores, captioned), truth.T[captioned], **options),
         )
-    by_video = ByVideo(scores, truth)
+    by_video, own = ByVideo(scores, truth), np.arange(scores.shape[1])
+    if isinstance(scores, Paired) and np.array_equal(np.sort(truth), own):  # one caption a video: both in one pass
+        _check_ks(ks)
+        forth, back = place_both(scores, truth)
+        return RetrievalMetrics(
+            t2v=_figures(scores, truth, forth, **options), v2t=_figures(by_video, own, back, **options)
+        )
     return RetrievalMetrics(
         t2v=ranking_metrics(scores, truth, **options),
         v2t=ranking_metrics(by_video, np.arange(by_video.shape[0]), **options),
@@ -127,19 +142,27 @@ def ranking_metrics(
     seed: int = 0,
 ) -> RankingMetrics:
     """One direction, with any number of relevant items a query: `truth` as `ranks` takes it."""
+    _check_ks(ks)
+    scores = as_scores(similarity)
+    options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
+    return _figures(scores, truth, place(scores, truth), **options)
+
+
+def _check_ks(ks: Sequence[int]) -> None:
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be numbers from 1, got {tuple(ks)}")
-    scores = as_scores(similarity)
-    placed = place(scores, truth)
+
+
+def _figures(
+    scores: Rows, truth: Any, placed: Placement, *, ks: Sequence[int], ties: Ties, n_bootstrap: int, seed: int
+) -> RankingMetrics:
     ranked = expected_ranks(placed, ties=ties)
     precision, gain = quality(scores, truth, placed=placed)
     shares = {**{f"R@{k}": hits(placed, k, ties=ties) for k in ks}, "mAP": precision, "nDCG": gain}
     values = {name: 100 * float(found.mean()) for name, found in shares.items()}
-    draw: dict[str, Any] = {"n": n_bootstrap, "seed": seed}
-    intervals = {name: percent(share_interval(found, **draw)) for name, found in shares.items()}
-    for name, statistic in (("MdR", np.median), ("MnR", np.mean)):
-        values[name] = float(statistic(ranked))
-        intervals[name] = bootstrap_interval(ranked, statistic=statistic, **draw)
+    values |= {"MdR": float(np.median(ranked)), "MnR": float(ranked.mean())}
+    drawn = ranking_intervals(shares, ranked, n=n_bootstrap, seed=seed)
+    intervals = {name: percent(drawn[name]) if name in shares else drawn[name] for name in values}
     return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
 
 

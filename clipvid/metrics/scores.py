@@ -15,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Num, Shaped
+from jaxtyping import Float, Float32, Float64, Int, Int64, Num, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-BLOCK = 1 << 25
-"""Scores held at once: 128 MiB in float32, some three times that where they are adjusted in float64."""
+from clipvid.metrics.pairs import MatrixPairs, Pairs, ProductPairs
+
+BLOCK = 1 << 22
+"""Scores held at once: 16 MiB in float32, some six times that where they are adjusted in float64."""
 
 
 @runtime_checkable
@@ -45,6 +47,13 @@ class Scores(Rows, Protocol):
     """Scores that can be asked for from either side."""
 
     def columns(self, part: slice) -> Num[ndarray, "m c"]: ...
+
+
+@runtime_checkable
+class Paired(Scores, Protocol):
+    """Scores that are the same number from either side, so that one pass serves both."""
+
+    def pairs(self, partners: Int[ndarray, " m"]) -> Pairs: ...
 
 
 class _Sized:
@@ -72,17 +81,16 @@ class Matrix(_Sized):
     def columns(self, part: slice) -> Num[ndarray, "m c"]:
         return self.values[:, part]
 
+    def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
+        return MatrixPairs(self.values, partners)
+
 
 class Products(_Sized):
     """Inner products of embeddings; cosines where these are normalised. ValueError for one that is not finite."""
 
     def __init__(self, queries: Float[Tensor, "m e"], gallery: Float[Tensor, "n e"]) -> None:
-        for name, values in (("query", queries), ("gallery item", gallery)):
-            wrong = (~values.isfinite().all(dim=1)).nonzero()
-            if len(wrong):
-                raise ValueError(f"the embedding of {name} {int(wrong[0])} is not finite; look at its video or text")
-        self._queries, self._query_of = _distinct(queries)
-        self._gallery, self._item_of = _distinct(gallery)
+        self._queries, self._query_of = _distinct(queries, name="query")
+        self._gallery, self._item_of = _distinct(gallery, name="gallery item")
         self.shape = len(self._query_of), len(self._item_of)
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
@@ -92,6 +100,11 @@ class Products(_Sized):
     def columns(self, part: slice) -> Num[ndarray, "m c"]:
         found = self._products(self._gallery[self._item_of[part]], self._queries)
         return (found if len(self._queries) == self.shape[0] else found[:, self._query_of]).T
+
+    def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
+        return ProductPairs(
+            self._queries, self._gallery, query_of=self._query_of, item_of=self._item_of, partners=partners
+        )
 
     def _products(self, some: Tensor, all_of_them: Tensor) -> ndarray:
         return (some @ all_of_them.T).numpy()
@@ -187,14 +200,29 @@ def best(values: Num[ndarray, "c n"], k: int) -> Int[ndarray, "c k"]:
     return np.take_along_axis(chosen, order, axis=1)
 
 
-def _distinct(embeddings: Float[Tensor, "m e"]) -> tuple[Float[Tensor, "d e"], Int[ndarray, " m"]]:
-    """The different rows in float32, and for every row the place of its own."""
+def _distinct(embeddings: Float[Tensor, "m e"], *, name: str) -> tuple[Float[Tensor, "d e"], Int64[ndarray, " m"]]:
+    """The different rows in float32, and for every row the place of its own; ValueError for one that is not finite."""
     values = embeddings.detach().cpu().float().contiguous()
-    places: dict[bytes, int] = {}
     rows = values.numpy()
-    where = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows], dtype=np.int64)
-    _, first = np.unique(where, return_index=True)
-    return (values, where) if len(places) == len(rows) else (values[torch.from_numpy(first)], where)
+    for part in parts_of(len(rows), width=rows.shape[1]):
+        wrong = np.flatnonzero(~np.isfinite(rows[part]).all(axis=1))
+        if len(wrong):
+            raise ValueError(
+                f"the embedding of {name} {part.start + wrong[0]} is not finite; look at its video or text"
+            )
+    _, group, size = np.unique(_hashes(rows), return_inverse=True, return_counts=True)
+    own, first = np.arange(len(rows)), {}
+    for row in np.flatnonzero(size[group] > 1):  # only these are compared byte by byte
+        own[row] = first.setdefault(rows[row].tobytes(), row)
+    kept, where = np.unique(own, return_inverse=True)
+    return (values, where) if len(kept) == len(rows) else (values[torch.from_numpy(kept)], where)
+
+
+def _hashes(rows: Float32[ndarray, "m e"]) -> Shaped[ndarray, " m"]:
+    """A number for each row, the same for equal ones: its words, weighed and added modulo 2**64."""
+    even = rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))
+    words = even.view(np.uint64)
+    return words @ np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64)
 
 
 def _log_sums(parts: Iterator[Num[ndarray, "c n"]], temperature: float) -> Float64[ndarray, " n"]:

@@ -1,8 +1,8 @@
 """VideoIndex: embeddings of many videos, searched by a sentence, a video or an embedding.
 
-Contract: scores are cosine similarities, found exactly (every video is compared), best first. An index belongs to the
-model that made it: another model's queries live in another space, so loading it with one is refused. Files that
-cannot be read are listed in `skipped`, with the reason. The only file that imports faiss.
+Contract: scores are cosine similarities, best first; every video is compared, unless an approximate kind is chosen. An
+index belongs to the model that made it: another model's queries live in another space, so loading it with one is
+refused. Files that cannot be read are listed in `skipped`, with the reason.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from clipvid._files import whole_folder
-from clipvid._optional import require
 from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, collate
 from clipvid.data.files import find_clips
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
+from clipvid.search.vectors import Vectors, check_enough, checked_kind
 from clipvid.video.transforms import VideoTransform
 
-FORMAT = 1
-FACTS, VECTORS = "index.json", "vectors.faiss"
 EXISTING = ("error", "skip", "replace")
 
 
@@ -60,17 +59,28 @@ class Hit:
 
 
 class VideoIndex:
-    """Videos to be searched. `VideoIndex.build` makes one from files, `VideoIndex.load` reads a saved one."""
+    """Videos to be searched. `VideoIndex.build` makes one from files, `VideoIndex.load` reads a saved one.
+
+    Args:
+        kind: flat compares a query with every video; ivf and hnsw answer sooner among very many and may miss some.
+    """
 
     def __init__(
-        self, model: VideoEncoder, *, frames: int = 12, sampler: str = "uniform", backend: str = "pyav"
+        self,
+        model: VideoEncoder,
+        *,
+        frames: int = 12,
+        sampler: str = "uniform",
+        backend: str = "pyav",
+        kind: str = "flat",
     ) -> None:
+        self.kind = checked_kind(kind)
         self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
         self._fingerprint = model.fingerprint  # of the weights that embed: they must not change later
         self.note: dict[str, str | None] = {}  # saved with the index; the command line keeps the model's name in it
         self._paths: list[Path] = []
         self._skipped: dict[Path, VideoError] = {}
-        self._vectors: Any = None  # a faiss index, once the width of an embedding is known
+        self._vectors: Vectors | None = None  # once the width of an embedding is known
         self._dataset([])  # refuses wrong frames, samplers and backends now
 
     @classmethod
@@ -82,6 +92,7 @@ class VideoIndex:
         frames: int = 12,
         sampler: str = "uniform",
         backend: str = "pyav",
+        kind: str = "flat",
         unreadable: str = "skip",
         batch_size: int = 8,
         workers: int = 0,
@@ -94,7 +105,7 @@ class VideoIndex:
         index is saved there at the end, and what is done is saved too when the build is interrupted or fails:
         `load` it and `add(..., existing="skip")` to go on.
         """
-        index = cls(model, frames=frames, sampler=sampler, backend=backend)
+        index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind)
         with nullcontext() if save_to is None else index.saving_to(save_to):
             index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
         return index
@@ -102,7 +113,7 @@ class VideoIndex:
     @contextmanager
     def saving_to(self, folder: str | Path) -> Iterator[None]:
         """Save to `folder` at the end of the block, also when it is interrupted or fails."""
-        _check_place(Path(folder))
+        check_place(Path(folder))
         try:
             yield
         finally:
@@ -138,6 +149,8 @@ class VideoIndex:
             )
         if existing == "skip":
             paths = [path for path in paths if path not in known]
+        if self._vectors is None or not self._vectors.trained:
+            check_enough(self.kind, len(known.union(paths)))  # before anything is embedded
         dataset = self._dataset(paths, unreadable=unreadable)
         for batch in _batches(dataset, batch_size=batch_size, workers=workers, progress=progress):
             lost = {error.path: error for error in batch.unreadable}
@@ -145,6 +158,8 @@ class VideoIndex:
             self._skipped |= lost
             if len(batch):
                 self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
+        if self._vectors is not None:
+            self._vectors.settle()
 
     def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
         """The `k` videos that fit the sentence best; all of them if there are fewer.
@@ -187,28 +202,32 @@ class VideoIndex:
         """The `k` videos nearest to an embedding of any length (the vector's norm does not count)."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
-        if not self._paths:
+        if not self._paths or self._vectors is None:
             lost = f"; all {len(self._skipped)} files were skipped, see .skipped" if self._skipped else ""
             raise ValueError(f"the index is empty{lost}; add videos first")
         query = _unit(torch.as_tensor(embedding)[None])
-        if query.shape[1] != self._vectors.d:
-            raise ValueError(f"embeddings of this index have {self._vectors.d} numbers, the query has {query.shape[1]}")
+        if query.shape[1] != self._vectors.width:
+            raise ValueError(
+                f"embeddings of this index have {self._vectors.width} numbers, the query has {query.shape[1]}"
+            )
         if not np.isfinite(query).all():
             raise ValueError("the query's embedding is not finite")
         scores, rows = (found[0] for found in self._vectors.search(query, min(k, len(self))))
+        scores, rows = scores[rows >= 0], rows[rows >= 0]
         best = np.lexsort((rows, -scores))  # equal scores in the order of the index, on every machine
         return [Hit(self._paths[rows[at]], float(scores[at]), rank) for rank, at in enumerate(best, start=1)]
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder`, whole or not at all; an index that is there is replaced."""
         folder = Path(folder)
-        _check_place(folder)
+        check_place(folder)
         facts = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
             "frames": self.frames,
             "sampler": self.sampler,
             "backend": self.backend,
+            "kind": self.kind,
             "paths": [str(path) for path in self._paths],
             "skipped": [[str(e.path), e.reason, e.backend] for e in self.skipped],
             "note": self.note,
@@ -216,31 +235,32 @@ class VideoIndex:
         with whole_folder(folder) as beside:
             (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if self._vectors is not None:
-                (beside / VECTORS).write_bytes(_faiss().serialize_index(self._vectors).tobytes())
+                self._vectors.save(beside / VECTORS)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
         """Read an index of `save`. CheckpointError if another model made it, or if the files are damaged."""
         folder = Path(folder)
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         if facts["fingerprint"] != model.fingerprint:
             raise CheckpointError(
                 f"{folder} was made by another model (fingerprint {facts['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        index = cls(model, frames=facts["frames"], sampler=facts["sampler"], backend=facts["backend"])
+        options = {name: facts[name] for name in ("frames", "sampler", "backend", "kind")}
+        index = cls(model, **options)
         index.note = facts.get("note", {})
         index._paths = [Path(path) for path in facts["paths"]]
         index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in facts["skipped"]}
         if index._paths:
-            index._vectors = _read_vectors(folder / VECTORS, rows=len(index))
+            index._vectors = Vectors.load(folder / VECTORS, kind=index.kind, rows=len(index))
         return index
 
     @staticmethod
     def read_note(folder: str | Path) -> dict[str, str | None]:
         """The note of a saved index, without its model: what `clipvid search` needs to load that model."""
-        return _read_facts(Path(folder)).get("note", {})
+        return read_facts(Path(folder)).get("note", {})
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -257,7 +277,8 @@ class VideoIndex:
 
     def __repr__(self) -> str:
         lost = f", {len(self._skipped)} skipped" if self._skipped else ""
-        return f"VideoIndex({len(self)} videos{lost}, {self.frames} frames each)"
+        kind = "" if self.kind == "flat" else f", {self.kind}"
+        return f"VideoIndex({len(self)} videos{lost}, {self.frames} frames each{kind})"
 
     def _dataset(self, paths: Sequence[Path], *, unreadable: str = "raise") -> ClipDataset:
         return ClipDataset(
@@ -281,7 +302,7 @@ class VideoIndex:
         if wrong:
             raise ValueError(f"the model's embedding of {wrong[0]} is not finite; check the model's weights")
         if self._vectors is None:
-            self._vectors = _faiss().IndexFlatIP(embeddings.shape[1])
+            self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
         self._drop(paths)
         self._vectors.add(embeddings)
         self._paths.extend(paths)
@@ -290,9 +311,8 @@ class VideoIndex:
 
     def _drop(self, paths: Iterable[Path]) -> None:
         gone = set(paths).intersection(self._paths)
-        if gone:
-            rows = [row for row, path in enumerate(self._paths) if path in gone]
-            self._vectors.remove_ids(np.array(rows, dtype=np.int64))
+        if gone and self._vectors is not None:
+            self._vectors.remove([row for row, path in enumerate(self._paths) if path in gone])
             self._paths = [path for path in self._paths if path not in gone]
 
     def _check_model(self) -> None:
@@ -345,40 +365,3 @@ def _inference(model: VideoEncoder) -> Iterator[None]:
 def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
     """Rows of length 1 as faiss takes them; in float32 also where the model computes in half precision."""
     return torch.nn.functional.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
-
-
-def _check_place(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but an index."""
-    if folder.is_dir():
-        others = sorted({path.name for path in folder.iterdir()} - {FACTS, VECTORS})
-        if others:
-            raise ValueError(f"{folder} holds other files ({others[0]}); an index needs a folder of its own")
-    elif folder.exists():
-        raise ValueError(f"{folder} is a file; an index is saved to a folder")
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        version, expected = facts["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no index of VideoIndex.save ({type(error).__name__}: {error})"
-        ) from error
-    if version != FORMAT or not expected <= set(facts):
-        raise CheckpointError(f"{folder} has index format {version!r}, this clipvid reads {FORMAT}; build it again")
-    return facts
-
-
-def _read_vectors(path: Path, *, rows: int) -> Any:
-    try:
-        vectors = _faiss().deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error)[:200]}); build the index again") from error
-    if vectors.ntotal != rows:
-        raise CheckpointError(f"{path} has {vectors.ntotal} vectors for {rows} videos; build the index again")
-    return vectors
-
-
-def _faiss() -> Any:
-    return require("faiss", why="searching videos")
