@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_model, named_prompts, named_reading, show_unreadable
+from clipvid.commands.arguments import (
+    named_data,
+    named_model,
+    named_prompts,
+    named_reading,
+    profiled_to,
+    show_unreadable,
+)
 from clipvid.errors import DataError
 
 
@@ -33,6 +40,7 @@ def evaluate(
     report: str | None = None,
     report_queries: int = 50,
     device: str = "auto",
+    profile: bool = False,
     reading: dict[str, Any] | None = None,
 ) -> None:
     """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
@@ -57,6 +65,7 @@ def evaluate(
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         device: auto (a GPU where there is one), cpu, cuda or mps.
+        profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained, or as the
             protocol has it.
     """
@@ -83,7 +92,8 @@ def evaluate(
         read = opened(split=bank, check_files=False)
         extras["bank"] = [caption for record in read for caption in record.captions]
     told = named_reading(video_model, reading, videos.terms)
-    found = scorers[task](video_model, videos, told, progress=True, **extras)
+    with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
+        found = scorers[task](video_model, videos, told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
