@@ -133,10 +133,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
 
     from clipvid.training import CHECKPOINT, train
 
-    folder = Path(data).resolve()
-    searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
-    if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
-        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
+    _check_out(out, data, format)
     config = config or TrainConfig()
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
@@ -159,6 +156,14 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
     print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
     show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
+
+
+def _check_out(out: str, data: str, format: str | None) -> None:
+    """ValueError for an out whose files a later run would take for data."""
+    folder = Path(data).resolve()
+    searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+    if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
+        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
 
 
 def _train_and_val(

@@ -6,6 +6,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,7 @@ def evaluate(
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
-        if annotations is not None and Path(annotations).is_file():
-            raise ValueError(f"{annotations} is read whole, also for --bank {bank}; give the folder of the files")
-        read = opened(split=bank, check_files=False)
-        extras["bank"] = [caption for record in read for caption in record.captions]
+        extras["bank"] = _bank(opened, bank, annotations)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
         found = scorers[task](video_model, videos, told, progress=True, **extras)
@@ -104,6 +102,13 @@ def evaluate(
         from clipvid.report import write_report
 
         print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _bank(opened: Callable[..., Any], split: str, annotations: str | None) -> list[str]:
+    """The captions of this split of the data."""
+    if annotations is not None and Path(annotations).is_file():
+        raise ValueError(f"{annotations} is read whole, also for --bank {split}; give the folder of the files")
+    return [caption for record in opened(split=split, check_files=False) for caption in record.captions]
 
 
 def _check_places(out: str | None, report: str | None, *, queries: int) -> None:
