@@ -58,7 +58,7 @@ class Reading:
     batch_size: int = 16
     """Clips a pass of the tower; every view counts as one."""
     workers: int = 0
-    """Processes that decode; 0 decodes in this one."""
+    """Processes that decode; 0 decodes in threads of this one, beside the tower."""
     precision: str = "auto"
     """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
 

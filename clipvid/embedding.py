@@ -7,8 +7,10 @@ be. Knows nothing of what is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +18,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvid._ahead import ahead
 from clipvid.cache import TapStore, records_of, stream_taps, trained_reading
 from clipvid.config import Reading
+from clipvid.data.loader import in_order
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.matching import Frames
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
+from clipvid.profile import awaited, stage
 from clipvid.taps import Pixels, Taps
 
 
@@ -95,14 +100,15 @@ def _encoded(
     was_training = model.training
     model.eval()
     try:
-        for taps, indices, unreadable in _taps(model, data, reading, progress=progress):
-            lost.extend(unreadable)
-            kept.extend(indices)
-            if whole and unreadable:  # now, not after hours
-                require_whole(facts, len(facts) - len(lost))
-            if indices:
-                with torch.no_grad(), autocast(reading.precision, model.device):
-                    rows.append(encode(taps))
+        with closing(_taps(model, data, reading, progress=progress)) as stream:
+            for taps, indices, unreadable in stream:
+                lost.extend(unreadable)
+                kept.extend(indices)
+                if whole and unreadable:  # now, not after hours
+                    require_whole(facts, len(facts) - len(lost))
+                if indices:
+                    with torch.no_grad(), autocast(reading.precision, model.device):
+                        rows.append(encode(taps))
     finally:
         model.train(was_training)
     if not kept:
@@ -122,7 +128,7 @@ def embed_texts(
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
-        with autocast(precision, model.device):
+        with stage("text"), autocast(precision, model.device):
             ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
             parts.append(model.encode_text(ids, normalize=False).float())
     return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
@@ -154,12 +160,15 @@ def require_whole(data: VideoData, found: int) -> None:
 
 def _taps(
     model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
-) -> Iterator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]]]:
+) -> Generator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]], None, None]:
     if isinstance(data, TapStore):
-        data = data.read_by(model)
-        for start in range(0, len(data), reading.batch_size):
-            indices = list(range(start, min(start + reading.batch_size, len(data))))
-            yield data.batch(indices).to(model.device), indices, ()
+        plan = in_order(len(data), reading.batch_size)
+        jobs = (partial(data.read_by(model).batch, rows) for rows in plan)
+        with closing(awaited(ahead(jobs))) as source:
+            for rows, taps in zip(plan, source, strict=True):
+                yield taps.to(model.device), list(rows), ()
         return
-    for taps, batch in stream_taps(model, data, reading, progress=progress, title=f"embed {data.name}"):
-        yield taps, batch.index.tolist(), batch.unreadable
+    title = f"embed {data.name}"
+    with closing(stream_taps(model, data, reading, progress=progress, title=title)) as stream:
+        for taps, batch in stream:
+            yield taps, batch.index.tolist(), batch.unreadable

@@ -6,22 +6,26 @@ seen. Knows nothing of weights, optimisers or losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from clipvid._ahead import ahead
 from clipvid.cache import TapStore, clip_dataset, records_of
 from clipvid.config import TrainConfig
-from clipvid.data.dataset import Batch, ClipDataset, Pair, collate
+from clipvid.data.dataset import Batch, ClipDataset, Pair
+from clipvid.data.loader import batches_of
 from clipvid.data.record import VideoData
 from clipvid.embedding import embed_texts
 from clipvid.errors import DataError, VideoError
 from clipvid.model import VideoCLIP
+from clipvid.profile import awaited
 from clipvid.taps import Taps
 from clipvid.video.augment import CONST_CL
 
@@ -94,25 +98,21 @@ class LiveFeed:
     def plan(self, epoch: int) -> list[list[int]]:
         return plan(len(self.data), self.config, epoch=epoch)
 
-    def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
+    def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
         self.dataset.set_epoch(epoch)
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.plan(epoch)[start:],
-            num_workers=self.config.reading.workers,
-            collate_fn=collate,
-            generator=torch.Generator(),  # the loader's own draw must not move the training's random state
-            pin_memory=self.model.device.type == "cuda",
-        )
-        for place, batch in enumerate(loader, start=start):
-            self._lost |= {error.path: error for error in batch.unreadable}
-            self.unreadable = tuple(self._lost.values())
-            if len(batch) >= self.least:
-                yield self._work(place, batch.to(self.model.device, non_blocking=True), epoch)
+        workers, device = self.config.reading.workers, self.model.device
+        with closing(batches_of(self.dataset, self.plan(epoch)[start:], workers=workers, device=device)) as source:
+            for place, batch in enumerate(source, start=start):
+                self._lost |= {error.path: error for error in batch.unreadable}
+                self.unreadable = tuple(self._lost.values())
+                if len(batch) >= self.least:
+                    yield self._work(place, batch, epoch)
 
     def _work(self, place: int, batch: Batch, epoch: int) -> Work:
         text, owner = self.texts.draw(batch.index.tolist(), epoch)
-        mask = None if bool(batch.mask.all()) else batch.mask
+        whole = bool(batch.mask.all())  # asked of the CPU: a GPU would have to finish its queue first
+        batch = batch.to(self.model.device, non_blocking=True)
+        mask = None if whole else batch.mask
         return Work(place, batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
 
     def _dataset(self) -> ClipDataset:
@@ -153,12 +153,14 @@ class StoredFeed:
     def plan(self, epoch: int) -> list[list[int]]:
         return plan(len(self.store), self.config, epoch=epoch)
 
-    def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
-        labels = self.store.labels
-        for place, rows in enumerate(self.plan(epoch)[start:], start=start):
-            taps = self.store.batch(rows).to(self.model.device)
-            text, owner = self.texts.draw(rows, epoch)
-            yield Work(place, taps, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
+    def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
+        labels, plan, device = self.store.labels, self.plan(epoch)[start:], self.model.device
+        jobs = (partial(self.store.batch, rows) for rows in plan)  # read and put together beside the branch
+        with closing(awaited(ahead(jobs))) as source:
+            for place, (rows, taps) in enumerate(zip(plan, source, strict=True), start=start):
+                text, owner = self.texts.draw(rows, epoch)
+                work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}
+                yield Work(place, taps.to(device), **work)
 
 
 class _Texts:

@@ -24,6 +24,7 @@ from clipvid.branches import Branch, BranchOptions
 from clipvid.config import VIDEO_TEMPLATES
 from clipvid.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.nn.frames import mean_over_frames
+from clipvid.profile import stage
 from clipvid.quick import Quick
 from clipvid.taps import Pixels, Taps, check_clips
 from clipvid.textual import TextTokens
@@ -79,7 +80,8 @@ class VideoCLIP(nn.Module):
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
         """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
         video, mask = self._prepared(video, mask, self._of_tower)
-        return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
+        with stage("tower"):
+            return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
         """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
@@ -88,8 +90,9 @@ class VideoCLIP(nn.Module):
         video, mask = self._prepared(video, mask, self.transform)
         if self.branch.reads_pixels:
             return Pixels(video, mask)
-        read = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
-        return self._for_branch(read)
+        with stage("tower"):
+            read = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+            return self._for_branch(read)
 
     def _for_branch(self, taps: Taps) -> Taps:
         """In the branch's floating-point type, where the tower has another (half precision) and no autocast is on."""
@@ -110,7 +113,8 @@ class VideoCLIP(nn.Module):
         check_clips(video, mask)
         video = video.to(self.device)
         if not video.is_floating_point():
-            video = transform(video)
+            with stage("normalise"):
+                video = transform(video)
         return video, None if mask is None else mask.to(self.device)
 
     def encode_frames(
@@ -129,9 +133,11 @@ class VideoCLIP(nn.Module):
                 raise ValueError(
                     f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
                 )
-            return self._running_branch()(source)
+            with stage("branch"):
+                return self._running_branch()(source)
         if isinstance(source, Pixels):
-            source = self.backbone(source.video, levels=(), mask=source.mask)
+            with stage("tower"):
+                source = self.backbone(source.video, levels=(), mask=source.mask)
         return source.frames
 
     def _running_branch(self) -> Any:

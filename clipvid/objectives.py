@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
-            found = [float(objective(work)) for work in feed.batches(0, start=0)]
+            with closing(feed.batches(0, start=0)) as batches:
+                found = [float(objective(work)) for work in batches]
     finally:
         objective.train(training)
     if not found:

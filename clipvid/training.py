@@ -12,6 +12,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ from clipvid.model import VideoCLIP
 from clipvid.objectives import OBJECTIVES, held_out_loss
 from clipvid.optim import adamw, parameter_groups, schedule
 from clipvid.precision import resolve
+from clipvid.profile import stage
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -100,12 +102,13 @@ def train(
     with run.bar(progress) as bar, run.curves() as curves:
         while run.epoch < config.epochs and not run.patience_is_over():
             model.train()
-            for step in source.batches(run.epoch, start=run.batch):
-                loss = run.step(step)
-                bar.update(run.steps - bar.n)
-                bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
-                curves("loss", loss, run.steps)
-                run.checkpoint_if_due()
+            with closing(source.batches(run.epoch, start=run.batch)) as batches:
+                for step in batches:
+                    loss = run.step(step)
+                    bar.update(run.steps - bar.n)
+                    bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
+                    curves("loss", loss, run.steps)
+                    run.checkpoint_if_due()
             entry = run.end_epoch(val_data)
             for name in ("score", "lr"):
                 if name in entry:
@@ -144,16 +147,19 @@ class _Run:
         """One batch: forward, backward, and the weights' move when `accumulate` batches have been added up."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(self.steps / self.total, warmup=self.config.warmup)
-        loss = self.wrapped(work)
-        value = float(loss.detach())
+        with stage("loss"):
+            loss = self.wrapped(work)
+            value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"loss is {value} at step {self.steps} (epoch {self.epoch}); lower lr or raise warmup"
             )
-        self.fabric.backward(loss / self.config.accumulate)
+        with stage("backward"):
+            self.fabric.backward(loss / self.config.accumulate)
         self.batch, self.added = work.place + 1, self.added + 1
         if self.added == self.config.accumulate:
-            self._move()
+            with stage("optimiser"):
+                self._move()
         self.losses.append(value)
         return value
 
@@ -174,7 +180,8 @@ class _Run:
         if last and self.added:  # fewer batches than `accumulate` were left
             self._move()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
-            entry["score"] = self._score(val_data)
+            with stage("validation", whole=True):
+                entry["score"] = self._score(val_data)
         score = entry.get("score")
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
             state = {k: v.detach().cpu().clone() for k, v in self._trained().items()}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "conv_full", "divided")]
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -169,17 +170,19 @@ class TapCache:
     ) -> Iterator[tuple[VideoError, ...]]:
         """Write batch after batch; what of each could not be read."""
         title = f"cache {data.name}"
-        for taps, batch in stream_taps(model, data, reading, to_keep=True, progress=progress, title=title):
-            if len(batch) and isinstance(taps, Taps):
-                written = [str(keys[row]) for row in batch.index.tolist()]
-                try:
-                    write_shard(folder, written, _named(taps.to("cpu"), self.kind))
-                except OSError as error:
-                    raise CacheError(
-                        f"{folder} cannot be written ({error}); what is there stays, and the next run goes on from it"
-                    ) from error
-                shards.look()
-            yield batch.unreadable
+        with closing(stream_taps(model, data, reading, to_keep=True, progress=progress, title=title)) as stream:
+            for taps, batch in stream:
+                if len(batch) and isinstance(taps, Taps):
+                    written = [str(keys[row]) for row in batch.index.tolist()]
+                    try:
+                        write_shard(folder, written, _named(taps.to("cpu"), self.kind))
+                    except OSError as error:
+                        raise CacheError(
+                            f"{folder} cannot be written ({error}); what is there stays, and the next run goes on "
+                            "from it"
+                        ) from error
+                    shards.look()
+                yield batch.unreadable
 
     def _opened(self, recipe: Recipe) -> tuple[Path, Shards]:
         folder = self.folder / recipe.key

@@ -7,6 +7,7 @@ store checks, since frames are sampled without chance. Knows nothing of losses o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,11 +60,12 @@ class TapStore:
         kept: list[int] = []
         lost: list[VideoError] = []
         title = f"encode {data.name}"
-        for taps, batch in stream_taps(model, data, reading, to_keep=True, progress=progress, title=title):
-            lost.extend(batch.unreadable)
-            if len(batch) and isinstance(taps, Taps):
-                parts.append(taps.to("cpu"))
-                kept.extend(batch.index.tolist())
+        with closing(stream_taps(model, data, reading, to_keep=True, progress=progress, title=title)) as stream:
+            for taps, batch in stream:
+                lost.extend(batch.unreadable)
+                if len(batch) and isinstance(taps, Taps):
+                    parts.append(taps.to("cpu"))
+                    kept.extend(batch.index.tolist())
         if not parts:
             raise ValueError(
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")

@@ -6,13 +6,14 @@ Knows nothing of what is kept, of losses or of metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
-from torch.utils.data import DataLoader
 
 from clipvid.config import Reading
-from clipvid.data.dataset import Batch, ClipDataset, Pair, Views, collate
+from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
+from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import NO_TERMS, Terms, VideoData
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
@@ -58,28 +59,24 @@ def stream_taps(
     to_keep: bool = False,
     progress: bool = False,
     title: str = "encode",
-) -> Iterator[tuple[Taps | Pixels, Batch]]:
+) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
     """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
 
     Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. Clips in V views
-    are B·V rows, the views of the first clip first.
+    are B·V rows, the views of the first clip first. Close it where you leave it early.
     """
     from tqdm import tqdm
 
-    loader = DataLoader(
-        clip_dataset(model, data, reading),
-        batch_size=max(1, reading.batch_size // reading.views),
-        num_workers=reading.workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
-    )
-    with tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
-        for batch in loader:
+    plan = in_order(len(data), max(1, reading.batch_size // reading.views))
+    source = batches_of(clip_dataset(model, data, reading), plan, workers=reading.workers, device=model.device)
+    with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
+        for batch in source:
             if len(batch):
                 with torch.no_grad(), autocast(reading.precision, model.device):
                     video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
                     read = model.taps if to_keep else model.reads
-                    taps = read(video, mask=None if bool(mask.all()) else mask)
+                    mask = None if bool(mask.all()) else mask
+                    taps = read(video.to(model.device, non_blocking=True), mask=mask)
                 yield taps, batch
             else:
                 yield _no_taps(), batch

@@ -7,8 +7,10 @@ needed. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,21 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
         from clipvid.data.dataset import describe_unreadable
 
         print(describe_unreadable(unreadable), file=sys.stderr)
+
+
+@contextmanager
+def profiled_to(path: str | Path | None, *, asked: bool) -> Iterator[None]:
+    """Where `asked`, measure where the block's time goes, print it, and keep it as JSON in `path` if there is one."""
+    if not asked:
+        yield
+        return
+    from clipvid._files import whole_file
+    from clipvid.profile import profiled
+
+    with profiled() as found:
+        yield
+    print(found)
+    if path is not None:
+        with whole_file(path) as beside:
+            beside.write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
+        print(f"profile: {path}")

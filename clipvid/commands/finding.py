@@ -12,7 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import index_model, named_model, named_reading, refuse, show_unreadable
+from clipvid.commands.arguments import (
+    index_model,
+    named_model,
+    named_reading,
+    profiled_to,
+    refuse,
+    show_unreadable,
+)
 
 
 def embed(
@@ -21,6 +28,7 @@ def embed(
     model: str = "clipvid-mini",
     pretrained: str | None = None,
     device: str = "auto",
+    profile: bool = False,
     reading: dict[str, Any] | None = None,
 ) -> None:
     """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
@@ -31,6 +39,7 @@ def embed(
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
         device: auto (a GPU where there is one), cpu, cuda or mps.
+        profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
     import torch.nn.functional as F
@@ -47,7 +56,9 @@ def embed(
     if not paths:
         raise ValueError(f"no videos in {videos}")
     told = replace(named_reading(video_model, reading), unreadable="skip")
-    found = embed_videos(video_model, VideoData(tuple(Record(p) for p in paths), name="videos"), told, progress=True)
+    data = VideoData(tuple(Record(path) for path in paths), name="videos")
+    with profiled_to(Path(out).with_suffix(".profile.json"), asked=profile):
+        found = embed_videos(video_model, data, told, progress=True)
     facts = {
         "model": model,
         "fingerprint": video_model.fingerprint,
@@ -72,6 +83,7 @@ def index(
     device: str = "auto",
     add: bool = False,
     kind: str | None = None,
+    profile: bool = False,
 ) -> None:
     """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
 
@@ -81,11 +93,12 @@ def index(
         model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
         pretrained: weights of a base model.
         frames: frames a video; as the model was trained when left out.
-        workers: processes that decode.
+        workers: processes that decode; 0 decodes in threads of this one.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         add: go on with the index that out holds, skipping files it has; an interrupted run is finished this way.
         kind: flat (when left out) compares a query with every video; ivf and hnsw answer sooner among hundreds of
             thousands of videos, and may miss some.
+        profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
     """
     from clipvid.cache import trained_reading
     from clipvid.search import VideoIndex
@@ -106,7 +119,8 @@ def index(
         frames = reading.frames if frames is None else frames
         found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
         found.note = {"model": name, "pretrained": pretrained}
-    with found.saving_to(out):  # what is embedded is kept when this is interrupted
+    kept = f"{out.rstrip('/')}.profile.json"
+    with found.saving_to(out), profiled_to(kept, asked=profile):  # what is embedded is kept when this is interrupted
         found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
         show_unreadable(found.skipped)

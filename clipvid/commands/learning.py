@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_device, named_model, refuse, show_unreadable, splits_of
+from clipvid.commands.arguments import (
+    named_data,
+    named_device,
+    named_model,
+    profiled_to,
+    refuse,
+    show_unreadable,
+    splits_of,
+)
 from clipvid.config import SCORES, TrainConfig
 
 
@@ -90,6 +98,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     cache_kind: str = "bf16",
     device: str = "auto",
     resume: bool = False,
+    profile: bool = False,
     config: TrainConfig | None = None,
 ) -> None:
     """Fine-tune a branch for retrieval or recognition, or on videos alone; the base model stays as it is unless asked.
@@ -117,16 +126,14 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         cache_kind: bf16, fp16, fp32, or int8, which takes half the place and rounds.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
+        profile: also print where the time went, and write it to out/profile.json.
         config: everything else about training.
     """
     import torch
 
     from clipvid.training import CHECKPOINT, train
 
-    folder = Path(data).resolve()
-    searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
-    if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
-        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
+    _check_out(out, data, format)
     config = config or TrainConfig()
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
@@ -142,12 +149,21 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
     clips: tuple[Any, ...] = train_data, val_data
-    if cache is not None:
-        clips = _kept(cache, cache_kind, video_model, clips, config)
-    result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
+    with profiled_to(Path(out) / "profile.json", asked=profile):
+        if cache is not None:
+            clips = _kept(cache, cache_kind, video_model, clips, config)
+        result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
     best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
     print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
     show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
+
+
+def _check_out(out: str, data: str, format: str | None) -> None:
+    """ValueError for an out whose files a later run would take for data."""
+    folder = Path(data).resolve()
+    searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+    if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
+        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
 
 
 def _train_and_val(

@@ -6,11 +6,19 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid.commands.arguments import named_data, named_model, named_prompts, named_reading, show_unreadable
+from clipvid.commands.arguments import (
+    named_data,
+    named_model,
+    named_prompts,
+    named_reading,
+    profiled_to,
+    show_unreadable,
+)
 from clipvid.errors import DataError
 
 
@@ -33,6 +41,7 @@ def evaluate(
     report: str | None = None,
     report_queries: int = 50,
     device: str = "auto",
+    profile: bool = False,
     reading: dict[str, Any] | None = None,
 ) -> None:
     """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
@@ -57,6 +66,7 @@ def evaluate(
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         device: auto (a GPU where there is one), cpu, cuda or mps.
+        profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained, or as the
             protocol has it.
     """
@@ -78,12 +88,10 @@ def evaluate(
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
-        if annotations is not None and Path(annotations).is_file():
-            raise ValueError(f"{annotations} is read whole, also for --bank {bank}; give the folder of the files")
-        read = opened(split=bank, check_files=False)
-        extras["bank"] = [caption for record in read for caption in record.captions]
+        extras["bank"] = _bank(opened, bank, annotations)
     told = named_reading(video_model, reading, videos.terms)
-    found = scorers[task](video_model, videos, told, progress=True, **extras)
+    with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
+        found = scorers[task](video_model, videos, told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
@@ -94,6 +102,13 @@ def evaluate(
         from clipvid.report import write_report
 
         print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+
+
+def _bank(opened: Callable[..., Any], split: str, annotations: str | None) -> list[str]:
+    """The captions of this split of the data."""
+    if annotations is not None and Path(annotations).is_file():
+        raise ValueError(f"{annotations} is read whole, also for --bank {split}; give the folder of the files")
+    return [caption for record in opened(split=split, check_files=False) for caption in record.captions]
 
 
 def _check_places(out: str | None, report: str | None, *, queries: int) -> None:

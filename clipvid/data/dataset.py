@@ -8,10 +8,15 @@ never becomes zeros or another clip. Pixels stay uint8; the model scales them. K
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
 from random import Random
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -69,6 +74,16 @@ class Pair:
         return f"pairs of clips of stride {self.stride}"
 
 
+class Spent(NamedTuple):
+    """Seconds that making something took, wherever it was made."""
+
+    decode: float
+    transform: float
+
+
+NO_TIME = Spent(0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """A decoded clip, or several views of it (V, T, ...).
@@ -82,6 +97,7 @@ class Clip:
     label: int
     """NO_LABEL (-1) where the record has none."""
     index: int
+    spent: Spent = NO_TIME
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,6 +115,8 @@ class Batch:
     mask: Bool[Tensor, "b *v t"]
     unreadable: tuple[VideoError, ...] = ()
     """Why the clips that are not here could not be read (only with `unreadable="skip"`)."""
+    spent: Spent = NO_TIME
+    """On all clips together."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -164,6 +182,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         self.captions_per_video, self.time_limit = captions_per_video, time_limit
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._stopped: Callable[[], bool] = _never
 
     def __len__(self) -> int:
         return len(self.data)
@@ -181,11 +200,18 @@ class ClipDataset(Dataset[Clip | VideoError]):
         """Choose what is drawn from now on; call it before the loader is iterated."""
         self._epoch.fill_(epoch)
 
+    def stopping(self, stopped: Callable[[], bool]) -> ClipDataset:
+        """The same clips, given up with CancelledError between two frames once `stopped()` is true."""
+        twin = copy(self)
+        twin._stopped = stopped
+        return twin
+
     def __getitem__(self, index: int) -> Clip | VideoError:
         record = self.data[index]
         index = range(len(self))[index]  # -1 and len - 1 are one clip, and draw alike
+        watch = _Watch()
         try:
-            video = self._read(record, index)
+            video = self._read(record, index, watch)
         except VideoError as error:
             if self.unreadable == "skip":
                 return error
@@ -199,14 +225,14 @@ class ClipDataset(Dataset[Clip | VideoError]):
         if self.views.count == 1:
             video, mask = video[0], mask[0]
         label = NO_LABEL if record.label is None else record.label
-        return Clip(video, mask, self._captions(record, index), label, index)
+        return Clip(video, mask, self._captions(record, index), label, index, watch.spent)
 
-    def _read(self, record: Record, index: int) -> UInt8[Tensor, "v t 3 h w"]:
+    def _read(self, record: Record, index: int, watch: _Watch) -> UInt8[Tensor, "v t 3 h w"]:
         if isinstance(self.views, Pair):
-            return self._pair(record, index, self.views)
-        return self._views(record, index, self.views)
+            return self._pair(record, index, self.views, watch)
+        return self._views(record, index, self.views, watch)
 
-    def _views(self, record: Record, index: int, views: Views) -> UInt8[Tensor, "v t 3 h w"]:
+    def _views(self, record: Record, index: int, views: Views, watch: _Watch) -> UInt8[Tensor, "v t 3 h w"]:
         rng = self._draw("frames", index)
 
         def choose(total: int) -> list[int]:
@@ -219,10 +245,10 @@ class ClipDataset(Dataset[Clip | VideoError]):
                 return self.transform.augment(frame, self._draw("augment", index))
             return torch.cat(list(self.transform.crops(frame, views.spatial)), dim=-1)
 
-        frames = self._decoded(record, choose, fit)
+        frames = self._decoded(record, choose, fit, watch)
         return rearrange(frames, "(k t) c h (p w) -> (k p) t c h w", k=views.temporal, p=views.spatial)
 
-    def _pair(self, record: Record, index: int, pair: Pair) -> UInt8[Tensor, "2 t 3 h w"]:
+    def _pair(self, record: Record, index: int, pair: Pair, watch: _Watch) -> UInt8[Tensor, "2 t 3 h w"]:
         look = {"size": self.transform.target, "interpolation": INTERPOLATIONS[self.transform.interpolation]}
 
         def choose(total: int) -> list[int]:
@@ -236,20 +262,28 @@ class ClipDataset(Dataset[Clip | VideoError]):
         def draw(purpose: str, view: int) -> Random:
             return self._draw(f"{purpose} {view}", index)
 
-        frames = self._decoded(record, choose, fit)
+        frames = self._decoded(record, choose, fit, watch)
         clips = rearrange(frames, "(k t) c h (p w) -> k p t c h w", k=2, p=2)
         return torch.stack([r.recolour(clips[v, v], draw("colour", v)) for v, r in enumerate(pair.recipes)])
 
     def _decoded(
-        self, record: Record, choose: Callable[[int], list[int]], fit: Callable[[Tensor], Tensor]
+        self, record: Record, choose: Callable[[int], list[int]], fit: Callable[[Tensor], Tensor], watch: _Watch
     ) -> UInt8[Tensor, "_ 3 h _"]:
         """The chosen frames of all views, one after another, from one pass over the file.
 
         `fit` gets one frame at a time, so that large ones stay bounded. A decoder keeps one picture a frame: several
         crops of it lie side by side in that picture.
         """
+
+        def fitted(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
+            if self._stopped():
+                raise CancelledError
+            with watch.decoding(-1):
+                return fit(frame)
+
         part = {"start": record.start, "end": record.end}
-        return read_part(record.path, choose, **part, backend=self.backend, fit=fit, time_limit=self.time_limit)
+        with watch.decoding():
+            return read_part(record.path, choose, **part, backend=self.backend, fit=fitted, time_limit=self.time_limit)
 
     def _captions(self, record: Record, index: int) -> tuple[str, ...]:
         wanted, known = self.captions_per_video, record.captions
@@ -261,6 +295,30 @@ class ClipDataset(Dataset[Clip | VideoError]):
     def _draw(self, purpose: str, index: int) -> Random:
         """A source of its own for each purpose: how many numbers one takes does not shift the others."""
         return Random(f"{self.seed} {self.epoch} {index} {purpose}")
+
+
+def _never() -> bool:
+    return False
+
+
+class _Watch:
+    """Where the seconds of one clip went, from when this is made."""
+
+    def __init__(self) -> None:
+        self.start, self.decode = time.perf_counter(), 0.0
+
+    @contextmanager
+    def decoding(self, sign: int = 1) -> Iterator[None]:
+        """The block decodes; with -1 it is a part of such a block that does not."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.decode += sign * (time.perf_counter() - start)
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.decode, time.perf_counter() - self.start - self.decode)
 
 
 def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: VideoTransform) -> None:
@@ -291,6 +349,7 @@ def collate(items: Sequence[Clip | VideoError]) -> Batch:
         index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
         mask=torch.stack([clip.mask for clip in clips]) if clips else torch.empty(0, 0, dtype=torch.bool),
         unreadable=tuple(item for item in items if isinstance(item, VideoError)),
+        spent=Spent(*(float(sum(seconds)) for seconds in zip(NO_TIME, *(clip.spent for clip in clips), strict=True))),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from clipvid._files import whole_folder
 from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, collate
 from clipvid.data.files import find_clips
+from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
@@ -152,12 +153,15 @@ class VideoIndex:
         if self._vectors is None or not self._vectors.trained:
             check_enough(self.kind, len(known.union(paths)))  # before anything is embedded
         dataset = self._dataset(paths, unreadable=unreadable)
-        for batch in _batches(dataset, batch_size=batch_size, workers=workers, progress=progress):
-            lost = {error.path: error for error in batch.unreadable}
-            self._drop(lost)
-            self._skipped |= lost
-            if len(batch):
-                self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
+        source = batches_of(dataset, in_order(len(paths), batch_size), workers=workers, device=self.model.device)
+        with closing(source), _bar(len(paths), progress=progress) as bar:
+            for batch in source:
+                lost = {error.path: error for error in batch.unreadable}
+                self._drop(lost)
+                self._skipped |= lost
+                if len(batch):
+                    self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
+                bar.update(len(batch) + len(lost))
         if self._vectors is not None:
             self._vectors.settle()
 
@@ -292,9 +296,9 @@ class VideoIndex:
         )
 
     def _embed(self, batch: Batch) -> Float32[ndarray, "b e"]:
-        device = self.model.device
+        video = batch.video.to(self.model.device, non_blocking=True)
         with _inference(self.model):
-            return _unit(self.model.encode_video(batch.video.to(device), mask=batch.mask.to(device)))
+            return _unit(self.model.encode_video(video, mask=batch.mask.to(self.model.device)))
 
     def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
         """Add rows, in place of those that the paths had."""
@@ -337,15 +341,10 @@ def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _batches(dataset: ClipDataset, *, batch_size: int, workers: int, progress: bool) -> Iterator[Batch]:
-    from torch.utils.data import DataLoader
+def _bar(total: int, *, progress: bool) -> Any:
     from tqdm import tqdm
 
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    with tqdm(total=len(dataset), desc="embedding", unit="video", disable=not progress) as bar:
-        for batch in loader:
-            yield batch
-            bar.update(len(batch) + len(batch.unreadable))
+    return tqdm(total=total, desc="embedding", unit="video", disable=not progress)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 from clipvid._optional import require
 from clipvid.errors import VideoError
 from clipvid.video import _files, _pyav
-from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
+from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, decoder_threads, in_range, stacked
 from clipvid.video._packets import Listing
 from clipvid.video._packets import listing as listing_of
 
@@ -98,7 +98,7 @@ def _reader(path: str | Path, listing: Listing) -> Any:
     decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
     try:
         reader = decord.VideoReader(
-            _files.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=min(torch.get_num_threads(), 8)
+            _files.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=decoder_threads()
         )
     except Exception as error:
         raise VideoError(path, f"cannot be opened ({_cause(error)}); try backend='pyav'", backend=BACKEND) from error

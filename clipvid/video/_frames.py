@@ -7,6 +7,7 @@ Knows nothing of a decoder.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,19 @@ class Clock:
         if time.monotonic() > self.end:
             reason = f"took more than {self.limit:g} s to decode; allow more with time_limit, or cut the video"
             raise VideoError(self.path, reason, backend=self.backend)
+
+
+_here = threading.local()
+
+
+def decode_in_one_thread() -> None:
+    """Have what the calling thread decodes from now on decoded by it alone: several such threads share the cores."""
+    _here.threads = 1
+
+
+def decoder_threads() -> int:
+    """How many threads a decoder may use; 1 in a loader worker, where the processes share the cores."""
+    return getattr(_here, "threads", None) or min(torch.get_num_threads(), 8)
 
 
 def in_range(indices: Sequence[int], *, path: str | Path, frames: int, backend: str) -> None:

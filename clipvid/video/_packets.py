@@ -17,11 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from clipvid.errors import VideoError
 from clipvid.video import _files
-from clipvid.video._frames import PIXEL_LIMIT, Clock, check_pixels, settled
+from clipvid.video._frames import PIXEL_LIMIT, Clock, check_pixels, decoder_threads, settled
 from clipvid.video._seek import Ladder, Packet, ladder, units
 
 if TYPE_CHECKING:
@@ -162,7 +160,7 @@ def _prepared(path: str | Path, stream: VideoStream) -> VideoStream:
     check_pixels(context.width, context.height, path=path, backend=BACKEND)
     context.options = {"max_pixels": str(PIXEL_LIMIT)}  # for frames that differ from the header
     context.thread_type = "AUTO"
-    context.thread_count = min(torch.get_num_threads(), 8)  # 1 in a loader worker, where the processes share the cores
+    context.thread_count = decoder_threads()
     return stream
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid._optional import require
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.video import _files, _pyav
-from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, in_range, stacked
+from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, decoder_threads, in_range, stacked
 from clipvid.video._packets import Listing
 from clipvid.video._packets import listing as listing_of
 
@@ -85,7 +84,7 @@ def _opened(path: str | Path, listing: Listing) -> Any:
             _files.checked(path, backend=BACKEND),
             stream_index=listing.stream,
             seek_mode="exact",
-            num_ffmpeg_threads=min(torch.get_num_threads(), 8),
+            num_ffmpeg_threads=decoder_threads(),
         )
     except (RuntimeError, ValueError) as error:
         raise VideoError(path, f"cannot be opened ({error}); try backend='pyav'", backend=BACKEND) from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.video import _decord, _pictures, _pyav, _torchcodec
-from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo
+from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.sampling import sample
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "PIXEL_LIMIT",
     "VideoInfo",
+    "decode_in_one_thread",
     "pictures_in",
     "probe",
     "read",

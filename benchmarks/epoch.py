@@ -1,0 +1,120 @@
+"""An epoch of training: from the tap cache on disk, from taps in memory without any reading, and live.
+
+    python benchmarks/epoch.py                             # writes benchmarks/results/epoch.json
+    python benchmarks/epoch.py --model clipvid-mini --frames 8
+
+ViT-B-32 with random weights, branch stan, rendered MotionShapes. "The branch's own compute" is the same training with
+every batch of taps ready in memory before it starts, so that nothing is read, gathered or awaited. Each figure is
+(seconds of several epochs - seconds of one) / their difference, which leaves out what happens once a run; the cache's
+files are in memory by then, as the system keeps them. The profile of the cached run says what was waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from cells import COMMIT, machine, write_json
+
+from clipvid.bases import MINI
+from clipvid.cache import TapCache, TapStore
+from clipvid.config import Reading, TrainConfig
+from clipvid.data import shapes
+from clipvid.data.record import VideoData
+from clipvid.feed import plan
+from clipvid.model import VideoCLIP, create_model
+from clipvid.profile import profiled
+from clipvid.taps import Taps
+from clipvid.training import train
+
+RESULTS = Path(__file__).parent / "results" / "epoch.json"
+DEPTH = 4
+
+
+class Ready:
+    """Taps of whole batches, made before they are asked for; what a store reads from when nothing is to be read."""
+
+    def __init__(self, store: TapStore, config: TrainConfig) -> None:
+        batches = [rows for epoch in range(config.epochs) for rows in plan(len(store), config, epoch=epoch)]
+        self.batches = {tuple(rows): store.batch(rows) for rows in batches}
+
+    def select(self, levels: Sequence[int]) -> Ready:
+        """These levels, which are the ones that were stored."""
+        return self
+
+    def part(self, rows: Sequence[int]) -> Ready:
+        """Refused: a part has other batches."""
+        raise ValueError(f"batches that are ready cannot be a part of themselves, got {len(rows)} rows")
+
+    def gather(self, rows: Sequence[int]) -> Taps:
+        """The batch of these clips."""
+        return self.batches[tuple(rows)]
+
+
+def seconds(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> float:
+    """Of one training run."""
+    start = time.perf_counter()
+    train(model, data, None, config, progress=False, accelerator=model.device.type)
+    return time.perf_counter() - start
+
+
+def an_epoch(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> float:
+    """Seconds of one epoch, without what happens once a run."""
+    more = config.epochs
+    return (seconds(model, data, config) - seconds(model, data, replace(config, epochs=1))) / (more - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3, help="2 or more; a figure is over one less")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error(f"--epochs starts at 2, got {args.epochs}")
+    torch.manual_seed(0)
+    weights = None if args.model == MINI else "random"
+    model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device)
+    reading = Reading(frames=args.frames, batch_size=args.batch)
+    config = TrainConfig(epochs=args.epochs, batch_size=args.batch, reading=reading)
+    times: dict[str, list[float]] = {"from cache": [], "branch's own compute": [], "live": []}
+    with TemporaryDirectory() as folder:
+        data = shapes.write_dataset(folder, "train", args.clips)
+        cached = TapCache(Path(folder) / "taps").store(model, data, reading)
+        ready = replace(cached, taps=Ready(cached, config))
+        seconds(model, cached, replace(config, epochs=1))  # what is slow only once
+        for run in range(args.runs):
+            times["from cache"].append(an_epoch(model, cached, config))
+            times["branch's own compute"].append(an_epoch(model, ready, config))
+            if not run:  # it costs many times the others, and needs no digits
+                times["live"].append(an_epoch(model, data, replace(config, epochs=2)))
+        with profiled() as profile:
+            seconds(model, cached, config)
+    paired = zip(times["from cache"], times["branch's own compute"], strict=True)
+    found: dict[str, Any] = {
+        "seconds an epoch": {name: statistics.median(told) for name, told in times.items()},
+        "cache, times the branch's own compute": statistics.median(a / b for a, b in paired),
+        "live, times the cache": times["live"][0] / statistics.median(times["from cache"]),
+        "share of waiting": profile.seconds.get("waiting for data", 0.0) / profile.total,
+    }
+    made = {"command": "python benchmarks/epoch.py", "model": args.model, "depth": DEPTH, **vars(args)}
+    made |= {"out": args.out.name, "commit": COMMIT, **machine()}
+    write_json(args.out, {**made, **found, "profile": profile.plain()})
+    print(profile)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

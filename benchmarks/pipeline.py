@@ -1,0 +1,158 @@
+"""A folder of videos to embeddings, beside what its parts need alone: how much the tower waits for the decoder.
+
+    python benchmarks/pipeline.py                          # writes benchmarks/results/pipeline.json
+    python benchmarks/pipeline.py --videos FOLDER --device cuda --workers 8
+
+ViT-B-32 with random weights, branch stan, 12 frames a clip. In one process and in turns: decoding alone, with as many
+threads or processes; tower and branch alone, on the same clips decoded before; both as `clipvid embed` runs them; and
+the machine's own rate of multiplying matrices of the tower's shape. Where decoder and tower share the cores of a CPU,
+no pipeline can be faster than their work together, which the core seconds tell ("least that the cores allow").
+Without --videos and without the shared videos beside the checkout, clips are rendered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from cells import COMMIT, machine, write_json
+from torch import Tensor
+
+from clipvid.bases import MINI
+from clipvid.cache import clip_dataset
+from clipvid.config import Reading
+from clipvid.data import shapes
+from clipvid.data.dataset import Batch
+from clipvid.data.files import find_clips
+from clipvid.data.loader import batches_of, in_order
+from clipvid.data.record import Record, VideoData
+from clipvid.embedding import embed_videos
+from clipvid.model import VideoCLIP, create_model
+from clipvid.precision import autocast, resolve
+from clipvid.profile import Profile, profiled
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "pipeline.json"
+SHARED = ROOT.parent / "shared" / "data" / "videos"
+FRAMES, DEPTH = 12, 4
+
+
+def videos(folder: Path | None, *, limit: int, made: Path) -> VideoData:
+    """The readable videos of a folder; rendered clips where there is none."""
+    if folder is None and not SHARED.is_dir():
+        return shapes.write_dataset(made, "test", limit + limit % 2 or 40)
+    return VideoData(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds that passed, and seconds that cores worked, in this process and in those that ended within it."""
+    passed, worked = time.perf_counter(), sum(os.times()[:4])
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - passed, sum(os.times()[:4]) - worked
+
+
+def matmul_rate(model: VideoCLIP, reading: Reading) -> float:
+    """Multiply-accumulates a second of the machine, in the type that the tower computes in, at its widest product."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
+        resolve(reading.precision, model.device), torch.float32
+    )
+    geometry = model.backbone.geometry(model.branch.levels)
+    rows, width = reading.batch_size * reading.frames * (geometry.patches + geometry.class_token), geometry.widths[-1]
+    left = torch.randn(rows, width, device=model.device).to(dtype)
+    right = torch.randn(width, 4 * width, device=model.device).to(dtype)
+    runs = [timed(lambda: torch.mm(left, right), model.device.type)[0] for _ in range(12)]
+    return rows * width * 4 * width / statistics.median(runs[2:])
+
+
+def alone(model: VideoCLIP, batches: list[Batch], reading: Reading) -> None:
+    """Tower and branch on clips that are decoded, as `embed_videos` asks them."""
+    with torch.no_grad(), autocast(reading.precision, model.device):
+        for batch in batches:
+            mask = None if bool(batch.mask.all()) else batch.mask
+            video: Tensor = batch.video.to(model.device, non_blocking=True)
+            model.encode_video(video, mask=mask, normalize=False).float().cpu()
+
+
+def measured(model: VideoCLIP, data: VideoData, reading: Reading, *, runs: int) -> tuple[dict[str, Any], Profile]:
+    """Medians of seconds and core seconds of each part, and the profile of the last pipeline."""
+    dataset, device = clip_dataset(model, data, reading), model.device.type
+    plan = in_order(len(data), reading.batch_size)
+
+    def decoded() -> list[Batch]:
+        return list(batches_of(dataset, plan, workers=reading.workers, device=model.device))
+
+    batches = [batch for batch in decoded() if len(batch)]
+    alone(model, batches[:1], reading)  # what is slow only once
+    parts: dict[str, list[tuple[float, float]]] = {"decoding alone": [], "tower and branch alone": [], "pipeline": []}
+    profiles: list[Profile] = []
+    for _ in range(runs):
+        parts["decoding alone"].append(timed(decoded, device))
+        parts["tower and branch alone"].append(timed(lambda: alone(model, batches, reading), device))
+        with profiled() as profile:
+            parts["pipeline"].append(timed(lambda: embed_videos(model, data, reading), device))
+        profiles.append(profile)
+    found = {
+        name: {"seconds": statistics.median(s for s, _ in told), "core seconds": statistics.median(c for _, c in told)}
+        for name, told in parts.items()
+    }
+    return {"clips": sum(map(len, batches)), "parts": found}, profiles[-1]
+
+
+def ratios(found: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, Any]:
+    """What the figures say: the pipeline against its slower part, against the cores and against plain products."""
+    parts, clips = found["parts"], found["clips"]
+    whole, decoding, tower = (parts[k] for k in ("pipeline", "decoding alone", "tower and branch alone"))
+    cores = len(os.sched_getaffinity(0))
+    slower = max(decoding["seconds"], tower["seconds"])
+    shared = (decoding["core seconds"] + tower["core seconds"]) / cores if model.device.type == "cpu" else slower
+    cost = model.trainable_summary(FRAMES)
+    macs = clips * (cost.tower_macs.total + cost.branch_macs.total)
+    return {
+        "clips a second": {name: clips / part["seconds"] for name, part in parts.items()},
+        "times the slower of decoding and tower": whole["seconds"] / slower,
+        "least that the cores allow": max(slower, shared),
+        "times the least that the cores allow": whole["seconds"] / max(slower, shared),
+        "matmul GMAC/s": rate / 1e9,
+        "share of the matmul rate": {
+            name: macs / part["seconds"] / rate for name, part in parts.items() if name != "decoding alone"
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--videos", type=Path, help="folder of videos")
+    parser.add_argument("--limit", type=int, default=0, help="so many clips at most; 0 for all")
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode; 0 decodes in threads")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    weights = None if args.model == MINI else "random"
+    model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device).eval()
+    reading = Reading(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
+    with TemporaryDirectory() as folder:
+        data = videos(args.videos, limit=args.limit, made=Path(folder))
+        found, profile = measured(model, data, reading, runs=args.runs)
+    found |= ratios(found, model, matmul_rate(model, reading))
+    made = {"command": "python benchmarks/pipeline.py", "model": args.model, "depth": DEPTH, "frames": FRAMES}
+    made |= {"batch": args.batch, "workers": args.workers, "device": args.device, "commit": COMMIT, **machine()}
+    write_json(args.out, {**made, **found, "profile": profile.plain()})
+    print(profile)
+    for name in ("times the slower of decoding and tower", "times the least that the cores allow"):
+        print(f"{name}: {found[name]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

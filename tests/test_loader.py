@@ -1,0 +1,189 @@
+"""Batches that are decoded beside the tower: the same ones, errors at their place, and no thread that stays behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from clipvid._ahead import ahead
+from clipvid.config import Reading, TrainConfig
+from clipvid.data import loader, shapes
+from clipvid.data.dataset import ClipDataset, collate
+from clipvid.data.loader import batches_of, in_order
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import VideoError
+from clipvid.model import attach
+from clipvid.training import train
+from clipvid.video.transforms import VideoTransform
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("clipvid-")]
+
+
+@pytest.fixture
+def dataset(tmp_path, write_video) -> ClipDataset:
+    """Seven clips, the sixth of which is no video, drawn and augmented at random."""
+    records = []
+    for number in range(7):
+        pictures = np.full((6 + number, 32, 48, 3), 30 * number, np.uint8)
+        pictures[:, :, :: number + 2] += np.arange(6 + number, dtype=np.uint8)[:, None, None, None] * 8
+        records.append(Record(write_video(tmp_path / f"{number}.mp4", pictures), captions=(f"clip {number}",)))
+    records[5].path.write_text("no video")
+    transform = VideoTransform(16, crop_scale=(0.3, 1.0), flip=0.5)
+    return ClipDataset(VideoData(tuple(records)), frames=4, transform=transform, random=True, unreadable="skip", seed=3)
+
+
+def as_is(dataset: ClipDataset, plan):
+    """What one thread gives, clip by clip."""
+    return [collate([dataset[row] for row in rows]) for rows in plan]
+
+
+def same(found, expected) -> bool:
+    return len(found) == len(expected) and all(
+        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) and a.captions == b.captions
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("threads_of_it", [1, 3])
+def test_threads_give_the_batches_that_one_clip_after_another_gives(dataset, monkeypatch, threads_of_it):
+    monkeypatch.setattr(loader, "_threads", lambda device: threads_of_it)
+    plan = [[3, 0], [6], [5, 1], [5], [2, 4]]
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        found = list(batches_of(dataset, plan))
+        assert same(found, as_is(dataset, plan))
+        assert [len(batch.unreadable) for batch in found] == [0, 0, 1, 1, 0]
+    assert not threads()
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_batches(dataset):
+    plan = in_order(len(dataset), 3)
+    assert same(list(batches_of(dataset, plan, workers=2)), as_is(dataset, plan))
+
+
+def test_an_unreadable_file_is_an_error_at_its_own_batch(dataset):
+    dataset.unreadable = "raise"
+    batches = batches_of(dataset, [[0], [1], [2], [5], [3]])
+    assert [next(batches).index.tolist() for _ in range(3)] == [[0], [1], [2]]
+    with pytest.raises(VideoError, match=r"5\.mp4"):
+        next(batches)
+    assert not threads()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_no_thread_outlives_what_stops_the_one_who_uses_the_batches(dataset, error):
+    def use() -> None:
+        with closing(batches_of(dataset, in_order(7, 1))) as batches:
+            for _ in batches:
+                assert threads()
+                raise error
+
+    with pytest.raises(error) as caught:
+        use()
+    assert caught.traceback  # which holds the frames, and still no thread
+    assert not threads()
+
+
+def test_a_loader_that_is_closed_gives_up_the_clip_that_is_being_decoded(dataset, monkeypatch):
+    begun = threading.Event()
+    after: list[bool] = []
+    given: list[Callable[[], bool]] = []
+    own = ClipDataset.stopping
+    monkeypatch.setattr(ClipDataset, "stopping", lambda self, stopped: given.append(stopped) or own(self, stopped))
+
+    class Watched(VideoTransform):
+        def augment(self, frames, rng):
+            if len(after) == 4:  # the first clip has come, this is the second's first frame
+                begun.set()
+                until = time.monotonic() + 30
+                while not given[0]() and time.monotonic() < until:
+                    time.sleep(0.005)
+            after.append(given[0]())
+            return super().augment(frames, rng)
+
+    dataset.transform = Watched(16)
+    batches = batches_of(dataset, [[0], [1], [2]])
+    next(batches)
+    assert begun.wait(30)
+    batches.close()  # says that it is over, then waits for the frame
+    assert after == [False] * 4 + [True]  # three frames of the second clip were left out, and all of the third
+    assert not threads()
+
+
+def test_work_ahead_goes_two_jobs_ahead_and_no_further():
+    done: list[int] = []
+    results = ahead(partial(lambda n: done.append(n) or n, n) for n in range(9))
+    assert next(results) == 0
+    time.sleep(0.05)
+    assert done in ([0], [0, 1], [0, 1, 2])
+    results.close()
+    assert not threads()
+
+
+def test_results_overlap_with_their_use():
+    done = [threading.Event() for _ in range(6)]
+    for number, _ in enumerate(ahead(event.set for event in done)):
+        assert all(event.wait(30) for event in done[: number + 3])  # while this one is used, the next two are made
+
+
+def test_a_jobs_error_comes_after_the_results_before_it():
+    results = ahead([lambda: 1, lambda: 1 // 0, lambda: 3])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert not threads()
+
+
+def test_what_decoding_took_travels_with_the_batch(dataset):
+    frames_seen: list[None] = []
+
+    class Slow(VideoTransform):
+        def augment(self, frames, rng):
+            frames_seen.append(None)
+            time.sleep(0.02)
+            return super().augment(frames, rng)
+
+    start = time.perf_counter()
+    plain, slow = as_is(dataset, [[0, 1]])[0].spent, as_is(with_transform(dataset, Slow(16)), [[0, 1]])[0].spent
+    whole = time.perf_counter() - start
+    assert min(plain) > 0
+    assert slow.transform >= 0.02 * len(frames_seen) > 0
+    assert sum(plain) + sum(slow) <= whole
+
+
+def with_transform(dataset: ClipDataset, transform: VideoTransform) -> ClipDataset:
+    dataset.transform = transform
+    return dataset
+
+
+def test_clips_travel_as_bytes(dataset):
+    (batch,) = batches_of(dataset, [[0, 1]])
+    assert batch.video.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeypatch, error):
+    data = shapes.write_dataset(tmp_path / "shapes", "test", 8)
+    alive: list[list[str]] = []
+
+    def step(run, work):
+        alive.append(threads())
+        raise error
+
+    monkeypatch.setattr("clipvid.training._Run.step", step)
+    config = TrainConfig(task="recognition", epochs=1, batch_size=2, reading=Reading(frames=2))
+    with pytest.raises(error) as caught:
+        train(attach(tiny_clip, depth=1), data, None, config, progress=False)
+    assert caught.traceback
+    assert alive[0]
+    assert not threads()
