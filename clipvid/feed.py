@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -64,18 +65,45 @@ def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig
     return PairFeed(model, data, config)
 
 
+class StoredClips:
+    """Clips of a store whose taps are read when they are asked for: those of a large batch need not fit in memory."""
+
+    def __init__(self, store: TapStore, rows: Sequence[int], device: torch.device) -> None:
+        self.store, self.rows, self.device = store, rows, device
+
+    def gather(self, places: Sequence[int] | Tensor) -> Taps:
+        """The taps of the clips at these places of `rows`, on the device."""
+        return self.store.batch([self.rows[int(place)] for place in places]).to(self.device)
+
+
 class Work:
     """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside.
 
-    `place` is where it stands in the epoch's plan: places are left out where no clip could be read. `text` holds
-    embeddings (M, E), or token ids (M, ctx) for the text tower to embed.
+    `place` is where it stands in the epoch's plan: places are left out where no clip could be read. `video` are its
+    clips; where `config.chunk` splits the batch, those of a store are still to be read. `text` holds embeddings (M, E),
+    or token ids (M, ctx) for the text tower to embed.
     """
 
     def __init__(
-        self, place: int, video: Tensor | Taps, *, mask: Tensor | None, text: Tensor, owner: Tensor, labels: Tensor
+        self,
+        place: int,
+        video: Tensor | Taps | StoredClips,
+        *,
+        mask: Tensor | None,
+        text: Tensor,
+        owner: Tensor,
+        labels: Tensor,
     ) -> None:
         self.place, self.video, self.mask = place, video, mask
         self.text, self.owner, self.labels = text, owner, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def clips(self, places: Int[Tensor, " n"]) -> tuple[Tensor | Taps, Bool[Tensor, "n t"] | None]:
+        """Some of its clips and the mask of their frames."""
+        video = self.video[places] if isinstance(self.video, Tensor) else self.video.gather(places)
+        return video, None if self.mask is None else self.mask[places]
 
 
 class LiveFeed:
@@ -156,9 +184,10 @@ class StoredFeed:
     def batches(self, epoch: int, *, start: int) -> Iterator[Work]:
         labels = self.store.labels
         for place, rows in enumerate(self.plan(epoch)[start:], start=start):
-            taps = self.store.batch(rows).to(self.model.device)
+            clips = StoredClips(self.store, rows, self.model.device)
+            video = clips if self.config.chunk else clips.gather(range(len(rows)))
             text, owner = self.texts.draw(rows, epoch)
-            yield Work(place, taps, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
+            yield Work(place, video, mask=None, text=text, owner=owner, labels=labels[rows].to(self.model.device))
 
 
 class _Texts:

@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import Block
+from clipvid.nn.recompute import recomputed
 from clipvid.taps import Geometry, Pixels, Taps
 
 
@@ -35,6 +37,17 @@ class Branch(nn.Module):
         """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
         return []
 
+    def recompute_layers(self, on: bool) -> None:
+        """Whether layers run again in the backward pass, so that what they compute need not be kept until then.
+
+        Raises ValueError to switch it on for a branch without layers on the tower's tokens.
+        """
+        if on:
+            raise ValueError(
+                f"recompute runs the layers of a branch a second time, and {type(self).__name__} has none on the "
+                "tower's tokens; leave it out, or choose a side branch (stan) or an intermediate one (divided, vivit1)"
+            )
+
 
 @dataclass(frozen=True)
 class State:
@@ -56,6 +69,8 @@ class LayeredBranch(Branch, ABC):
     """Of the levels that it reads; its grid is that of the dense tokens."""
     width: int
     """D of the dense tokens."""
+    recompute: bool = False
+    """Set by `recompute_layers`."""
 
     def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
         return self.finish(self.state(taps))
@@ -66,9 +81,22 @@ class LayeredBranch(Branch, ABC):
 
     def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
         """Through `layers`, which stand at places `first` and on."""
+        again = self.recompute and torch.is_grad_enabled()
         for k, layer in enumerate(layers, start=first):
-            state = self.advance(state, k, layer)
+            state = self._advance_again(state, k, layer) if again else self.advance(state, k, layer)
         return state
+
+    def recompute_layers(self, on: bool) -> None:
+        self.recompute = on
+
+    def _advance_again(self, state: State, k: int, layer: nn.Module) -> State:
+        """As `advance`; what happens inside the layer is not kept for the backward pass, it happens again there."""
+
+        def tokens(cls: Tensor | None, patch: Tensor) -> tuple[Tensor | None, Tensor]:
+            after = self.advance(State(state.taps, cls, patch), k, layer)
+            return after.cls, after.patch
+
+        return State(state.taps, *recomputed(tokens, state.cls, state.patch))
 
     @abstractmethod
     def start(self, taps: Any) -> State:
