@@ -72,8 +72,11 @@ class Retrieval(nn.Module):
 
     def _in_chunks(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
         """What `encode` says of places 0 to `count`, each chunk's graph to be built when its gradient is taken."""
-        places = torch.arange(count, device=self.model.device)  # there, so that its random state is replayed too
-        return [recomputed(encode, some) for some in places.split(self.chunk)]
+        parts = []
+        for places in torch.arange(count, device=self.model.device).split(self.chunk):  # there: see `recomputed`
+            torch.clear_autocast_cache()  # a weight cast once for all chunks would sum their gradients in bf16
+            parts.append(recomputed(encode, places))
+        return parts
 
     def _scale(self) -> float | Tensor:
         if self.log_scale is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,22 +82,19 @@ class LayeredBranch(Branch, ABC):
 
     def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
         """Through `layers`, which stand at places `first` and on."""
-        again = self.recompute and torch.is_grad_enabled()
         for k, layer in enumerate(layers, start=first):
-            state = self._advance_again(state, k, layer) if again else self.advance(state, k, layer)
+            state = self.advance(state, k, layer)
         return state
 
     def recompute_layers(self, on: bool) -> None:
         self.recompute = on
 
-    def _advance_again(self, state: State, k: int, layer: nn.Module) -> State:
-        """As `advance`; what happens inside the layer is not kept for the backward pass, it happens again there."""
-
-        def tokens(cls: Tensor | None, patch: Tensor) -> tuple[Tensor | None, Tensor]:
-            after = self.advance(State(state.taps, cls, patch), k, layer)
-            return after.cls, after.patch
-
-        return State(state.taps, *recomputed(tokens, state.cls, state.patch))
+    def through(
+        self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
+    ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
+        """What a layer makes of the tokens; with `recompute` it runs again in the backward pass."""
+        run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
+        return recomputed(run, cls, patch) if self.recompute and torch.is_grad_enabled() else run(cls, patch)
 
     @abstractmethod
     def start(self, taps: Any) -> State:
