@@ -148,6 +148,12 @@ class TrainConfig:
     """Passes over the training data."""
     batch_size: int = 32
     """Clips a step; the contrastive loss takes its negatives from the batch, so larger is better there."""
+    chunk: int = 0
+    """Clips a pass of the branch, and captions a pass of a text tower that trains: the gradient is that of the whole
+    batch, memory that of a chunk, each clip passes twice (Gao et al. 2021). 0: the batch in one pass. Retrieval
+    only."""
+    recompute: bool = False
+    """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float = 3e-4
@@ -247,7 +253,22 @@ class TrainConfig:
             _checks.least(self, patience=1)
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
+        self._check_chunk()
         self._check_unused()
+
+    def _check_chunk(self) -> None:
+        _checks.least(self, chunk=0)
+        if self.chunk and self.task != "retrieval":
+            others = {
+                "recognition": "is a mean over clips, so accumulate adds up smaller batches to the same gradient",
+                "selfsup": "compares regions across the batch, which chunk does not keep; lower batch_size",
+            }
+            raise ValueError(f"chunk is for task 'retrieval'; the loss of {self.task!r} {others[self.task]}")
+        if self.chunk >= self.batch_size:
+            raise ValueError(
+                f"chunk is a part of the batch, got chunk={self.chunk} and batch_size={self.batch_size}; take a "
+                "smaller chunk, or 0 for the batch in one pass"
+            )
 
     def _check_rates(self) -> None:
         """Refuse rates and sizes that would train backwards, or nothing."""

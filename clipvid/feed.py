@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from clipvid._ahead import ahead
@@ -68,18 +69,45 @@ def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig
     return PairFeed(model, data, config)
 
 
+class StoredClips:
+    """Clips of a store whose taps are read when they are asked for: those of a large batch need not fit in memory."""
+
+    def __init__(self, store: TapStore, rows: Sequence[int], device: torch.device) -> None:
+        self.store, self.rows, self.device = store, rows, device
+
+    def gather(self, places: Sequence[int] | Tensor) -> Taps:
+        """The taps of the clips at these places of `rows`, on the device."""
+        return self.store.batch([self.rows[int(place)] for place in places]).to(self.device)
+
+
 class Work:
     """One batch on its way to the loss; a plain object, which Fabric hands on without looking inside.
 
-    `place` is where it stands in the epoch's plan: places are left out where no clip could be read. `text` holds
-    embeddings (M, E), or token ids (M, ctx) for the text tower to embed.
+    `place` is where it stands in the epoch's plan: places are left out where no clip could be read. `video` are its
+    clips; where `config.chunk` splits the batch, those of a store are still to be read. `text` holds embeddings (M, E),
+    or token ids (M, ctx) for the text tower to embed.
     """
 
     def __init__(
-        self, place: int, video: Tensor | Taps, *, mask: Tensor | None, text: Tensor, owner: Tensor, labels: Tensor
+        self,
+        place: int,
+        video: Tensor | Taps | StoredClips,
+        *,
+        mask: Tensor | None,
+        text: Tensor,
+        owner: Tensor,
+        labels: Tensor,
     ) -> None:
         self.place, self.video, self.mask = place, video, mask
         self.text, self.owner, self.labels = text, owner, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def clips(self, places: Int[Tensor, " n"]) -> tuple[Tensor | Taps, Bool[Tensor, "n t"] | None]:
+        """Some of its clips and the mask of their frames."""
+        video = self.video[places] if isinstance(self.video, Tensor) else self.video.gather(places)
+        return video, None if self.mask is None else self.mask[places]
 
 
 class LiveFeed:
@@ -155,12 +183,17 @@ class StoredFeed:
 
     def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
         labels, plan, device = self.store.labels, self.plan(epoch)[start:], self.model.device
-        jobs = (partial(self.store.batch, rows) for rows in plan)  # read and put together beside the branch
+        jobs = (partial(self._video, rows) for rows in plan)
         with closing(awaited(ahead(jobs))) as source:
-            for place, (rows, taps) in enumerate(zip(plan, source, strict=True), start=start):
+            for place, (rows, video) in enumerate(zip(plan, source, strict=True), start=start):
                 text, owner = self.texts.draw(rows, epoch)
                 work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}
-                yield Work(place, taps.to(device), **work)
+                yield Work(place, video, **work)
+
+    def _video(self, rows: Sequence[int]) -> Taps | StoredClips:
+        """Taps, read and put together beside the branch; with chunks only named, and read as they are asked for."""
+        clips = StoredClips(self.store, rows, self.model.device)
+        return clips if self.config.chunk else clips.gather(range(len(rows)))
 
 
 class _Texts:

@@ -9,32 +9,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid import losses
 from clipvid.config import TrainConfig
 from clipvid.constcl import SelfSupervised
 from clipvid.errors import DataError
-from clipvid.feed import PairFeed, Work
+from clipvid.feed import PairFeed, StoredClips, Work
 from clipvid.model import VideoCLIP
+from clipvid.nn.recompute import recomputed
+from clipvid.textual import TextTokens
 
 
 class Retrieval(nn.Module):
-    """Contrastive loss between clips and captions, by the model's own similarity."""
+    """Contrastive loss between clips and captions, by the model's own similarity.
+
+    With `config.chunk` this is gradient caching (Gao et al. 2021, section 3). Embeddings are made chunk by chunk, and
+    nothing else of a chunk is kept; the loss is that of all of them. Backwards, its gradient with respect to the
+    embeddings comes first, and each chunk then runs again, with its own random numbers, to hand its share on.
+    """
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.chunk = model, config.chunk
         self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
         start = torch.tensor(math.log(self.scale))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
 
     def forward(self, work: Work) -> Tensor:
-        frames, mask = self.model.encode_clip(work.video, mask=work.mask)
-        text = work.text if work.text.is_floating_point() else self.model.text_features(work.text)
-        return losses.matching(self.model.match(text, frames, mask=mask), work.owner, scale=self._scale())
+        frames, mask = self._clips(work)
+        similarity = self.model.match(self._texts(work.text), frames, mask=mask)
+        return losses.matching(similarity, work.owner, scale=self._scale())
+
+    def _clips(self, work: Work) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
+        """Frame embeddings of the batch, and which frames count."""
+
+        def encode(places: Tensor) -> tuple[Tensor, Tensor | None]:
+            video, mask = work.clips(places)
+            return self.model.encode_clip(video, mask=mask)
+
+        if not self.chunk:
+            assert not isinstance(work.video, StoredClips)  # read by the feed already
+            return self.model.encode_clip(work.video, mask=work.mask)
+        parts = self._in_chunks(encode, len(work))
+        frames = torch.cat([of_chunk for of_chunk, _ in parts])
+        if all(mask is None for _, mask in parts):
+            return frames, None
+        masks = [frames.new_ones(f.shape[:2], dtype=torch.bool) if mask is None else mask for f, mask in parts]
+        return frames, torch.cat(masks)
+
+    def _texts(self, text: Tensor) -> Float[Tensor, "m e"] | TextTokens:
+        """What the similarity takes of the captions: embeddings as they came, or what the text tower makes of ids."""
+        if text.is_floating_point():
+            return text
+        if not self.chunk:
+            return self.model.text_features(text)
+        parts = self._in_chunks(lambda places: self.model.text_features(text[places]), len(text))
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else TextTokens.joined(parts)
+
+    def _in_chunks(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
+        """What `encode` says of places 0 to `count`, each chunk's graph to be built when its gradient is taken."""
+        parts = []
+        for places in torch.arange(count, device=self.model.device).split(self.chunk):  # there: see `recomputed`
+            torch.clear_autocast_cache()  # a weight cast once for all chunks would sum their gradients in bf16
+            parts.append(recomputed(encode, places))
+        return parts
 
     def _scale(self) -> float | Tensor:
         if self.log_scale is None:
@@ -52,6 +95,7 @@ class Recognition(nn.Module):
 
     def forward(self, work: Work) -> Tensor:
         video, mask, blend = work.video, work.mask, None
+        assert not isinstance(video, StoredClips)  # there are no chunks here
         if self.mixup and isinstance(video, Tensor):
             share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
             video = self.model.transform(video)

@@ -45,8 +45,8 @@ class Taps:
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
         """The taps of these clips, in this order."""
         chosen = torch.as_tensor(rows)
-        picked = self.map(lambda t: t[chosen])
-        return picked if picked.mask is None else replace(picked, mask=picked.mask[chosen])
+        picked = replace(self, mask=None).map(lambda t: t[chosen])  # no moment with as many masks as there were clips
+        return picked if self.mask is None else replace(picked, mask=self.mask[chosen])
 
     def part(self, rows: Sequence[int]) -> Taps:
         """As `gather`: what is in memory has no cheaper way to be a part."""

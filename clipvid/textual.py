@@ -7,10 +7,12 @@ attributes only, so it imports neither open_clip nor transformers. Knows nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -34,6 +36,15 @@ class TextTokens:
         """Without the columns in which no token counts."""
         length = int(self.mask.any(dim=0).nonzero().max()) + 1
         return TextTokens(self.features[:, :length], self.mask[:, :length])
+
+    @staticmethod
+    def joined(parts: Sequence[TextTokens]) -> TextTokens:
+        """One behind the other; shorter ones are filled up with tokens that do not count."""
+        length = max(part.mask.shape[1] for part in parts)
+        features = [F.pad(part.features, (0, 0, 0, length - part.mask.shape[1])) for part in parts]
+        return TextTokens(
+            torch.cat(features), torch.cat([F.pad(part.mask, (0, length - part.mask.shape[1])) for part in parts])
+        )
 
 
 def token_features(clip: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m ctx e"]:

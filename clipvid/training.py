@@ -85,6 +85,7 @@ def train(
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
     _unfreeze(model, config, (train_data, val_data))
+    model.branch.recompute_layers(config.recompute)
     clips = " ".join(data_hash(records_of(part)) for part in (train_data, val_data) if part is not None)
     run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=clips)
     source = open_feed(model, train_data, config, progress=progress)

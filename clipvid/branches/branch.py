@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import Block
+from clipvid.nn.recompute import recomputed
 from clipvid.taps import Geometry, Pixels, Taps
 
 
@@ -35,6 +38,17 @@ class Branch(nn.Module):
         """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
         return []
 
+    def recompute_layers(self, on: bool) -> None:
+        """Whether layers run again in the backward pass, so that what they compute need not be kept until then.
+
+        Raises ValueError to switch it on for a branch without layers on the tower's tokens.
+        """
+        if on:
+            raise ValueError(
+                f"recompute runs the layers of a branch a second time, and {type(self).__name__} has none on the "
+                "tower's tokens; leave it out, or choose a side branch (stan) or an intermediate one (divided, vivit1)"
+            )
+
 
 @dataclass(frozen=True)
 class State:
@@ -56,6 +70,8 @@ class LayeredBranch(Branch, ABC):
     """Of the levels that it reads; its grid is that of the dense tokens."""
     width: int
     """D of the dense tokens."""
+    recompute: bool = False
+    """Set by `recompute_layers`."""
 
     def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
         return self.finish(self.state(taps))
@@ -69,6 +85,16 @@ class LayeredBranch(Branch, ABC):
         for k, layer in enumerate(layers, start=first):
             state = self.advance(state, k, layer)
         return state
+
+    def recompute_layers(self, on: bool) -> None:
+        self.recompute = on
+
+    def through(
+        self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
+    ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
+        """What a layer makes of the tokens; with `recompute` it runs again in the backward pass."""
+        run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
+        return recomputed(run, cls, patch) if self.recompute and torch.is_grad_enabled() else run(cls, patch)
 
     @abstractmethod
     def start(self, taps: Any) -> State:

@@ -150,8 +150,7 @@ class Intermediate(LayeredBranch):
         return State(taps, cls, patch + stretched(self.time, patch.shape[1]))
 
     def advance(self, state: State, k: int, layer: nn.Module) -> State:
-        cls, patch = layer(state.cls, state.patch, grid=self.geometry.grid, mask=self._mask(state.taps))
-        return State(state.taps, cls, patch)
+        return State(state.taps, *self.through(layer, state.cls, state.patch, mask=self._mask(state.taps)))
 
     def finish(self, state: State) -> Float[Tensor, "b t e"]:
         tokens = state.patch

@@ -127,8 +127,7 @@ class STAN(LayeredBranch):
                 cls, patch = cls + level_cls, patch + level_patch
             else:
                 cls, patch = self.balance(level_cls, cls), self.balance(level_patch, patch)
-        cls, patch = layer(cls, patch, grid=self.geometry.grid, mask=state.taps.mask)
-        return State(state.taps, cls, patch)
+        return State(state.taps, *self.through(layer, cls, patch, mask=state.taps.mask))
 
     def finish(self, state: State) -> Float[Tensor, "b t e"]:
         return self.fusion(state.taps, state.cls, state.patch)
