@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid.cache import TapStore, records_of, stream_taps, trained_reading
+from clipvid.cache import TapStore, TextCache, records_of, stream_taps, trained_reading
 from clipvid.config import Reading
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
@@ -113,19 +113,30 @@ def _encoded(
 
 @torch.no_grad()
 def embed_texts(
-    model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", tokens: int | None = None, chunk: int = 256
+    model: VideoCLIP,
+    texts: Sequence[str],
+    *,
+    precision: str = "auto",
+    tokens: int | None = None,
+    chunk: int = 256,
+    kept: TextCache | None = None,
 ) -> Tensor:
     """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
 
-    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    `tokens` cuts longer texts to so many (`Reading.tokens`). `kept` is where embeddings are looked up, and put.
     """
+
+    def embed(ids: Tensor) -> Tensor:
+        with autocast(precision, model.device):
+            found = model.encode_text(ids, normalize=False).float()
+        return F.normalize(found, dim=-1).cpu()
+
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
-        with autocast(precision, model.device):
-            ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(model.encode_text(ids, normalize=False).float())
-    return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
+        ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
+        parts.append(embed(ids) if kept is None else kept.embedded(model, ids, precision, embed))
+    return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
 def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:

@@ -17,7 +17,7 @@ import torch
 
 from clipvid._files import write_tensors
 from clipvid.cache import TapCache, TapStore, codec, disk
-from clipvid.cache.disk import parts_of
+from clipvid.cache.upkeep import parts_of
 from clipvid.cli import main
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.readers import open_dataset

@@ -1,4 +1,4 @@
-"""The files of a tap cache: a few clips each, written whole or not at all, mapped into memory, checked when first read.
+"""The files of a cache: a few clips or captions each, written whole or not at all, mapped, checked when first read.
 
 Contract: named tensors with one row a clip, and the clips' keys, in; the same rows by key out. A file is one of
 safetensors whose header holds the keys and a CRC-32 of every clip's bytes, so a flipped bit, a cut file or a foreign
@@ -27,13 +27,15 @@ SUFFIX = ".safetensors"
 FORMAT = "clipvid-taps-1"
 
 
-def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
-    """One file of these clips; `tensors` have one row a clip, in the order of `keys`."""
+def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor], *, name: str | None = None) -> Path:
+    """One file of these clips; `tensors` have one row a clip, in the order of `keys`. It has a name of its own, or
+    `name`, for whoever knows of the content beforehand.
+    """
     if wrong := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
         raise ValueError(f"{wrong[0]} has {len(tensors[wrong[0]])} rows for {len(keys)} clips; give one a clip")
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks)}
-    path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+    path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
     with whole_file(path) as beside:
         write_tensors(beside, tensors, metadata=header)
         with open(beside, "rb") as file:
@@ -97,6 +99,17 @@ def check_shard(path: Path, *, whole: bool) -> int:
         for row, check in enumerate(checks):
             _check(_row(tensors, row), check, path=path, row=row)
     return len(keys)
+
+
+def read_shard(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
+    """All of a file that holds these clips in this order; CacheError where any byte is not what was written."""
+    found, checks = _header(path)
+    if found != list(keys):
+        raise CacheError(f"{path} is damaged: it holds other rows than its name stands for; {ADVICE}")
+    tensors = _tensors(path)
+    for row, check in enumerate(checks):
+        _check(_row(tensors, row), check, path=path, row=row)
+    return tensors
 
 
 def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
