@@ -167,9 +167,10 @@ class Backbone(nn.Module):
                 f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
                 "use model.transform, or pass uint8 frames of any size"
             )
+        levels = self._checked(levels)  # now: it may run a copy of the tower, which must not be watched
         video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
-        visual = self._quick_visual.of(self.visual, grad=grad)
+        visual = self.tower_to_run(grad=grad)
         with torch.set_grad_enabled(grad), tower.watched_stem(visual if 0 in levels else None) as stem:
             out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
             found = self._tokens(out, levels, stem)
@@ -178,6 +179,10 @@ class Backbone(nn.Module):
             features = out.get("image_features")
             frames = video.new_zeros(*sizes, 0) if features is None else features.unflatten(0, sizes)
         return Taps(tuple(levels), patches, cls, frames, mask)
+
+    def tower_to_run(self, *, grad: bool) -> Any:
+        """The tower as a pass takes it, with or without gradients: under autocast its quick copy, else itself."""
+        return self._quick_visual.of(self.visual, grad=grad)
 
     def run(
         self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
@@ -273,6 +278,16 @@ class Backbone(nn.Module):
             self._untrained_tower[key] = hash_of(self.visual.state_dict())
         return self._untrained_tower[key]
 
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of the text tower as it is now: equal token ids get equal embeddings when these are equal."""
+        if any(not name.startswith("visual.") for name in self.trained):
+            return hash_of(_text_weights(self.clip))
+        key = f"text {self.dtype}"
+        if key not in self._untrained_tower:
+            self._untrained_tower[key] = hash_of(_text_weights(self.clip))
+        return self._untrained_tower[key]
+
     def _text(self, *, grad: bool) -> Any:
         """The model to embed texts with; layers of LoRA are left as peft made them."""
         rest = _without_visual(self.clip)
@@ -288,6 +303,12 @@ def _without_visual(clip: Any) -> Any:
     rest = copy.copy(clip)
     rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
     return rest
+
+
+def _text_weights(clip: Any) -> dict[str, Tensor]:
+    """All weights that decide a text's embedding."""
+    left_out = ("visual.", "text_decoder.", "logit_")
+    return {name: value for name, value in clip.state_dict().items() if not name.startswith(left_out)}
 
 
 def hash_of(weights: Mapping[str, Tensor]) -> str:

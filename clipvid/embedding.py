@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvid._ahead import ahead
-from clipvid.cache import TapStore, records_of, stream_taps, trained_reading
+from clipvid.cache import TapStore, TextCache, records_of, stream_taps, trained_reading
 from clipvid.config import Reading
 from clipvid.data.loader import in_order
 from clipvid.data.record import VideoData
@@ -119,19 +119,31 @@ def _encoded(
 
 @torch.no_grad()
 def embed_texts(
-    model: VideoCLIP, texts: Sequence[str], *, precision: str = "auto", tokens: int | None = None, chunk: int = 256
+    model: VideoCLIP,
+    texts: Sequence[str],
+    *,
+    precision: str = "auto",
+    tokens: int | None = None,
+    chunk: int = 256,
+    kept: TextCache | None = None,
 ) -> Tensor:
     """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
 
-    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    `tokens` cuts longer texts to so many (`Reading.tokens`). `kept` is where embeddings are looked up, and put.
     """
+
+    def embed(ids: Tensor) -> Tensor:
+        with autocast(precision, model.device):
+            found = model.encode_text(ids, normalize=False).float()
+        return F.normalize(found, dim=-1).cpu()
+
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
-        with stage("text"), autocast(precision, model.device):
+        with stage("text"):
             ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(model.encode_text(ids, normalize=False).float())
-    return F.normalize(torch.cat(parts), dim=-1)[[distinct[text] for text in texts]].cpu()
+            parts.append(embed(ids) if kept is None else kept.embedded(model, ids, precision, embed))
+    return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
 def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:

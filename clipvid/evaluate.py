@@ -101,7 +101,8 @@ def evaluate_retrieval(
     if model.matcher is not None:
         return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
     found = embed_videos(model, data, reading, whole=True, progress=progress)
-    embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens)
+    kept = data.texts if isinstance(data, TapStore) else None
+    embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens, kept=kept)
     texts, truth = queries(found.data)
     ask.check(texts)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from clipvid._ahead import ahead
-from clipvid.cache import TapStore, clip_dataset, records_of
+from clipvid.cache import TapStore, TextCache, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
@@ -171,11 +171,11 @@ class PairFeed(LiveFeed):
 
 
 class StoredFeed:
-    """Taps in memory: the tower does not run."""
+    """Taps in memory or on disk: the tower does not run, or of a trunk its last blocks."""
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
         self.model, self.store, self.config = model, store.read_by(model), config
-        self.texts = _Texts(model, store.data, config)
+        self.texts = _Texts(model, store.data, config, kept=store.texts)
         self.unreadable = store.unreadable
 
     def plan(self, epoch: int) -> list[list[int]]:
@@ -199,7 +199,9 @@ class StoredFeed:
 class _Texts:
     """Embeddings of every training caption, made once where the text tower is frozen; else their token ids."""
 
-    def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
+    def __init__(
+        self, model: VideoCLIP, data: VideoData, config: TrainConfig, *, kept: TextCache | None = None
+    ) -> None:
         self.seed, self.count, self.device = config.seed, config.captions_per_video, model.device
         self.rows: list[list[int]] = []
         captions: list[str] = []
@@ -212,7 +214,7 @@ class _Texts:
         if needed and (model.backbone.text_trains or model.matcher is not None):
             self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit
         elif needed:
-            self.table = embed_texts(model, captions, precision=config.reading.precision, tokens=tokens)
+            self.table = embed_texts(model, captions, precision=config.reading.precision, tokens=tokens, kept=kept)
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Captions of these clips and their owners; which captions is a function of (seed, epoch, clip)."""

@@ -121,7 +121,7 @@ class VideoCLIP(nn.Module):
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t e"]:
         """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
-        source = self._source(video, mask)
+        source = _rounded(self._source(video, mask))
         needs_frames = self.branch.reads_frames or not self._branch_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
             raise ValueError(
@@ -310,6 +310,14 @@ class VideoCLIP(nn.Module):
             "training": self.training_record,
         }
         return saving.write_model(folder, config, self._state())
+
+
+def _rounded(source: Taps | Pixels) -> Taps | Pixels:
+    """Under bf16 autocast taps in bfloat16, as they are kept: timm's ViTs put out float32 there, others do not."""
+    if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
+        return source
+    rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return source.to(dtype=torch.bfloat16) if rounds else source
 
 
 def attach(

@@ -19,7 +19,7 @@ PACKAGE = Path(clipvid.__file__).parent
 LAYERS = (
     {"errors", "_optional", "_memory", "_files", "_checks", "_workers", "_ahead", "profile", "config"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
-    {"taps", "tower", "textual", "bases", "quick", "backbone", "branches"},
+    {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches"},
     {"heads", "cost", "adapt", "saving", "cards"},
     {"model", "loading", "interop", "interop_hf", "cache", "windows"},
     {"training", "objectives", "optim", "constcl", "feed", "embedding", "evaluate", "matching", "search"}
@@ -33,6 +33,7 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "config": {"_checks"},
     "data": {"video"},
     "backbone": {"taps", "tower", "textual", "bases", "quick"},
+    "rerun": {"taps", "tower", "backbone"},
     "branches": {"taps", "tower", "backbone"},
     "loading": {"model"},
     "interop": {"model"},

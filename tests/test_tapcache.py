@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +13,9 @@ import torch
 
 from clipvid._files import write_tensors
 from clipvid.cache import TapCache, TapStore, codec, disk
-from clipvid.cache.disk import parts_of
+from clipvid.cache.upkeep import parts_of
 from clipvid.cli import main
 from clipvid.config import Reading, TrainConfig
-from clipvid.data.readers import open_dataset
 from clipvid.data.record import Record, VideoData
 from clipvid.data.shapes import write_dataset
 from clipvid.embedding import embed_videos
@@ -145,6 +140,26 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_
         embed_videos(model, TapCache(tmp_path).store(model, data, READING))
 
 
+def test_taps_of_a_tower_that_changed_are_stale_and_never_served(data, tmp_path):
+    cache, model = TapCache(tmp_path), create_model("clipvid-mini", depth=2)
+    store, before = cache.store(model, data, READING), cache.recipe(model, READING).key
+    other = create_model("clipvid-mini", depth=2)
+    with torch.no_grad():
+        other.backbone.visual.conv1.weight[0, 0, 0, 0] += 1e-3
+    changed = attach(other.backbone.clip, depth=2)
+    with pytest.raises(ValueError, match=r"made by a tower with fingerprint \w+, this model's is \w+; encode"):
+        embed_videos(changed, store)
+    assert cache.needs(model, data, READING) == 0
+    assert cache.needs(changed, data, READING) > 0
+    after = cache.recipe(changed, READING).key
+    shutil.copytree(tmp_path / before, tmp_path / after)  # as if the folder's name were all that is looked at
+    with pytest.raises(CacheError, match=rf"\w+\.safetensors is stale: it was written for {before}, .*clipvid cache"):
+        cache.store(changed, data, READING)
+    shutil.copy(tmp_path / before / "recipe.json", tmp_path / after)
+    with pytest.raises(CacheError, match="describes other taps than its folder's name stands for"):
+        parts_of(tmp_path)
+
+
 def test_unreadable_videos_are_left_out_as_the_reading_says(model, data, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     records = (Record(tmp_path / "broken.mp4", ("a",), 0), Record(tmp_path / "gone.mp4", ("b",), 0), *data.records[:3])
@@ -176,43 +191,6 @@ def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path):
     assert torch.equal(kept.read_by(shallow).batch([1]).patches[0], held.read_by(shallow).batch([1]).patches[0])
     with pytest.raises(ValueError, match="these taps hold levels 5, 6, the branch reads 4, 5, 6"):
         kept.read_by(attach(model.backbone, depth=3))
-
-
-RUN = """
-import sys
-from pathlib import Path
-from clipvid.cache import TapCache
-from clipvid.config import Reading
-from clipvid.data.readers import open_dataset
-from clipvid.model import create_model
-if __name__ == "__main__":
-    data, model = open_dataset("csv", sys.argv[1]), create_model("clipvid-mini", depth=2)
-    print("ready", flush=True)
-    TapCache(sys.argv[2]).store(model, data, Reading(frames=3, batch_size=1))
-"""
-
-
-def test_killed_while_writing_it_keeps_every_file_and_goes_on(model, data, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    taps = tmp_path / "taps"
-    with subprocess.Popen(
-        [sys.executable, str(script), str(data[0].path.parent), str(taps)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while len(files(taps)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    there = [path for path in files(taps) if not path.name.startswith(".")]
-    assert 3 <= len(there) < 12
-    reading = replace(READING, batch_size=1)
-    assert TapCache(taps).needs(model, data, reading) == disk.clip_bytes(
-        model.backbone.geometry(model.branch.levels), 3, "bf16"
-    ) * (12 - len(there))
-    store = TapCache(taps).store(model, open_dataset("csv", data[0].path.parent), reading)
-    assert torch.equal(embed_videos(model, store).video, embed_videos(model, data, reading).video)
 
 
 def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_path):

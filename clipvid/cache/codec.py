@@ -37,10 +37,10 @@ def packed(features: Float[Tensor, "*tokens d"], kind: str) -> dict[str, Tensor]
     return {"": steps.to(torch.int8), SCALE: scale}
 
 
-def unpacked(parts: Mapping[str, Tensor]) -> Float[Tensor, "*tokens d"]:
-    """The features that parts of `packed` stand for: in the type they were kept in, bfloat16 for int8."""
+def unpacked(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "*tokens d"]:
+    """The features that parts of `packed` stand for, in this type."""
     kept = parts[""]
-    return kept if kept.dtype != torch.int8 else (kept * parts[SCALE][..., None]).to(torch.bfloat16)
+    return (kept * parts[SCALE][..., None]).to(dtype) if kept.dtype == torch.int8 else kept.to(dtype)
 
 
 def size(channels: int, kind: str) -> int:

@@ -1,9 +1,10 @@
-"""The files of a tap cache: a few clips each, written whole or not at all, mapped into memory, checked when first read.
+"""The files of a cache: a few clips or captions each, written whole or not at all, mapped, checked when first read.
 
 Contract: named tensors with one row a clip, and the clips' keys, in; the same rows by key out. A file is one of
-safetensors whose header holds the keys and a CRC-32 of every clip's bytes, so a flipped bit, a cut file or a foreign
-one is an error that names the file. Several processes may write to one folder: each file has a name of its own, and a
-clip that two of them wrote is there twice and equal. Knows nothing of towers, videos or what the tensors mean.
+safetensors whose header holds the keys, a CRC-32 of every clip's bytes and the folder that it was written for, so a
+flipped bit, a cut file, a foreign or a stale one is an error that names the file. Several processes may write to one
+folder: each file has a name of its own, and a clip that two of them wrote is there twice and equal. Knows nothing of
+towers, videos or what the tensors mean.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from clipvid._files import whole_file, write_tensors
 from clipvid.errors import CacheError
 
 SUFFIX = ".safetensors"
-FORMAT = "clipvid-taps-1"
+FORMAT = "clipvid-cache-2"
 
 
-def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
-    """One file of these clips; `tensors` have one row a clip, in the order of `keys`."""
+def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor], *, name: str | None = None) -> Path:
+    """One file of these clips; `tensors` have one row a clip, in the order of `keys`. It has a name of its own, or
+    `name`, for whoever knows of the content beforehand.
+    """
     if wrong := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
         raise ValueError(f"{wrong[0]} has {len(tensors[wrong[0]])} rows for {len(keys)} clips; give one a clip")
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
-    header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks)}
-    path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+    header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks), "folder": folder.name}
+    path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
     with whole_file(path) as beside:
         write_tensors(beside, tensors, metadata=header)
         with open(beside, "rb") as file:
@@ -99,6 +102,17 @@ def check_shard(path: Path, *, whole: bool) -> int:
     return len(keys)
 
 
+def read_shard(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
+    """All of a file that holds these clips in this order; CacheError where any byte is not what was written."""
+    found, checks = _header(path)
+    if found != list(keys):
+        raise CacheError(f"{path} is damaged: it holds other rows than its name stands for; {ADVICE}")
+    tensors = _tensors(path)
+    for row, check in enumerate(checks):
+        _check(_row(tensors, row), check, path=path, row=row)
+    return tensors
+
+
 def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
     return {name: tensor[row] for name, tensor in tensors.items()}
 
@@ -118,6 +132,10 @@ def _header(path: Path) -> tuple[list[str], list[int]]:
         raise CacheError(f"{path} is damaged or cut off ({error}); {ADVICE}") from error
     if told.get("format") != FORMAT:
         raise CacheError(f"{path} has format {told.get('format')}, this version reads {FORMAT}; {ADVICE}")
+    if told.get("folder") != path.parent.name:
+        raise CacheError(
+            f"{path} is stale: it was written for {told.get('folder')}, by another tower or reading; {ADVICE}"
+        )
     if rows != {len(keys)} or len(checks) != len(keys):
         raise CacheError(
             f"{path} is damaged: {len(keys)} clips are announced, its tensors hold {sorted(rows)}; {ADVICE}"

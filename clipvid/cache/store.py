@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipvid.branches import preset_of
 from clipvid.cache.stream import stream_taps, trained_reading
+from clipvid.cache.texts import TextCache
 from clipvid.config import Reading
 from clipvid.data.dataset import NO_LABEL
 from clipvid.data.record import VideoData
@@ -26,7 +27,7 @@ from clipvid.taps import Taps
 
 @runtime_checkable
 class Rows(Protocol):
-    """Taps of clips by number: in memory (Taps), or on disk (clipvid.cache.disk.KeptTaps)."""
+    """Taps of clips by number: in memory (Taps), or on disk (clipvid.cache.kept)."""
 
     def select(self, levels: Sequence[int]) -> Rows: ...
 
@@ -48,6 +49,8 @@ class TapStore:
     reading: Reading
     tower: str
     unreadable: tuple[VideoError, ...] = ()
+    texts: TextCache | None = None
+    """Where embeddings of its captions are kept too."""
 
     @classmethod
     def encode(

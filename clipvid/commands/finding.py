@@ -14,6 +14,7 @@ from typing import Any
 
 from clipvid.commands.arguments import (
     index_model,
+    kept_clips,
     named_model,
     named_reading,
     profiled_to,
@@ -27,6 +28,9 @@ def embed(
     out: str = "embeddings.safetensors",
     model: str = "clipvid-mini",
     pretrained: str | None = None,
+    taps: str | None = None,
+    cache_kind: str = "bf16",
+    cache_mode: str = "taps",
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -38,6 +42,9 @@ def embed(
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
+        taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
+        cache_kind: bf16, fp16, fp32 or int8, as that cache was made.
+        cache_mode: taps or trunk, as that cache was made.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
@@ -56,9 +63,10 @@ def embed(
     if not paths:
         raise ValueError(f"no videos in {videos}")
     told = replace(named_reading(video_model, reading), unreadable="skip")
-    data = VideoData(tuple(Record(path) for path in paths), name="videos")
+    clips = VideoData(tuple(Record(path) for path in paths), name="videos")
     with profiled_to(Path(out).with_suffix(".profile.json"), asked=profile):
-        found = embed_videos(video_model, data, told, progress=True)
+        clips = kept_clips(video_model, clips, told, taps, kind=cache_kind, mode=cache_mode)
+        found = embed_videos(video_model, clips, told, progress=True)
     facts = {
         "model": model,
         "fingerprint": video_model.fingerprint,

@@ -13,7 +13,7 @@ def list_caches(folder: str) -> None:
     Args:
         folder: as `clipvid train --cache` was given it.
     """
-    from clipvid.cache.disk import parts_of
+    from clipvid.cache.upkeep import parts_of
 
     for part in parts_of(folder):
         print(part)
@@ -25,7 +25,7 @@ def verify(folder: str) -> None:
     Args:
         folder: as `clipvid train --cache` was given it.
     """
-    from clipvid.cache.disk import parts_of
+    from clipvid.cache.upkeep import parts_of
     from clipvid.errors import CacheError
 
     parts = parts_of(folder, whole=True)
@@ -40,9 +40,9 @@ def prune(folder: str, tower: str | None = None) -> None:
 
     Args:
         folder: as `clipvid train --cache` was given it.
-        tower: also remove all taps of the tower whose fingerprint begins so, as `clipvid cache ls` shows it.
+        tower: also remove all that the tower said whose fingerprint begins so, as `clipvid cache ls` shows it.
     """
-    from clipvid.cache.disk import prune as removed_from
+    from clipvid.cache.upkeep import prune as removed_from
 
     removed = removed_from(folder, tower=tower)
     for path in removed:

@@ -7,12 +7,13 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipvid.commands.arguments import (
+    kept_clips,
     named_data,
     named_device,
     named_model,
@@ -96,6 +97,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     allow_missing: bool = False,
     cache: str | None = None,
     cache_kind: str = "bf16",
+    cache_mode: str = "taps",
     device: str = "auto",
     resume: bool = False,
     profile: bool = False,
@@ -124,6 +126,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         allow_missing: go on without videos that the annotations name and that are not there.
         cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
         cache_kind: bf16, fp16, fp32, or int8, which takes half the place and rounds.
+        cache_mode: taps; or trunk, one level for all: less place, and the tower's last blocks run for each batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
         profile: also print where the time went, and write it to out/profile.json.
@@ -148,13 +151,11 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
-    clips: tuple[Any, ...] = train_data, val_data
+    kept = partial(kept_clips, folder=cache, kind=cache_kind, mode=cache_mode)
     with profiled_to(Path(out) / "profile.json", asked=profile):
-        if cache is not None:
-            clips = _kept(cache, cache_kind, video_model, clips, config)
+        clips = [kept(video_model, part, config.reading) for part in (train_data, val_data)]
         result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
-    best = "" if result.best_score is None else f", {_told(result)} on {_of_whom(val_data, train_data)}"
-    print(f"best epoch {result.best_epoch}{best}; model saved to {Path(out) / 'best'}")
+    print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
 
 
@@ -201,19 +202,13 @@ def _train_and_val(
     return few, others
 
 
-def _kept(folder: str, kind: str, model: Any, clips: Sequence[Any], config: TrainConfig) -> tuple[Any, ...]:
-    """The taps of these data sets, from the cache in `folder`."""
-    from clipvid.cache import TapCache
-
-    cache = TapCache(folder, kind=kind)
-    return tuple(cache.store(model, part, config.reading, progress=True) for part in clips)
-
-
-def _told(result: Any) -> str:
-    """The score of the best epoch in words; self-supervision is scored by its loss, which counts with a minus."""
-    if result.score_name == SCORES["selfsup"]:
-        return f"loss {-result.best_score:.3f}"
-    return f"{result.score_name} {result.best_score:.1f}"
+def _told(result: Any, val_data: Any, train_data: Any) -> str:
+    """The best epoch and its score in words; self-supervision is scored by its loss, which counts with a minus."""
+    if result.best_score is None:
+        return str(result.best_epoch)
+    loss = result.score_name == SCORES["selfsup"]
+    score = f"loss {-result.best_score:.3f}" if loss else f"{result.score_name} {result.best_score:.1f}"
+    return f"{result.best_epoch}, {score} on {_of_whom(val_data, train_data)}"
 
 
 def _of_whom(val_data: Any, train_data: Any) -> str:

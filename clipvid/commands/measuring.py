@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.commands.arguments import (
+    kept_clips,
     named_data,
     named_model,
     named_prompts,
@@ -40,6 +41,9 @@ def evaluate(
     out: str | None = None,
     report: str | None = None,
     report_queries: int = 50,
+    cache: str | None = None,
+    cache_kind: str = "bf16",
+    cache_mode: str = "taps",
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -65,6 +69,9 @@ def evaluate(
         out: JSON file for the result card, which `clipvid compare` reads.
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
+        cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
+        cache_kind: bf16, fp16, fp32 or int8, as that cache was made.
+        cache_mode: taps or trunk, as that cache was made.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained, or as the
@@ -88,24 +95,30 @@ def evaluate(
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
-        extras["bank"] = _bank(opened, bank, annotations)
+        extras["bank"] = _captions_of(bank, opened, annotations)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
-        found = scorers[task](video_model, videos, told, progress=True, **extras)
+        clips = kept_clips(video_model, videos, told, cache, kind=cache_kind, mode=cache_mode)
+        found = scorers[task](video_model, clips, told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
     show_unreadable(found.unreadable)
+    _write(found, out, report, queries=report_queries)
+
+
+def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
+    """The files that were asked for."""
     if out is not None:
         print(f"result card: {found.save(out)}")
     if report is not None:
         from clipvid.report import write_report
 
-        print(f"report: {write_report(found, report, queries=report_queries, progress=True)}")
+        print(f"report: {write_report(found, report, queries=queries, progress=True)}")
 
 
-def _bank(opened: Callable[..., Any], split: str, annotations: str | None) -> list[str]:
-    """The captions of this split of the data."""
+def _captions_of(split: str, opened: Callable[..., Any], annotations: str | None) -> list[str]:
+    """Those of a split, whose videos need not be there."""
     if annotations is not None and Path(annotations).is_file():
         raise ValueError(f"{annotations} is read whole, also for --bank {split}; give the folder of the files")
     return [caption for record in opened(split=split, check_files=False) for caption in record.captions]

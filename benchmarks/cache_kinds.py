@@ -1,0 +1,90 @@
+"""What each way of keeping taps costs: bytes a clip, how far embeddings are from live, recall beside live's.
+
+    python benchmarks/cache_kinds.py                            # writes benchmarks/results/cache_kinds.json
+
+A STAN branch on clipvid-mini learns MotionShapes for a few epochs, so that embeddings and recall depend on the taps;
+then the test clips are embedded live, and from a cache of each kind and mode. Some minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cells import COMMIT, machine, write_json
+from torch import Tensor
+
+from clipvid.cache import TapCache
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_texts, embed_videos
+from clipvid.evaluate import queries
+from clipvid.metrics import Products, retrieval_metrics
+from clipvid.model import VideoCLIP, create_model
+from clipvid.precision import resolve
+from clipvid.training import train
+
+RESULTS = Path(__file__).parent / "results" / "cache_kinds.json"
+WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "trunk"), ("int8", "trunk"))
+DEPTH, FRAMES = 4, 8
+
+
+def trained(clips: VideoData, reading: Reading, folder: Path, *, epochs: int) -> VideoCLIP:
+    """A model that knows something of motion."""
+    torch.manual_seed(0)
+    model = create_model("clipvid-mini", depth=DEPTH)
+    config = TrainConfig(epochs=epochs, batch_size=32, lr=1e-3, copied_lr=1.0, keep_together=2, reading=reading)
+    train(model, TapCache(folder).store(model, clips, reading, progress=True), None, config)
+    return model.eval()
+
+
+def recall(text: Tensor, truth: Tensor, video: Tensor) -> dict[str, float]:
+    found = retrieval_metrics(Products(text, video), truth)
+    return {"t2v R@1": found.t2v["R@1"], "v2t R@1": found.v2t["R@1"]}
+
+
+def measure(model: VideoCLIP, clips: VideoData, reading: Reading, folder: Path) -> dict[str, Any]:
+    """Live and every way of keeping, on the same clips."""
+    texts, truth = queries(clips)
+    text = embed_texts(model, texts, precision=reading.precision)
+    live = F.normalize(embed_videos(model, clips, reading, progress=True).video, dim=-1)
+    with model.branch_disabled():
+        plain = F.normalize(embed_videos(model, clips, reading).video, dim=-1)
+    rows: list[dict[str, Any]] = [{"kind": "live", "mode": "live", **recall(text, truth, live)}]
+    rows.append({"kind": "live", "mode": "without the branch", **recall(text, truth, plain)})
+    for kind, mode in WAYS:
+        cache = TapCache(folder / f"{kind} {mode}", kind=kind, mode=mode)
+        size = cache.needs(model, clips, reading) / len(clips)
+        video = F.normalize(embed_videos(model, cache.store(model, clips, reading)).video, dim=-1)
+        away = (video - live).abs()
+        row = {"kind": kind, "mode": mode, "bytes a clip": size, **recall(text, truth, video)}
+        rows.append({**row, "largest difference": float(away.max()), "mean difference": float(away.mean())})
+        print(rows[-1], flush=True)
+    return {"dimensions": live.shape[1], "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--train", type=int, default=400, help="clips to learn from")
+    parser.add_argument("--test", type=int, default=400, help="clips to compare on")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    reading = Reading(frames=FRAMES)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        model = trained(write_dataset(folder, "train", args.train), reading, folder / "train-taps", epochs=args.epochs)
+        found = measure(model, write_dataset(folder, "test", args.test), reading, folder)
+    precision = resolve(reading.precision, model.device)
+    what = {"command": "python benchmarks/cache_kinds.py", "depth": DEPTH, "frames": FRAMES, "precision": precision}
+    clips = {"training clips": args.train, "test clips": args.test, "epochs": args.epochs}
+    write_json(args.out, {**what, **clips, "commit": COMMIT, **machine(), **found})
+
+
+if __name__ == "__main__":
+    main()

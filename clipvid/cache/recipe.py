@@ -1,0 +1,90 @@
+"""What decides the bytes of a cache's folder: of taps, or of caption embeddings. A folder is named by it and holds it.
+
+Contract: plain data in, folder names and a recipe.json out, and back. Knows nothing of what the files beside it hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clipvid._files import whole_file
+from clipvid.errors import CacheError
+
+RECIPE = "recipe.json"
+MODES = ("taps", "trunk")
+"""What is kept of the tower: taps, every level that the branch reads; trunk, the lowest of them alone."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the bytes of a clip's taps, but the clip itself."""
+
+    tower: str
+    """`Backbone.tower_fingerprint`."""
+    preprocess: str
+    """How images are prepared, as JSON."""
+    precision: str
+    """In which the tower ran, by name; auto is resolved."""
+    frames: int
+    sampler: str
+    levels: tuple[int, ...]
+    """Those that are kept."""
+    kind: str
+    """How features are kept: see clipvid.cache.codec."""
+    mode: str
+    """One of MODES."""
+
+    @property
+    def key(self) -> str:
+        """What a folder of such taps is called."""
+        return _hash(asdict(self))
+
+    def __str__(self) -> str:
+        levels = ", ".join(map(str, self.levels)) or "none"
+        told = f"{self.frames} frames ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
+        return f"{told}{', trunk' if self.mode == 'trunk' else ''}, tower {self.tower[:12]}"
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Everything that decides the embedding of token ids."""
+
+    tower: str
+    """`Backbone.text_fingerprint`."""
+    precision: str
+    """In which the text tower ran, by name; auto is resolved."""
+
+    @property
+    def key(self) -> str:
+        """What a folder of such embeddings is called."""
+        return f"text-{_hash(asdict(self))}"
+
+    def __str__(self) -> str:
+        return f"caption embeddings, {self.precision}, text tower {self.tower[:12]}"
+
+
+def _hash(fields: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_recipe(folder: Path, recipe: Recipe | TextRecipe) -> None:
+    """Make the folder and note in it what it holds, unless that is done."""
+    path = folder / RECIPE
+    if not path.exists():
+        with whole_file(path) as beside:
+            beside.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+
+
+def read_recipe(folder: Path) -> Recipe | TextRecipe:
+    """What a folder holds; CacheError where that cannot be read, or is not what the folder's name stands for."""
+    try:
+        told = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe = Recipe(**{**told, "levels": tuple(told["levels"])}) if "levels" in told else TextRecipe(**told)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CacheError(f"{folder / RECIPE} is no recipe of a tap cache ({error}); remove {folder}") from error
+    if recipe.key != folder.name:
+        raise CacheError(f"{folder / RECIPE} describes other taps than its folder's name stands for; remove {folder}")
+    return recipe

@@ -1,0 +1,181 @@
+"""Kept caption embeddings: equal to live to the bit, never those of another tower or cut, damage is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipvid import embedding
+from clipvid.cache import TapCache, TapStore, TextCache
+from clipvid.cache.upkeep import parts_of
+from clipvid.cli import main
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_texts
+from clipvid.errors import CacheError
+from clipvid.evaluate import evaluate_retrieval
+from clipvid.model import VideoCLIP, create_model
+from clipvid.training import train
+
+READING = Reading(frames=2, batch_size=4)
+TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3, 7, 1, 0)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+
+
+@pytest.fixture
+def model() -> VideoCLIP:
+    return create_model("clipvid-mini", depth=1).eval()
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """How many captions went through a text tower, pass by pass."""
+    seen: list[int] = []
+    encode = VideoCLIP.encode_text
+    monkeypatch.setattr(VideoCLIP, "encode_text", lambda m, x, **k: seen.append(len(x)) or encode(m, x, **k))
+    return seen
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("text-*/*.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_kept_equals_live_to_the_bit_and_the_tower_runs_once(model, tmp_path, passes, precision):
+    live = embed_texts(model, TEXTS, precision=precision, chunk=4)
+    assert passes == [4, 2]
+    assert live.dtype == torch.float32
+    for _ in range(2):
+        found = embed_texts(model, TEXTS, precision=precision, chunk=4, kept=TextCache(tmp_path))
+        assert torch.equal(found, live)
+    assert passes == [4, 2, 4, 2]
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(TEXTS)))
+    assert len(shards(tmp_path)) == 2
+
+
+def test_captions_that_were_added_leave_whole_chunks_before_them_known(model, tmp_path, passes):
+    embed_texts(model, ["a", "b", "c", "d"], chunk=2, kept=TextCache(tmp_path))
+    embed_texts(model, ["e", "d", "c", "b", "a"], chunk=2, kept=TextCache(tmp_path))
+    assert passes == [2, 2, 1]
+
+
+def test_another_tower_cut_or_precision_never_meets_these_embeddings(model, tmp_path, passes):
+    def embedded(m: VideoCLIP, **options) -> torch.Tensor:
+        return embed_texts(m, TEXTS, **{"precision": "32-true", **options}, kept=TextCache(tmp_path))
+
+    whole, cut = embedded(model), embedded(model, tokens=5)
+    assert not torch.equal(whole, cut)
+    assert torch.equal(cut, embed_texts(model, TEXTS, precision="32-true", tokens=5))
+    embedded(model, precision="bf16-mixed")
+    assert len(list(tmp_path.iterdir())) == 2
+    other = create_model("clipvid-mini", depth=1)
+    with torch.no_grad():
+        other.backbone.clip.token_embedding.weight[5:50] += 0.1
+    assert not torch.equal(embedded(other), whole)
+    same_text = create_model("clipvid-mini", depth=1)
+    with torch.no_grad():
+        same_text.backbone.visual.conv1.weight.mul_(1.1)
+        same_text.backbone.clip.logit_scale.fill_(0)
+    before = len(passes)
+    assert torch.equal(embedded(same_text), whole)
+    assert len(passes) == before, "the image tower and the temperature change no text"
+
+
+def test_a_text_tower_that_was_trained_is_another_one(model):
+    before = model.backbone.text_fingerprint
+    name = "token_embedding.weight"
+    model.backbone.trained.add(name)
+    with torch.no_grad():
+        model.backbone.clip.token_embedding.weight[0] += 1
+    assert model.backbone.text_fingerprint != before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "other"])
+def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, damage):
+    embed_texts(model, TEXTS, chunk=4, kept=TextCache(tmp_path))
+    path, neighbour = shards(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-9], "other": neighbour.read_bytes()}[damage])
+    with pytest.raises(CacheError, match=f"{path.name} is damaged.*clipvid cache prune"):
+        embed_texts(model, TEXTS, chunk=4, kept=TextCache(tmp_path))
+
+
+def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes):
+    store = TapCache(tmp_path).store(model, data, READING)
+    held = TapStore.encode(model, data, READING)
+    live, kept, again = (evaluate_retrieval(model, clips) for clips in (held, store, store))
+    assert len(passes) == 2
+    assert live.metrics.to_dict() == kept.metrics.to_dict() == again.metrics.to_dict()
+    config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, reading=READING)
+
+    def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
+        torch.manual_seed(0)
+        return train(create_model("clipvid-mini", depth=1), clips, None, config, progress=False).history
+
+    assert trained(held) == trained(store)
+    assert len(passes) == 3, "what evaluation embedded, training knows"
+
+
+def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
+    model = create_model("clipvid-mini", depth=1)
+    store = TapCache(tmp_path).store(model, data, READING)
+    config = TrainConfig(epochs=1, batch_size=4, freeze="visual", reading=READING)
+    train(model, store, None, config, progress=False)
+    assert not shards(tmp_path)
+
+
+def test_the_commands_read_the_cache_and_look_after_it(model, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, reading = str(data[0].path.parent), ["--reading", '{"frames": 2, "batch_size": 4}']
+    assert main(["eval", root, "--out", "live.json", *reading]) == 0
+    for name in ("made", "read"):
+        assert main(["eval", root, "--cache", "taps", "--out", f"{name}.json", *reading]) == 0
+        if name == "made":
+            monkeypatch.setattr(embedding, "stream_taps", None)  # from here on nothing may be encoded
+            monkeypatch.setattr("clipvid.cache.disk.stream_taps", None)
+            monkeypatch.setattr(VideoCLIP, "encode_text", None)
+    cards = [json.loads(Path(f"{name}.json").read_text()) for name in ("live", "made", "read")]
+    assert cards[0] == cards[1] == cards[2]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", root, "--out", "live.safetensors", *reading]) == 0
+    assert main(["embed", root, "--taps", "taps", "--out", "kept.safetensors", *reading]) == 0
+    assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
+    capsys.readouterr()
+    assert main(["cache", "verify", "taps"]) == 0
+    said = capsys.readouterr().out
+    assert "12 clips" in said
+    assert f"{len({c for r in data for c in r.captions})} captions" in said
+    assert "caption embeddings" in said
+    path = shards(tmp_path / "taps")[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["cache", "verify", "taps"]) == 1
+    assert main(["cache", "prune", "taps"]) == 0
+    assert not shards(tmp_path / "taps")
+    assert [part.rows for part in parts_of(tmp_path / "taps")] == [12, 0]
+
+
+def test_embed_encodes_what_a_cache_lacks_and_leaves_out_what_cannot_be_read(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for record in data.records[:3]:
+        (folder / record.path.name).write_bytes(record.path.read_bytes())
+    reading = ["--reading", '{"frames": 2, "batch_size": 4}']
+    assert main(["embed", str(folder), "--taps", "taps", *reading]) == 0
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    (folder / "new.mp4").write_bytes(data[5].path.read_bytes())
+    assert main(["embed", str(folder), "--taps", "taps", *reading]) == 0
+    assert load_file("embeddings.safetensors")["video"].shape[0] == 4
+    assert list(json.loads(Path("embeddings.json").read_text())["skipped"]) == [str(folder / "broken.mp4")]
+    assert [part.rows for part in parts_of("taps")] == [4]

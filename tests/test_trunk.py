@@ -1,0 +1,193 @@
+"""The trunk of a cache: one level is kept, the tower's last blocks give the others.
+
+Also how near each kind of number is to live."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+from clipvid.backbone import Backbone
+from clipvid.cache import TapCache, TapStore
+from clipvid.cli import main
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_videos
+from clipvid.errors import BackboneError
+from clipvid.model import VideoCLIP, attach, create_model
+from clipvid.rerun import rerun
+from clipvid.training import train
+
+READING = Reading(frames=3, batch_size=4)
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 0}
+TRUNKS = {
+    "SigLIP": lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"),
+    "timm class token": lambda: VisionTransformer(**VIT, class_token=True, global_pool="token"),
+    "registers": lambda: VisionTransformer(**VIT, class_token=True, reg_tokens=2, global_pool="token"),
+    "EVA": lambda: Eva(**VIT, global_pool="token", use_rot_pos_emb=True),
+    "ConvNeXt": lambda: timm.create_model("convnext_atto", num_classes=0),
+}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+
+
+@pytest.fixture(scope="module")
+def data(many) -> VideoData:
+    return many.subset(range(6))
+
+
+def tiny(trunk: str) -> CLIP:
+    """A CLIP whose image tower is this one of timm's."""
+    torch.manual_seed(0)
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
+    clip = CLIP(24, CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", image_size=32), text)
+    clip.visual.trunk, clip.visual.image_size = TRUNKS[trunk](), (32, 32)
+    clip.visual.head = torch.nn.Linear(clip.visual.trunk.num_features, 24)
+    return clip.eval()
+
+
+def layer_scaled() -> CLIP:
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(layers=4, width=32, head_width=8, patch_size=8, image_size=32, ls_init_value=0.1)
+    return CLIP(24, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)).eval()
+
+
+def told(model: VideoCLIP) -> VideoCLIP:
+    """The same model with a branch that has its say: fresh, its gate is shut."""
+    torch.manual_seed(1)
+    for parameter in model.branch.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+MODELS = {
+    "clipvid-mini": lambda: create_model("clipvid-mini", depth=4),
+    "open_clip, layer scale": lambda: attach(layer_scaled(), depth=3),
+    "SigLIP": lambda: attach(tiny("SigLIP"), depth=3),
+    "timm class token": lambda: attach(tiny("timm class token"), depth=3),
+}
+
+
+def unit(model: VideoCLIP, clips: VideoData | TapStore, reading: Reading | None = None) -> torch.Tensor:
+    return F.normalize(embed_videos(model, clips, reading).video, dim=-1)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(data, tmp_path, name, precision):
+    model, reading = told(MODELS[name]()), replace(READING, precision=precision)
+    live = unit(model, data, reading)
+    with model.branch_disabled():
+        assert (unit(model, data, reading) - live).abs().max() > 0.1, "the branch says something"
+    cache = TapCache(tmp_path, mode="trunk")
+    for _ in range(2):  # made now, and read again
+        store = cache.store(model, data, reading)
+        assert (unit(model, store) - live).abs().max() < 1e-3
+        assert torch.equal(unit(model, store), live)
+    levels = model.branch.levels
+    whole, kept = TapStore.encode(model, data, reading).batch([5, 0]), store.batch([5, 0])
+    assert kept.levels == levels
+    for wanted, found in zip(
+        (*whole.patches, *whole.cls, whole.frames), (*kept.patches, *kept.cls, kept.frames), strict=True
+    ):
+        assert torch.equal(wanted.to(found.dtype), found)
+    exact = TapCache(tmp_path / "taps", kind=cache.recipe(model, reading).kind)
+    sizes = [c.needs(model, data, reading) for c in (exact, TapCache(tmp_path / "trunk", mode="trunk"))]
+    assert sizes[1] < sizes[0] / len(levels) + len(data) * 3 * (4 * model.embed_dim + 1)  # and the frame embeddings
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, name, kind):
+    model, reading = told(MODELS[name]()), replace(READING, precision="bf16-mixed")
+    store = TapCache(tmp_path, kind=kind).store(model, data, reading)
+    assert torch.equal(unit(model, store), unit(model, data, reading))
+
+
+def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
+    model, data = told(create_model("clipvid-mini", depth=2)), data.subset(range(3))
+    for precision in ("bf16-mixed", "32-true"):
+        reading = replace(READING, precision=precision)
+        live = unit(model, data, reading)
+        for mode in ("taps", "trunk"):
+            for kind, far in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
+                store = TapCache(tmp_path, kind=kind, mode=mode).store(model, data, reading)
+                assert (unit(model, store) - live).abs().max() <= far, (precision, mode, kind)
+
+
+def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path):
+    for trunk, why in (("EVA", "Eva is no plain ViT"), ("ConvNeXt", "ConvNeXt is no plain ViT")):
+        with pytest.raises(BackboneError, match=f"{why}, .*keep them all with mode taps"):
+            TapCache(tmp_path, mode="trunk").store(attach(tiny(trunk), depth=2), data, READING)
+    with pytest.raises(BackboneError, match="register tokens, which taps do not hold"):
+        TapCache(tmp_path, mode="trunk").needs(attach(tiny("registers"), depth=2), data, READING)
+    with pytest.raises(ValueError, match="this branch reads no inner level, so there is no trunk to keep"):
+        TapCache(tmp_path, mode="trunk").store(create_model("clipvid-mini", branch="mean"), data, READING)
+    with pytest.raises(ValueError, match="unknown mode 'stem'; choose one of taps, trunk"):
+        TapCache(tmp_path, mode="stem")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(data, tmp_path):
+    model = create_model("clipvid-mini", depth=3)
+    recipes = [TapCache(tmp_path, mode=mode).recipe(model, READING) for mode in ("taps", "trunk")]
+    assert recipes[0].key != recipes[1].key
+    assert recipes[1].levels == (4,)
+    store = TapCache(tmp_path, mode="trunk").store(model, data, READING)
+    shallow, deep = attach(model.backbone, depth=2), attach(model.backbone, depth=4)
+    assert torch.equal(store.read_by(shallow).batch([1]).patches[0], store.batch([1]).patches[1])
+    assert not store.read_by(create_model("clipvid-mini", branch="mean")).batch([1]).patches
+    with pytest.raises(ValueError, match="these taps hold levels 4, 5, 6, the branch reads 3, 4, 5, 6"):
+        store.read_by(deep)
+    with torch.no_grad():
+        model.backbone.visual.transformer.resblocks[4].ln_1.weight.mul_(1.1)
+    model.backbone.trained.add("visual.transformer.resblocks.4.ln_1.weight")
+    with pytest.raises(ValueError, match="was trained since; open the cache anew"):
+        store.read_by(create_model("clipvid-mini", depth=3))
+
+
+def test_a_level_is_its_own_trunk_from_the_stem_to_the_last(tiny_clip):
+    backbone = Backbone(tiny_clip)
+    whole = backbone(torch.rand(2, 3, 3, 32, 32), levels=(0, 1, 2, 3, 4))
+    for start in range(5):
+        levels = tuple(range(start, 5))
+        found, wanted = rerun(backbone, whole.select((start,)), levels=levels), whole.select(levels)
+        for a, b in zip((*found.patches, *found.cls), (*wanted.patches, *wanted.cls), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert not any(t.requires_grad for t in found.patches)
+
+
+def test_training_from_a_trunk_is_training_from_taps(data, tmp_path):
+    def trained(mode: str) -> tuple[dict[str, float], ...]:
+        torch.manual_seed(1)
+        model = create_model("clipvid-mini", depth=2)
+        store = TapCache(tmp_path, mode=mode).store(model, data, READING)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=READING)
+        return train(model, store, store, config, progress=False).history
+
+    assert trained("trunk") == trained("taps")
+
+
+def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "2"]
+    given = ["train", str(many[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", "--cache_mode", "trunk"]
+    assert main([*given, *options]) == 0
+    capsys.readouterr()
+    assert main(["cache", "ls", "taps"]) == 0
+    said = capsys.readouterr().out
+    assert "12 clips" in said
+    assert "levels 5, " in said
+    assert ", trunk, tower" in said
