@@ -189,7 +189,8 @@ def test_commands_are_read_over_continued_lines():
     assert commands(page) == [["search", "a dog", "--k=5"], ["info"]]
 
 
-def test_the_table_is_the_one_of_the_stored_measurement():
+def test_the_table_is_the_one_of_the_stored_measurement(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = runpy.run_path(str(ROOT / "scripts" / "update_readme.py"))
     results = json.loads((script["RESULTS"] / "demo.json").read_text(encoding="utf-8"))
     others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(script["RESULTS"].glob("demo-seed-*"))]

@@ -74,8 +74,7 @@ def evaluate(
         cache_mode: taps or trunk, as that cache was made.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
-        reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained, or as the
-            protocol has it.
+        reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
     from clipvid import evaluate as ev
 
