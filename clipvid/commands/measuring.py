@@ -59,8 +59,7 @@ def evaluate(
         annotations: annotation file, or folder of the files, where they are not in or beside data.
         split: split of the data.
         zero_shot: recognise by class names instead of a trained classifier.
-        prompts: with zero_shot, the words around a name: video (the default), name, photo, person, or a text file with
-            one a line and {} for the name.
+        prompts: with zero_shot, words around a name: video, name, photo, person, or a file of them, one a line with {}.
         by_class: also print recognition class by class, the worst first.
         rerank: score only so many of each query's best by the model's token-wise similarity, not all pairs.
         dual_softmax: also show figures after a dual softmax of this temperature (100), which sees all queries at once.
