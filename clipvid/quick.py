@@ -84,8 +84,10 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same module with the weights of linears, patches and attention cast, and these run as this device likes."""
 
     def quick(part: nn.Module) -> nn.Module | None:
-        if type(part) in (nn.Linear, _Given):
-            return FrozenLinear(part.weight, part.bias, dtype)  # type: ignore[arg-type]
+        if isinstance(part, _Folded):
+            return FrozenLinear(part.weight, part.bias, dtype, factors=part.factors)
+        if type(part) is nn.Linear:
+            return FrozenLinear(part.weight, part.bias, dtype)
         if isinstance(part, nn.Conv2d) and _is_patches(part):
             return FrozenPatches(part, dtype)
         if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
@@ -127,13 +129,20 @@ def _replaced(made: nn.Module, quick: Make) -> nn.Module:
 
 
 class FrozenLinear(nn.Module):
-    """A linear of cast weights, in the order in which this machine's library multiplies them fastest."""
+    """A linear of cast weights, in the order in which this machine's library multiplies them fastest.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    `factors` multiply weight and bias.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, factors: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
         self.dtype = dtype
-        self.multiply = _multiplier(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+        cast = [None if w is None else (f * w.detach()).to(dtype) for w, f in zip((weight, bias), factors, strict=True)]
+        assert cast[0] is not None
+        self.multiply = _multiplier(cast[0], cast[1])
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return self.multiply(x.to(self.dtype))
@@ -242,8 +251,12 @@ def _is_mlp(module: nn.Module) -> bool:
 
 def _fold_quick_gelu(mlp: Any) -> None:
     """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it."""
-    with torch.no_grad():
-        before, _, behind = mlp
-        mlp[0] = _Given(1.702 * before.weight, None if before.bias is None else 1.702 * before.bias)
-        mlp[2] = _Given(behind.weight / 1.702, behind.bias)
-    mlp[1] = nn.SiLU(inplace=True)
+    mlp[0], mlp[1], mlp[2] = _Folded(mlp[0], (1.702, 1.702)), nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
+
+
+class _Folded(nn.Module):
+    """A linear and the factors of its weight and bias, on its way to a FrozenLinear."""
+
+    def __init__(self, linear: nn.Linear, factors: tuple[float, float]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.factors = linear.weight, linear.bias, factors
