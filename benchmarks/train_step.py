@@ -114,6 +114,7 @@ ROWS = {  # what clipvid does, and whether the plain model's tower is frozen bes
     "inference": ("inference", True),
     "frozen, live": ("live", True),
     "frozen, from taps": ("taps", True),
+    "frozen, from taps, layers recomputed": ("recomputed", True),
     "from taps, beside the released default (all trained)": ("taps", False),
     "all trained": ("all", False),
 }
@@ -135,7 +136,9 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
     model.train()
     plain.train()
     source: Any = video
-    if does == "taps":
+    if does == "recomputed":
+        model.branch.recompute_layers(True)
+    if does in ("taps", "recomputed"):
         with torch.no_grad(), own():
             source = model.reads(video)
 
