@@ -74,6 +74,80 @@ def peers(found: Mapping[str, Any]) -> str:
     return _table(head, rows) + _measured(found, "bf16 autocast on both sides.")
 
 
+def scoring(found: Mapping[str, Any]) -> str:
+    """Retrieval figures beside the field's full sort."""
+    head = (
+        "captions x videos",
+        "clipvid, s",
+        "full sort, s",
+        "clipvid, MiB",
+        "full sort, MiB",
+        "times as fast",
+        "memory",
+    )
+    rows = []
+    for row in found["rows"]:
+        ours, theirs, beside = row["clipvid"], row.get("plain"), "MiB above the embeddings"
+        size = f"{row['size']:,} x {row['size']:,}"
+        if theirs is None:
+            rows.append((size, f"{ours['seconds']:.1f}", "-", f"{ours[beside]:.0f}", "-", "-", "-"))
+            continue
+        cells = (f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{ours[beside]:.0f}", f"{theirs[beside]:.0f}")
+        rows.append((size, *cells, f"**{row['times faster']:.1f}**", f"{100 * row['share of the memory']:.0f} %"))
+    return _table(head, rows) + _measured(found, f"Width {found['width']}; MiB above the embeddings.")
+
+
+def kinds(found: Mapping[str, Any]) -> str:
+    """What kinds and modes of the cache cost and change."""
+    head = ("kind, mode", "KiB a clip", "largest difference", "R@1 text to video", "R@1 video to text")
+    rows = []
+    for row in found["rows"]:
+        size = f"{row['bytes a clip'] / 1024:.0f}" if "bytes a clip" in row else "-"
+        away = f"{row['largest difference']:.1e}" if "largest difference" in row else "-"
+        rows.append((f"{row['kind']}, {row['mode']}", size, away, f"{row['t2v R@1']:.1f}", f"{row['v2t R@1']:.1f}"))
+    clips = f"{found['test clips']} MotionShapes clips, {found['frames']} frames, clipvid-mini, depth {found['depth']}"
+    return _table(head, rows) + _measured(found, f"{clips}; embeddings of length 1.")
+
+
+def epoch(found: Mapping[str, Any]) -> str:
+    rows = [(name, f"{seconds:.1f}") for name, seconds in found["seconds an epoch"].items()]
+    ratio = found["cache, times the branch's own compute"]
+    waiting, live = 100 * found["share of waiting"], found["live, times the cache"]
+    note = (
+        f"{found['model']}, {found['clips']} clips: from the cache {ratio:.2f} times the branch's own compute, "
+        f"{waiting:.1f} % of it waiting for data; live {live:.1f} times the cache."
+    )
+    return _table(("", "seconds an epoch"), rows) + _measured(found, note)
+
+
+def pipeline(found: Mapping[str, Any]) -> str:
+    head = ("", "seconds", "core seconds", "clips a second")
+    rows = [
+        (name, f"{part['seconds']:.1f}", f"{part['core seconds']:.1f}", f"{found['clips a second'][name]:.2f}")
+        for name, part in found["parts"].items()
+    ]
+    note = (
+        f"{found['model']}, {found['clips']} clips of {found['frames']} frames: "
+        f"{found['times the slower of decoding and tower']:.2f} times the slower of the two, "
+        f"{found['times the least that the cores allow']:.2f} times the least that the cores allow."
+    )
+    return _table(head, rows) + _measured(found, note)
+
+
+def chunks(found: Mapping[str, Any]) -> str:
+    head = ("batch", "chunk", "layers recomputed", "peak MiB", "seconds a step")
+    rows = [
+        (str(row["batch"]), str(row["chunk"] or "-"), "yes" if row["recompute"] else "no", f"{row['peak MiB']:.0f}",
+         f"{row['s a step']:.1f}")
+        for row in found["rows"]
+    ]  # fmt: skip
+    note = (
+        f"{found['model']}; embeddings of the large batch {found['embeddings MiB']:.1f} MiB, gradient of the weights "
+        f"{found['gradient MiB']:.1f} MiB; gradients {found['gradients apart']:.0e} of the largest entry apart."
+    )
+    return _table(head, rows) + _measured(found, note)
+
+
 _SHARE = "share of the bare products' rate"
 
 
@@ -97,5 +171,10 @@ TABLES = {
     "tower": {"tower": tower},
     "branch": {"branch": branch, "attention": attention},
     "transformers_peers": {"peers": peers},
+    "retrieval_eval": {"scoring": scoring},
+    "cache_kinds": {"kinds": kinds},
+    "epoch": {"epoch": epoch},
+    "pipeline": {"pipeline": pipeline},
+    "grad_cache": {"chunks": chunks},
 }
 """Result file -> marker of the page -> its table."""
