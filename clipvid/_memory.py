@@ -19,4 +19,7 @@ def keep_freed() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(name, 2**30) for name in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    if mallopt is None:
+        return False
+    mapped = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc before 2.35 takes
+    return bool(mapped and mallopt(_TRIM_THRESHOLD, 2**30))

@@ -21,7 +21,7 @@ from clipvid import bases, textual, tower
 from clipvid.bases import Base, Tokenizer
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
-from clipvid.quick import Quick
+from clipvid.quick import Quick, state_of
 from clipvid.taps import Geometry, Taps
 
 
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
-        self._untrained_tower: dict[str, str] = {}
+        self._hashes: dict[str, tuple[Any, Tensor, str]] = {}
         self._quick_visual, self._quick_text = Quick(), Quick()
 
     def train(self, mode: bool = True) -> Backbone:
@@ -271,22 +271,22 @@ class Backbone(nn.Module):
     @property
     def tower_fingerprint(self) -> str:
         """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
-        if any(name.startswith("visual.") for name in self.trained):
-            return hash_of(self.visual.state_dict())
-        key = str(self.dtype)
-        if key not in self._untrained_tower:
-            self._untrained_tower[key] = hash_of(self.visual.state_dict())
-        return self._untrained_tower[key]
+        return self._hashed("visual", self.visual, self.visual.state_dict())
 
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 of the text tower as it is now: equal token ids get equal embeddings when these are equal."""
-        if any(not name.startswith("visual.") for name in self.trained):
-            return hash_of(_text_weights(self.clip))
-        key = f"text {self.dtype}"
-        if key not in self._untrained_tower:
-            self._untrained_tower[key] = hash_of(_text_weights(self.clip))
-        return self._untrained_tower[key]
+        return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
+
+    def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+        """Of weights, and of what a module computes without any, such as activations; kept until a weight changes."""
+        writes, values = state_of(module)
+        known = self._hashes.get(name)
+        if known is None or known[0] != writes or not torch.equal(known[1], values):
+            plain = sorted({repr(part) for part in module.modules() if not [*part.parameters(), *part.children()]})
+            digest = hashlib.sha256(f"{plain}{hash_of(weights)}".encode()).hexdigest()
+            known = self._hashes[name] = (writes, values, digest)
+        return known[2]
 
     def _text(self, *, grad: bool) -> Any:
         """The model to embed texts with; layers of LoRA are left as peft made them."""

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid._ahead import ahead
 from clipvid.cache import TapStore, TextCache, records_of, stream_taps, trained_reading
 from clipvid.config import Reading
 from clipvid.data.loader import in_order
@@ -175,8 +174,9 @@ def _taps(
 ) -> Generator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]], None, None]:
     if isinstance(data, TapStore):
         plan = in_order(len(data), reading.batch_size)
-        jobs = (partial(data.read_by(model).batch, rows) for rows in plan)
-        with closing(awaited(ahead(jobs))) as source:
+        store = data.read_by(model)
+        jobs = (partial(store.batch, rows) for rows in plan)
+        with closing(awaited(store.in_turn(jobs))) as source:
             for rows, taps in zip(plan, source, strict=True):
                 yield taps.to(model.device), list(rows), ()
         return

@@ -1,4 +1,4 @@
-"""Where training batches come from: clips decoded at every visit, or taps kept in memory.
+"""Where training batches come from: clips decoded at every visit, or taps that were kept.
 
 Contract: data and settings in, batches in an order that (seed, epoch) decide; `start` skips what a run has already
 seen. Knows nothing of weights, optimisers or losses.
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid._ahead import ahead
 from clipvid.cache import TapStore, TextCache, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
@@ -77,7 +76,8 @@ class StoredClips:
 
     def gather(self, places: Sequence[int] | Tensor) -> Taps:
         """The taps of the clips at these places of `rows`, on the device."""
-        return self.store.batch([self.rows[int(place)] for place in places]).to(self.device)
+        chosen = places.tolist() if isinstance(places, Tensor) else places
+        return self.store.batch([self.rows[place] for place in chosen]).to(self.device)
 
 
 class Work:
@@ -184,7 +184,7 @@ class StoredFeed:
     def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
         labels, plan, device = self.store.labels, self.plan(epoch)[start:], self.model.device
         jobs = (partial(self._video, rows) for rows in plan)
-        with closing(awaited(ahead(jobs))) as source:
+        with closing(awaited(self.store.in_turn(jobs))) as source:
             for place, (rows, video) in enumerate(zip(plan, source, strict=True), start=start):
                 text, owner = self.texts.draw(rows, epoch)
                 work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}

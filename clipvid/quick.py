@@ -23,11 +23,15 @@ from torch import Tensor, nn
 from clipvid.nn.attention import QuickGELU, attend
 
 PROBES = 4
-"""Values of each weight that are compared to see that it is as it was, beside torch's own count of writes."""
+"""Values of each weight that are compared to see that it is as it was, beside torch's own count of writes.
+
+Writes through `.data` and those of fused optimisers are not counted. They are noticed where they change one of these
+values, so not where single entries of a weight are written.
+"""
 LARGE = 8
 """Smallest side of a patch whose convolution is run as a linear: below, unfolding costs more than it saves."""
-Make = Callable[[nn.Module], nn.Module | None]
-"""What takes the place of a module, or None."""
+Make = Callable[[nn.Module, nn.Module], nn.Module | None]
+"""From a module and the one that it is part of to what takes its place, or None."""
 
 
 class Quick:
@@ -41,9 +45,9 @@ class Quick:
         """Under autocast the module's copy for passes with or without gradients; elsewhere the module itself.
 
         Modules that hold no float32 alone are left as they are, and so are shapes without weights (meta) and what
-        torch.compile traces, which finds the detours itself.
+        torch.compile traces or has compiled, which finds the detours itself.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or module._compiled_call_impl is not None:
             return module
         weights = list(module.parameters())
         device = weights[0].device.type if weights else "meta"
@@ -55,7 +59,7 @@ class Quick:
 
     def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
         """The copy with weights cast to `dtype`, for passes without gradients."""
-        writes, values = _state_of(module)
+        writes, values = state_of(module)
         known = self._frozen.get(dtype)
         if known is None or known[0] != writes or not torch.equal(known[1], values):
             known = self._frozen[dtype] = (writes, values, frozen_copy(module, dtype))
@@ -63,16 +67,16 @@ class Quick:
 
     def trainable(self, module: nn.Module) -> Any:
         """The copy that shares every parameter, for passes with gradients."""
-        parameters = [id(p) for p in module.parameters()]
-        if self._trainable is None or self._trainable[0] != parameters:
-            self._trainable = (parameters, trainable_copy(module))
+        shared = [id(w) for w in chain(module.parameters(), module.buffers())]
+        if self._trainable is None or self._trainable[0] != shared:
+            self._trainable = (shared, trainable_copy(module))
         return self._trainable[1]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Quick:
-        return Quick()  # a copy's weights are others
+    def __reduce__(self) -> tuple[type[Quick], tuple[()]]:
+        return Quick, ()  # copied or pickled it is empty: a copy's weights are others
 
 
-def _state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
+def state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
     """Where each weight lies and how often torch saw it written, and some of its values: `.data` is not counted."""
     weights = [w.detach() for w in chain(module.parameters(), module.buffers()) if w.is_floating_point() and w.numel()]
     flat = [w.reshape(-1) for w in weights]
@@ -83,14 +87,14 @@ def _state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
 def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same module with the weights of linears, patches and attention cast, and these run as this device likes."""
 
-    def quick(part: nn.Module) -> nn.Module | None:
+    def quick(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, _Folded):
             return FrozenLinear(part.weight, part.bias, dtype, factors=part.factors)
         if type(part) is nn.Linear:
             return FrozenLinear(part.weight, part.bias, dtype)
-        if isinstance(part, nn.Conv2d) and _is_patches(part):
+        if type(part) is nn.Conv2d and _is_patches(part):
             return FrozenPatches(part, dtype)
-        if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
+        if isinstance(part, nn.MultiheadAttention) and _is_plain(part, parent):
             linears = (FrozenLinear(w, b, dtype) for w, b in _linears_of(part))
             return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return None
@@ -105,8 +109,8 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def trainable_copy(module: nn.Module) -> nn.Module:
     """The same module and the same parameters, with quick attention and activation."""
 
-    def quick(part: nn.Module) -> nn.Module | None:
-        if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
+    def quick(part: nn.Module, parent: nn.Module) -> nn.Module | None:
+        if isinstance(part, nn.MultiheadAttention) and _is_plain(part, parent):
             linears = (_Given(w, b) for w, b in _linears_of(part))
             return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return QuickGELU() if type(part).__name__ == QuickGELU.__name__ else None
@@ -123,7 +127,7 @@ def _shared_copy(module: nn.Module) -> nn.Module:
 def _replaced(made: nn.Module, quick: Make) -> nn.Module:
     for parent in list(made.modules()):
         for name, part in list(parent.named_children()):
-            if (new := quick(part)) is not None:
+            if (new := quick(part, parent)) is not None:
                 setattr(parent, name, new)
     return made
 
@@ -221,10 +225,11 @@ class QuickAttention(nn.Module):
         return mixed if self.batch_first else mixed.transpose(0, 1), None
 
 
-def _is_plain(attention: nn.MultiheadAttention) -> bool:
-    """torch's own, of one projection for queries, keys and values, and nothing beside them."""
+def _is_plain(attention: nn.MultiheadAttention, parent: nn.Module) -> bool:
+    """torch's own, with one projection and nothing beside it, in a block that asks it for self-attention alone."""
     own = type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
-    return own and attention.bias_k is None and not attention.add_zero_attn and not attention.dropout
+    alone = type(parent).__name__ == "ResidualAttentionBlock" and not hasattr(parent, "ln_1_kv")
+    return own and alone and attention.bias_k is None and not attention.add_zero_attn and not attention.dropout
 
 
 def _linears_of(attention: nn.MultiheadAttention) -> list[tuple[Any, Any]]:

@@ -298,3 +298,10 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     assert running.returncode == 130
     assert "Traceback" not in error
     assert "interrupted; run it again, and the files that were looked at are not decoded again" in error
+
+
+@pytest.mark.parametrize("option", ["--freeze none", "--flip 0.5", "--task selfsup", "--recompute true"])
+def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, option):
+    branch = ["--branch", "posterior"] if "recompute" in option else ["--depth", "1"]
+    refusal(capsys, "train", "videos/test", "--cache", "taps", *branch, *option.split())
+    assert not Path("taps").exists()

@@ -17,7 +17,7 @@ faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def step():
-    a = torch.ones(2**24)  # 64 MiB each
+    a = torch.ones(2**22)  # 16 MiB each
     b = a + 1
     c = b * 2
     del a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import open_clip
@@ -95,7 +96,7 @@ def test_a_trainable_copy_has_the_modules_own_parameters_and_gradients(openai_li
 
 
 @pytest.mark.parametrize("write", ["add_", "data", "load", "other"])
-def test_a_changed_weight_is_noticed(tiny_clip, write):
+def test_a_changed_weight_is_noticed(write):
     """Also one that was written through `.data`, which torch does not count."""
     tower = nn.Sequential(nn.Linear(8, 8))
     linear: Any = tower[0]
@@ -142,10 +143,8 @@ def test_without_autocast_the_tower_is_open_clips_own(tiny_clip, images):
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2", "EVA02-B-16", "coca_ViT-B-32", "convnext_tiny", "MobileCLIP2-S0"])
 def test_every_make_of_tower_has_its_quick_copy(name):
-    """Built small where its family lets itself be; the numbers are autocast's within bf16's rounding."""
-    config = open_clip.get_model_config(name)
+    """The numbers are autocast's within bf16's rounding."""
     visual = open_clip.create_model(name, pretrained=None, load_weights=False).visual.eval().requires_grad_(False)
-    assert config is not None
     side = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
     with torch.no_grad(), autocast():
         image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -169,3 +168,33 @@ def test_quick_gelu_is_its_formula_and_so_is_its_slope():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(QuickGELU()(x), x * torch.sigmoid(1.702 * x), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(QuickGELU(), x)
+
+
+def test_buffers_that_moved_are_shared_anew(tiny_clip):
+    """`to` keeps parameters and replaces buffers: the copy's attention mask would stay on the old device."""
+    quick = Quick()
+    first = quick.trainable(tiny_clip)
+    tiny_clip.double().float()
+    again = quick.trainable(tiny_clip)
+    assert again is not first
+    assert again.attn_mask is tiny_clip.attn_mask
+
+
+def test_a_model_that_ran_under_autocast_is_pickled_without_its_copies(tiny_clip):
+    quick = Quick()
+    quick.frozen(tiny_clip.visual, BF16)
+    assert vars(pickle.loads(pickle.dumps(quick))) == vars(Quick())
+
+
+def test_a_compiled_module_is_left_to_its_compiler():
+    tower = nn.Sequential(nn.Linear(4, 4))
+    with autocast():
+        assert Quick().of(tower, grad=False) is not tower
+        tower.compile(backend="eager")
+        assert Quick().of(tower, grad=False) is tower
+
+
+def test_attention_that_looks_at_something_else_is_left_as_it_is():
+    """CoCa's pooler asks with queries of its own."""
+    pooler = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
+    assert type(frozen_copy(pooler, BF16)["attn"]) is nn.MultiheadAttention  # type: ignore[index]

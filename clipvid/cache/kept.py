@@ -64,12 +64,22 @@ class KeptTrunk:
     """One level on disk; those behind it come from the tower's own blocks, run under no_grad for each batch."""
 
     def __init__(
-        self, kept: KeptTaps, backbone: Backbone, levels: Sequence[int], *, precision: str, dtype: torch.dtype
+        self,
+        kept: KeptTaps,
+        backbone: Backbone,
+        levels: Sequence[int],
+        *,
+        precision: str,
+        dtype: torch.dtype,
+        tower: str | None = None,
     ) -> None:
-        """`kept` holds the one level; `precision` is the one in which the tower made it, `dtype` that of live taps."""
+        """`kept` holds the one level; `precision` is the one in which the tower made it, `dtype` that of live taps.
+
+        `tower` is that tower's fingerprint; the backbone's own where it is left out.
+        """
         self.kept, self.backbone, self.levels = kept, backbone, tuple(levels)
         self.precision, self.dtype = precision, dtype
-        self._tower = backbone.tower_fingerprint
+        self._tower = backbone.tower_fingerprint if tower is None else tower
 
     def select(self, levels: Sequence[int]) -> KeptTrunk:
         """These levels, any from the kept one on; ValueError for a lower one, or a tower that was trained since."""
@@ -94,4 +104,5 @@ class KeptTrunk:
         return taps.select(self.levels).to(dtype=self.dtype)
 
     def _like(self, kept: KeptTaps, levels: Sequence[int]) -> KeptTrunk:
-        return KeptTrunk(kept, self.backbone, levels, precision=self.precision, dtype=self.dtype)
+        own = {"precision": self.precision, "dtype": self.dtype, "tower": self._tower}
+        return KeptTrunk(kept, self.backbone, levels, **own)

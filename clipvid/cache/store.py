@@ -6,15 +6,17 @@ store checks, since frames are sampled without chance. Knows nothing of losses o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from clipvid._ahead import ahead
 from clipvid.branches import preset_of
+from clipvid.cache.kept import KeptTrunk
 from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.cache.texts import TextCache
 from clipvid.config import Reading
@@ -23,6 +25,8 @@ from clipvid.data.record import VideoData
 from clipvid.errors import VideoError
 from clipvid.model import VideoCLIP
 from clipvid.taps import Taps
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -51,6 +55,14 @@ class TapStore:
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Where embeddings of its captions are kept too."""
+
+    def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+        """Results of jobs that read these taps, in order: two ahead of their use, in a thread.
+
+        Of a trunk, whose batches are computed, they are made here: torch remembers autocast's casts for all threads in
+        one place, and a thread that leaves autocast would clear what a training step has there.
+        """
+        return (job() for job in jobs) if isinstance(self.taps, KeptTrunk) else ahead(jobs)
 
     @classmethod
     def encode(

@@ -1,8 +1,7 @@
 """What the arguments of commands stand for: a device, a model, a data set; and how all of them name what was left out.
 
 Contract: words in, objects out, or a ValueError that says which option to change; what could not be read goes to
-standard error. Heavy modules load when they are
-needed. Knows nothing of what a command does with them.
+standard error. Heavy modules load when they are needed. Knows nothing of what a command does with them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
-    kept = partial(kept_clips, folder=cache, kind=cache_kind, mode=cache_mode)
     with profiled_to(Path(out) / "profile.json", asked=profile):
-        clips = [kept(video_model, part, config.reading) for part in (train_data, val_data)]
+        clips = _read(video_model, (train_data, val_data), config, cache, kind=cache_kind, mode=cache_mode)
         result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
     print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
@@ -200,6 +200,14 @@ def _train_and_val(
     if not len(others):
         raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     return few, others
+
+
+def _read(model: Any, parts: Sequence[Any], config: TrainConfig, cache: str | None, **how: str) -> list[Any]:
+    """The clips as they are, or their taps from the cache; what taps cannot give is refused before any is encoded."""
+    if cache is not None:
+        replace(config, cache_taps=True)
+        model.branch.recompute_layers(config.recompute)
+    return [kept_clips(model, part, config.reading, cache, **how) for part in parts]
 
 
 def _told(result: Any, val_data: Any, train_data: Any) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from threading import Event
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,17 +58,22 @@ def _threads(device: torch.device) -> int:
     return 1 if device.type == "cpu" else min(torch.get_num_threads(), MOST)
 
 
-def _by_processes(dataset: ClipDataset, plan: Sequence[Sequence[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=[list(rows) for rows in plan],
-            num_workers=workers,
-            collate_fn=collate,
-            generator=torch.Generator(),  # the loader's own draw must not move the training's random state
-            pin_memory=pin,
-        )
+def _by_processes(
+    dataset: ClipDataset, plan: Sequence[Sequence[int]], *, workers: int, pin: bool
+) -> Generator[Batch, None, None]:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[list(rows) for rows in plan],
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
+        pin_memory=pin,
     )
+    batches: Any = iter(loader)
+    try:
+        yield from batches
+    finally:  # now, not when the last reference goes: an error that is kept would keep the processes
+        batches._shutdown_workers()
 
 
 def _by_threads(

@@ -132,13 +132,20 @@ def count_both(pairs: Pairs, partners: Int[ndarray, " m"]) -> tuple[Beaten, Beat
 
 @contextmanager
 def _threads() -> Iterator[int]:
-    """How many threads torch has, while each works alone: stripes side by side need not wait for each other."""
-    workers = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield workers
-    finally:
-        torch.set_num_threads(workers)
+    """How many threads torch has, while each works alone: stripes side by side need not wait for each other.
+
+    The number is the process's, so two evaluations go one after the other.
+    """
+    with _ONE_AT_A_TIME:
+        workers = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield workers
+        finally:
+            torch.set_num_threads(workers)
+
+
+_ONE_AT_A_TIME = Lock()
 
 
 def _in_rows(truths: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " r"]:
