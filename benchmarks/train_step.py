@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, peak_memory, write_json
+from cells import COMMIT, machine, peak_memory, read_json, write_json
 from plain_stan import PlainSTAN
 from rates import Step, take_turns, times_as_fast
 from torch import Tensor, nn
@@ -191,7 +191,8 @@ def main() -> None:
     if args.peak:
         print(json.dumps(peak(*args.peak, size=args.batch, device=args.device)))
         return
-    rows: dict[str, Any] = {}
+    before = read_json(args.out)["rows"] if args.out.exists() else {}
+    rows = {name: before[name] for name in ROWS if name in before}  # with --only the other rows stay
     for name in args.only:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
         sides = rows[name]["ms a clip"]
@@ -200,6 +201,7 @@ def main() -> None:
             side: json.loads(subprocess.run([*command, side], check=True, capture_output=True, text=True).stdout)
             for side in sides
         }
+        rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
     made = {"command": "python benchmarks/train_step.py", "model": "ViT-B-32, stan-release", "batch": args.batch}
     write_json(args.out, {**made, "frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine(), "rows": rows})
