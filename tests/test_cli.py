@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -285,8 +284,8 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     """The terminal sends the signal to workers too, which once answered with tracebacks."""
     (tmp_path / "videos").mkdir()
     clip = write(tmp_path / "clip.mp4", stamps=range(75))
-    for i in range(300):
-        shutil.copy(clip, tmp_path / "videos" / f"{i}.mp4")
+    for i in range(3000):  # more than could be looked at before the signal comes
+        os.link(clip, tmp_path / "videos" / f"{i}.mp4")
     command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = tmp_path / "clipvid-check" / "probes.jsonl"

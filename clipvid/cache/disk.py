@@ -59,7 +59,6 @@ class TapCache:
             precision=resolve(reading.precision, model.device),
             frames=reading.frames,
             sampler=reading.sampler,
-            backend=reading.backend,
             levels=levels if self.mode == "taps" else _trunk_of(model),
             kind=self.kind if self.mode == "taps" else self._trunk_kind(model, reading),
             mode=self.mode,

@@ -30,8 +30,6 @@ class Recipe:
     """In which the tower ran, by name; auto is resolved."""
     frames: int
     sampler: str
-    backend: str
-    """Decoder."""
     levels: tuple[int, ...]
     """Those that are kept."""
     kind: str
