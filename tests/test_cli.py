@@ -201,6 +201,7 @@ def test_training_asks_for_the_split_where_there_are_some(videos, capsys):
     table.write_text("\n".join(["path,caption,split", *rows]) + "\n")
     error = refusal(capsys, "train", "split.csv")
     assert "split.csv has splits test, train; give --split, the one to train on, and --val_split" in error
+    assert "split.csv has splits test, train; give --split, the one to score on" in refusal(capsys, "eval", "split.csv")
     error = refusal(capsys, "train", "videos/test", "--format", "msrvtt-1ka")
     assert "has splits" in error
     assert "test" in error
@@ -304,3 +305,24 @@ def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, 
     branch = ["--branch", "posterior"] if "recompute" in option else ["--depth", "1"]
     refusal(capsys, "train", "videos/test", "--cache", "taps", *branch, *option.split())
     assert not Path("taps").exists()
+
+
+@pytest.mark.parametrize("option", ["--limit 0", "--limit -1", "--longest -1", "--workers -1"])
+def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsys, option):
+    error = refusal(capsys, "data", "check", "csv", "videos/test", *option.split())
+    assert "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on" in error
+
+
+def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
+    Path("bad.txt").write_text("garbage\n")
+    error = refusal(capsys, "eval", "videos/test", "--format", "msrvtt-1ka", "--annotations", "bad.txt")
+    assert "bad.txt lists 1 names, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
+
+
+def test_prune_wants_one_tower(videos, capsys):
+    options = ["--depth", "1", "--epochs", "1", "--batch_size", "8", "--reading.frames", "2"]
+    assert main(["train", "videos/test", *options, "--cache", "taps", "--out", "run"]) == 0
+    capsys.readouterr()
+    for wrong in ("zzzz", ""):
+        assert f"{wrong!r} begins" in refusal(capsys, "cache", "prune", "taps", "--tower", wrong)
+    assert list(Path("taps").glob("*/*.safetensors"))

@@ -56,13 +56,19 @@ def _part(folder: Path, *, whole: bool) -> Part:
 
 
 def prune(folder: str | Path, *, tower: str | None = None) -> list[Path]:
-    """Remove damaged files, drafts of killed runs and, with `tower`, all that towers whose fingerprint begins so said.
+    """Remove damaged files, drafts of killed runs and, with `tower`, all of the tower whose fingerprint begins so.
 
-    What was removed. Not while another process writes to the cache: its draft would go too.
+    What was removed. Not while another process writes to the cache: its draft would go too. Raises CacheError for a
+    beginning that no tower here has, or more than one.
     """
     removed: list[Path] = []
-    for part in parts_of(folder, whole=True):
-        if tower and part.recipe.tower.startswith(tower):
+    parts = parts_of(folder, whole=True)
+    meant = {part.recipe.tower for part in parts if tower is not None and part.recipe.tower.startswith(tower)}
+    if tower is not None and len(meant) != 1:
+        there = ", ".join(sorted({part.recipe.tower[:12] for part in parts}))
+        raise CacheError(f"{tower!r} begins {len(meant)} towers of {folder}, not one; it has {there}")
+    for part in parts:
+        if tower is not None and part.recipe.tower.startswith(tower):
             shutil.rmtree(part.folder)
             removed.append(part.folder)
             continue

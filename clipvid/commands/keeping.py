@@ -33,6 +33,7 @@ def verify(folder: str) -> None:
         print(part)
     if damaged := sum(len(part.damaged) for part in parts):
         raise CacheError(f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them")
+    print("every file is as it was written")
 
 
 def prune(folder: str, tower: str | None = None) -> None:

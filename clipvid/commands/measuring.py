@@ -19,6 +19,7 @@ from clipvid.commands.arguments import (
     named_reading,
     profiled_to,
     show_unreadable,
+    splits_of,
 )
 from clipvid.errors import DataError
 
@@ -80,6 +81,7 @@ def evaluate(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
     videos = opened(split=split, classes=classes, allow_missing=allow_missing)
     scorers = {
@@ -120,6 +122,12 @@ def _captions_of(split: str, opened: Callable[..., Any], annotations: str | None
     if annotations is not None and Path(annotations).is_file():
         raise ValueError(f"{annotations} is read whole, also for --bank {split}; give the folder of the files")
     return [caption for record in opened(split=split, check_files=False) for caption in record.captions]
+
+
+def _ask_for_split(data: str, format: str | None, split: str | None) -> None:
+    """ValueError for a table of several splits, of which none is named; a protocol has a usual one."""
+    if split is None and format in (None, "csv") and (there := splits_of(data, format)):
+        raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to score on")
 
 
 def _check_places(out: str | None, report: str | None, *, queries: int) -> None:

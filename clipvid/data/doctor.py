@@ -8,6 +8,7 @@ found of each is appended to a log at once, so an interrupted run goes on where 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -92,9 +93,16 @@ def check(
         workers: processes that decode; 0 takes one a core.
         limit: seconds that a file may take before it counts as unreadable.
         longest: captions of more words are listed; None for no limit.
+
+    Raises ValueError for numbers that these cannot be.
     """
     from tqdm import tqdm
 
+    if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
+        raise ValueError(
+            "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on, got "
+            f"{workers}, {limit} and {longest}"
+        )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

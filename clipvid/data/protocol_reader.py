@@ -203,6 +203,11 @@ def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
     """Clips with captions from the file that has those of all videos, where their own list has none."""
     if any(clip.captions for clip in clips.values()) or not where.p.captions_in:
         return clips
+    if where.file is not None and not where.look(where.p.captions_in):
+        raise DataError(
+            f"{source} lists {len(clips)} names, such as {next(iter(clips))[0]!r}, without captions; if they are "
+            f"videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
+        )
     known: dict[str, tuple[str, ...]] = {}
     for path in where.find(where.p.captions_in):
         known |= {_stem(entry.video): entry.captions for entry in read_annotation(path).entries}
