@@ -84,10 +84,8 @@ def evaluate(
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
     videos = opened(split=split, classes=classes, allow_missing=allow_missing)
-    scorers = {
-        "retrieval": ev.evaluate_retrieval,
-        "recognition": ev.zero_shot if zero_shot else ev.evaluate_recognition,
-    }
+    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
+    scorers = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
