@@ -31,9 +31,9 @@ def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor
 def _end_with_parent() -> None:
     """A worker whose parent was killed, perhaps before it began, would wait for work for ever.
 
-    Ctrl-C reaches workers too: they end in silence, and the parent says what was interrupted.
+    Ctrl-C reaches workers too: they finish what they are at, and the parent, which cancels the rest, says what it was.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, daemon=True).start()
 
 

@@ -281,6 +281,7 @@ def test_help_explains_every_setting(capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.slow
 def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     """The terminal sends the signal to workers too, which once answered with tracebacks."""
     (tmp_path / "videos").mkdir()
