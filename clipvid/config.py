@@ -191,12 +191,18 @@ class TrainConfig:
     """Clips that stand side by side in the data and share a batch: 2 makes each pair the other's hard negative."""
     cache_taps: bool = False
     """Encode every clip once and train from taps in memory; frames are then the same at every visit."""
+    cache_views: int = 0
+    """Views of each training clip that taps are kept of, in memory or in --cache: drawn with random frames and the
+    augmentations below, and read in turn, one an epoch. 0: one fixed view."""
     crop_scale: tuple[float, float] | None = None
-    """Random resized crop: smallest and largest share of the frame; one crop a clip. Not with cache_taps."""
+    """Random resized crop: smallest and largest share of the frame; one crop a clip. With cached taps: only of
+    cache_views."""
     flip: float = 0.0
-    """Probability of mirroring a clip. Harmful where left and right mean something."""
+    """Probability of mirroring a clip. Harmful where left and right mean something. With cached taps: only
+    of cache_views."""
     rand_augment: int = 0
-    """Operations of RandAugment, alike for all frames of a clip (ViViT: 2); 0 none. Not with cache_taps."""
+    """Operations of RandAugment, alike for all frames of a clip (ViViT: 2); 0 none. With cached taps: only of
+    cache_views."""
     rand_magnitude: int = 10
     """How strong those are, 0 to 30."""
     mixup: float = 0.0
@@ -238,9 +244,13 @@ class TrainConfig:
             )
         if not 0 <= self.mixup < math.inf:
             raise ValueError(f"mixup is the parameter of a Beta distribution, 0 or more, got {self.mixup}")
-        if self.cache_taps and self.augmentations():
+        _checks.least(self, cache_views=0)
+        if self.cache_taps and self.mixup:
+            raise ValueError("mixup blends the pixels of two clips, and taps have none; leave out mixup, or the cache")
+        if self.cache_taps and self.augmentations() and not self.cache_views:
             raise ValueError(
-                f"cache_taps keeps one view of each clip; leave out {', '.join(self.augmentations())}, or the cache"
+                f"cache_taps keeps one fixed view of each clip; leave out {', '.join(self.augmentations())} or the "
+                "cache, or draw views to keep: cache_views, such as 4"
             )
         if self.cache_taps and self.freeze not in ("all", "visual"):
             raise ValueError(f"freeze {self.freeze!r} trains the visual tower, whose taps cannot be cached; drop one")

@@ -151,6 +151,11 @@ def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading |
     Stored taps know how they were read: batch size, precision and what becomes of captions remain.
     """
     if isinstance(data, TapStore):
+        if data.draws is not None:
+            raise ValueError(
+                f"the store of {data.data.name} keeps views that were drawn by chance, for training; evaluate the "
+                "videos, or a store without draws"
+            )
         told, terms = reading or data.reading, data.data.terms
         reading = replace(data.reading, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens)
     else:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.cache import TapStore, TextCache, clip_dataset, records_of
+from clipvid.cache import Draws, TapStore, TextCache, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
@@ -46,11 +46,28 @@ def open_feed(
             + (f", first {without[0]}" if without else "")
             + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
+    draws = Draws.of(config)
     if config.cache_taps and isinstance(data, VideoData):
-        data = TapStore.encode(model, data, config.reading, progress=progress)
-    if isinstance(data, TapStore) and (asked := config.augmentations()):
-        raise ValueError(f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead")
+        data = TapStore.encode(model, data, config.reading, draws=draws, progress=progress)
+    if isinstance(data, TapStore):
+        _check_drawn(data, config, draws)
+    elif draws is not None:
+        raise ValueError(f"cache_views {draws.views} is for taps that are kept; give cache_taps too, or a TapStore")
     return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
+
+
+def _check_drawn(store: TapStore, config: TrainConfig, draws: Draws | None) -> None:
+    """ValueError for augmentations that a store does not have."""
+    if draws is None and (asked := config.augmentations()):
+        raise ValueError(
+            f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead, or keep views "
+            "that are drawn so (cache_views)"
+        )
+    if store.draws != draws:
+        raise ValueError(
+            f"the store of {store.data.name} keeps {store.draws or 'one fixed view'}, training asks for "
+            f"{draws or 'one fixed view'}; make the store with Draws.of(config)"
+        )
 
 
 def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, use: str = "training") -> PairFeed:
@@ -171,7 +188,7 @@ class PairFeed(LiveFeed):
 
 
 class StoredFeed:
-    """Taps in memory or on disk: the tower does not run, or of a trunk its last blocks."""
+    """Taps in memory or on disk: the tower does not run, or of a trunk its last blocks. Drawn views take turns."""
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
         self.model, self.store, self.config = model, store.read_by(model), config
@@ -183,16 +200,17 @@ class StoredFeed:
 
     def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
         labels, plan, device = self.store.labels, self.plan(epoch)[start:], self.model.device
-        jobs = (partial(self._video, rows) for rows in plan)
-        with closing(awaited(self.store.in_turn(jobs))) as source:
+        store = self.store.at(epoch)
+        jobs = (partial(self._video, store, rows) for rows in plan)
+        with closing(awaited(store.in_turn(jobs))) as source:
             for place, (rows, video) in enumerate(zip(plan, source, strict=True), start=start):
                 text, owner = self.texts.draw(rows, epoch)
                 work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}
                 yield Work(place, video, **work)
 
-    def _video(self, rows: Sequence[int]) -> Taps | StoredClips:
+    def _video(self, store: TapStore, rows: Sequence[int]) -> Taps | StoredClips:
         """Taps, read and put together beside the branch; with chunks only named, and read as they are asked for."""
-        clips = StoredClips(self.store, rows, self.model.device)
+        clips = StoredClips(store, rows, self.model.device)
         return clips if self.config.chunk else clips.gather(range(len(rows)))
 
 

@@ -193,11 +193,11 @@ def test_the_two_recipes_are_those_of_const_cl():
         (lambda: TrainConfig(mixup=float("nan")), "Beta distribution, 0 or more, got nan"),
         (
             lambda: TrainConfig(cache_taps=True, rand_augment=2),
-            "leave out rand_augment, or the cache",
+            "leave out rand_augment or the cache, or draw views",
         ),
         (
             lambda: TrainConfig(task="recognition", cache_taps=True, mixup=0.3, flip=0.5),
-            "leave out flip, mixup, or",
+            "leave out mixup, or the cache",
         ),
         (lambda: TrainConfig(mixup=0.3), "mixup is for task 'recognition', this one is 'retrieval'"),
         (lambda: TrainConfig(task="selfsup", label_smoothing=0.1), "label_smoothing is for task 'recognition'"),

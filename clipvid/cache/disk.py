@@ -20,7 +20,9 @@ from torch import Tensor
 
 from clipvid.bases import preprocess_fields
 from clipvid.cache import codec
+from clipvid.cache.draws import Draws, View, views_of
 from clipvid.cache.kept import KeptTaps, KeptTrunk
+from clipvid.cache.keys import clip_keys
 from clipvid.cache.recipe import MODES, Recipe, write_recipe
 from clipvid.cache.shards import Shards, write_shard
 from clipvid.cache.store import TapStore, check_storable
@@ -28,8 +30,7 @@ from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.cache.texts import TextCache
 from clipvid.cache.upkeep import in_words
 from clipvid.config import Reading
-from clipvid.data.files import content_hash
-from clipvid.data.record import Record, VideoData
+from clipvid.data.record import VideoData
 from clipvid.errors import CacheError, VideoError
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast, resolve
@@ -50,7 +51,7 @@ class TapCache:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
         self.folder, self.kind, self.mode = Path(folder), kind, mode
 
-    def recipe(self, model: VideoCLIP, reading: Reading) -> Recipe:
+    def recipe(self, model: VideoCLIP, reading: Reading, draws: Draws | None = None) -> Recipe:
         """What decides the taps of this model's branch, read so."""
         levels = tuple(model.branch.levels)
         return Recipe(
@@ -62,6 +63,7 @@ class TapCache:
             levels=levels if self.mode == "taps" else _trunk_of(model),
             kind=self.kind if self.mode == "taps" else self._trunk_kind(model, reading),
             mode=self.mode,
+            drawn="" if draws is None else str(draws),
         )
 
     def _trunk_kind(self, model: VideoCLIP, reading: Reading) -> str:
@@ -70,40 +72,50 @@ class TapCache:
             exact = token_type(model.backbone) == torch.bfloat16
         return "fp32" if self.kind == "bf16" and not exact else self.kind
 
-    def needs(self, model: VideoCLIP, data: VideoData, reading: Reading | None = None) -> int:
+    def needs(
+        self, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, draws: Draws | None = None
+    ) -> int:
         """Bytes that the clips of `data` that are not there yet would take."""
         reading = reading or trained_reading(model, data.terms)
-        recipe = self.recipe(model, reading)
-        return _needed(model, recipe, Shards(self.folder / recipe.key), _keys(data))
+        recipe = self.recipe(model, reading, draws)
+        return _needed(model, recipe, Shards(self.folder / recipe.key), views_of(clip_keys(data), draws))
 
     def store(
-        self, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, progress: bool = False
+        self,
+        model: VideoCLIP,
+        data: VideoData,
+        reading: Reading | None = None,
+        *,
+        draws: Draws | None = None,
+        progress: bool = False,
     ) -> TapStore:
         """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
 
-        Interrupted, it goes on where it was. Raises CacheError where the disk is too small, before anything is
-        encoded, and for damaged files; ValueError for what has no taps to keep, VideoError as the reading says.
+        One fixed view of each clip, or those that `draws` asks for. Interrupted, it goes on where it was. Raises
+        CacheError where the disk is too small, before anything is encoded, and for damaged files; ValueError for what
+        has no taps to keep, VideoError as the reading says.
         """
         reading = reading or trained_reading(model, data.terms)
         check_storable(model, reading)
-        recipe = self.recipe(model, reading)
+        recipe = self.recipe(model, reading, draws)
         shards = Shards(self.folder / recipe.key)
-        keys = _keys(data)
-        self._check_room(_needed(model, recipe, shards, keys))
-        lost: list[VideoError] = []
-        rows = [row for row, key in enumerate(keys) if key is None or key not in shards]
-        if rows:
-            write_recipe(shards.folder, recipe)
-            absent = data.subset(rows), [keys[row] for row in rows]
-            for errors in self._filled(recipe, shards, model, *absent, reading, progress=progress):
-                lost.extend(errors)
-        kept = [row for row, key in enumerate(keys) if key is not None and key in shards]
-        if not kept:
+        views = views_of(clip_keys(data), draws)
+        self._check_room(_needed(model, recipe, shards, views))
+        rows, lost = list(range(len(data))), []
+        for view in views:
+            todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
+            if todo:
+                write_recipe(shards.folder, recipe)
+                for errors in self._filled(recipe, shards, model, data, view, todo, reading, progress=progress):
+                    lost.extend(errors)
+            rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
+        if not rows:
             raise ValueError(
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
-        taps = _kept(model, recipe, shards, [str(keys[row]) for row in kept])
-        return TapStore(taps, data.surviving(kept), reading, recipe.tower, tuple(lost), TextCache(self.folder))
+        kept = [_kept(model, recipe, shards, [str(view.keys[row]) for row in rows]) for view in views]
+        told = {"unreadable": tuple(lost), "texts": TextCache(self.folder), "draws": draws, "others": tuple(kept[1:])}
+        return TapStore(kept[0], data.surviving(rows), reading, recipe.tower, **told)
 
     def _filled(
         self,
@@ -111,17 +123,19 @@ class TapCache:
         shards: Shards,
         model: VideoCLIP,
         data: VideoData,
-        keys: Sequence[str | None],
+        view: View,
+        rows: Sequence[int],
         reading: Reading,
         *,
         progress: bool,
     ) -> Iterator[tuple[VideoError, ...]]:
         """Write batch after batch; what of each could not be read."""
-        title = f"cache {data.name}"
-        with closing(stream_taps(model, data, reading, to_keep=True, progress=progress, title=title)) as stream:
+        title = f"cache {data.name}" if view.draws is None else f"cache {data.name}, view {view.number + 1}"
+        told = {"title": title, "clips": view.clips(model, data, reading, rows), "progress": progress}
+        with closing(stream_taps(model, data.subset(rows), reading, to_keep=True, **told)) as stream:
             for taps, batch in stream:
                 if len(batch) and isinstance(taps, Taps):
-                    written = [str(keys[row]) for row in batch.index.tolist()]
+                    written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
                     try:
                         write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
                     except OSError as error:
@@ -173,26 +187,10 @@ def _kept(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str])
     return KeptTrunk(one, model.backbone, model.branch.levels, precision=recipe.precision, dtype=live)
 
 
-def _needed(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str | None]) -> int:
-    """Bytes of the clips that are not there yet."""
-    missing = {key for key in keys if key is not None and key not in shards}
+def _needed(model: VideoCLIP, recipe: Recipe, shards: Shards, views: Sequence[View]) -> int:
+    """Bytes of what is not there yet."""
+    missing = {key for view in views for key in view.keys if key is not None and key not in shards}
     return len(missing) * clip_bytes(model.backbone.geometry(recipe.levels), recipe.frames, recipe.kind)
-
-
-def clip_key(record: Record) -> str:
-    """Of a clip's content: its file's, and the part of it in seconds."""
-    return f"{content_hash(record.path)[:32]}:{record.start}:{record.end}"
-
-
-def _keys(data: VideoData) -> list[str | None]:
-    """Key of every clip; None where the file is not there or cannot be opened."""
-    found: list[str | None] = []
-    for record in data:
-        try:
-            found.append(clip_key(record))
-        except OSError:
-            found.append(None)
-    return found
 
 
 def clip_bytes(geometry: Geometry, frames: int, kind: str) -> int:

@@ -36,16 +36,20 @@ class Recipe:
     """How features are kept: see clipvid.cache.codec."""
     mode: str
     """One of MODES."""
+    drawn: str = ""
+    """How views were drawn by chance, as JSON; empty for the one view that is fixed."""
 
     @property
     def key(self) -> str:
         """What a folder of such taps is called."""
-        return _hash(asdict(self))
+        return _hash({name: value for name, value in asdict(self).items() if name != "drawn" or value})
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
         told = f"{self.frames} frames ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
-        return f"{told}{', trunk' if self.mode == 'trunk' else ''}, tower {self.tower[:12]}"
+        more = [", trunk"] if self.mode == "trunk" else []
+        more += [f", views drawn by {self.drawn}"] if self.drawn else []
+        return f"{told}{''.join(more)}, tower {self.tower[:12]}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
 
 Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
-store checks, since frames are sampled without chance. Knows nothing of losses or metrics.
+store checks: frames are sampled without chance, or views are drawn once (`Draws`). Knows nothing of losses or metrics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from clipvid._ahead import ahead
 from clipvid.branches import preset_of
+from clipvid.cache.draws import Draws, View, views_of
 from clipvid.cache.kept import KeptTrunk
+from clipvid.cache.keys import clip_keys
 from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.cache.texts import TextCache
 from clipvid.config import Reading
@@ -55,6 +57,10 @@ class TapStore:
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Where embeddings of its captions are kept too."""
+    draws: Draws | None = None
+    """How chance drew what is kept; None for one fixed view of each clip."""
+    others: tuple[Rows, ...] = ()
+    """Views of the clips beside `taps`, where several were drawn."""
 
     def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
         """Results of jobs that read these taps, in order: two ahead of their use, in a thread.
@@ -66,27 +72,25 @@ class TapStore:
 
     @classmethod
     def encode(
-        cls, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, progress: bool = False
+        cls,
+        model: VideoCLIP,
+        data: VideoData,
+        reading: Reading | None = None,
+        *,
+        draws: Draws | None = None,
+        progress: bool = False,
     ) -> TapStore:
-        """Decode every clip once and keep what the frozen tower says. Memory: `taps.nbytes`."""
+        """Decode every clip once, or once a drawn view, and keep what the frozen tower says. Memory: `taps.nbytes`."""
         reading = reading or trained_reading(model, data.terms)
         check_storable(model, reading)
-        parts: list[Taps] = []
-        kept: list[int] = []
-        lost: list[VideoError] = []
-        title = f"encode {data.name}"
-        with closing(stream_taps(model, data, reading, to_keep=True, progress=progress, title=title)) as stream:
-            for taps, batch in stream:
-                lost.extend(batch.unreadable)
-                if len(batch) and isinstance(taps, Taps):
-                    parts.append(taps.to("cpu"))
-                    kept.extend(batch.index.tolist())
-        if not parts:
-            raise ValueError(
-                f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
-            )
-        taps = _concatenated(parts)
-        return cls(taps, data.surviving(kept), reading, model.backbone.tower_fingerprint, tuple(lost))
+        rows, parts, lost = range(len(data)), [], []
+        for view in views_of([None] * len(data) if draws is None else clip_keys(data), draws):
+            taps, kept, errors = _encoded(model, data, reading, view, rows, progress=progress)
+            place = {row: at for at, row in enumerate(rows)}
+            parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
+            rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
+        told = {"unreadable": tuple(lost), "draws": draws, "others": tuple(parts[1:])}
+        return cls(parts[0], data.surviving(rows), reading, model.backbone.tower_fingerprint, **told)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -101,11 +105,19 @@ class TapStore:
                 f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
                 f"is {own[:12]}; encode the videos anew with this model"
             )
-        return replace(self, taps=self.taps.select(model.branch.levels))
+        return self._each(lambda view: view.select(model.branch.levels))
 
     def subset(self, rows: Sequence[int]) -> TapStore:
         """The store of these clips, in this order."""
-        return replace(self, taps=self.taps.part(rows), data=self.data.subset(rows))
+        return replace(self._each(lambda view: view.part(rows)), data=self.data.subset(rows))
+
+    def at(self, epoch: int) -> TapStore:
+        """The view of every clip that this epoch of a training reads."""
+        every = [self.taps, *self.others]
+        return replace(self, taps=every[epoch % len(every)], others=())
+
+    def _each(self, change: Callable[[Rows], Rows]) -> TapStore:
+        return replace(self, taps=change(self.taps), others=tuple(map(change, self.others)))
 
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
@@ -115,7 +127,7 @@ class TapStore:
         """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from."""
         rows, everything = torch.arange(len(self))[:, None], self.batch(range(len(self)))
         taps = everything.map(lambda t: t[rows, frames])
-        return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]))
+        return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]), others=())
 
     @property
     def labels(self) -> Tensor:
@@ -139,6 +151,28 @@ def check_storable(model: VideoCLIP, reading: Reading) -> None:
             f"branch {preset_of(model.branch.options)} has a stem of its own and reads pixels, so it has no taps to "
             "keep; train it without cache_taps"
         )
+
+
+def _encoded(
+    model: VideoCLIP, data: VideoData, reading: Reading, view: View, rows: Sequence[int], *, progress: bool
+) -> tuple[Taps, list[int], list[VideoError]]:
+    """Taps of a view of some clips, which of them could be read, and why the others could not."""
+    parts: list[Taps] = []
+    kept: list[int] = []
+    lost: list[VideoError] = []
+    some, clips = data.subset(rows), view.clips(model, data, reading, rows)
+    told = {"title": f"encode {data.name}", "clips": clips, "progress": progress}
+    with closing(stream_taps(model, some, reading, to_keep=True, **told)) as stream:
+        for taps, batch in stream:
+            lost.extend(batch.unreadable)
+            if len(batch) and isinstance(taps, Taps):
+                parts.append(taps.to("cpu"))
+                kept.extend(rows[place] for place in batch.index.tolist())
+    if not parts:
+        raise ValueError(
+            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+        )
+    return _concatenated(parts), kept, lost
 
 
 def _concatenated(parts: Sequence[Taps]) -> Taps:

@@ -6,7 +6,7 @@ Knows nothing of what is kept, of losses or of metrics.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import torch
@@ -30,10 +30,12 @@ def clip_dataset(
     random: bool = False,
     pair: Pair | None = None,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> ClipDataset:
     """The clips of `data`, read as `reading` says and fitted to the model's input.
 
-    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation.
+    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation. `seed`
+    and `names` are those of ClipDataset.
     """
     model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
     fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
@@ -48,6 +50,7 @@ def clip_dataset(
         time_limit=reading.time_limit or None,
         unreadable=reading.unreadable,
         seed=seed,
+        names=names,
     )
 
 
@@ -59,16 +62,19 @@ def stream_taps(
     to_keep: bool = False,
     progress: bool = False,
     title: str = "encode",
+    clips: ClipDataset | None = None,
 ) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
     """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
 
-    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. Clips in V views
-    are B·V rows, the views of the first clip first. Close it where you leave it early.
+    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. `clips` are those
+    of `data` where they are read otherwise than `clip_dataset` does. Clips in V views are B·V rows, the views of the
+    first clip first. Close it where you leave it early.
     """
     from tqdm import tqdm
 
     plan = in_order(len(data), max(1, reading.batch_size // reading.views))
-    source = batches_of(clip_dataset(model, data, reading), plan, workers=reading.workers, device=model.device)
+    clips = clip_dataset(model, data, reading) if clips is None else clips
+    source = batches_of(clips, plan, workers=reading.workers, device=model.device)
     with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
         for batch in source:
             if len(batch):

@@ -97,13 +97,15 @@ def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None
     return replace(told, **(asked or {}))
 
 
-def kept_clips(model: Any, clips: Any, reading: Any, folder: str | None, *, kind: str, mode: str) -> Any:
+def kept_clips(
+    model: Any, clips: Any, reading: Any, folder: str | None, *, kind: str, mode: str, draws: Any = None
+) -> Any:
     """The clips as they are without a folder, else their taps from the cache in it, encoding what is missing."""
     if folder is None:
         return clips
     from clipvid.cache import TapCache
 
-    return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, progress=True)
+    return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, draws=draws, progress=True)
 
 
 def index_model(index: str, device: str) -> Any:

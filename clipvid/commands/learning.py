@@ -204,10 +204,14 @@ def _train_and_val(
 
 def _read(model: Any, parts: Sequence[Any], config: TrainConfig, cache: str | None, **how: str) -> list[Any]:
     """The clips as they are, or their taps from the cache; what taps cannot give is refused before any is encoded."""
+    from clipvid.cache import Draws
+
     if cache is not None:
         replace(config, cache_taps=True)
         model.branch.recompute_layers(config.recompute)
-    return [kept_clips(model, part, config.reading, cache, **how) for part in parts]
+    to_train, to_validate = parts
+    drawn = kept_clips(model, to_train, config.reading, cache, draws=Draws.of(config), **how)
+    return [drawn, kept_clips(model, to_validate, config.reading, cache, **how)]
 
 
 def _told(result: Any, val_data: Any, train_data: Any) -> str:

@@ -1,13 +1,13 @@
 """ClipDataset decodes the clips of a VideoData, one or several views of each, collate puts them into a Batch.
 
-Contract: an item is a pure function of (seed, epoch, index), so a resumed run, another number of workers or another
-batch size sees the same pixels and captions. A file that cannot be read is an error or is reported in the batch: it
-never becomes zeros or another clip. Pixels stay uint8; the model scales them. Knows nothing of models.
+Contract: an item is a pure function of (seed, epoch, index), or of a name in place of the index, so a resumed run,
+another number of workers or another batch size sees the same pixels and captions. A file that cannot be read is an
+error or is reported in the batch: it never becomes zeros or another clip. Pixels stay uint8; the model scales them.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from clipvid.data._crossing import WorkerVideoError
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import VideoError
 from clipvid.video.augment import CONST_CL, ContrastiveView
@@ -150,6 +151,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         time_limit: seconds that a video may take to decode; one that takes longer cannot be read.
         unreadable: "raise" stops at a file that cannot be read, "skip" gives its VideoError as the item.
         seed: with the epoch (`set_epoch`) and the index it decides all that is random.
+        names: what decides in place of the index, one a clip: draws that should outlive the order of the data.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         time_limit: int | float | None = None,
         unreadable: str = "raise",
         seed: int = 0,
+        names: Sequence[str] | None = None,
     ) -> None:
         for name, value, allowed in (
             ("sampler", sampler, SAMPLERS),
@@ -176,10 +179,12 @@ class ClipDataset(Dataset[Clip | VideoError]):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if frames < 1 or captions_per_video < 0:
             raise ValueError(f"need frames >= 1 and captions_per_video >= 0, got {frames} and {captions_per_video}")
+        if names is not None and len(names) != len(data):
+            raise ValueError(f"names has one for each clip, got {len(names)} for {len(data)} clips")
         _check_views(views, sampler=sampler, random=random, transform=transform)
         self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
         self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
-        self.captions_per_video, self.time_limit = captions_per_video, time_limit
+        self.captions_per_video, self.time_limit, self.names = captions_per_video, time_limit, names
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._stopped: Callable[[], bool] = _never
@@ -217,7 +222,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
                 return error
             if get_worker_info() is None:
                 raise
-            raise _WorkerVideoError(_WorkerVideoError.printed(error)) from None
+            raise WorkerVideoError(WorkerVideoError.printed(error)) from None
         padding = self.frames - video.shape[1]
         mask = (torch.arange(self.frames) < video.shape[1]).repeat(len(video), 1)
         if padding:
@@ -294,7 +299,8 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
     def _draw(self, purpose: str, index: int) -> Random:
         """A source of its own for each purpose: how many numbers one takes does not shift the others."""
-        return Random(f"{self.seed} {self.epoch} {index} {purpose}")
+        who = index if self.names is None else self.names[index]
+        return Random(f"{self.seed} {self.epoch} {who} {purpose}")
 
 
 def _never() -> bool:
@@ -359,24 +365,3 @@ def describe_unreadable(errors: Sequence[VideoError]) -> str:
         return ""
     count = "1 video" if len(errors) == 1 else f"{len(errors)} videos"
     return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])
-
-
-class _WorkerVideoError(VideoError):
-    """A VideoError on its way out of a loader worker, which must arrive as a VideoError.
-
-    torch rebuilds a worker's exception by calling its type with the printed traceback, and makes a RuntimeError of
-    types that take more. So the facts travel in the printed text, and this type finds them there.
-    """
-
-    MARK = " [clipvid] "
-
-    def __init__(self, text: str) -> None:
-        facts, _ = json.JSONDecoder().raw_decode(text.rpartition(self.MARK)[2])
-        super().__init__(facts["path"], facts["reason"], backend=facts["backend"])
-        if "Original Traceback" not in text:  # still in the worker: what is printed here is what will be parsed
-            self.args = (text,)
-
-    @classmethod
-    def printed(cls, error: VideoError) -> str:
-        facts = {"path": str(error.path), "reason": error.reason, "backend": error.backend}
-        return f"{error}{cls.MARK}{json.dumps(facts)}"

@@ -1,0 +1,185 @@
+"""Drawn views: kept ones equal the same draws made live, take turns, and depend on the clip alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clipvid.cache import Draws, TapCache, TapStore, disk
+from clipvid.cache.keys import clip_keys
+from clipvid.cli import main
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.dataset import ClipDataset, collate
+from clipvid.data.record import VideoData
+from clipvid.data.shapes import write_dataset
+from clipvid.embedding import embed_videos
+from clipvid.evaluate import evaluate_retrieval
+from clipvid.feed import StoredFeed, open_feed
+from clipvid.model import create_model
+from clipvid.taps import Taps
+from clipvid.training import train
+
+READING = Reading(frames=3, batch_size=4, precision="bf16-mixed")
+DRAWS = Draws(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
+CONFIG = TrainConfig(
+    epochs=3, batch_size=4, cache_taps=True, cache_views=2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1,
+    reading=READING,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VideoData:
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 10)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("clipvid-mini", depth=2).eval()
+
+
+@pytest.fixture(params=["disk", "memory"])
+def kept(request, model, data, tmp_path) -> TapStore:
+    if request.param == "disk":
+        return TapCache(tmp_path).store(model, data, READING, draws=DRAWS)
+    return TapStore.encode(model, data, READING, draws=DRAWS)
+
+
+def encoded_lengths(monkeypatch) -> list[int]:
+    """Clips of every pass of the tower from now on."""
+    seen: list[int] = []
+    stream = disk.stream_taps
+    monkeypatch.setattr(disk, "stream_taps", lambda m, d, *a, **k: seen.append(len(d)) or stream(m, d, *a, **k))
+    return seen
+
+
+def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept):
+    look = replace(model.transform, crop_scale=(0.3, 0.8), flip=0.5, rand_layers=1)
+    for view in range(2):
+        names = [f"{key}:{view}" for key in clip_keys(data)]
+        clips = ClipDataset(data, frames=3, transform=look, random=True, names=names)
+        clips.set_epoch(view)
+        for rows in (range(4), range(4, 8), range(8, 10)):
+            video = collate([clips[row] for row in rows]).video
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                live = model.taps(video).to(dtype=torch.bfloat16)
+            found = kept.at(view).batch(rows).to(dtype=torch.bfloat16)
+            for wanted, got in zip((*live.patches, *live.cls, live.frames), (*found.patches, *found.cls, found.frames),
+                                   strict=True):  # fmt: skip
+                assert torch.equal(wanted, got)
+
+
+def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, kept):
+    fixed = TapStore.encode(model, data, READING).batch(range(10)).frames.float()
+    first, second, third = (kept.at(epoch).batch(range(10)).frames.float() for epoch in range(3))
+    assert not torch.allclose(first, second, atol=1e-2)
+    assert not torch.allclose(first, fixed, atol=1e-2)
+    assert torch.equal(first, third), "the third epoch reads the first view again"
+
+
+def test_a_view_depends_on_its_clip_alone(model, data, tmp_path):
+    whole = TapCache(tmp_path / "a").store(model, data, READING, draws=DRAWS)
+    other = data.subset([7, 2])
+    few = TapCache(tmp_path / "b").store(model, other, replace(READING, batch_size=1), draws=DRAWS)
+    one = TapCache(tmp_path / "b").store(model, other, READING, draws=DRAWS)
+    assert torch.equal(few.batch([0, 1]).frames, one.batch([0, 1]).frames)
+    assert (whole.batch([7, 2]).frames.float() - few.batch([0, 1]).frames.float()).abs().max() < 0.02  # batch sizes
+
+
+def test_more_views_are_added_to_those_that_are_there(model, data, tmp_path, monkeypatch):
+    cache = TapCache(tmp_path)
+    assert cache.needs(model, data, READING, draws=DRAWS) == 2 * cache.needs(model, data, READING)
+    cache.store(model, data, READING, draws=DRAWS)
+    passes = encoded_lengths(monkeypatch)
+    more = cache.store(model, data, READING, draws=replace(DRAWS, views=3))
+    assert passes == [10]
+    assert len({float(more.at(epoch).batch([0]).frames.float().sum()) for epoch in range(3)}) == 3
+    cache.store(model, data, READING)
+    assert passes == [10, 10], "the fixed view is not one of those"
+
+
+def test_training_reads_the_views_in_turn(model, data, kept):
+    feed = open_feed(model, kept, CONFIG, progress=False)
+    assert isinstance(feed, StoredFeed)
+    for epoch in range(3):
+        rows = feed.plan(epoch)[1]
+        work = next(iter(feed.batches(epoch, start=1)))
+        assert isinstance(work.video, Taps)
+        assert torch.equal(work.video.frames, kept.at(epoch).batch(rows).frames)
+
+
+def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    records = list(data)
+    records[3] = replace(records[3], path=broken)
+    some, skip = replace(data, records=tuple(records)), replace(READING, unreadable="skip")
+    for store in (
+        TapCache(tmp_path / "taps").store(model, some, skip, draws=DRAWS),
+        TapStore.encode(model, some, skip, draws=DRAWS),
+    ):
+        assert [error.path for error in store.unreadable] == [broken]
+        assert [record.path for record in store.data] == [r.path for r in records if r.path != broken]
+        assert [len(store.at(view).batch(range(len(store))).frames) for view in range(2)] == [9, 9]
+
+
+def test_training_from_drawn_views_learns_and_validates_on_fixed_ones(data, tmp_path):
+    torch.manual_seed(0)
+    found = train(create_model("clipvid-mini", depth=2), data, data, CONFIG, out=tmp_path, progress=False)
+    assert len(found.history) == 3
+    assert found.best_score is not None
+
+
+def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monkeypatch, capsys):
+    shapes = write_dataset(tmp_path / "shapes", "test", 10)[0].path.parent
+    command = ["train", str(shapes), "--val", str(shapes), "--epochs", "2", "--cache", str(tmp_path / "taps")]
+    command += ["--cache_views", "2", "--crop_scale", "[0.5, 1.0]", "--reading.frames", "2", "--batch_size", "4"]
+    passes = encoded_lengths(monkeypatch)
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert len(passes) == 3, "two views to train on, one to validate on"
+    assert main([*command, "--out", str(tmp_path / "two"), "--seed", "0"]) == 0
+    assert len(passes) == 3
+    capsys.readouterr()
+    assert main(["cache", "ls", str(tmp_path / "taps")]) == 0
+    assert 'views drawn by {"crop_scale": [0.5, 1.0]' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda m, d, s: TrainConfig(cache_taps=True, flip=0.5), ValueError, "draw views to keep: cache_views, such"),
+        (
+            lambda m, d, s: TrainConfig(task="recognition", cache_taps=True, cache_views=2, mixup=0.3),
+            ValueError,
+            "mixup blends the pixels of two clips",
+        ),
+        (lambda m, d, s: TrainConfig(cache_views=-1), ValueError, "cache_views is a whole number from 0 on, got -1"),
+        (
+            lambda m, d, s: open_feed(m, d, replace(CONFIG, cache_taps=False), progress=False),
+            ValueError,
+            "cache_views 2 is for taps that are kept",
+        ),
+        (
+            lambda m, d, s: open_feed(m, s, replace(CONFIG, flip=0.1), progress=False),
+            ValueError,
+            "keeps .*flip.* 0.5.*training asks for .*flip.* 0.1",
+        ),
+        (
+            lambda m, d, s: open_feed(m, s, replace(CONFIG, cache_views=0, crop_scale=None, flip=0.0, rand_augment=0),
+                                      progress=False),
+            ValueError,
+            "training asks for one fixed view",
+        ),
+        (lambda m, d, s: evaluate_retrieval(m, s), ValueError, "drawn by chance, for training; evaluate the videos"),
+        (lambda m, d, s: embed_videos(m, s, READING), ValueError, "drawn by chance, for training"),
+        (lambda m, d, s: ClipDataset(d, frames=2, transform=m.transform, names=["a"]), ValueError, "got 1 for 10"),
+        (lambda m, d, s: Draws(0), ValueError, "views is a whole number from 1 on, got 0"),
+        (lambda m, d, s: Draws(2, flip=2.0), ValueError, "flip is a probability"),
+    ],
+)  # fmt: skip
+def test_what_drawn_views_cannot_do_is_refused(model, data, act, error, message):
+    store = TapStore.encode(model, data.subset(range(10)), READING, draws=DRAWS)
+    with pytest.raises(error, match=message):
+        act(model, data, store)
