@@ -11,7 +11,7 @@ import torch
 
 from clipvid.metrics import Matrix, Products, bootstrap_interval, pairs, ranking_metrics, retrieval_metrics
 from clipvid.metrics import scores as scores_of
-from clipvid.metrics.intervals import share_interval
+from clipvid.metrics.intervals import ranking_intervals, share_interval
 from clipvid.metrics.ranking import place, place_both
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -119,3 +119,16 @@ def test_the_plain_full_sort_agrees_where_nothing_ties():
     scores = np.array([[0.9, 0.8, 0.1], [0.3, 0.2, 0.1], [0.5, 0.6, 0.4]], dtype=np.float32)  # ranks 1, 2, 3
     figures = plain_metrics.plain_metrics(scores)
     assert figures == pytest.approx({"R@1": 100 / 3, "R@5": 100.0, "R@10": 100.0, "MdR": 2.0, "MnR": 2.0})
+
+
+def test_intervals_of_many_queries_of_few_kinds_are_the_bootstraps_but_for_chance():
+    rng = np.random.default_rng(2)
+    ranks = rng.geometric(0.08, size=4000).astype(float)
+    hits = (ranks <= 5).astype(float)
+    found = ranking_intervals({"R@5": hits}, ranks, n=2000, seed=1)
+    for name, scores, statistic in (("R@5", hits, np.mean), ("MnR", ranks, np.mean), ("MdR", ranks, np.median)):
+        wanted = bootstrap_interval(scores, statistic=statistic, n=2000, seed=1)
+        width = wanted[1] - wanted[0]
+        assert found[name] == pytest.approx(wanted, abs=max(0.12 * width, 1e-9))
+    assert found == ranking_intervals({"R@5": hits}, ranks, n=2000, seed=1)
+    assert found != ranking_intervals({"R@5": hits}, ranks, n=2000, seed=3)

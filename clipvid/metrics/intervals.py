@@ -15,6 +15,9 @@ from numpy import ndarray
 
 Interval = tuple[float, float]
 
+FEW = 12
+"""A draw of one kind's number costs as much as drawing and counting so many queries."""
+
 
 def bootstrap_interval(
     scores: Shaped[ndarray, " q"] | Shaped[ndarray, "q f"],
@@ -56,17 +59,22 @@ def ranking_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of the means of shares, as `share_interval` has them, and of the ranks' median MdR and mean MnR.
 
-    All figures over the same draws, those of `bootstrap_interval` with this seed. Queries that are alike in every
-    figure are one kind, and there are far fewer kinds than queries: a draw is how often each kind came.
+    All figures over the same draws. Queries that are alike in every figure are one kind, and a draw is how often each
+    kind came: counted in the draws of `bootstrap_interval` with this seed, or, where queries are many and kinds few,
+    drawn as such (multinomial), which is the same distribution.
     """
     if len(ranks) == 0 or n < 1:
         raise ValueError(f"need ranks and n >= 1, got {len(ranks)} ranks, n={n}")
     rng, total = np.random.default_rng(seed), len(ranks)
     values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # by rank
-    middle = (total - 1) // 2, total // 2
+    often = np.bincount(kind, minlength=len(values))
+    as_such, middle = FEW * len(values) < total, ((total - 1) // 2, total // 2)
     means, medians = np.empty((n, values.shape[1])), np.empty(n)
     for draw in range(n):
-        times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
+        if as_such:
+            times = rng.multinomial(total, often / total)
+        else:
+            times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
         means[draw] = times @ values / total
         medians[draw] = values[np.searchsorted(np.cumsum(times), middle, side="right"), 0].mean()
     drawn = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
