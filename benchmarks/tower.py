@@ -4,9 +4,9 @@
     python benchmarks/tower.py --model ViT-L-14 --clips 1 --out large.json
     python benchmarks/tower.py --device cuda --clips 32 --out tower-cuda.json
 
-All in bf16, in one process, by turns. The bare products are those of the tower's own linears, weights as they lie in
-the model: their rate is what this machine multiplies at, and a tower's share of it is what everything else costs.
-Weights are random, which changes no time.
+All in bf16, in one process, by turns, after their frame embeddings were compared. The bare products are those of the
+tower's own linears, weights as they lie in the model: their rate is what this machine multiplies at, and a tower's
+share of it is what everything else costs. Weights are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from cells import COMMIT, machine, write_json
 from rates import Shape, Step, flops, products, shares, take_turns, times_as_fast
 from train_step import plain_of
@@ -62,6 +63,20 @@ def sides(model: VideoCLIP, video: torch.Tensor, shapes: list[Shape], *, plain: 
     return {**found, "bare products": products(shapes, device=device)}
 
 
+def check_equal(model: VideoCLIP, turns: dict[str, Step]) -> float:
+    """Least cosine between clipvid's frame embeddings and each other's; RuntimeError where they are not the same."""
+    wanted = turns["clipvid"]().frames.flatten(0, 1).float()
+    found = [turns["open_clip"]().float()]
+    if "plain" in turns:
+        visual = model.backbone.visual
+        with torch.no_grad():
+            found.append(visual.ln_post(turns["plain"]()[-1][:, 0].float()) @ visual.proj)
+    least = min(float(F.cosine_similarity(wanted, other).min()) for other in found)
+    if least < 0.999:
+        raise RuntimeError(f"the towers do not compute the same, cosine {least:.4f}, so their times are not compared")
+    return least
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="ViT-B-32-quickgelu")
@@ -75,6 +90,7 @@ def main() -> None:
     video = torch.randn(args.clips, FRAMES, 3, *model.backbone.image_size, device=args.device)
     shapes = linears(model.backbone.visual, args.clips * FRAMES)
     turns = sides(model, video, shapes, plain=args.model.startswith("ViT-B-32"))
+    least = check_equal(model, turns)
     seconds = take_turns(turns, runs=args.runs, device=args.device)
     rate = {name: flops(shapes) / statistics.median(found) / 1e9 for name, found in seconds.items()}
     found = {
@@ -82,6 +98,7 @@ def main() -> None:
         "model": args.model,
         "clips": args.clips,
         "frames": FRAMES,
+        "least cosine of frame embeddings": least,
         "ms a clip": {name: 1000 * statistics.median(found) / args.clips for name, found in seconds.items()},
         "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
         "GFLOP/s of the linears": rate,

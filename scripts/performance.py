@@ -148,6 +148,46 @@ def chunks(found: Mapping[str, Any]) -> str:
     return _table(head, rows) + _measured(found, note)
 
 
+def index(found: Mapping[str, Any]) -> str:
+    """Kinds of search index beside each other."""
+    alone, together = "ms a query alone", next(k for k in found["rows"][0]["flat"] if k.startswith("ms a query in"))
+    recall = next(name for name in found["rows"][0]["flat"] if name.startswith("recall@"))
+    head = ("vectors", "kind", "build, s", "MiB held", "ms a query, p50 / p99", together, recall)
+    rows = []
+    for row in found["rows"]:
+        for kind in (name for name in row if name != "size"):
+            told = row[kind]
+            spent = f"{told[alone]['p50']:.2f} / {told[alone]['p99']:.2f}"
+            cells = (f"{told['build seconds']:.0f}", f"{told['MiB held']:.0f}", spent, f"{told[together]['p50']:.2f}")
+            rows.append((f"{row['size']:,} x {found['width']}", kind, *cells, f"{told[recall]:.3f}"))
+    return _table(head, rows) + _measured(found, f"Vectors about {found['clusters']} centres; faiss {found['faiss']}.")
+
+
+def decode(found: Mapping[str, Any]) -> str:
+    """Decoders beside each other."""
+    first = next(iter(found["decoders"].values()))
+    clips, whole = (next(k for k in first if k.startswith(start)) for start in ("clips of", "frames a second"))
+    head = ("", clips, whole, "files accepted")
+    rows = [
+        (f"{name} {row['version']}", f"{row[clips]:.1f}", f"{row[whole]:.0f}",
+         f"{100 * row['share of files accepted']:.0f} %")
+        for name, row in found["decoders"].items()
+    ]  # fmt: skip
+    absent = f" Not here: {', '.join(found['absent'])}." if found["absent"] else ""
+    note = f"{found['files']} {found['videos']} videos; rates over the {found['compared']} that all accept.{absent}"
+    return _table(head, rows) + _measured(found, note)
+
+
+def windows(found: Mapping[str, Any]) -> str:
+    rows = [(name, f"{seconds:.1f}") for name, seconds in found["seconds"].items()]
+    ratio = found["times the tower, beside decoding and branch"]
+    note = (
+        f"{found['model']}, {found['windows']} windows one frame apart over {found['frames']} frames: without decoding "
+        f"and branch {ratio:.2f} times one pass of the tower; {found['peak MiB']:.0f} MiB at most."
+    )
+    return _table(("", "seconds"), rows) + _measured(found, note)
+
+
 _SHARE = "share of the bare products' rate"
 
 
@@ -176,5 +216,8 @@ TABLES = {
     "epoch": {"epoch": epoch},
     "pipeline": {"pipeline": pipeline},
     "grad_cache": {"chunks": chunks},
+    "index": {"index": index},
+    "decode": {"decode": decode},
+    "windows": {"windows": windows},
 }
 """Result file -> marker of the page -> its table."""
