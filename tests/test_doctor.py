@@ -141,6 +141,22 @@ def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_vi
     assert (long.probed, long.readable) == (1, 1)
 
 
+def test_a_folder_without_any_of_the_videos_is_reported_and_doubted(tree, capsys):
+    (tree / "empty").mkdir()
+    options = ["--annotations", str(tree / "lacking.csv"), "--out", str(tree / "out")]
+    (tree / "lacking.csv").write_text("path,caption\nx.mp4,a\ny.mp4,b\n")
+    assert main(["data", "check", "csv", str(tree / "empty"), *options]) == 1
+    said = capsys.readouterr()
+    assert "0 of 2 videos can be read" in said.out
+    assert "missing: 2" in said.out
+    assert (
+        f"2 of 2 videos are missing; none of them is in {tree / 'empty'}; is it the folder of the videos?" in said.err
+    )
+    report = json.loads((tree / "out" / "report.json").read_text())
+    assert (report["expected"], report["readable"]) == (2, 0)
+    assert [Path(path).name for path in report["missing"]] == ["x.mp4", "y.mp4"]
+
+
 def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, capsys):
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
     said = capsys.readouterr()

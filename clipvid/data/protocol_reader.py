@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from clipvid.data.files import check_missing, exists, find_clips, is_video
+from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
 from clipvid.data.protocols import Protocol, Split
 from clipvid.data.record import Record, Terms, VideoData
@@ -49,8 +49,8 @@ def open_protocol(
 
     A file given without a split is the split whose usual name it has. One of another name is a list of one's own, read
     whole; figures over fewer videos than the protocol's usual split are then refused where they are made.
-    `allow_missing` allows fewer videos than the protocol has, in the annotations and on the disk; those that are
-    missing are listed in the result.
+    `allow_missing` allows fewer videos in the annotations than the protocol has; those that are not on the disk are
+    listed in the result.
     """
     p = protocol
     split, own = _split_of(p, split, annotations)
@@ -83,10 +83,9 @@ def open_protocol(
         captions = (" ".join(clip.captions),) if p.paragraph and clip.captions else tuple(clip.captions)
         label = labels.of(clip.entry) if names else None
         records.append(Record(path, captions if p.task == "retrieval" else (), label))
-    check_missing(missing, total=len(clips), source=listed[0].path, allow=allow_missing)
     told = f"{p.name}:{split}" if own.files else f"{p.name}, list {listed[0].path.stem}"
     terms = Terms(own.videos, p.frames, p.tokens, shared=p.by_template, fewer=allow_missing)
-    return VideoData(tuple(records), names, told, tuple(missing), terms)
+    return VideoData(tuple(records), names, told, tuple(missing), terms, listed[0].path)
 
 
 def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple[str, Split]:

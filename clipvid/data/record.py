@@ -73,8 +73,10 @@ class VideoData:
     classes: tuple[str, ...] = ()
     name: str = "videos"
     missing: tuple[Path, ...] = ()
-    """Files that the annotations name and that were left out because the caller allowed it."""
+    """Files that the annotations name and that were left out because they do not exist."""
     terms: Terms = NO_TERMS
+    source: Path | None = None
+    """The file that lists the videos, or the first of several; None for a folder that is read as it is."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -106,6 +108,11 @@ class VideoData:
         if self.missing:
             parts.append(f"{len(self.missing)} missing")
         return f"VideoData({self.name!r}: {', '.join(parts)})"
+
+    @property
+    def n_files(self) -> int:
+        """Files that the data name, those that are missing among them."""
+        return len({record.path for record in self.records}) + len(self.missing)
 
     @property
     def n_captions(self) -> int:
