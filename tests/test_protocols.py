@@ -139,9 +139,50 @@ def test_a_list_of_another_split_is_refused_also_where_videos_may_be_missing():
     for allow in (False, True):
         with pytest.raises(DataError, match=r"val_data.json is the list of didemo val, not of test"):
             opened("didemo", "test", "val_data.json", allow_missing=allow)
-        options = {"split": "test", "annotations": REAL / "ssv2" / SSV2, "check_files": False}
-        with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
-            open_dataset("lsmdc-1k", REAL, allow_missing=allow, **options)
+
+
+@needs_real
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_longer_list_is_not_taken_for_a_split_that_is_asked_for(tmp_path, allow):
+    shutil.copy(REAL / "ssv2" / SSV2, tmp_path / "mine.json")
+    options = {"split": "test", "annotations": tmp_path / "mine.json", "check_files": False, "allow_missing": allow}
+    with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
+        open_dataset("lsmdc-1k", REAL, **options)
+
+
+OTHERS = {  # protocol, split and the file that is given -> what it is, and what to give
+    ("msrvtt-1ka", None, "MSRVTT_val.full.csv"): "msrvtt-full val, not of msrvtt-1ka; give MSRVTT_JSFUSION_test.csv or",
+    ("msrvtt-1ka", None, "MSRVTT_data.json"): "msrvtt-full train, val, test, not of msrvtt-1ka; give MSRVTT_JSFUSION",
+    ("msrvtt-full", "val", "MSRVTT_JSFUSION_test.csv"): "msrvtt-1ka test, not of msrvtt-full; give MSRVTT_data.json or",
+    ("lsmdc-1k", "test", "something-something-v2-validation.json"): "ssv2 val, not of lsmdc-1k; give LSMDC16_challenge",
+    ("msrvtt", None, "lsmdc_test.json"): "lsmdc-1k test, not of msrvtt; give one of its own, or name lsmdc-1k as the",
+}
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("given", list(OTHERS))
+def test_a_list_of_another_protocol_is_told_by_its_name(tmp_path, given, allow):
+    name, split, file = given
+    (tmp_path / file).write_text("video_id\nvideo1\n")
+    with pytest.raises(DataError, match=f"{file} is the list of {OTHERS[given]}"):
+        open_dataset(name, tmp_path, split=split, annotations=tmp_path / file, check_files=False, allow_missing=allow)
+
+
+@pytest.mark.parametrize("file", ["val.json", "test_list.json", "train1.json", "mine.json"])
+def test_a_name_that_anybody_would_give_tells_of_no_protocol(tmp_path, file):
+    (tmp_path / file).write_text(json.dumps({"video1.mp4": ["a dog"]}))
+    assert len(open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / file, check_files=False)) == 1
+
+
+def test_the_file_with_the_captions_of_all_serves_a_split_that_has_a_list(tmp_path):
+    videos = [{"video_id": f"video{n}", "split": "train"} for n in range(3)]
+    told = {"videos": videos, "sentences": [{"video_id": f"video{n}", "caption": "a dog"} for n in range(3)]}
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(told))
+    (tmp_path / "MSRVTT_train.7k.csv").write_text("video_id\nvideo0\nvideo2\n")
+    where = {"split": "train-7k", "annotations": tmp_path / "MSRVTT_data.json"}
+    data = open_dataset("msrvtt-1ka", tmp_path, **where, check_files=False, allow_missing=True)
+    assert [record.path.name for record in data] == ["video0.mp4", "video2.mp4"]
+    assert data.name == "msrvtt-1ka:train-7k"
 
 
 @needs_real

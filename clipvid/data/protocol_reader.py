@@ -14,13 +14,15 @@ from pathlib import Path
 
 from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
-from clipvid.data.protocols import Protocol, Split
+from clipvid.data.protocols import PROTOCOLS, Protocol, Split
 from clipvid.data.record import Record, Terms, VideoData
 from clipvid.errors import DataError
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
 OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
 """Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
+_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list"}
+"""Words of which anybody may make a file's name: one of these alone does not tell of which protocol a list is."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def open_protocol(
 def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple[str, Split]:
     """Name and split; of a file of one's own "", and a split without files that has the usual one's number of videos.
 
-    A file under another split's usual name is refused, however many videos may be missing.
+    A file under the usual name of another split or protocol is refused, however many videos may be missing.
     """
     file = annotations if annotations is not None and annotations.is_file() else None
     listing = [name for name, known in p.splits.items() if file is not None and _has(known, file.name)]
+    if file is not None and not listing and not (split and file.name in p.captions_in):
+        _refuse_others(p, file, split or p.default)
     name = split or (next(iter(listing), "") if file is not None else p.default)
     if name is None:
         raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or one file as annotations")
@@ -106,6 +110,19 @@ def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple
     if listing and name not in listing:
         raise DataError(f"{file} is the list of {p.name} {' and '.join(listing)}, not of {name}; give another one")
     return name, p.splits[name]
+
+
+def _refuse_others(p: Protocol, file: Path, split: str | None) -> None:
+    """DataError for a file under a name by which lists of another protocol circulate, and which tells so."""
+    if _PLAIN.issuperset(re.findall("[a-z]+", file.stem.lower())):
+        return
+    for other in PROTOCOLS.values():
+        if splits := [name for name, known in other.splits.items() if file.name in known.files]:
+            files = p.splits[split].files if split and split in p.splits else ("one of its own",)
+            raise DataError(
+                f"{file} is the list of {other.name} {', '.join(splits)}, not of {p.name}; give {' or '.join(files)}, "
+                f"or name {other.name} as the protocol; a list of your own needs another name"
+            )
 
 
 def _has(split: Split, name: str) -> bool:
