@@ -122,9 +122,12 @@ def test_paragraphs_are_all_descriptions_in_order():
 def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(tmp_path):
     """No figure over 301 videos under the name of a protocol that has 4917; its own file is known by its name."""
     own = opened("activitynet", None, "val_2_SUBSET.json")
-    assert (own.name, own.terms.videos) == ("activitynet, list val_2_SUBSET", 4917)
-    with pytest.raises(DataError, match="the protocol has 4917 videos and 301 are here"):
-        require_whole(own, len(own))
+    assert (own.name, own.terms.videos, own.terms.listed) == ("activitynet, list val_2_SUBSET", 4917, 301)
+    said = (
+        "protocol has 4917 videos and the list names 301, of which 300 are here, .* leave out the list .annotations. to"
+    )
+    with pytest.raises(DataError, match=said):
+        require_whole(own, 300)
     require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
     assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
     (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
@@ -148,6 +151,43 @@ def test_a_longer_list_is_not_taken_for_a_split_that_is_asked_for(tmp_path, allo
     options = {"split": "test", "annotations": tmp_path / "mine.json", "check_files": False, "allow_missing": allow}
     with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
         open_dataset("lsmdc-1k", REAL, **options)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A list of one's own of three videos, one of which is not there."""
+    (tmp_path / "own.csv").write_text("video_id,sentence\nvideo1,a dog\nvideo2,a cat\nvideo3,a cow\n")
+    for name in ("video1.mp4", "video3.avi"):
+        (tmp_path / name).touch()
+    return tmp_path / "own.csv"
+
+
+@pytest.mark.parametrize(("split", "name"), [(None, "msrvtt-1ka, list own"), ("test", "msrvtt-1ka:test, list own")])
+def test_a_list_of_ones_own_keeps_its_name_and_number(own, split, name):
+    data = open_dataset("msrvtt-1ka", own.parent, split=split, annotations=own, allow_missing=True)
+    assert (data.name, len(data), len(data.missing)) == (name, 2, 1)
+    assert data.terms == Terms(1000, frames=12, tokens=32, fewer=True, listed=3)
+    assert data.source == own
+
+
+def test_the_usual_files_are_no_list_of_ones_own(tmp_path):
+    (tmp_path / PAIRS).write_text("video_id,sentence\nvideo1,a dog\n")
+    where = {"annotations": tmp_path / PAIRS, "allow_missing": True, "check_files": False}
+    for split in (None, "test"):
+        data = open_dataset("msrvtt-1ka", tmp_path, split=split, **where)
+        assert (data.name, data.terms.listed) == ("msrvtt-1ka:test", None)
+
+
+def test_a_short_list_with_missing_videos_is_refused_once_for_both(own):
+    """What is said first tells of the second, and one permission is for both."""
+    said = (
+        r"own.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to go on without "
+        "them, as figures need anyway: the list names 3 videos, the protocol has 1000"
+    )
+    with pytest.raises(DataError, match=said):
+        open_dataset("msrvtt-1ka", own.parent, annotations=own)
+    data = open_dataset("msrvtt-1ka", own.parent, annotations=own, allow_missing=True)
+    require_whole(data, len(data))
 
 
 OTHERS = {  # protocol, split and the file that is given -> what it is, and what to give

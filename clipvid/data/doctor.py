@@ -52,6 +52,8 @@ class Report:
     probed: int
     """Files that this run decoded; the rest was known from an earlier one."""
     seconds: float
+    protocol: int | None = None
+    """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
 
     @property
     def healthy(self) -> bool:
@@ -63,8 +65,10 @@ class Report:
 
     def __str__(self) -> str:
         rate = f"{self.probed / self.seconds:.1f} files a second" if self.seconds > 0 and self.probed else "nothing new"
+        other = self.protocol is not None and self.protocol != self.expected
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
+            + (f"; the protocol has {self.protocol}" if other else "")
         ]
         if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
             lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
@@ -167,6 +171,7 @@ def _report(
         kinds=kinds,
         probed=probed,
         seconds=seconds,
+        protocol=data.terms.videos,
     )
 
 

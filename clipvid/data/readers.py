@@ -14,7 +14,7 @@ from pathlib import Path
 from clipvid.data.files import find_clips, is_video, subfolders
 from clipvid.data.protocol_reader import open_protocol
 from clipvid.data.protocols import PROTOCOLS
-from clipvid.data.record import Record, VideoData
+from clipvid.data.record import Record, Terms, VideoData
 from clipvid.data.tables import read_csv
 from clipvid.errors import DataError
 
@@ -96,11 +96,20 @@ def _refuse_missing(data: VideoData, root: str | Path, *, allow: bool) -> None:
     if not data.missing or (allow and len(data)):
         return
     more = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
-    advice = "fetch them, or allow it (allow_missing) to go on without them" if len(data) else none_there(data, root)
+    advice = none_there(data, root)
+    if len(data):
+        advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.terms)}"
     raise DataError(
         f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
         f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{more}; {advice}"
     )
+
+
+def _anyway(terms: Terms) -> str:
+    """Why a short list of one's own would be refused next, so that it is said at once."""
+    if terms.listed is None or terms.videos is None or terms.listed >= terms.videos:
+        return ""
+    return f", as figures need anyway: the list names {terms.listed} videos, the protocol has {terms.videos}"
 
 
 def read_folder(
