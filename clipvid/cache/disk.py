@@ -21,7 +21,7 @@ from torch import Tensor
 from clipvid.bases import preprocess_fields
 from clipvid.cache import codec
 from clipvid.cache.kept import KeptTaps, KeptTrunk
-from clipvid.cache.recipe import MODES, Recipe, write_recipe
+from clipvid.cache.recipe import MODES, Recipe, mend_recipe, write_recipe
 from clipvid.cache.shards import Shards, write_shard
 from clipvid.cache.store import TapStore, check_storable
 from clipvid.cache.stream import stream_taps, trained_reading
@@ -88,6 +88,7 @@ class TapCache:
         check_storable(model, reading)
         recipe = self.recipe(model, reading)
         shards = Shards(self.folder / recipe.key)
+        mend_recipe(shards.folder, recipe)
         keys = _keys(data)
         self._check_room(_needed(model, recipe, shards, keys))
         lost: list[VideoError] = []
