@@ -136,12 +136,13 @@ def embed_texts(
             found = model.encode_text(ids, normalize=False).float()
         return F.normalize(found, dim=-1).cpu()
 
+    known = embed if kept is None else partial(kept.embedded, kept.recipe(model, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
         with stage("text"):
             ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(embed(ids) if kept is None else kept.embedded(model, ids, precision, embed))
+            parts.append(known(ids))
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
