@@ -126,6 +126,44 @@ def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_p
     assert cache.recipe(model, same) == cache.recipe(model, READING)
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("int8", "taps"), ("fp32", "trunk"), ("int8", "trunk")])
+def test_clips_that_are_there_as_another_kind_or_mode_are_pointed_out(model, data, tmp_path, kind, mode):
+    TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), READING)
+    said = (
+        rf"5 of the 12 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; to "
+        rf"read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
+    )
+    with pytest.warns(UserWarning, match=said) as noted:
+        TapCache(tmp_path).store(model, data, READING)
+    assert len(noted) == 1
+    TapCache(tmp_path).store(model, data, READING)  # nothing to encode, nothing to say: a warning is an error here
+
+
+def test_clips_of_another_reading_or_other_clips_are_no_reason_to_warn(model, data, tmp_path):
+    TapCache(tmp_path, kind="int8").store(model, data, replace(READING, frames=2))
+    TapCache(tmp_path, kind="fp16").store(model, data.subset([0, 1]), READING)
+    TapCache(tmp_path).store(model, data.subset([2, 3]), READING)
+
+
+def test_damage_in_another_kind_stops_no_one(model, data, tmp_path):
+    TapCache(tmp_path, kind="int8").store(model, data, READING)
+    for path in files(tmp_path):
+        path.write_bytes(b"cut")
+    assert len(TapCache(tmp_path).store(model, data, READING)) == 12
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
+    given = ["embed", str(data[0].path.parent), "--out", str(tmp_path / "e.safetensors"), "--taps", str(tmp_path / "t")]
+    assert main([*given, "--reading.frames", "2", "--cache_kind", "int8"]) == 0
+    capsys.readouterr()
+    assert main([*given, "--reading.frames", "2"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: 12 of the 12 clips to encode are in ")
+    assert notes[0].endswith("give --cache_kind int8 --cache_mode taps (in Python kind and mode)")
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "foreign", "empty"])
 def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_path, damage):
     cache = TapCache(tmp_path)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,6 +83,7 @@ class TapCache:
     ) -> TapStore:
         """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
 
+        Warns before it encodes clips that are there as another kind or mode.
         Interrupted, it goes on where it was. Raises CacheError where the disk is too small, before anything is
         encoded, and for damaged files; ValueError for what has no taps to keep, VideoError as the reading says.
         """
@@ -94,6 +97,8 @@ class TapCache:
         lost: list[VideoError] = []
         rows = [row for row, key in enumerate(keys) if key is None or key not in shards]
         if rows:
+            if note := self._kept_otherwise(recipe, model, {key for row in rows if (key := keys[row]) is not None}):
+                warnings.warn(note, stacklevel=2)
             write_recipe(shards.folder, recipe)
             absent = data.subset(rows), [keys[row] for row in rows]
             for errors in self._filled(recipe, shards, model, *absent, reading, progress=progress):
@@ -132,6 +137,24 @@ class TapCache:
                         ) from error
                     shards.look()
                 yield batch.unreadable
+
+    def _kept_otherwise(self, recipe: Recipe, model: VideoCLIP, wanted: set[str]) -> str:
+        """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
+        levels = tuple(model.branch.levels)
+        held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
+        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for mode in MODES for kind in codec.KINDS]
+        for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
+            try:
+                shards = Shards(self.folder / other.key)
+            except CacheError:  # damaged: whoever reads it hears of it
+                continue
+            if found := sum(key in shards for key in wanted):
+                return (
+                    f"{found} of the {len(wanted)} clips to encode are in {self.folder} as kind {other.kind}, mode "
+                    f"{other.mode}, not as kind {recipe.kind}, mode {recipe.mode}; to read those give --cache_kind "
+                    f"{other.kind} --cache_mode {other.mode} (in Python kind and mode)"
+                )
+        return ""
 
     def _check_room(self, needed: int) -> None:
         place = self.folder.absolute()
