@@ -51,6 +51,8 @@ class Facts:
     unreadable: tuple[VideoError, ...] = ()
     prompts: tuple[str, ...] = ()
     """Words around the class names, where a video was recognised by these."""
+    listed: int | None = None
+    """How many videos a list of one's own names, which stood in place of the protocol's; None without one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ class Evaluation(Generic[Metrics]):
                 "name": facts.data,
                 "videos": facts.n_videos,
                 "expected": facts.expected,
+                "listed": facts.listed,
                 "hash": facts.data_hash,
                 "missing": list(facts.missing),
                 "unreadable": [str(error) for error in facts.unreadable],
@@ -145,8 +148,7 @@ class Evaluation(Generic[Metrics]):
         """Recognition class by class, the worst first: videos, top-1, and what they are taken for instead."""
         rows = sorted(self._by_class(), key=lambda row: (row["top-1"] is None, row["top-1"]))
         width = max((len(row["class"]) for row in rows), default=0)
-        mark = f"  (N = {self.facts.n_videos} of {self.facts.expected})" if self.short else ""
-        lines = [f"{'class':<{width}}  videos   top-1  taken for{mark}"]
+        lines = [f"{'class':<{width}}  videos   top-1  taken for{self._mark()}"]
         for row in rows:
             top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
             taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
@@ -179,8 +181,8 @@ class Evaluation(Generic[Metrics]):
         lost += [f"{len(facts.unreadable)} left out because they could not be read"] if facts.unreadable else []
         how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
         of = "".join(f", {part}" for part in lost)
-        count = f"{facts.n_videos} of {facts.expected}" if self.short else str(facts.n_videos)
-        lines = [f"{facts.data}: {count} videos{of}; {self._clips()}{how}, {facts.precision}"]
+        count = _counted(facts.n_videos, facts.expected, facts.listed, lost=of)
+        lines = [f"{facts.data}: {count}; {self._clips()}{how}, {facts.precision}"]
         lines.append(self._told(self.metrics))
         for name, metrics in self.adjusted.items():
             lines += [f"{name}:", self._told(metrics)]
@@ -200,10 +202,14 @@ class Evaluation(Generic[Metrics]):
 
     def _told(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
         """The figures; over too few videos, N stands beside each line of them."""
+        return "\n".join(line + self._mark() for line in str(metrics).split("\n"))
+
+    def _mark(self) -> str:
+        """N, where it is not the protocol's; a list of one's own is no part of the protocol's."""
         if not self.short:
-            return str(metrics)
-        mark = f"  (N = {self.facts.n_videos} of {self.facts.expected})"
-        return "\n".join(line + mark for line in str(metrics).split("\n"))
+            return ""
+        n, expected = self.facts.n_videos, self.facts.expected
+        return f"  (N = {n}; the protocol has {expected})" if self.facts.listed else f"  (N = {n} of {expected})"
 
     def _clips(self) -> str:
         """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
@@ -215,6 +221,14 @@ class Evaluation(Generic[Metrics]):
         else:
             how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
         return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
+
+
+def _counted(n: int, expected: int | None, listed: int | None, *, lost: str = "") -> str:
+    """How many videos figures are over, of how many: of the protocol's, or of those that a list of one's own names."""
+    short = expected is not None and n < expected
+    if listed is None:
+        return f"{n} of {expected} videos{lost}" if short else f"{n} videos{lost}"
+    return f"{n} of the {listed} videos listed{lost}" + (f" (the protocol has {expected})" if short else "")
 
 
 def data_hash(data: VideoData) -> str:
@@ -328,10 +342,9 @@ def _said(card: Mapping[str, Any]) -> str:
     model, data, reading = card["model"], card["data"], card["reading"]
     what, prompts, tokens = card.get("similarity"), card.get("prompts"), reading.get("tokens")
     views = reading["temporal_views"] * reading["spatial_views"]
-    short = data["expected"] is not None and data["videos"] < data["expected"]
     parts = [
         f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
-        f"{data['videos']} of {data['expected']} videos" if short else f"{data['videos']} videos",
+        _counted(data["videos"], data["expected"], data.get("listed")),
         f"{reading['frames']} frames" + ("" if views == 1 else f" x {views} views"),
         *([] if what in (None, "mean") else [what]),
         *([f"captions of {tokens} tokens"] if tokens else []),

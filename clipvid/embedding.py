@@ -136,12 +136,13 @@ def embed_texts(
             found = model.encode_text(ids, normalize=False).float()
         return F.normalize(found, dim=-1).cpu()
 
+    known = embed if kept is None else partial(kept.embedded, kept.recipe(model, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
         with stage("text"):
             ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(embed(ids) if kept is None else kept.embedded(model, ids, precision, embed))
+            parts.append(known(ids))
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
@@ -167,11 +168,17 @@ def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading |
 def require_whole(data: VideoData, found: int) -> None:
     """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
     terms = data.terms
-    if terms.videos is not None and found < terms.videos and not terms.fewer:
-        raise DataError(
-            f"{data.name}: the protocol has {terms.videos} videos and {found} are here, so the figures would be over "
-            "an easier gallery; mend the others (clipvid data check says what is wrong), or allow it with allow_missing"
-        )
+    if terms.videos is None or found >= terms.videos or terms.fewer:
+        return
+    advice = "mend the others (clipvid data check says what is wrong)"
+    here = f"{found} are here"
+    if terms.listed is not None and terms.listed < terms.videos:
+        here = f"the list names {terms.listed}, of which {found} are here"
+        advice = "leave out the list (annotations) to take the protocol's own"
+    raise DataError(
+        f"{data.name}: the protocol has {terms.videos} videos and {here}, so the figures would be over an easier "
+        f"gallery; {advice}, or allow it with allow_missing"
+    )
 
 
 def _taps(

@@ -302,6 +302,7 @@ def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], read
         resolve(reading.precision, model.device),
         tuple(str(path) for path in kept.missing),
         lost,
+        listed=kept.terms.listed,
     )
 
 

@@ -42,8 +42,8 @@ def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_pa
     assert card["model"]["base"] == "clipvid-mini"
     assert card["model"]["base fingerprint"] == model.backbone.fingerprint
     assert card["model"]["fingerprint"] == model.fingerprint
-    facts = {"name": data.name, "videos": 12, "expected": None, "hash": "", "missing": [], "unreadable": []}
-    assert card["data"] | {"hash": ""} == facts
+    facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
+    assert card["data"] | {"hash": ""} == facts | {"unreadable": []}
     assert card["reading"]["frames"] == 2
     assert card["precision"] == "32-true"
     side = card["figures"]["t2v"]
@@ -166,6 +166,27 @@ def test_missing_files_are_named_beside_every_figure(model, data):
     found = evaluate_retrieval(model, lacking, READING)
     assert "12 videos, 1 missing;" in str(found)
     assert found.to_dict()["data"]["missing"] == ["gone.mp4"]
+
+
+def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
+    """The protocol's number stands apart: the list is no part of it."""
+    terms = Terms(videos=1000, fewer=True, listed=13)
+    lacking = replace(data, name="msrvtt-1ka, list own", missing=(Path("gone.mp4"),), terms=terms)
+    found = evaluate_retrieval(model, lacking, READING)
+    said = str(found).splitlines()
+    assert said[0].startswith(
+        "msrvtt-1ka, list own: 12 of the 13 videos listed, 1 missing (the protocol has 1000); 2 fr"
+    )
+    assert [line.endswith("  (N = 12; the protocol has 1000)") for line in said[1:4]] == [True] * 3
+    card = found.to_dict()
+    assert [card["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
+    assert "msrvtt-1ka, list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(card, card)
+
+
+def test_a_list_of_ones_own_that_is_long_enough_is_not_marked(model, data):
+    found = evaluate_retrieval(model, replace(data, terms=Terms(videos=10, listed=12)), READING)
+    assert f"{data.name}: 12 of the 12 videos listed; 2 frames" in str(found)
+    assert "protocol" not in str(found)
 
 
 def test_figures_have_one_name_each(model, data):

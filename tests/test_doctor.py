@@ -16,7 +16,7 @@ import pytest
 
 from clipvid.cli import main
 from clipvid.data.doctor import LOG, check
-from clipvid.data.readers import open_dataset
+from clipvid.data.readers import open_dataset, read_dataset
 
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 
@@ -139,6 +139,32 @@ def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_vi
     assert check(data, tmp_path / "out", workers=1, limit=1e-5).probed == 0
     long = check(data, tmp_path / "out", workers=1, limit=60)
     assert (long.probed, long.readable) == (1, 1)
+
+
+def test_a_folder_without_any_of_the_videos_is_reported_and_doubted(tree, capsys):
+    (tree / "empty").mkdir()
+    options = ["--annotations", str(tree / "lacking.csv"), "--out", str(tree / "out")]
+    (tree / "lacking.csv").write_text("path,caption\nx.mp4,a\ny.mp4,b\n")
+    assert main(["data", "check", "csv", str(tree / "empty"), *options]) == 1
+    said = capsys.readouterr()
+    assert "0 of 2 videos can be read" in said.out
+    assert "missing: 2" in said.out
+    assert (
+        f"2 of 2 videos are missing; none of them is in {tree / 'empty'}; is it the folder of the videos?" in said.err
+    )
+    report = json.loads((tree / "out" / "report.json").read_text())
+    assert (report["expected"], report["readable"]) == (2, 0)
+    assert [Path(path).name for path in report["missing"]] == ["x.mp4", "y.mp4"]
+
+
+def test_of_a_list_of_ones_own_the_protocols_number_is_said_too(tree):
+    (tree / "own.csv").write_text("video_id,sentence\na,a dog\nb,a cat\ngone,a cow\n")
+    data = read_dataset("msrvtt-1ka", tree, annotations=tree / "own.csv", allow_missing=True)
+    report = check(data, tree / "out", workers=1)
+    assert (report.expected, report.readable, report.protocol) == (3, 2, 1000)
+    first = str(report).splitlines()[0]
+    assert first.startswith("msrvtt-1ka, list own: 2 of 3 videos can be read (2 decoded now, ")
+    assert first.endswith("; the protocol has 1000")
 
 
 def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, capsys):

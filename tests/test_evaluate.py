@@ -75,6 +75,9 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
     assert val.name == f"{data.name}, 10 of 20 videos"  # so no card names the protocol for a part of it
     assert whole.subset(range(20)).name == data.subset([0]).name == data.name
     assert val.subset(range(3)).name == f"{data.name}, 3 of 20 videos"
+    listed = replace(data, terms=Terms(videos=1000, listed=20))
+    assert listed.subset([0]).name == f"{data.name}, 1 of 20 videos"  # which the protocol's number is not that of
+    assert listed.subset([0]).terms == listed.of_classes(data.classes).subset([0]).terms == Terms(whole=(data.name, 20))
     some = whole.of_classes(data.classes[:2])
     assert some.name == f"{data.name}, 2 of {len(data.classes)} classes"
     assert some.subset([0]).name == f"{some.name}, 1 of {len(some)} videos"

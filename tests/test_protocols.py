@@ -122,9 +122,12 @@ def test_paragraphs_are_all_descriptions_in_order():
 def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(tmp_path):
     """No figure over 301 videos under the name of a protocol that has 4917; its own file is known by its name."""
     own = opened("activitynet", None, "val_2_SUBSET.json")
-    assert (own.name, own.terms.videos) == ("activitynet, list val_2_SUBSET", 4917)
-    with pytest.raises(DataError, match="the protocol has 4917 videos and 301 are here"):
-        require_whole(own, len(own))
+    assert (own.name, own.terms.videos, own.terms.listed) == ("activitynet, list val_2_SUBSET", 4917, 301)
+    said = (
+        "protocol has 4917 videos and the list names 301, of which 300 are here, .* leave out the list .annotations. to"
+    )
+    with pytest.raises(DataError, match=said):
+        require_whole(own, 300)
     require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
     assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
     (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
@@ -139,9 +142,87 @@ def test_a_list_of_another_split_is_refused_also_where_videos_may_be_missing():
     for allow in (False, True):
         with pytest.raises(DataError, match=r"val_data.json is the list of didemo val, not of test"):
             opened("didemo", "test", "val_data.json", allow_missing=allow)
-        options = {"split": "test", "annotations": REAL / "ssv2" / SSV2, "check_files": False}
-        with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
-            open_dataset("lsmdc-1k", REAL, allow_missing=allow, **options)
+
+
+@needs_real
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_longer_list_is_not_taken_for_a_split_that_is_asked_for(tmp_path, allow):
+    shutil.copy(REAL / "ssv2" / SSV2, tmp_path / "mine.json")
+    options = {"split": "test", "annotations": tmp_path / "mine.json", "check_files": False, "allow_missing": allow}
+    with pytest.raises(DataError, match="1000 videos and 1000 captions, but here are 24777 and 24777; it lists"):
+        open_dataset("lsmdc-1k", REAL, **options)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A list of one's own of three videos, one of which is not there."""
+    (tmp_path / "own.csv").write_text("video_id,sentence\nvideo1,a dog\nvideo2,a cat\nvideo3,a cow\n")
+    for name in ("video1.mp4", "video3.avi"):
+        (tmp_path / name).touch()
+    return tmp_path / "own.csv"
+
+
+@pytest.mark.parametrize(("split", "name"), [(None, "msrvtt-1ka, list own"), ("test", "msrvtt-1ka:test, list own")])
+def test_a_list_of_ones_own_keeps_its_name_and_number(own, split, name):
+    data = open_dataset("msrvtt-1ka", own.parent, split=split, annotations=own, allow_missing=True)
+    assert (data.name, len(data), len(data.missing)) == (name, 2, 1)
+    assert data.terms == Terms(1000, frames=12, tokens=32, fewer=True, listed=3)
+    assert data.source == own
+
+
+def test_the_usual_files_are_no_list_of_ones_own(tmp_path):
+    (tmp_path / PAIRS).write_text("video_id,sentence\nvideo1,a dog\n")
+    where = {"annotations": tmp_path / PAIRS, "allow_missing": True, "check_files": False}
+    for split in (None, "test"):
+        data = open_dataset("msrvtt-1ka", tmp_path, split=split, **where)
+        assert (data.name, data.terms.listed) == ("msrvtt-1ka:test", None)
+
+
+def test_a_short_list_with_missing_videos_is_refused_once_for_both(own):
+    """What is said first tells of the second, and one permission is for both."""
+    said = (
+        r"own.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to go on without "
+        "them, as figures need anyway: the list names 3 videos, the protocol has 1000"
+    )
+    with pytest.raises(DataError, match=said):
+        open_dataset("msrvtt-1ka", own.parent, annotations=own)
+    data = open_dataset("msrvtt-1ka", own.parent, annotations=own, allow_missing=True)
+    require_whole(data, len(data))
+
+
+OTHERS = {  # protocol, split and the file that is given -> what it is, and what to give
+    ("msrvtt-1ka", None, "MSRVTT_val.full.csv"): "msrvtt-full val, not of msrvtt-1ka; give MSRVTT_JSFUSION_test.csv or",
+    ("msrvtt-1ka", None, "MSRVTT_data.json"): "msrvtt-full train, val, test, not of msrvtt-1ka; give MSRVTT_JSFUSION",
+    ("msrvtt-full", "val", "MSRVTT_JSFUSION_test.csv"): "msrvtt-1ka test, not of msrvtt-full; give MSRVTT_data.json or",
+    ("lsmdc-1k", "test", "something-something-v2-validation.json"): "ssv2 val, not of lsmdc-1k; give LSMDC16_challenge",
+    ("msrvtt", None, "lsmdc_test.json"): "lsmdc-1k test, not of msrvtt; give one of its own, or name lsmdc-1k as the",
+}
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("given", list(OTHERS))
+def test_a_list_of_another_protocol_is_told_by_its_name(tmp_path, given, allow):
+    name, split, file = given
+    (tmp_path / file).write_text("video_id\nvideo1\n")
+    with pytest.raises(DataError, match=f"{file} is the list of {OTHERS[given]}"):
+        open_dataset(name, tmp_path, split=split, annotations=tmp_path / file, check_files=False, allow_missing=allow)
+
+
+@pytest.mark.parametrize("file", ["val.json", "test_list.json", "train1.json", "mine.json"])
+def test_a_name_that_anybody_would_give_tells_of_no_protocol(tmp_path, file):
+    (tmp_path / file).write_text(json.dumps({"video1.mp4": ["a dog"]}))
+    assert len(open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / file, check_files=False)) == 1
+
+
+def test_the_file_with_the_captions_of_all_serves_a_split_that_has_a_list(tmp_path):
+    videos = [{"video_id": f"video{n}", "split": "train"} for n in range(3)]
+    told = {"videos": videos, "sentences": [{"video_id": f"video{n}", "caption": "a dog"} for n in range(3)]}
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(told))
+    (tmp_path / "MSRVTT_train.7k.csv").write_text("video_id\nvideo0\nvideo2\n")
+    where = {"split": "train-7k", "annotations": tmp_path / "MSRVTT_data.json"}
+    data = open_dataset("msrvtt-1ka", tmp_path, **where, check_files=False, allow_missing=True)
+    assert [record.path.name for record in data] == ["video0.mp4", "video2.mp4"]
+    assert data.name == "msrvtt-1ka:train-7k"
 
 
 @needs_real

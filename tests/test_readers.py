@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipvid.data.files import find_videos
-from clipvid.data.readers import READERS, open_dataset
+from clipvid.data.readers import READERS, open_dataset, read_dataset
 from clipvid.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -126,8 +126,22 @@ def test_all_missing_videos_are_counted_and_can_be_left_out_by_name(table):
     assert (len(data), len(data.missing)) == (1, 8)
     assert "8 missing" in repr(data)
     assert len(table(text, check_files=False)) == 9
-    with pytest.raises(DataError, match="none is left"):
-        table("path,caption\ngone.mp4,x\n", allow_missing=True)
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_where_no_video_exists_the_folder_is_doubted_whatever_is_allowed(table, tmp_path, allow):
+    """Nobody is told to allow what would be refused again."""
+    said = rf"2 of 2 videos are missing: .*none of them is in {tmp_path}; is it the folder of the videos\?$"
+    with pytest.raises(DataError, match=said):
+        table("path,caption\ngone.mp4,x\nlost.mp4,x\n", allow_missing=allow)
+    with pytest.raises(DataError, match=said):  # the table itself as root: its folder is meant
+        open_dataset("csv", tmp_path / "captions.csv", allow_missing=allow)
+
+
+def test_who_asks_what_is_there_is_told_that_nothing_is(tmp_path):
+    (tmp_path / "captions.csv").write_text("path,caption\ngone.mp4,x\n")
+    data = read_dataset("csv", tmp_path)
+    assert (len(data), data.missing, data.n_files) == (0, (tmp_path / "gone.mp4",), 1)
 
 
 def test_the_table_may_lie_apart_from_the_videos(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipvid import embedding
+from clipvid.backbone import Backbone
 from clipvid.cache import TapCache, TapStore, TextCache
 from clipvid.cache.upkeep import parts_of
 from clipvid.cli import main
@@ -60,6 +61,15 @@ def test_kept_equals_live_to_the_bit_and_the_tower_runs_once(model, tmp_path, pa
     assert passes == [4, 2, 4, 2]
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(TEXTS)))
     assert len(shards(tmp_path)) == 2
+
+
+def test_the_text_tower_is_looked_at_once_for_all_chunks(model, tmp_path, monkeypatch):
+    looks: list[None] = []
+    looked_at = Backbone._hashed
+    monkeypatch.setattr(Backbone, "_hashed", lambda *given: looks.append(None) or looked_at(*given))
+    embed_texts(model, TEXTS, chunk=2, kept=TextCache(tmp_path))
+    assert len(shards(tmp_path)) == 3
+    assert len(looks) == 1
 
 
 def test_captions_that_were_added_leave_whole_chunks_before_them_known(model, tmp_path, passes):

@@ -123,7 +123,7 @@ def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
         live = unit(model, data, reading)
         for mode in ("taps", "trunk"):
             for kind, far in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
-                store = TapCache(tmp_path, kind=kind, mode=mode).store(model, data, reading)
+                store = TapCache(tmp_path / f"{kind}-{mode}", kind=kind, mode=mode).store(model, data, reading)
                 assert (unit(model, store) - live).abs().max() <= far, (precision, mode, kind)
 
 
@@ -174,7 +174,7 @@ def test_training_from_a_trunk_is_training_from_taps(data, tmp_path):
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
         model = create_model("clipvid-mini", depth=2)
-        store = TapCache(tmp_path, mode=mode).store(model, data, READING)
+        store = TapCache(tmp_path / mode, mode=mode).store(model, data, READING)
         config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=READING)
         return train(model, store, store, config, progress=False).history
 

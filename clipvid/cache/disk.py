@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from clipvid.cache import codec
 from clipvid.cache.draws import Draws, View, views_of
 from clipvid.cache.kept import KeptTaps, KeptTrunk
 from clipvid.cache.keys import clip_keys
-from clipvid.cache.recipe import MODES, Recipe, write_recipe
+from clipvid.cache.recipe import MODES, Recipe, mend_recipe, write_recipe
 from clipvid.cache.shards import Shards, write_shard
 from clipvid.cache.store import TapStore, check_storable
 from clipvid.cache.stream import stream_taps, trained_reading
@@ -78,7 +80,8 @@ class TapCache:
         """Bytes that the clips of `data` that are not there yet would take."""
         reading = reading or trained_reading(model, data.terms)
         recipe = self.recipe(model, reading, draws)
-        return _needed(model, recipe, Shards(self.folder / recipe.key), views_of(clip_keys(data), draws))
+        missing = _missing(Shards(self.folder / recipe.key), views_of(clip_keys(data), draws))
+        return _size(model, recipe, len(missing))
 
     def store(
         self,
@@ -91,16 +94,21 @@ class TapCache:
     ) -> TapStore:
         """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
 
-        One fixed view of each clip, or those that `draws` asks for. Interrupted, it goes on where it was. Raises
-        CacheError where the disk is too small, before anything is encoded, and for damaged files; ValueError for what
-        has no taps to keep, VideoError as the reading says.
+        One fixed view of each clip, or those that `draws` asks for. Warns before it encodes clips that are there as
+        another kind or mode. Interrupted, it goes on where it was. Raises CacheError where the disk is too small,
+        before anything is encoded, and for damaged files; ValueError for what has no taps to keep, VideoError as the
+        reading says.
         """
         reading = reading or trained_reading(model, data.terms)
         check_storable(model, reading)
         recipe = self.recipe(model, reading, draws)
         shards = Shards(self.folder / recipe.key)
+        mend_recipe(shards.folder, recipe)
         views = views_of(clip_keys(data), draws)
-        self._check_room(_needed(model, recipe, shards, views))
+        missing = _missing(shards, views)
+        self._check_room(_size(model, recipe, len(missing)))
+        if missing and (note := self._kept_otherwise(recipe, model, missing)):
+            warnings.warn(note, stacklevel=2)
         rows, lost = list(range(len(data))), []
         for view in views:
             todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
@@ -146,6 +154,24 @@ class TapCache:
                     shards.look()
                 yield batch.unreadable
 
+    def _kept_otherwise(self, recipe: Recipe, model: VideoCLIP, wanted: set[str]) -> str:
+        """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
+        levels = tuple(model.branch.levels)
+        held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
+        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for mode in MODES for kind in codec.KINDS]
+        for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
+            try:
+                shards = Shards(self.folder / other.key)
+            except CacheError:  # damaged: whoever reads it hears of it
+                continue
+            if found := sum(key in shards for key in wanted):
+                return (
+                    f"{found} of the {len(wanted)} clips to encode are in {self.folder} as kind {other.kind}, mode "
+                    f"{other.mode}, not as kind {recipe.kind}, mode {recipe.mode}; to read those give --cache_kind "
+                    f"{other.kind} --cache_mode {other.mode} (in Python kind and mode)"
+                )
+        return ""
+
     def _check_room(self, needed: int) -> None:
         place = self.folder.absolute()
         while not place.exists():
@@ -187,10 +213,14 @@ def _kept(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str])
     return KeptTrunk(one, model.backbone, model.branch.levels, precision=recipe.precision, dtype=live)
 
 
-def _needed(model: VideoCLIP, recipe: Recipe, shards: Shards, views: Sequence[View]) -> int:
-    """Bytes of what is not there yet."""
-    missing = {key for view in views for key in view.keys if key is not None and key not in shards}
-    return len(missing) * clip_bytes(model.backbone.geometry(recipe.levels), recipe.frames, recipe.kind)
+def _missing(shards: Shards, views: Sequence[View]) -> set[str]:
+    """Keys of what is not there yet."""
+    return {key for view in views for key in view.keys if key is not None and key not in shards}
+
+
+def _size(model: VideoCLIP, recipe: Recipe, clips: int) -> int:
+    """Bytes of so many clips."""
+    return clips * clip_bytes(model.backbone.geometry(recipe.levels), recipe.frames, recipe.kind)
 
 
 def clip_bytes(geometry: Geometry, frames: int, kind: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from clipvid._files import whole_file
 from clipvid.errors import CacheError
 
 RECIPE = "recipe.json"
+TEXT = "text-"
+"""With this the names of folders of caption embeddings begin."""
 MODES = ("taps", "trunk")
 """What is kept of the tower: taps, every level that the branch reads; trunk, the lowest of them alone."""
 
@@ -64,7 +67,7 @@ class TextRecipe:
     @property
     def key(self) -> str:
         """What a folder of such embeddings is called."""
-        return f"text-{_hash(asdict(self))}"
+        return f"{TEXT}{_hash(asdict(self))}"
 
     def __str__(self) -> str:
         return f"caption embeddings, {self.precision}, text tower {self.tower[:12]}"
@@ -77,9 +80,17 @@ def _hash(fields: dict[str, object]) -> str:
 def write_recipe(folder: Path, recipe: Recipe | TextRecipe) -> None:
     """Make the folder and note in it what it holds, unless that is done."""
     path = folder / RECIPE
-    if not path.exists():
+    text = json.dumps(asdict(recipe), indent=2) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
         with whole_file(path) as beside:
-            beside.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+            beside.write_bytes(text.encode())
+
+
+def mend_recipe(folder: Path, recipe: Recipe | TextRecipe) -> None:
+    """Write the note of a folder that is there anew, where it is damaged or gone and the folder can be written to."""
+    if folder.is_dir():
+        with suppress(OSError):
+            write_recipe(folder, recipe)
 
 
 def read_recipe(folder: Path) -> Recipe | TextRecipe:
@@ -88,7 +99,7 @@ def read_recipe(folder: Path) -> Recipe | TextRecipe:
         told = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         recipe = Recipe(**{**told, "levels": tuple(told["levels"])}) if "levels" in told else TextRecipe(**told)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CacheError(f"{folder / RECIPE} is no recipe of a tap cache ({error}); remove {folder}") from error
+        raise CacheError(f"{folder / RECIPE} is no recipe of a tap cache ({error})") from error
     if recipe.key != folder.name:
-        raise CacheError(f"{folder / RECIPE} describes other taps than its folder's name stands for; remove {folder}")
+        raise CacheError(f"{folder / RECIPE} describes other taps than its folder's name stands for")
     return recipe

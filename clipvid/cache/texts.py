@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.cache.recipe import TextRecipe, write_recipe
+from clipvid.cache.recipe import TextRecipe, mend_recipe, write_recipe
 from clipvid.cache.shards import SUFFIX, read_shard, write_shard
 from clipvid.errors import CacheError
 from clipvid.model import VideoCLIP
@@ -31,19 +31,23 @@ class TextCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    def recipe(self, model: VideoCLIP, precision: str) -> TextRecipe:
+        """What decides the embeddings of this model's text tower: it looks at all weights, so ask once for many ids."""
+        return TextRecipe(model.backbone.text_fingerprint, resolve(precision, model.device))
+
     def embedded(
-        self, model: VideoCLIP, ids: Int[Tensor, "m ctx"], precision: str, embed: Callable[[Tensor], Tensor]
+        self, recipe: TextRecipe, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "m e"]:
         """The embeddings of these token ids, from the cache, else from `embed` and kept; float32, on the CPU.
 
         A row is known by the ids that the tower sees, cut as they are, and by its neighbours. Raises CacheError for a
         damaged file, and where none can be written.
         """
-        recipe = TextRecipe(model.backbone.text_fingerprint, resolve(precision, model.device))
         folder, name = self.folder / recipe.key, _hash(ids)
         keys = [f"{name}:{row}" for row in range(len(ids))]
         path = folder / f"{name}{SUFFIX}"
         if path.exists():
+            mend_recipe(folder, recipe)
             return read_shard(path, keys)[NAME]
         found = embed(ids).float().cpu()
         try:

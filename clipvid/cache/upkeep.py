@@ -1,6 +1,7 @@
 """Looking after a cache: what it holds, which of its files are damaged, and the removal of those.
 
-Contract: a folder in; facts out, and files gone. Reads headers or every byte, and never what the tensors mean.
+Contract: a folder in; facts out, and files gone. Reads headers or every byte, and never what the tensors mean. Of a
+folder whose recipe cannot be read nothing is removed: nobody can tell whose its files are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.cache.recipe import RECIPE, Recipe, TextRecipe, read_recipe
+from clipvid.cache.recipe import RECIPE, TEXT, Recipe, TextRecipe, read_recipe
 from clipvid.cache.shards import ADVICE, check_shard, shard_files
 from clipvid.errors import CacheError
 
@@ -19,23 +20,26 @@ class Part:
     """What one folder of a cache holds: the taps or the caption embeddings of one recipe."""
 
     folder: Path
-    recipe: Recipe | TextRecipe
+    recipe: Recipe | TextRecipe | None
+    """None where it cannot be read; `broken` says why."""
     rows: int
     """Clips or captions."""
     nbytes: int
     damaged: tuple[tuple[Path, str], ...]
     """Files that are not what was written, and why."""
+    broken: str = ""
 
     def __str__(self) -> str:
-        what = "clips" if isinstance(self.recipe, Recipe) else "captions"
-        lines = [f"{self.folder}: {self.rows} {what}, {in_words(self.nbytes)}; {self.recipe}"]
+        what = "captions" if self.folder.name.startswith(TEXT) else "clips"
+        known = self.recipe or f"{RECIPE} {self.broken}"
+        lines = [f"{self.folder}: {self.rows} {what}, {in_words(self.nbytes)}; {known}"]
         return "\n".join(lines + [f"  {path.name} {reason}" for path, reason in self.damaged])
 
 
 def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
     """What a cache holds, recipe by recipe; with `whole` every byte is read and checked, else the headers are.
 
-    Raises CacheError where there is no cache.
+    Raises CacheError where there is no cache; what is damaged in one is said in its part.
     """
     found = [path.parent for path in sorted(Path(folder).glob(f"*/{RECIPE}"))]
     if not found:
@@ -44,38 +48,53 @@ def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
 
 
 def _part(folder: Path, *, whole: bool) -> Part:
-    recipe = read_recipe(folder)
     rows, size, damaged = 0, 0, []
+    try:
+        recipe, broken = read_recipe(folder), ""
+    except CacheError as error:
+        recipe, broken = None, str(error).removeprefix(f"{folder / RECIPE} ")
     for path in shard_files(folder):
         size += path.stat().st_size
         try:
             rows += check_shard(path, whole=whole)
         except CacheError as error:
             damaged.append((path, str(error).removeprefix(f"{path} ").removesuffix(f"; {ADVICE}")))
-    return Part(folder, recipe, rows, size, tuple(damaged))
+    return Part(folder, recipe, rows, size, tuple(damaged), broken)
 
 
-def prune(folder: str | Path, *, tower: str | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class Pruned:
+    """What a pruning removed, and what it left as nobody can tell whose it is."""
+
+    removed: tuple[Path, ...]
+    left: tuple[Part, ...]
+    """Folders whose recipe cannot be read."""
+
+
+def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     """Remove damaged files, drafts of killed runs and, with `tower`, all of the tower whose fingerprint begins so.
 
-    What was removed. Not while another process writes to the cache: its draft would go too. Raises CacheError for a
-    beginning that no tower here has, or more than one.
+    Not while another process writes to the cache: its draft would go too. Raises CacheError for a beginning that no
+    tower here has, or more than one.
     """
     removed: list[Path] = []
     parts = parts_of(folder, whole=True)
-    meant = {part.recipe.tower for part in parts if tower is not None and part.recipe.tower.startswith(tower)}
+    towers = {part.folder: part.recipe.tower for part in parts if part.recipe is not None}
+    meant = {own for own in towers.values() if tower is not None and own.startswith(tower)}
     if tower is not None and len(meant) != 1:
-        there = ", ".join(sorted({part.recipe.tower[:12] for part in parts}))
+        there = ", ".join(sorted({own[:12] for own in towers.values()})) or "none that can be read"
         raise CacheError(f"{tower!r} begins {len(meant)} towers of {folder}, not one; it has {there}")
     for part in parts:
-        if tower is not None and part.recipe.tower.startswith(tower):
+        if part.recipe is None:
+            continue
+        if towers[part.folder] in meant:
             shutil.rmtree(part.folder)
             removed.append(part.folder)
             continue
         for path in [*(path for path, _ in part.damaged), *part.folder.glob(".*.part")]:
             path.unlink()
             removed.append(path)
-    return removed
+    return Pruned(tuple(removed), tuple(part for part in parts if part.recipe is None))
 
 
 def in_words(size: int) -> str:

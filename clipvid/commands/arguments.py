@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -105,7 +106,9 @@ def kept_clips(
         return clips
     from clipvid.cache import TapCache
 
-    return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, draws=draws, progress=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)  # its line alone
+        return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, draws=draws, progress=True)
 
 
 def index_model(index: str, device: str) -> Any:

@@ -6,6 +6,9 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+MEND = "the next run that reads what is there writes it anew; if none will, remove the folder"
+"""What to do about a folder of a cache whose recipe cannot be read."""
+
 
 def list_caches(folder: str) -> None:
     """Print what a tap cache holds: clips, bytes, and what they were made with.
@@ -31,8 +34,13 @@ def verify(folder: str) -> None:
     parts = parts_of(folder, whole=True)
     for part in parts:
         print(part)
-    if damaged := sum(len(part.damaged) for part in parts):
-        raise CacheError(f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them")
+    found = []
+    if damaged := sum(len(part.damaged) for part in parts if part.recipe is not None):
+        found.append(f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them")
+    if broken := [str(part.folder) for part in parts if part.recipe is None]:
+        found.append(f"recipe.json of {', '.join(broken)} is damaged; {MEND}")
+    if found:
+        raise CacheError("; ".join(found))
     print("every file is as it was written")
 
 
@@ -45,7 +53,9 @@ def prune(folder: str, tower: str | None = None) -> None:
     """
     from clipvid.cache.upkeep import prune as removed_from
 
-    removed = removed_from(folder, tower=tower)
-    for path in removed:
+    pruned = removed_from(folder, tower=tower)
+    for path in pruned.removed:
         print(f"removed {path}")
-    print(f"{len(removed)} removed")
+    for part in pruned.left:
+        print(f"left {part.folder}: recipe.json {part.broken}; {MEND}")
+    print(f"{len(pruned.removed)} removed")

@@ -206,11 +206,14 @@ def check_data(
         longest: list captions of more words than this.
     """
     from clipvid.data.doctor import REPORT, check
+    from clipvid.data.readers import none_there, read_dataset
 
-    data = named_data(root, name, split=split, annotations=annotations, allow_missing=True)
+    data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
     report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
     print(report)
     print(f"report: {Path(out) / REPORT}")
+    if data.missing and not len(data):
+        raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(data, root)}")
     if not report.healthy:
         raise DataError(
             f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "

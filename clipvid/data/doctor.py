@@ -52,6 +52,8 @@ class Report:
     probed: int
     """Files that this run decoded; the rest was known from an earlier one."""
     seconds: float
+    protocol: int | None = None
+    """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
 
     @property
     def healthy(self) -> bool:
@@ -63,11 +65,13 @@ class Report:
 
     def __str__(self) -> str:
         rate = f"{self.probed / self.seconds:.1f} files a second" if self.seconds > 0 and self.probed else "nothing new"
+        other = self.protocol is not None and self.protocol != self.expected
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
+            + (f"; the protocol has {self.protocol}" if other else "")
         ]
-        kinds = sorted(self.kinds.items(), key=lambda kind: -kind[1])
-        lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
+        if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
+            lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
         lines += _some("missing", [(path, "") for path in self.missing])
         lines += _some("unreadable", list(self.unreadable.items()))
         lines += _some("suspicious", list(self.suspicious.items()))
@@ -85,7 +89,7 @@ def check(
     longest: int | None = None,
     progress: bool = False,
 ) -> Report:
-    """Look at every file of `data`, opened with allow_missing=True, and write `out`/report.json.
+    """Look at every file of `data`, as `read_dataset` gives them with allow_missing, and write `out`/report.json.
 
     Args:
         out: folder for the log and the report; with the log of an earlier run there, only new and changed files are
@@ -116,7 +120,7 @@ def check(
             initial=len(paths) - len(todo),
             desc=f"check {data.name}",
             unit="file",
-            disable=not progress,
+            disable=not (progress and paths),
         ):
             log.write(json.dumps(found) + "\n")
             log.flush()
@@ -157,7 +161,7 @@ def _report(
         by_content.setdefault(found["content"], []).append(path)
     return Report(
         name=data.name,
-        expected=len({record.path for record in data}) + len(data.missing),
+        expected=data.n_files,
         readable=len(facts) - len(unreadable),
         missing=tuple(str(path) for path in data.missing),
         unreadable=unreadable,
@@ -167,6 +171,7 @@ def _report(
         kinds=kinds,
         probed=probed,
         seconds=seconds,
+        protocol=data.terms.videos,
     )
 
 

@@ -1,4 +1,4 @@
-"""Finding clips on the disk: which suffixes count, which folders are walked, and how absent files are reported.
+"""Finding clips on the disk: which suffixes count, and which folders are walked.
 
 Contract: orders are sorted, hence the same on every machine; hidden files and folders are never entered.
 Knows nothing of annotations or of what files show.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from clipvid.errors import DataError
 from clipvid.video import pictures_in
 
 # fmt: off
@@ -21,8 +19,6 @@ VIDEO_SUFFIXES = frozenset({
 })
 # fmt: on
 """Suffixes, in lower case, of files taken for videos."""
-
-_SHOWN = 5  # files that an error names before it goes on to count
 
 
 def is_video(path: Path) -> bool:
@@ -99,15 +95,3 @@ def exists(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
-
-
-def check_missing(missing: Sequence[Path], *, total: int, source: Path, allow: bool) -> None:
-    """Raise DataError that counts the missing files and names the first, unless they are allowed and some remain."""
-    if not missing or (allow and len(missing) < total):
-        return
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    advice = "none is left" if allow else "fetch them, or allow it (allow_missing) to go on without them"
-    raise DataError(
-        f"{source}: {len(missing)} of {total} videos are missing: "
-        f"{', '.join(str(path) for path in missing[:_SHOWN])}{more}; {advice}"
-    )

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from clipvid.data.files import check_missing, exists, find_clips, is_video
+from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
-from clipvid.data.protocols import Protocol, Split
+from clipvid.data.protocols import PROTOCOLS, Protocol, Split
 from clipvid.data.record import Record, Terms, VideoData
 from clipvid.errors import DataError
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
 OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
 """Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
+_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list"}
+"""Words of which anybody may make a file's name: one of these alone does not tell of which protocol a list is."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,18 @@ def open_protocol(
 ) -> VideoData:
     """Read a split of a protocol. `annotations` names the file, or the folder of the files, where they lie elsewhere.
 
-    A file given without a split is the split whose usual name it has. One of another name is a list of one's own, read
-    whole; figures over fewer videos than the protocol's usual split are then refused where they are made.
-    `allow_missing` allows fewer videos than the protocol has, in the annotations and on the disk; those that are
-    missing are listed in the result.
+    A file given without a split is the split whose usual name it has. One of another name is a list of one's own, which
+    the result is named for; without a split it is read whole, and figures over fewer videos than the protocol's usual
+    split has are refused where they are made.
+    `allow_missing` allows fewer videos in the annotations than the protocol has; those that are not on the disk are
+    listed in the result.
     """
     p = protocol
-    split, own = _split_of(p, split, annotations)
+    name, part = _split_of(p, split, annotations)
     where = _Places(p, root, annotations)
-    listed = where.listed(own)
-    entries = _kept(listed, own, where)
+    listed = where.listed(part)
+    own = _is_own(listed, part, where)
+    entries = _kept(listed, part, where)
     if p.by_template:
         entries = [e if e.label is None else replace(e, captions=(e.label,)) for e in entries]
     clips = _clips(entries)
@@ -64,11 +68,13 @@ def open_protocol(
         clips = _captioned(clips, where, source=listed[0].path)
     without = [key for key, clip in clips.items() if p.task == "retrieval" and not clip.captions]
     if without and (not allow_missing or len(without) == len(clips)):
+        allow = "" if len(without) == len(clips) else ", or allow it (allow_missing) to go on without them"
         raise DataError(
-            f"{listed[0].path}: no captions for {len(without)} of {len(clips)} videos, such as {without[0][0]}"
+            f"{listed[0].path}: no captions for {len(without)} of {len(clips)} videos, such as {without[0][0]}; "
+            f"get those{allow}"
         )
-    _check_counts(p, own, split, clips, source=listed[0].path, fewer=allow_missing)
-    whole = listed if len(clips) == own.videos else ()
+    _check_counts(p, part, name, clips, source=listed[0].path, fewer=allow_missing)
+    whole = listed if len(clips) == part.videos else ()
     names = _classes(p, where, given=classes, whole=whole) if p.task == "recognition" else ()
     labels = _Labels(p, names, listed)
     files = _Files(root) if check_files else None
@@ -83,19 +89,22 @@ def open_protocol(
         captions = (" ".join(clip.captions),) if p.paragraph and clip.captions else tuple(clip.captions)
         label = labels.of(clip.entry) if names else None
         records.append(Record(path, captions if p.task == "retrieval" else (), label))
-    check_missing(missing, total=len(clips), source=listed[0].path, allow=allow_missing)
-    told = f"{p.name}:{split}" if own.files else f"{p.name}, list {listed[0].path.stem}"
-    terms = Terms(own.videos, p.frames, p.tokens, shared=p.by_template, fewer=allow_missing)
-    return VideoData(tuple(records), names, told, tuple(missing), terms)
+    told = f"{p.name}:{name}" if name else p.name
+    told = f"{told}, list {listed[0].path.stem}" if own else told
+    fewer, n_listed = allow_missing, len(clips) if own else None
+    terms = Terms(part.videos, p.frames, p.tokens, shared=p.by_template, fewer=fewer, listed=n_listed)
+    return VideoData(tuple(records), names, told, tuple(missing), terms, listed[0].path)
 
 
 def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple[str, Split]:
     """Name and split; of a file of one's own "", and a split without files that has the usual one's number of videos.
 
-    A file under another split's usual name is refused, however many videos may be missing.
+    A file under the usual name of another split or protocol is refused, however many videos may be missing.
     """
     file = annotations if annotations is not None and annotations.is_file() else None
     listing = [name for name, known in p.splits.items() if file is not None and _has(known, file.name)]
+    if file is not None and not listing and not (split and file.name in p.captions_in):
+        _refuse_others(p, file, split or p.default)
     name = split or (next(iter(listing), "") if file is not None else p.default)
     if name is None:
         raise DataError(f"{p.name} needs a split, one of {', '.join(p.splits)}, or one file as annotations")
@@ -107,6 +116,19 @@ def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple
     if listing and name not in listing:
         raise DataError(f"{file} is the list of {p.name} {' and '.join(listing)}, not of {name}; give another one")
     return name, p.splits[name]
+
+
+def _refuse_others(p: Protocol, file: Path, split: str | None) -> None:
+    """DataError for a file under a name by which lists of another protocol circulate, and which tells so."""
+    if _PLAIN.issuperset(re.findall("[a-z]+", file.stem.lower())):
+        return
+    for other in PROTOCOLS.values():
+        if splits := [name for name, known in other.splits.items() if file.name in known.files]:
+            files = p.splits[split].files if split and split in p.splits else ("one of its own",)
+            raise DataError(
+                f"{file} is the list of {other.name} {', '.join(splits)}, not of {p.name}; give {' or '.join(files)}, "
+                f"or name {other.name} as the protocol; a list of your own needs another name"
+            )
 
 
 def _has(split: Split, name: str) -> bool:
@@ -171,6 +193,15 @@ def _kept(listed: Sequence[Annotation], split: Split, where: _Places) -> list[En
         for path in where.find(split.files)
         for entry in read_annotation(path).entries
     ]
+
+
+def _is_own(listed: Sequence[Annotation], split: Split, where: _Places) -> bool:
+    """It is a list of one's own: given by name, not by a usual one, and no file of all videos of which a list takes a
+    part.
+    """
+    if where.file is None or _has(split, where.file.name):
+        return False
+    return not split.files or bool(split.keep) or not any(entry.split for a in listed for entry in a.entries)
 
 
 def _of_code(annotation: Annotation, split: Split) -> list[Entry]:

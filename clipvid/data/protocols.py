@@ -54,9 +54,9 @@ class Protocol:
 
 _MSRVTT_JSON = ("MSRVTT_data.json",)
 _MSRVTT = {
-    "train": Split(_MSRVTT_JSON, 6513, 130_260, ("train",)),
-    "val": Split(_MSRVTT_JSON, 497, 9940, ("validate", "val")),
-    "test": Split(_MSRVTT_JSON, 2990, 59_800, ("test",)),
+    "train": Split((*_MSRVTT_JSON, "MSRVTT_train.full.csv"), 6513, 130_260, ("train",)),
+    "val": Split((*_MSRVTT_JSON, "MSRVTT_val.full.csv"), 497, 9940, ("validate", "val")),
+    "test": Split((*_MSRVTT_JSON, "MSRVTT_test.full.csv"), 2990, 59_800, ("test",)),
 }
 _1KA = {
     "test": Split(("MSRVTT_JSFUSION_test.csv", "test_JSFUSION.json"), 1000, 1000),

@@ -1,7 +1,8 @@
 """open_dataset: one door to every annotation format, and the readers of class folders and of plain ones.
 
-Contract: a reader returns a VideoData whose files exist, or raises DataError that says which file, line or folder is
-wrong. Formats with more to them have their own file: tables.py ("csv") and protocols.py. Opens no video.
+Contract: a reader returns a VideoData whose records' files exist, with those that do not in `missing`, or raises
+DataError that says which file, line or folder is wrong. `open_dataset` refuses missing files, `read_dataset` does not.
+Formats with more to them have their own file: tables.py ("csv") and protocols.py. Opens no video.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from clipvid.data.files import find_clips, is_video, subfolders
 from clipvid.data.protocol_reader import open_protocol
 from clipvid.data.protocols import PROTOCOLS
-from clipvid.data.record import Record, VideoData
+from clipvid.data.record import Record, Terms, VideoData
 from clipvid.data.tables import read_csv
 from clipvid.errors import DataError
 
+_SHOWN = 5  # files that an error names before it goes on to count
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -37,9 +39,34 @@ def open_dataset(
         split: which part to read; the formats without splits refuse it.
         annotations: the annotation file, or its folder, where it is not in or below `root`.
         classes: class names in label order, so that two data sets share their labels; default: sorted names.
-        allow_missing: leave out the videos that do not exist (they are listed in `.missing`) instead of an error.
+        allow_missing: leave out the videos that do not exist (they are listed in `.missing`) instead of an error, where
+            some do.
         check_files: False reads the annotations alone and does not look whether the videos exist.
     """
+    data = read_dataset(
+        name,
+        root,
+        split=split,
+        annotations=annotations,
+        classes=classes,
+        allow_missing=allow_missing,
+        check_files=check_files,
+    )
+    _refuse_missing(data, root, allow=allow_missing)
+    return data
+
+
+def read_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    annotations: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    check_files: bool = True,
+) -> VideoData:
+    """As `open_dataset`, whatever videos are missing, even all of them: for who asks what is there."""
     if name not in READERS:
         raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
     if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
@@ -56,6 +83,33 @@ def open_dataset(
         allow_missing=allow_missing,
         check_files=check_files,
     )
+
+
+def none_there(data: VideoData, root: str | Path) -> str:
+    """What to say where none of the data's videos exists."""
+    folder = root if Path(root).is_dir() else Path(root).parent
+    return f"none of them is in {folder}; is it the folder of the videos?"
+
+
+def _refuse_missing(data: VideoData, root: str | Path, *, allow: bool) -> None:
+    """DataError that counts the missing files and names the first, unless they are allowed and some remain."""
+    if not data.missing or (allow and len(data)):
+        return
+    more = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
+    advice = none_there(data, root)
+    if len(data):
+        advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.terms)}"
+    raise DataError(
+        f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
+        f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{more}; {advice}"
+    )
+
+
+def _anyway(terms: Terms) -> str:
+    """Why a short list of one's own would be refused next, so that it is said at once."""
+    if terms.listed is None or terms.videos is None or terms.listed >= terms.videos:
+        return ""
+    return f", as figures need anyway: the list names {terms.listed} videos, the protocol has {terms.videos}"
 
 
 def read_folder(

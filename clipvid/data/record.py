@@ -60,6 +60,8 @@ class Terms:
     """Name and number of videos of the data that this is a part of."""
     fewer: bool = False
     """The caller allowed fewer videos than there should be (allow_missing)."""
+    listed: int | None = None
+    """How many videos a list of one's own names, which stands in place of the protocol's; None without one."""
 
 
 NO_TERMS = Terms()
@@ -73,8 +75,10 @@ class VideoData:
     classes: tuple[str, ...] = ()
     name: str = "videos"
     missing: tuple[Path, ...] = ()
-    """Files that the annotations name and that were left out because the caller allowed it."""
+    """Files that the annotations name and that were left out because they do not exist."""
     terms: Terms = NO_TERMS
+    source: Path | None = None
+    """The file that lists the videos, or the first of several; None for a folder that is read as it is."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -108,6 +112,11 @@ class VideoData:
         return f"VideoData({self.name!r}: {', '.join(parts)})"
 
     @property
+    def n_files(self) -> int:
+        """Files that the data name, those that are missing among them."""
+        return len({record.path for record in self.records}) + len(self.missing)
+
+    @property
     def n_captions(self) -> int:
         """Captions of all videos together."""
         return sum(len(record.captions) for record in self.records)
@@ -117,13 +126,14 @@ class VideoData:
 
         Of a protocol's data its name says how many are left, so that figures over a part are not taken for the whole.
         """
-        part, videos, whole = self.surviving(indices), self.terms.videos, self.terms.whole
-        if whole is None and videos is not None:
-            whole = (self.name, videos)
+        part, whole = self.surviving(indices), self.terms.whole
+        number = self.terms.videos if self.terms.listed is None else self.terms.listed
+        if whole is None and number is not None:
+            whole = (self.name, number)
         name = self.name
         if whole is not None:
             name = whole[0] if len(part) == whole[1] else f"{whole[0]}, {len(part)} of {whole[1]} videos"
-        return replace(part, name=name, terms=replace(self.terms, videos=None, whole=whole))
+        return replace(part, name=name, terms=replace(self.terms, videos=None, listed=None, whole=whole))
 
     def surviving(self, indices: Iterable[int]) -> VideoData:
         """This data set without the records that could not be read: it still should have had them."""
@@ -160,10 +170,12 @@ class VideoData:
             raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         place = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
-        name, of_protocol = self.name, self.terms.videos is not None or self.terms.whole is not None
+        name, told = self.name, (self.terms.videos, self.terms.listed, self.terms.whole)
         if len(names) < len(self.classes):
             name = f"{name}, {len(names)} of {len(self.classes)} classes"
-        terms = replace(self.terms, videos=None, whole=(name, len(records)) if of_protocol else None)
+        of_protocol = any(part is not None for part in told)
+        whole = (name, len(records)) if of_protocol else None
+        terms = replace(self.terms, videos=None, listed=None, whole=whole)
         return replace(self, records=records, classes=tuple(names), name=name, terms=terms)
 
     def base_novel(self) -> tuple[VideoData, VideoData]:

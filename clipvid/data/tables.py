@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipvid.data.files import check_missing, clip_exists
+from clipvid.data.files import clip_exists
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import DataError
 
@@ -44,13 +44,11 @@ def read_csv(
     absent = {clip.path for clip in clips if check_files and not clip_exists(clip.path)}
     present = [clip for clip in clips if clip.path not in absent]
     missing = tuple(dict.fromkeys(clip.path for clip in clips if clip.path in absent))
-    total = len({clip.path for clip in clips})
-    check_missing(missing, total=total, source=table, allow=allow_missing)
     records = tuple(
         Record(clip.path, tuple(clip.captions), clip.label, start=clip.start, end=clip.end) for clip in present
     )
     name = table.resolve().parent.name if table.stem == "captions" else table.stem
-    return VideoData(records, names, f"{name}:{split}" if split else name, missing)
+    return VideoData(records, names, f"{name}:{split}" if split else name, missing, source=table)
 
 
 def text_of(path: Path) -> str:
