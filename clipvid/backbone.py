@@ -21,7 +21,7 @@ from clipvid import bases, textual, tower
 from clipvid.bases import Base, Tokenizer
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
-from clipvid.quick import Quick, state_of
+from clipvid.quick import Quick, plain_parts, state_of
 from clipvid.taps import Geometry, Taps
 
 
@@ -279,12 +279,11 @@ class Backbone(nn.Module):
         return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
 
     def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
-        """Of weights, and of what a module computes without any, such as activations; kept until a weight changes."""
+        """Of weights, and of what a module computes without any, such as activations; kept until one changes."""
         writes, values = state_of(module)
         known = self._hashes.get(name)
         if known is None or known[0] != writes or not torch.equal(known[1], values):
-            plain = sorted({repr(part) for part in module.modules() if not [*part.parameters(), *part.children()]})
-            digest = hashlib.sha256(f"{plain}{hash_of(weights)}".encode()).hexdigest()
+            digest = hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
             known = self._hashes[name] = (writes, values, digest)
         return known[2]
 

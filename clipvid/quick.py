@@ -4,7 +4,7 @@ Contract: a module in; one of the same calls out, to be run under autocast. `tra
 goes around what torch's MultiheadAttention does to a batch of sequences (its projection is copied for every position);
 `frozen_copy` has in addition the weights that autocast would cast, cast: of what is frozen autocast remembers nothing
 and casts at every pass. The rest is shared with the module and stays in float32. `Quick` makes such copies when they
-are first asked for, and anew when a weight has changed. Knows nothing of towers or images.
+are first asked for, and anew when a weight or an activation has changed. Knows nothing of towers or images.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Quick:
 
     def trainable(self, module: nn.Module) -> Any:
         """The copy that shares every parameter, for passes with gradients."""
-        shared = [id(w) for w in chain(module.parameters(), module.buffers())]
+        shared = plain_parts(module), [id(w) for w in chain(module.parameters(), module.buffers())]
         if self._trainable is None or self._trainable[0] != shared:
             self._trainable = (shared, trainable_copy(module))
         return self._trainable[1]
@@ -76,12 +76,20 @@ class Quick:
         return Quick, ()  # copied or pickled it is empty: a copy's weights are others
 
 
-def state_of(module: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
-    """Where each weight lies and how often torch saw it written, and some of its values: `.data` is not counted."""
+def plain_parts(module: nn.Module) -> list[str]:
+    """What a module computes without weights, such as activations, part by part."""
+    found = ((part, chain(part._modules.values(), part._parameters.values())) for part in module.modules())
+    return [repr(part) for part, held in found if all(one is None for one in held)]
+
+
+def state_of(module: nn.Module) -> tuple[tuple[list[str], list[tuple[int, int]]], Tensor]:
+    """What shows that a module is as it was: its plain parts, where each weight lies and how often torch saw it
+    written; and some values of each weight, since writes through `.data` are not counted.
+    """
     weights = [w.detach() for w in chain(module.parameters(), module.buffers()) if w.is_floating_point() and w.numel()]
     flat = [w.reshape(-1) for w in weights]
     probes = [f[:: max(1, f.numel() // PROBES)][:PROBES].float() for f in flat]
-    return [(w.data_ptr(), w._version) for w in weights], torch.cat(probes)
+    return (plain_parts(module), [(w.data_ptr(), w._version) for w in weights]), torch.cat(probes)
 
 
 def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:

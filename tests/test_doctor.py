@@ -71,6 +71,22 @@ def test_files_are_decoded_once_and_changed_ones_again(tree, write_video):
     assert (mended.probed, len(mended.unreadable)) == (1, 0)
 
 
+def test_the_seconds_that_workers_take_to_start_are_told(tree, capsys):
+    data = open_dataset("csv", tree, allow_missing=True)
+    for part, said in ((data.subset([0]), "starting 1 worker]"), (data, "starting 2 workers]")):
+        check(part, tree / "out", workers=2, progress=True)
+        shown = capsys.readouterr().err.rstrip().split("\r")
+        assert shown[1].endswith(said)
+        assert "starting" not in shown[-1]
+
+
+def test_no_worker_is_told_of_where_none_starts(tree, capsys):
+    data = open_dataset("csv", tree, allow_missing=True)
+    check(data, tree / "out", workers=1)
+    check(data, tree / "out", workers=1, progress=True)
+    assert "starting" not in capsys.readouterr().err
+
+
 def test_a_file_that_takes_too_long_is_named(tree):
     data = open_dataset("csv", tree, allow_missing=True).subset([0])
     report = check(data, tree / "out", workers=1, limit=1e-6)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from clipvid._ahead import ahead
 from clipvid.config import Reading, TrainConfig
@@ -69,6 +71,39 @@ def test_threads_give_the_batches_that_one_clip_after_another_gives(dataset, mon
 def test_processes_give_the_same_batches(dataset):
     plan = in_order(len(dataset), 3)
     assert same(list(batches_of(dataset, plan, workers=2)), as_is(dataset, plan))
+
+
+@pytest.fixture
+def loaders(monkeypatch) -> list[object]:
+    """Loaders that were begun, held as an error's traceback holds them: whatever ends their processes, it is not that
+    the last reference goes.
+    """
+    begun: list[object] = []
+    begin = DataLoader.__iter__
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: begun.append(begin(self)) or begun[-1])
+    return begun
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_no_process_outlives_what_stops_the_one_who_uses_the_batches(dataset, loaders, error):
+    def use() -> None:
+        with closing(batches_of(dataset, in_order(7, 1), workers=1)) as batches:
+            for _ in batches:
+                assert active_children()
+                raise error
+
+    with pytest.raises(error):
+        use()
+    assert len(loaders) == 1
+    assert not active_children()
+
+
+def test_no_process_outlives_a_file_that_cannot_be_read(dataset, loaders):
+    dataset.unreadable = "raise"
+    with pytest.raises(VideoError, match=r"5\.mp4"):
+        list(batches_of(dataset, [[0], [5], [1]], workers=1))
+    assert len(loaders) == 1
+    assert not active_children()
 
 
 def test_an_unreadable_file_is_an_error_at_its_own_batch(dataset):

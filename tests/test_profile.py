@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -127,24 +128,48 @@ def test_embedding_and_training_say_where_their_time_went(tiny_clip, clips):
     assert str(cached).count(" s") == len(learned) + 1
 
 
-def test_the_command_line_prints_the_profile_and_writes_it_beside_the_run(tmp_path, clips, capsys):
-    root, out = str(clips[0].path.parent), tmp_path / "run"
-    few = ["--reading.frames", "2", "--profile", "true"]
-    assert main(["embed", root, "--out", str(tmp_path / "e.safetensors"), *few]) == 0
-    assert main(["index", root, "--out", str(tmp_path / "index"), "--frames", "2", "--profile", "true"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("waiting for data") == 2
-    assert "decode, beside" in printed
-    for name in ("e.profile.json", "index.profile.json"):
-        told = json.loads((tmp_path / name).read_text())
-        assert told["total seconds"] == pytest.approx(sum(told["seconds"].values()))
-    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "vectors.faiss"}
-    table = tmp_path / "table.csv"
+@pytest.fixture
+def table(tmp_path, clips) -> Path:
+    """The clips with captions and two classes."""
     rows = [f"{record.path},{record.captions[0]},{i % 2}" for i, record in enumerate(clips)]
-    table.write_text("\n".join(["path,caption,label", *rows]) + "\n")
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["path,caption,label", *rows]) + "\n")
+    return path
+
+
+ASKED = ["--profile", "true"]
+
+
+def seconds(path: Path) -> dict[str, float]:
+    """Of a profile that was written, which adds up."""
+    told = json.loads(path.read_text())
+    assert told["total seconds"] == pytest.approx(sum(told["seconds"].values()))
+    return told["seconds"]
+
+
+def test_embed_prints_its_profile_and_writes_it_beside_the_embeddings(tmp_path, clips, capsys):
+    out = tmp_path / "e.safetensors"
+    assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--reading.frames", "2", *ASKED]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("waiting for data") == 1
+    assert "decode, beside" in printed
+    assert "tower" in seconds(tmp_path / "e.profile.json")
+
+
+def test_index_writes_its_profile_beside_its_folder(tmp_path, clips, capsys):
+    assert main(["index", str(clips[0].path.parent), "--out", str(tmp_path / "index"), "--frames", "2", *ASKED]) == 0
+    assert "waiting for data" in capsys.readouterr().out
+    assert "tower" in seconds(tmp_path / "index.profile.json")
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "vectors.faiss"}
+
+
+def test_train_writes_its_profile_into_the_run(tmp_path, table):
     short = ["--reading.frames", "2", "--epochs", "1", "--batch_size", "4", "--depth", "1", "--val_fraction", "0.5"]
-    assert main(["train", str(table), "--out", str(out), *short, "--profile", "true"]) == 0
-    assert {"tower", "branch", "backward"} <= set(json.loads((out / "profile.json").read_text())["seconds"])
-    card = str(tmp_path / "card.json")
-    assert main(["eval", str(table), "--model", str(out / "best"), "--out", card, "--profile", "true"]) == 0
-    assert "text" in json.loads((tmp_path / "card.profile.json").read_text())["seconds"]
+    assert main(["train", str(table), "--out", str(tmp_path / "run"), *short, *ASKED]) == 0
+    assert {"tower", "branch", "backward"} <= set(seconds(tmp_path / "run" / "profile.json"))
+
+
+def test_eval_writes_its_profile_beside_the_card(tmp_path, table):
+    card = tmp_path / "card.json"
+    assert main(["eval", str(table), "--reading.frames", "2", "--out", str(card), *ASKED]) == 0
+    assert "text" in seconds(tmp_path / "card.profile.json")

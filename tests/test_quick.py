@@ -119,6 +119,16 @@ def test_a_changed_weight_is_noticed(write):
         torch.testing.assert_close(after(x), tower(x))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_changed_activation_is_noticed(grad):
+    tower = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+    quick, x = Quick(), torch.randn(3, 8)
+    with autocast():
+        assert quick.of(tower, grad=grad) is quick.of(tower, grad=grad)
+        tower[1] = nn.Tanh()
+        torch.testing.assert_close(quick.of(tower, grad=grad)(x), tower(x))
+
+
 def test_the_copies_stay_out_of_states_and_are_not_copied(tiny_clip):
     backbone = Backbone(tiny_clip)
     names = set(backbone.state_dict())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid import embedding
 from clipvid.backbone import Backbone
 from clipvid.cache import TapCache, TapStore, TextCache
 from clipvid.cache.upkeep import parts_of
@@ -24,6 +24,7 @@ from clipvid.model import VideoCLIP, create_model
 from clipvid.training import train
 
 READING = Reading(frames=2, batch_size=4)
+OPTIONS = ["--reading", '{"frames": 2, "batch_size": 4}']
 TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3, 7, 1, 0)]
 
 
@@ -144,48 +145,73 @@ def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
     assert not shards(tmp_path)
 
 
-def test_the_commands_read_the_cache_and_look_after_it(model, data, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def at_hand(data, tmp_path, monkeypatch) -> str:
+    """The folder of the videos, for commands that run in an empty one."""
     monkeypatch.chdir(tmp_path)
-    root, reading = str(data[0].path.parent), ["--reading", '{"frames": 2, "batch_size": 4}']
-    assert main(["eval", root, "--out", "live.json", *reading]) == 0
-    for name in ("made", "read"):
-        assert main(["eval", root, "--cache", "taps", "--out", f"{name}.json", *reading]) == 0
-        if name == "made":
-            monkeypatch.setattr(embedding, "stream_taps", None)  # from here on nothing may be encoded
-            monkeypatch.setattr("clipvid.cache.disk.stream_taps", None)
-            monkeypatch.setattr(VideoCLIP, "encode_text", None)
-    cards = [json.loads(Path(f"{name}.json").read_text()) for name in ("live", "made", "read")]
-    assert cards[0] == cards[1] == cards[2]
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert main(["embed", root, "--out", "live.safetensors", *reading]) == 0
-    assert main(["embed", root, "--taps", "taps", "--out", "kept.safetensors", *reading]) == 0
+    return str(data[0].path.parent)
+
+
+@pytest.fixture
+def taps(at_hand) -> Path:
+    """A cache that an evaluation made, with its card beside it."""
+    assert main(["eval", at_hand, "--cache", "taps", "--out", "made.json", *OPTIONS]) == 0
+    return Path("taps")
+
+
+def test_eval_with_a_cache_gives_the_card_that_eval_without_one_gives(at_hand, taps):
+    assert main(["eval", at_hand, "--out", "live.json", *OPTIONS]) == 0
+    assert json.loads(Path("live.json").read_text()) == json.loads(Path("made.json").read_text())
+
+
+def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
+    for encodes in ("clipvid.embedding.stream_taps", "clipvid.cache.disk.stream_taps"):
+        monkeypatch.setattr(encodes, None)
+    monkeypatch.setattr(VideoCLIP, "encode_text", None)
+    assert main(["eval", at_hand, "--cache", "taps", "--out", "read.json", *OPTIONS]) == 0
+    assert json.loads(Path("read.json").read_text()) == json.loads(Path("made.json").read_text())
+
+
+def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, taps, monkeypatch):
+    assert main(["embed", at_hand, "--out", "live.safetensors", *OPTIONS]) == 0
+    monkeypatch.setattr("clipvid.cache.disk.stream_taps", None)
+    assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *OPTIONS]) == 0
     assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
+
+
+def test_verify_counts_captions_too(data, taps, capsys):
     capsys.readouterr()
     assert main(["cache", "verify", "taps"]) == 0
     said = capsys.readouterr().out
     assert "12 clips" in said
     assert f"{len({c for r in data for c in r.captions})} captions" in said
     assert "caption embeddings" in said
-    path = shards(tmp_path / "taps")[0]
+
+
+def test_verify_names_damaged_captions(taps, capsys):
+    (path,) = shards(taps)
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "verify", "taps"]) == 1
+    assert f"{path.name} is damaged" in capsys.readouterr().out
+
+
+def test_prune_removes_damaged_captions_and_leaves_the_clips(taps):
+    (path,) = shards(taps)
+    path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "prune", "taps"]) == 0
-    assert not shards(tmp_path / "taps")
-    assert [part.rows for part in parts_of(tmp_path / "taps")] == [12, 0]
+    assert [part.rows for part in parts_of(taps)] == [12, 0]
+    assert not path.exists()
 
 
-def test_embed_encodes_what_a_cache_lacks_and_leaves_out_what_cannot_be_read(data, tmp_path, capsys, monkeypatch):
+def test_embed_encodes_what_a_cache_lacks_and_leaves_out_what_cannot_be_read(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "videos"
     folder.mkdir()
-    for record in data.records[:3]:
-        (folder / record.path.name).write_bytes(record.path.read_bytes())
-    reading = ["--reading", '{"frames": 2, "batch_size": 4}']
-    assert main(["embed", str(folder), "--taps", "taps", *reading]) == 0
+    for record in (*data.records[:3], data[5]):
+        shutil.copy(record.path, folder)
     (folder / "broken.mp4").write_bytes(b"nothing")
-    (folder / "new.mp4").write_bytes(data[5].path.read_bytes())
-    assert main(["embed", str(folder), "--taps", "taps", *reading]) == 0
+    TapCache("taps").store(create_model("clipvid-mini", branch="mean"), data.subset(range(3)), READING)
+    assert main(["embed", str(folder), "--taps", "taps", *OPTIONS]) == 0
     assert load_file("embeddings.safetensors")["video"].shape[0] == 4
     assert list(json.loads(Path("embeddings.json").read_text())["skipped"]) == [str(folder / "broken.mp4")]
     assert [part.rows for part in parts_of("taps")] == [4]

@@ -94,7 +94,6 @@ def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(dat
     cache = TapCache(tmp_path, mode="trunk")
     for _ in range(2):  # made now, and read again
         store = cache.store(model, data, reading)
-        assert (unit(model, store) - live).abs().max() < 1e-3
         assert torch.equal(unit(model, store), live)
     levels = model.branch.levels
     whole, kept = TapStore.encode(model, data, reading).batch([5, 0]), store.batch([5, 0])

@@ -113,18 +113,22 @@ def check(
     paths = sorted({record.path for record in data})
     known = dict(_logged(out / LOG))
     todo = [path for path in paths if _stale(path, known.get(str(path), {}), limit=limit)]
-    with (out / LOG).open("a", encoding="utf-8") as log:
-        for found in tqdm(
-            _probed(todo, workers=workers or os.cpu_count() or 1, limit=limit),
-            total=len(paths),
-            initial=len(paths) - len(todo),
-            desc=f"check {data.name}",
-            unit="file",
-            disable=not (progress and paths),
-        ):
+    workers = min(workers or os.cpu_count() or 1, len(todo))
+    bar = tqdm(
+        total=len(paths),
+        initial=len(paths) - len(todo),
+        desc=f"check {data.name}",
+        unit="file",
+        disable=not (progress and paths),
+        postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if todo else None,  # takes seconds
+    )
+    with bar, (out / LOG).open("a", encoding="utf-8") as log:
+        for found in _probed(todo, workers=workers, limit=limit):
             log.write(json.dumps(found) + "\n")
             log.flush()
             known[found["path"]] = found
+            bar.set_postfix_str("", refresh=False)
+            bar.update()
     facts = {str(path): known[str(path)] for path in paths}
     report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
     with whole_file(out / REPORT) as beside:
@@ -205,7 +209,7 @@ def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Itera
 
 
 def _in_pool(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    pool = processes(min(workers, len(paths)), loads=("clipvid.video.decode",))
+    pool = processes(workers, loads=("clipvid.video.decode",))
     try:
         for future in as_completed([pool.submit(_probe, path, limit) for path in paths]):
             yield future.result()
