@@ -71,7 +71,7 @@ def measure(model: VideoCLIP, clips: VideoData, reading: Reading, folder: Path) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", type=int, default=400, help="clips to learn from")
-    parser.add_argument("--test", type=int, default=400, help="clips to compare on")
+    parser.add_argument("--test", type=int, default=1000, help="clips to compare on")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
