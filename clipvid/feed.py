@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.cache import TapStore, TextCache, clip_dataset, records_of
+from clipvid.cache import TapCache, TapStore, TextCache, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
@@ -31,9 +31,14 @@ from clipvid.video.augment import CONST_CL
 
 
 def open_feed(
-    model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, progress: bool
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    config: TrainConfig,
+    *,
+    cache: TapCache | None = None,
+    progress: bool,
 ) -> LiveFeed | StoredFeed:
-    """The feed for `data`; DataError where clips lack what the task needs."""
+    """The feed for `data`; DataError where clips lack what the task needs, before any is read."""
     if config.task == "selfsup":
         return open_pairs(model, data, config)
     facts = records_of(data)
@@ -46,11 +51,20 @@ def open_feed(
             + (f", first {without[0]}" if without else "")
             + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
-    if config.cache_taps and isinstance(data, VideoData):
-        data = TapStore.encode(model, data, config.reading, progress=progress)
+    data = stored(model, data, config, cache, progress=progress)
     if isinstance(data, TapStore) and (asked := config.augmentations()):
         raise ValueError(f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead")
     return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
+
+
+def stored(
+    model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, cache: TapCache | None, *, progress: bool
+) -> VideoData | TapStore:
+    """The taps of the clips, where training goes from taps: those in the cache, else in memory; clips as they are."""
+    if isinstance(data, TapStore) or not (config.cache_taps or cache is not None):
+        return data
+    keep = TapStore.encode if cache is None else cache.store
+    return keep(model, data, config.reading, progress=progress)
 
 
 def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, use: str = "training") -> PairFeed:
@@ -175,6 +189,7 @@ class StoredFeed:
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
         self.model, self.store, self.config = model, store.read_by(model), config
+        self.data = store.data
         self.texts = _Texts(model, store.data, config, kept=store.texts)
         self.unreadable = store.unreadable
 

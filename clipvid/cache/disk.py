@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipvid._files import explained, require_writable
 from clipvid.bases import preprocess_fields
 from clipvid.cache import codec
 from clipvid.cache.kept import KeptTaps, KeptTrunk
@@ -44,11 +45,19 @@ class TapCache:
     """A folder of taps. `store` gives those of a data set, encoding what is not there yet."""
 
     def __init__(self, folder: str | Path, *, kind: str = "bf16", mode: str = "taps") -> None:
-        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone."""
+        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone.
+
+        ValueError for another of them, and where no folder can be made.
+        """
         for name, value, allowed in (("kind", kind, codec.KINDS), ("mode", mode, MODES)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+        if not Path(folder).is_dir():
+            require_writable(folder, folder=True)
         self.folder, self.kind, self.mode = Path(folder), kind, mode
+
+    def __str__(self) -> str:
+        return f"a tap cache of kind {self.kind} and mode {self.mode}"
 
     def recipe(self, model: VideoCLIP, reading: Reading) -> Recipe:
         """What decides the taps of this model's branch, read so."""
@@ -103,7 +112,8 @@ class TapCache:
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
         taps = _kept(model, recipe, shards, [str(keys[row]) for row in kept])
-        return TapStore(taps, data.surviving(kept), reading, recipe.tower, tuple(lost), TextCache(self.folder))
+        texts = TextCache(self.folder)
+        return TapStore(taps, data.surviving(kept), reading, recipe.tower, tuple(lost), texts, str(self))
 
     def _filled(
         self,
@@ -125,10 +135,8 @@ class TapCache:
                     try:
                         write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
                     except OSError as error:
-                        raise CacheError(
-                            f"{shards.folder} cannot be written ({error}); what is there stays, and the next run goes "
-                            "on from it"
-                        ) from error
+                        what = f"{explained(error)}; what is there stays, and the next run goes on from it"
+                        raise CacheError(what) from error
                     shards.look()
                 yield batch.unreadable
 

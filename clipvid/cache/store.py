@@ -55,6 +55,8 @@ class TapStore:
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Where embeddings of its captions are kept too."""
+    origin: str = "taps in memory"
+    """What the taps are read from, in words: another cache may give other bits."""
 
     def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
         """Results of jobs that read these taps, in order: two ahead of their use, in a thread.
