@@ -97,13 +97,19 @@ def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None
     return replace(told, **(asked or {}))
 
 
-def kept_clips(model: Any, clips: Any, reading: Any, folder: str | None, *, kind: str, mode: str) -> Any:
-    """The clips as they are without a folder, else their taps from the cache in it, encoding what is missing."""
-    if folder is None:
-        return clips
+def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
+    """The tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode then."""
     from clipvid.cache import TapCache
 
-    return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, progress=True)
+    if folder is None:
+        refuse(f"nothing is kept without --{option}", cache_kind=kind, cache_mode=mode)
+        return None
+    return TapCache(folder, kind=kind or "bf16", mode=mode or "taps")
+
+
+def kept_clips(model: Any, clips: Any, reading: Any, cache: Any) -> Any:
+    """The clips as they are without a cache, else their taps from it, encoding what is missing."""
+    return clips if cache is None else cache.store(model, clips, reading, progress=True)
 
 
 def index_model(index: str, device: str) -> Any:
