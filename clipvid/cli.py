@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from clipvid import __version__
+from clipvid._files import explained
 from clipvid._memory import keep_freed
 from clipvid.commands import finding, keeping, learning, measuring
 from clipvid.config import TrainConfig
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_freed()
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
-        print(f"clipvid {name}: {error}", file=sys.stderr)
+        print(f"clipvid {name}: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nclipvid {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
@@ -78,6 +80,7 @@ def _parser_class() -> Any:
 
     Made in a function, so that nothing is loaded before a command line is read.
     """
+    import yaml
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a dataclass's field is its help
@@ -90,7 +93,32 @@ def _parser_class() -> Any:
             print(f"{prog}: {_plainly(message)}\nusage: {prog} --help lists the options", file=sys.stderr)
             raise SystemExit(2) from ex
 
+        def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Any:
+            """Options from a file, which is named where it is no YAML, or has another option than the command."""
+            try:
+                told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                line = getattr(error, "problem_mark", None)
+                self.error(f"--config {path} is no YAML{f' (line {line.line + 1})' if line else ''}", error)
+            if not isinstance(told, dict):
+                self.error(f"--config {path} holds no options; write one a line, such as device: cpu")
+            if unknown := _unknown(told, {action.dest for action in self._actions}):
+                self.error(f"--config {path} has {unknown[0]!r}, which is no option of this command")
+            return super().parse_path(path, *args, **kwargs)
+
     return Parser
+
+
+def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
+    """Options of a file that are not known; those of a group (reading: frames: 8) are by its name and their own."""
+    names = [
+        f"{name}.{part}" if part else str(name)
+        for name, value in told.items()
+        for part in (value if isinstance(value, dict) else [""])
+    ]
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    whole = known - groups  # such as a JSON object, whose parts are its own
+    return [name for name in names if name not in known and name.partition(".")[0] not in whole]
 
 
 def _plainly(message: str) -> str:

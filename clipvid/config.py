@@ -285,7 +285,8 @@ class TrainConfig:
         for name in ("lr", "copied_lr", "clip_lr", "head_lr", "weight_decay", "clip_norm", "captions_per_video"):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
-                raise ValueError(f"{name} is a number from 0 on{', above 0' if name == 'lr' else ''}, got {value}")
+                least = "above 0" if name == "lr" else "0 or more"
+                raise ValueError(f"{name} is {least} and finite, got {value}")
         _checks.probability(self, "label_smoothing", certain=False)
 
     def plain(self) -> dict[str, Any]:

@@ -117,6 +117,12 @@ def evaluate_retrieval(
     )
 
 
+def check_dual_softmax(temperature: float | None) -> None:
+    """ValueError for a temperature that is none; None asks for no dual softmax."""
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"dual_softmax multiplies the scores and must be above 0 and finite, got {temperature}")
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What is to be shown beside the plain figures."""
@@ -128,8 +134,7 @@ class _Asked:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.dual_softmax is not None and not 0 < self.dual_softmax < math.inf:  # now, not after hours
-            raise ValueError(f"dual_softmax multiplies the scores and must be above 0, got {self.dual_softmax}")
+        check_dual_softmax(self.dual_softmax)  # now, not after hours
 
     def check(self, texts: Sequence[str]) -> None:
         """ValueError for a bank of nothing but the queries: QB-Norm would then be a dual softmax over the test set."""

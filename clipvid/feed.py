@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.cache import Draws, TapStore, TextCache, clip_dataset, records_of
+from clipvid.cache import Draws, TapCache, TapStore, TextCache, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
@@ -31,9 +31,14 @@ from clipvid.video.augment import CONST_CL
 
 
 def open_feed(
-    model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, progress: bool
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    config: TrainConfig,
+    *,
+    cache: TapCache | None = None,
+    progress: bool,
 ) -> LiveFeed | StoredFeed:
-    """The feed for `data`; DataError where clips lack what the task needs."""
+    """The feed for `data`; DataError where clips lack what the task needs, before any is read."""
     if config.task == "selfsup":
         return open_pairs(model, data, config)
     facts = records_of(data)
@@ -47,13 +52,30 @@ def open_feed(
             + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
     draws = Draws.of(config)
-    if config.cache_taps and isinstance(data, VideoData):
-        data = TapStore.encode(model, data, config.reading, draws=draws, progress=progress)
+    data = stored(model, data, config, cache, draws=draws, progress=progress)
     if isinstance(data, TapStore):
         _check_drawn(data, config, draws)
-    elif draws is not None:
-        raise ValueError(f"cache_views {draws.views} is for taps that are kept; give cache_taps too, or a TapStore")
-    return StoredFeed(model, data, config) if isinstance(data, TapStore) else LiveFeed(model, data, config)
+        return StoredFeed(model, data, config)
+    if draws is not None:
+        raise ValueError(f"cache_views {draws.views} is for taps that are kept; give a cache, or cache_taps, too")
+    return LiveFeed(model, data, config)
+
+
+def stored(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    config: TrainConfig,
+    cache: TapCache | None,
+    *,
+    draws: Draws | None = None,
+    progress: bool,
+) -> VideoData | TapStore:
+    """The taps of the clips, where training goes from taps: those in the cache, else in memory; clips as they are."""
+    if isinstance(data, TapStore) or not (config.cache_taps or cache is not None):
+        return data
+    if cache is not None:
+        return cache.store(model, data, config.reading, draws=draws, progress=progress)
+    return TapStore.encode(model, data, config.reading, draws=draws, progress=progress)
 
 
 def _check_drawn(store: TapStore, config: TrainConfig, draws: Draws | None) -> None:
@@ -192,6 +214,7 @@ class StoredFeed:
 
     def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
         self.model, self.store, self.config = model, store.read_by(model), config
+        self.data = store.data
         self.texts = _Texts(model, store.data, config, kept=store.texts)
         self.unreadable = store.unreadable
 

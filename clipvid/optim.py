@@ -49,7 +49,8 @@ def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]
             groups.setdefault((peak, decays), []).append(parameter)
     if not groups:
         raise ValueError(
-            "nothing to train: branch 'mean' has no parameters; choose another, give it hidden=, or unfreeze CLIP"
+            "nothing to train: branch 'mean' has no parameters; choose another, give it a layer (options, such as "
+            '{"hidden": 512}), or unfreeze CLIP (freeze)'
         )
     return [
         {

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,13 +24,15 @@ from torch import Tensor
 from clipvid import adapt, branches
 from clipvid._files import whole_file
 from clipvid.backbone import hash_of
-from clipvid.cache import TapStore, records_of
+from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
+from clipvid.checkpoints import check_facts, read_checkpoint, write_checkpoint
 from clipvid.config import SCORES, TrainConfig
+from clipvid.curves import Curves
 from clipvid.data.record import VideoData
-from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
-from clipvid.feed import Work, open_feed, open_pairs
+from clipvid.feed import Work, open_feed, open_pairs, stored
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
 from clipvid.objectives import OBJECTIVES, held_out_loss
@@ -44,7 +45,10 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training did. `history` has one entry an epoch: epoch, loss, lr and, where validated, score."""
+    """What training did. `history` has one entry an epoch: epoch, loss, lr and, where validated, score.
+
+    `unreadable` are the clips that were left out: those to train on, and of taps those to validate on too.
+    """
 
     history: tuple[dict[str, float], ...]
     best_epoch: int
@@ -62,17 +66,23 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    cache: TapCache | None = None,
     progress: bool = True,
     accelerator: str = "auto",
 ) -> TrainResult:
     """Train the model's branch (and heads) in place; CLIP itself stays as it is, unless `config.freeze` lets it train.
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
-    best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint. Raises
-    DataError for data that the task cannot use, CheckpointError for a checkpoint of another run, FileExistsError for a
-    run that would be overwritten.
+    best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
+    that is finished gives its result again. `cache` is where taps of the videos are read from and kept. Raises, before
+    a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of another run,
+    FileExistsError for a run that would be overwritten.
     """
     config = config or TrainConfig()
+    if cache is not None and config.cache_taps:
+        raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
+    if cache is not None:
+        replace(config, cache_taps=True)  # which refuses what taps cannot give
     if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
         raise FileExistsError(f"{out} holds a training run; go on with it (resume), or choose another out")
     start = time.perf_counter()
@@ -86,22 +96,22 @@ def train(
     _prepare_head(model, train_data, config)
     _unfreeze(model, config, (train_data, val_data))
     model.branch.recompute_layers(config.recompute)
-    clips = " ".join(data_hash(records_of(part)) for part in (train_data, val_data) if part is not None)
-    run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=clips)
-    source = open_feed(model, train_data, config, progress=progress)
-    if config.cache_taps and isinstance(val_data, VideoData):
-        val_data = TapStore.encode(model, val_data, config.reading, progress=progress)
-    if isinstance(val_data, TapStore):  # validation picks an epoch, and reports no figure of a protocol
-        val_data = replace(val_data, data=val_data.data.allowing_fewer())
-    elif val_data is not None:
-        val_data = val_data.allowing_fewer()
+    parts = [part for part in (train_data, val_data) if part is not None]
+    origin = " and ".join(dict.fromkeys(_origin(part, cache) for part in parts))
+    run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
+    state = run.last_state() if resume else None
+    if run.is_over():
+        return run.finish(seconds=time.perf_counter() - start, unreadable=())
+    source = open_feed(model, train_data, config, cache=cache, progress=progress)
+    if val_data is not None:
+        val_data = _to_validate_on(stored(model, val_data, config, cache, progress=progress))
     if config.task == "selfsup" and val_data is not None:
         open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
-    run.prepare(steps_an_epoch=len(source.plan(0)))
-    if resume:
-        run.restore()
+    run.prepare(steps_an_epoch=len(source.plan(0)), readable=data_hash(source.data))
+    if state is not None:
+        run.restore(state)
     with run.bar(progress) as bar, run.curves() as curves:
-        while run.epoch < config.epochs and not run.patience_is_over():
+        while not run.is_over():
             model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
                 for step in batches:
@@ -114,16 +124,24 @@ def train(
             for name in ("score", "lr"):
                 if name in entry:
                     curves(name, entry[name], run.epoch)
-    return run.finish(seconds=time.perf_counter() - start, unreadable=source.unreadable)
+    lost = val_data.unreadable if isinstance(val_data, TapStore) else ()
+    return run.finish(seconds=time.perf_counter() - start, unreadable=(*source.unreadable, *lost))
 
 
 class _Run:
     """One training run: weights, optimiser, place in the data, and how to save and restore all of it."""
 
-    def __init__(self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None, clips: str) -> None:
+    def __init__(
+        self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None, clips: str, origin: str
+    ) -> None:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
+        self.path = None if out is None else out / CHECKPOINT
         self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
-        self.clips = clips  # a hash of what it trains and validates on
+        groups = parameter_groups(self.objective, config)  # which refuses that nothing trains, before clips are read
+        scaled = fabric.strategy.precision.precision == "16-mixed"
+        optimizer = adamw(groups, lr=config.lr, device=fabric.device.type, scaled=scaled)
+        self.wrapped, self.optimizer = fabric.setup(self.objective, optimizer)
+        self.clips, self.origin = clips, origin  # a hash of what it trains and validates on, and where that comes from
         self.epoch = self.batch = 0  # of the plan: what comes next
         self.added = 0  # batches whose gradients wait for the weights' move
         self.saved = 0  # `steps` at the last checkpoint
@@ -131,13 +149,9 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
 
-    def prepare(self, *, steps_an_epoch: int) -> None:
-        self.an_epoch = steps_an_epoch
+    def prepare(self, *, steps_an_epoch: int, readable: str) -> None:
+        self.an_epoch, self.readable = steps_an_epoch, readable
         self.total = max(1, steps_an_epoch * self.config.epochs)
-        self.groups = parameter_groups(self.objective, self.config)
-        scaled = self.fabric.strategy.precision.precision == "16-mixed"
-        optimizer = adamw(self.groups, lr=self.config.lr, device=self.fabric.device.type, scaled=scaled)
-        self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
 
     @property
     def steps(self) -> int:
@@ -192,9 +206,11 @@ class _Run:
         self.save()
         return entry
 
-    def patience_is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """The last epoch is behind, or patience is."""
         validated = [e["epoch"] for e in self.history if "score" in e and e["epoch"] > self.best["epoch"]]
-        return self.config.patience is not None and len(validated) >= self.config.patience
+        patience = self.config.patience
+        return self.epoch >= self.config.epochs or (patience is not None and len(validated) >= patience)
 
     def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
         """Put the best weights into the model and record how it was made."""
@@ -221,14 +237,12 @@ class _Run:
 
     def save(self) -> None:
         self.saved = self.steps
-        if self.out is None or not self.fabric.is_global_zero:
+        if self.path is None or not self.fabric.is_global_zero:
             return
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
-            "config": json.dumps(self.config.plain(), sort_keys=True),
-            "clips": self.clips,
-            "base": self._base,
-            "branch": self._made_of(),
+            **self.facts,
+            "readable": self.readable,
             "weights": self._trained(),
             "gradients": gradients,  # of batches accumulated so far
             "optimizer": self.optimizer.state_dict(),
@@ -239,37 +253,23 @@ class _Run:
             "history": self.history,
             "best": self.best,
         }
-        with whole_file(self.out / CHECKPOINT) as beside:
-            torch.save(state, beside)
+        write_checkpoint(self.path, state)
 
-    def restore(self) -> None:
-        """Go on from `out`'s checkpoint; start from the beginning where there is none yet."""
-        if self.out is None:
+    def last_state(self) -> dict[str, Any] | None:
+        """What the last checkpoint holds, None where there is none yet; the place in the plan is taken from it."""
+        if self.path is None:
             raise ValueError("resume needs out=, the folder of the run to go on with")
-        path = self.out / CHECKPOINT
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
-        if state.get("clips") != self.clips:
-            raise CheckpointError(f"{path} was trained on other clips; give those that it started with")
-        if state["config"] != json.dumps(self.config.plain(), sort_keys=True):
-            changed = _differences(json.loads(state["config"]), self.config.plain())
-            raise CheckpointError(
-                f"{path} belongs to a run with another config ({changed}); choose another out, or that config; to "
-                "train on, start a new run from the model it made"
-            )
-        if state["base"] != self._base:
-            raise CheckpointError(
-                f"{path} was trained on another base model, or on one whose frozen weights were trained otherwise "
-                "before; load the model it started from"
-            )
-        if state["branch"] != self._made_of():
-            raise CheckpointError(
-                f"{path} was trained with another branch or similarity; give the options that it started with"
-            )
+        state = read_checkpoint(self.path, self.facts)
+        if state is not None:
+            place = state["place"]
+            self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
+            self.history, self.best = state["history"], state["best"]
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint: weights, gradients, optimiser and chance."""
+        assert self.path is not None
+        check_facts(self.path, state, {"readable": self.readable})
         self.objective.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -279,21 +279,25 @@ class _Run:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        place = state["place"]
-        self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
         self.saved = self.steps
-        self.history, self.best = state["history"], state["best"]
 
     def bar(self, progress: bool):
         from tqdm import tqdm
 
         return tqdm(total=self.total, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
 
-    def curves(self) -> _Curves:
-        return _Curves(None if self.out is None else self.out / "tensorboard")
+    def curves(self) -> Curves:
+        return Curves(None if self.out is None else self.out / "tensorboard")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a run cannot change on its way."""
+        config = json.dumps(self.config.plain(), sort_keys=True)
+        made = {"base": self._base, "branch": self._made_of()}
+        return {"clips": self.clips, "origin": self.origin, "config": config, **made}
 
     def _made_of(self) -> str:
-        """Branch and similarity, which a run cannot change on its way."""
+        """Branch and similarity."""
         made = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
         return json.dumps(made, sort_keys=True)
 
@@ -315,28 +319,6 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
             return float(evaluate(self.model, val_data, self.config.reading)[SCORES[self.config.task]])
-
-
-class _Curves:
-    """TensorBoard writer that does nothing without a folder."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.writer = None
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder))
-
-    def __enter__(self) -> Callable[[str, float, int], None]:
-        return self._write
-
-    def _write(self, name: str, value: float, at: int) -> None:
-        if self.writer is not None:
-            self.writer.add_scalar(name, value, at)
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
 
 
 def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
@@ -370,5 +352,18 @@ def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | 
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in new if old.get(k) != new.get(k))
+def _clips(parts: Sequence[VideoData | TapStore]) -> str:
+    """A hash of these data sets."""
+    return " ".join(data_hash(records_of(part)) for part in parts)
+
+
+def _origin(part: VideoData | TapStore, cache: TapCache | None) -> str:
+    """What clips are read from, in words."""
+    if isinstance(part, TapStore):
+        return part.origin
+    return "videos" if cache is None else str(cache)
+
+
+def _to_validate_on(data: VideoData | TapStore) -> VideoData | TapStore:
+    """Validation picks an epoch, and reports no figure of a protocol."""
+    return replace(data, data=data.data.allowing_fewer()) if isinstance(data, TapStore) else data.allowing_fewer()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from numbered import write
+from refused import refusal
 from safetensors.torch import load_file
 
 from clipvid.branches import BRANCHES
@@ -27,14 +28,6 @@ from clipvid.model import create_model
 def videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return write_dataset("videos", "test", 20)
-
-
-def refusal(capsys, *words: str) -> str:
-    """The one line that a refused command prints."""
-    assert main(list(words)) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
 
 
 def test_a_saved_model_refuses_options_that_it_would_not_listen_to(videos, capsys):
@@ -231,7 +224,7 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
     assert "reading has no option 'frmaes'; it has frames, sampler" in error
     error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--reading.frames", "two")
     assert "--reading.frames takes int, got 'two'" in error
-    assert "out is a JSON file, videos is a folder" in refusal(capsys, "eval", "videos/test", "--out", "videos")
+    assert "videos is a folder, a file should go there" in refusal(capsys, "eval", "videos/test", "--out", "videos")
     error = refusal(
         capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true", "--val_fraction", "0.5"
     )
@@ -245,9 +238,10 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--clip_norm -1", "clip_norm is a number from 0 on, got -1.0"),
-        ("--lr 0", "lr is a number from 0 on, above 0, got 0.0"),
-        ("--head_lr -1", "head_lr is a number from 0 on"),
+        ("--clip_norm -1", "clip_norm is 0 or more and finite, got -1.0"),
+        ("--lr 0", "lr is above 0 and finite, got 0.0"),
+        ("--lr .inf", "lr is above 0 and finite, got inf"),
+        ("--head_lr -1", "head_lr is 0 or more and finite, got -1.0"),
         ("--label_smoothing 2", "label_smoothing is a probability in [0, 1), got 2"),
         ("--temperature .inf", "temperature must be above 0 and finite"),
         ("--clip_lr 1e-5", "clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out"),
@@ -262,10 +256,13 @@ def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsy
     assert said in refusal(capsys, "train", "videos/test", *task, *option.split())
 
 
-def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(videos, capsys, monkeypatch):
-    monkeypatch.setattr("clipvid.evaluate.embed_videos", None)
-    error = refusal(capsys, "eval", "videos/test", "--dual_softmax", "-1")
-    assert "dual_softmax multiplies the scores and must be above 0, got -1" in error
+@pytest.mark.parametrize("value", ["-1", ".nan", ".inf"])
+def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(
+    videos, capsys, monkeypatch, value
+):
+    monkeypatch.setattr("clipvid.model.create_model", None)
+    error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
+    assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
 
 
 def test_help_explains_every_setting(capsys):
@@ -301,10 +298,17 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     assert "interrupted; run it again, and the files that were looked at are not decoded again" in error
 
 
-@pytest.mark.parametrize("option", ["--freeze none", "--flip 0.5", "--task selfsup", "--recompute true"])
+@pytest.mark.parametrize("cache", [True, False], ids=["cached", "live"])
+@pytest.mark.parametrize("option", ["--branch posterior --recompute true", "--branch mean", "--format videos"])
+def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
+    monkeypatch.setattr("clipvid.feed.LiveFeed", None)
+    refusal(capsys, "train", "videos/test", *(["--cache", "taps"] if cache else []), *option.split())
+    assert not Path("taps").exists()
+
+
+@pytest.mark.parametrize("option", ["--freeze none", "--flip 0.5", "--task selfsup"])
 def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, option):
-    branch = ["--branch", "posterior"] if "recompute" in option else ["--depth", "1"]
-    refusal(capsys, "train", "videos/test", "--cache", "taps", *branch, *option.split())
+    refusal(capsys, "train", "videos/test", "--cache", "taps", "--depth", "1", *option.split())
     assert not Path("taps").exists()
 
 

@@ -266,7 +266,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
         ("--task", "retrieval", "--by_class", "true"): "only recognition has classes",
         ("--zero_shot", "true", "--report", "x.html"): "report: only retrieval has this",
         ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries starts at 1",
-        ("--task", "retrieval", "--report", "."): "report is an HTML file",
+        ("--task", "retrieval", "--report", "."): ". is a folder, a file should go there",
     }.items():
         assert main(["eval", folder, *words, *reading]) == 1
         assert reason in capsys.readouterr().err

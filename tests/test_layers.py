@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "_optional", "_memory", "_files", "_checks", "_workers", "_ahead", "profile", "config"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches"},
-    {"heads", "cost", "adapt", "saving", "cards"},
+    {"heads", "cost", "adapt", "saving", "cards", "checkpoints", "curves"},
     {"model", "loading", "interop", "interop_hf", "cache", "windows"},
     {"training", "objectives", "optim", "constcl", "feed", "embedding", "evaluate", "matching", "search"}
     | {"plots", "report", "demo"},

@@ -274,7 +274,7 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
 
 def test_damaged_indices_are_refused(index, model, tmp_path):
     place = index.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"holds no index.*FileNotFoundError"):
+    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
     facts = json.loads((place / FACTS).read_text())
     (place / FACTS).write_text(json.dumps(facts | {"paths": facts["paths"][:2]}))

@@ -1,6 +1,8 @@
 """Training: learns, resumes to the bit after SIGKILL, refuses what it cannot use."""
 
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid.cache import TapStore
+from clipvid.cache import TapCache, TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.readers import open_dataset
 from clipvid.data.record import Record, Terms, VideoData
@@ -152,6 +154,77 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 there, 0.002 here\)"):
         train(fresh(mini), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (None, "here are videos"),
+        ({"kind": "int8"}, "here are a tap cache of kind int8 and mode taps"),
+        ({"mode": "trunk"}, "here are a tap cache of kind bf16 and mode trunk"),
+    ],
+)
+def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, tmp_path, options, other):
+    taps = TapCache(tmp_path / "taps")
+    run = {"out": tmp_path / "run", "progress": False}
+    first = train(fresh(mini), clips, clips, config(epochs=1), cache=taps, **run)
+    cache = None if options is None else TapCache(tmp_path / "other", **options)
+    message = f"checkpoint.pt was trained from a tap cache of kind bf16 and mode taps, {other}; go on with what"
+    with pytest.raises(CheckpointError, match=message):
+        train(fresh(mini), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
+    assert not (tmp_path / "other").exists(), "refused before anything is encoded"
+    store = taps.store(mini_with(mini, 2), clips, READING)
+    again = train(fresh(mini), store, store, config(epochs=1), resume=True, **run)
+    assert again.history == first.history
+
+
+def test_a_checkpoint_that_does_not_tell_its_kind_of_clips_is_gone_on_with(mini, clips, tmp_path):
+    run = {"out": tmp_path, "progress": False}
+    train(fresh(mini), clips, None, config(epochs=1), **run)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({k: v for k, v in state.items() if k not in ("origin", "readable")}, tmp_path / "checkpoint.pt")
+    assert train(fresh(mini), clips, None, config(epochs=1), resume=True, **run).best_epoch == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 50, "patience": 1, "lr": 1e-9}], ids=["epochs", "patience"])
+def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tmp_path, monkeypatch, changes):
+    run = {"out": tmp_path / "run", "cache": TapCache(tmp_path / "taps"), "progress": False}
+    model = fresh(mini)
+    first = train(model, clips, clips, config(**changes), **run)
+    assert len(first.history) < 50
+    shutil.rmtree(tmp_path / "taps")
+    monkeypatch.setattr("clipvid.training.open_feed", None)
+    again = fresh(mini)
+    result = train(again, clips, clips, config(**changes), resume=True, **run)
+    assert replace(result, seconds=first.seconds) == first
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(again).items())
+    assert again.training_record == model.training_record
+    assert not (tmp_path / "taps").exists()
+
+
+def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tmp_path, monkeypatch):
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
+    settings = config(reading=replace(READING, unreadable="skip"))
+    run = {"out": tmp_path / "run", "cache": TapCache(tmp_path / "taps"), "progress": False}
+    save = _Run.save
+    monkeypatch.setattr(_Run, "save", lambda run: (save(run), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(mini), data, None, settings, **run)
+    shutil.copy(clips.records[0].path, tmp_path / "broken.mp4")
+    with pytest.raises(CheckpointError, match="was trained when other clips could be read"):
+        train(fresh(mini), data, None, settings, resume=True, **run)
+
+
+def test_a_disk_that_takes_no_checkpoint_is_an_error_that_says_so(mini, clips, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a checkpoint takes more
+    try:
+        with pytest.raises(OSError, match=r"checkpoint.pt cannot be written; make room, or choose another folder"):
+            train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("*checkpoint*"))
 
 
 def test_best_epoch_is_kept_and_saved(mini, clips, tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipvid._files import explained, require_writable
 from clipvid.bases import preprocess_fields
 from clipvid.cache import codec
 from clipvid.cache.draws import Draws, View, views_of
@@ -47,11 +48,19 @@ class TapCache:
     """A folder of taps. `store` gives those of a data set, encoding what is not there yet."""
 
     def __init__(self, folder: str | Path, *, kind: str = "bf16", mode: str = "taps") -> None:
-        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone."""
+        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone.
+
+        ValueError for another of them, and where no folder can be made.
+        """
         for name, value, allowed in (("kind", kind, codec.KINDS), ("mode", mode, MODES)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+        if not Path(folder).is_dir():
+            require_writable(folder, folder=True)
         self.folder, self.kind, self.mode = Path(folder), kind, mode
+
+    def __str__(self) -> str:
+        return f"a tap cache of kind {self.kind} and mode {self.mode}"
 
     def recipe(self, model: VideoCLIP, reading: Reading, draws: Draws | None = None) -> Recipe:
         """What decides the taps of this model's branch, read so."""
@@ -122,7 +131,8 @@ class TapCache:
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
         kept = [_kept(model, recipe, shards, [str(view.keys[row]) for row in rows]) for view in views]
-        told = {"unreadable": tuple(lost), "texts": TextCache(self.folder), "draws": draws, "others": tuple(kept[1:])}
+        told = {"unreadable": tuple(lost), "texts": TextCache(self.folder), "origin": str(self)}
+        told |= {"draws": draws, "others": tuple(kept[1:])}
         return TapStore(kept[0], data.surviving(rows), reading, recipe.tower, **told)
 
     def _filled(
@@ -147,10 +157,8 @@ class TapCache:
                     try:
                         write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
                     except OSError as error:
-                        raise CacheError(
-                            f"{shards.folder} cannot be written ({error}); what is there stays, and the next run goes "
-                            "on from it"
-                        ) from error
+                        what = f"{explained(error)}; what is there stays, and the next run goes on from it"
+                        raise CacheError(what) from error
                     shards.look()
                 yield batch.unreadable
 

@@ -57,6 +57,8 @@ class TapStore:
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Where embeddings of its captions are kept too."""
+    origin: str = "taps in memory"
+    """What the taps are read from, in words: another cache may give other bits."""
     draws: Draws | None = None
     """How chance drew what is kept; None for one fixed view of each clip."""
     others: tuple[Rows, ...] = ()

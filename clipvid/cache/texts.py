@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipvid._files import explained
 from clipvid.cache.recipe import TextRecipe, mend_recipe, write_recipe
 from clipvid.cache.shards import SUFFIX, read_shard, write_shard
 from clipvid.errors import CacheError
@@ -54,7 +55,7 @@ class TextCache:
             write_recipe(folder, recipe)
             write_shard(folder, keys, {NAME: found}, name=name)
         except OSError as error:
-            raise CacheError(f"{folder} cannot be written ({error}); make room, or choose another folder") from error
+            raise CacheError(explained(error)) from error
         return found
 
 

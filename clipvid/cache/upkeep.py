@@ -41,6 +41,8 @@ def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
 
     Raises CacheError where there is no cache; what is damaged in one is said in its part.
     """
+    if Path(folder).is_file():
+        raise CacheError(f"{folder} is a file, a tap cache is a folder; give the one of clipvid train --cache")
     found = [path.parent for path in sorted(Path(folder).glob(f"*/{RECIPE}"))]
     if not found:
         raise CacheError(f"{folder} holds no tap cache; clipvid train --cache {folder} makes one")

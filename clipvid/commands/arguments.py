@@ -98,17 +98,30 @@ def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None
     return replace(told, **(asked or {}))
 
 
-def kept_clips(
-    model: Any, clips: Any, reading: Any, folder: str | None, *, kind: str, mode: str, draws: Any = None
-) -> Any:
-    """The clips as they are without a folder, else their taps from the cache in it, encoding what is missing."""
-    if folder is None:
-        return clips
+def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
+    """The tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode then."""
     from clipvid.cache import TapCache
 
+    if folder is None:
+        refuse(f"nothing is kept without --{option}", cache_kind=kind, cache_mode=mode)
+        return None
+    return TapCache(folder, kind=kind or "bf16", mode=mode or "taps")
+
+
+def kept_clips(model: Any, clips: Any, reading: Any, cache: Any) -> Any:
+    """The clips as they are without a cache, else their taps from it, encoding what is missing."""
+    if cache is None:
+        return clips
+    with notes_shown():
+        return cache.store(model, clips, reading, progress=True)
+
+
+@contextmanager
+def notes_shown() -> Iterator[None]:
+    """Warnings of the block on standard error, each as one line of its own words."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)  # its line alone
-        return TapCache(folder, kind=kind, mode=mode).store(model, clips, reading, draws=draws, progress=True)
+        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        yield
 
 
 def index_model(index: str, device: str) -> Any:

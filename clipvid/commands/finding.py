@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvid._files import require_writable
 from clipvid.commands.arguments import (
     index_model,
     kept_clips,
+    named_cache,
     named_model,
     named_reading,
     profiled_to,
@@ -29,8 +31,8 @@ def embed(
     model: str = "clipvid-mini",
     pretrained: str | None = None,
     taps: str | None = None,
-    cache_kind: str = "bf16",
-    cache_mode: str = "taps",
+    cache_kind: str | None = None,
+    cache_mode: str | None = None,
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -43,8 +45,8 @@ def embed(
         model: a folder that clipvid saved, or a base model.
         pretrained: weights of a base model.
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
-        cache_kind: bf16, fp16, fp32 or int8, as that cache was made.
-        cache_mode: taps or trunk, as that cache was made.
+        cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
+        cache_mode: taps (when left out) or trunk, as that cache was made.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
@@ -52,20 +54,20 @@ def embed(
     import torch.nn.functional as F
 
     from clipvid._files import whole_file, write_tensors
-    from clipvid.data.files import find_clips
     from clipvid.data.record import Record, VideoData
     from clipvid.embedding import embed_videos
 
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
+    for path in (Path(out), Path(out).with_suffix(".json")):
+        require_writable(path)
+    kept = named_cache(taps, kind=cache_kind, mode=cache_mode, option="taps")
+    paths = _videos_in(Path(videos))
     video_model = named_model(model, pretrained, device=device, plain="mean")
-    paths = find_clips(Path(videos)) if Path(videos).is_dir() else [Path(videos)]
-    if not paths:
-        raise ValueError(f"no videos in {videos}")
     told = replace(named_reading(video_model, reading), unreadable="skip")
     clips = VideoData(tuple(Record(path) for path in paths), name="videos")
     with profiled_to(Path(out).with_suffix(".profile.json"), asked=profile):
-        clips = kept_clips(video_model, clips, told, taps, kind=cache_kind, mode=cache_mode)
+        clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {
         "model": model,
@@ -79,6 +81,21 @@ def embed(
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
     show_unreadable(found.unreadable)
+
+
+def _videos_in(place: Path) -> list[Path]:
+    """The video, or those of a folder; ValueError for a place without one, such as a table."""
+    from clipvid.data.files import find_clips
+
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; give a video or a folder of videos")
+    found = find_clips(place) if place.is_dir() else [place]
+    tables = [path for path in (found or sorted(place.iterdir())) if path.suffix.lower() == ".csv"]
+    if tables:
+        raise ValueError(f"{tables[0]} is a table, and embed takes videos themselves; give a video or a folder of them")
+    if not found:
+        raise ValueError(f"{place} holds no video; give a video or a folder of videos")
+    return found
 
 
 def index(
@@ -113,6 +130,7 @@ def index(
 
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
+    require_writable(out, folder=True)
     if add:
         refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
         found = VideoIndex.load(out, index_model(out, device))

@@ -7,17 +7,18 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipvid._files import require_writable
 from clipvid.commands.arguments import (
-    kept_clips,
+    named_cache,
     named_data,
     named_device,
     named_model,
+    notes_shown,
     profiled_to,
     refuse,
     show_unreadable,
@@ -41,6 +42,7 @@ def demo(
     """
     from clipvid.demo import Plan, run
 
+    require_writable(Path(out) / "results.json")
     plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
     run(out, plan)
 
@@ -93,12 +95,12 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     split: str | None = None,
     val: str | None = None,
     val_split: str | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     shots: int | None = None,
     allow_missing: bool = False,
     cache: str | None = None,
-    cache_kind: str = "bf16",
-    cache_mode: str = "taps",
+    cache_kind: str | None = None,
+    cache_mode: str | None = None,
     device: str = "auto",
     resume: bool = False,
     profile: bool = False,
@@ -122,12 +124,12 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         split: split of the data to train on, where it has splits.
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
-        val_fraction: share of the training videos to hold out.
+        val_fraction: share of the training videos to hold out, 0.1 when left out.
         shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
         allow_missing: go on without videos that the annotations name and that are not there.
         cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
-        cache_kind: bf16, fp16, fp32, or int8, which takes half the place and rounds.
-        cache_mode: taps; or trunk, one level for all: less place, and the tower's last blocks run for each batch.
+        cache_kind: bf16 (when left out), fp16, fp32, or int8, which takes half the place and rounds.
+        cache_mode: taps (when left out); or trunk, one level for all: less place, the last blocks run for each batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out.
         profile: also print where the time went, and write it to out/profile.json.
@@ -137,8 +139,9 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
 
     from clipvid.training import CHECKPOINT, train
 
-    _check_out(out, data, format)
     config = config or TrainConfig()
+    _check_out(out, data, format)
+    kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     plain = "videos" if config.task == "selfsup" else "folder"
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
     wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
@@ -152,15 +155,16 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     torch.manual_seed(config.seed)  # which draws the branch's first weights
     video_model = named_model(model, pretrained, chosen).to(accelerator)
-    with profiled_to(Path(out) / "profile.json", asked=profile):
-        clips = _read(video_model, (train_data, val_data), config, cache, kind=cache_kind, mode=cache_mode)
-        result = train(video_model, clips[0], clips[1], config, out=out, resume=resume, accelerator=accelerator)
+    how: dict[str, Any] = {"resume": resume, "cache": kept, "accelerator": accelerator}
+    with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
+        result = train(video_model, train_data, val_data, config, out=out, **how)
     print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
-    show_unreadable([*result.unreadable, *getattr(clips[1], "unreadable", ())])  # those to train on are in the result
+    show_unreadable(result.unreadable)
 
 
 def _check_out(out: str, data: str, format: str | None) -> None:
-    """ValueError for an out whose files a later run would take for data."""
+    """ValueError for an out that cannot be written, or whose files a later run would take for data."""
+    require_writable(Path(out) / "best", folder=True)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
@@ -176,11 +180,14 @@ def _train_and_val(
     annotations: str | None,
     val: str | None,
     val_split: str | None,
-    fraction: float,
+    fraction: float | None,
     shots: int | None,
     seed: int,
 ) -> tuple[Any, Any]:
     """What to train on, and what to validate on: as named, else a part of the first."""
+    held_out = {"--val": val, "--val_split": val_split, "--shots": shots}
+    if others := [name for name, value in held_out.items() if value is not None]:
+        refuse(f"{others[0]} says what to validate on", val_fraction=fraction)
     if split is None and (there := splits_of(data, format)):
         raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to train on, and --val_split")
     whole = opened(data, split=split, annotations=annotations)
@@ -193,25 +200,13 @@ def _train_and_val(
         other = opened(val or data, split=val_split, classes=whole.classes, annotations=own)
         return (whole if shots is None else whole.few_shot(shots, seed=seed)), other
     if shots is None:
-        return whole.split(fraction, seed=seed)
+        return whole.split(0.1 if fraction is None else fraction, seed=seed)
     few = whole.few_shot(shots, seed=seed)
     seen = {record.path for record in few}
     others = whole.subset(i for i, record in enumerate(whole) if record.path not in seen)
     if not len(others):
         raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     return few, others
-
-
-def _read(model: Any, parts: Sequence[Any], config: TrainConfig, cache: str | None, **how: str) -> list[Any]:
-    """The clips as they are, or their taps from the cache; what taps cannot give is refused before any is encoded."""
-    from clipvid.cache import Draws
-
-    if cache is not None:
-        replace(config, cache_taps=True)
-        model.branch.recompute_layers(config.recompute)
-    to_train, to_validate = parts
-    drawn = kept_clips(model, to_train, config.reading, cache, draws=Draws.of(config), **how)
-    return [drawn, kept_clips(model, to_validate, config.reading, cache, **how)]
 
 
 def _told(result: Any, val_data: Any, train_data: Any) -> str:

@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipvid._files import require_writable
 from clipvid.commands.arguments import (
     kept_clips,
+    named_cache,
     named_data,
     named_model,
     named_prompts,
@@ -43,8 +45,8 @@ def evaluate(
     report: str | None = None,
     report_queries: int = 50,
     cache: str | None = None,
-    cache_kind: str = "bf16",
-    cache_mode: str = "taps",
+    cache_kind: str | None = None,
+    cache_mode: str | None = None,
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -70,14 +72,17 @@ def evaluate(
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
-        cache_kind: bf16, fp16, fp32 or int8, as that cache was made.
-        cache_mode: taps or trunk, as that cache was made.
+        cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
+        cache_mode: taps (when left out) or trunk, as that cache was made.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
     from clipvid import evaluate as ev
 
+    _check_places(out, report, queries=report_queries)
+    ev.check_dual_softmax(dual_softmax)
+    kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
@@ -89,15 +94,13 @@ def evaluate(
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
-    _check_places(out, report, queries=report_queries)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
         extras["bank"] = _captions_of(bank, opened, annotations)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
-        clips = kept_clips(video_model, videos, told, cache, kind=cache_kind, mode=cache_mode)
-        found = scorers[task](video_model, clips, told, progress=True, **extras)
+        found = scorers[task](video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
@@ -130,10 +133,11 @@ def _ask_for_split(data: str, format: str | None, split: str | None) -> None:
 
 def _check_places(out: str | None, report: str | None, *, queries: int) -> None:
     """What would otherwise be found wrong after hours."""
-    if out is not None and Path(out).is_dir():
-        raise ValueError(f"out is a JSON file, {out} is a folder; name a file in it")
-    if queries < 1 or (report is not None and Path(report).is_dir()):
-        raise ValueError(f"report is an HTML file and report_queries starts at 1, got {report} and {queries}")
+    for path in (out, report):
+        if path is not None:
+            require_writable(path)
+    if queries < 1:
+        raise ValueError(f"report_queries starts at 1, got {queries}")
 
 
 def _of_recognition(task: str, *, zero_shot: bool, by_class: bool, prompts: str | None) -> None:
@@ -208,6 +212,7 @@ def check_data(
     from clipvid.data.doctor import REPORT, check
     from clipvid.data.readers import none_there, read_dataset
 
+    require_writable(Path(out) / REPORT)
     data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
     report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
     print(report)

@@ -165,8 +165,10 @@ class _Places:
         if found := self.look(names):
             return found
         more = " and the usual folders below and beside it" if len(self.folders) > 2 else ""
+        listing = any(names == split.files for split in self.p.splits.values())
+        what = "the file or its folder" if listing else "its folder"
         raise DataError(
-            f"{self.p.name} needs {' or '.join(names)}, not in {self.folders[0]}{more}; name its place (annotations)"
+            f"{self.p.name} needs {' or '.join(names)}, not in {self.folders[0]}{more}; name {what} with --annotations"
         )
 
     def look(self, names: Sequence[str]) -> list[Path]:

@@ -28,13 +28,13 @@ def check_place(folder: Path) -> None:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is written beside the vectors; CheckpointError if it is damaged. An index that names no kind is flat."""
+    if not (folder / FACTS).is_file():
+        raise CheckpointError(f"{folder} holds no index (no {FACTS}); clipvid index VIDEOS --out {folder} makes one")
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         version, expected = facts["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no index of VideoIndex.save ({type(error).__name__}: {error})"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / FACTS} is damaged ({error!r}); build it again") from error
     if version != FORMAT or not expected <= set(facts):
         raise CheckpointError(f"{folder} has index format {version!r}, this clipvid reads {FORMAT}; build it again")
     facts = {"kind": "flat"} | facts

@@ -1,0 +1,31 @@
+"""Curves of a run, as TensorBoard shows them. The only file that imports tensorboard.
+
+Contract: name, value and step in, files in a folder out. Knows nothing of what the values mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Curves:
+    """A writer that does nothing without a folder; entered, it is the function that notes a value."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.writer = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> Callable[[str, float, int], None]:
+        return self._write
+
+    def _write(self, name: str, value: float, at: int) -> None:
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, at)
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()

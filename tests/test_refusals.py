@@ -1,0 +1,205 @@
+"""What the command line refuses before it works: places that cannot be written, options without effect, wrong files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from refused import refusal
+
+from clipvid._files import explained, require_writable, whole_file
+from clipvid.cli import main
+from clipvid.data.shapes import write_dataset
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with videos, another folder and a file; nothing in it changes."""
+    folder = tmp_path_factory.mktemp("work")
+    write_dataset(folder / "videos", "test", 4)
+    (folder / "folder.safetensors").mkdir()
+    (folder / "file").write_text("text")
+    (folder / "tables").mkdir()
+    (folder / "tables" / "t.csv").write_text("path,caption\n")
+    return folder
+
+
+@pytest.fixture
+def idle(work, monkeypatch) -> Path:
+    """The same, where no model can be made and none loaded."""
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("clipvid.model.create_model", None)
+    monkeypatch.setattr("clipvid.loading.load", None)
+    return work
+
+
+OUTS = ("eval --out", "eval --report", "index --out", "embed --out", "train --out", "train --cache", "data check --out")
+
+
+def placed(command: str, place: str) -> list[str]:
+    """The command line that writes to this place."""
+    words, option = command.rsplit(" ", 1)
+    suffix = ".safetensors" if command == "embed --out" else ""
+    return [*words.split(), *(["csv"] if "check" in words else []), "videos/test", option, f"{place}{suffix}"]
+
+
+@pytest.mark.parametrize("command", OUTS)
+def test_a_place_below_a_file_is_refused_before_a_model_is_loaded(idle, capsys, command):
+    error = refusal(capsys, *placed(command, "file/out"))
+    assert "cannot be written: " in error
+    assert f"{idle / 'file'} is no folder; choose another place" in error
+
+
+@pytest.mark.parametrize("command", OUTS)
+def test_a_place_without_rights_is_refused_before_a_model_is_loaded(idle, capsys, monkeypatch, command):
+    monkeypatch.setattr(os, "access", lambda place, mode: False)  # root may write anywhere
+    assert f"cannot be written: {idle} may not be changed" in refusal(capsys, *placed(command, "new/out"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("eval videos/test --out videos", "videos is a folder, a file should go there; name a file in it"),
+        ("eval videos/test --report videos", "videos is a folder, a file should go there; name a file in it"),
+        ("embed videos/test --out folder.safetensors", "folder.safetensors is a folder, a file should go there"),
+        ("index videos/test --out file", "file is a file, a folder should go there; choose another name"),
+        ("train videos/test --out file", "/file is no folder; choose another place"),
+        ("train videos/test --cache file", "file is a file, a folder should go there; choose another name"),
+        ("eval videos/test --cache file", "file is a file, a folder should go there; choose another name"),
+        ("embed videos/test --taps file", "file is a file, a folder should go there; choose another name"),
+        ("data check csv videos/test --out file", "/file is no folder; choose another place"),
+        ("demo --out file", "/file is no folder; choose another place"),
+        ("cache ls file", "file is a file, a tap cache is a folder"),
+        ("cache verify file", "file is a file, a tap cache is a folder"),
+        ("cache prune file", "file is a file, a tap cache is a folder"),
+    ],
+)
+def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is_loaded(idle, capsys, words, said):
+    assert said in refusal(capsys, *words.split())
+
+
+def test_what_can_be_written_passes(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.json").write_text("")
+    for name in ("new.json", "there.json", "deep/er/new.json"):
+        require_writable(tmp_path / name)
+    for name in ("new", "there", "deep/er/new", "/"):
+        require_writable(tmp_path / name, folder=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "there.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b cannot be read or changed: permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, or choose another place"),
+        (OSError(errno.EIO, "Input/output error", "a/.b.pt.12.part"), "a/b.pt cannot be read or changed: input"),
+        (FileNotFoundError("x is not there; give y"), "x is not there; give y"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_a_sentence(monkeypatch, capsys, error, said):
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("clipvid.cache.upkeep.prune", refused)
+    line = refusal(capsys, "cache", "prune", "taps")
+    assert line.startswith(f"clipvid cache prune: {said}")
+    assert "Errno" not in line
+
+
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    said = "a.json cannot be read or changed: the disk is full; make room, or choose another place"
+    assert explained(caught.value) == f"{tmp_path}/{said}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --cache_kind int8", "nothing is kept without --cache; leave out --cache_kind int8"),
+        ("train --cache_mode taps", "nothing is kept without --cache; leave out --cache_mode taps"),
+        ("eval --cache_kind bf16", "nothing is kept without --cache; leave out --cache_kind bf16"),
+        ("eval --cache_mode trunk", "nothing is kept without --cache; leave out --cache_mode trunk"),
+        ("embed --cache_kind fp32", "nothing is kept without --taps; leave out --cache_kind fp32"),
+        ("train --shots 1 --val_fraction 0.1", "--shots says what to validate on; leave out --val_fraction 0.1"),
+        ("train --val x --val_fraction 0.5", "--val says what to validate on; leave out --val_fraction 0.5"),
+        ("train --val_split x --val_fraction 0.5", "--val_split says what to validate on; leave out --val_fraction"),
+    ],
+)
+def test_an_option_without_effect_is_refused(idle, capsys, words, said):
+    command, *options = words.split()
+    assert said in refusal(capsys, command, "videos/test", *options)
+
+
+def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
+    monkeypatch.chdir(work)
+    error = refusal(capsys, "train", "videos/test", "--val", "videos/test", "--cache", "taps", "--cache_taps", "true")
+    assert "cache keeps taps on the disk, cache_taps true in memory; leave out one of them" in error
+    assert not Path("taps").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("search nowhere red", "nowhere holds no index (no index.json); clipvid index VIDEOS --out nowhere makes one"),
+        ("embed tables", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
+        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
+        ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
+        ("embed nowhere", "nowhere does not exist; give a video or a folder of videos"),
+        ("train videos/test --lr -1", "lr is above 0 and finite, got -1.0"),
+    ],
+)
+def test_what_is_given_in_place_of_something_else_is_said(idle, capsys, words, said):
+    assert said in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("activitynet", "name the file or its folder with --annotations"), ("k400", "with --annotations")],
+)
+def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, monkeypatch, name, said):
+    monkeypatch.chdir(work)
+    assert said in refusal(capsys, "eval", "videos/test", "--format", name)
+
+
+@pytest.mark.parametrize("command", ["train x", "eval x", "data check csv x"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [1, 2\nb: }\n", "options.yaml is no YAML (line 2)"),
+        (b"\xf4\xff\x00", "options.yaml is no YAML"),
+        (b"only words", "options.yaml holds no options; write one a line, such as device: cpu"),
+        (b"", "options.yaml holds no options; write one a line, such as device: cpu"),
+        (b"nosuch: 3\n", "options.yaml has 'nosuch', which is no option of this command"),
+        (None, "File does not exist: "),
+    ],
+)
+def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, monkeypatch, command, content, said):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("options.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--config", "options.yaml"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in error
+    assert "options.yaml" in error
+    assert error.count("\n") == 2, error
+
+
+def test_an_unknown_option_of_a_group_is_named_with_the_file(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("reading:\n  frmaes: 3\n  workers: 1\n")
+    with pytest.raises(SystemExit):
+        main(["train", "x", "--config", str(tmp_path / "options.yaml")])
+    assert "options.yaml has 'reading.frmaes', which is no option of this command" in capsys.readouterr().err
+
+
+def test_a_file_of_options_is_read(idle, capsys, tmp_path):
+    words = 'lr: -2\nreading:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
+    (tmp_path / "options.yaml").write_text(words)
+    assert "lr is above 0 and finite, got -2" in refusal(
+        capsys, "train", "videos/test", "--config", str(tmp_path / "options.yaml")
+    )
