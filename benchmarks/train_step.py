@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from cells import COMMIT, machine, peak_memory, read_json, write_json
 from plain_stan import PlainSTAN
-from rates import Step, take_turns, times_as_fast
+from rates import Step, flops, products, take_turns, times_as_fast
 from torch import Tensor, nn
 
 import clipvid
@@ -40,6 +40,8 @@ from clipvid.precision import autocast
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 FRAMES, DEPTH = 12, 4
+BARE = [(2352, 768, 3072)] * 4
+"""Products whose rate says what the machine did in between: some change theirs by two, in bf16 alone."""
 
 
 def ours(*, freeze: str = "all") -> VideoCLIP:
@@ -159,11 +161,15 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
         apart = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
         if apart > 0.05:
             raise SystemExit(f"the two do not compute the same: {apart:.3f} of the largest value apart")
-    seconds = take_turns(turns, runs=runs, device=device)
+    kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    bare = {f"bare {kind}": products(BARE, device=device, dtype=dtype) for kind, dtype in kinds.items()}
+    seconds = take_turns({**turns, **bare}, runs=runs, device=device)
+    rate = {kind: flops(BARE) / statistics.median(seconds.pop(f"bare {kind}")) / 1e9 for kind in kinds}
     return {
         "ms a clip": {side: 1000 * statistics.median(found) / size for side, found in seconds.items()},
         "least ms a clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
         "times as fast as": times_as_fast(seconds, "clipvid"),
+        "GFLOP/s of bare products": rate,
     }
 
 
