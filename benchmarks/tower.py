@@ -64,8 +64,8 @@ def sides(model: VideoCLIP, video: torch.Tensor, shapes: list[Shape], *, plain: 
 
 
 def check_equal(model: VideoCLIP, turns: dict[str, Step]) -> float:
-    """Least cosine between clipvid's frame embeddings and each other's; RuntimeError where they are not the same."""
-    wanted = turns["clipvid"]().frames.flatten(0, 1).float()
+    """Least cosine between clipvid's frame embeddings and each other's; SystemExit where they are not the same."""
+    wanted = turns["clipvid"]().frames.flatten(0, 1).float()  # (B·T, E)
     found = [turns["open_clip"]().float()]
     if "plain" in turns:
         visual = model.backbone.visual
@@ -73,7 +73,7 @@ def check_equal(model: VideoCLIP, turns: dict[str, Step]) -> float:
             found.append(visual.ln_post(turns["plain"]()[-1][:, 0].float()) @ visual.proj)
     least = min(float(F.cosine_similarity(wanted, other).min()) for other in found)
     if least < 0.999:
-        raise RuntimeError(f"the towers do not compute the same, cosine {least:.4f}, so their times are not compared")
+        raise SystemExit(f"the towers do not compute the same, cosine {least:.4f}, so their times are not compared")
     return least
 
 

@@ -41,7 +41,8 @@ from clipvid.precision import autocast
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 FRAMES, DEPTH = 12, 4
 BARE = [(2352, 768, 3072)] * 4
-"""Products whose rate says what the machine did in between: some change theirs by two, in bf16 alone."""
+"""Four clips of 12 x 49 patches through one linear of an MLP, four times. Some machines change their rate in bf16 by
+two within minutes, and this shows it."""
 
 
 def ours(*, freeze: str = "all") -> VideoCLIP:

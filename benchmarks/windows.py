@@ -2,14 +2,15 @@
 
     python benchmarks/windows.py             # ViT-B-32, random weights; writes benchmarks/results/windows.json
 
-A synthetic video is decoded and encoded in windows of 12 frames, one frame apart. Beside it, in the same process: the
-decoder alone, the tower alone on as many frames, the branch alone on as many windows.
+A synthetic video is decoded and encoded in windows of 12 frames, one frame apart. Beside it, by turns in the same
+process: the decoder alone, the tower alone on as many frames, the branch alone on as many windows. "Allowed" is what
+decoding, two passes of the tower and the branch take together.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +18,10 @@ import av
 import numpy as np
 import torch
 from cells import COMMIT, machine, peak_memory, write_json
+from rates import Step, take_turns
 
 from clipvid.bases import MINI
-from clipvid.model import create_model
+from clipvid.model import VideoCLIP, create_model
 from clipvid.precision import autocast
 from clipvid.video.decode import stream
 from clipvid.windows import encode_windows
@@ -43,50 +45,63 @@ def write(path: Path, seconds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--fps", type=float, default=2.0)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     model = create_model(args.model, None if args.model == MINI else "random", depth=4).eval()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write(path, args.seconds)
-        for _ in encode_windows(model, path, window=WINDOW, fps=args.fps):
-            pass  # what is slow only once
+        steps, frames, windows = sides(model, path, fps=args.fps)
         with peak_memory("cpu") as peak:
-            start = time.perf_counter()
-            windows = sum(len(some) for some in encode_windows(model, path, window=WINDOW, fps=args.fps))
-            whole = time.perf_counter() - start
-        start = time.perf_counter()
-        frames = sum(1 for _ in stream(path, fps=args.fps, fit=model.transform.fit))
-        decoding = time.perf_counter() - start
-    pixels = torch.randint(0, 255, (1, CHUNK, 3, *model.backbone.image_size), dtype=torch.uint8)
-    with torch.no_grad(), autocast("auto", model.device):
-        taps = model.reads(pixels)
-        start = time.perf_counter()
-        for _ in range(frames // CHUNK):
-            taps = model.reads(pixels)
-        tower = (time.perf_counter() - start) * frames / (frames // CHUNK * CHUNK)
-        some = taps.map(lambda t: t[:, :WINDOW].repeat(BATCH, *[1] * (t.ndim - 1)))
-        model.encode_video(some)
-        start = time.perf_counter()
-        for _ in range(windows // BATCH):
-            model.encode_video(some)
-        branch = (time.perf_counter() - start) * windows / (windows // BATCH * BATCH)
-    seconds = {"in all": whole, "decoding alone": decoding, "tower alone": tower, "branch alone": branch}
+            steps["in all"]()
+        seconds = take_turns(steps, runs=args.runs, device="cpu")
+    turns = zip(*(seconds[name] for name in ("in all", "decoding alone", "tower alone", "branch alone")), strict=True)
     found = {
         "command": "python benchmarks/windows.py",
         "model": args.model,
         "frames": frames,
         "windows": windows,
-        "seconds": seconds,
-        "times the tower, beside decoding and branch": (whole - decoding - branch) / tower,
+        "seconds": {name: statistics.median(told) for name, told in seconds.items()},
+        "share of what is allowed": statistics.median(a / (d + 2 * t + b) for a, d, t, b in turns),
         "peak MiB": peak[0],
         "commit": COMMIT,
         **machine(),
     }
     write_json(args.out, found)
     print(found)
+
+
+def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step], int, int]:
+    """What takes turns, and how many frames and windows the video has."""
+
+    def slide() -> int:
+        return sum(len(some) for some in encode_windows(model, path, window=WINDOW, fps=fps))
+
+    def decode() -> int:
+        return sum(1 for _ in stream(path, fps=fps, fit=model.transform.fit))
+
+    frames, windows = decode(), slide()
+    pixels = torch.randint(0, 255, (1, frames, 3, *model.backbone.image_size), dtype=torch.uint8)
+    parts = pixels.split(CHUNK, dim=1)
+    with torch.no_grad(), autocast("auto", model.device):
+        taps = model.reads(parts[0])
+    batches = [min(BATCH, windows - first) for first in range(0, windows, BATCH)]
+    some = [taps.map(lambda t, n=n: t[:, :WINDOW].repeat(n, *[1] * (t.ndim - 1))) for n in batches]
+
+    def tower() -> None:
+        with torch.no_grad(), autocast("auto", model.device):
+            for part in parts:
+                model.reads(part)
+
+    def branch() -> None:
+        with torch.no_grad(), autocast("auto", model.device):
+            for batch in some:
+                model.encode_video(batch)
+
+    return {"in all": slide, "decoding alone": decode, "tower alone": tower, "branch alone": branch}, frames, windows
 
 
 if __name__ == "__main__":

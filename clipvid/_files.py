@@ -41,7 +41,10 @@ def explained(error: OSError) -> str:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` on success, delete it on any failure."""
+    """Give a path beside `path` to write to; rename it to `path` on success, delete it on any failure.
+
+    An OSError that names no path, as that of a full disk, is given this one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")

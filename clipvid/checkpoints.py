@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from clipvid._files import whole_file
+from clipvid.config import TrainConfig
 from clipvid.errors import CheckpointError
 
 OTHER = {
@@ -28,6 +29,8 @@ OTHER = {
     "readable": "was trained when other clips could be read; give those again, or start anew",
 }
 """What is said of a fact that differs."""
+LATER = ("origin", "readable")
+"""Facts that checkpoints were first written without."""
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -36,7 +39,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         try:
             torch.save(dict(state), beside)
         except RuntimeError as error:  # which tells of positions in a file, and not that a write failed
-            raise OSError(f"{path} cannot be written; make room, or choose another folder") from error
+            raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
 
 
 def read_checkpoint(path: Path, facts: Mapping[str, str]) -> dict[str, Any] | None:
@@ -47,6 +50,8 @@ def read_checkpoint(path: Path, facts: Mapping[str, str]) -> dict[str, Any] | No
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
+    if not isinstance(state, dict) or not {*OTHER} - {*LATER} <= state.keys():
+        raise CheckpointError(f"{path} is no checkpoint of a training run; remove it, or choose another out")
     check_facts(path, state, facts)
     return state
 
@@ -55,11 +60,11 @@ def check_facts(path: Path, state: Mapping[str, Any], facts: Mapping[str, str]) 
     """CheckpointError for the first fact that differs; one that was not known yet when it was written passes."""
     for name, here in facts.items():
         there = state.get(name, here)
-        if there != here:
-            changed = _differences(there, here) if name == "config" else ""
+        changed = _differences(there, here) if name == "config" else ""
+        if there != here and (changed or name != "config"):
             raise CheckpointError(f"{path} {OTHER[name].format(there=there, here=here, changed=changed)}")
 
 
 def _differences(there: str, here: str) -> str:
-    old, new = json.loads(there), json.loads(here)
+    old, new = {**TrainConfig().plain(), **json.loads(there)}, json.loads(here)  # settings that came later
     return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in old | new if old.get(k) != new.get(k))

@@ -190,7 +190,8 @@ class TrainConfig:
     keep_together: int = 1
     """Clips that stand side by side in the data and share a batch: 2 makes each pair the other's hard negative."""
     cache_taps: bool = False
-    """Encode every clip once and train from taps in memory; frames are then the same at every visit."""
+    """Encode every clip once and train from taps in memory; frames are then the same at every visit,
+    or those of cache_views."""
     cache_views: int = 0
     """Views of each training clip that taps are kept of, in memory or in --cache: drawn with random frames and the
     augmentations below, and read in turn, one an epoch. 0: one fixed view."""
@@ -256,7 +257,7 @@ class TrainConfig:
             raise ValueError(f"freeze {self.freeze!r} trains the visual tower, whose taps cannot be cached; drop one")
         if self.cache_taps and self.reading.views > 1:
             raise ValueError(
-                f"cache_taps keeps one view of each clip, got reading.temporal_views={self.reading.temporal_views} and "
+                f"cached taps are of one clip a video, got reading.temporal_views={self.reading.temporal_views} and "
                 f"reading.spatial_views={self.reading.spatial_views}; leave them at 1, or the cache out"
             )
         if self.patience is not None:
@@ -321,10 +322,11 @@ class TrainConfig:
                 f"selfsup takes its negatives from the other videos of a batch, got batch_size={self.batch_size}; take "
                 "2 or more, as many as memory holds"
             )
-        if self.cache_taps:
-            raise ValueError(
-                "selfsup cuts two random clips of a video at each visit, which cannot be cached; leave out cache_taps"
-            )
+        for name in ("cache_taps", "cache_views"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"selfsup cuts two random clips of a video at each visit, which cannot be cached; leave out {name}"
+                )
         if self.augmentations():
             raise ValueError(
                 "selfsup augments its two clips by ConST-CL's own recipes; leave out "

@@ -44,5 +44,9 @@ class CacheError(ClipvidError):
     """A tap cache that cannot be written, or whose files are not what was written; names folder or file."""
 
 
+class ClipvidWarning(UserWarning):
+    """What a user would want to know before it costs time; the command line prints it as a note."""
+
+
 class MissingExtraError(ClipvidError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.cache import Draws, TapCache, TapStore, TextCache, clip_dataset, records_of
+from clipvid.cache import Draws, TapCache, TapStore, TextCache, augmented, clip_dataset, records_of
 from clipvid.config import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
@@ -52,7 +52,7 @@ def open_feed(
             + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
     draws = Draws.of(config)
-    data = stored(model, data, config, cache, draws=draws, progress=progress)
+    data = keep_taps(model, data, config, cache, draws=draws, progress=progress)
     if isinstance(data, TapStore):
         _check_drawn(data, config, draws)
         return StoredFeed(model, data, config)
@@ -61,7 +61,7 @@ def open_feed(
     return LiveFeed(model, data, config)
 
 
-def stored(
+def keep_taps(
     model: VideoCLIP,
     data: VideoData | TapStore,
     config: TrainConfig,
@@ -70,7 +70,7 @@ def stored(
     draws: Draws | None = None,
     progress: bool,
 ) -> VideoData | TapStore:
-    """The taps of the clips, where training goes from taps: those in the cache, else in memory; clips as they are."""
+    """A store of the clips' taps, on the disk with a cache, in memory with `cache_taps`; else the clips as they are."""
     if isinstance(data, TapStore) or not (config.cache_taps or cache is not None):
         return data
     if cache is not None:
@@ -80,6 +80,8 @@ def stored(
 
 def _check_drawn(store: TapStore, config: TrainConfig, draws: Draws | None) -> None:
     """ValueError for augmentations that a store does not have."""
+    if config.mixup:
+        raise ValueError("mixup blends the pixels of two clips, and a TapStore has none; give the videos instead")
     if draws is None and (asked := config.augmentations()):
         raise ValueError(
             f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead, or keep views "
@@ -87,9 +89,13 @@ def _check_drawn(store: TapStore, config: TrainConfig, draws: Draws | None) -> N
         )
     if store.draws != draws:
         raise ValueError(
-            f"the store of {store.data.name} keeps {store.draws or 'one fixed view'}, training asks for "
-            f"{draws or 'one fixed view'}; make the store with Draws.of(config)"
+            f"the store of {store.data.name} keeps {_in_words(store.draws)}, training asks for {_in_words(draws)}; "
+            "make the store with Draws.of(config)"
         )
+
+
+def _in_words(draws: Draws | None) -> str:
+    return "one fixed view" if draws is None else f"{draws.views} views drawn by {draws}"
 
 
 def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, use: str = "training") -> PairFeed:
@@ -184,13 +190,7 @@ class LiveFeed:
 
     def _dataset(self) -> ClipDataset:
         c = self.config
-        transform = replace(
-            self.model.transform,
-            crop_scale=c.crop_scale,
-            flip=c.flip,
-            rand_layers=c.rand_augment,
-            rand_magnitude=c.rand_magnitude,
-        )
+        transform = augmented(self.model.transform, c)
         return clip_dataset(self.model, self.data, c.reading, transform=transform, random=True, seed=c.seed)
 
 

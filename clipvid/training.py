@@ -32,7 +32,7 @@ from clipvid.curves import Curves
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
-from clipvid.feed import Work, open_feed, open_pairs, stored
+from clipvid.feed import Work, keep_taps, open_feed, open_pairs
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
 from clipvid.objectives import OBJECTIVES, held_out_loss
@@ -74,9 +74,10 @@ def train(
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
-    that is finished gives its result again. `cache` is where taps of the videos are read from and kept. Raises, before
-    a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of another run,
-    FileExistsError for a run that would be overwritten.
+    that is finished gives its result again, but for the clips that could not be read. `cache` is where taps of the
+    videos are read from and kept. Raises, before a clip is decoded, DataError for data that the task cannot use,
+    CheckpointError for a checkpoint of another run, FileExistsError for a run that would be overwritten; and once they
+    were, CheckpointError where other clips can be read than before.
     """
     config = config or TrainConfig()
     if cache is not None and config.cache_taps:
@@ -97,19 +98,22 @@ def train(
     _unfreeze(model, config, (train_data, val_data))
     model.branch.recompute_layers(config.recompute)
     parts = [part for part in (train_data, val_data) if part is not None]
-    origin = " and ".join(dict.fromkeys(_origin(part, cache) for part in parts))
+    origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
     run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
     state = run.last_state() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
+    _check_validation(val_data, config)
     source = open_feed(model, train_data, config, cache=cache, progress=progress)
     if val_data is not None:
-        val_data = _to_validate_on(stored(model, val_data, config, cache, progress=progress))
+        val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
     if config.task == "selfsup" and val_data is not None:
         open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
-    run.prepare(steps_an_epoch=len(source.plan(0)), readable=data_hash(source.data))
+    read = [source.data, *([] if val_data is None else [val_data])]
+    run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
     if state is not None:
         run.restore(state)
+    del state  # weights and optimiser are the run's by now
     with run.bar(progress) as bar, run.curves() as curves:
         while not run.is_over():
             model.train()
@@ -124,8 +128,9 @@ def train(
             for name in ("score", "lr"):
                 if name in entry:
                     curves(name, entry[name], run.epoch)
-    lost = val_data.unreadable if isinstance(val_data, TapStore) else ()
-    return run.finish(seconds=time.perf_counter() - start, unreadable=(*source.unreadable, *lost))
+    lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
+    named = {error.path: error for error in lost}
+    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
 
 
 class _Run:
@@ -357,11 +362,25 @@ def _clips(parts: Sequence[VideoData | TapStore]) -> str:
     return " ".join(data_hash(records_of(part)) for part in parts)
 
 
-def _origin(part: VideoData | TapStore, cache: TapCache | None) -> str:
+def _origin(part: VideoData | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
     """What clips are read from, in words."""
     if isinstance(part, TapStore):
         return part.origin
-    return "videos" if cache is None else str(cache)
+    if cache is not None:
+        return str(cache)
+    return TapStore.origin if config.cache_taps else "videos"
+
+
+def _check_validation(data: VideoData | TapStore | None, config: TrainConfig) -> None:
+    """ValueError for a store that validation cannot use, before an epoch is spent."""
+    if isinstance(data, TapStore):
+        if config.task == "selfsup":
+            raise ValueError("selfsup validates on videos, and a TapStore has taps; give the videos themselves")
+        if data.draws is not None:
+            raise ValueError(
+                f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
+                "videos, or on a store without draws"
+            )
 
 
 def _to_validate_on(data: VideoData | TapStore) -> VideoData | TapStore:

@@ -285,7 +285,7 @@ def test_other_json_is_refused(tmp_path, text, message):
 def test_unknown_splits_and_lost_annotations_say_what_is_needed(tmp_path):
     with pytest.raises(DataError, match="no validation set"):
         open_dataset("msrvtt-1ka", tmp_path, split="val")
-    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*\(annotations\)"):
+    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*--annotations"):
         open_dataset("msrvtt-1ka", tmp_path)
     with pytest.raises(DataError, match="needs a split"):
         open_dataset("msrvtt", tmp_path)

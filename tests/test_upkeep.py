@@ -60,6 +60,13 @@ def test_a_damaged_recipe_is_said_in_its_part(folders, model, data, damage):
     assert part.rows == 4
 
 
+def test_a_recipe_that_is_gone_is_said_too(folders):
+    (folders[0] / "recipe.json").unlink()
+    part = next(part for part in parts_of(folders[0].parent) if part.folder == folders[0])
+    assert part.recipe is None
+    assert part.rows == 4
+
+
 def test_ls_shows_it_and_the_others(folders, capsys):
     assert main(["cache", "ls", str(folders[0].parent)]) == 0
     said = capsys.readouterr().out

@@ -13,7 +13,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from clipvid.cache.texts import TextCache
 from clipvid.cache.upkeep import in_words
 from clipvid.config import Reading
 from clipvid.data.record import VideoData
-from clipvid.errors import CacheError, VideoError
+from clipvid.errors import CacheError, ClipvidWarning, VideoError
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast, resolve
 from clipvid.rerun import check_rerunnable, token_type
@@ -117,12 +117,13 @@ class TapCache:
         missing = _missing(shards, views)
         self._check_room(_size(model, recipe, len(missing)))
         if missing and (note := self._kept_otherwise(recipe, model, missing)):
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, ClipvidWarning, stacklevel=2)
         rows, lost = list(range(len(data))), []
         for view in views:
             todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
             if todo:
-                write_recipe(shards.folder, recipe)
+                with _in_words(shards.folder):
+                    write_recipe(shards.folder, recipe)
                 for errors in self._filled(recipe, shards, model, data, view, todo, reading, progress=progress):
                     lost.extend(errors)
             rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
@@ -131,9 +132,17 @@ class TapCache:
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
         kept = [_kept(model, recipe, shards, [str(view.keys[row]) for row in rows]) for view in views]
-        told = {"unreadable": tuple(lost), "texts": TextCache(self.folder), "origin": str(self)}
-        told |= {"draws": draws, "others": tuple(kept[1:])}
-        return TapStore(kept[0], data.surviving(rows), reading, recipe.tower, **told)
+        return TapStore(
+            kept[0],
+            data.surviving(rows),
+            reading,
+            recipe.tower,
+            unreadable=tuple(lost),
+            texts=TextCache(self.folder),
+            origin=str(self),
+            draws=draws,
+            others=tuple(kept[1:]),
+        )
 
     def _filled(
         self,
@@ -149,16 +158,14 @@ class TapCache:
     ) -> Iterator[tuple[VideoError, ...]]:
         """Write batch after batch; what of each could not be read."""
         title = f"cache {data.name}" if view.draws is None else f"cache {data.name}, view {view.number + 1}"
-        told = {"title": title, "clips": view.clips(model, data, reading, rows), "progress": progress}
-        with closing(stream_taps(model, data.subset(rows), reading, to_keep=True, **told)) as stream:
+        some, clips = data.subset(rows), view.clips(model, data, reading, rows)
+        source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+        with closing(source) as stream:
             for taps, batch in stream:
                 if len(batch) and isinstance(taps, Taps):
                     written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
-                    try:
+                    with _in_words(shards.folder):
                         write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
-                    except OSError as error:
-                        what = f"{explained(error)}; what is there stays, and the next run goes on from it"
-                        raise CacheError(what) from error
                     shards.look()
                 yield batch.unreadable
 
@@ -173,9 +180,10 @@ class TapCache:
             except CacheError:  # damaged: whoever reads it hears of it
                 continue
             if found := sum(key in shards for key in wanted):
+                what = "views" if recipe.drawn else "clips"
                 return (
-                    f"{found} of the {len(wanted)} clips to encode are in {self.folder} as kind {other.kind}, mode "
-                    f"{other.mode}, not as kind {recipe.kind}, mode {recipe.mode}; to read those give --cache_kind "
+                    f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
+                    f"{other.mode}, not as kind {self.kind}, mode {self.mode}; to read those give --cache_kind "
                     f"{other.kind} --cache_mode {other.mode} (in Python kind and mode)"
                 )
         return ""
@@ -190,6 +198,18 @@ class TapCache:
                 f"{self.folder} needs {in_words(needed)} for clips that are not there yet, the disk has "
                 f"{in_words(free)}; choose another folder, mode trunk, a smaller kind (int8), or fewer frames"
             )
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """CacheError for what the operating system refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{folder} cannot be written ({explained(error)}); what is there stays, and the next run goes on from it; "
+            "make room, or choose another folder"
+        ) from error
 
 
 def _trunk_of(model: VideoCLIP) -> tuple[int]:

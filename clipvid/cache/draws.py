@@ -1,8 +1,8 @@
 """Views of a clip that chance decides, drawn once and kept: frames and augmentations as training on videos has them.
 
-Contract: settings and the clips' keys in; for each view the clips as they are to be encoded, and their names in a
-cache. View v of a clip is a function of (v, the clip's key), so neither the order of a data set, nor what else is in
-it, nor the seed of a training decides a kept view. Knows nothing of towers, files or losses.
+Contract: settings, a model's transform and the clips' keys in; for each view the clips as they are to be encoded, and
+their names in a cache. View v of a clip is a function of (v, the clip's key), so neither the order of a data set, nor
+what else is in it, nor the seed of a training decides a kept view. Knows nothing of taps, folders or losses.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from clipvid.video.transforms import VideoTransform
 
 @dataclass(frozen=True)
 class Draws:
-    """How views that are kept were drawn; epoch e of a training then reads view e mod `views`."""
+    """How views that are kept were drawn; epoch e of a training then reads view e mod `views`.
+
+    The other fields are those of TrainConfig. Raises ValueError for what they cannot be.
+    """
 
     views: int
+    """Views of each clip."""
     crop_scale: tuple[float, float] | None = None
     flip: float = 0.0
     rand_augment: int = 0
@@ -33,7 +37,11 @@ class Draws:
 
     def __post_init__(self) -> None:
         _checks.least(self, views=1)
-        self.transform(VideoTransform())  # refuses wrong numbers
+        augmented(VideoTransform(), self)  # refuses wrong numbers
+        scale = None if self.crop_scale is None else tuple(map(float, self.crop_scale))
+        plain = {"crop_scale": scale, "flip": float(self.flip)}  # what is equal is written alike, and has one folder
+        for name, value in (plain if self.rand_augment else {**plain, "rand_magnitude": 10}).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, config: TrainConfig) -> Draws | None:
@@ -47,10 +55,11 @@ class Draws:
         """What decides a view, but for its number and clip: more views of the same kind may be added later."""
         return json.dumps({name: value for name, value in asdict(self).items() if name != "views"}, sort_keys=True)
 
-    def transform(self, base: VideoTransform) -> VideoTransform:
-        """A base model's transform with these augmentations."""
-        own = {"crop_scale": self.crop_scale, "flip": self.flip}
-        return replace(base, **own, rand_layers=self.rand_augment, rand_magnitude=self.rand_magnitude)
+
+def augmented(base: VideoTransform, settings: TrainConfig | Draws) -> VideoTransform:
+    """A base model's transform with the augmentations of these settings."""
+    crop, rand = {"crop_scale": settings.crop_scale, "flip": settings.flip}, settings.rand_augment
+    return replace(base, **crop, rand_layers=rand, rand_magnitude=settings.rand_magnitude)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class View:
         if self.draws is None:
             return clip_dataset(model, some, reading)
         names = [str(self.keys[row]) for row in rows]
-        transform = self.draws.transform(model.transform)
+        transform = augmented(model.transform, self.draws)
         found = clip_dataset(model, some, reading, transform=transform, random=True, names=names)
         found.set_epoch(self.number)
         return found

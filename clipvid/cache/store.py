@@ -82,7 +82,10 @@ class TapStore:
         draws: Draws | None = None,
         progress: bool = False,
     ) -> TapStore:
-        """Decode every clip once, or once a drawn view, and keep what the frozen tower says. Memory: `taps.nbytes`."""
+        """Decode every clip once, or once a drawn view, and keep what the frozen tower says.
+
+        Memory: `taps.nbytes`, times the number of drawn views. Raises as TapCache.store does, but for its disk.
+        """
         reading = reading or trained_reading(model, data.terms)
         check_storable(model, reading)
         rows, parts, lost = range(len(data)), [], []
@@ -91,8 +94,9 @@ class TapStore:
             place = {row: at for at, row in enumerate(rows)}
             parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
             rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
-        told = {"unreadable": tuple(lost), "draws": draws, "others": tuple(parts[1:])}
-        return cls(parts[0], data.surviving(rows), reading, model.backbone.tower_fingerprint, **told)
+        tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
+        kept_clips = data.surviving(rows)
+        return cls(parts[0], kept_clips, reading, tower, unreadable=tuple(lost), draws=draws, others=others)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -126,7 +130,10 @@ class TapStore:
         return self.taps.gather(indices)
 
     def reordered(self, frames: Tensor) -> TapStore:
-        """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from."""
+        """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from.
+
+        Of drawn views the first.
+        """
         rows, everything = torch.arange(len(self))[:, None], self.batch(range(len(self)))
         taps = everything.map(lambda t: t[rows, frames])
         return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]), others=())
@@ -145,7 +152,7 @@ def check_storable(model: VideoCLIP, reading: Reading) -> None:
     """ValueError for what has no taps to keep: several views, and branches that read pixels."""
     if reading.views > 1:
         raise ValueError(
-            f"a TapStore keeps one view of each clip, got temporal_views={reading.temporal_views} and "
+            f"a TapStore keeps no views for evaluation, got temporal_views={reading.temporal_views} and "
             f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
         )
     if model.branch.reads_pixels:
@@ -163,8 +170,9 @@ def _encoded(
     kept: list[int] = []
     lost: list[VideoError] = []
     some, clips = data.subset(rows), view.clips(model, data, reading, rows)
-    told = {"title": f"encode {data.name}", "clips": clips, "progress": progress}
-    with closing(stream_taps(model, some, reading, to_keep=True, **told)) as stream:
+    title = f"encode {data.name}"
+    source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+    with closing(source) as stream:
         for taps, batch in stream:
             lost.extend(batch.unreadable)
             if len(batch) and isinstance(taps, Taps):

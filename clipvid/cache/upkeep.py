@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvid.cache.recipe import RECIPE, TEXT, Recipe, TextRecipe, read_recipe
-from clipvid.cache.shards import ADVICE, check_shard, shard_files
+from clipvid.cache.shards import ADVICE, SUFFIX, check_shard, shard_files
 from clipvid.errors import CacheError
 
 
@@ -43,7 +43,7 @@ def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
     """
     if Path(folder).is_file():
         raise CacheError(f"{folder} is a file, a tap cache is a folder; give the one of clipvid train --cache")
-    found = [path.parent for path in sorted(Path(folder).glob(f"*/{RECIPE}"))]
+    found = sorted({path.parent for name in (RECIPE, f"*{SUFFIX}") for path in Path(folder).glob(f"*/{name}")})
     if not found:
         raise CacheError(f"{folder} holds no tap cache; clipvid train --cache {folder} makes one")
     return [_part(place, whole=whole) for place in found]

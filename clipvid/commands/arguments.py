@@ -118,9 +118,19 @@ def kept_clips(model: Any, clips: Any, reading: Any, cache: Any) -> Any:
 
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """Warnings of the block on standard error, each as one line of its own words."""
+    """clipvid's own warnings in the block on standard error, each as one line of its own words."""
+    from clipvid.errors import ClipvidWarning
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        before = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, ClipvidWarning):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                before(message, category, *where)
+
+        warnings.showwarning = show
         yield
 
 

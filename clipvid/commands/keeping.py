@@ -51,9 +51,9 @@ def prune(folder: str, tower: str | None = None) -> None:
         folder: as `clipvid train --cache` was given it.
         tower: also remove all that the tower said whose fingerprint begins so, as `clipvid cache ls` shows it.
     """
-    from clipvid.cache.upkeep import prune as removed_from
+    from clipvid.cache.upkeep import prune as prune_cache
 
-    pruned = removed_from(folder, tower=tower)
+    pruned = prune_cache(folder, tower=tower)
     for path in pruned.removed:
         print(f"removed {path}")
     for part in pruned.left:

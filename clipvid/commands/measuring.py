@@ -218,7 +218,7 @@ def check_data(
     print(report)
     print(f"report: {Path(out) / REPORT}")
     if data.missing and not len(data):
-        raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(data, root)}")
+        raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(root)}")
     if not report.healthy:
         raise DataError(
             f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "

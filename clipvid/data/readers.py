@@ -66,7 +66,11 @@ def read_dataset(
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoData:
-    """As `open_dataset`, whatever videos are missing, even all of them: for who asks what is there."""
+    """As `open_dataset`, but missing files never raise, even where all are: `missing` lists them.
+
+    `allow_missing` then allows annotations with fewer videos or captions than the protocol has. Raises DataError for
+    annotations that cannot be read, ValueError for a name or split that is not known.
+    """
     if name not in READERS:
         raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
     if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
@@ -85,7 +89,7 @@ def read_dataset(
     )
 
 
-def none_there(data: VideoData, root: str | Path) -> str:
+def none_there(root: str | Path) -> str:
     """What to say where none of the data's videos exists."""
     folder = root if Path(root).is_dir() else Path(root).parent
     return f"none of them is in {folder}; is it the folder of the videos?"
@@ -96,7 +100,7 @@ def _refuse_missing(data: VideoData, root: str | Path, *, allow: bool) -> None:
     if not data.missing or (allow and len(data)):
         return
     more = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
-    advice = none_there(data, root)
+    advice = none_there(root)
     if len(data):
         advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.terms)}"
     raise DataError(

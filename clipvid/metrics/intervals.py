@@ -15,8 +15,8 @@ from numpy import ndarray
 
 Interval = tuple[float, float]
 
-FEW = 12
-"""A draw of one kind's number costs as much as drawing and counting so many queries."""
+QUERIES_A_KIND = 12
+"""Drawing how often one kind comes costs about as much as drawing and counting this many queries."""
 
 
 def bootstrap_interval(
@@ -67,12 +67,12 @@ def ranking_intervals(
         raise ValueError(f"need ranks and n >= 1, got {len(ranks)} ranks, n={n}")
     rng, total = np.random.default_rng(seed), len(ranks)
     values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # by rank
-    often = np.bincount(kind, minlength=len(values))
-    as_such, middle = FEW * len(values) < total, ((total - 1) // 2, total // 2)
+    counts = np.bincount(kind, minlength=len(values))
+    multinomial, middle = QUERIES_A_KIND * len(values) < total, ((total - 1) // 2, total // 2)
     means, medians = np.empty((n, values.shape[1])), np.empty(n)
     for draw in range(n):
-        if as_such:
-            times = rng.multinomial(total, often / total)
+        if multinomial:
+            times = rng.multinomial(total, counts / total)
         else:
             times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
         means[draw] = times @ values / total
