@@ -103,12 +103,10 @@ def train(
     state = run.last_state() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
-    _check_validation(val_data, config)
+    _check_validation(model, val_data, config)
     source = open_feed(model, train_data, config, cache=cache, progress=progress)
     if val_data is not None:
         val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
-    if config.task == "selfsup" and val_data is not None:
-        open_pairs(model, val_data, config, use="validation")  # what it refuses is refused before the first epoch
     read = [source.data, *([] if val_data is None else [val_data])]
     run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
     if state is not None:
@@ -371,16 +369,15 @@ def _origin(part: VideoData | TapStore, cache: TapCache | None, config: TrainCon
     return TapStore.origin if config.cache_taps else "videos"
 
 
-def _check_validation(data: VideoData | TapStore | None, config: TrainConfig) -> None:
-    """ValueError for a store that validation cannot use, before an epoch is spent."""
-    if isinstance(data, TapStore):
-        if config.task == "selfsup":
-            raise ValueError("selfsup validates on videos, and a TapStore has taps; give the videos themselves")
-        if data.draws is not None:
-            raise ValueError(
-                f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
-                "videos, or on a store without draws"
-            )
+def _check_validation(model: VideoCLIP, data: VideoData | TapStore | None, config: TrainConfig) -> None:
+    """Refuse what validation cannot use before anything is encoded."""
+    if config.task == "selfsup" and data is not None:
+        open_pairs(model, data, config, use="validation")
+    if isinstance(data, TapStore) and data.draws is not None:
+        raise ValueError(
+            f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
+            "videos, or on a store without draws"
+        )
 
 
 def _to_validate_on(data: VideoData | TapStore) -> VideoData | TapStore:
