@@ -68,6 +68,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # which is no OSError, though its cause is
         raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
+    path.chmod(0o666 & ~_UMASK)  # safetensors keeps what it writes to its owner; others share caches and models
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can be read by setting it alone
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,20 @@ def test_a_run_that_reads_captions_writes_their_recipe_anew(model, tmp_path):
     assert str(part).startswith(f"{recipe.parent}: 2 captions, ")
     assert embed_texts(model, ["a", "b"], kept=TextCache(tmp_path)).equal(first)
     assert recipe.read_text() == wanted
+
+
+def test_files_are_for_whom_the_folder_is(folders):
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folders[1].iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_file_that_may_not_be_read_is_no_damage_and_stays(folders, monkeypatch, capsys):
+    shard = next(folders[1].glob("*.safetensors"))
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shard and allowed(path, mode))
+    for command in ("verify", "prune"):
+        assert main(["cache", command, str(folders[0].parent)]) == 1
+        assert f"{shard} cannot be read or changed: permission denied" in capsys.readouterr().err
+    assert shard.exists()

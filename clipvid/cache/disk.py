@@ -177,7 +177,7 @@ class TapCache:
         for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
             try:
                 shards = Shards(self.folder / other.key)
-            except CacheError:  # damaged: whoever reads it hears of it
+            except (CacheError, OSError):  # damaged, or another's: whoever reads it hears of it
                 continue
             if found := sum(key in shards for key in wanted):
                 what = "views" if recipe.drawn else "clips"

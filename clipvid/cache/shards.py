@@ -9,6 +9,7 @@ towers, videos or what the tensors mean.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -122,7 +123,14 @@ def _check(clip: Mapping[str, Tensor], check: int, *, path: Path, row: int) -> N
         raise CacheError(f"{path} is damaged: the bytes of clip {row} are not those that were written; {ADVICE}")
 
 
+def _require_readable(path: Path) -> None:
+    """PermissionError for a file of which this user may not see the content: that is no damage."""
+    if path.exists() and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 def _header(path: Path) -> tuple[list[str], list[int]]:
+    _require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
@@ -144,6 +152,7 @@ def _header(path: Path) -> tuple[list[str], list[int]]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    _require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
