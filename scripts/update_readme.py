@@ -29,7 +29,8 @@ def demo_table(results: dict, others: list[dict]) -> str:
     lines.append(
         f"Percent, with 95 % bootstrap intervals, on {plan['test_clips']} test clips; trained on {plan['train_clips']} "
         f"clips of 8 frames; {results['seconds']['in all']:.0f} s in all on {results['machine']}. Measured by "
-        f"`bash scripts/demo.sh` (clipvid {results['clipvid']}, torch {results['torch']})."
+        f"`bash scripts/demo.sh` at commit {results['commit']} (clipvid {results['clipvid']}, "
+        f"torch {results['torch']})."
     )
     if others:
         stan = [run["table"]["STAN, trained"] for run in others]
