@@ -45,9 +45,9 @@ def write(path: Path, seconds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--seconds", type=int, default=16)
     parser.add_argument("--fps", type=float, default=2.0)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=13)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     model = create_model(args.model, None if args.model == MINI else "random", depth=4).eval()
