@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from numbers import Rational
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
 from clipvid.video import _files
@@ -137,7 +138,7 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     absolute = _files.checked(path, backend=BACKEND)
     options = {"protocol_whitelist": "file", "format_whitelist": _formats()}
     try:
-        container = av.open(absolute, metadata_errors="replace", container_options=options)
+        container = av.open(absolute, container_options=options, **_lenient())
     except av.error.EOFError as error:
         raise VideoError(path, "no frames: the file ends after its header", backend=BACKEND) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -151,6 +152,14 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if container.format.name.endswith("_pipe"):
             raise VideoError(path, _files.why_not_a_video(absolute) or "a still picture, not a video", backend=BACKEND)
         yield container, _prepared(path, videos[0])
+
+
+@cache
+def _lenient() -> dict[str, Any]:
+    """Titles that are no UTF-8 are no reason to refuse a video; PyAV 19 knows that, and has no option for it."""
+    import av
+
+    return {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 def _prepared(path: str | Path, stream: VideoStream) -> VideoStream:
@@ -178,8 +187,8 @@ def _formats() -> str:
     return ",".join(sorted(av.formats_available - NOT_FILES))
 
 
-def seconds(stamp: int | None, unit: Fraction | None) -> float | None:
-    return None if stamp is None or unit is None else float(stamp * unit)
+def seconds(stamp: int | None, unit: Rational | None) -> float | None:
+    return None if stamp is None or unit is None else float(stamp * Fraction(unit))
 
 
 def _refuse_cut_off(
