@@ -187,10 +187,10 @@ def _taps(
     if isinstance(data, TapStore):
         plan = in_order(len(data), reading.batch_size)
         store = data.read_by(model)
-        jobs = (partial(store.batch, rows) for rows in plan)
+        jobs = (partial(store.sent, rows, model.device) for rows in plan)
         with closing(awaited(store.in_turn(jobs))) as source:
             for rows, taps in zip(plan, source, strict=True):
-                yield taps.to(model.device), list(rows), ()
+                yield taps(), list(rows), ()
         return
     title = f"embed {data.name}"
     with closing(stream_taps(model, data, reading, progress=progress, title=title)) as stream:

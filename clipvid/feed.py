@@ -6,7 +6,7 @@ seen. Knows nothing of weights, optimisers or losses.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -229,12 +229,13 @@ class StoredFeed:
             for place, (rows, video) in enumerate(zip(plan, source, strict=True), start=start):
                 text, owner = self.texts.draw(rows, epoch)
                 work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}
-                yield Work(place, video, **work)
+                yield Work(place, video(), **work)
 
-    def _video(self, store: TapStore, rows: Sequence[int]) -> Taps | StoredClips:
+    def _video(self, store: TapStore, rows: Sequence[int]) -> Callable[[], Taps | StoredClips]:
         """Taps, read and put together beside the branch; with chunks only named, and read as they are asked for."""
-        clips = StoredClips(store, rows, self.model.device)
-        return clips if self.config.chunk else clips.gather(range(len(rows)))
+        if self.config.chunk:
+            return partial(StoredClips, store, rows, self.model.device)
+        return store.sent(rows, self.model.device)
 
 
 class _Texts:

@@ -39,6 +39,7 @@ class Quick:
 
     def __init__(self) -> None:
         self._frozen: dict[torch.dtype, tuple[Any, Tensor, nn.Module]] = {}
+        self._recasts: dict[torch.dtype, tuple[Any, nn.Module]] = {}
         self._trainable: tuple[Any, nn.Module] | None = None
 
     def of(self, module: Any, *, grad: bool) -> Any:
@@ -58,22 +59,41 @@ class Quick:
         return self.trainable(module) if grad else self.frozen(module, torch.get_autocast_dtype(device))
 
     def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
-        """The copy with weights cast to `dtype`, for passes without gradients."""
+        """The copy with weights cast to `dtype`, for passes without gradients.
+
+        On a GPU weights are cast at every pass, by a few kernels: to compare values, as on a CPU, it would have to
+        finish its queue first.
+        """
+        if next(module.parameters()).is_cuda:
+            return self._recast(module, dtype)
         writes, values = state_of(module)
         known = self._frozen.get(dtype)
         if known is None or known[0] != writes or not torch.equal(known[1], values):
             known = self._frozen[dtype] = (writes, values, frozen_copy(module, dtype))
         return known[2]
 
+    def _recast(self, module: nn.Module, dtype: torch.dtype) -> Any:
+        shared = shared_by(module)
+        if dtype in self._recasts and self._recasts[dtype][0] == shared:
+            recast(self._recasts[dtype][1])
+        else:
+            self._recasts[dtype] = shared, frozen_copy(module, dtype)
+        return self._recasts[dtype][1]
+
     def trainable(self, module: nn.Module) -> Any:
         """The copy that shares every parameter, for passes with gradients."""
-        shared = plain_parts(module), [id(w) for w in chain(module.parameters(), module.buffers())]
+        shared = shared_by(module)
         if self._trainable is None or self._trainable[0] != shared:
             self._trainable = (shared, trainable_copy(module))
         return self._trainable[1]
 
     def __reduce__(self) -> tuple[type[Quick], tuple[()]]:
         return Quick, ()  # copied or pickled it is empty: a copy's weights are others
+
+
+def shared_by(module: nn.Module) -> Any:
+    """What shows that a copy still shares a module's weights, where they lie, and its plain parts."""
+    return plain_parts(module), [(id(w), w.data_ptr()) for w in chain(module.parameters(), module.buffers())]
 
 
 def plain_parts(module: nn.Module) -> list[str]:
@@ -152,12 +172,26 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
         self.dtype = dtype
-        cast = [None if w is None else (f * w.detach()).to(dtype) for w, f in zip((weight, bias), factors, strict=True)]
-        assert cast[0] is not None
-        self.multiply = _multiplier(cast[0], cast[1])
+        sources = [(w.detach(), f) for w, f in zip((weight, bias), factors, strict=True) if w is not None]
+        cast = [(f * w).to(dtype) for w, f in sources]
+        self.casts = [(w, f, c) for (w, f), c in zip(sources, cast, strict=True)] if weight.is_cuda else []
+        """Each source, its factor and what it was cast to, where it is to be cast again."""
+        self.multiply = _multiplier(cast[0], None if bias is None else cast[1])
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return self.multiply(x.to(self.dtype))
+
+
+def recast(copy: nn.Module) -> None:
+    """Cast the weights of a frozen copy anew, into the memory that holds the last cast."""
+    found = [cast for part in copy.modules() if isinstance(part, FrozenLinear) for cast in part.casts]
+    plain = [(source, cast) for source, factor, cast in found if factor == 1.0]
+    if plain:
+        sources, casts = zip(*plain, strict=True)
+        torch._foreach_copy_(casts, sources)
+    for source, factor, cast in found:
+        if factor != 1.0:
+            torch.mul(source, factor, out=cast)
 
 
 def _multiplier(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,7 @@ from clipvid.cache.kept import KeptTrunk
 from clipvid.cache.keys import clip_keys
 from clipvid.cache.stream import stream_taps, trained_reading
 from clipvid.cache.texts import TextCache
+from clipvid.cache.transfer import sent
 from clipvid.config import Reading
 from clipvid.data.dataset import NO_LABEL
 from clipvid.data.record import VideoData
@@ -128,6 +129,10 @@ class TapStore:
     def batch(self, indices: Sequence[int]) -> Taps:
         """The taps of these clips, in this order."""
         return self.taps.gather(indices)
+
+    def sent(self, indices: Sequence[int], device: torch.device) -> Callable[[], Taps]:
+        """`batch`, on its way to a device; the call gives it there (`clipvid.cache.transfer`)."""
+        return sent(self.batch(indices), device)
 
     def reordered(self, frames: Tensor) -> TapStore:
         """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from.
