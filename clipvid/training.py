@@ -97,6 +97,8 @@ def train(
     _prepare_head(model, train_data, config)
     _unfreeze(model, config, (train_data, val_data))
     model.branch.recompute_layers(config.recompute)
+    if config.compile:
+        model.branch.compile()
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
     run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)

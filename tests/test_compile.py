@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and g++ is absent"
+)
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "conv_full", "divided")]
+SLOW += [pytest.param("training", marks=[pytest.mark.slow, COMPILER])]
 
 
 @pytest.mark.parametrize("what", ["whole", *SLOW])

@@ -328,6 +328,19 @@ def test_chunks_that_make_no_sense_are_refused(changes, said):
         TrainConfig(**{"chunk": 2, "batch_size": 4, **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chunk": 2}, "compile and chunk do not go together: a compiled pass draws other chances; drop one"),
+        ({"recompute": True}, "compile and recompute do not go together"),
+        ({"task": "selfsup"}, "selfsup runs the branch in parts, which compile does not fuse; leave out compile"),
+    ],
+)
+def test_compiling_what_runs_twice_or_in_parts_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(batch_size=4, compile=True, **changes)
+
+
 def test_a_branch_without_layers_has_none_to_recompute(base, clips):
     with pytest.raises(ValueError, match="Posterior has none on the tower's tokens; leave it out, or choose a side"):
         train(made(base, "posterior"), clips, None, asked(recompute=True), progress=False)
