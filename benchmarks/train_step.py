@@ -5,9 +5,9 @@
 
 Both get the same weights, clips and losses, in one process, and take turns: every ratio is of two runs that stand
 beside each other, and the median of these is what counts. Before anything is timed their outputs are compared. Peak
-memory is of a process for each. The plain side is plain_stan.py, in fp32 (as its attention runs) and under bf16
-autocast; it cannot train from taps, since the released code knows none: its live step stands beside clipvid's. Weights
-are random, which changes no time.
+memory is of a process for each, on a GPU of two steps of each. The plain side is plain_stan.py, in fp32 (as its
+attention runs) and under bf16 autocast; it cannot train from taps, since the released code knows none: its live step
+stands beside clipvid's. Weights are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -149,6 +149,11 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
         return model.encode_video(source, normalize=False)
 
     found = {"clipvid": training(model, embed, text, owner, own, own=True)}
+    if does == "taps" and frozen and device == "cuda":  # as `clipvid train --compile true`
+        fused = ours().to(device).train()
+        fused.branch.compile()
+        run = partial(fused.encode_video, source, normalize=False)
+        found["clipvid, compiled"] = training(fused, run, text, owner, own, own=True)
     return found | {
         f"plain {k}": training(plain, lambda: plain(video), text, owner, c, own=False) for k, c in contexts.items()
     }
@@ -162,6 +167,13 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
         apart = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
         if apart > 0.05:
             raise SystemExit(f"the two do not compute the same: {apart:.3f} of the largest value apart")
+    peaks: dict[str, float] = {}
+    if device == "cuda":  # whose allocator tells each side's own, also in one process
+        for side, step in turns.items():
+            with peak_memory(device) as most:
+                step()
+                step()
+            peaks[side] = most[0]
     kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
     bare = {f"bare {kind}": products(BARE, device=device, dtype=dtype) for kind, dtype in kinds.items()}
     seconds = take_turns({**turns, **bare}, runs=runs, device=device)
@@ -171,13 +183,20 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
         "least ms a clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
         "times as fast as": times_as_fast(seconds, "clipvid"),
         "GFLOP/s of bare products": rate,
+        **({"peak MiB": peaks} if peaks else {}),
     }
 
 
-def peak(name: str, side: str, *, size: int, device: str) -> float:
-    """MiB that two steps need above what models and batch hold."""
-    step = steps(name, size=size, device=device)[side]
-    with peak_memory(device) as found:
+def peak_alone(name: str, side: str, *, batch: int) -> float:
+    """`peak` of a process that does nothing else: what a CPU's memory held before would not be told apart."""
+    command = [sys.executable, __file__, "--batch", str(batch), "--peak", name, side]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak(name: str, side: str, *, size: int) -> float:
+    """MiB that two steps on a CPU need above what models and batch hold."""
+    step = steps(name, size=size, device="cpu")[side]
+    with peak_memory("cpu") as found:
         step()
         step()
     return found[0]
@@ -196,18 +215,14 @@ def main() -> None:
     if args.keep_freed:
         keep_freed()
     if args.peak:
-        print(json.dumps(peak(*args.peak, size=args.batch, device=args.device)))
+        print(json.dumps(peak(*args.peak, size=args.batch)))
         return
     before = read_json(args.out)["rows"] if args.out.exists() else {}
     rows = {name: before[name] for name in ROWS if name in before}  # with --only the other rows stay
     for name in args.only:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
-        sides = rows[name]["ms a clip"]
-        command = [sys.executable, __file__, "--batch", str(args.batch), "--device", args.device, "--peak", name]
-        rows[name]["peak MiB"] = {
-            side: json.loads(subprocess.run([*command, side], check=True, capture_output=True, text=True).stdout)
-            for side in sides
-        }
+        if args.device == "cpu":
+            rows[name]["peak MiB"] = {s: peak_alone(name, s, batch=args.batch) for s in rows[name]["ms a clip"]}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
     made = {"command": "python benchmarks/train_step.py", "model": "ViT-B-32, stan-release", "batch": args.batch}

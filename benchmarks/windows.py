@@ -48,16 +48,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=16)
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--runs", type=int, default=13)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    model = create_model(args.model, None if args.model == MINI else "random", depth=4).eval()
+    model = create_model(args.model, None if args.model == MINI else "random", depth=4, device=args.device).eval()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write(path, args.seconds)
         steps, frames, windows = sides(model, path, fps=args.fps)
-        with peak_memory("cpu") as peak:
+        with peak_memory(args.device) as peak:
             steps["in all"]()
-        seconds = take_turns(steps, runs=args.runs, device="cpu")
+        seconds = take_turns(steps, runs=args.runs, device=args.device)
     turns = zip(*(seconds[name] for name in ("in all", "decoding alone", "tower alone", "branch alone")), strict=True)
     found = {
         "command": "python benchmarks/windows.py",
@@ -84,7 +85,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
         return sum(1 for _ in stream(path, fps=fps, fit=model.transform.fit))
 
     frames, windows = decode(), slide()
-    pixels = torch.randint(0, 255, (1, frames, 3, *model.backbone.image_size), dtype=torch.uint8)
+    pixels = torch.randint(0, 255, (1, frames, 3, *model.backbone.image_size), dtype=torch.uint8).to(model.device)
     parts = pixels.split(CHUNK, dim=1)
     with torch.no_grad(), autocast("auto", model.device):
         taps = model.reads(parts[0])

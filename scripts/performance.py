@@ -36,6 +36,23 @@ def steps(found: Mapping[str, Any]) -> str:
     return _table(head, rows) + _measured(found, note)
 
 
+def gpu_steps(found: Mapping[str, Any]) -> str:
+    """Training on a GPU beside the plain model."""
+    sides = ("clipvid", "clipvid, compiled", "plain bf16", "plain fp32")
+    rows = []
+    for name, row in found["rows"].items():
+        times, peak = row["ms a clip"], row["peak MiB"]
+        own = min(times[side] for side in sides[:2] if side in times)
+        cells = (f"{times[side]:.2f}" if side in times else "-" for side in sides)
+        speed = f"**{times['plain bf16'] / own:.1f}** / **{times['plain fp32'] / own:.1f}**"
+        memory = " / ".join(f"{peak[side]:.0f}" if side in peak else "-" for side in (sides[0], *sides[2:]))
+        rows.append((name, *cells, speed, memory))
+    head = ("", *(side.replace("plain ", "plain, ") for side in sides), "times as fast (bf16 / fp32)")
+    what = f"{found['model']}, K={found['depth']}, batch {found['batch']}"
+    note = f"Milliseconds a clip of {found['frames']} frames; {what}. {found.get('note', '')}".strip()
+    return _table((*head, "peak MiB (clipvid / bf16 / fp32)"), rows) + _measured(found, note)
+
+
 def tower(found: Mapping[str, Any]) -> str:
     head = ("", "ms a clip", "GFLOP/s of its linears")
     rates = found["GFLOP/s of the linears"]
@@ -115,7 +132,7 @@ def kinds(found: Mapping[str, Any]) -> str:
 
 
 def epoch(found: Mapping[str, Any]) -> str:
-    rows = [(name, f"{seconds:.1f}") for name, seconds in found["seconds an epoch"].items()]
+    rows = [(name, f"{seconds:.3g}") for name, seconds in found["seconds an epoch"].items()]
     ratio = found["cache, times the branch's own compute"]
     waiting, live = 100 * found["share of waiting"], found["live, times the cache"]
     note = (
@@ -215,6 +232,8 @@ def _measured(found: Mapping[str, Any], note: str) -> str:
 
 TABLES = {
     "train_step": {"steps": steps},
+    "train_step-cuda": {"gpu_steps": gpu_steps},
+    "epoch-cuda": {"gpu_epoch": epoch},
     "tower": {"tower": tower},
     "branch": {"branch": branch, "attention": attention},
     "transformers_peers": {"peers": peers},
