@@ -15,9 +15,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+DEFAULT_MODEL = "clipvid-mini"
+"""What a command takes where no model is named, and says so."""
+
 
 def named_model(
-    name: str,
+    name: str | None,
     pretrained: str | None = None,
     chosen: Mapping[str, Any] | None = None,
     *,
@@ -27,6 +30,7 @@ def named_model(
 ) -> Any:
     """A saved model where `name` is a folder of one, else the base model of that name with a branch.
 
+    Without a name it is DEFAULT_MODEL, which standard error then says: it is no model for videos of one's own.
     `chosen` are options of `create_model`, None for those not asked for; `plain` is the branch where none is; with
     `shapes_only` a base model has no weights.
     """
@@ -35,6 +39,8 @@ def named_model(
     from clipvid.saving import CONFIG
 
     chosen = chosen or {}
+    if name is None:
+        name = _default_model(pretrained)
     if (Path(name) / CONFIG).is_file():
         what = f"{name} is a saved model and brings its own branch and weights"
         refuse(what, pretrained=pretrained, **chosen)
@@ -44,6 +50,18 @@ def named_model(
     place = "meta" if shapes_only else named_device(device)
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+
+
+def _default_model(pretrained: str | None) -> str:
+    """The model where none is named, with a note of it; ValueError for weights without the model whose they are."""
+    if pretrained is not None:
+        raise ValueError(f"pretrained {pretrained} names weights of a base model; give that too, as --model ViT-B-32")
+    print(
+        f"note: no --model given: taking {DEFAULT_MODEL}, a small demonstration model that knows drawn shapes alone; "
+        "for videos of your own give a model of open_clip, such as --model ViT-B-32 --pretrained openai",
+        file=sys.stderr,
+    )
+    return DEFAULT_MODEL
 
 
 def refuse(reason: str, **options: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from clipvid._files import require_writable
 from clipvid.commands.arguments import (
+    DEFAULT_MODEL,
     index_model,
     kept_clips,
     named_cache,
@@ -28,7 +29,7 @@ from clipvid.commands.arguments import (
 def embed(
     videos: str,
     out: str = "embeddings.safetensors",
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     taps: str | None = None,
     cache_kind: str | None = None,
@@ -42,7 +43,7 @@ def embed(
     Args:
         videos: a file, or a folder that is searched for videos.
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
-        model: a folder that clipvid saved, or a base model.
+        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
         pretrained: weights of a base model.
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
@@ -70,7 +71,7 @@ def embed(
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {
-        "model": model,
+        "model": model or DEFAULT_MODEL,
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in found.data],
         "skipped": {str(e.path): e.reason for e in found.unreadable},
@@ -115,7 +116,7 @@ def index(
     Args:
         videos: a file, or a folder that is searched for videos.
         out: folder of the index.
-        model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
+        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
         pretrained: weights of a base model.
         frames: frames a video; as the model was trained when left out.
         workers: processes that decode; 0 decodes in threads of this one.
@@ -139,12 +140,11 @@ def index(
             raise FileExistsError(
                 f"{out} holds an index or other files; give --add true to go on with it, or another --out"
             )
-        name = model or "clipvid-mini"
-        video_model = named_model(name, pretrained, device=device, plain="mean")
+        video_model = named_model(model, pretrained, device=device, plain="mean")
         reading = trained_reading(video_model)
         frames = reading.frames if frames is None else frames
         found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
-        found.note = {"model": name, "pretrained": pretrained}
+        found.note = {"model": model or DEFAULT_MODEL, "pretrained": pretrained}
     kept = f"{out.rstrip('/')}.profile.json"
     with found.saving_to(out), profiled_to(kept, asked=profile):  # what is embedded is kept when this is interrupted
         found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)

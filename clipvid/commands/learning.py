@@ -83,7 +83,7 @@ def info(
 def fine_tune(  # not `train`: jsonargparse would look that up in the package, and load it
     data: str,
     out: str = "clipvid-run",
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     branch: str | None = None,
     depth: int | None = None,
@@ -112,7 +112,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with
             --task selfsup any folder of videos.
         out: folder for the trained model (out/best), checkpoints and curves.
-        model: base model, as for info; or a folder that clipvid saved, to go on from.
+        model: base model, as for info; or a folder that clipvid saved, to go on from; clipvid-mini, which is for
+            demonstration, when left out.
         pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
         branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
         depth: how many of the tower's last levels are tapped, or blocks copied.

@@ -28,7 +28,7 @@ from clipvid.errors import DataError
 
 def evaluate(
     data: str,
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     task: str | None = None,
     format: str | None = None,
@@ -55,7 +55,8 @@ def evaluate(
 
     Args:
         data: as for train.
-        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
+        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored; clipvid-mini, which is
+            for demonstration, when left out.
         pretrained: weights of a base model.
         task: retrieval or recognition; guessed from the model when left out.
         format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
