@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from clipvid import __version__
 from clipvid._files import explained
 from clipvid._memory import keep_freed
 from clipvid.commands import finding, keeping, learning, measuring
-from clipvid.config import TrainConfig
+from clipvid.config import Reading, TrainConfig
 
 COMMANDS = {
     "demo": learning.demo,
@@ -86,10 +87,15 @@ def _parser_class() -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a dataclass's field is its help
 
     class Parser(ArgumentParser):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, allow_abbrev=False, **kwargs)  # an option's beginning may be another's name later
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
             if lacking := re.search(r"are required: .*?((?:\w+\.)+)\w+$", message):  # of command.argument
                 prog = " ".join([prog, *lacking[1].split(".")[:-1]])
+            if unknown := re.match(r"unrecognized arguments: (--[\w.-]+)", message):
+                message += _near(unknown[1], [name for action in self._actions for name in action.option_strings])
             print(f"{prog}: {_plainly(message)}\nusage: {prog} --help lists the options", file=sys.stderr)
             raise SystemExit(2) from ex
 
@@ -119,6 +125,16 @@ def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
     groups = {name.partition(".")[0] for name in known if "." in name}
     whole = known - groups  # such as a JSON object, whose parts are its own
     return [name for name in names if name not in known and name.partition(".")[0] not in whole]
+
+
+def _near(option: str, known: Sequence[str]) -> str:
+    """Which options may be meant by one that is none, as the end of a sentence; "" where none is near."""
+    own, names = option.removeprefix("--"), [name.removeprefix("--") for name in known]
+    if "reading" in names:  # whose parts eval and embed take as one object
+        names = list(dict.fromkeys([*names, *(f"reading.{field.name}" for field in fields(Reading))]))
+    near = [name for name in names if name.startswith(own) or name.endswith(f".{own}")]
+    near = near or get_close_matches(own, names, n=2)
+    return f"; did you mean {' or '.join(f'--{name}' for name in near[:3])}" if near else ""
 
 
 def _plainly(message: str) -> str:

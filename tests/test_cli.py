@@ -129,7 +129,11 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
     for words, said in {
         "train my --lr abc": "clipvid train: --lr takes float, got abc",
         "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
-        "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3",
+        "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3\n",
+        "train my --epoch 3": "clipvid train: unrecognized arguments: --epoch 3; did you mean --epochs\n",
+        "train my --frames=3": "unrecognized arguments: --frames=3; did you mean --reading.frames\n",
+        "eval my --frames 3": "unrecognized arguments: --frames 3; did you mean --reading.frames\n",
+        "eval my --zero-shot true": "unrecognized arguments: --zero-shot true; did you mean --zero_shot\n",
         "info": "clipvid info: it needs MODEL",
         "search": "clipvid search: it needs INDEX, QUERY",
         "data check x": "clipvid data check: it needs ROOT",
