@@ -49,6 +49,10 @@ GO_ON = {
 """What to do after an interruption, where something is kept."""
 
 
+PAIR = "two numbers in brackets such as [0.5, 1.0]"
+"""How the line of an error calls a pair of floats."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from clipvid.errors import ClipvidError
@@ -141,13 +145,14 @@ def _plainly(message: str) -> str:
     """The parser's message in words of the command line, on one line."""
     message = " ".join(message.split())
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
-    message = re.sub(r"dict\[.*?\]", "a JSON object", message)
+    message = re.sub(r"dict\[.*?\]", "a JSON object", message).replace("tuple[float, float]", PAIR)
     if lacking := re.search(r"arguments are required: (.*)", message):
         return f"it needs {', '.join(name.rpartition('.')[2].upper() for name in lacking[1].split(', '))}"
-    subtypes = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\].*Given value: (.*)"
+    subtypes = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*Given value: (.*)"
     if either := re.search(rf'Parser key "([\w.]+)": {subtypes}', message):
-        kinds = [kind for kind in either[2].split(", ") if kind != "NoneType"]
+        kinds = [kind for kind in re.split(r", (?![^[]*\])", either[2]) if kind != "NoneType"]
         return f"--{either[1]} takes {' or '.join(kinds)}, got {either[3]}"
+    message = message.replace("Expected a tuple.", "Expected a list in brackets.")
     message = re.sub(r'expected "[\w.]+" to be (one of .*), but it was not provided\.', r"give \1", message)
     message = re.sub(r'Parser key "([\w.]+)": Expected (?:an? )?(.*?)\. Got value: ', r"--\1 takes \2, got ", message)
     return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message)

@@ -140,6 +140,9 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
         "info x --depth q": "clipvid info: --depth takes int, got q",
         "train my --options q": "--options takes a JSON object, got q",
         "train my --config nowhere.yaml": "clipvid train: --config: File does not exist",
+        "train my --crop_scale 0.5": "--crop_scale takes two numbers in brackets such as [0.5, 1.0], got 0.5\n",
+        "train my --crop_scale [0.5]": "--crop_scale takes two numbers in brackets such as [0.5, 1.0], got [0.5]\n",
+        "train my --templates see": "--templates takes list in brackets, got see\n",
         "data": "give one of {check}",
     }.items():
         with pytest.raises(SystemExit) as ended:
@@ -248,6 +251,8 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
         ("--head_lr -1", "head_lr is 0 or more and finite, got -1.0"),
         ("--label_smoothing 2", "label_smoothing is a probability in [0, 1), got 2"),
         ("--temperature .inf", "temperature must be above 0 and finite"),
+        ("--crop_scale [1,0.5]", "crop_scale is the smallest and the largest share, in (0, 1], such as (0.5, 1.0)"),
+        ("--flip 2", "flip is a probability in [0, 1], got 2.0"),
         ("--clip_lr 1e-5", "clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out"),
         ("--selfsup.flip 0", "selfsup's settings are for task 'selfsup', this one is 'retrieval'; leave them out"),
         ('--templates ["see_{}"]', "templates are for classifier 'text', this one is 'linear'; leave them out"),
