@@ -198,8 +198,26 @@ def test_an_unknown_option_of_a_group_is_named_with_the_file(tmp_path, capsys):
 
 
 def test_a_file_of_options_is_read(idle, capsys, tmp_path):
+    path = tmp_path / "options.yaml"
     words = 'lr: -2\nreading:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
-    (tmp_path / "options.yaml").write_text(words)
-    assert "lr is above 0 and finite, got -2" in refusal(
-        capsys, "train", "videos/test", "--config", str(tmp_path / "options.yaml")
-    )
+    path.write_text(words)
+    error = refusal(capsys, "train", "videos/test", "--config", str(path))
+    assert f"lr is above 0 and finite, got -2.0 (lr is set in {path})" in error
+    error = refusal(capsys, "train", "videos/test", "--config", str(path), "--lr", "-3")
+    assert error == "clipvid train: lr is above 0 and finite, got -3.0\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("lr: abc", "--lr takes float, got abc"),
+        ("task: nix", "--task takes one of 'retrieval', 'recognition', 'selfsup', got nix"),
+        ("reading:\n  frames: x", "--reading.frames takes int, got x"),
+    ],
+)
+def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monkeypatch, capsys, option, said):
+    monkeypatch.chdir(tmp_path)
+    Path("options.yaml").write_text(option)
+    with pytest.raises(SystemExit):
+        main(["train", "x", "--config", "options.yaml"])
+    assert f"clipvid train: --config options.yaml: {said}\n" in capsys.readouterr().err
