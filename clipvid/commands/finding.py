@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_writable
+from clipvid._files import held, require_writable
 from clipvid.commands.arguments import (
     DEFAULT_MODEL,
     index_model,
@@ -134,20 +134,22 @@ def index(
     require_writable(out, folder=True)
     if add:
         refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
-        found = VideoIndex.load(out, index_model(out, device))
-    else:
-        if Path(out).exists() and any(Path(out).iterdir()):
-            raise FileExistsError(
-                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
-            )
-        video_model = named_model(model, pretrained, device=device, plain="mean")
-        reading = trained_reading(video_model)
-        frames = reading.frames if frames is None else frames
-        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
-        found.note = {"model": model or DEFAULT_MODEL, "pretrained": pretrained}
     kept = f"{out.rstrip('/')}.profile.json"
-    with found.saving_to(out), profiled_to(kept, asked=profile):  # what is embedded is kept when this is interrupted
-        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    with held(out, whole=True):
+        if add:
+            found = VideoIndex.load(out, index_model(out, device))
+        else:
+            if Path(out).exists() and any(Path(out).iterdir()):
+                raise FileExistsError(
+                    f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+                )
+            video_model = named_model(model, pretrained, device=device, plain="mean")
+            reading = trained_reading(video_model)
+            frames = reading.frames if frames is None else frames
+            found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
+            found.note = {"model": model or DEFAULT_MODEL, "pretrained": pretrained}
+        with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
+            found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
         show_unreadable(found.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")

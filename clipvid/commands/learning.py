@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_writable
+from clipvid._files import held, require_writable
 from clipvid.commands.arguments import (
     named_cache,
     named_data,
@@ -44,7 +44,8 @@ def demo(
 
     require_writable(Path(out) / "results.json")
     plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
-    run(out, plan)
+    with held(out):
+        run(out, plan)
 
 
 def info(
