@@ -26,7 +26,7 @@ from clipvid._files import held, whole_file
 from clipvid.backbone import hash_of
 from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
-from clipvid.checkpoints import check_facts, read_checkpoint, write_checkpoint
+from clipvid.checkpoints import CHECKPOINT, check_facts, read_checkpoint, write_checkpoint
 from clipvid.config import SCORES, TrainConfig
 from clipvid.curves import Curves
 from clipvid.data.record import VideoData
@@ -39,8 +39,6 @@ from clipvid.objectives import OBJECTIVES, held_out_loss
 from clipvid.optim import adamw, parameter_groups, schedule
 from clipvid.precision import resolve
 from clipvid.profile import stage
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)

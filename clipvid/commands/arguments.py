@@ -15,7 +15,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-DEFAULT_MODEL = "clipvid-mini"
+from clipvid._names import MINI, builtin_names, check_branch, check_name
+
+DEFAULT_MODEL = MINI
 """What a command takes where no model is named, and says so."""
 
 
@@ -50,6 +52,16 @@ def named_model(
     place = "meta" if shapes_only else named_device(device)
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+
+
+def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
+    """ValueError for data, a model or a branch that there is not, before anything that they need is loaded."""
+    if data is not None and not Path(data).exists():
+        raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
+    if model is not None and not Path(model).is_dir() and (known := builtin_names()):
+        check_name(model, known)
+    if branch is not None:
+        check_branch(branch)
 
 
 def _default_model(pretrained: str | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from clipvid._files import held, require_writable
 from clipvid.commands.arguments import (
     DEFAULT_MODEL,
+    check_names,
     index_model,
     kept_clips,
     named_cache,
@@ -52,6 +53,8 @@ def embed(
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
+    check_names(model)
+
     import torch.nn.functional as F
 
     from clipvid._files import whole_file, write_tensors
@@ -126,6 +129,8 @@ def index(
             thousands of videos, and may miss some.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
     """
+    check_names(model)
+
     from clipvid.cache import trained_reading
     from clipvid.search import VideoIndex
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from clipvid._files import held, require_writable
 from clipvid.commands.arguments import (
+    check_names,
     named_cache,
     named_data,
     named_device,
@@ -75,6 +76,7 @@ def info(
         frames: frames a clip.
     """
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    check_names(model, branch)
     described = named_model(model, pretrained, chosen, shapes_only=True)
     if freeze != "all" or text_lora:
         described.unfreeze(freeze, text_lora=text_lora)
@@ -113,8 +115,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with
             --task selfsup any folder of videos.
         out: folder for the trained model (out/best), checkpoints and curves.
-        model: base model, as for info; or a folder that clipvid saved, to go on from; clipvid-mini, which is for
-            demonstration, when left out.
+        model: base model, as for info; or a folder that clipvid saved; clipvid-mini, for demonstration, when left out.
         pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
         branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
         depth: how many of the tower's last levels are tapped, or blocks copied.
@@ -137,9 +138,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         profile: also print where the time went, and write it to out/profile.json.
         config: everything else about training.
     """
-    import torch
-
-    from clipvid.training import CHECKPOINT, train
+    check_names(model, branch, data=data)
+    from clipvid.checkpoints import CHECKPOINT
 
     config = config or TrainConfig()
     _check_out(out, data, format)
@@ -154,14 +154,23 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     accelerator = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
+    from clipvid.training import train  # which takes seconds, and refuses none of the above
+
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    torch.manual_seed(config.seed)  # which draws the branch's first weights
-    video_model = named_model(model, pretrained, chosen).to(accelerator)
+    video_model = _drawn_model(model, pretrained, chosen, seed=config.seed).to(accelerator)
     how: dict[str, Any] = {"resume": resume, "cache": kept, "accelerator": accelerator}
     with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
         result = train(video_model, train_data, val_data, config, out=out, **how)
     print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable(result.unreadable)
+
+
+def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, Any], *, seed: int) -> Any:
+    """The model, with the branch's first weights drawn by the seed."""
+    import torch
+
+    torch.manual_seed(seed)
+    return named_model(model, pretrained, chosen)
 
 
 def _check_out(out: str, data: str, format: str | None) -> None:

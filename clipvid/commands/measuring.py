@@ -13,6 +13,7 @@ from typing import Any
 
 from clipvid._files import require_writable
 from clipvid.commands.arguments import (
+    check_names,
     kept_clips,
     named_cache,
     named_data,
@@ -55,8 +56,7 @@ def evaluate(
 
     Args:
         data: as for train.
-        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored; clipvid-mini, which is
-            for demonstration, when left out.
+        model: a folder that clipvid saved, or a base model (its frame-mean); clipvid-mini, as for train, when left out.
         pretrained: weights of a base model.
         task: retrieval or recognition; guessed from the model when left out.
         format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
@@ -79,6 +79,7 @@ def evaluate(
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
+    check_names(model, data=data)
     from clipvid import evaluate as ev
 
     _check_places(out, report, queries=report_queries)
@@ -90,10 +91,7 @@ def evaluate(
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
     videos = opened(split=split, classes=classes, allow_missing=allow_missing)
-    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
-    scorers = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
-    if task not in scorers:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    score = _scorer(task, zero_shot=zero_shot)
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
@@ -101,12 +99,23 @@ def evaluate(
         extras["bank"] = _captions_of(bank, opened, annotations)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
-        found = scorers[task](video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
+        found = score(video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
     show_unreadable(found.unreadable)
     _write(found, out, report, queries=report_queries)
+
+
+def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
+    """What scores a task; ValueError for another name than there is."""
+    from clipvid import evaluate as ev
+
+    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
+    scorers: dict[str, Callable[..., Any]] = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    return scorers[task]
 
 
 def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
