@@ -296,7 +296,7 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
         os.link(clip, tmp_path / "videos" / f"{i}.mp4")
     command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    log = tmp_path / "clipvid-check" / "probes.jsonl"
+    log = tmp_path / "clipvid-check" / "videos" / "probes.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)

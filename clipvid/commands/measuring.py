@@ -6,6 +6,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -202,7 +203,7 @@ def check_data(
     root: str,
     split: str | None = None,
     annotations: str | None = None,
-    out: str = "clipvid-check",
+    out: str | None = None,
     workers: int = 0,
     limit: float = 60.0,
     longest: int | None = None,
@@ -214,7 +215,8 @@ def check_data(
         root: folder of the videos.
         split: split of the data; a protocol's usual one when left out.
         annotations: the annotation file, or the folder of the files, where they are not in or beside root.
-        out: folder for report.json and the log; a second run decodes new and changed files only.
+        out: folder for report.json and the log, clipvid-check/NAME when left out, after the data set; a second run
+            decodes new and changed files only.
         workers: processes that decode; 0 takes one a core.
         limit: seconds that a file may take.
         longest: list captions of more words than this.
@@ -222,9 +224,12 @@ def check_data(
     from clipvid.data.doctor import REPORT, check
     from clipvid.data.readers import none_there, read_dataset
 
-    require_writable(Path(out) / REPORT)
+    require_writable(Path(out or "clipvid-check") / REPORT)
     data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
-    report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
+    if out is None:
+        own = data.name if data.name.startswith(name) else f"{name} {data.name}"
+        out = str(Path("clipvid-check", re.sub(r"[^\w.]+", "-", own).strip("-.")))
+    report = check(data, out, workers=workers, limit=limit, longest=longest, root=root, progress=True)
     print(report)
     print(f"report: {Path(out) / REPORT}")
     if data.missing and not len(data):

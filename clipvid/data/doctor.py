@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Report:
     seconds: float
     protocol: int | None = None
     """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
+    root: str = ""
+    """Where the data set was opened, absolute; empty where that was not told."""
 
     @property
     def healthy(self) -> bool:
@@ -87,6 +89,7 @@ def check(
     workers: int = 0,
     limit: int | float = 60.0,
     longest: int | None = None,
+    root: str | Path | None = None,
     progress: bool = False,
 ) -> Report:
     """Look at every file of `data`, as `read_dataset` gives them with allow_missing, and write `out`/report.json.
@@ -97,8 +100,9 @@ def check(
         workers: processes that decode; 0 takes one a core.
         limit: seconds that a file may take before it counts as unreadable.
         longest: captions of more words are listed; None for no limit.
+        root: where the data were opened; with their name it tells this data set from others.
 
-    Raises ValueError for numbers that these cannot be.
+    Raises ValueError for numbers that these cannot be, and FileExistsError where `out` has another data set's report.
     """
     from tqdm import tqdm
 
@@ -107,7 +111,8 @@ def check(
             "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on, got "
             f"{workers}, {limit} and {longest}"
         )
-    out = Path(out)
+    out, place = Path(out), "" if root is None else str(Path(root).resolve())
+    _check_same(out / REPORT, name=data.name, root=place)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     paths = sorted({record.path for record in data})
@@ -131,9 +136,23 @@ def check(
             bar.update()
     facts = {str(path): known[str(path)] for path in paths}
     report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
+    report = replace(report, root=place)
     with whole_file(out / REPORT) as beside:
         beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_same(report: Path, *, name: str, root: str) -> None:
+    """FileExistsError for a report of another data set; one that cannot be read, or is older than roots, is no such."""
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))
+        other, place = told["name"], told.get("root", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if other != name or (place and root and place != root):
+        raise FileExistsError(
+            f"{report} is about {other}{f' in {place}' if place else ''}, and would be overwritten; give another --out"
+        )
 
 
 def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
