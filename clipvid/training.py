@@ -23,6 +23,7 @@ from torch import Tensor
 
 from clipvid import adapt, branches
 from clipvid._files import held, whole_file
+from clipvid._words import counted
 from clipvid.backbone import hash_of
 from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
@@ -332,7 +333,7 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
         return
     facts = records_of(data)
     if len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has {len(facts.classes)} classes; recognition needs two or more")
+        raise DataError(f"{facts.name} has {counted(len(facts.classes), 'class')}; recognition needs two or more")
     kind = TextClassifier if config.classifier == "text" else LinearClassifier
     if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
         return

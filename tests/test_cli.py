@@ -330,7 +330,7 @@ def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsy
 def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
     Path("bad.txt").write_text("garbage\n")
     error = refusal(capsys, "eval", "videos/test", "--format", "msrvtt-1ka", "--annotations", "bad.txt")
-    assert "bad.txt lists 1 names, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
+    assert "bad.txt lists 1 name, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
 
 
 def test_prune_wants_one_tower(videos, capsys):

@@ -214,7 +214,7 @@ def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, 
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
     said = capsys.readouterr()
     assert "4 of 6 videos can be read" in said.out
-    assert "1 videos are missing and 1 cannot be read" in said.err
+    assert "1 video is missing and 1 cannot be read" in said.err
     (tree / "captions.csv").write_text("path,caption\na.mp4,x\nb.mp4,y\n")
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 0
     assert "2 of 2 videos can be read (0 decoded now, nothing new)" in capsys.readouterr().out

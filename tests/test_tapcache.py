@@ -274,7 +274,7 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
     assert main(["cache", "verify", "taps"]) == 1
     said = capsys.readouterr()
     assert f"{path.name} is damaged: the bytes of clip" in said.out
-    assert "1 files of taps are damaged; clipvid cache prune taps removes them" in said.err
+    assert "1 file of taps is damaged; clipvid cache prune taps removes it" in said.err
     assert main(["cache", "prune", "taps"]) == 0
     assert "2 removed" in capsys.readouterr().out
     assert main([*given, "--out", "c"]) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import held, require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
     DEFAULT_MODEL,
     check_names,
@@ -83,7 +84,7 @@ def embed(
         write_tensors(beside, {"video": F.normalize(found.video, dim=-1)})
     with whole_file(Path(out).with_suffix(".json")) as beside:
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
+    print(f"{counted(len(found.data), 'embedding')} of width {found.video.shape[1]} in {out}")
     show_unreadable(found.unreadable)
 
 
@@ -158,7 +159,7 @@ def index(
     if not len(found):
         show_unreadable(found.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
-    print(f"{len(found)} videos in {out}")
+    print(f"{counted(len(found), 'video')} in {out}")
     show_unreadable(found.skipped)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import held, require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
     named_cache,
@@ -234,4 +235,4 @@ def _of_whom(val_data: Any, train_data: Any) -> str:
     seen = {record.path.resolve() for record in train_data}
     known = sum(record.path.resolve() in seen for record in val_data)
     note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""
-    return f"{len(val_data)} validation videos{note}"
+    return f"{counted(len(val_data), 'validation video')}{note}"

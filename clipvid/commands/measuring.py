@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
     kept_clips,
@@ -235,7 +236,8 @@ def check_data(
     if data.missing and not len(data):
         raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(root)}")
     if not report.healthy:
+        lacking = f"{counted(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
         raise DataError(
-            f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "
-            "over fewer videos than others have"
+            f"{lacking} and {len(report.unreadable)} cannot be read; figures would be over fewer videos than others "
+            "have"
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from clipvid._words import counted
 from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
 from clipvid.data.protocols import PROTOCOLS, Protocol, Split
@@ -238,8 +239,8 @@ def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
         return clips
     if where.file is not None and not where.look(where.p.captions_in):
         raise DataError(
-            f"{source} lists {len(clips)} names, such as {next(iter(clips))[0]!r}, without captions; if they are "
-            f"videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
+            f"{source} lists {counted(len(clips), 'name')}, such as {next(iter(clips))[0]!r}, without captions; if "
+            f"they are videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
         )
     known: dict[str, tuple[str, ...]] = {}
     for path in where.find(where.p.captions_in):
