@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import whole_file
+from clipvid._words import counted
 from clipvid._workers import processes
 from clipvid.data.files import content_hash, files_of
 from clipvid.data.record import VideoData
@@ -54,6 +55,8 @@ class Report:
     seconds: float
     protocol: int | None = None
     """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
+    n_classes: int = 0
+    n_captions: int = 0
     root: str = ""
     """Where the data set was opened, absolute; empty where that was not told."""
 
@@ -70,7 +73,8 @@ class Report:
         other = self.protocol is not None and self.protocol != self.expected
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
-            + (f"; the protocol has {self.protocol}" if other else "")
+            + (f"; the protocol has {self.protocol}" if other else ""),
+            self._told(),
         ]
         if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
             lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
@@ -80,6 +84,15 @@ class Report:
         lines += _some("captions", list(self.captions.items()))
         lines += _some("twins", [(twins[0], "same content as " + ", ".join(twins[1:])) for twins in self.twins])
         return "\n".join(lines)
+
+    def _told(self) -> str:
+        """What the videos come with, which decides what they can be used for."""
+        if not self.n_classes and not self.n_captions:
+            return (
+                "no classes and no captions, enough for search and task selfsup; recognition wants one sub-folder a "
+                "class, retrieval a csv file with captions"
+            )
+        return f"{counted(self.n_classes, 'class')}, {counted(self.n_captions, 'caption')}"
 
 
 def check(
@@ -195,6 +208,8 @@ def _report(
         probed=probed,
         seconds=seconds,
         protocol=data.terms.videos,
+        n_classes=len(data.classes),
+        n_captions=data.n_captions,
     )
 
 
