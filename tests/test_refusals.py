@@ -221,3 +221,18 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
     with pytest.raises(SystemExit):
         main(["train", "x", "--config", "options.yaml"])
     assert f"clipvid train: --config options.yaml: {said}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
+        ("--task recognition", "this model has no classifier; train one (task recognition), or use zero_shot"),
+        ("--format videos", "4 of 4 videos of test have no caption, first "),
+        ("--format videos --zero_shot true", "test has no class names; zero-shot recognition needs two or more"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_path, capsys, words, said):
+    cache, data = tmp_path / "taps", work / "videos" / "test"
+    assert said in refusal(capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split())
+    assert not cache.exists()

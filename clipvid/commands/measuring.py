@@ -99,6 +99,7 @@ def evaluate(
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
         extras["bank"] = _captions_of(bank, opened, annotations)
+    _check_scorable(video_model, videos, task, zero_shot=zero_shot, extras=extras)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
         found = score(video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
@@ -118,6 +119,18 @@ def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     return scorers[task]
+
+
+def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extras: dict[str, Any]) -> None:
+    """What scoring refuses, before a cache is filled for it."""
+    from clipvid import evaluate as ev
+
+    if task == "recognition":
+        ev.check_recognition(model, videos, zero_shot=zero_shot)
+    else:
+        ev.check_retrieval(
+            model, videos, **{k: v for k, v in extras.items() if k in ("rerank", "dual_softmax", "bank")}
+        )
 
 
 def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
