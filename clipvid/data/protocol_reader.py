@@ -22,7 +22,7 @@ from clipvid.errors import DataError
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
 OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
 """Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
-_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list"}
+_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list", "split"}
 """Words of which anybody may make a file's name: one of these alone does not tell of which protocol a list is."""
 
 
@@ -124,7 +124,7 @@ def _refuse_others(p: Protocol, file: Path, split: str | None) -> None:
     if _PLAIN.issuperset(re.findall("[a-z]+", file.stem.lower())):
         return
     for other in PROTOCOLS.values():
-        if splits := [name for name, known in other.splits.items() if file.name in known.files]:
+        if splits := [name for name, known in other.splits.items() if _has(known, file.name)]:
             files = p.splits[split].files if split and split in p.splits else ("one of its own",)
             raise DataError(
                 f"{file} is the list of {other.name} {', '.join(splits)}, not of {p.name}; give {' or '.join(files)}, "
