@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from refused import refusal
 
@@ -32,3 +34,21 @@ def test_the_demonstration_model_is_taken_with_a_word_unless_it_is_named(clips, 
     assert refusal(capsys, *words, "--model", "clipvid-mini") == f"clipvid {command}: clipvid-mini was made\n"
     error = refusal(capsys, *words, "--pretrained", "openai")
     assert "pretrained openai names weights of a base model; give that too, as --model ViT-B-32" in error
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_folder_that_may_be_read_as_two_formats_is_told_to_be_read_as_one(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    for name in ("walk", "run"):
+        Path("clips", name).mkdir(parents=True)
+        Path("clips", name, "a.mp4").touch()
+    words = [command, "clips", "--model", "clipvid-mini", "--task", "recognition", "--format"]
+    note = "note: clips is read as csv, for captions.csv in it; give --format folder to read its 2 sub-folders as "
+    Path("clips", "captions.csv").write_text("path,caption\nwalk/a.mp4,a dog\n")
+    assert main(words[:-1]) == 1
+    assert note in capsys.readouterr().err
+    assert main([*words, "csv"]) == 1
+    assert note not in capsys.readouterr().err
+    Path("clips", "captions.csv").rename("clips/run/captions.csv")
+    assert main(words[:-1]) == 1
+    assert "is read as csv" not in capsys.readouterr().err

@@ -188,6 +188,23 @@ def named_data(data: str, format: str | None = None, *, plain: str = "folder", *
     return open_dataset(format or guessed, root, **options)
 
 
+def note_format(data: str, format: str | None) -> None:
+    """Say what a folder is read as where it may be either: it has a table, and sub-folders that may be classes."""
+    from clipvid.data.files import is_video, subfolders
+
+    root = Path(data)
+    tables = sorted(root.glob("*.csv")) if format is None and root.is_dir() else []
+    if not tables:
+        return
+    folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
+    if len(folders) > 1:
+        print(
+            f"note: {data} is read as csv, for {tables[0].name} in it; give --format folder to read its "
+            f"{len(folders)} sub-folders as classes",
+            file=sys.stderr,
+        )
+
+
 def splits_of(data: str, format: str | None) -> list[str]:
     """Names of the splits that a protocol, or a table with a column for them, has."""
     from clipvid.data.protocols import PROTOCOLS

@@ -20,6 +20,7 @@ from clipvid.commands.arguments import (
     named_data,
     named_device,
     named_model,
+    note_format,
     notes_shown,
     profiled_to,
     refuse,
@@ -175,8 +176,9 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
 
 
 def _check_out(out: str, data: str, format: str | None) -> None:
-    """ValueError for an out that cannot be written, or whose files a later run would take for data."""
+    """Say what data is read as; ValueError for an out that cannot be written, or whose files would be read as data."""
     require_writable(Path(out) / "best", folder=True)
+    note_format(data, format)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):

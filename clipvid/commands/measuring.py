@@ -22,6 +22,7 @@ from clipvid.commands.arguments import (
     named_model,
     named_prompts,
     named_reading,
+    note_format,
     profiled_to,
     show_unreadable,
     splits_of,
@@ -90,6 +91,7 @@ def evaluate(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    note_format(data, format)
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
     videos = opened(split=split, classes=classes, allow_missing=allow_missing)
