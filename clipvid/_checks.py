@@ -27,3 +27,11 @@ def probability(settings: Any, *fields: str, certain: bool = True) -> None:
         value = getattr(settings, field)
         if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 1 and not certain):
             raise ValueError(f"{field} is a probability in [0, 1{']' if certain else ')'}, got {value!r}")
+
+
+def shares(settings: Any, field: str) -> None:
+    """ValueError for a field that is no smallest and largest share of something."""
+    value = getattr(settings, field)
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
+    if not pair or not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(f"{field} is the smallest and the largest share, in (0, 1], such as (0.5, 1.0), got {value!r}")

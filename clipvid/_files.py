@@ -1,4 +1,5 @@
 """Files and folders written whole or not at all: write beside, then rename; and where none can be written, said early.
+Also folders that one process alone may fill.
 
 Contract: paths in; files and folders out, or what the operating system said in plain words. Imports nothing of clipvid.
 """
@@ -10,9 +11,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -26,6 +32,50 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ValueError(f"{path} cannot be written: {place} is no folder; choose another place")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: {place} may not be changed; choose another place")
+
+
+@contextmanager
+def held(folder: str | Path, *, whole: bool = False) -> Iterator[None]:
+    """Fill `folder` alone in the block: FileExistsError where another process, or another block, holds it.
+
+    What is held is a file .lock in it; beside it, named after it, with `whole`, for a folder that is replaced as one.
+    The system frees it when its process ends, however it ends, so one that a killed process left means nothing. Where
+    the file system has no locks nothing is held.
+    """
+    place = Path(folder).absolute()
+    lock = place.with_name(f".{place.name}.lock") if whole else place / ".lock"
+    made = not lock.parent.exists()
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(lock)
+    if file is None:
+        raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()  # while it is held, so that whoever opened it meanwhile can see that it is gone
+        os.close(file)
+        with suppress(OSError):  # where it holds something by now
+            if made:
+                lock.parent.rmdir()
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of the file that holds its lock, None where another does."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except OSError:  # no locks here, as on some network file systems
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)  # it was removed in the meantime, by the one who held it
 
 
 def explained(error: OSError) -> str:

@@ -7,20 +7,17 @@ how images are prepared. The only file that imports open_clip. Knows nothing of 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipvid._names import MINI, SCHEMES, check_name
 from clipvid.errors import BackboneError
 
-MINI = "clipvid-mini"
-SCHEMES = ("hf-hub:", "local-dir:")
 Tokenizer = Callable[[list[str]], Tensor]
 
 
@@ -117,17 +114,7 @@ def mini_folder() -> Path:
 def _check_builtin(name: str, pretrained: str | None) -> None:
     import open_clip
 
-    if name not in open_clip.list_models():
-        near = get_close_matches(name.replace("/", "-"), [*open_clip.list_models(), MINI], n=3)
-        folder = os.path.isdir(name)
-        if folder or ("/" in name and not near):
-            what = "a folder, but none that clipvid saved" if folder else "no folder that there is"
-            raise ValueError(
-                f"unknown model {name!r}: {what}, nor a model of open_clip; a training run's model is its folder best, "
-                f"open_clip's own files are local-dir:{name}, and a hub's are hf-hub:{name}"
-            )
-        hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
-        raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
+    check_name(name, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(

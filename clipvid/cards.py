@@ -20,6 +20,7 @@ import torch
 
 from clipvid import __version__
 from clipvid._files import whole_file
+from clipvid._words import counted
 from clipvid.config import Reading
 from clipvid.data.dataset import Views
 from clipvid.data.record import VideoData
@@ -215,19 +216,19 @@ class Evaluation(Generic[Metrics]):
         """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
         reading = self.facts.reading
         if reading.views == 1:
-            return f"{reading.frames} frames"
+            return counted(reading.frames, "frame")
         if isinstance(self.metrics, RecognitionMetrics):
             how = f"{reading.average} averaged"
         else:
             how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
-        return f"{reading.frames} frames x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
+        return f"{counted(reading.frames, 'frame')} x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
 
 
 def _counted(n: int, expected: int | None, listed: int | None, *, lost: str = "") -> str:
     """How many videos figures are over, of how many: of the protocol's, or of those that a list of one's own names."""
     short = expected is not None and n < expected
     if listed is None:
-        return f"{n} of {expected} videos{lost}" if short else f"{n} videos{lost}"
+        return f"{n} of {expected} videos{lost}" if short else f"{counted(n, 'video')}{lost}"
     return f"{n} of the {listed} videos listed{lost}" + (f" (the protocol has {expected})" if short else "")
 
 
@@ -345,7 +346,7 @@ def _said(card: Mapping[str, Any]) -> str:
     parts = [
         f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
         _counted(data["videos"], data["expected"], data.get("listed")),
-        f"{reading['frames']} frames" + ("" if views == 1 else f" x {views} views"),
+        counted(reading["frames"], "frame") + ("" if views == 1 else f" x {views} views"),
         *([] if what in (None, "mean") else [what]),
         *([f"captions of {tokens} tokens"] if tokens else []),
         *([f"prompts {', '.join(prompts)}"] if prompts else []),

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from clipvid import __version__
 from clipvid._files import explained
 from clipvid._memory import keep_freed
 from clipvid.commands import finding, keeping, learning, measuring
-from clipvid.config import TrainConfig
+from clipvid.config import Reading, TrainConfig
 
 COMMANDS = {
     "demo": learning.demo,
@@ -48,25 +49,33 @@ GO_ON = {
 """What to do after an interruption, where something is kept."""
 
 
+PAIR = "two numbers in brackets such as [0.5, 1.0]"
+"""How the line of an error calls a pair of floats."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from clipvid.errors import ClipvidError
 
-    parser = _parser()
-    parsed = parser.parse_args(None if argv is None else list(argv))
+    parser, words = _parser(), sys.argv[1:] if argv is None else list(argv)
+    parsed = parser.parse_args(words)
     name = parsed.command
     if name is None:
         parser.print_help()
         return 2
+    files: Any = None
     try:
-        given: Any = parser.instantiate(parsed)[name]
+        given: Any = parsed[name]
+        files = (given if name not in GROUPS else given[given.action]).config
+        given = parser.instantiate(parsed)[name]
         if name in GROUPS:
             name, given = f"{name} {given.action}", given[given.action]
         if argv is None and name == "train":  # a process of its own, which ends with the command
             keep_freed()
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
-        print(f"clipvid {name}: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        told = explained(error) if isinstance(error, OSError) else str(error)
+        print(f"clipvid {name}: {told}{_set_in(files or [], told, words)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nclipvid {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
@@ -86,11 +95,18 @@ def _parser_class() -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what stands below a dataclass's field is its help
 
     class Parser(ArgumentParser):
+        source = ""  # what is read now, if not the command line, as an error begins
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, allow_abbrev=False, **kwargs)  # an option's beginning may be another's name later
+
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
             if lacking := re.search(r"are required: .*?((?:\w+\.)+)\w+$", message):  # of command.argument
                 prog = " ".join([prog, *lacking[1].split(".")[:-1]])
-            print(f"{prog}: {_plainly(message)}\nusage: {prog} --help lists the options", file=sys.stderr)
+            if unknown := re.match(r"unrecognized arguments: (--[\w.-]+)", message):
+                message += _near(unknown[1], [name for action in self._actions for name in action.option_strings])
+            print(f"{prog}: {self.source}{_plainly(message)}\nusage: {prog} --help lists the options", file=sys.stderr)
             raise SystemExit(2) from ex
 
         def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -104,34 +120,67 @@ def _parser_class() -> Any:
                 self.error(f"--config {path} holds no options; write one a line, such as device: cpu")
             if unknown := _unknown(told, {action.dest for action in self._actions}):
                 self.error(f"--config {path} has {unknown[0]!r}, which is no option of this command")
-            return super().parse_path(path, *args, **kwargs)
+            self.source = f"--config {path}: "
+            try:
+                return super().parse_path(path, *args, **kwargs)
+            finally:
+                self.source = ""
 
     return Parser
 
 
-def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
-    """Options of a file that are not known; those of a group (reading: frames: 8) are by its name and their own."""
-    names = [
+def _names(told: dict[Any, Any]) -> list[str]:
+    """Options of a file; those of a group (reading: frames: 8) are by its name and their own."""
+    return [
         f"{name}.{part}" if part else str(name)
         for name, value in told.items()
         for part in (value if isinstance(value, dict) else [""])
     ]
+
+
+def _set_in(files: Sequence[Any], error: str, words: Sequence[str]) -> str:
+    """The file that has the option which an error is about, as the end of its sentence; "" where none has."""
+    import yaml
+
+    for path in reversed(files):
+        for name in _names(yaml.safe_load(Path(path).read_text(encoding="utf-8"))):
+            own = re.escape(name.rpartition(".")[2])
+            about = re.search(rf"^(--|unknown )?([a-z]+\.)?{own}\b|\b{own}=", error)
+            if about and not any(word.partition("=")[0] == f"--{name}" for word in words):
+                return f" ({name} is set in {path})"
+    return ""
+
+
+def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
+    """Options of a file that are not known."""
+    names = _names(told)
     groups = {name.partition(".")[0] for name in known if "." in name}
     whole = known - groups  # such as a JSON object, whose parts are its own
     return [name for name in names if name not in known and name.partition(".")[0] not in whole]
+
+
+def _near(option: str, known: Sequence[str]) -> str:
+    """Which options may be meant by one that is none, as the end of a sentence; "" where none is near."""
+    own, names = option.removeprefix("--"), [name.removeprefix("--") for name in known]
+    if "reading" in names:  # whose parts eval and embed take as one object
+        names = list(dict.fromkeys([*names, *(f"reading.{field.name}" for field in fields(Reading))]))
+    near = [name for name in names if name.startswith(own) or name.endswith(f".{own}")]
+    near = near or get_close_matches(own, names, n=2)
+    return f"; did you mean {' or '.join(f'--{name}' for name in near[:3])}" if near else ""
 
 
 def _plainly(message: str) -> str:
     """The parser's message in words of the command line, on one line."""
     message = " ".join(message.split())
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
-    message = re.sub(r"dict\[.*?\]", "a JSON object", message)
+    message = re.sub(r"dict\[.*?\]", "a JSON object", message).replace("tuple[float, float]", PAIR)
     if lacking := re.search(r"arguments are required: (.*)", message):
         return f"it needs {', '.join(name.rpartition('.')[2].upper() for name in lacking[1].split(', '))}"
-    subtypes = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\].*Given value: (.*)"
+    subtypes = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors:.*Given value: (.*)"
     if either := re.search(rf'Parser key "([\w.]+)": {subtypes}', message):
-        kinds = [kind for kind in either[2].split(", ") if kind != "NoneType"]
+        kinds = [kind for kind in re.split(r", (?![^[]*\])", either[2]) if kind != "NoneType"]
         return f"--{either[1]} takes {' or '.join(kinds)}, got {either[3]}"
+    message = message.replace("Expected a tuple.", "Expected a list in brackets.")
     message = re.sub(r'expected "[\w.]+" to be (one of .*), but it was not provided\.', r"give \1", message)
     message = re.sub(r'Parser key "([\w.]+)": Expected (?:an? )?(.*?)\. Got value: ', r"--\1 takes \2, got ", message)
     return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message)

@@ -300,6 +300,9 @@ class TrainConfig:
                 least = "above 0" if name == "lr" else "0 or more"
                 raise ValueError(f"{name} is {least} and finite, got {value}")
         _checks.probability(self, "label_smoothing", certain=False)
+        if self.crop_scale is not None:
+            _checks.shares(self, "crop_scale")
+        _checks.probability(self, "flip")
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON would give them back."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid import tower
+from clipvid._words import counted
 from clipvid.backbone import Backbone
 from clipvid.branches import Branch, preset_of
 from clipvid.taps import Geometry, Pixels, Taps
@@ -62,6 +63,7 @@ class Summary:
 
     def __str__(self) -> str:
         g = self.geometry
+        linear = self.tower_macs.linear + self.branch_macs.linear
         rows = {
             "base model": self.base,
             "tower": f"{self.tower}, {self.levels} levels, {'class token' if g.class_token else 'no class token'}",
@@ -70,10 +72,10 @@ class Summary:
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
             **({"keys a patch": " + ".join(map(str, self.compared))} if self.compared else {}),
-            f"MACs a clip ({self.frames} frames)": f"{_giga(self.tower_macs.linear + self.branch_macs.linear)} linear "
+            f"MACs a clip ({counted(self.frames, 'frame')})": f"{_giga(linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
-            "three views": f"{_giga(3 * (self.tower_macs.linear + self.branch_macs.linear))} linear, as papers count",
+            "three views": f"{_giga(3 * linear)} linear, as papers count",
             "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16" if self.uncached is None else self.uncached,
         }
         return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())

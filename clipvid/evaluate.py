@@ -88,14 +88,7 @@ def evaluate_retrieval(
     keeps the so many videos that each caption finds first (for `clipvid.report`). Raises DataError when a video has no
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
-    facts = records_of(data)
-    require_whole(facts, len(facts))
-    _need(facts, "caption", [bool(r.captions) for r in facts])
-    if rerank is not None and (model.matcher is None or rerank < 1):
-        raise ValueError(
-            f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
-            f"model whose similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
-        )
+    check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     reading = reading_for(model, data, reading)
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
@@ -115,6 +108,51 @@ def evaluate_retrieval(
     return Evaluation(
         metrics, facts, "mean", adjusted, ask.hubness(scores), ask.found(scores, texts, truth, found.data)
     )
+
+
+def check_retrieval(
+    model: VideoCLIP,
+    data: VideoData | TapStore,
+    *,
+    rerank: int | None = None,
+    dual_softmax: float | None = None,
+    bank: Sequence[str] = (),
+) -> None:
+    """ValueError or DataError for what `evaluate_retrieval` refuses, before a clip is read."""
+    facts = records_of(data)
+    require_whole(facts, len(facts))
+    _need(facts, "caption", [bool(r.captions) for r in facts])
+    if rerank is not None and (model.matcher is None or rerank < 1):
+        raise ValueError(
+            f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
+            f"model whose similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
+        )
+    if rerank is not None and (dual_softmax is not None or bank):
+        raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
+    _Asked(dual_softmax, tuple(bank), hubs=False, best=0, seed=0).check(queries(facts)[0])
+
+
+def check_recognition(model: VideoCLIP, data: VideoData | TapStore, *, zero_shot: bool = False) -> None:
+    """ValueError or DataError for what `evaluate_recognition`, or `zero_shot`, refuses, before a clip is read."""
+    facts = records_of(data)
+    if zero_shot and len(facts.classes) < 2:
+        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
+    _check_labels(facts, facts.classes if zero_shot else _classifier(model).classes)
+
+
+def _classifier(model: VideoCLIP) -> Classifier:
+    if model.head is None:
+        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
+    return model.head
+
+
+def _check_labels(facts: VideoData, known: Sequence[str]) -> None:
+    """DataError for videos without a label, or with those of other classes than the known ones."""
+    if facts.classes and tuple(facts.classes) != tuple(known):
+        others = f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(known)}"
+        raise DataError(f"{others}; open the data with the classifier's classes")
+    require_whole(facts, len(facts))
+    _need(facts, "label", [r.label is not None for r in facts])
 
 
 def check_dual_softmax(temperature: float | None) -> None:
@@ -176,8 +214,6 @@ def _token_wise(
         metrics = retrieval_metrics(scores, truth, seed=ask.seed)
         adjusted = ask.adjusted(scores, bank, truth)
         return Evaluation(metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept))
-    if ask.dual_softmax is not None or ask.bank:
-        raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=reading.precision, tokens=reading.tokens) @ pooled.T
     of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
@@ -204,17 +240,8 @@ def evaluate_recognition(
     `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
     classes are not the classifier's, in its order.
     """
-    facts = records_of(data)
-    classifier = head if head is not None else model.head
-    if classifier is None:
-        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
-    if facts.classes and tuple(facts.classes) != classifier.classes:
-        raise DataError(
-            f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(classifier.classes)}; open the data "
-            "with the classifier's classes"
-        )
-    require_whole(facts, len(facts))
-    _need(facts, "label", [r.label is not None for r in facts])
+    classifier = head if head is not None else _classifier(model)
+    _check_labels(records_of(data), classifier.classes)
     found = embed_videos(model, data, reading, whole=True, progress=progress)
     with torch.no_grad():
         logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
@@ -235,10 +262,8 @@ def zero_shot(
     progress: bool = False,
 ) -> Evaluation[RecognitionMetrics]:
     """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
-    facts = records_of(data)
-    if len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
-    head = model.text_classifier(facts.classes, templates=templates)
+    check_recognition(model, data, zero_shot=True)
+    head = model.text_classifier(records_of(data).classes, templates=templates)
     return evaluate_recognition(model, data, reading, head=head, prompts=templates, progress=progress)
 
 

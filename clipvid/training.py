@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,25 +22,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from clipvid import adapt, branches
-from clipvid._files import whole_file
+from clipvid._files import held, whole_file
+from clipvid._words import counted
 from clipvid.backbone import hash_of
 from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
-from clipvid.checkpoints import check_facts, read_checkpoint, write_checkpoint
+from clipvid.checkpoints import CHECKPOINT, check_facts, read_checkpoint, write_checkpoint
 from clipvid.config import SCORES, TrainConfig
 from clipvid.curves import Curves
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
-from clipvid.feed import Work, keep_taps, open_feed, open_pairs
+from clipvid.feed import LiveFeed, StoredFeed, Work, keep_taps, open_feed, open_pairs
 from clipvid.heads import LinearClassifier, TextClassifier
 from clipvid.model import VideoCLIP
 from clipvid.objectives import OBJECTIVES, held_out_loss
 from clipvid.optim import adamw, parameter_groups, schedule
 from clipvid.precision import resolve
 from clipvid.profile import stage
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -76,47 +75,54 @@ def train(
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
     that is finished gives its result again, but for the clips that could not be read. `cache` is where taps of the
     videos are read from and kept. Raises, before a clip is decoded, DataError for data that the task cannot use,
-    CheckpointError for a checkpoint of another run, FileExistsError for a run that would be overwritten; and once they
-    were, CheckpointError where other clips can be read than before.
+    CheckpointError for a checkpoint of another run, FileExistsError for a run that would be overwritten or that
+    another process writes; and once they were, CheckpointError where other clips can be read than before.
     """
     config = config or TrainConfig()
     if cache is not None and config.cache_taps:
         raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
     if cache is not None:
         replace(config, cache_taps=True)  # which refuses what taps cannot give
-    if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-        raise FileExistsError(f"{out} holds a training run; go on with it (resume), or choose another out")
-    start = time.perf_counter()
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=1,
-        precision=cast(Any, resolve(config.reading.precision, Fabric(accelerator=accelerator, devices=1).device)),
-    )
-    torch.manual_seed(config.seed)
-    fabric.to_device(model)
-    _prepare_head(model, train_data, config)
-    _unfreeze(model, config, (train_data, val_data))
-    model.branch.recompute_layers(config.recompute)
-    if config.compile:
-        model.branch.compile()
-    parts = [part for part in (train_data, val_data) if part is not None]
-    origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
-    run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
-    state = run.last_state() if resume else None
-    if run.is_over():
-        return run.finish(seconds=time.perf_counter() - start, unreadable=())
-    _check_validation(model, val_data, config)
-    source = open_feed(model, train_data, config, cache=cache, progress=progress)
-    if val_data is not None:
-        val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
-    read = [source.data, *([] if val_data is None else [val_data])]
-    run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
-    if state is not None:
-        run.restore(state)
-    del state  # weights and optimiser are the run's by now
+    with nullcontext() if out is None else held(out):
+        if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
+            raise FileExistsError(f"{out} holds a training run; go on with it (resume), or choose another out")
+        start = time.perf_counter()
+        device = Fabric(accelerator=accelerator, devices=1).device
+        precision = cast(Any, resolve(config.reading.precision, device))
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        torch.manual_seed(config.seed)
+        fabric.to_device(model)
+        _prepare_head(model, train_data, config)
+        _unfreeze(model, config, (train_data, val_data))
+        model.branch.recompute_layers(config.recompute)
+        if config.compile:
+            model.branch.compile()
+        parts = [part for part in (train_data, val_data) if part is not None]
+        origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
+        run = _Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
+        state = run.last_state() if resume else None
+        if run.is_over():
+            return run.finish(seconds=time.perf_counter() - start, unreadable=())
+        _check_validation(model, val_data, config)
+        source = open_feed(model, train_data, config, cache=cache, progress=progress)
+        if val_data is not None:
+            val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
+        read = [source.data, *([] if val_data is None else [val_data])]
+        run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
+        if state is not None:
+            run.restore(state)
+        del state  # weights and optimiser are the run's by now
+        _fit(run, source, val_data, progress=progress)
+        lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
+        named = {error.path: error for error in lost}
+        return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+
+
+def _fit(run: _Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:
+    """The loop: from where the run stands to the end of its last epoch."""
     with run.bar(progress) as bar, run.curves() as curves:
         while not run.is_over():
-            model.train()
+            run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
                 for step in batches:
                     loss = run.step(step)
@@ -128,9 +134,6 @@ def train(
             for name in ("score", "lr"):
                 if name in entry:
                     curves(name, entry[name], run.epoch)
-    lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
-    named = {error.path: error for error in lost}
-    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
 
 
 class _Run:
@@ -332,7 +335,7 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
         return
     facts = records_of(data)
     if len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has {len(facts.classes)} classes; recognition needs two or more")
+        raise DataError(f"{facts.name} has {counted(len(facts.classes), 'class')}; recognition needs two or more")
     kind = TextClassifier if config.classifier == "text" else LinearClassifier
     if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
         return

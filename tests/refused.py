@@ -4,8 +4,9 @@ from clipvid.cli import main
 
 
 def refusal(capsys, *words: str) -> str:
-    """The one line that a refused command prints."""
+    """The one line that a refused command prints, but for notes before it."""
     assert main(list(words)) == 1
-    error = capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines(keepends=True)
+    error = "".join(line for line in said if not line.startswith("note: "))
     assert error.count("\n") == 1, error
     return error

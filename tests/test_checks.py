@@ -37,3 +37,10 @@ def test_certainty_is_refused_where_asked():
 def test_another_name_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="unknown mode 'c'; choose one of a, b"):
         _checks.choices(SimpleNamespace(mode="c"), {"mode": ("a", "b")})
+
+
+@pytest.mark.parametrize("value", [0.5, (0.5,), (0, 1), (1, 0.5), (0.5, 2), "ab", (0.5, float("nan"))])
+def test_what_is_no_pair_of_shares_is_refused_with_one_that_is(value):
+    _checks.shares(SimpleNamespace(crop=(0.5, 1)), "crop")
+    with pytest.raises(ValueError, match=r"crop is the smallest and the largest share, in \(0, 1\], such as"):
+        _checks.shares(SimpleNamespace(crop=value), "crop")

@@ -129,13 +129,20 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
     for words, said in {
         "train my --lr abc": "clipvid train: --lr takes float, got abc",
         "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
-        "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3",
+        "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3\n",
+        "train my --epoch 3": "clipvid train: unrecognized arguments: --epoch 3; did you mean --epochs\n",
+        "train my --frames=3": "unrecognized arguments: --frames=3; did you mean --reading.frames\n",
+        "eval my --frames 3": "unrecognized arguments: --frames 3; did you mean --reading.frames\n",
+        "eval my --zero-shot true": "unrecognized arguments: --zero-shot true; did you mean --zero_shot\n",
         "info": "clipvid info: it needs MODEL",
         "search": "clipvid search: it needs INDEX, QUERY",
         "data check x": "clipvid data check: it needs ROOT",
         "info x --depth q": "clipvid info: --depth takes int, got q",
         "train my --options q": "--options takes a JSON object, got q",
         "train my --config nowhere.yaml": "clipvid train: --config: File does not exist",
+        "train my --crop_scale 0.5": "--crop_scale takes two numbers in brackets such as [0.5, 1.0], got 0.5\n",
+        "train my --crop_scale [0.5]": "--crop_scale takes two numbers in brackets such as [0.5, 1.0], got [0.5]\n",
+        "train my --templates see": "--templates takes list in brackets, got see\n",
         "data": "give one of {check}",
     }.items():
         with pytest.raises(SystemExit) as ended:
@@ -244,6 +251,8 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
         ("--head_lr -1", "head_lr is 0 or more and finite, got -1.0"),
         ("--label_smoothing 2", "label_smoothing is a probability in [0, 1), got 2"),
         ("--temperature .inf", "temperature must be above 0 and finite"),
+        ("--crop_scale [1,0.5]", "crop_scale is the smallest and the largest share, in (0, 1], such as (0.5, 1.0)"),
+        ("--flip 2", "flip is a probability in [0, 1], got 2.0"),
         ("--clip_lr 1e-5", "clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out"),
         ("--selfsup.flip 0", "selfsup's settings are for task 'selfsup', this one is 'retrieval'; leave them out"),
         ('--templates ["see_{}"]', "templates are for classifier 'text', this one is 'linear'; leave them out"),
@@ -287,7 +296,7 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
         os.link(clip, tmp_path / "videos" / f"{i}.mp4")
     command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    log = tmp_path / "clipvid-check" / "probes.jsonl"
+    log = tmp_path / "clipvid-check" / "videos" / "probes.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -321,7 +330,7 @@ def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsy
 def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
     Path("bad.txt").write_text("garbage\n")
     error = refusal(capsys, "eval", "videos/test", "--format", "msrvtt-1ka", "--annotations", "bad.txt")
-    assert "bad.txt lists 1 names, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
+    assert "bad.txt lists 1 name, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
 
 
 def test_prune_wants_one_tower(videos, capsys):

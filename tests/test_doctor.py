@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refused import refusal
 
 from clipvid.cli import main
 from clipvid.data.doctor import LOG, check
@@ -55,6 +56,38 @@ def test_every_kind_of_trouble_is_counted_and_named(tree):
     for part in ("4 of 6 videos can be read", "missing: 1", "gone.mp4", "unreadable: 1", "twins: 1", "suspicious: 2"):
         assert part in said
     assert json.loads((tree / "out" / "report.json").read_text())["expected"] == 6
+
+
+def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, capsys):
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr("clipvid.data.doctor._probed", lambda paths, **_: map(_found, paths))
+    for folder in ("one/clips", "two/clips"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy("a.mp4", f"{folder}/a.mp4")
+    assert main(["data", "check", "folder", "one/clips"]) == 0
+    assert (
+        "no classes and no captions, enough for search and task selfsup; recognition wants" in capsys.readouterr().out
+    )
+    assert main(["data", "check", "folder", "one"]) == 0
+    assert "1 class, 0 captions\n" in capsys.readouterr().out
+    assert main(["data", "check", "videos", "two"]) == 0
+    assert main(["data", "check", "folder", "one/clips"]) == 0
+    assert "report: clipvid-check/folder-clips/report.json" in capsys.readouterr().out
+    kept = Path("clipvid-check/folder-clips/report.json").read_bytes()
+    error = refusal(capsys, "data", "check", "folder", "two/clips")
+    assert (
+        f"report.json is about clips in {tree.resolve()}/one/clips, and would be overwritten; give another --o" in error
+    )
+    assert "report.json is about two in " in refusal(
+        capsys, "data", "check", "folder", "one/clips", "--out", "clipvid-check/videos-two"
+    )
+    assert Path("clipvid-check/folder-clips/report.json").read_bytes() == kept
+    assert main(["data", "check", "folder", "one/clips"]) == 0
+
+
+def _found(path: Path) -> dict[str, object]:
+    info = {"codec": "h264", "frames": 10, "duration": 2.0}
+    return {"path": str(path), "stamp": [0, 0], "content": str(path), "info": info}
 
 
 def test_files_are_decoded_once_and_changed_ones_again(tree, write_video):
@@ -187,7 +220,7 @@ def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, 
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
     said = capsys.readouterr()
     assert "4 of 6 videos can be read" in said.out
-    assert "1 videos are missing and 1 cannot be read" in said.err
+    assert "1 video is missing and 1 cannot be read" in said.err
     (tree / "captions.csv").write_text("path,caption\na.mp4,x\nb.mp4,y\n")
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 0
     assert "2 of 2 videos can be read (0 decoded now, nothing new)" in capsys.readouterr().out

@@ -50,3 +50,34 @@ def test_python_dash_m_shows_the_help_too():
     done = subprocess.run([sys.executable, "-m", "clipvid", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train . --model nonsense", "unknown base model 'nonsense'; see open_clip.list_models()"),
+        ("eval . --model ViT-B-33", "unknown base model 'ViT-B-33'; did you mean ViT-B-32"),
+        ("embed . --model nonsense", "unknown base model"),
+        ("index . --model nonsense", "unknown base model"),
+        ("info nonsense", "unknown base model"),
+        ("train . --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
+        ("info clipvid-mini --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
+        ("train nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
+        ("eval nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
+    ],
+)
+def test_what_there_is_not_is_refused_before_anything_heavy_is_loaded(words, said):
+    script = (
+        "import contextlib, io\nfrom clipvid.cli import main\nwith contextlib.redirect_stderr(io.StringIO()) as told:\n"
+    )
+    script += f"    assert main({words.split()}) == 1\nassert {said!r} in told.getvalue(), told.getvalue()"
+    assert not loaded_by(script) & {*HEAVY, "torch", "numpy"}
+
+
+def test_the_names_that_are_known_early_are_those_that_there_are():
+    import open_clip
+
+    from clipvid import _names, branches
+
+    assert sorted(open_clip.list_models()) == sorted(_names.builtin_names())
+    assert tuple(branches.BRANCHES) == _names.BRANCHES

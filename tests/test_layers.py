@@ -17,7 +17,8 @@ import clipvid
 
 PACKAGE = Path(clipvid.__file__).parent
 LAYERS = (
-    {"errors", "_optional", "_memory", "_files", "_checks", "_workers", "_ahead", "profile", "config"},
+    {"errors", "config", "profile", "_optional", "_memory", "_files", "_names", "_words"}
+    | {"_checks", "_workers", "_ahead"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
     {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches"},
     {"heads", "cost", "adapt", "saving", "cards", "checkpoints", "curves"},

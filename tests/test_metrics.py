@@ -273,6 +273,17 @@ def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
     assert share_interval(mixed) == bootstrap_interval(mixed)
 
 
+def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mean():
+    n, share = 40, 0.25
+    low, high = share_interval(np.full(n, share))
+    drawn = [share_interval((np.random.default_rng(seed).random(n) < share).astype(float)) for seed in range(200)]
+    assert high - low == pytest.approx(np.mean([b - a for a, b in drawn]), rel=0.1)
+    assert share_interval(np.full(n, 1 - 1e-12)) == pytest.approx(share_interval(np.ones(n)), abs=1e-6)
+    collapsed = retrieval_metrics(np.zeros((n, n)), np.arange(n)).t2v
+    low, high = collapsed.intervals["R@10"]
+    assert 0 < low < collapsed["R@10"] < high < 100
+
+
 def test_bootstrap_is_repeatable_and_the_seed_counts():
     scores = np.random.default_rng(0).random(50)
     assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)

@@ -196,6 +196,7 @@ OTHERS = {  # protocol, split and the file that is given -> what it is, and what
     ("msrvtt-full", "val", "MSRVTT_JSFUSION_test.csv"): "msrvtt-1ka test, not of msrvtt-full; give MSRVTT_data.json or",
     ("lsmdc-1k", "test", "something-something-v2-validation.json"): "ssv2 val, not of lsmdc-1k; give LSMDC16_challenge",
     ("msrvtt", None, "lsmdc_test.json"): "lsmdc-1k test, not of msrvtt; give one of its own, or name lsmdc-1k as the",
+    ("ucf101", "test", "brush_hair_test_split1.txt"): "hmdb51 train, test, not of ucf101; give testlist01.txt or val1",
 }
 
 
@@ -208,7 +209,7 @@ def test_a_list_of_another_protocol_is_told_by_its_name(tmp_path, given, allow):
         open_dataset(name, tmp_path, split=split, annotations=tmp_path / file, check_files=False, allow_missing=allow)
 
 
-@pytest.mark.parametrize("file", ["val.json", "test_list.json", "train1.json", "mine.json"])
+@pytest.mark.parametrize("file", ["val.json", "test_list.json", "train1.json", "data_test_split1.txt", "mine.json"])
 def test_a_name_that_anybody_would_give_tells_of_no_protocol(tmp_path, file):
     (tmp_path / file).write_text(json.dumps({"video1.mp4": ["a dog"]}))
     assert len(open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / file, check_files=False)) == 1

@@ -30,7 +30,7 @@ def test_a_label_outside_the_classes_names_the_record():
 
 def test_repr_counts_instead_of_listing():
     data = VideoData(tuple(Record(Path(f"{n}.mp4"), ("x", "y"), label=0) for n in range(1000)), ("run",), name="many")
-    assert repr(data) == "VideoData('many': 1000 videos, 2000 captions, 1 classes)"
+    assert repr(data) == "VideoData('many': 1000 videos, 2000 captions, 1 class)"
 
 
 def test_split_keeps_classes_balanced_files_whole_and_order():

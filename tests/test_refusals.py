@@ -198,8 +198,41 @@ def test_an_unknown_option_of_a_group_is_named_with_the_file(tmp_path, capsys):
 
 
 def test_a_file_of_options_is_read(idle, capsys, tmp_path):
+    path = tmp_path / "options.yaml"
     words = 'lr: -2\nreading:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
-    (tmp_path / "options.yaml").write_text(words)
-    assert "lr is above 0 and finite, got -2" in refusal(
-        capsys, "train", "videos/test", "--config", str(tmp_path / "options.yaml")
-    )
+    path.write_text(words)
+    error = refusal(capsys, "train", "videos/test", "--config", str(path))
+    assert f"lr is above 0 and finite, got -2.0 (lr is set in {path})" in error
+    error = refusal(capsys, "train", "videos/test", "--config", str(path), "--lr", "-3")
+    assert error == "clipvid train: lr is above 0 and finite, got -3.0\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("lr: abc", "--lr takes float, got abc"),
+        ("task: nix", "--task takes one of 'retrieval', 'recognition', 'selfsup', got nix"),
+        ("reading:\n  frames: x", "--reading.frames takes int, got x"),
+    ],
+)
+def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monkeypatch, capsys, option, said):
+    monkeypatch.chdir(tmp_path)
+    Path("options.yaml").write_text(option)
+    with pytest.raises(SystemExit):
+        main(["train", "x", "--config", "options.yaml"])
+    assert f"clipvid train: --config options.yaml: {said}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
+        ("--task recognition", "this model has no classifier; train one (task recognition), or use zero_shot"),
+        ("--format videos", "4 of 4 videos of test have no caption, first "),
+        ("--format videos --zero_shot true", "test has no class names; zero-shot recognition needs two or more"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_path, capsys, words, said):
+    cache, data = tmp_path / "taps", work / "videos" / "test"
+    assert said in refusal(capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split())
+    assert not cache.exists()

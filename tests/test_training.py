@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipvid._files import held
 from clipvid.cache import TapCache, TapStore
 from clipvid.config import Reading, TrainConfig
 from clipvid.data.readers import open_dataset
@@ -150,6 +151,8 @@ def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
+    with held(tmp_path), pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}; wait until"):
+        train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
     with pytest.raises(FileExistsError, match=r"holds a training run; go on with it \(resume\), or choose another out"):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 there, 0.002 here\)"):

@@ -84,7 +84,7 @@ def test_verify_names_it_looks_at_the_others_and_ends_with_an_error(folders, cap
     said = capsys.readouterr()
     assert "recipe.json is no recipe of a tap cache (" in said.out
     assert f"{shard.name} is damaged" in said.out
-    assert "1 files of " in said.err
+    assert "1 file of " in said.err
     assert f"recipe.json of {folders[0]} is damaged; the next run that reads what is there writes it anew" in said.err
 
 

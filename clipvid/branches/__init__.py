@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clipvid._names import check_branch
 from clipvid.backbone import Backbone
 from clipvid.branches import intermediate, stan, standalone
 from clipvid.branches.branch import Branch, LayeredBranch
@@ -56,8 +57,7 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
     """Options of a named preset, with `changes` applied; ValueError for a name or an option that does not exist."""
     name_of = branch if isinstance(branch, str) else preset_of(branch)
     if isinstance(branch, str):
-        if branch not in BRANCHES:
-            raise ValueError(f"unknown branch {branch!r}; choose one of {', '.join(BRANCHES)}")
+        check_branch(branch)
         branch = BRANCHES[branch]
     known = asdict(branch)
     for name in changes or {}:

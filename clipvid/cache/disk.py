@@ -58,6 +58,7 @@ class TapCache:
         if not Path(folder).is_dir():
             require_writable(folder, folder=True)
         self.folder, self.kind, self.mode = Path(folder), kind, mode
+        self._noted: set[Recipe] = set()  # what it has said of clips that are there otherwise
 
     def __str__(self) -> str:
         return f"a tap cache of kind {self.kind} and mode {self.mode}"
@@ -104,9 +105,9 @@ class TapCache:
         """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
 
         One fixed view of each clip, or those that `draws` asks for. Warns before it encodes clips that are there as
-        another kind or mode. Interrupted, it goes on where it was. Raises CacheError where the disk is too small,
-        before anything is encoded, and for damaged files; ValueError for what has no taps to keep, VideoError as the
-        reading says.
+        another kind or mode, once for each. Interrupted, it goes on where it was. Raises CacheError where the disk is
+        too small, before anything is encoded, and for damaged files; ValueError for what has no taps to keep,
+        VideoError as the reading says.
         """
         reading = reading or trained_reading(model, data.terms)
         check_storable(model, reading)
@@ -173,18 +174,28 @@ class TapCache:
         """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
         levels = tuple(model.branch.levels)
         held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
-        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for mode in MODES for kind in codec.KINDS]
+        finest = sorted(codec.KINDS, key=lambda kind: -codec.FINENESS[kind])
+        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
         for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
             try:
                 shards = Shards(self.folder / other.key)
             except (CacheError, OSError):  # damaged, or another's: whoever reads it hears of it
                 continue
             if found := sum(key in shards for key in wanted):
+                plain = replace(other, levels=(), drawn="")
+                if plain in self._noted:
+                    return ""
+                self._noted.add(plain)
                 what = "views" if recipe.drawn else "clips"
-                return (
+                there = (
                     f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
-                    f"{other.mode}, not as kind {self.kind}, mode {self.mode}; to read those give --cache_kind "
-                    f"{other.kind} --cache_mode {other.mode} (in Python kind and mode)"
+                    f"{other.mode}, not as kind {self.kind}, mode {self.mode}"
+                )
+                if codec.FINENESS[other.kind] < codec.FINENESS[self.kind]:
+                    return f"{there}; {other.kind} is coarser, so they are encoded anew"
+                return (
+                    f"{there}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
+                    "and mode)"
                 )
         return ""
 

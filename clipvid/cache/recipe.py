@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipvid._files import whole_file
+from clipvid._words import counted
 from clipvid.errors import CacheError
 
 RECIPE = "recipe.json"
@@ -49,7 +50,7 @@ class Recipe:
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
-        told = f"{self.frames} frames ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
+        told = f"{counted(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
         more = [", trunk"] if self.mode == "trunk" else []
         more += [f", views drawn by {self.drawn}"] if self.drawn else []
         return f"{told}{''.join(more)}, tower {self.tower[:12]}"

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipvid._words import counted
 from clipvid.cache.recipe import RECIPE, TEXT, Recipe, TextRecipe, read_recipe
 from clipvid.cache.shards import ADVICE, SUFFIX, check_shard, shard_files
 from clipvid.errors import CacheError
@@ -30,9 +31,9 @@ class Part:
     broken: str = ""
 
     def __str__(self) -> str:
-        what = "captions" if self.folder.name.startswith(TEXT) else "clips"
+        what = "caption" if self.folder.name.startswith(TEXT) else "clip"
         known = self.recipe or f"{RECIPE} {self.broken}"
-        lines = [f"{self.folder}: {self.rows} {what}, {in_words(self.nbytes)}; {known}"]
+        lines = [f"{self.folder}: {counted(self.rows, what)}, {in_words(self.nbytes)}; {known}"]
         return "\n".join(lines + [f"  {path.name} {reason}" for path, reason in self.damaged])
 
 

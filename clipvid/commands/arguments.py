@@ -15,9 +15,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from clipvid._names import MINI, builtin_names, check_branch, check_name
+
+DEFAULT_MODEL = MINI
+"""What a command takes where no model is named, and says so."""
+
 
 def named_model(
-    name: str,
+    name: str | None,
     pretrained: str | None = None,
     chosen: Mapping[str, Any] | None = None,
     *,
@@ -27,6 +32,7 @@ def named_model(
 ) -> Any:
     """A saved model where `name` is a folder of one, else the base model of that name with a branch.
 
+    Without a name it is DEFAULT_MODEL, which standard error then says: it is no model for videos of one's own.
     `chosen` are options of `create_model`, None for those not asked for; `plain` is the branch where none is; with
     `shapes_only` a base model has no weights.
     """
@@ -35,6 +41,8 @@ def named_model(
     from clipvid.saving import CONFIG
 
     chosen = chosen or {}
+    if name is None:
+        name = _default_model(pretrained)
     if (Path(name) / CONFIG).is_file():
         what = f"{name} is a saved model and brings its own branch and weights"
         refuse(what, pretrained=pretrained, **chosen)
@@ -44,6 +52,28 @@ def named_model(
     place = "meta" if shapes_only else named_device(device)
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+
+
+def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
+    """ValueError for data, a model or a branch that there is not, before anything that they need is loaded."""
+    if data is not None and not Path(data).exists():
+        raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
+    if model is not None and not Path(model).is_dir() and (known := builtin_names()):
+        check_name(model, known)
+    if branch is not None:
+        check_branch(branch)
+
+
+def _default_model(pretrained: str | None) -> str:
+    """The model where none is named, with a note of it; ValueError for weights without the model whose they are."""
+    if pretrained is not None:
+        raise ValueError(f"pretrained {pretrained} names weights of a base model; give that too, as --model ViT-B-32")
+    print(
+        f"note: no --model given: taking {DEFAULT_MODEL}, a small demonstration model that knows drawn shapes alone; "
+        "for videos of your own give a model of open_clip, such as --model ViT-B-32 --pretrained openai",
+        file=sys.stderr,
+    )
+    return DEFAULT_MODEL
 
 
 def refuse(reason: str, **options: object) -> None:
@@ -156,6 +186,23 @@ def named_data(data: str, format: str | None = None, *, plain: str = "folder", *
     root = Path(data)
     guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
     return open_dataset(format or guessed, root, **options)
+
+
+def note_format(data: str, format: str | None) -> None:
+    """Say what a folder is read as where it may be either: it has a table, and sub-folders that may be classes."""
+    from clipvid.data.files import is_video, subfolders
+
+    root = Path(data)
+    tables = sorted(root.glob("*.csv")) if format is None and root.is_dir() else []
+    if not tables:
+        return
+    folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
+    if len(folders) > 1:
+        print(
+            f"note: {data} is read as csv, for {tables[0].name} in it; give --format folder to read its "
+            f"{len(folders)} sub-folders as classes",
+            file=sys.stderr,
+        )
 
 
 def splits_of(data: str, format: str | None) -> list[str]:

@@ -12,8 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_writable
+from clipvid._files import held, require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
+    DEFAULT_MODEL,
+    check_names,
     index_model,
     kept_clips,
     named_cache,
@@ -28,7 +31,7 @@ from clipvid.commands.arguments import (
 def embed(
     videos: str,
     out: str = "embeddings.safetensors",
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     taps: str | None = None,
     cache_kind: str | None = None,
@@ -42,7 +45,7 @@ def embed(
     Args:
         videos: a file, or a folder that is searched for videos.
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
-        model: a folder that clipvid saved, or a base model.
+        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
         pretrained: weights of a base model.
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
@@ -51,6 +54,8 @@ def embed(
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
+    check_names(model)
+
     import torch.nn.functional as F
 
     from clipvid._files import whole_file, write_tensors
@@ -70,7 +75,7 @@ def embed(
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {
-        "model": model,
+        "model": model or DEFAULT_MODEL,
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in found.data],
         "skipped": {str(e.path): e.reason for e in found.unreadable},
@@ -79,7 +84,7 @@ def embed(
         write_tensors(beside, {"video": F.normalize(found.video, dim=-1)})
     with whole_file(Path(out).with_suffix(".json")) as beside:
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(f"{len(found.data)} embeddings of width {found.video.shape[1]} in {out}")
+    print(f"{counted(len(found.data), 'embedding')} of width {found.video.shape[1]} in {out}")
     show_unreadable(found.unreadable)
 
 
@@ -115,7 +120,7 @@ def index(
     Args:
         videos: a file, or a folder that is searched for videos.
         out: folder of the index.
-        model: a folder that clipvid saved, or a base model; clipvid-mini when left out.
+        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
         pretrained: weights of a base model.
         frames: frames a video; as the model was trained when left out.
         workers: processes that decode; 0 decodes in threads of this one.
@@ -125,6 +130,8 @@ def index(
             thousands of videos, and may miss some.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
     """
+    check_names(model)
+
     from clipvid.cache import trained_reading
     from clipvid.search import VideoIndex
 
@@ -133,25 +140,26 @@ def index(
     require_writable(out, folder=True)
     if add:
         refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
-        found = VideoIndex.load(out, index_model(out, device))
-    else:
-        if Path(out).exists() and any(Path(out).iterdir()):
-            raise FileExistsError(
-                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
-            )
-        name = model or "clipvid-mini"
-        video_model = named_model(name, pretrained, device=device, plain="mean")
-        reading = trained_reading(video_model)
-        frames = reading.frames if frames is None else frames
-        found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
-        found.note = {"model": name, "pretrained": pretrained}
     kept = f"{out.rstrip('/')}.profile.json"
-    with found.saving_to(out), profiled_to(kept, asked=profile):  # what is embedded is kept when this is interrupted
-        found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    with held(out, whole=True):
+        if add:
+            found = VideoIndex.load(out, index_model(out, device))
+        else:
+            if Path(out).exists() and any(Path(out).iterdir()):
+                raise FileExistsError(
+                    f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+                )
+            video_model = named_model(model, pretrained, device=device, plain="mean")
+            reading = trained_reading(video_model)
+            frames = reading.frames if frames is None else frames
+            found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
+            found.note = {"model": model or DEFAULT_MODEL, "pretrained": pretrained}
+        with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
+            found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
         show_unreadable(found.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
-    print(f"{len(found)} videos in {out}")
+    print(f"{counted(len(found), 'video')} in {out}")
     show_unreadable(found.skipped)
 
 

@@ -36,7 +36,9 @@ def verify(folder: str) -> None:
         print(part)
     found = []
     if damaged := sum(len(part.damaged) for part in parts if part.recipe is not None):
-        found.append(f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them")
+        many = f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them"
+        one = f"1 file of {folder} is damaged; clipvid cache prune {folder} removes it"
+        found.append(one if damaged == 1 else many)
     if broken := [str(part.folder) for part in parts if part.recipe is None]:
         found.append(f"recipe.json of {', '.join(broken)} is damaged; {MEND}")
     if found:

@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_writable
+from clipvid._files import held, require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
+    check_names,
     named_cache,
     named_data,
     named_device,
     named_model,
+    note_format,
     notes_shown,
     profiled_to,
     refuse,
@@ -44,7 +47,8 @@ def demo(
 
     require_writable(Path(out) / "results.json")
     plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
-    run(out, plan)
+    with held(out):
+        run(out, plan)
 
 
 def info(
@@ -74,6 +78,7 @@ def info(
         frames: frames a clip.
     """
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    check_names(model, branch)
     described = named_model(model, pretrained, chosen, shapes_only=True)
     if freeze != "all" or text_lora:
         described.unfreeze(freeze, text_lora=text_lora)
@@ -83,7 +88,7 @@ def info(
 def fine_tune(  # not `train`: jsonargparse would look that up in the package, and load it
     data: str,
     out: str = "clipvid-run",
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     branch: str | None = None,
     depth: int | None = None,
@@ -112,7 +117,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         data: folder with one sub-folder a class, csv file (path, caption, label), or root of a named data set; with
             --task selfsup any folder of videos.
         out: folder for the trained model (out/best), checkpoints and curves.
-        model: base model, as for info; or a folder that clipvid saved, to go on from.
+        model: base model, as for info; or a folder that clipvid saved; clipvid-mini, for demonstration, when left out.
         pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
         branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
         depth: how many of the tower's last levels are tapped, or blocks copied.
@@ -135,9 +140,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         profile: also print where the time went, and write it to out/profile.json.
         config: everything else about training.
     """
-    import torch
-
-    from clipvid.training import CHECKPOINT, train
+    check_names(model, branch, data=data)
+    from clipvid.checkpoints import CHECKPOINT
 
     config = config or TrainConfig()
     _check_out(out, data, format)
@@ -152,9 +156,10 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     accelerator = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
+    from clipvid.training import train  # which takes seconds, and refuses none of the above
+
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    torch.manual_seed(config.seed)  # which draws the branch's first weights
-    video_model = named_model(model, pretrained, chosen).to(accelerator)
+    video_model = _drawn_model(model, pretrained, chosen, seed=config.seed).to(accelerator)
     how: dict[str, Any] = {"resume": resume, "cache": kept, "accelerator": accelerator}
     with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
         result = train(video_model, train_data, val_data, config, out=out, **how)
@@ -162,9 +167,18 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     show_unreadable(result.unreadable)
 
 
+def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, Any], *, seed: int) -> Any:
+    """The model, with the branch's first weights drawn by the seed."""
+    import torch
+
+    torch.manual_seed(seed)
+    return named_model(model, pretrained, chosen)
+
+
 def _check_out(out: str, data: str, format: str | None) -> None:
-    """ValueError for an out that cannot be written, or whose files a later run would take for data."""
+    """Say what data is read as; ValueError for an out that cannot be written, or whose files would be read as data."""
     require_writable(Path(out) / "best", folder=True)
+    note_format(data, format)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
@@ -223,4 +237,4 @@ def _of_whom(val_data: Any, train_data: Any) -> str:
     seen = {record.path.resolve() for record in train_data}
     known = sum(record.path.resolve() in seen for record in val_data)
     note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""
-    return f"{len(val_data)} validation videos{note}"
+    return f"{counted(len(val_data), 'validation video')}{note}"

@@ -6,19 +6,23 @@ load when a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipvid._files import require_writable
+from clipvid._words import counted
 from clipvid.commands.arguments import (
+    check_names,
     kept_clips,
     named_cache,
     named_data,
     named_model,
     named_prompts,
     named_reading,
+    note_format,
     profiled_to,
     show_unreadable,
     splits_of,
@@ -28,7 +32,7 @@ from clipvid.errors import DataError
 
 def evaluate(
     data: str,
-    model: str = "clipvid-mini",
+    model: str | None = None,
     pretrained: str | None = None,
     task: str | None = None,
     format: str | None = None,
@@ -55,7 +59,7 @@ def evaluate(
 
     Args:
         data: as for train.
-        model: a folder that clipvid saved, or a base model, whose frame-mean is then scored.
+        model: a folder that clipvid saved, or a base model (its frame-mean); clipvid-mini, as for train, when left out.
         pretrained: weights of a base model.
         task: retrieval or recognition; guessed from the model when left out.
         format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
@@ -78,6 +82,7 @@ def evaluate(
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
+    check_names(model, data=data)
     from clipvid import evaluate as ev
 
     _check_places(out, report, queries=report_queries)
@@ -86,26 +91,48 @@ def evaluate(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    note_format(data, format)
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
     videos = opened(split=split, classes=classes, allow_missing=allow_missing)
-    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
-    scorers = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
-    if task not in scorers:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    score = _scorer(task, zero_shot=zero_shot)
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     if bank is not None:
         extras["bank"] = _captions_of(bank, opened, annotations)
+    _check_scorable(video_model, videos, task, zero_shot=zero_shot, extras=extras)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
-        found = scorers[task](video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
+        found = score(video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
     show_unreadable(found.unreadable)
     _write(found, out, report, queries=report_queries)
+
+
+def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
+    """What scores a task; ValueError for another name than there is."""
+    from clipvid import evaluate as ev
+
+    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
+    scorers: dict[str, Callable[..., Any]] = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
+    return scorers[task]
+
+
+def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extras: dict[str, Any]) -> None:
+    """What scoring refuses, before a cache is filled for it."""
+    from clipvid import evaluate as ev
+
+    if task == "recognition":
+        ev.check_recognition(model, videos, zero_shot=zero_shot)
+    else:
+        ev.check_retrieval(
+            model, videos, **{k: v for k, v in extras.items() if k in ("rerank", "dual_softmax", "bank")}
+        )
 
 
 def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
@@ -192,7 +219,7 @@ def check_data(
     root: str,
     split: str | None = None,
     annotations: str | None = None,
-    out: str = "clipvid-check",
+    out: str | None = None,
     workers: int = 0,
     limit: float = 60.0,
     longest: int | None = None,
@@ -204,7 +231,8 @@ def check_data(
         root: folder of the videos.
         split: split of the data; a protocol's usual one when left out.
         annotations: the annotation file, or the folder of the files, where they are not in or beside root.
-        out: folder for report.json and the log; a second run decodes new and changed files only.
+        out: folder for report.json and the log, clipvid-check/NAME when left out, after the data set; a second run
+            decodes new and changed files only.
         workers: processes that decode; 0 takes one a core.
         limit: seconds that a file may take.
         longest: list captions of more words than this.
@@ -212,15 +240,19 @@ def check_data(
     from clipvid.data.doctor import REPORT, check
     from clipvid.data.readers import none_there, read_dataset
 
-    require_writable(Path(out) / REPORT)
+    require_writable(Path(out or "clipvid-check") / REPORT)
     data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
-    report = check(data, out, workers=workers, limit=limit, longest=longest, progress=True)
+    if out is None:
+        own = data.name if data.name.startswith(name) else f"{name} {data.name}"
+        out = str(Path("clipvid-check", re.sub(r"[^\w.]+", "-", own).strip("-.")))
+    report = check(data, out, workers=workers, limit=limit, longest=longest, root=root, progress=True)
     print(report)
     print(f"report: {Path(out) / REPORT}")
     if data.missing and not len(data):
         raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(root)}")
     if not report.healthy:
+        lacking = f"{counted(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
         raise DataError(
-            f"{len(report.missing)} videos are missing and {len(report.unreadable)} cannot be read; figures would be "
-            "over fewer videos than others have"
+            f"{lacking} and {len(report.unreadable)} cannot be read; figures would be over fewer videos than others "
+            "have"
         )

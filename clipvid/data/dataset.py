@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from clipvid._words import counted
 from clipvid.data._crossing import WorkerVideoError
 from clipvid.data.record import Record, VideoData
 from clipvid.errors import VideoError
@@ -124,7 +125,7 @@ class Batch:
 
     def __repr__(self) -> str:
         lost = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Batch(video {tuple(self.video.shape)}, {len(self.captions)} captions{lost})"
+        return f"Batch(video {tuple(self.video.shape)}, {counted(len(self.captions), 'caption')}{lost})"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`."""
@@ -363,5 +364,5 @@ def describe_unreadable(errors: Sequence[VideoError]) -> str:
     """What a report says of skipped files: how many, and the reason of each; "" when there are none."""
     if not errors:
         return ""
-    count = "1 video" if len(errors) == 1 else f"{len(errors)} videos"
+    count = counted(len(errors), "video")
     return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])

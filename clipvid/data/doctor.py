@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clipvid._files import whole_file
+from clipvid._words import counted
 from clipvid._workers import processes
 from clipvid.data.files import content_hash, files_of
 from clipvid.data.record import VideoData
@@ -54,6 +55,10 @@ class Report:
     seconds: float
     protocol: int | None = None
     """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
+    n_classes: int = 0
+    n_captions: int = 0
+    root: str = ""
+    """Where the data set was opened, absolute; empty where that was not told."""
 
     @property
     def healthy(self) -> bool:
@@ -68,7 +73,8 @@ class Report:
         other = self.protocol is not None and self.protocol != self.expected
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
-            + (f"; the protocol has {self.protocol}" if other else "")
+            + (f"; the protocol has {self.protocol}" if other else ""),
+            self._told(),
         ]
         if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
             lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
@@ -79,6 +85,15 @@ class Report:
         lines += _some("twins", [(twins[0], "same content as " + ", ".join(twins[1:])) for twins in self.twins])
         return "\n".join(lines)
 
+    def _told(self) -> str:
+        """What the videos come with, which decides what they can be used for."""
+        if not self.n_classes and not self.n_captions:
+            return (
+                "no classes and no captions, enough for search and task selfsup; recognition wants one sub-folder a "
+                "class, retrieval a csv file with captions"
+            )
+        return f"{counted(self.n_classes, 'class')}, {counted(self.n_captions, 'caption')}"
+
 
 def check(
     data: VideoData,
@@ -87,6 +102,7 @@ def check(
     workers: int = 0,
     limit: int | float = 60.0,
     longest: int | None = None,
+    root: str | Path | None = None,
     progress: bool = False,
 ) -> Report:
     """Look at every file of `data`, as `read_dataset` gives them with allow_missing, and write `out`/report.json.
@@ -97,8 +113,9 @@ def check(
         workers: processes that decode; 0 takes one a core.
         limit: seconds that a file may take before it counts as unreadable.
         longest: captions of more words are listed; None for no limit.
+        root: where the data were opened; with their name it tells this data set from others.
 
-    Raises ValueError for numbers that these cannot be.
+    Raises ValueError for numbers that these cannot be, and FileExistsError where `out` has another data set's report.
     """
     from tqdm import tqdm
 
@@ -107,7 +124,8 @@ def check(
             "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on, got "
             f"{workers}, {limit} and {longest}"
         )
-    out = Path(out)
+    out, place = Path(out), "" if root is None else str(Path(root).resolve())
+    _check_same(out / REPORT, name=data.name, root=place)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     paths = sorted({record.path for record in data})
@@ -131,9 +149,23 @@ def check(
             bar.update()
     facts = {str(path): known[str(path)] for path in paths}
     report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
+    report = replace(report, root=place)
     with whole_file(out / REPORT) as beside:
         beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_same(report: Path, *, name: str, root: str) -> None:
+    """FileExistsError for a report of another data set; one that cannot be read, or is older than roots, is no such."""
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))
+        other, place = told["name"], told.get("root", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if other != name or (place and root and place != root):
+        raise FileExistsError(
+            f"{report} is about {other}{f' in {place}' if place else ''}, and would be overwritten; give another --out"
+        )
 
 
 def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
@@ -176,6 +208,8 @@ def _report(
         probed=probed,
         seconds=seconds,
         protocol=data.terms.videos,
+        n_classes=len(data.classes),
+        n_captions=data.n_captions,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from clipvid._words import counted
 from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.layouts import Annotation, Entry, read_annotation
 from clipvid.data.protocols import PROTOCOLS, Protocol, Split
@@ -21,7 +22,7 @@ from clipvid.errors import DataError
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
 OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
 """Where annotation files lie, in the root or beside it, and in a folder named as the data set."""
-_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list"}
+_PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing", "data", "list", "split"}
 """Words of which anybody may make a file's name: one of these alone does not tell of which protocol a list is."""
 
 
@@ -123,7 +124,7 @@ def _refuse_others(p: Protocol, file: Path, split: str | None) -> None:
     if _PLAIN.issuperset(re.findall("[a-z]+", file.stem.lower())):
         return
     for other in PROTOCOLS.values():
-        if splits := [name for name, known in other.splits.items() if file.name in known.files]:
+        if splits := [name for name, known in other.splits.items() if _has(known, file.name)]:
             files = p.splits[split].files if split and split in p.splits else ("one of its own",)
             raise DataError(
                 f"{file} is the list of {other.name} {', '.join(splits)}, not of {p.name}; give {' or '.join(files)}, "
@@ -238,8 +239,8 @@ def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
         return clips
     if where.file is not None and not where.look(where.p.captions_in):
         raise DataError(
-            f"{source} lists {len(clips)} names, such as {next(iter(clips))[0]!r}, without captions; if they are "
-            f"videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
+            f"{source} lists {counted(len(clips), 'name')}, such as {next(iter(clips))[0]!r}, without captions; if "
+            f"they are videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
         )
     known: dict[str, tuple[str, ...]] = {}
     for path in where.find(where.p.captions_in):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipvid._words import counted
+
 
 @dataclass(frozen=True)
 class Record:
@@ -104,9 +106,9 @@ class VideoData:
         return iter(self.records)
 
     def __repr__(self) -> str:
-        parts = [f"{len(self)} videos", f"{self.n_captions} captions"]
+        parts = [counted(len(self), "video"), counted(self.n_captions, "caption")]
         if self.classes:
-            parts.append(f"{len(self.classes)} classes")
+            parts.append(counted(len(self.classes), "class"))
         if self.missing:
             parts.append(f"{len(self.missing)} missing")
         return f"VideoData({self.name!r}: {', '.join(parts)})"
@@ -189,7 +191,9 @@ class VideoData:
         half = (len(order) + 1) // 2
         base, novel = ([self.classes[label] for label in sorted(part)] for part in (order[:half], order[half:]))
         if not novel:
-            raise ValueError(f"{self.name} has {len(self.classes)} classes; base and novel ones need two or more")
+            raise ValueError(
+                f"{self.name} has {counted(len(self.classes), 'class')}; base and novel ones need two or more"
+            )
         return self.of_classes(base), self.of_classes(novel)
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoData, VideoData]:

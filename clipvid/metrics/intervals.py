@@ -5,6 +5,7 @@ Contract: one number a query in, intervals and p-values out; random only by the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -46,10 +47,10 @@ def share_interval(
 ) -> Interval:
     """Interval of a share of `hits` within [0, 1], or of a `statistic` of `rows`, a row a hit, that is a share.
 
-    The bootstrap's; where all queries hit, or none does, resampling cannot vary that, and three of three would look as
-    sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
+    The bootstrap's; where all queries hit, or none does, or all tie alike, resampling cannot vary that, and three of
+    three would look as sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
     """
-    if (sure := _of_all_or_none(hits, level)) is not None:
+    if (sure := _of_equal(hits, level)) is not None:
         return sure
     return bootstrap_interval(hits if rows is None else rows, statistic=statistic, n=n, seed=seed, level=level)
 
@@ -79,17 +80,22 @@ def ranking_intervals(
         medians[draw] = values[np.searchsorted(np.cumsum(times), middle, side="right"), 0].mean()
     drawn = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
     found = {name: _middle(some) for name, some in drawn.items()}
-    sure = {name: _of_all_or_none(hits, 0.95) for name, hits in shares.items()}
+    sure = {name: _of_equal(hits, 0.95) for name, hits in shares.items()}
     return found | {name: interval for name, interval in sure.items() if interval is not None}
 
 
-def _of_all_or_none(hits: Shaped[ndarray, " q"], level: float) -> Interval | None:
-    """Wilson's score interval where all hit or none does."""
-    if not len(hits) or not (np.all(hits == 1) or np.all(hits == 0)):
+def _of_equal(hits: Shaped[ndarray, " q"], level: float) -> Interval | None:
+    """Wilson's score interval where all are equal: hits, misses, or shares of ties.
+
+    Between 0 and 1 it is that of as many hits and misses with this mean, which vary more than any other shares.
+    """
+    if not len(hits) or not np.all(hits == hits[0]):
         return None
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    edge = float(len(hits) / (len(hits) + z2))
-    return (edge, 1.0) if hits[0] == 1 else (0.0, 1 - edge)
+    n, share, z2 = len(hits), float(hits[0]), NormalDist().inv_cdf((1 + level) / 2) ** 2
+    if share in (0, 1):
+        return (n / (n + z2), 1.0) if share else (0.0, 1 - n / (n + z2))
+    middle, half = share + z2 / (2 * n), math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
+    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
 def _middle(drawn: Shaped[ndarray, " n"] | Sequence[float], level: float = 0.95) -> Interval:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
+from clipvid._words import counted
 from clipvid.metrics.intervals import Interval, cell, percent, share_interval
 from clipvid.metrics.ranking import hits, place
 from clipvid.metrics.scores import Matrix, Rows, as_array, blocks
@@ -64,7 +65,7 @@ class RecognitionMetrics:
 
     def __str__(self) -> str:
         cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())
-        return f"{cells}  ({self.n} videos, {self.n_classes} classes)"
+        return f"{cells}  ({counted(self.n, 'video')}, {counted(self.n_classes, 'class')})"
 
 
 def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:

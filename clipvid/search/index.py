@@ -22,6 +22,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from clipvid._files import whole_folder
+from clipvid._words import counted
 from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, collate
 from clipvid.data.files import find_clips
@@ -207,7 +208,7 @@ class VideoIndex:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         if not self._paths or self._vectors is None:
-            lost = f"; all {len(self._skipped)} files were skipped, see .skipped" if self._skipped else ""
+            lost = f"; {counted(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
             raise ValueError(f"the index is empty{lost}; add videos first")
         query = _unit(torch.as_tensor(embedding)[None])
         if query.shape[1] != self._vectors.width:
@@ -282,7 +283,7 @@ class VideoIndex:
     def __repr__(self) -> str:
         lost = f", {len(self._skipped)} skipped" if self._skipped else ""
         kind = "" if self.kind == "flat" else f", {self.kind}"
-        return f"VideoIndex({len(self)} videos{lost}, {self.frames} frames each{kind})"
+        return f"VideoIndex({counted(len(self), 'video')}{lost}, {counted(self.frames, 'frame')} each{kind})"
 
     def _dataset(self, paths: Sequence[Path], *, unreadable: str = "raise") -> ClipDataset:
         return ClipDataset(

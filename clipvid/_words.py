@@ -1,0 +1,16 @@
+"""Numbers in sentences. Imports nothing of clipvid."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, in the plural but for one.
+
+    >>> counted(1, "video"), counted(2, "class"), counted(0, "query")
+    ('1 video', '2 classes', '0 queries')
+    """
+    if number == 1:
+        return f"{number} {noun}"
+    if noun.endswith(("s", "x")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"

@@ -1,0 +1,79 @@
+"""A folder is filled by one run alone, and a run that was killed stands in nobody's way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from refused import refusal
+
+from clipvid._files import held
+
+pytest.importorskip("fcntl")
+KILLED = """
+import os, signal, sys
+from clipvid._files import held
+
+with held(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_held_is_refused_by_name_and_nothing_of_it_stays(tmp_path, whole):
+    with held(tmp_path / "run", whole=whole):
+        with pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}/run; wait until it ends, or"):
+            held(tmp_path / "run", whole=whole).__enter__()
+        with held(tmp_path / "other"):
+            pass
+        assert (tmp_path / "run").exists() is not whole
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_written_stays(tmp_path):
+    with held(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoint.pt").write_text("")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_killed_run_leaves_nothing_that_holds(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / ".lock").exists()
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_of_many_that_begin_at_once_one_at_a_time_gets_it(tmp_path):
+    inside, most = [], []
+
+    def attempt(number: int) -> int:
+        try:
+            with held(tmp_path / "run"):
+                inside.append(number)
+                most.append(len(inside))
+                (tmp_path / "run" / "file").write_text(str(number))
+                inside.remove(number)
+        except FileExistsError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        got = sum(pool.map(attempt, range(400)))
+    assert got >= 1
+    assert set(most) == {1}
+
+
+@pytest.mark.parametrize("command", ["index", "demo"])
+def test_a_command_leaves_a_folder_alone_that_another_one_fills(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clipvid.model.create_model", None)
+    monkeypatch.setattr("clipvid.demo.run", None)
+    Path("videos").mkdir()
+    with held("out", whole=command == "index"):
+        error = refusal(capsys, command, *(["videos"] if command == "index" else []), "--out", "out")
+    assert error.startswith(f"clipvid {command}: another run is writing to out; wait until it ends, or choose another")

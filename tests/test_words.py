@@ -1,0 +1,17 @@
+"""Numbers in sentences."""
+
+from __future__ import annotations
+
+import doctest
+
+from clipvid import _words
+from clipvid.data.record import Record, VideoData
+
+
+def test_the_examples_are_true():
+    assert doctest.testmod(_words) == (0, 1)
+
+
+def test_one_of_anything_is_told_in_the_singular(tmp_path):
+    data = VideoData((Record(tmp_path / "a.mp4", ("a dog",), 0),), ("dog",), "one")
+    assert repr(data) == "VideoData('one': 1 video, 1 caption, 1 class)"
