@@ -188,7 +188,7 @@ def recast(copy: nn.Module) -> None:
     plain = [(source, cast) for source, factor, cast in found if factor == 1.0]
     if plain:
         sources, casts = zip(*plain, strict=True)
-        torch._foreach_copy_(casts, sources)
+        torch._foreach_copy_(casts, sources)  # pyright: ignore[reportPrivateImportUsage]
     for source, factor, cast in found:
         if factor != 1.0:
             torch.mul(source, factor, out=cast)
