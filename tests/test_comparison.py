@@ -33,9 +33,9 @@ def scripts() -> Iterator[dict[str, Any]]:
 def bench(scripts, tmp_path_factory) -> Any:
     few = scripts["structures_plan"].FewLabels(shots=1, epochs=1, clips=4, pretrain_epochs=1, pretrain_rates=(1e-4,))
     budget = scripts["structures"].Budget(
-        train_clips=20,
+        train_clips=8,
         val_clips=4,
-        test_clips=10,
+        test_clips=4,
         retrieval_epochs=1,
         recognition_epochs=1,
         batch_size=4,
