@@ -140,10 +140,12 @@ class Backbone(nn.Module):
     def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
         """Shapes of all levels for one image, the stem's first (None where it is no sequence), and the embedding width.
 
-        One pass on the meta device.
+        One pass on the meta device, which leaves out what a ViT's blocks compute: each gives the shape that it takes.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = tower.meta_copy(self.visual)
+        for block in tower.vit_blocks(visual):
+            block.forward = lambda tokens, *_, **__: tokens
         with torch.no_grad():
             out = visual.forward_intermediates(image, **self._format())
         levels = [tuple(level.shape) for level in out["image_intermediates"]]

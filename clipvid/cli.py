@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from clipvid.errors import ClipvidError
 
-    parser, words = _parser(), sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(words)
     parsed = parser.parse_args(words)
     name = parsed.command
     if name is None:
@@ -186,15 +187,17 @@ def _plainly(message: str) -> str:
     return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message)
 
 
-def _parser() -> Any:
+def _parser(words: Sequence[str]) -> Any:
+    """The parser of a command line; of a command that it does not name, only the line of help is made."""
     parser = _parser_class()(
         prog="clipvid", description="Turn any open_clip checkpoint into a video model.", version=__version__
     )
     group = parser.add_subcommands(dest="command", required=False)
     for name in dict.fromkeys(name.partition(" ")[0] for name in COMMANDS):
-        sub = _parser_class()(description=GROUPS[name]) if name in GROUPS else _command(name)
+        is_asked, is_group = name in words, name in GROUPS
+        sub = _command(name) if is_asked and not is_group else _parser_class()(description=GROUPS.get(name))
         group.add_subcommand(name, sub, help=GROUPS.get(name) or _first_line(name))
-        if name in GROUPS:
+        if is_asked and is_group:
             inner = sub.add_subcommands(dest="action", required=True)
             for full in (full for full in COMMANDS if full.startswith(f"{name} ")):
                 inner.add_subcommand(full.partition(" ")[2], _command(full), help=_first_line(full))

@@ -24,5 +24,7 @@ else
 fi
 # one thread a process: processes that share cores and each want all of them stand in each other's way
 workers=$("$python" -c 'import os; print(min(8, os.cpu_count() or 1))')
-say "pytest";  OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile "$@"
+# bytecode is written even where the machine forbids it: without it every run rewrites every test, and every child process
+# compiles clipvid anew, which is 12 s of CPU a worker
+say "pytest";  PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile "$@"
 exit "$status"

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typed
 
+typed.install()  # before anything of clipvid is imported
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,18 @@ from clipvid.data.shapes import write_dataset
 from clipvid.model import create_model
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rendered") / "videos"
+    write_dataset(folder, "test", 20)
+    return folder
+
+
 @pytest.fixture
-def videos(tmp_path, monkeypatch):
+def videos(rendered, tmp_path, monkeypatch):
+    """Twenty clips in videos/test of the current folder, a copy that a test may change."""
     monkeypatch.chdir(tmp_path)
-    return write_dataset("videos", "test", 20)
+    shutil.copytree(rendered, "videos")
 
 
 def test_a_saved_model_refuses_options_that_it_would_not_listen_to(videos, capsys):
@@ -115,8 +124,12 @@ def test_the_kind_of_an_index_is_chosen_kept_and_refused_by_name(videos, capsys)
     assert len([line for line in capsys.readouterr().out.splitlines() if line.endswith(".mp4")]) == 2
 
 
-def test_info_describes_every_branch_also_one_that_computes_nothing(capsys):
-    for name in BRANCHES:
+ONE_OF_EACH = ("mean", "posterior", "seqtransf", "stan", "stan-release", "divided", "vivit2", "timesformer", "vivit-b1")
+
+
+def test_info_describes_every_kind_of_branch_also_one_that_computes_nothing(capsys):
+    assert {type(BRANCHES[name]) for name in ONE_OF_EACH} == {type(options) for options in BRANCHES.values()}
+    for name in ONE_OF_EACH:
         alone = name.startswith(("timesformer", "vivit-"))
         depth = () if alone or name == "mean" else ("--depth", "2")
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name

@@ -33,9 +33,9 @@ def scripts() -> Iterator[dict[str, Any]]:
 def bench(scripts, tmp_path_factory) -> Any:
     few = scripts["structures_plan"].FewLabels(shots=1, epochs=1, clips=4, pretrain_epochs=1, pretrain_rates=(1e-4,))
     budget = scripts["structures"].Budget(
-        train_clips=20,
+        train_clips=8,
         val_clips=4,
-        test_clips=10,
+        test_clips=4,
         retrieval_epochs=1,
         recognition_epochs=1,
         batch_size=4,
@@ -95,14 +95,21 @@ def test_a_helper_that_fails_is_heard_of(scripts):
 
 def test_another_process_waits_for_the_lock(scripts, tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import cells; "
-        "exec('with cells._held(Path(sys.argv[2])) as mine: print(mine)')"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import cells\n"
+        "for _ in sys.stdin:  # a line a turn\n"
+        "    with cells._held(Path(sys.argv[2])) as mine: print(mine, flush=True)"
     )
     asked = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path / "a.lock")]
-    with scripts["cells"]._held(tmp_path / "a.lock") as mine:
-        assert mine
-        assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "False\n"
-    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "True\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(asked, **pipes) as other:
+        assert other.stdin
+        assert other.stdout
+        with scripts["cells"]._held(tmp_path / "a.lock") as mine:
+            assert mine
+            other.stdin.write("try\n")
+            assert other.stdout.readline() == "False\n"
+        other.stdin.write("again\n")
+        assert other.stdout.readline() == "True\n"
 
 
 def test_the_seconds_of_a_cell_are_those_of_its_processes_too(scripts, tmp_path):

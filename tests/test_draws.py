@@ -40,10 +40,10 @@ def model():
     return create_model("clipvid-mini", depth=2).eval()
 
 
-@pytest.fixture(params=["disk", "memory"])
-def kept(request, model, data, tmp_path) -> TapStore:
+@pytest.fixture(scope="module", params=["disk", "memory"])
+def kept(request, model, data, tmp_path_factory) -> TapStore:
     if request.param == "disk":
-        return TapCache(tmp_path).store(model, data, READING, draws=DRAWS)
+        return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, READING, draws=DRAWS)
     return TapStore.encode(model, data, READING, draws=DRAWS)
 
 
@@ -154,6 +154,11 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
     assert 'views drawn by {"crop_scale": [0.5, 1.0]' in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def in_memory(model, data) -> TapStore:
+    return TapStore.encode(model, data, READING, draws=DRAWS)
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
@@ -199,7 +204,6 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
         (lambda m, d, s: Draws(2, flip=2.0), ValueError, "flip is a probability"),
     ],
 )  # fmt: skip
-def test_what_drawn_views_cannot_do_is_refused(model, data, act, error, message):
-    store = TapStore.encode(model, data.subset(range(10)), READING, draws=DRAWS)
+def test_what_drawn_views_cannot_do_is_refused(model, data, in_memory, act, error, message):
     with pytest.raises(error, match=message):
-        act(model, data, store)
+        act(model, data, in_memory)

@@ -21,7 +21,8 @@ UNFINISHED = re.compile("|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", "NotImp
 
 def texts() -> list[Path]:
     inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    files = [path for path in (*ROOT.iterdir(), *inside) if path.is_file() and "__pycache__" not in path.parts]
+    beside = [path for path in ROOT.iterdir() if path.name != ".git"]  # in a worktree a file with the path of its store
+    files = [path for path in (*beside, *inside) if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in files if path.suffix in TEXT and path.stat().st_size < 2_000_000]
 
 

@@ -1,7 +1,7 @@
 """The survey of towers: every one that open_clip lists attaches (slow); a few of each make (always)."""
 
-import subprocess
-import sys
+import logging
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,20 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "towers.py"
 
 
-def survey(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=900)
+@pytest.fixture
+def survey(monkeypatch, capsys):
+    """survey(*arguments): the script's exit code and what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
+        return runpy.run_path(str(SCRIPT))["main"](), capsys.readouterr().out
+
+    level = logging.root.manager.disable  # the script silences a library for good
+    yield run
+    logging.disable(level)
 
 
-def test_one_of_each_make_attaches():
+def test_one_of_each_make_attaches(survey):
     names = [
         "ViT-B-32",
         "ViT-B-16-SigLIP2",
@@ -23,14 +32,15 @@ def test_one_of_each_make_attaches():
         "RN50",
         "PE-Core-T-16-384",
     ]
-    done = survey("--no-run", "--only", *names, "swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "9/9 towers attach" in done.stdout
+    names += ["swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"]
+    code, said = survey("--no-run", "--only", *names)
+    assert code == 0, said
+    assert "9/9 towers attach" in said
 
 
 @pytest.mark.slow
-def test_all_towers_attach_and_each_family_runs():
-    done = survey()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "144/144 towers attach" in done.stdout
-    assert "8/8 families run" in done.stdout
+def test_all_towers_attach_and_each_family_runs(survey):
+    code, said = survey()
+    assert code == 0, said
+    assert "144/144 towers attach" in said
+    assert "8/8 families run" in said

@@ -5,6 +5,7 @@ Contract: uint8 frames and sentences in, one finished file out. Knows nothing of
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class _Page:
                 lines.append(word)
             while self.measure(lines[-1], font) > width and len(lines[-1]) > 1:
                 last = lines[-1]
-                cut = next((n for n in range(len(last) - 1, 1, -1) if self.measure(last[:n], font) <= width), 1)
+                cut = 1 + bisect_right(range(2, len(last)), width, key=lambda n: self.measure(last[:n], font))
                 lines[-1:] = [last[:cut], last[cut:]]
         return lines
 
