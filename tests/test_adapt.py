@@ -13,6 +13,7 @@ from clipvid.errors import BackboneError, CheckpointError
 from clipvid.loading import load
 from clipvid.model import attach, create_model
 from clipvid.optim import parameter_groups
+from clipvid.run import Run
 from clipvid.training import train
 
 READING = Reading(frames=2, batch_size=4, precision="32-true")
@@ -131,20 +132,18 @@ def test_a_run_with_clip_in_training_resumes_to_the_bit(clips, tmp_path):
 
 def _interrupted(model, clips, settings, out):
     """Stop after the first epoch, as Ctrl-C would."""
-    from clipvid import training
-
-    whole = training._Run.end_epoch
+    whole = Run.end_epoch
 
     def end_and_stop(self, val_data):
         whole(self, val_data)
         raise KeyboardInterrupt
 
-    training._Run.end_epoch = end_and_stop
+    Run.end_epoch = end_and_stop
     try:
         with pytest.raises(KeyboardInterrupt):
             train(model, clips, None, settings, out=out, progress=False)
     finally:
-        training._Run.end_epoch = whole
+        Run.end_epoch = whole
 
 
 def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):

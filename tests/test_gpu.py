@@ -29,8 +29,9 @@ from clipvid.nn.attention import attend, by_products
 from clipvid.objectives import Retrieval
 from clipvid.precision import autocast
 from clipvid.profile import profiled
+from clipvid.run import Run
 from clipvid.search import VideoIndex
-from clipvid.training import _Run, train
+from clipvid.training import train
 from clipvid.windows import encode_windows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
@@ -200,15 +201,15 @@ def test_a_run_that_stopped_goes_on_to_the_bit(clips, tmp_path, monkeypatch):
         return {n: p.detach().cpu() for n, p in model.branch.named_parameters()}
 
     whole = trained("whole")
-    step, stops = _Run.step, iter(range(3))
+    step, stops = Run.step, iter(range(3))
 
-    def until(run: _Run, work: Work) -> float:
+    def until(run: Run, work: Work) -> float:
         if next(stops, None) is None:
             raise KeyboardInterrupt
         return step(run, work)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "step", until)
+        patched.setattr(Run, "step", until)
         with pytest.raises(KeyboardInterrupt):
             trained("resumed")
     resumed = trained("resumed", resume=True)

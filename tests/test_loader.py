@@ -215,7 +215,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
         alive.append(threads())
         raise error
 
-    monkeypatch.setattr("clipvid.training._Run.step", step)
+    monkeypatch.setattr("clipvid.run.Run.step", step)
     config = TrainConfig(task="recognition", epochs=1, batch_size=2, reading=Reading(frames=2))
     with pytest.raises(error) as caught:
         train(attach(tiny_clip, depth=1), data, None, config, progress=False)

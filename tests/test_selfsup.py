@@ -24,7 +24,8 @@ from clipvid.loading import load
 from clipvid.model import attach, create_model
 from clipvid.nn.regions import context_frames, lowlevel_regions, pool_regions, random_regions
 from clipvid.objectives import held_out_loss
-from clipvid.training import _Run, train
+from clipvid.run import Run
+from clipvid.training import train
 
 READING = Reading(frames=4, batch_size=4, precision="32-true")
 SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)
@@ -349,7 +350,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
 
     whole, expected = start("whole")
-    save_if_due = _Run.checkpoint_if_due
+    save_if_due = Run.checkpoint_if_due
 
     def killed(run):
         save_if_due(run)
@@ -357,7 +358,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "checkpoint_if_due", killed)
+        patch.setattr(Run, "checkpoint_if_due", killed)
         with pytest.raises(KeyboardInterrupt):
             start("killed")
     again, found = start("killed", resume=True)

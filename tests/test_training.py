@@ -27,7 +27,8 @@ from clipvid.loading import load
 from clipvid.metrics import retrieval_metrics
 from clipvid.model import attach, create_model
 from clipvid.optim import schedule
-from clipvid.training import _Run, train
+from clipvid.run import Run
+from clipvid.training import train
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
@@ -226,8 +227,8 @@ def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tm
     data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
     settings = config(reading=replace(READING, unreadable="skip"))
     run = {"out": tmp_path / "run", "cache": TapCache(tmp_path / "taps"), "progress": False}
-    save = _Run.save
-    monkeypatch.setattr(_Run, "save", lambda run: (save(run), signal.raise_signal(signal.SIGINT)))
+    save = Run.save
+    monkeypatch.setattr(Run, "save", lambda run: (save(run), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
         train(fresh(mini), data, None, settings, **run)
     shutil.copy(clips.records[0].path, tmp_path / "broken.mp4")
@@ -299,7 +300,7 @@ def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mi
     assert [work.place for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
     assert [work.place for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
     places: list[int] = []
-    monkeypatch.setattr(_Run, "checkpoint_if_due", lambda run: places.append(run.batch))
+    monkeypatch.setattr(Run, "checkpoint_if_due", lambda run: places.append(run.batch))
     train(fresh(mini), data, None, replace(settings, epochs=1), progress=False)
     assert places == [place + 1 for place in range(4) if place != lost], "a checkpoint names the batch that comes next"
 
