@@ -18,8 +18,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +25,7 @@ from typing import NamedTuple
 import pytest
 
 import clipvid
+from clipvid.cli import main
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -114,10 +113,10 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(*words: str) -> str:
-    command = [sys.executable, "-m", "clipvid", *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"clipvid {' '.join(words)} --help fails:\n{done.stderr}"
-    return done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0, f"clipvid {' '.join(words)} --help fails"
+    return said.getvalue()
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

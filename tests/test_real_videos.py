@@ -14,7 +14,7 @@ def table(path):
 
 def test_index_and_search_work_on_every_real_clip(shared_data, tmp_path, capsys):
     folder = shared_data / "videos"
-    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "4"]) == 0
+    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
     printed = capsys.readouterr()
     names = [row["file"] for row in table(folder / "captions.csv")]
     assert f"{len(names)} videos in" in printed.out
@@ -27,7 +27,7 @@ def test_index_and_search_work_on_every_real_clip(shared_data, tmp_path, capsys)
 def test_index_lists_every_hostile_file_it_skips_with_the_reason(shared_data, tmp_path, capsys):
     folder = shared_data / "hostile"
     rows = table(folder / "hostile.csv")
-    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "4"]) == 0
+    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
     printed = capsys.readouterr()
     main(["search", str(tmp_path / "index"), "a red circle", "--k", "100"])
     found = capsys.readouterr().out

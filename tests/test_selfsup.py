@@ -339,9 +339,9 @@ def test_the_loss_falls(mini, shapes):
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes, tmp_path, monkeypatch, norm):
-    config = replace(CONFIG, batch_size=4, checkpoint_every=2, accumulate=2, selfsup=replace(SMALL, norm=norm))
+def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes, tmp_path, monkeypatch):
+    """With norms of the batch, which keep running means beside the weights."""
+    config = replace(CONFIG, batch_size=4, checkpoint_every=2, accumulate=2, selfsup=replace(SMALL, norm="batch"))
     data = shapes.subset(range(8)), shapes.subset(range(8, 12))
 
     def start(out, **options):

@@ -72,7 +72,7 @@ def told(model: VideoCLIP) -> VideoCLIP:
     return model.eval()
 
 
-MODELS = {
+MAKERS = {
     "clipvid-mini": lambda: create_model("clipvid-mini", depth=4),
     "open_clip, layer scale": lambda: attach(layer_scaled(), depth=3),
     "SigLIP": lambda: attach(tiny("SigLIP"), depth=3),
@@ -80,14 +80,18 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module", params=MAKERS)
+def model(request) -> VideoCLIP:
+    return told(MAKERS[request.param]())
+
+
 def unit(model: VideoCLIP, clips: VideoData | TapStore, reading: Reading | None = None) -> torch.Tensor:
     return F.normalize(embed_videos(model, clips, reading).video, dim=-1)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(data, tmp_path, name, precision):
-    model, reading = told(MODELS[name]()), replace(READING, precision=precision)
+def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(data, tmp_path, model, precision):
+    reading = replace(READING, precision=precision)
     live = unit(model, data, reading)
     with model.branch_disabled():
         assert (unit(model, data, reading) - live).abs().max() > 0.1, "the branch says something"
@@ -108,9 +112,8 @@ def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(dat
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("name", MODELS)
-def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, name, kind):
-    model, reading = told(MODELS[name]()), replace(READING, precision="bf16-mixed")
+def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, model, kind):
+    reading = replace(READING, precision="bf16-mixed")
     store = TapCache(tmp_path, kind=kind).store(model, data, reading)
     assert torch.equal(unit(model, store), unit(model, data, reading))
 
