@@ -155,8 +155,8 @@ class TrainConfig:
     recompute: bool = False
     """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
     compile: bool = False
-    """Let torch.compile fuse the branch: half a minute once, for a shorter step on a GPU. Not with chunk or recompute,
-    whose second pass would draw other chances."""
+    """Let torch.compile fuse the branch: up to half a minute once, shorter steps after it; on a CPU it needs a C++
+    compiler. Not with chunk or recompute, whose second pass would draw other chances."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float = 3e-4

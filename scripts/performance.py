@@ -10,47 +10,28 @@ from typing import Any
 
 
 def steps(found: Mapping[str, Any]) -> str:
-    """Inference and training beside the plain model."""
-    head = (
-        "",
-        "clipvid",
-        "plain, bf16",
-        "plain, fp32",
-        "times as fast (bf16 / fp32)",
-        "peak MiB (clipvid / bf16 / fp32)",
-    )
-    rows = []
-    for name, row in found["rows"].items():
-        times, ratio, peak = row["ms a clip"], row["times as fast as"], row["peak MiB"]
-        sides = "clipvid", "plain bf16", "plain fp32"
-        memory = " / ".join(f"{peak[side]:.0f}" for side in sides)
-        speed = f"**{ratio['plain bf16']:.2f}** / **{ratio['plain fp32']:.1f}**"
-        rows.append((name, *(f"{times[side]:.0f}" for side in sides), speed, memory))
-    rates = [row["GFLOP/s of bare products"] for row in found["rows"].values()]
-    spans = (f"{min(r[kind] for r in rates):.0f} to {max(r[kind] for r in rates):.0f} in {kind}" for kind in rates[0])
-    what = f"{found['model']}, K={found['depth']}, batch {found['batch']}"
-    note = (
-        f"Milliseconds a clip of {found['frames']} frames; {what}. Beside these turns the machine multiplied bare "
-        f"matrices at {' and '.join(spans)} GFLOP/s."
-    )
-    return _table(head, rows) + _measured(found, note)
-
-
-def gpu_steps(found: Mapping[str, Any]) -> str:
-    """Training on a GPU beside the plain model."""
+    """Inference and training beside the plain model; where the branch was compiled too, with those figures."""
     sides = ("clipvid", "clipvid, compiled", "plain bf16", "plain fp32")
+    digits = 0 if "CPU" in found["machine"].rpartition(",")[2] else 2
     rows = []
     for name, row in found["rows"].items():
         times, peak = row["ms a clip"], row["peak MiB"]
-        own = min(times[side] for side in sides[:2] if side in times)
-        cells = (f"{times[side]:.2f}" if side in times else "-" for side in sides)
-        speed = f"**{times['plain bf16'] / own:.1f}** / **{times['plain fp32'] / own:.1f}**"
+        cells = (f"{times[side]:.{digits}f}" if side in times else "-" for side in sides)
+        ratios = (row.get(key) for key in ("times as fast as", "compiled, times as fast as"))
+        speed = (f"**{r['plain bf16']:.2f}** / **{r['plain fp32']:.1f}**" if r else "-" for r in ratios)
         memory = " / ".join(f"{peak[side]:.0f}" if side in peak else "-" for side in (sides[0], *sides[2:]))
-        rows.append((name, *cells, speed, memory))
-    head = ("", *(side.replace("plain ", "plain, ") for side in sides), "times as fast (bf16 / fp32)")
+        rows.append((name, *cells, *speed, memory))
+    head = ("", *(side.replace("plain ", "plain, ") for side in sides))
+    head = (*head, "times as fast (bf16 / fp32)", "compiled", "peak MiB (clipvid / bf16 / fp32)")
     what = f"{found['model']}, K={found['depth']}, batch {found['batch']}"
-    note = f"Milliseconds a clip of {found['frames']} frames; {what}. {found.get('note', '')}".strip()
-    return _table((*head, "peak MiB (clipvid / bf16 / fp32)"), rows) + _measured(found, note)
+    note = f"Milliseconds a clip of {found['frames']} frames; {what}. {found.get('note') or _rates(found)}"
+    return _table(head, rows) + _measured(found, note)
+
+
+def _rates(found: Mapping[str, Any]) -> str:
+    rates = [row["GFLOP/s of bare products"] for row in found["rows"].values()]
+    spans = (f"{min(r[kind] for r in rates):.0f} to {max(r[kind] for r in rates):.0f} in {kind}" for kind in rates[0])
+    return f"Beside these turns the machine multiplied bare matrices at {' and '.join(spans)} GFLOP/s."
 
 
 def tower(found: Mapping[str, Any]) -> str:
@@ -232,7 +213,7 @@ def _measured(found: Mapping[str, Any], note: str) -> str:
 
 TABLES = {
     "train_step": {"steps": steps},
-    "train_step-cuda": {"gpu_steps": gpu_steps},
+    "train_step-cuda": {"gpu_steps": steps},
     "epoch-cuda": {"gpu_epoch": epoch},
     "tower": {"tower": tower},
     "branch": {"branch": branch, "attention": attention},
