@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, write_json
+from cells import COMMIT, invocation, machine, result_of, write_json
 from rates import Shape, Step, flops, products, shares, take_turns, times_as_fast
 from torch import Tensor
 from train_step import batch_of, ours, training
@@ -26,7 +26,6 @@ from clipvid.model import VideoCLIP
 from clipvid.nn.attention import by_products
 from clipvid.precision import autocast
 
-RESULTS = Path(__file__).parent / "results" / "branch.json"
 FRAMES = 12
 LENGTHS = ((196, 12), (48, 50), (12, 197), (4, 589))
 """Sequences and tokens: along time, within frames of B/32 and of B/16, all of a clip."""
@@ -98,8 +97,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     model = ours().to(args.device)
     shapes, rows = linears(model, args.clips), {}
     for name, turns in steps(model, args.clips).items():
@@ -113,7 +113,7 @@ def main() -> None:
             "where the time goes": shares(turns["clipvid"], device=args.device),
         }
     found = {
-        "command": "python benchmarks/branch.py",
+        "command": invocation(),
         "model": "ViT-B-32, stan-release, K=4",
         "clips": args.clips,
         "frames": FRAMES,

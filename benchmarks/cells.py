@@ -127,6 +127,21 @@ COMMIT = _commit()
 """Of the code that runs, read when it was loaded."""
 
 
+def invocation() -> str:
+    """How this benchmark was started, but for where its result goes."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        place = words.index("--out")
+        words = words[:place] + words[place + 2 :]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def result_of(script: str, device: str) -> Path:
+    """The file that a benchmark writes, another for each kind of device."""
+    name = Path(script).stem + ("" if device == "cpu" else f"-{device}")
+    return Path(script).parent / "results" / f"{name}.json"
+
+
 def machine() -> dict[str, str]:
     """Where and with what something was measured."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

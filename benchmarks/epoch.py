@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from cells import COMMIT, machine, write_json
+from cells import COMMIT, invocation, machine, result_of, write_json
 
 from clipvid.bases import MINI
 from clipvid.cache import TapCache, TapStore
@@ -34,7 +34,6 @@ from clipvid.profile import profiled
 from clipvid.taps import Taps
 from clipvid.training import train
 
-RESULTS = Path(__file__).parent / "results" / "epoch.json"
 DEPTH = 4
 
 
@@ -80,8 +79,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="2 or more; a figure is over one less")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     if args.epochs < 2:
         parser.error(f"--epochs starts at 2, got {args.epochs}")
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def main() -> None:
         "live, times the cache": times["live"][0] / statistics.median(times["from cache"]),
         "share of waiting": profile.seconds.get("waiting for data", 0.0) / profile.total,
     }
-    made = {"command": "python benchmarks/epoch.py", "model": args.model, "depth": DEPTH, **vars(args)}
+    made = {"command": invocation(), "model": args.model, "depth": DEPTH, **vars(args)}
     made |= {"out": args.out.name, "commit": COMMIT, **machine()}
     write_json(args.out, {**made, **found, "profile": profile.plain()})
     print(profile)

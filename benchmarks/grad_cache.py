@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, peak_memory, write_json
+from cells import COMMIT, invocation, machine, peak_memory, result_of, write_json
 from torch import Tensor
 
 import clipvid
@@ -39,7 +39,6 @@ from clipvid.objectives import Retrieval
 from clipvid.precision import autocast
 from clipvid.taps import Taps
 
-RESULTS = Path(__file__).parent / "results" / "grad_cache.json"
 DISTINCT = 32
 EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Large blocks go back to the system when they are freed."""
@@ -171,9 +170,10 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=512, help="the batch that is taken in chunks")
     parser.add_argument("--chunk", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     setup = Setup(args.model, args.frames, args.device)
     if args.row:
         print(json.dumps(measured(setup, Row(**json.loads(args.row)))))
@@ -188,8 +188,7 @@ def main() -> None:
     apart = difference(setup, size=args.small, chunk=max(1, args.small // 4))
     told = {"embeddings MiB": embeddings, "gradient MiB": weights, "gradients apart": apart}
     print(json.dumps(told), [row["of small and embeddings"] for row in rows[2:]])
-    command = " ".join(["python", "benchmarks/grad_cache.py", *sys.argv[1:]])
-    write_json(args.out, {"command": command, **vars(setup), **told, "commit": COMMIT, **machine(), "rows": rows})
+    write_json(args.out, {"command": invocation(), **vars(setup), **told, "commit": COMMIT, **machine(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from cells import COMMIT, machine, write_json
+from cells import COMMIT, invocation, machine, result_of, write_json
 from torch import Tensor
 
 from clipvid.bases import MINI
@@ -39,7 +39,6 @@ from clipvid.precision import autocast, resolve
 from clipvid.profile import Profile, profiled
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "pipeline.json"
 SHARED = ROOT.parent / "shared" / "data" / "videos"
 FRAMES, DEPTH = 12, 4
 
@@ -137,8 +136,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode; 0 decodes in threads")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     weights = None if args.model == MINI else "random"
     model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device).eval()
     reading = Reading(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
@@ -146,7 +146,7 @@ def main() -> None:
         data = videos(args.videos, limit=args.limit, made=Path(folder))
         found, profile = measured(model, data, reading, runs=args.runs)
     found |= ratios(found, model, matmul_rate(model, reading))
-    made = {"command": "python benchmarks/pipeline.py", "model": args.model, "depth": DEPTH, "frames": FRAMES}
+    made = {"command": invocation(), "model": args.model, "depth": DEPTH, "frames": FRAMES}
     made |= {"batch": args.batch, "workers": args.workers, "device": args.device, "commit": COMMIT, **machine()}
     write_json(args.out, {**made, **found, "profile": profile.plain()})
     print(profile)

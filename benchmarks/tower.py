@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, write_json
+from cells import COMMIT, invocation, machine, result_of, write_json
 from rates import Shape, Step, flops, products, shares, take_turns, times_as_fast
 from train_step import plain_of
 
@@ -26,7 +26,6 @@ import clipvid
 from clipvid.model import VideoCLIP
 from clipvid.precision import autocast
 
-RESULTS = Path(__file__).parent / "results" / "tower.json"
 FRAMES = 12
 
 
@@ -83,8 +82,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     torch.manual_seed(0)
     model = clipvid.create_model(args.model, "random", branch="stan-release", depth=4).to(args.device).eval()
     video = torch.randn(args.clips, FRAMES, 3, *model.backbone.image_size, device=args.device)
@@ -94,7 +94,7 @@ def main() -> None:
     seconds = take_turns(turns, runs=args.runs, device=args.device)
     rate = {name: flops(shapes) / statistics.median(found) / 1e9 for name, found in seconds.items()}
     found = {
-        "command": "python benchmarks/tower.py",
+        "command": invocation(),
         "model": args.model,
         "clips": args.clips,
         "frames": FRAMES,

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, peak_memory, read_json, write_json
+from cells import COMMIT, invocation, machine, peak_memory, read_json, result_of, write_json
 from plain_stan import PlainSTAN
 from rates import Step, flops, products, take_turns, times_as_fast
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ from clipvid.model import VideoCLIP
 from clipvid.optim import adamw
 from clipvid.precision import autocast
 
-RESULTS = Path(__file__).parent / "results" / "train_step.json"
 FRAMES, DEPTH = 12, 4
 COMPILED = "clipvid, compiled"
 BARE = [(2352, 768, 3072)] * 4
@@ -212,9 +211,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--keep-freed", action="store_true", help="as `clipvid train` does; for both sides")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     if args.keep_freed:
         keep_freed()
     if args.peak:
@@ -229,7 +229,7 @@ def main() -> None:
             rows[name]["peak MiB"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
-    made = {"command": "python benchmarks/train_step.py", "model": "ViT-B-32, stan-release", "batch": args.batch}
+    made = {"command": invocation(), "model": "ViT-B-32, stan-release", "batch": args.batch}
     write_json(args.out, {**made, "frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine(), "rows": rows})
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import COMMIT, machine, write_json
+from cells import COMMIT, invocation, machine, result_of, write_json
 from rates import Step, take_turns, times_as_fast
 from torch import Tensor, nn
 
@@ -27,8 +27,6 @@ from clipvid.interop_hf import load_video_weights
 from clipvid.optim import adamw
 from clipvid.precision import autocast
 from clipvid.quick import Quick
-
-RESULTS = Path(__file__).parent / "results" / "transformers_peers.json"
 
 
 def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:
@@ -120,8 +118,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=["TimeSformer", "ViViT", "X-CLIP"])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     device, rows = torch.device(args.device), {}
     for name in args.only:
         torch.manual_seed(0)
@@ -134,7 +133,7 @@ def main() -> None:
                 "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
             }
             print(row, rows[row], flush=True)
-    made = {"command": "python benchmarks/transformers_peers.py", "clips": args.clips}
+    made = {"command": invocation(), "clips": args.clips}
     write_json(args.out, {**made, "rows": rows, "commit": COMMIT, **machine()})
 
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import av
 import numpy as np
 import torch
-from cells import COMMIT, machine, peak_memory, write_json
+from cells import COMMIT, invocation, machine, peak_memory, result_of, write_json
 from rates import Step, take_turns
 
 from clipvid.bases import MINI
@@ -26,7 +26,6 @@ from clipvid.precision import autocast
 from clipvid.video.decode import stream
 from clipvid.windows import encode_windows
 
-RESULTS = Path(__file__).parent / "results" / "windows.json"
 WINDOW, CHUNK, BATCH = 12, 32, 8
 
 
@@ -49,8 +48,9 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--runs", type=int, default=13)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    args.out = args.out or result_of(__file__, args.device)
     model = create_model(args.model, None if args.model == MINI else "random", depth=4, device=args.device).eval()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
@@ -61,7 +61,7 @@ def main() -> None:
         seconds = take_turns(steps, runs=args.runs, device=args.device)
     turns = zip(*(seconds[name] for name in ("in all", "decoding alone", "tower alone", "branch alone")), strict=True)
     found = {
-        "command": "python benchmarks/windows.py",
+        "command": invocation(),
         "model": args.model,
         "frames": frames,
         "windows": windows,

@@ -45,16 +45,18 @@ def held(folder: str | Path, *, whole: bool = False) -> Iterator[None]:
     place = Path(folder).absolute()
     lock = place.with_name(f".{place.name}.lock") if whole else place / ".lock"
     made = not lock.parent.exists()
-    lock.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(lock)
     if file is None:
         raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
     try:
         yield
     finally:
+        if fcntl is None:  # Windows, which removes no open file
+            os.close(file)
         with suppress(OSError):
             lock.unlink()  # while it is held, so that whoever opened it meanwhile can see that it is gone
-        os.close(file)
+        if fcntl is not None:
+            os.close(file)
         with suppress(OSError):  # where it holds something by now
             if made:
                 lock.parent.rmdir()
@@ -63,7 +65,11 @@ def held(folder: str | Path, *, whole: bool = False) -> Iterator[None]:
 def _locked(path: Path) -> int | None:
     """A descriptor of the file that holds its lock, None where another does."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # whoever made the folder has just removed it
+            continue
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -55,6 +55,10 @@ class Backbone(nn.Module):
         self._hashes: dict[str, tuple[Any, Tensor, str]] = {}
         self._quick_visual, self._quick_text = Quick(), Quick()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._quick_visual, self._quick_text = Quick(), Quick()  # which would keep weights where they were
+        return super()._apply(fn, recurse)
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
         self.training = mode

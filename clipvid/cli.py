@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is None:
         parser.print_help()
         return 2
-    files: Any = None
+    set_in: list[tuple[Any, list[str]]] = []
     try:
         given: Any = parsed[name]
-        files = (given if name not in GROUPS else given[given.action]).config
+        set_in = _options_of((given if name not in GROUPS else given[given.action]).config or [])
         given = parser.instantiate(parsed)[name]
         if name in GROUPS:
             name, given = f"{name} {given.action}", given[given.action]
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         told = explained(error) if isinstance(error, OSError) else str(error)
-        print(f"clipvid {name}: {told}{_set_in(files or [], told, words)}", file=sys.stderr)
+        print(f"clipvid {name}: {told}{_set_in(set_in, told, words)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nclipvid {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
@@ -139,12 +139,17 @@ def _names(told: dict[Any, Any]) -> list[str]:
     ]
 
 
-def _set_in(files: Sequence[Any], error: str, words: Sequence[str]) -> str:
-    """The file that has the option which an error is about, as the end of its sentence; "" where none has."""
+def _options_of(files: Sequence[Any]) -> list[tuple[Any, list[str]]]:
+    """Files of options, and what each sets: read before the command runs, which may outlast them."""
     import yaml
 
-    for path in reversed(files):
-        for name in _names(yaml.safe_load(Path(path).read_text(encoding="utf-8"))):
+    return [(path, _names(yaml.safe_load(Path(path).read_text(encoding="utf-8")))) for path in files]
+
+
+def _set_in(files: Sequence[tuple[Any, list[str]]], error: str, words: Sequence[str]) -> str:
+    """The file that has the option which an error is about, as the end of its sentence; "" where none has."""
+    for path, names in reversed(files):
+        for name in names:
             own = re.escape(name.rpartition(".")[2])
             about = re.search(rf"^(--|unknown )?([a-z]+\.)?{own}\b|\b{own}=", error)
             if about and not any(word.partition("=")[0] == f"--{name}" for word in words):

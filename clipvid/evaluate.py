@@ -97,7 +97,6 @@ def evaluate_retrieval(
     kept = data.texts if isinstance(data, TapStore) else None
     embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens, kept=kept)
     texts, truth = queries(found.data)
-    ask.check(texts)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
     facts = _facts(model, found.data, found.unreadable, reading)
@@ -129,7 +128,9 @@ def check_retrieval(
         )
     if rerank is not None and (dual_softmax is not None or bank):
         raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
-    _Asked(dual_softmax, tuple(bank), hubs=False, best=0, seed=0).check(queries(facts)[0])
+    check_dual_softmax(dual_softmax)
+    if bank and set(bank) <= set(queries(facts)[0]):  # QB-Norm would then be a dual softmax over the test set
+        raise ValueError(f"all {len(bank)} captions of the bank are queries; give those of training videos")
 
 
 def check_recognition(model: VideoCLIP, data: VideoData | TapStore, *, zero_shot: bool = False) -> None:
@@ -171,14 +172,6 @@ class _Asked:
     best: int
     seed: int
 
-    def __post_init__(self) -> None:
-        check_dual_softmax(self.dual_softmax)  # now, not after hours
-
-    def check(self, texts: Sequence[str]) -> None:
-        """ValueError for a bank of nothing but the queries: QB-Norm would then be a dual softmax over the test set."""
-        if self.bank and set(self.bank) <= set(texts):
-            raise ValueError(f"all {len(self.bank)} captions of the bank are queries; give those of training videos")
-
     def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoData) -> Found | None:
         return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
 
@@ -205,7 +198,6 @@ def _token_wise(
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, reading, progress=progress)
     texts, truth = queries(kept)
-    ask.check(texts)
     facts = _facts(model, kept, lost, reading)
     if rerank is None:
         score = partial(match_all, model, frames=frames, precision=reading.precision, tokens=reading.tokens)

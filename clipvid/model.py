@@ -59,6 +59,10 @@ class VideoCLIP(nn.Module):
         own = {} if branch.image_size is None else {"size": branch.image_size}
         self.transform = replace(self._of_tower, **own)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._quick_branch = Quick()  # which would keep weights where they were
+        return super()._apply(fn, recurse)
+
     @property
     def device(self) -> torch.device:
         return self.backbone.device

@@ -4,7 +4,8 @@ Contract: a module in; one of the same calls out, to be run under autocast. `tra
 goes around what torch's MultiheadAttention does to a batch of sequences (its projection is copied for every position);
 `frozen_copy` has in addition the weights that autocast would cast, cast: of what is frozen autocast remembers nothing
 and casts at every pass. The rest is shared with the module and stays in float32. `Quick` makes such copies when they
-are first asked for, and anew when a weight or an activation has changed. Knows nothing of towers or images.
+are first asked for, and anew when a weight or an activation has changed; on a GPU weights are cast anew at every pass.
+Knows nothing of towers or images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PROBES = 4
 """Values of each weight that are compared to see that it is as it was, beside torch's own count of writes.
 
 Writes through `.data` and those of fused optimisers are not counted. They are noticed where they change one of these
-values, so not where single entries of a weight are written.
+values, so not where single entries of a weight are written. On a GPU nothing is compared.
 """
 LARGE = 8
 """Smallest side of a patch whose convolution is run as a linear: below, unfolding costs more than it saves."""
@@ -74,10 +75,11 @@ class Quick:
 
     def _recast(self, module: nn.Module, dtype: torch.dtype) -> Any:
         shared = shared_by(module)
-        if dtype in self._recasts and self._recasts[dtype][0] == shared:
-            recast(self._recasts[dtype][1])
-        else:
-            self._recasts[dtype] = shared, frozen_copy(module, dtype)
+        with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, later passes could not write to
+            if dtype in self._recasts and self._recasts[dtype][0] == shared:
+                recast(self._recasts[dtype][1])
+            else:
+                self._recasts[dtype] = shared, frozen_copy(module, dtype)
         return self._recasts[dtype][1]
 
     def trainable(self, module: nn.Module) -> Any:
@@ -238,7 +240,8 @@ class FrozenPatches(nn.Module):
 
 
 def _is_patches(conv: nn.Conv2d) -> bool:
-    whole = conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
+    flat = conv.weight.is_contiguous()  # so that flattened it is the same memory, which follows every write
+    whole = flat and conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
     return whole and conv.dilation == (1, 1) and min(conv.kernel_size) >= LARGE
 
 

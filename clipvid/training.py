@@ -8,10 +8,11 @@ in the weights of one that was not. Knows nothing of decoding or of metrics' for
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,8 +67,7 @@ def train(
         _prepare_head(model, train_data, config)
         _unfreeze(model, config, (train_data, val_data))
         model.branch.recompute_layers(config.recompute)
-        if config.compile:
-            model.branch.compile()
+        _check_compile(model, config)
         parts = [part for part in (train_data, val_data) if part is not None]
         origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
         run = Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
@@ -83,10 +83,39 @@ def train(
         if state is not None:
             run.restore(state)
         del state  # weights and optimiser are the run's by now
-        _fit(run, source, val_data, progress=progress)
+        with _compiled(model.branch, config):
+            _fit(run, source, val_data, progress=progress)
         lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
         named = {error.path: error for error in lost}
         return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+
+
+def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
+    """Refuse before anything is encoded what would fail, or learn something else, at the first step."""
+    if model.branch._compiled_call_impl is not None and (config.chunk or config.recompute):
+        raise ValueError(
+            "the branch is compiled, and its second pass would draw other chances; leave out chunk and recompute, or "
+            "train a branch that is not compiled"
+        )
+    if config.compile and model.device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except RuntimeError as error:
+            raise ValueError("compile needs a C++ compiler on a CPU, such as g++, and none is here; drop it") from error
+
+
+@contextmanager
+def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
+    """The branch fused in the block where `config` asks for it, and after it as it was."""
+    before = branch._compiled_call_impl
+    if config.compile:
+        branch.compile()
+    try:
+        yield
+    finally:
+        branch._compiled_call_impl = before
 
 
 def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from clipvid.branches import BRANCHES
-from clipvid.cache import TapCache, TapStore
+from clipvid.cache import TapCache, TapStore, transfer
 from clipvid.cli import main
 from clipvid.config import Reading, TrainConfig
 from clipvid.data import shapes
@@ -96,21 +97,34 @@ def test_every_branch_computes_what_it_computes_on_a_cpu(branch, options):
             assert (got.cpu() - wanted).abs().max() <= 2e-3 * max(float(wanted.abs().max()), 1e-2 * largest)
 
 
-@torch.no_grad()
-def test_a_pass_in_bf16_is_autocasts_own_within_its_rounding_and_follows_every_write():
-    model = made()
-    video = some_video(model)
-    exact = model.encode_video(video)
-    with autocast("bf16-mixed", GPU):
-        before = model.encode_video(video)
-        assert torch.equal(model.encode_video(video), before)
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_a_pass_in_bf16_is_autocasts_own_within_its_rounding_and_follows_every_write(activation):
+    """Also writes that torch does not count, in places that a CPU would not look at; first in inference mode."""
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(layers=3, width=64, head_width=16, patch_size=8, image_size=32)
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
+    clip = CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=activation == "quick_gelu")
+    model = attach(clip, "stan", depth=2).to(GPU).eval()
+    visual, video = model.backbone.visual, some_video(model)
+    block = visual.transformer.resblocks[0]
+
+    def passed() -> torch.Tensor:
+        with torch.no_grad(), autocast("bf16-mixed", GPU):
+            return model.encode_video(video)
+
+    with torch.inference_mode():
+        exact = model.encode_video(video)
+        with autocast("bf16-mixed", GPU):
+            before = model.encode_video(video)
+    assert torch.equal(passed(), before)
     close(before, exact, 0.03)
-    moved = model.backbone.visual.transformer.resblocks[0].mlp.c_fc.weight
-    moved.data[0, :3] += 50.0  # a write that torch does not count, in places that nobody looks at
-    with autocast("bf16-mixed", GPU):
-        after = model.encode_video(video)
-    assert not torch.equal(after, before)
-    close(after, model.encode_video(video), 0.03)
+    for written in (block.mlp.c_fc.weight, block.mlp.c_proj.weight, block.attn.in_proj_weight, visual.conv1.weight):
+        written.data.reshape(-1)[1:4] += 5.0
+        after = passed()
+        assert not torch.equal(after, before)
+        with torch.no_grad():
+            close(after, model.encode_video(video), 0.03)
+        before = after
 
 
 @pytest.mark.parametrize("tokens", [12, 50, 197])
@@ -137,8 +151,24 @@ def test_taps_that_were_kept_are_the_live_ones(clips, tmp_path, mode):
     assert torch.equal(kept, live) if mode == "taps" else bool((kept - live).abs().max() < 1e-3 * live.abs().max())
 
 
-def test_taps_come_to_the_device_while_it_computes(clips):
-    """What `sent` brings is what lies on the CPU, though memory is given and taken while kernels run."""
+def test_copies_wait_for_nobody_and_readers_for_copies(clips):
+    """Each copy comes late, is read later than the next one comes, and its memory is given back before that."""
+    model = made()
+    kept = TapStore.encode(model, clips, READING)
+    store = replace(kept, taps=kept.taps.to("cpu"))
+    copying, found, wanted = transfer._stream(model.device), [], []
+    for rows in ([0, 1], [2, 3], [4, 5], [6, 7]):
+        with torch.cuda.stream(copying):
+            torch.cuda._sleep(50_000_000)
+        taps = store.sent(rows, model.device)()
+        torch.cuda._sleep(200_000_000)
+        found.append(taps.frames.double().sum())
+        wanted.append(store.batch(rows).frames.double().sum())
+        del taps
+    torch.testing.assert_close(torch.stack(found).cpu(), torch.stack(wanted))
+
+
+def test_a_feed_brings_what_lies_on_the_cpu(clips):
     model = made()
     store = TapStore.encode(model, clips, READING)
     config = TrainConfig(batch_size=2, captions_per_video=1, reading=READING)

@@ -184,7 +184,8 @@ class TapCache:
             if found := sum(key in shards for key in wanted):
                 plain = replace(other, levels=(), drawn="")
                 if plain in self._noted:
-                    return ""
+                    wanted = {key for key in wanted if key not in shards}
+                    continue
                 self._noted.add(plain)
                 what = "views" if recipe.drawn else "clips"
                 there = (

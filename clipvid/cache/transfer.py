@@ -22,8 +22,7 @@ def sent(taps: Taps, device: torch.device) -> Callable[[], Taps]:
     A plain copy would wait for all that the device has to compute, and the device for the copy.
     """
     if device.type != "cuda" or taps.frames.is_cuda:
-        moved = taps.to(device)
-        return lambda: moved
+        return lambda: taps.to(device)
     stream = _stream(device)
     with torch.cuda.stream(stream):
         moved = _each(taps, lambda t: t.pin_memory().to(device, non_blocking=True))

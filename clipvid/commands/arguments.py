@@ -188,7 +188,7 @@ def named_data(data: str, format: str | None = None, *, plain: str = "folder", *
     return open_dataset(format or guessed, root, **options)
 
 
-def note_format(data: str, format: str | None) -> None:
+def note_format(data: str, format: str | None, *, plain: str = "folder") -> None:
     """Say what a folder is read as where it may be either: it has a table, and sub-folders that may be classes."""
     from clipvid.data.files import is_video, subfolders
 
@@ -199,8 +199,8 @@ def note_format(data: str, format: str | None) -> None:
     folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
     if len(folders) > 1:
         print(
-            f"note: {data} is read as csv, for {tables[0].name} in it; give --format folder to read its "
-            f"{len(folders)} sub-folders as classes",
+            f"note: {data} is read as csv, for {tables[0].name} in it; give --format {plain} to read its "
+            f"{len(folders)} sub-folders{' as classes' if plain == 'folder' else ''}",
             file=sys.stderr,
         )
 

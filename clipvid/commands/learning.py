@@ -145,8 +145,9 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
 
     config = config or TrainConfig()
     _check_out(out, data, format)
-    kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     plain = "videos" if config.task == "selfsup" else "folder"
+    note_format(data, format, plain=plain)
+    kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
     wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
     wanted |= {"format": format, "fraction": val_fraction, "shots": shots, "seed": config.seed}
@@ -176,9 +177,8 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
 
 
 def _check_out(out: str, data: str, format: str | None) -> None:
-    """Say what data is read as; ValueError for an out that cannot be written, or whose files would be read as data."""
+    """ValueError for an out that cannot be written, or whose files would be read as data."""
     require_writable(Path(out) / "best", folder=True)
-    note_format(data, format)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):

@@ -74,7 +74,7 @@ class Report:
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
             + (f"; the protocol has {self.protocol}" if other else ""),
-            self._told(),
+            *([self._told()] if len(self.missing) < self.expected else []),
         ]
         if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
             lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
