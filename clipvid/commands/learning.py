@@ -154,16 +154,15 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     train_data, val_data = _train_and_val(opened, data, **wanted)
     if resume and not (Path(out) / CHECKPOINT).exists():
         print(f"{out} holds no run to resume; starting one", file=sys.stderr)
-    accelerator = named_device(device)
+    place = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
     from clipvid.training import train  # which takes seconds, and refuses none of the above
 
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    video_model = _drawn_model(model, pretrained, chosen, seed=config.seed).to(accelerator)
-    how: dict[str, Any] = {"resume": resume, "cache": kept, "accelerator": accelerator}
+    video_model = _drawn_model(model, pretrained, chosen, seed=config.seed).to(place)
     with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
-        result = train(video_model, train_data, val_data, config, out=out, **how)
+        result = train(video_model, train_data, val_data, config, out=out, resume=resume, cache=kept, accelerator=place)
     print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable(result.unreadable)
 
