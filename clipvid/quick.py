@@ -119,7 +119,7 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     def quick(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, _Folded):
-            return FrozenLinear(part.weight, part.bias, dtype, factors=part.factors)
+            return FrozenLinear(part.weight, part.bias, dtype, factors=part.factors, then=part.then)
         if type(part) is nn.Linear:
             return FrozenLinear(part.weight, part.bias, dtype)
         if type(part) is nn.Conv2d and _is_patches(part):
@@ -132,7 +132,7 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     made = _shared_copy(module)
     for part in list(made.modules()):
         if _is_mlp(part):
-            _fold_quick_gelu(part)
+            _fold_quick_gelu(part, dtype)
     return _replaced(made, quick)
 
 
@@ -165,11 +165,18 @@ def _replaced(made: nn.Module, quick: Make) -> nn.Module:
 class FrozenLinear(nn.Module):
     """A linear of cast weights, in the order in which this machine's library multiplies them fastest.
 
-    `factors` multiply weight and bias.
+    `factors` multiply weight and bias; `then` is what oneDNN does to each value before it writes it ("swish", its name
+    of silu), where it multiplies (`orders`).
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, factors: tuple[float, float] = (1.0, 1.0)
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        factors: tuple[float, float] = (1.0, 1.0),
+        then: str = "none",
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
@@ -178,7 +185,7 @@ class FrozenLinear(nn.Module):
         cast = [(f * w).to(dtype) for w, f in sources]
         self.casts = [(w, f, c) for (w, f), c in zip(sources, cast, strict=True)] if weight.is_cuda else []
         """Each source, its factor and what it was cast to, where it is to be cast again."""
-        self.multiply = _multiplier(cast[0], None if bias is None else cast[1])
+        self.multiply = _multiplier(cast[0], None if bias is None else cast[1], then)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return self.multiply(x.to(self.dtype))
@@ -196,18 +203,23 @@ def recast(copy: nn.Module) -> None:
             torch.mul(source, factor, out=cast)
 
 
-def _multiplier(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _multiplier(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
     """x W^T + b. On a CPU by oneDNN with its own order of weights, as torch's compiler does it: else every call orders
     them anew, and writes the bias to the whole result before the product."""
-    if weight.device.type == "cpu" and _can_order(weight.dtype):
-        return _ordered(weight, bias)
+    if orders(weight, weight.dtype):
+        return _ordered(weight, bias, then)
     return lambda x: F.linear(x, weight, bias)
 
 
-def _ordered(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def orders(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies by this weight, cast to `dtype`, in an order of its own."""
+    return weight.device.type == "cpu" and _can_order(dtype)
+
+
+def _ordered(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+    return lambda x: multiply(x, packed, bias, then, [], "")
 
 
 @cache
@@ -216,10 +228,12 @@ def _can_order(dtype: torch.dtype) -> bool:
     x, weight, bias = (torch.linspace(-1, 1, n, dtype=dtype) for n in (96, 2048, 64))
     x, weight = x.view(3, 32), weight.view(64, 32)
     try:
-        found = _ordered(weight, bias)(x)
+        found = [_ordered(weight, bias, then)(x) for then in ("none", "swish")]
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.allclose(found.float(), F.linear(x, weight, bias).float(), rtol=0.05, atol=0.05)
+    plain = F.linear(x, weight, bias).float()
+    right = zip(found, (plain, F.silu(plain)), strict=True)
+    return all(torch.allclose(got.float(), wanted, rtol=0.05, atol=0.05) for got, wanted in right)
 
 
 class FrozenPatches(nn.Module):
@@ -299,14 +313,19 @@ def _is_mlp(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and names == ["Linear", QuickGELU.__name__, "Linear"]
 
 
-def _fold_quick_gelu(mlp: Any) -> None:
-    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it."""
-    mlp[0], mlp[1], mlp[2] = _Folded(mlp[0], (1.702, 1.702)), nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
+def _fold_quick_gelu(mlp: Any, dtype: torch.dtype) -> None:
+    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it.
+
+    Where oneDNN multiplies it takes the silu along: a pass less over the largest tensor of a block.
+    """
+    fused = orders(mlp[0].weight, dtype)
+    mlp[0] = _Folded(mlp[0], (1.702, 1.702), then="swish" if fused else "none")
+    mlp[1], mlp[2] = nn.Identity() if fused else nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
 
 
 class _Folded(nn.Module):
-    """A linear and the factors of its weight and bias, on its way to a FrozenLinear."""
+    """A linear, the factors of its weight and bias and what follows, on its way to a FrozenLinear."""
 
-    def __init__(self, linear: nn.Linear, factors: tuple[float, float]) -> None:
+    def __init__(self, linear: nn.Linear, factors: tuple[float, float], *, then: str = "none") -> None:
         super().__init__()
-        self.weight, self.bias, self.factors = linear.weight, linear.bias, factors
+        self.weight, self.bias, self.factors, self.then = linear.weight, linear.bias, factors, then
