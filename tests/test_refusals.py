@@ -80,6 +80,17 @@ def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is
     assert said in refusal(capsys, *words.split())
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("file", "file is a file; add --video true to look for videos like it, or write a sentence"),
+        ("missing.MP4", "missing.MP4 is named as a video, and no such file is here; mend its path, or write a"),
+    ],
+)
+def test_a_video_in_the_place_of_a_sentence_is_refused_before_the_index_is_read(idle, capsys, query, said):
+    assert said in refusal(capsys, "search", "nowhere", query)
+
+
 def test_what_can_be_written_passes(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there.json").write_text("")

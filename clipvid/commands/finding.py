@@ -174,10 +174,13 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
         rerank: read so many of the first again and order them by the model's token-wise similarity.
         device: auto (a GPU where there is one), cpu, cuda or mps.
     """
+    from clipvid.data.files import is_video
     from clipvid.search import VideoIndex
 
     if not video and os.path.isfile(query):  # which a sentence too long for a name is not
         raise ValueError(f"{query} is a file; add --video true to look for videos like it, or write a sentence")
+    if not video and is_video(Path(query)):
+        raise ValueError(f"{query} is named as a video, and no such file is here; mend its path, or write a sentence")
     found = VideoIndex.load(index, index_model(index, device))
     if video and rerank:
         raise ValueError(f"rerank compares words with frames, the query is a video; leave out --rerank {rerank}")
