@@ -155,9 +155,9 @@ class TrainConfig:
     recompute: bool = False
     """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
     compile: bool = False
-    """Let torch.compile fuse the branch: shorter steps, after a minute or more of compiling on two cores (less on a GPU)
-    for each size of batch and for validation; needs a C++ compiler. A run that was resumed equals one that was not within
-    rounding. Not with chunk or recompute, whose second pass would draw other chances."""
+    """Let torch.compile fuse the branch: shorter steps, after a minute or more of compiling on two cores for each size
+    of batch and for validation; needs a C++ compiler. A run that was resumed equals one that was not within rounding.
+    Not with chunk or recompute, whose second pass would draw other chances."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float = 3e-4
