@@ -222,6 +222,8 @@ def main() -> None:
         return
     before = read_json(args.out)["rows"] if args.out.exists() else {}
     rows = {name: before[name] for name in ROWS if name in before}  # with --only the other rows stay
+    made = {"command": invocation(), "model": "ViT-B-32, stan-release", "batch": args.batch}
+    made |= {"frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine()}
     for name in args.only:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
         if args.device == "cpu":
@@ -229,8 +231,7 @@ def main() -> None:
             rows[name]["peak MiB"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
-    made = {"command": invocation(), "model": "ViT-B-32, stan-release", "batch": args.batch}
-    write_json(args.out, {**made, "frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine(), "rows": rows})
+        write_json(args.out, {**made, "rows": {name: rows[name] for name in ROWS if name in rows}})
 
 
 if __name__ == "__main__":
