@@ -18,8 +18,6 @@ from clipvid._files import whole_file
 from clipvid.config import TrainConfig
 from clipvid.errors import CheckpointError
 
-CHECKPOINT = "checkpoint.pt"
-"""In the folder of a run."""
 OTHER = {
     "clips": "was trained on other clips; give those that it started with",
     "origin": "was trained from {there}, here are {here}; go on with what it started with",

@@ -215,10 +215,12 @@ def _command(name: str) -> Any:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     if name == "summarize":  # a positional list, which is not derived from a signature
         parser.add_argument("cards", nargs="+", help="JSON files that `clipvid eval --out` wrote, of the same data")
-        return parser
-    parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
+    else:
+        parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
     if name == "train":
         parser.add_class_arguments(TrainConfig)
+    given = [action.dest.upper() for action in parser._actions if not action.option_strings]
+    parser.usage = " ".join(["clipvid", name, *given, "[options]"])  # argparse's own names them all: 60 lines for train
     return parser
 
 

@@ -55,6 +55,14 @@ class Plan:
     lr: float = 1e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("train_clips", "val_clips", "test_clips"):
+            least = 2 if name == "train_clips" else len(shapes.MOTIONS)  # every motion is scored and shown
+            if (value := getattr(self, name)) < least or value % 2:
+                raise ValueError(f"{name} must be even, since clips come in pairs, and {least} or more, got {value}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs starts at 1, got {self.epochs}")
+
 
 @dataclass(frozen=True)
 class Score:

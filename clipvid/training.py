@@ -18,10 +18,10 @@ import torch
 
 from clipvid import adapt
 from clipvid._files import held
+from clipvid._names import CHECKPOINT
 from clipvid._words import counted
 from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
-from clipvid.checkpoints import CHECKPOINT
 from clipvid.config import TrainConfig
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError
@@ -59,7 +59,7 @@ def train(
         replace(config, cache_taps=True)  # which refuses what taps cannot give
     with nullcontext() if out is None else held(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-            raise FileExistsError(f"{out} holds a training run; go on with it (resume), or choose another out")
+            raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")
         start = time.perf_counter()
         fabric = fabric_for(config, accelerator)
         torch.manual_seed(config.seed)

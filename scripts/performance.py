@@ -37,7 +37,7 @@ def _rates(found: Mapping[str, Any]) -> str:
 def tower(found: Mapping[str, Any]) -> str:
     head = ("", "ms a clip", "GFLOP/s of its linears")
     rates = found["GFLOP/s of the linears"]
-    rows = [(name, f"{ms:.0f}", f"{rates[name]:.0f}") for name, ms in found["ms a clip"].items()]
+    rows = [(name, _digits(ms), f"{rates[name]:.0f}") for name, ms in found["ms a clip"].items()]
     share = found["share of the bare products' rate"]
     note = f"clipvid reaches {100 * share:.0f} % of the bare products' rate. Where its time goes: {_shares(found)}."
     return _table(head, rows) + _measured(found, note)
@@ -49,7 +49,7 @@ def branch(found: Mapping[str, Any]) -> str:
     for name, row in found["rows"].items():
         times = row["ms a clip"]
         share = f"{100 * row[_SHARE]:.0f} %"
-        rows.append((name, f"{times['clipvid']:.0f}", f"{times['bare products']:.0f}", share, _shares(row)))
+        rows.append((name, _digits(times["clipvid"]), _digits(times["bare products"]), share, _shares(row)))
     return _table(head, rows) + _measured(found, f"{found['model']}, {found['frames']} frames.")
 
 
@@ -68,8 +68,8 @@ def peers(found: Mapping[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{row['ms a clip']['clipvid']:.0f}",
-            f"{row['ms a clip']['transformers']:.0f}",
+            _digits(row["ms a clip"]["clipvid"]),
+            _digits(row["ms a clip"]["transformers"]),
             f"{row['times as fast']:.2f}",
         )
         for name, row in found["rows"].items()
@@ -113,7 +113,7 @@ def kinds(found: Mapping[str, Any]) -> str:
 
 
 def epoch(found: Mapping[str, Any]) -> str:
-    rows = [(name, f"{seconds:.3g}") for name, seconds in found["seconds an epoch"].items()]
+    rows = [(name, _digits(seconds)) for name, seconds in found["seconds an epoch"].items()]
     ratio = found["cache, times the branch's own compute"]
     waiting, live = 100 * found["share of waiting"], found["live, times the cache"]
     note = (
@@ -141,7 +141,7 @@ def chunks(found: Mapping[str, Any]) -> str:
     head = ("batch", "chunk", "layers recomputed", "peak MiB", "seconds a step")
     rows = [
         (str(row["batch"]), str(row["chunk"] or "-"), "yes" if row["recompute"] else "no", f"{row['peak MiB']:.0f}",
-         f"{row['s a step']:.1f}")
+         _digits(row["s a step"]))
         for row in found["rows"]
     ]  # fmt: skip
     note = (
@@ -183,7 +183,7 @@ def decode(found: Mapping[str, Any]) -> str:
 
 def windows(found: Mapping[str, Any]) -> str:
     """Sliding over a long video, beside its parts."""
-    rows = [(name, f"{seconds:.1f}") for name, seconds in found["seconds"].items()]
+    rows = [(name, _digits(seconds)) for name, seconds in found["seconds"].items()]
     share = 100 * found["share of what is allowed"]
     note = (
         f"{found['model']}, {found['windows']} windows one frame apart over {found['frames']} frames: in all "
@@ -191,6 +191,11 @@ def windows(found: Mapping[str, Any]) -> str:
         f"{found['peak MiB']:.0f} MiB."
     )
     return _table(("", "seconds"), rows) + _measured(found, note)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 _SHARE = "share of the bare products' rate"
@@ -213,8 +218,6 @@ def _measured(found: Mapping[str, Any], note: str) -> str:
 
 TABLES = {
     "train_step": {"steps": steps},
-    "train_step-cuda": {"gpu_steps": steps},
-    "epoch-cuda": {"gpu_epoch": epoch},
     "tower": {"tower": tower},
     "branch": {"branch": branch, "attention": attention},
     "transformers_peers": {"peers": peers},
@@ -227,4 +230,7 @@ TABLES = {
     "decode": {"decode": decode},
     "windows": {"windows": windows},
 }
-"""Result file -> marker of the page -> its table."""
+TABLES |= {
+    f"{name}-cuda": {f"gpu_{marker}": table for marker, table in tables.items()} for name, tables in TABLES.items()
+}
+"""Result file -> marker of the page -> its table; those of a GPU have a place of their own."""

@@ -1,12 +1,17 @@
 """What the command line says when it refuses something."""
 
+import re
+
 from clipvid.cli import main
+
+NOTES = r"note: (no --model given|\d+ validation videos? will choose)"
+"""Beginnings of what stands before a refusal of small runs."""
 
 
 def refusal(capsys, *words: str) -> str:
-    """The one line that a refused command prints, but for the note that no model was named."""
+    """The one line that a refused command prints, but for `NOTES`."""
     assert main(list(words)) == 1
     said = capsys.readouterr().err.splitlines(keepends=True)
-    error = "".join(line for line in said if not line.startswith("note: no --model given"))
+    error = "".join(line for line in said if not re.match(NOTES, line))
     assert error.count("\n") == 1, error
     return error

@@ -63,10 +63,16 @@ def test_python_dash_m_shows_the_help_too():
         ("train . --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
         ("info clipvid-mini --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
         ("train nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
+        ("train . --out run", "run holds a training run; give --resume true to go on with it, or another --out"),
+        ("index . --out run", "run holds an index or other files; give --add true to go on with it, or another --out"),
+        ("eval . --out run/checkpoint.pt", "run/checkpoint.pt is there already; give --overwrite true to replace it"),
         ("eval nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
     ],
 )
-def test_what_there_is_not_is_refused_before_anything_heavy_is_loaded(words, said):
+def test_what_there_is_not_or_is_already_is_refused_before_anything_heavy_is_loaded(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
     script = (
         "import contextlib, io\nfrom clipvid.cli import main\nwith contextlib.redirect_stderr(io.StringIO()) as told:\n"
     )

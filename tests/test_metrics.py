@@ -26,6 +26,7 @@ from clipvid.metrics import (
     share_interval,
 )
 from clipvid.metrics import scores as scores_of
+from clipvid.metrics.intervals import class_mean
 
 CAP4VIDEO = Path(__file__).parents[2] / "shared" / "data" / "similarity" / "cap4video_msrvtt1ka"
 
@@ -271,6 +272,22 @@ def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
     assert perfect.intervals["top-1"] == perfect.intervals["mean class"] == pytest.approx((100 * low, 100.0), abs=1e-4)
     mixed = np.arange(n) > 0
     assert share_interval(mixed) == bootstrap_interval(mixed)
+
+
+def test_a_mean_over_classes_that_resampling_cannot_vary_has_an_interval_too():
+    """One class all right and one all wrong: half of either's score interval."""
+    n, labels = 10, np.repeat([0, 1], 10)
+
+    def of(hits):
+        return recognition_metrics(np.eye(2)[np.where(hits, labels, 1 - labels)], labels)
+
+    hits = labels == 0
+    half = 50 * (1 - n / (n + 1.959964**2))
+    assert of(hits)["mean class"] == 50
+    assert of(hits).intervals["mean class"] == pytest.approx((50 - half, 50 + half), abs=1e-4)
+    hits[0] = False
+    drawn = bootstrap_interval(np.stack([hits, labels], axis=1).astype(float), statistic=class_mean)
+    assert of(hits).intervals["mean class"] == pytest.approx([100 * edge for edge in drawn])
 
 
 def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mean():

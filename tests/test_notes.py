@@ -30,7 +30,7 @@ def test_the_demonstration_model_is_taken_with_a_word_unless_it_is_named(clips, 
     monkeypatch.setattr("clipvid.model.create_model", made)
     words = [command, str(clips), *(["--val", str(clips)] if command == "train" else [])]
     assert main(words) == 1
-    assert capsys.readouterr().err.startswith(NO_MODEL)
+    assert NO_MODEL in capsys.readouterr().err
     assert refusal(capsys, *words, "--model", "clipvid-mini") == f"clipvid {command}: clipvid-mini was made\n"
     error = refusal(capsys, *words, "--pretrained", "openai")
     assert "pretrained openai names weights of a base model; give that too, as --model ViT-B-32" in error
@@ -52,3 +52,25 @@ def test_a_folder_that_may_be_read_as_two_formats_is_told_to_be_read_as_one(tmp_
     Path("clips", "captions.csv").rename("clips/run/captions.csv")
     assert main(words[:-1]) == 1
     assert "is read as csv" not in capsys.readouterr().err
+
+
+def test_an_epoch_that_very_few_videos_choose_is_told(clips, tmp_path, monkeypatch, capsys):
+    def made(*_: object, **__: object) -> None:
+        raise ValueError("a model would be made")
+
+    monkeypatch.setattr("clipvid.model.create_model", made)
+    words = ["train", str(clips), "--val", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run")]
+    note = "note: 4 validation videos will choose the best epoch, which is then as good as drawn by chance"
+    assert main(words) == 1
+    assert note in capsys.readouterr().err
+    for other in (["--epochs", "1"], ["--task", "selfsup"]):
+        assert main([*words, *other]) == 1
+        assert "will choose" not in capsys.readouterr().err
+
+
+def test_an_index_of_the_demonstration_model_says_so(clips, tmp_path, capsys):
+    folder = str(tmp_path / "index")
+    assert main(["index", str(clips), "--model", "clipvid-mini", "--frames", "2", "--out", folder]) == 0
+    capsys.readouterr()
+    assert main(["search", folder, "a red circle"]) == 0
+    assert f"note: {folder} was made with clipvid-mini, which knows drawn shapes alone" in capsys.readouterr().err

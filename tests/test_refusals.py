@@ -81,6 +81,48 @@ def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is
 
 
 @pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("eval videos/test --out file", "file"),
+        ("eval videos/test --report file", "file"),
+        ("embed videos/test --out there.safetensors", "there.safetensors"),
+        ("embed videos/test --out other.safetensors", "other.json"),
+    ],
+)
+def test_a_file_that_is_there_is_replaced_only_when_asked(idle, tmp_path, monkeypatch, capsys, words, name):
+    for file in ("file", "there.safetensors", "other.json"):
+        (tmp_path / file).write_text("somebody's")
+    (tmp_path / "videos").symlink_to(idle / "videos")
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, *words.split())
+    assert f"{name} is there already; give --overwrite true to replace it, or another name" in error
+    with pytest.raises(TypeError):  # a model would be made now
+        main([*words.split(), "--overwrite", "true"])
+    assert Path(name).read_text() == "somebody's"
+
+
+def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").touch()
+    error = refusal(capsys, "train", "videos/test", "--out", str(tmp_path))
+    assert f"{tmp_path} holds a training run; give --resume true to go on with it, or another --out" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--test_clips 8", "test_clips must be even, since clips come in pairs, and 10 or more, got 8"),
+        ("--test_clips 11", "test_clips must be even, since clips come in pairs, and 10 or more, got 11"),
+        ("--train_clips 0", "train_clips must be even, since clips come in pairs, and 2 or more, got 0"),
+        ("--epochs 0", "epochs starts at 1, got 0"),
+    ],
+)
+def test_a_demo_that_could_not_end_is_refused_before_it_renders(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, "demo", *words.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("query", "said"),
     [
         ("file", "file is a file; add --video true to look for videos like it, or write a sentence"),
@@ -240,10 +282,17 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
         ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
         ("--task recognition", "this model has no classifier; train one (task recognition), or use zero_shot"),
         ("--format videos", "4 of 4 videos of test have no caption, first "),
+        ("--format folder", "test has 2 classes and no captions, which retrieval compares; recognise its classes"),
         ("--format videos --zero_shot true", "test has no class names; zero-shot recognition needs two or more"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_path, capsys, words, said):
     cache, data = tmp_path / "taps", work / "videos" / "test"
+    if "folder" in words:
+        for number, clip in enumerate(sorted(data.glob("*.mp4"))):
+            copy = tmp_path / "test" / f"class {number % 2}" / clip.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(clip)
+        data = tmp_path / "test"
     assert said in refusal(capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split())
     assert not cache.exists()

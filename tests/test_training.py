@@ -154,7 +154,9 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
     with held(tmp_path), pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}; wait until"):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
-    with pytest.raises(FileExistsError, match=r"holds a training run; go on with it \(resume\), or choose another out"):
+    with pytest.raises(
+        FileExistsError, match=r"holds a training run; go on with it \(resume=True\), or choose another out"
+    ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 there, 0.002 here\)"):
         train(fresh(mini), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)

@@ -173,6 +173,8 @@ def index_model(index: str, device: str) -> Any:
         raise ValueError(
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
+    if note["model"] == DEFAULT_MODEL:
+        print(f"note: {index} was made with {DEFAULT_MODEL}, which knows drawn shapes alone", file=sys.stderr)
     return named_model(str(note["model"]), note["pretrained"], device=device, plain="mean")
 
 

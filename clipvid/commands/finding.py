@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import held, require_writable
+from clipvid._files import held, require_new, require_writable
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     DEFAULT_MODEL,
@@ -36,6 +36,7 @@ def embed(
     taps: str | None = None,
     cache_kind: str | None = None,
     cache_mode: str | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -50,11 +51,15 @@ def embed(
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
         cache_mode: taps (when left out) or trunk, as that cache was made.
+        overwrite: replace the files that out names, where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
     """
     check_names(model)
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"out must end in .safetensors, got {out}")
+    require_new(out, Path(out).with_suffix(".json"), overwrite=overwrite)
 
     import torch.nn.functional as F
 
@@ -62,10 +67,6 @@ def embed(
     from clipvid.data.record import Record, VideoData
     from clipvid.embedding import embed_videos
 
-    if not out.endswith(".safetensors"):
-        raise ValueError(f"out must end in .safetensors, got {out}")
-    for path in (Path(out), Path(out).with_suffix(".json")):
-        require_writable(path)
     kept = named_cache(taps, kind=cache_kind, mode=cache_mode, option="taps")
     paths = _videos_in(Path(videos))
     video_model = named_model(model, pretrained, device=device, plain="mean")
@@ -131,10 +132,6 @@ def index(
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
     """
     check_names(model)
-
-    from clipvid.cache import trained_reading
-    from clipvid.search import VideoIndex
-
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     require_writable(out, folder=True)
@@ -142,13 +139,16 @@ def index(
         refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
     kept = f"{out.rstrip('/')}.profile.json"
     with held(out, whole=True):
+        if not add and Path(out).exists() and any(Path(out).iterdir()):
+            raise FileExistsError(
+                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+            )
+        from clipvid.cache import trained_reading  # which takes seconds, and refuses none of the above
+        from clipvid.search import VideoIndex
+
         if add:
             found = VideoIndex.load(out, index_model(out, device))
         else:
-            if Path(out).exists() and any(Path(out).iterdir()):
-                raise FileExistsError(
-                    f"{out} holds an index or other files; give --add true to go on with it, or another --out"
-                )
             video_model = named_model(model, pretrained, device=device, plain="mean")
             reading = trained_reading(video_model)
             frames = reading.frames if frames is None else frames

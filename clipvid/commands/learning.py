@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import held, require_writable
+from clipvid._names import CHECKPOINT
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
@@ -28,6 +29,9 @@ from clipvid.commands.arguments import (
     splits_of,
 )
 from clipvid.config import SCORES, TrainConfig
+
+FEW = 10
+"""Validation videos below which a tenth more or less of a score is one video."""
 
 
 def demo(
@@ -141,10 +145,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         config: everything else about training.
     """
     check_names(model, branch, data=data)
-    from clipvid.checkpoints import CHECKPOINT
-
     config = config or TrainConfig()
-    _check_out(out, data, format)
+    _check_out(out, data, format, resume=resume)
     plain = "videos" if config.task == "selfsup" else "folder"
     note_format(data, format, plain=plain)
     kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
@@ -152,8 +154,9 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
     wanted |= {"format": format, "fraction": val_fraction, "shots": shots, "seed": config.seed}
     train_data, val_data = _train_and_val(opened, data, **wanted)
-    if resume and not (Path(out) / CHECKPOINT).exists():
-        print(f"{out} holds no run to resume; starting one", file=sys.stderr)
+    _note_chance(val_data, config)
+    if config.compile:
+        print("note: the first steps compile the branch, which takes a minute or more", file=sys.stderr)
     place = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
@@ -175,13 +178,28 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
     return named_model(model, pretrained, chosen)
 
 
-def _check_out(out: str, data: str, format: str | None) -> None:
-    """ValueError for an out that cannot be written, or whose files would be read as data."""
+def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
+    """Refuse an out that cannot be written, holds a run that is not to go on, or whose files would be read as data."""
     require_writable(Path(out) / "best", folder=True)
+    there = (Path(out) / CHECKPOINT).exists()
+    if there and not resume:
+        raise FileExistsError(f"{out} holds a training run; give --resume true to go on with it, or another --out")
+    if resume and not there:
+        print(f"note: {out} holds no run to resume; starting one", file=sys.stderr)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
         raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
+
+
+def _note_chance(val_data: Any, config: TrainConfig) -> None:
+    """Say where very few videos choose the epoch that is kept; a loss, as self-supervision has it, varies less."""
+    if config.task != "selfsup" and config.epochs > 1 and len(val_data) < FEW:
+        print(
+            f"note: {counted(len(val_data), 'validation video')} will choose the best epoch, which is then as good as "
+            "drawn by chance; give --val, or hold out more with --val_fraction",
+            file=sys.stderr,
+        )
 
 
 def _train_and_val(

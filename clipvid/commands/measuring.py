@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_writable
+from clipvid._files import require_new, require_writable
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
@@ -51,6 +51,7 @@ def evaluate(
     cache: str | None = None,
     cache_kind: str | None = None,
     cache_mode: str | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     profile: bool = False,
     reading: dict[str, Any] | None = None,
@@ -78,29 +79,29 @@ def evaluate(
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
         cache_mode: taps (when left out) or trunk, as that cache was made.
+        overwrite: replace the files that out and report name, where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
     check_names(model, data=data)
+    _check_places(out, report, queries=report_queries, overwrite=overwrite)
     from clipvid import evaluate as ev
 
-    _check_places(out, report, queries=report_queries)
     ev.check_dual_softmax(dual_softmax)
     kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
-    classes = None if task == "retrieval" or video_model.head is None or zero_shot else video_model.head.classes
+    head = None if task == "retrieval" or zero_shot else video_model.head
     note_format(data, format)
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
-    videos = opened(split=split, classes=classes, allow_missing=allow_missing)
+    videos = opened(split=split, classes=head and head.classes, allow_missing=allow_missing)
     score = _scorer(task, zero_shot=zero_shot)
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
-    if bank is not None:
-        extras["bank"] = _captions_of(bank, opened, annotations)
+    extras |= {} if bank is None else {"bank": _captions_of(bank, opened, annotations)}
     _check_scorable(video_model, videos, task, zero_shot=zero_shot, extras=extras)
     told = named_reading(video_model, reading, videos.terms)
     with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
@@ -108,7 +109,6 @@ def evaluate(
     print(found)
     if by_class:
         print(found.class_table())
-    show_unreadable(found.unreadable)
     _write(found, out, report, queries=report_queries)
 
 
@@ -136,7 +136,8 @@ def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extr
 
 
 def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
-    """The files that were asked for."""
+    """What was left out, and the files that were asked for."""
+    show_unreadable(found.unreadable)
     if out is not None:
         print(f"result card: {found.save(out)}")
     if report is not None:
@@ -158,11 +159,9 @@ def _ask_for_split(data: str, format: str | None, split: str | None) -> None:
         raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to score on")
 
 
-def _check_places(out: str | None, report: str | None, *, queries: int) -> None:
+def _check_places(out: str | None, report: str | None, *, queries: int, overwrite: bool) -> None:
     """What would otherwise be found wrong after hours."""
-    for path in (out, report):
-        if path is not None:
-            require_writable(path)
+    require_new(*(path for path in (out, report) if path is not None), overwrite=overwrite)
     if queries < 1:
         raise ValueError(f"report_queries starts at 1, got {queries}")
 

@@ -36,23 +36,42 @@ def bootstrap_interval(
     return _middle(drawn, level)
 
 
-def share_interval(
-    hits: Shaped[ndarray, " q"],
-    *,
-    rows: Shaped[ndarray, "q f"] | None = None,
-    statistic: Callable[[ndarray], float] = np.mean,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of a share of `hits` within [0, 1], or of a `statistic` of `rows`, a row a hit, that is a share.
+def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Interval of a share of `hits` within [0, 1].
 
     The bootstrap's; where all queries hit, or none does, or all tie alike, resampling cannot vary that, and three of
     three would look as sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
     """
     if (sure := _of_equal(hits, level)) is not None:
         return sure
-    return bootstrap_interval(hits if rows is None else rows, statistic=statistic, n=n, seed=seed, level=level)
+    return bootstrap_interval(hits, n=n, seed=seed, level=level)
+
+
+def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
+    """Mean over the classes present of their mean hit; rows are (hit, class)."""
+    classes = rows[:, 1].astype(np.int64)
+    counts = np.bincount(classes)
+    return float((np.bincount(classes, weights=rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
+
+
+def class_mean_interval(
+    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of the mean over classes of their share of `hits`.
+
+    The bootstrap's; where the hits of each class are equal, as one class all right and another all wrong, resampling
+    cannot vary the mean: then the classes' score intervals are put together (Zou and Donner 2008, section 2).
+    """
+    if (sure := _of_equal(hits, level)) is not None:
+        return sure
+    rows = np.stack([hits, classes], axis=1)
+    by_class = [hits[classes == label] for label in np.unique(classes)]
+    own = [_of_equal(some, level) for some in by_class]
+    if any(interval is None for interval in own):
+        return bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed, level=level)
+    shares = np.array([some[0] for some in by_class], dtype=np.float64)
+    below, above = np.sqrt(((np.array(own, dtype=np.float64).T - shares) ** 2).sum(axis=1)) / len(own)
+    return class_mean(rows) - float(below), class_mean(rows) + float(above)
 
 
 def ranking_intervals(

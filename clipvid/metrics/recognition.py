@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from clipvid._words import counted
-from clipvid.metrics.intervals import Interval, cell, percent, share_interval
+from clipvid.metrics.intervals import Interval, cell, class_mean, class_mean_interval, percent, share_interval
 from clipvid.metrics.ranking import hits, place
 from clipvid.metrics.scores import Matrix, Rows, as_array, blocks
 
@@ -77,18 +77,9 @@ def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, se
     found = {"top-1": top1, f"top-{k}": hits(placed, k)}
     values = {name: 100 * float(hit.mean()) for name, hit in found.items()}
     intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
-    by_class = np.stack([top1, classes], axis=1)
-    values["mean class"] = 100 * _class_mean(by_class)
-    of_classes = share_interval(top1, rows=by_class, statistic=_class_mean, n=n_bootstrap, seed=seed)
-    intervals["mean class"] = percent(of_classes)
+    values["mean class"] = 100 * class_mean(np.stack([top1, classes], axis=1))
+    intervals["mean class"] = percent(class_mean_interval(top1, classes, n=n_bootstrap, seed=seed))
     return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), found)
-
-
-def _class_mean(rows: ndarray) -> float:
-    """Mean over the classes present of their mean hit; rows are (hit, class)."""
-    classes = rows[:, 1].astype(np.int64)
-    counts = np.bincount(classes)
-    return float((np.bincount(classes, weights=rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
 
 
 def _confusion(scores: Rows, classes: ndarray) -> ndarray:

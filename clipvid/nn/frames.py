@@ -27,9 +27,16 @@ def stretched(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, 
 
 
 def resized(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
-    """All of a table of time, stretched or squeezed linearly to `frames` rows, the first and last staying in place."""
-    flat = F.interpolate(table.flatten(1).T[None], size=frames, mode="linear", align_corners=True)[0].T
-    return flat.reshape(frames, *table.shape[1:])
+    """All of a table of time, stretched or squeezed linearly to `frames` rows, the first and last staying in place.
+
+    As an image that keeps its width: torch's interpolation of sequences takes one GPU thread a row, and for ViViT's
+    table took most of a pass.
+    """
+    if frames == len(table):
+        return table
+    image = table.flatten(1)[None, None]  # (1, 1, rows, D)
+    size = (frames, image.shape[-1])
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=True)[0, 0].unflatten(1, table.shape[1:])
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:

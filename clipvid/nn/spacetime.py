@@ -118,8 +118,7 @@ class SpaceTimeBlock(nn.Module):
         cls, patch = self._attended(cls, patch, grid=grid, mask=mask)
         if self.place == "between":
             patch = self._mixed(cls, patch, grid=grid, mask=mask)
-        of_cls = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
-        of_patch = self.block.mlp_residual(patch.flatten(1, 2)).unflatten(1, patch.shape[1:3])
+        of_cls, of_patch = self._through_mlp(cls, patch)
         cls, patch = self._joined(cls, patch, of_cls, of_patch, drops=self.drop_mlp or self.drop == "clip")
         if self.place == "after":
             patch = self._mixed(cls, patch, grid=grid, mask=mask)
@@ -137,6 +136,14 @@ class SpaceTimeBlock(nn.Module):
     ) -> tuple[Tensor | None, Tensor]:
         of_cls, of_patch = attend_in_groups(self._of_group, patch, kind=self.own, grid=grid, cls=cls, mask=mask)
         return self._joined(cls, patch, of_cls, of_patch, drops=self.drop == "clip")
+
+    def _through_mlp(self, cls: Tensor | None, patch: Tensor) -> tuple[Tensor | None, Tensor]:
+        """All tokens at once: for the class token alone each weight would be read, and its gradient written, again."""
+        tokens = patch.flatten(1, 2)
+        if cls is None:
+            return None, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
+        found = self.block.mlp_residual(torch.cat([cls[:, None], tokens], dim=1))
+        return found[:, 0], found[:, 1:].unflatten(1, patch.shape[1:3])
 
     def _of_group(self, x: Tensor, **extras: Any) -> Tensor:
         """The block's attention; a row of stochastic depth is one sequence, as in the released codes."""
