@@ -138,10 +138,13 @@ class SpaceTimeBlock(nn.Module):
         return self._joined(cls, patch, of_cls, of_patch, drops=self.drop == "clip")
 
     def _through_mlp(self, cls: Tensor | None, patch: Tensor) -> tuple[Tensor | None, Tensor]:
-        """All tokens at once: for the class token alone each weight would be read, and its gradient written, again."""
+        """What the MLP adds. On a GPU to all tokens at once, which takes half the kernels; on a CPU to the class token
+        apart: one row a clip more, and matrices no longer fill the blocks that they are multiplied in, which costs 4 to
+        5 % of a training step."""
         tokens = patch.flatten(1, 2)
-        if cls is None:
-            return None, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
+        if cls is None or patch.device.type == "cpu":
+            of_cls = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
+            return of_cls, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
         found = self.block.mlp_residual(torch.cat([cls[:, None], tokens], dim=1))
         return found[:, 0], found[:, 1:].unflatten(1, patch.shape[1:3])
 
