@@ -79,7 +79,10 @@ def test_it_works_or_says_why_not(shared_data, row, capfd):
         assert caught.value.reason == found.reason
 
 
-@pytest.mark.parametrize("row", ROWS, ids=FILES)
+BIG = pytest.mark.slow  # 35 megapixels, which decord resizes only after it has decoded them all
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, marks=[BIG] if "huge" in r["file"] else []) for r in ROWS], ids=FILES)
 def test_decord_works_like_pyav_or_says_why_not(shared_data, row):
     begun = time.monotonic()
     found = outcome(HOSTILE / row["file"], "decord")

@@ -23,19 +23,11 @@ def survey(monkeypatch, capsys):
 
 
 def test_one_of_each_make_attaches(survey):
-    names = [
-        "ViT-B-32",
-        "ViT-B-16-SigLIP2",
-        "EVA02-B-16",
-        "convnext_tiny",
-        "MobileCLIP2-S0",
-        "RN50",
-        "PE-Core-T-16-384",
-    ]
-    names += ["swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"]
-    code, said = survey("--no-run", "--only", *names)
+    """But for those that other tests attach and run: open_clip's own, SigLIP's and EVA's."""
+    names = ["convnext_tiny", "MobileCLIP2-S0", "RN50", "swin_base_patch4_window7_224"]
+    code, said = survey("--no-run", "--only", *names, "vit_relpos_medium_patch16_cls_224")
     assert code == 0, said
-    assert "9/9 towers attach" in said
+    assert "5/5 towers attach" in said
 
 
 @pytest.mark.slow
