@@ -68,7 +68,7 @@ def flops(shapes: Iterable[Shape]) -> float:
 def shares(step: Step, *, device: str, least: float = 0.01, tries: int = 3) -> dict[str, float]:
     """Share of each operation in the time of a step, the largest first, of the fastest of some tries.
 
-    On a GPU in the time of the kernels that it launches: what passes between them counts for none.
+    On a GPU in the time of the kernels that it launches; idle time between them is not counted.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     best: tuple[float, Any] | None = None

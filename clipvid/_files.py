@@ -34,14 +34,6 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ValueError(f"{path} cannot be written: {place} may not be changed; choose another place")
 
 
-def require_new(*paths: str | Path, overwrite: bool) -> None:
-    """Refuse what `whole_file` could not write, and a file that would be replaced without having been asked for."""
-    for path in paths:
-        require_writable(path)
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(f"{path} is there already; give --overwrite true to replace it, or another name")
-
-
 @contextmanager
 def held(folder: str | Path, *, whole: bool = False) -> Iterator[None]:
     """Fill `folder` alone in the block: FileExistsError where another process, or another block, holds it.

@@ -1,5 +1,4 @@
-"""Names of base models, of branches and of a run's file, known before anything heavy is loaded: what is wrong with one
-is told at once.
+"""Names of base models and of branches, known before anything heavy is loaded: a wrong one is told at once.
 
 Contract: a name in, nothing or a ValueError with the nearest names out. Reads which files open_clip brings, and imports
 neither it nor anything of clipvid. Knows nothing of models.
@@ -15,8 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MINI = "clipvid-mini"
-CHECKPOINT = "checkpoint.pt"
-"""In the folder of a training run: what it goes on from."""
 SCHEMES = ("hf-hub:", "local-dir:")
 BRANCHES = (
     *("mean", "posterior", "seqtransf", "stan", "stan-release", "stan-paper", "bt-adapter"),

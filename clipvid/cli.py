@@ -219,7 +219,8 @@ def _command(name: str) -> Any:
         parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
     if name == "train":
         parser.add_class_arguments(TrainConfig)
-    given = [action.dest.upper() for action in parser._actions if not action.option_strings]
+    positional = [action for action in parser._actions if not action.option_strings]
+    given = [action.dest.upper() + (" ..." if action.nargs == "+" else "") for action in positional]
     parser.usage = " ".join(["clipvid", name, *given, "[options]"])  # argparse's own names them all: 60 lines for train
     return parser
 

@@ -23,6 +23,8 @@ PROMPT_SETS = {
 }
 """Prompts by name: clipvid's own, the class name alone (X-CLIP), CLIP's and ViFi-CLIP's, and Text4Vis's."""
 
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of a training run: what it goes on from."""
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Tasks, and the figure that picks the best epoch of each: the higher the better, so a loss counts with a minus."""

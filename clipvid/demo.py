@@ -56,12 +56,16 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("train_clips", "val_clips", "test_clips"):
-            least = 2 if name == "train_clips" else len(shapes.MOTIONS)  # every motion is scored and shown
-            if (value := getattr(self, name)) < least or value % 2:
-                raise ValueError(f"{name} must be even, since clips come in pairs, and {least} or more, got {value}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs starts at 1, got {self.epochs}")
+        for split in shapes.SPLITS:
+            least = 2 if split == "train" else len(shapes.MOTIONS)  # every motion is scored and shown
+            if (clips := getattr(self, f"{split}_clips")) < least or clips % 2:
+                raise ValueError(
+                    f"{split}_clips must be even, as clips come in pairs, and {least} or more, got {clips}"
+                )
+            shapes.draw_scene(self.seed, split, clips - 1)  # refuses more clips than a split has
+        for name in ("epochs", "baseline_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

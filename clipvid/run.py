@@ -19,11 +19,10 @@ from torch import Tensor
 
 from clipvid import adapt, branches
 from clipvid._files import whole_file
-from clipvid._names import CHECKPOINT
 from clipvid.backbone import hash_of
 from clipvid.cache import TapStore
 from clipvid.checkpoints import check_facts, read_checkpoint, write_checkpoint
-from clipvid.config import SCORES, TrainConfig
+from clipvid.config import CHECKPOINT, SCORES, TrainConfig
 from clipvid.curves import Curves
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError

@@ -18,11 +18,10 @@ import torch
 
 from clipvid import adapt
 from clipvid._files import held
-from clipvid._names import CHECKPOINT
 from clipvid._words import counted
 from clipvid.cache import TapCache, TapStore, records_of
 from clipvid.cards import data_hash
-from clipvid.config import TrainConfig
+from clipvid.config import CHECKPOINT, TrainConfig
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError
 from clipvid.feed import LiveFeed, StoredFeed, keep_taps, open_feed, open_pairs

@@ -12,7 +12,7 @@ from typing import Any
 def steps(found: Mapping[str, Any]) -> str:
     """Inference and training beside the plain model; where the branch was compiled too, with those figures."""
     sides = ("clipvid", "clipvid, compiled", "plain bf16", "plain fp32")
-    digits = 0 if "CPU" in found["machine"].rpartition(",")[2] else 2
+    digits = 2 if _on_gpu(found) else 0
     rows = []
     for name, row in found["rows"].items():
         times, peak = row["ms a clip"], row["peak MiB"]
@@ -24,14 +24,14 @@ def steps(found: Mapping[str, Any]) -> str:
     head = ("", *(side.replace("plain ", "plain, ") for side in sides))
     head = (*head, "times as fast (bf16 / fp32)", "compiled", "peak MiB (clipvid / bf16 / fp32)")
     what = f"{found['model']}, K={found['depth']}, batch {found['batch']}"
-    note = f"Milliseconds a clip of {found['frames']} frames; {what}. {found.get('note') or _rates(found)}"
+    note = f"Milliseconds a clip of {found['frames']} frames; {what}.{'' if _on_gpu(found) else _rates(found)}"
     return _table(head, rows) + _measured(found, note)
 
 
 def _rates(found: Mapping[str, Any]) -> str:
     rates = [row["GFLOP/s of bare products"] for row in found["rows"].values()]
     spans = (f"{min(r[kind] for r in rates):.0f} to {max(r[kind] for r in rates):.0f} in {kind}" for kind in rates[0])
-    return f"Beside these turns the machine multiplied bare matrices at {' and '.join(spans)} GFLOP/s."
+    return f" Beside these turns the machine multiplied bare matrices at {' and '.join(spans)} GFLOP/s."
 
 
 def tower(found: Mapping[str, Any]) -> str:
@@ -126,13 +126,14 @@ def epoch(found: Mapping[str, Any]) -> str:
 def pipeline(found: Mapping[str, Any]) -> str:
     head = ("", "seconds", "core seconds", "clips a second")
     rows = [
-        (name, f"{part['seconds']:.1f}", f"{part['core seconds']:.1f}", f"{found['clips a second'][name]:.2f}")
+        (name, *map(_digits, (part["seconds"], part["core seconds"], found["clips a second"][name])))
         for name, part in found["parts"].items()
     ]
+    least = f", {found['times the least that the cores allow']:.2f} times the least that the cores allow"
+    least = "" if _on_gpu(found) else least
     note = (
         f"{found['model']}, {found['clips']} clips of {found['frames']} frames: "
-        f"{found['times the slower of decoding and tower']:.2f} times the slower of the two, "
-        f"{found['times the least that the cores allow']:.2f} times the least that the cores allow."
+        f"{found['times the slower of decoding and tower']:.2f} times the slower of the two{least}."
     )
     return _table(head, rows) + _measured(found, note)
 
@@ -193,9 +194,14 @@ def windows(found: Mapping[str, Any]) -> str:
     return _table(("", "seconds"), rows) + _measured(found, note)
 
 
+def _on_gpu(found: Mapping[str, Any]) -> bool:
+    """Where products as small as a turn's are bound by their launching, and cores decode while the GPU computes."""
+    return "--device cuda" in found["command"]
+
+
 def _digits(value: float) -> str:
     """Three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 _SHARE = "share of the bare products' rate"

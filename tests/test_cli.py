@@ -287,6 +287,20 @@ def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_
     assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("train", "usage: clipvid train DATA [options]"),
+        ("data check", "usage: clipvid data check NAME ROOT [options]"),
+        ("summarize", "usage: clipvid summarize CARDS ... [options]"),
+    ],
+)
+def test_help_begins_with_a_line_of_what_must_be_given(capsys, words, usage):
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--help"])
+    assert capsys.readouterr().out.splitlines()[0] == usage
+
+
 def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -39,7 +39,7 @@ def tree(tmp_path, write_video):
 
 def test_every_kind_of_trouble_is_counted_and_named(tree):
     data = open_dataset("csv", tree, allow_missing=True)
-    report = check(data, tree / "out", workers=2, longest=3)
+    report = check(data, tree / "out", workers=1, longest=3)
     assert (report.expected, report.readable, report.probed) == (6, 4, 5)
     assert [Path(path).name for path in report.missing] == ["gone.mp4"]
     assert {Path(path).name: reason for path, reason in report.unreadable.items()}.keys() == {"text.mp4"}
@@ -133,7 +133,7 @@ def test_hostile_files_neither_end_nor_hang_it(tmp_path):
     for path in HOSTILE.iterdir():
         if path.is_file() and path.suffix not in (".csv", ".md", ".txt") and path.stat().st_size:
             shutil.copy(path, folder)
-    report = check(open_dataset("videos", folder), tmp_path / "out", workers=2, limit=10)
+    report = check(open_dataset("videos", folder), tmp_path / "out", workers=1, limit=10)
     assert report.readable + len(report.unreadable) == report.expected > 15
     assert len(report.unreadable) > 5
     assert all(reason for reason in report.unreadable.values())

@@ -26,7 +26,7 @@ def step():
 
 
 def faults_of_five_steps():
-    for _ in range(12):  # until the heap has room for all that a step holds at once
+    for _ in range(6):  # until the heap has room for all that a step holds at once
         step()
     before = faults()
     for _ in range(5):

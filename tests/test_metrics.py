@@ -269,25 +269,42 @@ def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
     assert share_interval(np.ones(n)) == pytest.approx((low, 1.0), abs=1e-6)
     assert share_interval(np.zeros(n)) == pytest.approx((0.0, 1 - low), abs=1e-6)
     perfect = recognition_metrics(np.eye(n + 1)[:n], np.arange(n))
-    assert perfect.intervals["top-1"] == perfect.intervals["mean class"] == pytest.approx((100 * low, 100.0), abs=1e-4)
+    assert perfect.intervals["top-1"] == pytest.approx((100 * low, 100.0), abs=1e-4)
+    assert perfect.intervals["mean class"][0] <= perfect.intervals["top-1"][0] + 1e-9
     mixed = np.arange(n) > 0
     assert share_interval(mixed) == bootstrap_interval(mixed)
+
+
+def of_classes(hits, labels):
+    """Metrics of scores by which these clips are right, and the others taken for the next class."""
+    return recognition_metrics(np.eye(labels.max() + 2)[np.where(hits, labels, labels + 1)], labels)
 
 
 def test_a_mean_over_classes_that_resampling_cannot_vary_has_an_interval_too():
     """One class all right and one all wrong: half of either's score interval."""
     n, labels = 10, np.repeat([0, 1], 10)
-
-    def of(hits):
-        return recognition_metrics(np.eye(2)[np.where(hits, labels, 1 - labels)], labels)
-
     hits = labels == 0
     half = 50 * (1 - n / (n + 1.959964**2))
-    assert of(hits)["mean class"] == 50
-    assert of(hits).intervals["mean class"] == pytest.approx((50 - half, 50 + half), abs=1e-4)
+    assert of_classes(hits, labels)["mean class"] == 50
+    assert of_classes(hits, labels).intervals["mean class"] == pytest.approx((50 - half, 50 + half), abs=1e-4)
     hits[0] = False
     drawn = bootstrap_interval(np.stack([hits, labels], axis=1).astype(float), statistic=class_mean)
-    assert of(hits).intervals["mean class"] == pytest.approx([100 * edge for edge in drawn])
+    assert of_classes(hits, labels).intervals["mean class"] == pytest.approx([100 * edge for edge in drawn])
+
+
+def test_a_class_of_one_clip_makes_no_mean_over_classes_sure():
+    labels = np.array([0] + [1] * 999)
+    low, high = of_classes(labels >= 0, labels).intervals["mean class"]
+    assert high == 100
+    assert low == pytest.approx(100 - 100 / 2 * (1 - 1 / (1 + 1.959964**2)), abs=0.1)
+
+
+@pytest.mark.parametrize("right", [100, 60])
+def test_one_clip_a_class_is_no_surer_of_its_classes_than_of_its_clips(right):
+    found = of_classes(np.arange(100) < right, np.arange(100)).intervals
+    assert found["mean class"][0] <= found["top-1"][0] + 3
+    assert found["mean class"][1] >= found["top-1"][1] - 3
+    assert found["mean class"][1] - found["mean class"][0] >= 0.8 * (found["top-1"][1] - found["top-1"][0])
 
 
 def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mean():

@@ -59,13 +59,32 @@ def test_an_epoch_that_very_few_videos_choose_is_told(clips, tmp_path, monkeypat
         raise ValueError("a model would be made")
 
     monkeypatch.setattr("clipvid.model.create_model", made)
+
+    def told(*options: str) -> str:
+        words = ["train", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run"), *options]
+        assert main(words) == 1
+        return capsys.readouterr().err
+
+    note = "note: 4 validation videos will choose the best epoch, and one of them is 25 points of its score; give more"
+    given = ("--val", str(clips))
+    assert note in told(*given)
+    table = tmp_path / "table.csv"
+    table.write_text("path,caption\n" + "".join(f"{clip},a shape\n" for clip in sorted(clips.glob("*.mp4"))))
+    clips = table
+    said = told("--val_fraction", "0.5")
+    assert "2 validation videos will choose the best epoch, and one of them is 50 points of its score; hold out" in said
+    for other in (("--epochs", "1"), ("--task", "selfsup"), ("--validate_every", "50")):
+        assert "will choose" not in told(*given, *other)
+
+
+def test_a_compilation_is_announced(clips, tmp_path, monkeypatch, capsys):
+    def made(*_: object, **__: object) -> None:
+        raise ValueError("a model would be made")
+
+    monkeypatch.setattr("clipvid.model.create_model", made)
     words = ["train", str(clips), "--val", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run")]
-    note = "note: 4 validation videos will choose the best epoch, which is then as good as drawn by chance"
-    assert main(words) == 1
-    assert note in capsys.readouterr().err
-    for other in (["--epochs", "1"], ["--task", "selfsup"]):
-        assert main([*words, *other]) == 1
-        assert "will choose" not in capsys.readouterr().err
+    assert main([*words, "--compile", "true"]) == 1
+    assert "note: the first steps compile the branch, which takes a minute or more" in capsys.readouterr().err
 
 
 def test_an_index_of_the_demonstration_model_says_so(clips, tmp_path, capsys):

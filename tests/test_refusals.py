@@ -87,10 +87,12 @@ def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is
         ("eval videos/test --report file", "file"),
         ("embed videos/test --out there.safetensors", "there.safetensors"),
         ("embed videos/test --out other.safetensors", "other.json"),
+        ("embed videos/test --out new.safetensors --profile true", "new.profile.json"),
+        ("eval videos/test --out new.json --profile true", "new.profile.json"),
     ],
 )
-def test_a_file_that_is_there_is_replaced_only_when_asked(idle, tmp_path, monkeypatch, capsys, words, name):
-    for file in ("file", "there.safetensors", "other.json"):
+def test_a_file_that_is_there_is_refused_unless_it_may_be_replaced(idle, tmp_path, monkeypatch, capsys, words, name):
+    for file in ("file", "there.safetensors", "other.json", "new.profile.json"):
         (tmp_path / file).write_text("somebody's")
     (tmp_path / "videos").symlink_to(idle / "videos")
     monkeypatch.chdir(tmp_path)
@@ -99,6 +101,12 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(idle, tmp_path, monkey
     with pytest.raises(TypeError):  # a model would be made now
         main([*words.split(), "--overwrite", "true"])
     assert Path(name).read_text() == "somebody's"
+
+
+def test_two_results_for_one_file_are_refused(idle, tmp_path, capsys):
+    place = str(tmp_path / "x.html")
+    error = refusal(capsys, "eval", "videos/test", "--out", place, "--report", place)
+    assert "x.html would be written twice; give each file a name of its own" in error
 
 
 def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
@@ -110,9 +118,10 @@ def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--test_clips 8", "test_clips must be even, since clips come in pairs, and 10 or more, got 8"),
-        ("--test_clips 11", "test_clips must be even, since clips come in pairs, and 10 or more, got 11"),
-        ("--train_clips 0", "train_clips must be even, since clips come in pairs, and 2 or more, got 0"),
+        ("--test_clips 8", "test_clips must be even, as clips come in pairs, and 10 or more, got 8"),
+        ("--test_clips 11", "test_clips must be even, as clips come in pairs, and 10 or more, got 11"),
+        ("--train_clips 0", "train_clips must be even, as clips come in pairs, and 2 or more, got 0"),
+        ("--test_clips 5122", "captions are unique there, so indices end at 5119"),
         ("--epochs 0", "epochs starts at 1, got 0"),
     ],
 )

@@ -228,3 +228,12 @@ def test_an_even_grid_without_keys_is_refused():
 def test_an_odd_number_of_heads_cannot_be_split():
     with pytest.raises(ValueError, match="must be even, got 3"):
         SpaceTimeBlock(Block(9, 3), own="split")
+
+
+def test_the_class_token_passes_the_mlp_apart_or_with_the_patches_alike():
+    """Which a CPU and a GPU do differently."""
+    block = noisy(SpaceTimeBlock(Block(D, HEADS)))
+    cls, patch = torch.randn(2, D, dtype=torch.float64), torch.randn(2, T, H * W, D, dtype=torch.float64)
+    for one, other in zip(*(block._through_mlp(cls, patch, apart=apart) for apart in (True, False)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert block._through_mlp(None, patch, apart=False)[0] is None

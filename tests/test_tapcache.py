@@ -159,7 +159,9 @@ def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
     given = ["embed", str(data[0].path.parent), "--out", str(tmp_path / "e.safetensors"), "--taps", str(tmp_path / "t")]
     assert main([*given, "--reading.frames", "2", "--cache_kind", "int8"]) == 0
     capsys.readouterr()
+    (tmp_path / "e.safetensors").write_text("what was there")
     assert main([*given, "--reading.frames", "2", "--overwrite", "true"]) == 0
+    assert (tmp_path / "e.safetensors").stat().st_size > 12 * 128 * 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
     assert len(notes) == 1
     assert notes[0].startswith("note: 12 of the 12 clips to encode are in ")

@@ -7,6 +7,7 @@ standard error. Heavy modules load when they are needed. Knows nothing of what a
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from clipvid._files import require_writable
 from clipvid._names import MINI, builtin_names, check_branch, check_name
 
 DEFAULT_MODEL = MINI
@@ -111,6 +113,25 @@ def named_prompts(name: str) -> tuple[str, ...]:
     return found
 
 
+def require_new(*paths: str | Path | None, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, one that is to hold two things, and one that would be replaced unasked.
+
+    A path may be None.
+    """
+    given = [Path(path) for path in paths if path is not None]
+    for i, path in enumerate(given):
+        require_writable(path)
+        if path.absolute() in [other.absolute() for other in given[:i]]:
+            raise ValueError(f"{path} would be written twice; give each file a name of its own")
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(f"{path} is there already; give --overwrite true to replace it, or another name")
+
+
+def profile_of(path: str | Path | None, *, asked: bool) -> Path | None:
+    """Where the profile of a command goes that writes this file; None where it has none or is not `asked` for one."""
+    return Path(path).with_suffix(".profile.json") if path is not None and asked else None
+
+
 def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None) -> Any:
     """How clips are read: what was asked by name, the rest as the model was trained, or as a protocol's `terms` say."""
     from clipvid.cache import trained_reading
@@ -174,7 +195,11 @@ def index_model(index: str, device: str) -> Any:
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
     if note["model"] == DEFAULT_MODEL:
-        print(f"note: {index} was made with {DEFAULT_MODEL}, which knows drawn shapes alone", file=sys.stderr)
+        print(
+            f"note: {index} was made with {DEFAULT_MODEL}, which knows drawn shapes alone; for videos of your own "
+            "build it with --model ViT-B-32 --pretrained openai",
+            file=sys.stderr,
+        )
     return named_model(str(note["model"]), note["pretrained"], device=device, plain="mean")
 
 

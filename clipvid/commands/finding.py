@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import held, require_new, require_writable
+from clipvid._files import held, require_writable
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     DEFAULT_MODEL,
@@ -22,8 +22,10 @@ from clipvid.commands.arguments import (
     named_cache,
     named_model,
     named_reading,
+    profile_of,
     profiled_to,
     refuse,
+    require_new,
     show_unreadable,
 )
 
@@ -51,7 +53,7 @@ def embed(
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
         cache_mode: taps (when left out) or trunk, as that cache was made.
-        overwrite: replace the files that out names, where they are there.
+        overwrite: replace the files of out and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
@@ -59,7 +61,8 @@ def embed(
     check_names(model)
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
-    require_new(out, Path(out).with_suffix(".json"), overwrite=overwrite)
+    profile_at = profile_of(out, asked=profile)
+    require_new(out, Path(out).with_suffix(".json"), profile_at, overwrite=overwrite)
 
     import torch.nn.functional as F
 
@@ -72,7 +75,7 @@ def embed(
     video_model = named_model(model, pretrained, device=device, plain="mean")
     told = replace(named_reading(video_model, reading), unreadable="skip")
     clips = VideoData(tuple(Record(path) for path in paths), name="videos")
-    with profiled_to(Path(out).with_suffix(".profile.json"), asked=profile):
+    with profiled_to(profile_at, asked=profile):
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {

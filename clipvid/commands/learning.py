@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clipvid._files import held, require_writable
-from clipvid._names import CHECKPOINT
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
@@ -28,10 +27,10 @@ from clipvid.commands.arguments import (
     show_unreadable,
     splits_of,
 )
-from clipvid.config import SCORES, TrainConfig
+from clipvid.config import CHECKPOINT, SCORES, TrainConfig
 
 FEW = 10
-"""Validation videos below which a tenth more or less of a score is one video."""
+"""Validation videos below which each is more than ten points of a score."""
 
 
 def demo(
@@ -42,7 +41,7 @@ def demo(
     Args:
         out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
         train_clips: clips to train on, an even number: each comes with itself played backwards.
-        test_clips: clips to score on, an even number.
+        test_clips: clips to score on, an even number from 10 to 5120.
         epochs: passes over the training clips for retrieval; recognition goes on for half as many. The order-blind
             baseline gets five times as many for each.
         seed: of videos, weights and order.
@@ -154,12 +153,10 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
     wanted |= {"format": format, "fraction": val_fraction, "shots": shots, "seed": config.seed}
     train_data, val_data = _train_and_val(opened, data, **wanted)
-    _note_chance(val_data, config)
-    if config.compile:
-        print("note: the first steps compile the branch, which takes a minute or more", file=sys.stderr)
     place = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
+    _say_first(out, val_data, config, resume=resume, drawn=val is None and val_split is None and shots is None)
     from clipvid.training import train  # which takes seconds, and refuses none of the above
 
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
@@ -181,25 +178,27 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
 def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
     """Refuse an out that cannot be written, holds a run that is not to go on, or whose files would be read as data."""
     require_writable(Path(out) / "best", folder=True)
-    there = (Path(out) / CHECKPOINT).exists()
-    if there and not resume:
+    if not resume and (Path(out) / CHECKPOINT).exists():
         raise FileExistsError(f"{out} holds a training run; give --resume true to go on with it, or another --out")
-    if resume and not there:
-        print(f"note: {out} holds no run to resume; starting one", file=sys.stderr)
     folder = Path(data).resolve()
     searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
     if searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
         raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
 
 
-def _note_chance(val_data: Any, config: TrainConfig) -> None:
-    """Say where very few videos choose the epoch that is kept; a loss, as self-supervision has it, varies less."""
-    if config.task != "selfsup" and config.epochs > 1 and len(val_data) < FEW:
-        print(
-            f"note: {counted(len(val_data), 'validation video')} will choose the best epoch, which is then as good as "
-            "drawn by chance; give --val, or hold out more with --val_fraction",
-            file=sys.stderr,
-        )
+def _say_first(out: str, val_data: Any, config: TrainConfig, *, resume: bool, drawn: bool) -> None:
+    """Notes of what a user might not expect of this run; `drawn` where the validation videos were split off for it."""
+    notes = []
+    if resume and not (Path(out) / CHECKPOINT).exists():
+        notes.append(f"{out} holds no run to resume; starting one")
+    if config.task != "selfsup" and config.epochs > config.validate_every and len(val_data) < FEW:
+        more = "hold out more with --val_fraction, or give --val" if drawn else "give more of them"
+        what = f"{counted(len(val_data), 'validation video')} will choose the best epoch"
+        notes.append(f"{what}, and one of them is {100 / len(val_data):.0f} points of its score; {more}")
+    if config.compile:
+        notes.append("the first steps compile the branch, which takes a minute or more")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _train_and_val(

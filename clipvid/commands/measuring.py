@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipvid._files import require_new, require_writable
+from clipvid._files import require_writable
 from clipvid._words import counted
 from clipvid.commands.arguments import (
     check_names,
@@ -23,7 +23,9 @@ from clipvid.commands.arguments import (
     named_prompts,
     named_reading,
     note_format,
+    profile_of,
     profiled_to,
+    require_new,
     show_unreadable,
     splits_of,
 )
@@ -79,16 +81,14 @@ def evaluate(
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
         cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
         cache_mode: taps (when left out) or trunk, as that cache was made.
-        overwrite: replace the files that out and report name, where they are there.
+        overwrite: replace the files of out, report and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
         reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
     """
     check_names(model, data=data)
-    _check_places(out, report, queries=report_queries, overwrite=overwrite)
-    from clipvid import evaluate as ev
-
-    ev.check_dual_softmax(dual_softmax)
+    require_new(out, report, profile_of(out, asked=profile), overwrite=overwrite)
+    _check_numbers(report_queries, dual_softmax)
     kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     video_model = named_model(model, pretrained, device=device, plain="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
@@ -96,7 +96,7 @@ def evaluate(
     note_format(data, format)
     _ask_for_split(data, format, split)
     opened = partial(named_data, data, format=format, annotations=annotations)
-    videos = opened(split=split, classes=head and head.classes, allow_missing=allow_missing)
+    videos = opened(split=split, classes=None if head is None else head.classes, allow_missing=allow_missing)
     score = _scorer(task, zero_shot=zero_shot)
     _of_recognition(task, zero_shot=zero_shot, by_class=by_class, prompts=prompts)
     extras = _of_retrieval(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
@@ -104,12 +104,12 @@ def evaluate(
     extras |= {} if bank is None else {"bank": _captions_of(bank, opened, annotations)}
     _check_scorable(video_model, videos, task, zero_shot=zero_shot, extras=extras)
     told = named_reading(video_model, reading, videos.terms)
-    with profiled_to(None if out is None else Path(out).with_suffix(".profile.json"), asked=profile):
+    with profiled_to(profile_of(out, asked=profile), asked=profile):
         found = score(video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
     print(found)
     if by_class:
         print(found.class_table())
-    _write(found, out, report, queries=report_queries)
+    _tell(found, out, report, queries=report_queries)
 
 
 def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
@@ -135,7 +135,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extr
         )
 
 
-def _write(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
+def _tell(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
     """What was left out, and the files that were asked for."""
     show_unreadable(found.unreadable)
     if out is not None:
@@ -159,11 +159,13 @@ def _ask_for_split(data: str, format: str | None, split: str | None) -> None:
         raise ValueError(f"{data} has splits {', '.join(there)}; give --split, the one to score on")
 
 
-def _check_places(out: str | None, report: str | None, *, queries: int, overwrite: bool) -> None:
+def _check_numbers(queries: int, dual_softmax: float | None) -> None:
     """What would otherwise be found wrong after hours."""
-    require_new(*(path for path in (out, report) if path is not None), overwrite=overwrite)
     if queries < 1:
         raise ValueError(f"report_queries starts at 1, got {queries}")
+    from clipvid.evaluate import check_dual_softmax
+
+    check_dual_softmax(dual_softmax)
 
 
 def _of_recognition(task: str, *, zero_shot: bool, by_class: bool, prompts: str | None) -> None:

@@ -59,19 +59,20 @@ def class_mean_interval(
 ) -> Interval:
     """Interval of the mean over classes of their share of `hits`.
 
-    The bootstrap's; where the hits of each class are equal, as one class all right and another all wrong, resampling
-    cannot vary the mean: then the classes' score intervals are put together (Zou and Donner 2008, section 2).
+    The bootstrap's. Where the hits of each class are equal, as one class all right and another all wrong, resampling
+    varies the mean only by leaving classes out: then the widest of the bootstrap's, that of the classes' own score
+    intervals put together (Zou and Donner 2008, section 2), and where all hits are equal that of all of them.
     """
-    if (sure := _of_equal(hits, level)) is not None:
-        return sure
     rows = np.stack([hits, classes], axis=1)
+    drawn = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed, level=level)
     by_class = [hits[classes == label] for label in np.unique(classes)]
-    own = [_of_equal(some, level) for some in by_class]
-    if any(interval is None for interval in own):
-        return bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed, level=level)
-    shares = np.array([some[0] for some in by_class], dtype=np.float64)
-    below, above = np.sqrt(((np.array(own, dtype=np.float64).T - shares) ** 2).sum(axis=1)) / len(own)
-    return class_mean(rows) - float(below), class_mean(rows) + float(above)
+    own = [interval for some in by_class if (interval := _of_equal(some, level)) is not None]
+    if len(own) < len(by_class):
+        return drawn
+    mean, shares = class_mean(rows), np.array([some[0] for some in by_class], dtype=np.float64)
+    below, above = np.sqrt(((np.array(own).T - shares) ** 2).sum(axis=1)) / len(own)
+    found = [drawn, (mean - float(below), mean + float(above)), _of_equal(hits, level) or drawn]
+    return min(low for low, _ in found), max(high for _, high in found)
 
 
 def ranking_intervals(

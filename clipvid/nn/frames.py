@@ -29,8 +29,8 @@ def stretched(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, 
 def resized(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
     """All of a table of time, stretched or squeezed linearly to `frames` rows, the first and last staying in place.
 
-    As an image that keeps its width: torch's interpolation of sequences takes one GPU thread a row, and for ViViT's
-    table took most of a pass.
+    The table itself where it has as many. Else as an image that keeps its width: torch's interpolation of sequences
+    takes one GPU thread a row, and for ViViT's table took most of a pass.
     """
     if frames == len(table):
         return table
