@@ -178,6 +178,7 @@ def _near(option: str, known: Sequence[str]) -> str:
 def _plainly(message: str) -> str:
     """The parser's message in words of the command line, on one line."""
     message = " ".join(message.split())
+    message = re.sub(r"argument (--[\w.]+): expected one argument", r"\1 needs a value; a switch takes true", message)
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
     message = re.sub(r"dict\[.*?\]", "a JSON object", message).replace("tuple[float, float]", PAIR)
     if lacking := re.search(r"arguments are required: (.*)", message):

@@ -25,6 +25,8 @@ PROMPT_SETS = {
 
 CHECKPOINT = "checkpoint.pt"
 """In the folder of a training run: what it goes on from."""
+INDEX = "index.json"
+"""In the folder of a search index: what it holds."""
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Tasks, and the figure that picks the best epoch of each: the higher the better, so a loss counts with a minus."""

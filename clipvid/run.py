@@ -7,6 +7,7 @@ checkpoints from which a run goes on to the bit. Knows nothing of how batches ar
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,7 @@ class TrainResult:
 
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """One device, in the precision that `config` asks of it."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which else tells of the precision at every run
     device = Fabric(accelerator=accelerator, devices=1).device
     return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, resolve(config.reading.precision, device)))
 

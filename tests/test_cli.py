@@ -96,9 +96,7 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     assert len(json.loads(Path("found/index.json").read_text())["paths"]) == 4
     monkeypatch.setattr(VideoIndex, "_put", put)
     kept = Path("found/index.json").read_bytes()
-    assert "found holds an index or other files; give --add true" in refusal(
-        capsys, "index", "videos/test", "--out", "found"
-    )
+    assert "found holds an index; give --add true" in refusal(capsys, "index", "videos/test", "--out", "found")
     assert Path("found/index.json").read_bytes() == kept
     assert "found knows its model, frames and kind; leave out --frames 3" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"

@@ -26,7 +26,6 @@ from clipvid.metrics import (
     share_interval,
 )
 from clipvid.metrics import scores as scores_of
-from clipvid.metrics.intervals import class_mean
 
 CAP4VIDEO = Path(__file__).parents[2] / "shared" / "data" / "similarity" / "cap4video_msrvtt1ka"
 
@@ -275,38 +274,6 @@ def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
     assert share_interval(mixed) == bootstrap_interval(mixed)
 
 
-def of_classes(hits, labels):
-    """Metrics of scores by which these clips are right, and the others taken for the next class."""
-    return recognition_metrics(np.eye(labels.max() + 2)[np.where(hits, labels, labels + 1)], labels)
-
-
-def test_a_mean_over_classes_that_resampling_cannot_vary_has_an_interval_too():
-    """One class all right and one all wrong: half of either's score interval."""
-    n, labels = 10, np.repeat([0, 1], 10)
-    hits = labels == 0
-    half = 50 * (1 - n / (n + 1.959964**2))
-    assert of_classes(hits, labels)["mean class"] == 50
-    assert of_classes(hits, labels).intervals["mean class"] == pytest.approx((50 - half, 50 + half), abs=1e-4)
-    hits[0] = False
-    drawn = bootstrap_interval(np.stack([hits, labels], axis=1).astype(float), statistic=class_mean)
-    assert of_classes(hits, labels).intervals["mean class"] == pytest.approx([100 * edge for edge in drawn])
-
-
-def test_a_class_of_one_clip_makes_no_mean_over_classes_sure():
-    labels = np.array([0] + [1] * 999)
-    low, high = of_classes(labels >= 0, labels).intervals["mean class"]
-    assert high == 100
-    assert low == pytest.approx(100 - 100 / 2 * (1 - 1 / (1 + 1.959964**2)), abs=0.1)
-
-
-@pytest.mark.parametrize("right", [100, 60])
-def test_one_clip_a_class_is_no_surer_of_its_classes_than_of_its_clips(right):
-    found = of_classes(np.arange(100) < right, np.arange(100)).intervals
-    assert found["mean class"][0] <= found["top-1"][0] + 3
-    assert found["mean class"][1] >= found["top-1"][1] - 3
-    assert found["mean class"][1] - found["mean class"][0] >= 0.8 * (found["top-1"][1] - found["top-1"][0])
-
-
 def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mean():
     n, share = 40, 0.25
     low, high = share_interval(np.full(n, share))
@@ -431,6 +398,10 @@ def test_a_paired_comparison_finds_a_difference_that_is_there_and_none_that_is_n
     assert found.p < 0.01
     assert found.interval[0] <= found.mean <= found.interval[1]
     assert paired_bootstrap(a, a, n=200).p == 1.0
+    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a card writes a third
+    drawn = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
+    assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(drawn)
+    assert drawn > 0.9
     other = rng.permutation(a)
     assert paired_bootstrap(a, other, n=2000).p > 0.05
     with pytest.raises(ValueError, match="needs the same queries twice"):

@@ -211,6 +211,13 @@ def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
         ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
         ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
         ("embed nowhere", "nowhere does not exist; give a video or a folder of videos"),
+        ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
+        ("train videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
+        ("index videos --out tables", "tables holds other files, and an index needs a folder of its own; give another"),
+        (
+            "index videos --out tables --add true --model clipvid-mini",
+            "tables holds other files, and an index needs a folder",
+        ),
         ("train videos/test --lr -1", "lr is above 0 and finite, got -1.0"),
     ],
 )
@@ -291,7 +298,8 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
         ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
         ("--task recognition", "this model has no classifier; train one (task recognition), or use zero_shot"),
         ("--format videos", "4 of 4 videos of test have no caption, first "),
-        ("--format folder", "test has 2 classes and no captions, which retrieval compares; recognise its classes"),
+        ("--format folder", "test has classes and no captions, which retrieval compares; give --zero_shot true"),
+        ("--format folder --task recognition", "this model has no classifier; train one (task recognition), or use"),
         ("--format videos --zero_shot true", "test has no class names; zero-shot recognition needs two or more"),
     ],
 )
@@ -305,3 +313,25 @@ def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_p
         data = tmp_path / "test"
     assert said in refusal(capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split())
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("option", ["--resume", "--reading.frames"])
+def test_an_option_without_its_value_is_told_what_it_needs(capsys, option):
+    with pytest.raises(SystemExit):
+        main(["train", "x", option])
+    assert f"{option} needs a value; a switch takes true" in capsys.readouterr().err
+
+
+def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work, tmp_path, monkeypatch, capsys):
+    from clipvid.model import create_model
+
+    monkeypatch.chdir(tmp_path)
+    create_model("clipvid-mini", branch="mean").save("model")
+    assert main(["index", str(work / "videos"), "--model", "model", "--frames", "2", "--out", "index"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["search", "../index", "red", "--k", "1"]) == 0
+    (tmp_path / "model").rename(tmp_path / "moved")
+    capsys.readouterr()
+    said = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
+    assert said in refusal(capsys, "search", "../index", "red")

@@ -60,6 +60,11 @@ def check_names(model: str | None, branch: str | None = None, *, data: str | Non
     """ValueError for data, a model or a branch that there is not, before anything that they need is loaded."""
     if data is not None and not Path(data).exists():
         raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
+    if data is not None and Path(data).is_file():
+        from clipvid.data.files import is_video
+
+        if is_video(Path(data)):
+            raise ValueError(f"{data} is a video; give a folder of videos, or a csv file")
     if model is not None and not Path(model).is_dir() and (known := builtin_names()):
         check_name(model, known)
     if branch is not None:
@@ -185,22 +190,35 @@ def notes_shown() -> Iterator[None]:
         yield
 
 
+def lasting(model: str | None) -> str:
+    """The name of a model as it is written down: a folder's whole path, which holds from other places too."""
+    if model is None:
+        return DEFAULT_MODEL
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
 def index_model(index: str, device: str) -> Any:
     """The model that an index was built with, by the name in its note."""
     from clipvid.search import VideoIndex
 
     note = VideoIndex.read_note(index)
-    if not note.get("model"):
+    made_with = note.get("model")
+    if not made_with:
         raise ValueError(
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
-    if note["model"] == DEFAULT_MODEL:
+    if os.path.isabs(made_with) and not os.path.isdir(made_with):
+        raise ValueError(
+            f"{index} was made with the model {made_with}, which is not there any more; put it back, or build the "
+            "index anew"
+        )
+    if made_with == DEFAULT_MODEL:
         print(
             f"note: {index} was made with {DEFAULT_MODEL}, which knows drawn shapes alone; for videos of your own "
             "build it with --model ViT-B-32 --pretrained openai",
             file=sys.stderr,
         )
-    return named_model(str(note["model"]), note["pretrained"], device=device, plain="mean")
+    return named_model(made_with, note["pretrained"], device=device, plain="mean")
 
 
 def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:

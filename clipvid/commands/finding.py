@@ -15,10 +15,10 @@ from typing import Any
 from clipvid._files import held, require_writable
 from clipvid._words import counted
 from clipvid.commands.arguments import (
-    DEFAULT_MODEL,
     check_names,
     index_model,
     kept_clips,
+    lasting,
     named_cache,
     named_model,
     named_reading,
@@ -28,6 +28,7 @@ from clipvid.commands.arguments import (
     require_new,
     show_unreadable,
 )
+from clipvid.config import INDEX
 
 
 def embed(
@@ -79,7 +80,7 @@ def embed(
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {
-        "model": model or DEFAULT_MODEL,
+        "model": lasting(model),
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in found.data],
         "skipped": {str(e.path): e.reason for e in found.unreadable},
@@ -138,13 +139,16 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     require_writable(out, folder=True)
-    if add:
+    known = (Path(out) / INDEX).is_file()
+    if add and known:
         refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
     kept = f"{out.rstrip('/')}.profile.json"
     with held(out, whole=True):
-        if not add and Path(out).exists() and any(Path(out).iterdir()):
+        if not add and known:
+            raise FileExistsError(f"{out} holds an index; give --add true to go on with it, or another --out")
+        if not known and Path(out).exists() and any(Path(out).iterdir()):
             raise FileExistsError(
-                f"{out} holds an index or other files; give --add true to go on with it, or another --out"
+                f"{out} holds other files, and an index needs a folder of its own; give another --out"
             )
         from clipvid.cache import trained_reading  # which takes seconds, and refuses none of the above
         from clipvid.search import VideoIndex
@@ -156,7 +160,7 @@ def index(
             reading = trained_reading(video_model)
             frames = reading.frames if frames is None else frames
             found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
-            found.note = {"model": model or DEFAULT_MODEL, "pretrained": pretrained}
+            found.note = {"model": lasting(model), "pretrained": pretrained}
         with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
             found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):

@@ -124,9 +124,17 @@ def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
 
 
 def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extras: dict[str, Any]) -> None:
-    """What scoring refuses, before a cache is filled for it."""
+    """What scoring refuses, before a cache is filled for it; and where the other task is meant, how to ask for it."""
     from clipvid import evaluate as ev
 
+    captioned, labelled = (any(has) for has in zip(*((r.captions, r.label is not None) for r in videos), strict=True))
+    if task == "retrieval" and labelled and not captioned:
+        raise DataError(
+            f"{videos.name} has classes and no captions, which retrieval compares; give --zero_shot true to recognise "
+            "classes by their names, or a --model that was trained with --task recognition"
+        )
+    if task == "recognition" and captioned and not labelled:
+        raise DataError(f"{videos.name} has captions and no classes; give --task retrieval to score this model by them")
     if task == "recognition":
         ev.check_recognition(model, videos, zero_shot=zero_shot)
     else:

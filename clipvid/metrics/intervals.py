@@ -16,6 +16,9 @@ from numpy import ndarray
 
 Interval = tuple[float, float]
 
+LEVEL = 1e-6
+"""Mean differences that count as none: result cards keep six digits, and a third is none of them."""
+
 QUERIES_A_KIND = 12
 """Drawing how often one kind comes costs about as much as drawing and counting this many queries."""
 
@@ -137,8 +140,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two models on the same queries, drawn again together; ValueError for other numbers of queries.
 
-    p is twice the share of draws in which the mean difference lies on the other side of 0, ties counted half, with one
-    added above and below (Davison and Hinkley 1997, section 4.2.3): it is never 0.
+    p is twice the share of draws in which the mean difference lies on the other side of 0, ties (`LEVEL`) counted half,
+    one added above and below (Davison and Hinkley 1997, section 4.2.3): it is never 0.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"a paired comparison needs the same queries twice, got {a.shape} and {b.shape}")
@@ -147,7 +150,7 @@ def paired_bootstrap(
     differences = b.astype(np.float64) - a.astype(np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.array([differences[rng.integers(len(a), size=len(a))].mean() for _ in range(n)])
-    below, level = float((drawn < 0).sum()), float((drawn == 0).sum())
+    below, level = float((drawn < -LEVEL).sum()), float((np.abs(drawn) <= LEVEL).sum())
     tail = min(below + level / 2, n - below - level / 2)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(float(differences.mean()), (float(low), float(high)), min(1.0, 2 * (tail + 1) / (n + 1)))

@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clipvid.config import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.search.vectors import KINDS
 
 FORMAT = 1
-FACTS, VECTORS = "index.json", "vectors.faiss"
+FACTS, VECTORS = INDEX, "vectors.faiss"
 
 
 def check_place(folder: Path) -> None:
