@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid._words import counted
 from clipvid.cache import TapStore, records_of
 from clipvid.cards import Evaluation, Facts, Found, data_hash
 from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
@@ -121,11 +120,6 @@ def check_retrieval(
     """ValueError or DataError for what `evaluate_retrieval` refuses, before a clip is read."""
     facts = records_of(data)
     require_whole(facts, len(facts))
-    if facts.classes and not any(r.captions for r in facts):
-        raise DataError(
-            f"{facts.name} has {counted(len(facts.classes), 'class')} and no captions, which retrieval compares; "
-            "recognise its classes instead (task recognition): by their names with zero_shot, or with a classifier"
-        )
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(

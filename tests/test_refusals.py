@@ -11,6 +11,7 @@ from refused import refusal
 
 from clipvid._files import explained, require_writable, whole_file
 from clipvid.cli import main
+from clipvid.commands.arguments import lasting
 from clipvid.data.shapes import write_dataset
 
 
@@ -335,3 +336,12 @@ def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work
     capsys.readouterr()
     said = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
     assert said in refusal(capsys, "search", "../index", "red")
+
+
+def test_what_an_index_notes_of_its_model_holds_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("RN50").mkdir()  # somebody's folder, and no saved model
+    Path("weights.pt").touch()
+    assert lasting("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
+    assert lasting("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
+    assert lasting(None, None) == {"model": "clipvid-mini", "pretrained": None}

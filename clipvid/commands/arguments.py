@@ -190,11 +190,16 @@ def notes_shown() -> Iterator[None]:
         yield
 
 
-def lasting(model: str | None) -> str:
-    """The name of a model as it is written down: a folder's whole path, which holds from other places too."""
-    if model is None:
-        return DEFAULT_MODEL
-    return os.path.abspath(model) if os.path.isdir(model) else model
+def lasting(model: str | None, pretrained: str | None) -> dict[str, str | None]:
+    """A model and its weights as they are written down: paths whole, so that they hold from anywhere."""
+    from clipvid.saving import CONFIG
+
+    model = model or DEFAULT_MODEL
+    saved, file = (Path(model) / CONFIG).is_file(), pretrained is not None and os.path.isfile(pretrained)
+    return {
+        "model": os.path.abspath(model) if saved else model,
+        "pretrained": os.path.abspath(str(pretrained)) if file else pretrained,
+    }
 
 
 def index_model(index: str, device: str) -> Any:

@@ -80,7 +80,7 @@ def embed(
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
     facts = {
-        "model": lasting(model),
+        "model": lasting(model, pretrained)["model"],
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in found.data],
         "skipped": {str(e.path): e.reason for e in found.unreadable},
@@ -160,7 +160,7 @@ def index(
             reading = trained_reading(video_model)
             frames = reading.frames if frames is None else frames
             found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
-            found.note = {"model": lasting(model), "pretrained": pretrained}
+            found.note = lasting(model, pretrained)
         with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
             found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):

@@ -127,7 +127,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extr
     """What scoring refuses, before a cache is filled for it; and where the other task is meant, how to ask for it."""
     from clipvid import evaluate as ev
 
-    captioned, labelled = (any(has) for has in zip(*((r.captions, r.label is not None) for r in videos), strict=True))
+    captioned, labelled = any(r.captions for r in videos), any(r.label is not None for r in videos)
     if task == "retrieval" and labelled and not captioned:
         raise DataError(
             f"{videos.name} has classes and no captions, which retrieval compares; give --zero_shot true to recognise "
