@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvid.cache import TapStore, TextCache, records_of, stream_taps, trained_reading
+from clipvid.cache.stream import stream_clips
 from clipvid.config import Reading
 from clipvid.data.loader import in_order
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
+from clipvid.inference import VideoEncoder, inference
 from clipvid.matching import Frames
 from clipvid.model import VideoCLIP
-from clipvid.precision import autocast
 from clipvid.profile import awaited, stage
 from clipvid.taps import Pixels, Taps
 
@@ -60,7 +61,7 @@ def embed_videos(
         model,
         data,
         reading_for(model, data, reading),
-        lambda taps: model.encode_video(taps, normalize=False).float().cpu(),
+        _video_encoder(model),
         whole=whole,
         progress=progress,
     )
@@ -86,39 +87,77 @@ def _encoded(
     model: VideoCLIP,
     data: VideoData | TapStore,
     reading: Reading,
-    encode: Callable[[Taps | Pixels], Any],
+    encode: Callable[[Any], Any],
     *,
     whole: bool,
     progress: bool,
 ) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
-    """What `encode` gives for each batch, in eval mode and without gradients; `whole` refuses to lose a video."""
+    """Return the result of `encode` for each batch, the clips that were read, and the errors of the others.
+
+    `whole` refuses to lose a video.
+    """
     rows: list[Any] = []
     kept: list[int] = []
     lost: list[VideoError] = []
     facts = records_of(data)
-    was_training = model.training
-    model.eval()
-    try:
-        with closing(_taps(model, data, reading, progress=progress)) as stream:
-            for taps, indices, unreadable in stream:
-                lost.extend(unreadable)
-                kept.extend(indices)
-                if whole and unreadable:  # now, not after hours
-                    require_whole(facts, len(facts) - len(lost))
-                if indices:
-                    with torch.no_grad(), autocast(reading.precision, model.device):
-                        rows.append(encode(taps))
-    finally:
-        model.train(was_training)
+    with closing(_steps(model, data, reading, encode, progress=progress)) as steps:
+        for encoded, indices, unreadable in steps:
+            lost.extend(unreadable)
+            kept.extend(indices)
+            if whole and unreadable:  # now, not after hours
+                require_whole(facts, len(facts) - len(lost))
+            if indices:
+                rows.append(encoded)
     if not kept:
         raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
     known = data.unreadable if isinstance(data, TapStore) else ()
     return rows, facts.surviving(kept), (*known, *lost)
 
 
-@torch.no_grad()
+def embed_batches(
+    model: VideoEncoder, data: VideoData, reading: Reading, *, progress: bool = False, title: str | None = None
+) -> Generator[tuple[Tensor | None, list[int], tuple[VideoError, ...]], None, None]:
+    """Embed a data set batch by batch, with any encoder of videos, as `embed_videos` does.
+
+    Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, and None for a
+    batch in which nothing could be read; the places of the batch's clips in `data`; and the errors of the others.
+    """
+    return _steps(model, data, reading, _video_encoder(model), progress=progress, title=title)
+
+
+def _video_encoder(model: VideoEncoder) -> Callable[[Any], Tensor]:
+    """Return the function that embeds what `_sources` yields for this model."""
+    if has_taps(model):
+        return lambda taps: model.encode_video(taps, normalize=False).float().cpu()
+    return lambda clips: model.encode_video(clips[0], mask=clips[1]).float().cpu()
+
+
+def has_taps(model: VideoEncoder) -> TypeGuard[VideoCLIP]:
+    """Return True for a VideoCLIP, or what wraps one; False for another encoder, which takes clips and sentences."""
+    return hasattr(model, "reads")
+
+
+def _steps(
+    model: VideoEncoder,
+    data: VideoData | TapStore,
+    reading: Reading,
+    encode: Callable[[Any], Any],
+    *,
+    progress: bool,
+    title: str | None = None,
+) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
+    """Yield the result of `encode` for each batch under `inference`, the places of its clips, and the errors."""
+    with closing(_sources(model, data, reading, progress=progress, title=title)) as stream:
+        for source, indices, unreadable in stream:
+            encoded = None
+            if indices:
+                with inference(model, reading.precision):
+                    encoded = encode(source)
+            yield encoded, indices, unreadable
+
+
 def embed_texts(
-    model: VideoCLIP,
+    model: VideoEncoder,
     texts: Sequence[str],
     *,
     precision: str = "auto",
@@ -128,21 +167,25 @@ def embed_texts(
 ) -> Tensor:
     """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
 
-    `tokens` cuts longer texts to so many (`Reading.tokens`). `kept` is where embeddings are looked up, and put.
+    `tokens` cuts longer texts to so many (`Reading.tokens`). `kept` is where embeddings are looked up, and put. Both
+    are for a VideoCLIP: another encoder embeds the strings by itself.
     """
 
-    def embed(ids: Tensor) -> Tensor:
-        with autocast(precision, model.device):
-            found = model.encode_text(ids, normalize=False).float()
-        return F.normalize(found, dim=-1).cpu()
+    def embed(part: Any) -> Tensor:
+        with inference(model, precision):
+            embedding = model.encode_text(part, normalize=False) if has_taps(model) else model.encode_text(part)
+            return F.normalize(embedding.float(), dim=-1).cpu()
 
-    known = embed if kept is None else partial(kept.embedded, kept.recipe(model, precision), embed=embed)
+    cached: Callable[[Any], Tensor] = embed
+    if kept is not None:
+        assert has_taps(model), "cached embeddings are those of a VideoCLIP"
+        cached = partial(kept.embedded, kept.recipe(model, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
         with stage("text"):
-            ids = model.backbone.tokenize(list(distinct)[start : start + chunk], longest=tokens)
-            parts.append(known(ids))
+            part = list(distinct)[start : start + chunk]
+            parts.append(cached(model.backbone.tokenize(part, longest=tokens) if has_taps(model) else part))
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
@@ -181,9 +224,17 @@ def require_whole(data: VideoData, found: int) -> None:
     )
 
 
-def _taps(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, *, progress: bool
-) -> Generator[tuple[Taps | Pixels, list[int], tuple[VideoError, ...]], None, None]:
+def _sources(
+    model: VideoEncoder, data: VideoData | TapStore, reading: Reading, *, progress: bool, title: str | None
+) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
+    """Yield what the model encodes of each batch: taps or pixels, or for an encoder without them clips and a mask."""
+    title = title or f"embed {records_of(data).name}"
+    if not has_taps(model):
+        assert isinstance(data, VideoData), "stored taps are for a VideoCLIP"
+        with closing(stream_clips(model, data, reading, progress=progress, title=title)) as stream:
+            for video, _, batch in stream:
+                yield (video, batch.mask.flatten(0, -2).to(model.device)), batch.index.tolist(), batch.unreadable
+        return
     if isinstance(data, TapStore):
         plan = in_order(len(data), reading.batch_size)
         store = data.read_by(model)
@@ -192,7 +243,6 @@ def _taps(
             for rows, taps in zip(plan, source, strict=True):
                 yield taps(), list(rows), ()
         return
-    title = f"embed {data.name}"
     with closing(stream_taps(model, data, reading, progress=progress, title=title)) as stream:
         for taps, batch in stream:
             yield taps, batch.index.tolist(), batch.unreadable

@@ -24,7 +24,9 @@ from clipvid.config import AVERAGES, VIDEO_TEMPLATES, Reading
 from clipvid.data.record import VideoData
 from clipvid.embedding import embed_frames, embed_texts, embed_videos, reading_for, require_whole
 from clipvid.errors import DataError, VideoError
-from clipvid.heads import Classifier
+from clipvid.heads import Classifier, TextClassifier
+from clipvid.heads import prompts as filled
+from clipvid.inference import evaluating
 from clipvid.matching import candidates, match_all, reranked
 from clipvid.metrics import (
     DualSoftmax,
@@ -235,7 +237,7 @@ def evaluate_recognition(
     classifier = head if head is not None else _classifier(model)
     _check_labels(records_of(data), classifier.classes)
     found = embed_videos(model, data, reading, whole=True, progress=progress)
-    with torch.no_grad():
+    with evaluating(classifier), torch.no_grad():
         logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
     reading = reading_for(model, data, reading)
     scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
@@ -255,8 +257,18 @@ def zero_shot(
 ) -> Evaluation[RecognitionMetrics]:
     """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
     check_recognition(model, data, zero_shot=True)
-    head = model.text_classifier(records_of(data).classes, templates=templates)
+    precision = reading_for(model, data, reading).precision
+    head = _named_classes(model, records_of(data).classes, templates, precision=precision)
     return evaluate_recognition(model, data, reading, head=head, prompts=templates, progress=progress)
+
+
+def _named_classes(
+    model: VideoCLIP, classes: Sequence[str], templates: Sequence[str], *, precision: str
+) -> TextClassifier:
+    """Return `model.text_classifier` of these names, its texts embedded at the precision of the videos."""
+    texts = [text for of_class in filled(classes, templates) for text in of_class]
+    means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
+    return TextClassifier(means, classes, scale=model.backbone.logit_scale).to(model.device)
 
 
 def base_to_novel(

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from clipvid.inference import evaluating, inference
 from clipvid.model import VideoCLIP
-from clipvid.precision import autocast
 from clipvid.textual import TextTokens
 
 PIECE = 1 << 24
@@ -49,15 +49,16 @@ def match_all(
     """
     out = torch.full((len(texts), len(frames)), -torch.inf)
     for start in range(0, len(texts), chunk):
-        with autocast(precision, model.device):
+        with inference(model, precision):
             words = model.text_features(model.backbone.tokenize(texts[start : start + chunk], longest=tokens))
         assert isinstance(words, TextTokens)
         rows = slice(start, start + len(words))
-        if only is None:
-            out[rows] = _all_pairs(model, words, frames)
-        else:
-            text, video = only[rows].nonzero(as_tuple=True)
-            out[rows][text, video] = _pairs(model, words, frames, text, video)
+        with evaluating(model):  # not `inference`: under autocast similarities would be rounded
+            if only is None:
+                out[rows] = _all_pairs(model, words, frames)
+            else:
+                text, video = only[rows].nonzero(as_tuple=True)
+                out[rows][text, video] = _pairs(model, words, frames, text, video)
     return out
 
 

@@ -20,6 +20,7 @@ from clipvid.config import TrainConfig
 from clipvid.constcl import SelfSupervised
 from clipvid.errors import DataError
 from clipvid.feed import PairFeed, StoredClips, Work
+from clipvid.inference import evaluating
 from clipvid.model import VideoCLIP
 from clipvid.nn.recompute import recomputed
 from clipvid.textual import TextTokens
@@ -120,15 +121,10 @@ def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
 
     torch's CPU generator is left as it was. Raises DataError where no batch could be read.
     """
-    training = objective.training
-    objective.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
-            with closing(feed.batches(0, start=0)) as batches:
-                found = [float(objective(work)) for work in batches]
-    finally:
-        objective.train(training)
+    with evaluating(objective), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
+        with closing(feed.batches(0, start=0)) as batches:
+            found = [float(objective(work)) for work in batches]
     if not found:
         raise DataError(f"no two videos of {feed.data.name} could be read for validation; check the data set's root")
     return sum(found) / len(found)

@@ -28,7 +28,7 @@ class Profile:
         self.beside: dict[str, float] = {}
         """Of threads and processes that work beside it (decode, transform), summed over all of them."""
         self._stages, self._whole = [OTHER], False
-        self._thread, self._since = threading.get_ident(), time.perf_counter()
+        self._since = time.perf_counter()
 
     @property
     def total(self) -> float:
@@ -68,43 +68,48 @@ class Profile:
             self._whole = False
 
 
-_current: Profile | None = None
+class _Running(threading.local):
+    """The profile of each thread, None where it measures nothing."""
+
+    profile: Profile | None = None
+
+
+_running = _Running()
 
 
 @contextmanager
 def profiled() -> Iterator[Profile]:
     """Measure the block: what the library does in it, stage by stage; complete when the block ends.
 
-    Raises ValueError inside another profiled block.
+    Threads may each profile a block of their own. Raises ValueError inside another profiled block of the same thread.
 
     >>> with profiled() as found:
     ...     time.sleep(0.01)
     >>> list(found.seconds)
     ['other']
     """
-    global _current
-    if _current is not None:
+    if _running.profile is not None:
         raise ValueError("a block is profiled already; its profile has what this one would have")
-    _current = Profile()
+    profile = _running.profile = Profile()
     try:
-        yield _current
+        yield profile
     finally:
-        _current._charge()
-        _current = None
+        profile._charge()
+        _running.profile = None
 
 
 def stage(name: str, *, whole: bool = False) -> AbstractContextManager[None]:
     """The block is a stage of this name; a stage inside it takes its time out of it, unless it is a `whole` one."""
-    here = _current
-    if here is None or here._whole or here._thread != threading.get_ident():
+    here = _running.profile
+    if here is None or here._whole:
         return nullcontext()
     return here._stage(name, whole=whole)
 
 
 def beside(**seconds: float) -> None:
     """Add seconds that other threads or processes worked, by name of the stage."""
-    here = _current
-    if here is None or here._whole or here._thread != threading.get_ident():
+    here = _running.profile
+    if here is None or here._whole:
         return
     for name, value in seconds.items():
         here.beside[name] = here.beside.get(name, 0.0) + value

@@ -7,6 +7,7 @@ imports neither open_clip nor timm. Knows nothing of frames, taps or branches.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,12 +217,17 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
 def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
     """While open, what enters the first block of `visual` is kept: tokens (B·T, prefix + N, D) after the stem.
 
-    Nothing is watched where `visual` is None.
+    Nothing is watched where `visual` is None. Passes that other threads make meanwhile are not seen.
     """
     seen: list[Tensor] = []
-    hook = None
+    hook, thread = None, threading.get_ident()
+
+    def keep(_: Any, args: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            seen.append(args[0])
+
     if visual is not None:
-        hook = vit_blocks(visual)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        hook = vit_blocks(visual)[0].register_forward_pre_hook(keep)
     try:
         yield seen
     finally:

@@ -10,7 +10,6 @@ Knows nothing of data sets, captions or search.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.precision import autocast
+from clipvid.inference import inference
 from clipvid.taps import Pixels, Taps
 from clipvid.video.decode import stream
 
@@ -91,18 +90,6 @@ def encode_windows(
     )
 
 
-@contextmanager
-def _inference(model: VideoCLIP, precision: str) -> Iterator[None]:
-    """Around each step alone: between two windows the model is as its owner left it."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(precision, model.device):
-            yield
-    finally:
-        model.train(was_training)
-
-
 @dataclass(frozen=True)
 class _Stretch:
     """Consecutive frames: what the branch reads of them, as one clip (1, T, ...), their numbers and times."""
@@ -129,7 +116,7 @@ def _chunks(
     """The video as the tower reads it, some frames at a time."""
     for shown in _batched(frames, chunk):
         numbers, times, pictures = zip(*shown, strict=True)
-        with _inference(model, precision):
+        with inference(model, precision):
             read = model.reads(torch.stack(pictures)[None])
         seconds = [float("nan") if time is None else time for time in times]
         yield _Stretch(read, torch.tensor(numbers), torch.tensor(seconds, dtype=torch.float64))
@@ -158,7 +145,7 @@ def _windows(
             rows = rows.clamp(max=len(held) - 1)
             source = _map(held.read, lambda t, rows=rows: t[0, rows.to(t.device)])
             source = source if mask is None else replace(source, mask=mask.to(model.device))
-            with _inference(model, precision):
+            with inference(model, precision):
                 video = model.encode_video(source, normalize=normalize).float().cpu()
             yield from block.add(video, held.index[rows], held.time[rows[:, 0]], held.time[rows[:, -1]])
 

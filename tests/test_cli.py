@@ -98,10 +98,10 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     kept = Path("found/index.json").read_bytes()
     assert "found holds an index; give --add true" in refusal(capsys, "index", "videos/test", "--out", "found")
     assert Path("found/index.json").read_bytes() == kept
-    assert "found knows its model, frames and kind; leave out --frames 3" in refusal(
+    assert "found knows its model, frames, kind and precision; leave out --frames 3" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"
     )
-    assert "found knows its model, frames and kind; leave out --kind hnsw" in refusal(
+    assert "found knows its model, frames, kind and precision; leave out --kind hnsw" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--kind", "hnsw"
     )
     assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0

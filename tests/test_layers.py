@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "config", "profile", "_optional", "_memory", "_files", "_names", "_words"}
     | {"_checks", "_workers", "_ahead"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
-    {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches"},
+    {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches", "inference"},
     {"heads", "cost", "adapt", "saving", "cards", "checkpoints", "curves"},
     {"model", "loading", "interop", "interop_hf", "cache", "windows"},
     {"training", "run", "objectives", "optim", "constcl", "feed", "embedding", "evaluate", "matching", "search"}
@@ -45,7 +45,7 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "embedding": {"matching"},
     "feed": {"embedding"},
     "evaluate": {"embedding", "matching"},
-    "search": {"matching"},
+    "search": {"embedding", "matching"},
     "constcl": {"feed"},
     "objectives": {"constcl", "feed"},
     "run": {"evaluate", "feed", "objectives", "optim"},

@@ -87,7 +87,7 @@ def model():
 
 @pytest.fixture
 def index(model, library):
-    return VideoIndex.build(model, library, frames=4, progress=False)
+    return VideoIndex.build(model, library, frames=4, precision="32-true", progress=False)
 
 
 def names(hits):
@@ -195,7 +195,7 @@ def test_a_path_that_is_gone_is_an_error_alone_and_unreadable_in_a_list(model, l
 
 
 def test_workers_change_nothing(index, model, library):
-    other = VideoIndex.build(model, library, frames=4, batch_size=3, workers=2, progress=False)
+    other = VideoIndex.build(model, library, frames=4, precision="32-true", batch_size=3, workers=2, progress=False)
     assert other.paths == index.paths
     assert [h.score for h in other.search("red")] == pytest.approx([h.score for h in index.search("red")], abs=1e-6)
 

@@ -10,19 +10,20 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import torch
+from torch import Tensor
 
 from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import NO_TERMS, Terms, VideoData
+from clipvid.inference import VideoEncoder, inference
 from clipvid.model import VideoCLIP
-from clipvid.precision import autocast
 from clipvid.taps import Pixels, Taps
 from clipvid.video.transforms import VideoTransform
 
 
 def clip_dataset(
-    model: VideoCLIP,
+    model: VideoEncoder,
     data: VideoData,
     reading: Reading,
     *,
@@ -66,9 +67,34 @@ def stream_taps(
 ) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
     """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
 
-    Under no_grad. `to_keep` asks for whole taps, with frame embeddings that other branches may need. `clips` are those
-    of `data` where they are read otherwise than `clip_dataset` does. Clips in V views are B·V rows, the views of the
-    first clip first. Close it where you leave it early.
+    Each batch under `inference`. `to_keep` asks for whole taps, with frame embeddings that other branches may need;
+    the rest is that of `stream_clips`.
+    """
+    read = model.taps if to_keep else model.reads
+    with closing(stream_clips(model, data, reading, progress=progress, title=title, clips=clips)) as stream:
+        for video, mask, batch in stream:
+            if not len(batch):
+                yield _no_taps(), batch
+                continue
+            with inference(model, reading.precision):
+                taps = read(video, mask=mask)
+            yield taps, batch
+
+
+def stream_clips(
+    model: VideoEncoder,
+    data: VideoData,
+    reading: Reading,
+    *,
+    progress: bool = False,
+    title: str = "encode",
+    clips: ClipDataset | None = None,
+) -> Generator[tuple[Tensor, Tensor | None, Batch], None, None]:
+    """Yield the decoded clips of each batch in order, on the model's device, with their mask and the batch itself.
+
+    The mask is None where every frame counts. Clips in V views are B·V rows, the views of the first clip first.
+    `clips` are those of `data` where they are read otherwise than `clip_dataset` does. Close it where you leave it
+    early.
     """
     from tqdm import tqdm
 
@@ -77,15 +103,8 @@ def stream_taps(
     source = batches_of(clips, plan, workers=reading.workers, device=model.device)
     with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
         for batch in source:
-            if len(batch):
-                with torch.no_grad(), autocast(reading.precision, model.device):
-                    video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
-                    read = model.taps if to_keep else model.reads
-                    mask = None if bool(mask.all()) else mask
-                    taps = read(video.to(model.device, non_blocking=True), mask=mask)
-                yield taps, batch
-            else:
-                yield _no_taps(), batch
+            video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
+            yield video.to(model.device, non_blocking=True), None if bool(mask.all()) else mask, batch
             bar.update(len(batch) + len(batch.unreadable))
 
 

@@ -119,6 +119,7 @@ def index(
     add: bool = False,
     kind: str | None = None,
     profile: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Build a search index over files and folders of videos; files that cannot be read are listed with their reason.
 
@@ -134,6 +135,8 @@ def index(
         kind: flat (when left out) compares a query with every video; ivf and hnsw answer sooner among hundreds of
             thousands of videos, and may miss some.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
+        precision: auto (when left out), bf16-mixed, 16-mixed or 32-true, of videos and queries alike; auto is bf16
+            where the hardware has it.
     """
     check_names(model)
     if not Path(videos).exists():
@@ -141,7 +144,8 @@ def index(
     require_writable(out, folder=True)
     known = (Path(out) / INDEX).is_file()
     if add and known:
-        refuse(f"{out} knows its model, frames and kind", model=model, pretrained=pretrained, frames=frames, kind=kind)
+        given = {"model": model, "pretrained": pretrained, "frames": frames, "kind": kind, "precision": precision}
+        refuse(f"{out} knows its model, frames, kind and precision", **given)
     kept = f"{out.rstrip('/')}.profile.json"
     with held(out, whole=True):
         if not add and known:
@@ -159,7 +163,8 @@ def index(
             video_model = named_model(model, pretrained, device=device, plain="mean")
             reading = trained_reading(video_model)
             frames = reading.frames if frames is None else frames
-            found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, kind=kind or "flat")
+            chosen = {"kind": kind or "flat", "precision": precision or "auto"}
+            found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, **chosen)
             found.note = lasting(model, pretrained)
         with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
             found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipvid.config import INDEX
+from clipvid.config import INDEX, PRECISIONS
 from clipvid.errors import CheckpointError
 from clipvid.search.vectors import KINDS
 
@@ -28,7 +28,10 @@ def check_place(folder: Path) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What is written beside the vectors; CheckpointError if it is damaged. An index that names no kind is flat."""
+    """Read what is written beside the vectors; CheckpointError if it is damaged.
+
+    An index that names no kind is flat, one that names no precision is auto.
+    """
     if not (folder / FACTS).is_file():
         raise CheckpointError(f"{folder} holds no index (no {FACTS}); clipvid index VIDEOS --out {folder} makes one")
     try:
@@ -38,7 +41,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / FACTS} is damaged ({error!r}); build it again") from error
     if version != FORMAT or not expected <= set(facts):
         raise CheckpointError(f"{folder} has index format {version!r}, this clipvid reads {FORMAT}; build it again")
-    facts = {"kind": "flat"} | facts
+    facts = {"kind": "flat", "precision": "auto"} | facts
     if facts["kind"] not in KINDS:
         raise CheckpointError(f"{folder} is of kind {facts['kind']!r}, this clipvid reads {', '.join(KINDS)}")
+    if facts["precision"] not in PRECISIONS:
+        raise CheckpointError(
+            f"the precision of {folder} must be one of {', '.join(PRECISIONS)}, got {facts['precision']!r}; build the "
+            "index again"
+        )
     return facts

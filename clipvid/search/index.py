@@ -1,8 +1,9 @@
 """VideoIndex: embeddings of many videos, searched by a sentence, a video or an embedding.
 
-Contract: scores are cosine similarities, best first; every video is compared, unless an approximate kind is chosen. An
-index belongs to the model that made it: another model's queries live in another space, so loading it with one is
-refused. Files that cannot be read are listed in `skipped`, with the reason.
+Contract: scores are cosine similarities, best first; every video is compared, unless an approximate kind is chosen.
+Videos and sentences are embedded as evaluation does it (`clipvid.embedding`). An index belongs to the model that made
+it: another model's queries live in another space, so loading it with one is refused. Files that cannot be read are
+listed in `skipped`, with the reason.
 """
 
 from __future__ import annotations
@@ -13,42 +14,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
 from clipvid._files import whole_folder
 from clipvid._words import counted
+from clipvid.cache import clip_dataset
 from clipvid.config import Reading
-from clipvid.data.dataset import Batch, ClipDataset, collate
 from clipvid.data.files import find_clips
-from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import Record, VideoData
+from clipvid.embedding import embed_batches, embed_frames, embed_texts
 from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.inference import VideoEncoder
+from clipvid.matching import match_all
+from clipvid.precision import resolve
 from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
+from clipvid.search.locks import SharedLock
 from clipvid.search.vectors import Vectors, check_enough, checked_kind
-from clipvid.video.transforms import VideoTransform
 
 EXISTING = ("error", "skip", "replace")
-
-
-@runtime_checkable
-class VideoEncoder(Protocol):
-    """What an index needs of a model; VideoCLIP has it."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    transform: VideoTransform
-
-    def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
-    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -63,8 +53,11 @@ class Hit:
 class VideoIndex:
     """Videos to be searched. `VideoIndex.build` makes one from files, `VideoIndex.load` reads a saved one.
 
+    Any number of threads may search, also while another one adds: an answer is that of one moment.
+
     Args:
         kind: flat compares a query with every video; ivf and hnsw answer sooner among very many and may miss some.
+        precision: floating-point type of all embeddings, those of queries too, as for evaluation (`Reading`).
     """
 
     def __init__(
@@ -75,15 +68,19 @@ class VideoIndex:
         sampler: str = "uniform",
         backend: str = "pyav",
         kind: str = "flat",
+        precision: str = "auto",
     ) -> None:
         self.kind = checked_kind(kind)
         self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
+        self.precision = precision
         self._fingerprint = model.fingerprint  # of the weights that embed: they must not change later
         self.note: dict[str, str | None] = {}  # saved with the index; the command line keeps the model's name in it
         self._paths: list[Path] = []
         self._skipped: dict[Path, VideoError] = {}
         self._vectors: Vectors | None = None  # once the width of an embedding is known
-        self._dataset([])  # refuses wrong frames, samplers and backends now
+        self._lock = SharedLock()  # of the three above, which change together
+        resolve(precision, model.device)  # refuses a wrong precision now
+        clip_dataset(model, _data([]), self._reading())  # and wrong frames, samplers and backends
 
     @classmethod
     def build(
@@ -95,8 +92,9 @@ class VideoIndex:
         sampler: str = "uniform",
         backend: str = "pyav",
         kind: str = "flat",
+        precision: str = "auto",
         unreadable: str = "skip",
-        batch_size: int = 8,
+        batch_size: int = Reading.batch_size,
         workers: int = 0,
         progress: bool = True,
         save_to: str | Path | None = None,
@@ -107,7 +105,7 @@ class VideoIndex:
         index is saved there at the end, and what is done is saved too when the build is interrupted or fails:
         `load` it and `add(..., existing="skip")` to go on.
         """
-        index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind)
+        index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind, precision=precision)
         with nullcontext() if save_to is None else index.saving_to(save_to):
             index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
         return index
@@ -119,7 +117,7 @@ class VideoIndex:
         try:
             yield
         finally:
-            if self._paths or self._skipped:
+            if self.paths or self.skipped:
                 self.save(folder)
 
     def add(
@@ -128,7 +126,7 @@ class VideoIndex:
         *,
         existing: str = "error",
         unreadable: str = "skip",
-        batch_size: int = 8,
+        batch_size: int = Reading.batch_size,
         workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -142,7 +140,7 @@ class VideoIndex:
         if existing not in EXISTING:
             raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
         self._check_model()
-        paths, known = _expand(videos), set(self._paths)
+        paths, known = _expand(videos), set(self.paths)
         again = [path for path in paths if path in known]
         if again and existing == "error":
             raise ValueError(
@@ -153,18 +151,16 @@ class VideoIndex:
             paths = [path for path in paths if path not in known]
         if self._vectors is None or not self._vectors.trained:
             check_enough(self.kind, len(known.union(paths)))  # before anything is embedded
-        dataset = self._dataset(paths, unreadable=unreadable)
-        source = batches_of(dataset, in_order(len(paths), batch_size), workers=workers, device=self.model.device)
-        with closing(source), _bar(len(paths), progress=progress) as bar:
-            for batch in source:
-                lost = {error.path: error for error in batch.unreadable}
-                self._drop(lost)
-                self._skipped |= lost
-                if len(batch):
-                    self._put([paths[row] for row in batch.index.tolist()], self._embed(batch))
-                bar.update(len(batch) + len(lost))
-        if self._vectors is not None:
-            self._vectors.settle()
+        reading = self._reading(batch_size=batch_size, workers=workers, unreadable=unreadable)
+        batches = embed_batches(self.model, _data(paths), reading, progress=progress, title="embedding")
+        with closing(batches):
+            for rows, places, lost in batches:
+                self._lose(lost)
+                if rows is not None:
+                    self._put([paths[place] for place in places], _unit(rows))
+        with self._lock.writing():
+            if self._vectors is not None:
+                self._vectors.settle()
 
     def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
         """The `k` videos that fit the sentence best; all of them if there are fewer.
@@ -179,69 +175,76 @@ class VideoIndex:
                 f"rerank={rerank} is a number of videos, 0 for none, and needs a model with a token-wise similarity "
                 "(wti, mug or mug_simple); leave rerank out"
             )
-        with _inference(self.model):
-            hits = self.search_embedding(self.model.encode_text([text])[0], max(k, rerank))
-            return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
+        embedding = embed_texts(self.model, [text], precision=self.precision)[0]
+        hits = self._nearest(embedding.numpy(), max(k, rerank))
+        return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
         if not hits:
             return []
         model: Any = self.model
-        dataset = self._dataset([hit.path for hit in hits])
-        words = model.text_features([text])
-        scores = []
-        for place in range(len(hits)):
-            clip = collate([dataset[place]])
-            frames, mask = model.encode_clip(clip.video.to(model.device), mask=clip.mask.to(model.device))
-            scores.append(float(model.match(words, frames, mask=mask)))
+        frames, _, _ = embed_frames(model, _data([hit.path for hit in hits]), self._reading())
+        scores = match_all(model, [text], frames, precision=self.precision)[0].tolist()
         order = sorted(range(len(hits)), key=lambda place: -scores[place])
         return [Hit(hits[place].path, scores[place], rank) for rank, place in enumerate(order, start=1)]
 
     def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
         """The `k` videos most like the given one, which comes first itself if it is indexed."""
         self._check_model()
-        batch = collate([self._dataset([Path(path)])[0]])
-        return self.search_embedding(self._embed(batch)[0], k)
+        with closing(embed_batches(self.model, _data([Path(path)]), self._reading())) as batches:
+            (rows, _, _) = next(batches)
+        assert rows is not None, "a video that cannot be read is an error"
+        return self._nearest(_unit(rows)[0], k)
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
         """The `k` videos nearest to an embedding of any length (the vector's norm does not count)."""
+        return self._nearest(_unit(torch.as_tensor(embedding)[None])[0], k)
+
+    def _nearest(self, query: Float32[ndarray, " e"], k: int) -> list[Hit]:
+        """Return the `k` videos nearest to a vector of length 1, those of one moment."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
-        if not self._paths or self._vectors is None:
-            lost = f"; {counted(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
-            raise ValueError(f"the index is empty{lost}; add videos first")
-        query = _unit(torch.as_tensor(embedding)[None])
-        if query.shape[1] != self._vectors.width:
-            raise ValueError(
-                f"embeddings of this index have {self._vectors.width} numbers, the query has {query.shape[1]}"
-            )
-        if not np.isfinite(query).all():
-            raise ValueError("the query's embedding is not finite")
-        scores, rows = (found[0] for found in self._vectors.search(query, min(k, len(self))))
-        scores, rows = scores[rows >= 0], rows[rows >= 0]
-        best = np.lexsort((rows, -scores))  # equal scores in the order of the index, on every machine
-        return [Hit(self._paths[rows[at]], float(scores[at]), rank) for rank, at in enumerate(best, start=1)]
+        with self._lock.reading():
+            if not self._paths or self._vectors is None:
+                lost = f"; {counted(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
+                raise ValueError(f"the index is empty{lost}; add videos first")
+            if len(query) != self._vectors.width:
+                raise ValueError(
+                    f"embeddings of this index have {self._vectors.width} numbers, the query has {len(query)}"
+                )
+            if not np.isfinite(query).all():
+                raise ValueError("the query's embedding is not finite")
+            scores, rows = (one[0] for one in self._vectors.search(query[None], min(k, len(self._paths))))
+            scores, rows = scores[rows >= 0], rows[rows >= 0]
+            best = np.lexsort((rows, -scores))  # equal scores in the order of the index, on every machine
+            return [Hit(self._paths[rows[at]], float(scores[at]), rank) for rank, at in enumerate(best, start=1)]
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder`, whole or not at all; an index that is there is replaced."""
         folder = Path(folder)
         check_place(folder)
-        facts = {
+        with self._lock.reading():  # only while the contents are copied: writing them may take long
+            facts = self._facts()
+            vectors = None if self._vectors is None else self._vectors.packed()
+        with whole_folder(folder) as beside:
+            (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            if vectors is not None:
+                (beside / VECTORS).write_bytes(vectors)
+        return folder
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
             "frames": self.frames,
             "sampler": self.sampler,
             "backend": self.backend,
             "kind": self.kind,
+            "precision": self.precision,
             "paths": [str(path) for path in self._paths],
-            "skipped": [[str(e.path), e.reason, e.backend] for e in self.skipped],
+            "skipped": [[str(e.path), e.reason, e.backend] for e in self._skipped.values()],
             "note": self.note,
         }
-        with whole_folder(folder) as beside:
-            (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            if self._vectors is not None:
-                self._vectors.save(beside / VECTORS)
-        return folder
 
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
@@ -253,7 +256,7 @@ class VideoIndex:
                 f"{folder} was made by another model (fingerprint {facts['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        options = {name: facts[name] for name in ("frames", "sampler", "backend", "kind")}
+        options = {name: facts[name] for name in ("frames", "sampler", "backend", "kind", "precision")}
         index = cls(model, **options)
         index.note = facts.get("note", {})
         index._paths = [Path(path) for path in facts["paths"]]
@@ -270,51 +273,53 @@ class VideoIndex:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The indexed videos."""
-        return tuple(self._paths)
+        with self._lock.reading():
+            return tuple(self._paths)
 
     @property
     def skipped(self) -> tuple[VideoError, ...]:
         """Why files are not in the index."""
-        return tuple(self._skipped.values())
+        with self._lock.reading():
+            return tuple(self._skipped.values())
 
     def __len__(self) -> int:
-        return len(self._paths)
+        with self._lock.reading():
+            return len(self._paths)
 
     def __repr__(self) -> str:
         lost = f", {len(self._skipped)} skipped" if self._skipped else ""
         kind = "" if self.kind == "flat" else f", {self.kind}"
         return f"VideoIndex({counted(len(self), 'video')}{lost}, {counted(self.frames, 'frame')} each{kind})"
 
-    def _dataset(self, paths: Sequence[Path], *, unreadable: str = "raise") -> ClipDataset:
-        return ClipDataset(
-            VideoData(tuple(Record(path) for path in paths)),
-            frames=self.frames,
-            transform=self.model.transform,
-            sampler=self.sampler,
-            backend=self.backend,
-            time_limit=Reading.time_limit,
-            unreadable=unreadable,
-        )
+    def _reading(self, **options: Any) -> Reading:
+        """Return how this index reads and embeds videos, with other options of a `Reading` beside its own."""
+        own = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
+        return Reading(**own, **options)
 
-    def _embed(self, batch: Batch) -> Float32[ndarray, "b e"]:
-        video = batch.video.to(self.model.device, non_blocking=True)
-        with _inference(self.model):
-            return _unit(self.model.encode_video(video, mask=batch.mask.to(self.model.device)))
+    def _lose(self, errors: Iterable[VideoError]) -> None:
+        """List files that cannot be read in `skipped`, and drop the rows that they had."""
+        lost = {error.path: error for error in errors}
+        if lost:
+            with self._lock.writing():
+                self._drop(lost)
+                self._skipped |= lost
 
     def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
         """Add rows, in place of those that the paths had."""
         wrong = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
         if wrong:
             raise ValueError(f"the model's embedding of {wrong[0]} is not finite; check the model's weights")
-        if self._vectors is None:
-            self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
-        self._drop(paths)
-        self._vectors.add(embeddings)
-        self._paths.extend(paths)
-        for path in paths:
-            self._skipped.pop(path, None)
+        with self._lock.writing():
+            if self._vectors is None:
+                self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
+            self._drop(paths)
+            self._vectors.add(embeddings)
+            self._paths.extend(paths)
+            for path in paths:
+                self._skipped.pop(path, None)
 
     def _drop(self, paths: Iterable[Path]) -> None:
+        """Remove the rows of these videos, where they have any; the caller holds the lock."""
         gone = set(paths).intersection(self._paths)
         if gone and self._vectors is not None:
             self._vectors.remove([row for row, path in enumerate(self._paths) if path in gone])
@@ -342,26 +347,10 @@ def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _bar(total: int, *, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="embedding", unit="video", disable=not progress)
-
-
-@contextmanager
-def _inference(model: VideoEncoder) -> Iterator[None]:
-    """No gradients, and a module in eval mode (dropout would make two embeddings of one video differ)."""
-    module = model if isinstance(model, torch.nn.Module) and model.training else None
-    try:
-        if module is not None:
-            module.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        if module is not None:
-            module.train()
-
-
 def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
     """Rows of length 1 as faiss takes them; in float32 also where the model computes in half precision."""
-    return torch.nn.functional.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
+    return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
+
+
+def _data(paths: Iterable[Path]) -> VideoData:
+    return VideoData(tuple(Record(path) for path in paths), name="videos")

@@ -90,12 +90,13 @@ class Vectors:
             )
         return self._index.search(queries, k, **options)
 
-    def save(self, path: Path) -> None:
-        path.write_bytes(_faiss().serialize_index(self._index).tobytes())
+    def packed(self) -> bytes:
+        """Return the bytes that `load` reads from a file."""
+        return _faiss().serialize_index(self._index).tobytes()
 
     @classmethod
     def load(cls, path: Path, *, kind: str, rows: int) -> Vectors:
-        """Read vectors of `save`; CheckpointError if they are damaged, of another kind or not so many."""
+        """Read a file of `packed`; CheckpointError if they are damaged, of another kind or not so many."""
         try:
             found = _faiss().deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
         except (OSError, RuntimeError) as error:

@@ -1,0 +1,201 @@
+"""An index of a VideoCLIP embeds as evaluation does, to the bit, and answers many threads as it answers one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_search import ColourModel
+
+from clipvid import quick
+from clipvid.config import Reading
+from clipvid.data.record import Record, VideoData
+from clipvid.embedding import embed_frames, embed_texts, embed_videos
+from clipvid.errors import CheckpointError
+from clipvid.matching import match_all
+from clipvid.model import create_model
+from clipvid.search import VideoIndex
+from clipvid.search.folder import FACTS
+
+PRECISIONS = ("32-true", "bf16-mixed")
+SENTENCES = ("a red circle", "a blue square moves to the left", "a green triangle", "nothing at all")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, write_video) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    return [write_video(folder / f"{i}.mp4", rng.integers(0, 255, (6, 48, 48, 3), dtype=np.uint8)) for i in range(5)]
+
+
+@pytest.fixture
+def model():
+    """A model in training mode whose branch drops half of its paths."""
+    torch.manual_seed(0)
+    options = {"drop_path": 0.5, "mixer": "attention"}
+    model = create_model("clipvid-mini", branch="stan", depth=2, options=options, similarity="wti")
+    for parameter in model.branch.parameters():
+        parameter.data.normal_(std=0.05)  # a new branch adds nothing yet
+    return model.train()
+
+
+def data(files):
+    return VideoData(tuple(map(Record, files)))
+
+
+def built(model, files, precision, **options):
+    return VideoIndex.build(model, files, frames=4, precision=precision, progress=False, **options)
+
+
+def rows(index):
+    return torch.from_numpy(index._vectors._index.reconstruct_n(0, len(index)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files, precision):
+    index = built(model, files, precision)
+    embedded = embed_videos(model, data(files), Reading(frames=4, precision=precision))
+    assert torch.equal(rows(index), F.normalize(embedded.video, dim=-1))
+    other = embed_videos(model, data(files), Reading(frames=4, precision=PRECISIONS[precision == PRECISIONS[0]]))
+    assert not torch.equal(embedded.video, other.video)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision, monkeypatch):
+    index, queries = built(model, files, precision), []
+    search = index._vectors.search
+    monkeypatch.setattr(index._vectors, "search", lambda query, k: queries.append(query) or search(query, k))
+    index.search(SENTENCES[0])
+    assert torch.equal(torch.from_numpy(queries[0]), embed_texts(model, [SENTENCES[0]], precision=precision))
+    index.search_video(files[0])
+    alone = embed_videos(model, data(files[:1]), Reading(frames=4, precision=precision)).video
+    assert torch.equal(torch.from_numpy(queries[1]), F.normalize(alone, dim=-1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_reranking_scores_as_evaluation_does(model, files, precision):
+    hits = built(model, files, precision).search(SENTENCES[0], rerank=5)
+    order = [hit.path for hit in built(model, files, precision).search(SENTENCES[0])]
+    frames, _, _ = embed_frames(model, data(order), Reading(frames=4, precision=precision))
+    scores = match_all(model, [SENTENCES[0]], frames, precision=precision)[0].tolist()
+    assert {hit.path: hit.score for hit in hits} == dict(zip(order, scores, strict=True))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_pass_of_an_index_runs_at_its_precision(model, files, precision, monkeypatch):
+    seen = []
+    for name in ("encode_video", "encode_text", "encode_clip", "text_features"):
+        inner = getattr(model, name)
+
+        def spy(*given, inner=inner, name=name, **options):
+            seen.append((name, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), model.branch.training))
+            return inner(*given, **options)
+
+        monkeypatch.setattr(model, name, spy)
+    fused = []
+    multiply = quick.FrozenLinear.forward
+    monkeypatch.setattr(quick.FrozenLinear, "forward", lambda self, x: fused.append(1) or multiply(self, x))
+    index = built(model, files, precision)
+    index.search(SENTENCES[0], rerank=2)
+    index.search_video(files[0])
+    assert {entry[0] for entry in seen} == {"encode_video", "encode_text", "encode_clip", "text_features"}
+    assert {entry[1:] for entry in seen} == {(precision == "bf16-mixed", False, False)}
+    assert bool(fused) == (precision == "bf16-mixed")
+
+
+def test_another_encoder_runs_at_the_precision_of_the_index_too(files):
+    seen = []
+
+    class Spy(ColourModel):
+        def encode_video(self, video, **options):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().encode_video(video, **options)
+
+        def encode_text(self, texts, **options):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().encode_text(texts, **options)
+
+    for precision, autocast in zip(PRECISIONS, (False, True), strict=True):
+        index = built(Spy(), files, precision)
+        index.search("red")
+        index.search_video(files[0])
+        assert seen == [autocast] * 3
+        seen.clear()
+
+
+def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path):
+    model = ColourModel()
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of auto, "):
+        VideoIndex(model, precision="bf16")
+    place = built(model, files, "bf16-mixed").save(tmp_path / "saved")
+    assert VideoIndex.load(place, model).precision == "bf16-mixed"
+    facts = json.loads((place / FACTS).read_text())
+    (place / FACTS).write_text(json.dumps(facts | {"precision": "half"}))
+    with pytest.raises(CheckpointError, match=r"precision of .*saved must be one of auto, .*got 'half'; build"):
+        VideoIndex.load(place, model)
+    del facts["precision"]
+    (place / FACTS).write_text(json.dumps(facts))
+    assert VideoIndex.load(place, model).precision == "auto"
+
+
+@pytest.mark.parametrize("searches", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sixteen_threads_get_the_answers_of_one(model, files, precision, searches):
+    index, start = built(model, files, precision), threading.Barrier(16)
+    model.branch.layers[0].eval()
+    before = [part.training for part in model.modules()]
+    serial = {text: index.search(text) for text in SENTENCES}
+    videos = {path: index.search_video(path) for path in files}
+
+    def work(thread):
+        start.wait()
+        for turn in range(searches):
+            text, path = SENTENCES[(thread + turn) % len(SENTENCES)], files[(thread + turn) % len(files)]
+            assert index.search(text) == serial[text]
+            if turn % 40 == thread % 4:
+                assert index.search_video(path) == videos[path]
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert [part.training for part in model.modules()] == before
+
+
+def test_a_search_while_videos_are_added_is_that_of_one_moment():
+    """Rows are replaced and appended; every answer has as many hits as there were rows, each with its own score."""
+    vectors = F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
+    paths = [Path(f"/{row}.mp4") for row in range(60)]
+    index, over = VideoIndex(ColourModel()), threading.Event()
+    index._put(paths[:40], vectors[:40])
+    scores = vectors @ vectors[0]
+
+    def search() -> int:
+        answers = 0
+        while not over.is_set():
+            hits = index.search_embedding(vectors[0], k=100)
+            assert 40 <= len(hits) <= 60
+            assert len({hit.path for hit in hits}) == len(hits)
+            assert hits[0].path == paths[0]
+            for hit in hits:
+                assert hit.score == pytest.approx(scores[int(hit.path.stem)], abs=1e-5)
+            assert len(index.paths) == len(set(index.paths))
+            answers += 1
+        return answers
+
+    def add() -> None:
+        for turn in range(300):
+            first = turn % 51
+            index._put(paths[first : first + 10], vectors[first : first + 10])
+
+    with ThreadPoolExecutor(5) as pool:
+        searching = [pool.submit(search) for _ in range(4)]
+        try:
+            pool.submit(add).result()
+        finally:
+            over.set()
+        assert all(future.result() for future in searching)
+    assert len(index) == 60
