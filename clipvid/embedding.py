@@ -115,7 +115,12 @@ def _encoded(
 
 
 def embed_batches(
-    model: VideoEncoder, data: VideoData, reading: Reading, *, progress: bool = False, title: str | None = None
+    model: VideoCLIP | VideoEncoder,
+    data: VideoData,
+    reading: Reading,
+    *,
+    progress: bool = False,
+    title: str | None = None,
 ) -> Generator[tuple[Tensor | None, list[int], tuple[VideoError, ...]], None, None]:
     """Embed a data set batch by batch, with any encoder of videos, as `embed_videos` does.
 
@@ -125,20 +130,20 @@ def embed_batches(
     return _steps(model, data, reading, _video_encoder(model), progress=progress, title=title)
 
 
-def _video_encoder(model: VideoEncoder) -> Callable[[Any], Tensor]:
+def _video_encoder(model: VideoCLIP | VideoEncoder) -> Callable[[Any], Tensor]:
     """Return the function that embeds what `_sources` yields for this model."""
     if has_taps(model):
         return lambda taps: model.encode_video(taps, normalize=False).float().cpu()
     return lambda clips: model.encode_video(clips[0], mask=clips[1]).float().cpu()
 
 
-def has_taps(model: VideoEncoder) -> TypeGuard[VideoCLIP]:
+def has_taps(model: VideoCLIP | VideoEncoder) -> TypeGuard[VideoCLIP]:
     """Return True for a VideoCLIP, or what wraps one; False for another encoder, which takes clips and sentences."""
     return hasattr(model, "reads")
 
 
 def _steps(
-    model: VideoEncoder,
+    model: VideoCLIP | VideoEncoder,
     data: VideoData | TapStore,
     reading: Reading,
     encode: Callable[[Any], Any],
@@ -157,7 +162,7 @@ def _steps(
 
 
 def embed_texts(
-    model: VideoEncoder,
+    model: VideoCLIP | VideoEncoder,
     texts: Sequence[str],
     *,
     precision: str = "auto",
@@ -184,8 +189,9 @@ def embed_texts(
     parts = []
     for start in range(0, len(distinct), chunk):
         with stage("text"):
-            part = list(distinct)[start : start + chunk]
-            parts.append(cached(model.backbone.tokenize(part, longest=tokens) if has_taps(model) else part))
+            part: Any = list(distinct)[start : start + chunk]
+            part = model.backbone.tokenize(part, longest=tokens) if has_taps(model) else part
+            parts.append(cached(part))
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
@@ -225,7 +231,7 @@ def require_whole(data: VideoData, found: int) -> None:
 
 
 def _sources(
-    model: VideoEncoder, data: VideoData | TapStore, reading: Reading, *, progress: bool, title: str | None
+    model: VideoCLIP | VideoEncoder, data: VideoData | TapStore, reading: Reading, *, progress: bool, title: str | None
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
     """Yield what the model encodes of each batch: taps or pixels, or for an encoder without them clips and a mask."""
     title = title or f"embed {records_of(data).name}"

@@ -178,6 +178,19 @@ def test_base_classes_are_the_frequent_half_and_labels_follow():
         base.of_classes(["x"])
 
 
+def test_class_names_are_embedded_at_the_precision_of_the_videos(model, data, monkeypatch):
+    seen, encode = [], type(model).encode_text
+
+    def spy(self, *given, **options):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(self, *given, **options)
+
+    monkeypatch.setattr(type(model), "encode_text", spy)
+    for precision in ("32-true", "bf16-mixed"):
+        zero_shot(model, data, replace(READING, precision=precision))
+    assert seen == [False, True]
+
+
 def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
     learned = data.base_novel()[1].classes  # of a training set whose counts are the other way round
     found = base_to_novel(model, data, READING, base=learned)

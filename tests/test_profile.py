@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,21 @@ def test_other_threads_do_not_switch_the_stopwatch():
         thread.join()
     assert list(found.seconds) == ["other"]
     assert not found.beside
+
+
+def test_threads_profile_their_own_blocks_at_the_same_time():
+    start = threading.Barrier(4)
+
+    def work(name: str) -> list[str]:
+        with profiled() as profile:
+            start.wait()
+            with stage(name):
+                start.wait()
+            start.wait()
+        return list(profile.seconds)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, "abcd")) == [["other", name] for name in "abcd"]
 
 
 def test_a_profile_inside_a_profile_is_refused():

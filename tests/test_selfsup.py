@@ -328,6 +328,10 @@ def test_validation_is_the_same_at_every_call_and_leaves_no_trace(mini, shapes):
         assert torch.equal(torch.get_rng_state(), before)
         assert {module.training for module in found.local.modules()} == {training}
     assert losses[0] == losses[1]
+    found.train().local.eval()
+    held_out_loss(found, PairFeed(found.model, shapes, CONFIG), seed=0)
+    assert found.training
+    assert not any(module.training for module in found.local.modules())
 
 
 def test_the_loss_falls(mini, shapes):

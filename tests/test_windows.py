@@ -142,11 +142,13 @@ def test_the_model_is_in_eval_while_it_encodes_and_as_it_was_in_between(model, p
         type(model), "encode_video", lambda self, *a, **k: modes.append(self.training) or encode(self, *a, **k)
     )
     model.train()
+    model.branch.eval()
     first = model.encode_windows(path, window=8, stride=16)
     second = model.encode_windows(path, window=8, stride=16)
     next(first), next(second)
     first.close()
     assert model.training
+    assert not any(part.training for part in model.branch.modules())
     assert not any(modes)
     model.eval()
 

@@ -23,7 +23,7 @@ from clipvid.video.transforms import VideoTransform
 
 
 def clip_dataset(
-    model: VideoEncoder,
+    model: VideoCLIP | VideoEncoder,
     data: VideoData,
     reading: Reading,
     *,
@@ -82,7 +82,7 @@ def stream_taps(
 
 
 def stream_clips(
-    model: VideoEncoder,
+    model: VideoCLIP | VideoEncoder,
     data: VideoData,
     reading: Reading,
     *,
