@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         self._class_token = tower.has_class_token(visual)
         self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
         self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
+        self.trainable: frozenset[str] = frozenset()  # parameters of `clip` that train now: see clipvid.adapt
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
         self._hashes: dict[str, tuple[Any, Tensor, str]] = {}

@@ -248,26 +248,42 @@ class VideoCLIP(nn.Module):
         finally:
             self._branch_on = before
 
-    def unfreeze(self, mode: str = "all", *, text: bool = True, text_lora: int = 0) -> None:
-        """Choose what of the base model trains beside the branch, by what stays frozen.
+    def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> adapt.Trainable:
+        """Choose the part of the base model that trains beside the branch; return all parts that train.
 
-        all (nothing of it trains), visual (the text tower trains), last:N (the last N blocks of both towers), none.
-        Blocks of the visual tower that this branch does not run stay frozen: it trains its own copies. `text_lora` adds
-        low-rank adapters of that rank to the text tower. `train` sets this from its config.
+        none: nothing of it. text: the text tower. last:N: the last N blocks of both towers and the layers after them.
+        all: both towers, the STAN paper's own mode. With `text` False the text tower trains in no mode. Blocks of the
+        visual tower that this branch does not run do not train: it trains copies of its own. `text_lora` adds low-rank
+        adapters of that rank to the text tower, which train in any mode. `train` sets this from its config.
         """
         if text_lora:
             adapt.add_text_lora(self.backbone, text_lora)
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
-        adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        clip = adapt.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        counts = {
+            name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+            for name, part in parts.items()
+            if part is not None
+        }
+        return adapt.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""
+        """Names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
+
+        Raises ValueError for weights of the base model that require gradients without `set_trainable`.
+        """
+        adapt.check_trainable(self.backbone)
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 12) -> cost.Summary:
-        """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
+        """What trains and what it costs for clips of `frames` frames; printing it gives a table.
+
+        Raises ValueError as `trainable_parameters` does.
+        """
         if frames < 1:
             raise ValueError(f"frames starts at 1, got {frames}")
+        adapt.check_trainable(self.backbone)
         heads = [part for part in (self.head, self.matcher) if part is not None]
         return cost.summarize(self.backbone, self.branch, heads=heads, frames=frames)
 
