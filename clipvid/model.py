@@ -353,7 +353,8 @@ def attach(
 ) -> VideoCLIP:
     """Turn an open_clip model that you hold into a video model.
 
-    The model is taken over: frozen and set to eval. `branch` is a preset (a key of clipvid.branches.BRANCHES: stan,
+    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
+    to train mode by itself. `branch` is a preset (a key of clipvid.branches.BRANCHES: stan,
     mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
     `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
 
@@ -362,7 +363,8 @@ def attach(
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     asked = dict(options or {})
     asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    return VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    return model.eval()
 
 
 def create_model(
@@ -376,7 +378,7 @@ def create_model(
     similarity: str = "mean",
     device: torch.device | str = "cpu",
 ) -> VideoCLIP:
-    """Load any open_clip model and attach a branch to it.
+    """Load any open_clip model and attach a branch to it; the result is in eval mode.
 
     `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
     a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.

@@ -44,6 +44,8 @@ def train(
 ) -> TrainResult:
     """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
 
+    The model is set to train mode for each epoch and comes back in eval mode.
+
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
     that is finished gives its result again, but for the clips that could not be read. `cache` is where taps of the
@@ -119,7 +121,7 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 
 def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:
     """The loop: from where the run stands to the end of its last epoch."""
-    with run.bar(progress) as bar, run.curves() as curves:
+    with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():
             run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
@@ -133,6 +135,15 @@ def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore
             for name in ("score", "lr"):
                 if name in entry:
                     curves(name, entry[name], run.epoch)
+
+
+@contextmanager
+def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
+    """Leave the model in eval mode, also where training stops with an error."""
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:

@@ -432,3 +432,10 @@ def test_a_checkpoint_with_the_old_setting_is_refused_by_name(model, clips, tmp_
     torch.save({**state, "config": json.dumps(settings)}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"another config .*freeze: all there"):
         train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
+
+
+def test_a_model_comes_out_of_training_in_eval_mode_also_when_it_is_interrupted(model, clips, tmp_path):
+    _interrupted(model, clips, config(epochs=2), tmp_path)
+    assert not any(part.training for part in model.modules())
+    train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
+    assert not any(part.training for part in model.modules())

@@ -309,3 +309,19 @@ def test_taps_bring_their_own_mask(tiny_clip):
     taps = model.taps(torch.rand(1, 3, 3, 32, 32))
     with pytest.raises(ValueError, match="Taps bring their own mask"):
         model.encode_video(taps, mask=torch.ones(1, 3, dtype=torch.bool))
+
+
+def test_every_maker_gives_a_model_in_eval_mode(tmp_path):
+    """A branch that drops layers by chance embeds a clip the same way twice, until it is told to train."""
+    dropping = {"drop_path": 0.5}
+    made = clipvid.create_model("clipvid-mini", depth=2, options=dropping)
+    attached = attach(made.backbone, depth=2, options=dropping)
+    loaded = load(made.save(tmp_path / "m"))
+    for model in (made, attached, loaded):
+        assert not any(part.training for part in model.modules())
+    torch.nn.init.normal_(made.branch.fusion.gate.weight)
+    video = torch.randint(0, 255, (4, 3, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(made.encode_video(video), made.encode_video(video))
+        made.train()
+        assert not torch.equal(made.encode_video(video), made.encode_video(video))
