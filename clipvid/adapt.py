@@ -177,6 +177,7 @@ def freeze(backbone: Backbone) -> None:
     backbone.unfrozen, backbone.trainable = {}, frozenset()
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+    backbone.forget_copies()
 
 
 def _value(parameter: Tensor) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -214,17 +215,24 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
 
 @contextmanager
 def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
-    """While open, what enters the first block of `visual` is kept: tokens (B·T, prefix + N, D) after the stem.
+    """While open, the input of the first block of `visual` is recorded: tokens (B·T, prefix + N, D) after the stem.
 
-    Nothing is watched where `visual` is None.
+    Passes of other threads are left out. Nothing is recorded where `visual` is None.
     """
     seen: list[Tensor] = []
+    thread: int | None = get_ident()
     hook = None
+
+    def record(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if get_ident() == thread:
+            seen.append(args[0])
+
     if visual is not None:
-        hook = vit_blocks(visual)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        hook = vit_blocks(visual)[0].register_forward_pre_hook(record)
     try:
         yield seen
     finally:
+        thread = None  # a copy of the tower that another thread made meanwhile keeps the hook
         if hook is not None:
             hook.remove()
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -325,3 +326,32 @@ def test_every_maker_gives_a_model_in_eval_mode(tmp_path):
         assert torch.equal(made.encode_video(video), made.encode_video(video))
         made.train()
         assert not torch.equal(made.encode_video(video), made.encode_video(video))
+
+
+def test_a_disabled_branch_is_disabled_in_one_thread_alone(tiny_clip):
+    model = attach(tiny_clip, "posterior")
+    torch.nn.init.normal_(list(model.branch.parameters())[-1])
+    video = torch.rand(1, 3, 3, 32, 32)
+
+    def embed() -> torch.Tensor:
+        with torch.no_grad():
+            return model.encode_video(video)
+
+    with ThreadPoolExecutor(1) as other:
+        on = embed()
+        with model.branch_disabled():
+            off = embed()
+            assert torch.equal(other.submit(embed).result(), on)
+            assert not model.branch_is_on
+            with model.branch_disabled():
+                pass
+            assert torch.equal(embed(), off)
+        assert torch.equal(embed(), on)
+    assert not torch.equal(on, off)
+
+
+def test_one_disabled_branch_leaves_another_model_as_it_is(tiny_clip):
+    model, other = attach(copy.deepcopy(tiny_clip), depth=2), attach(tiny_clip, depth=2)
+    with model.branch_disabled():
+        assert other.branch_is_on
+        assert copy.deepcopy(model).branch_is_on
