@@ -46,10 +46,10 @@ BARE = [(2352, 768, 3072)] * 4
 two within minutes, and this shows it."""
 
 
-def ours(*, freeze: str = "all") -> VideoCLIP:
+def ours(*, train_clip: str = "none") -> VideoCLIP:
     torch.manual_seed(0)
     model = clipvid.create_model("ViT-B-32-quickgelu", "random", branch="stan-release", depth=DEPTH)
-    model.unfreeze(freeze, text=False)
+    model.set_trainable(train_clip, text=False)
     return model
 
 
@@ -128,7 +128,7 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
     """What takes turns in a row: clipvid, and the plain model in fp32 and under bf16 autocast."""
     does, frozen = ROWS[name]
     video, text, owner = batch_of(size, device)
-    model = ours(freeze="none" if does == "all" else "all").to(device)
+    model = ours(train_clip="all" if does == "all" else "none").to(device)
     own = partial(autocast, "auto", model.device)
     plain = plain_of(model, frozen=frozen)
     contexts = {"fp32": nullcontext, "bf16": partial(torch.autocast, device, dtype=torch.bfloat16)}

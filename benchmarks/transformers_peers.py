@@ -26,7 +26,7 @@ from clipvid.branches.standalone import PRESETS, video_transformer
 from clipvid.interop_hf import load_video_weights
 from clipvid.optim import adamw
 from clipvid.precision import autocast
-from clipvid.quick import Quick
+from clipvid.quick import FusedCopies
 
 
 def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:
@@ -68,10 +68,10 @@ def learns(module: nn.Module, run: Any, device: torch.device, *, own: bool) -> S
 def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
     ours, theirs, frames = pair(name, device.type)
     video = torch.randn(clips, frames, 3, 224, 224, device=device)
-    quick = Quick()
+    copies = FusedCopies()
 
     def own() -> Tensor:
-        return quick.of(ours, grad=False)(video)
+        return copies.of(ours, grad=False)(video)
 
     def other() -> Tensor:
         return theirs(video).last_hidden_state[:, 0]

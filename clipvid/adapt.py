@@ -8,8 +8,8 @@ Papers: STAN (CVPR 2023), section 4.1, trains all of CLIP at a tenth of the bran
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,55 +19,106 @@ from torch import Tensor, nn
 from clipvid import tower
 from clipvid._optional import require
 from clipvid.backbone import Backbone, hash_of
+from clipvid.config import check_train_clip
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.nn.attention import SelfAttention, attend
 
-MODES = ("all", "visual", "last:N", "none")
+MODES = ("none", "text", "last:N", "all")
+"""Values of `set_trainable`: the part of the base model that trains beside the branch."""
 LORA_TARGETS = ("qkv", "out", "c_fc", "c_proj")  # of open_clip's blocks, once their attention is made of linears
 HF_TARGETS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "dense", "fc1", "fc2")
 
 
-def unfreeze(
-    backbone: Backbone, mode: str = "all", *, text: bool = True, lora: bool = False, upto: int | None = None
-) -> None:
-    """Let the parts train that `mode` leaves unfrozen.
+@dataclass(frozen=True)
+class Trainable:
+    """The parts of a model that train, with their numbers of parameters; parts without any are left out.
 
-    all: nothing trains. visual: the visual tower is frozen, the text tower trains. last:N: the last N blocks of each
-    tower and what comes after them. none: everything (the STAN paper's own mode). With `text` False the text tower
-    stays frozen in any mode; with `lora` its adapters train. `upto` is the last level of the visual tower that runs
-    (-1: it does not run at all; None: to its end): what lies above gets no gradient, so it is left frozen.
+    >>> print(Trainable("text", {"branch": 1200, "text tower": 3400}))
+    text: branch (1,200 parameters), text tower (3,400 parameters)
+    """
+
+    mode: str
+    parts: Mapping[str, int]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} ({count:,} parameters)" for part, count in self.parts.items())
+        return f"{self.mode}: {parts or 'nothing'}"
+
+
+def set_trainable(
+    backbone: Backbone, mode: str = "none", *, text: bool = True, lora: bool = False, upto: int | None = None
+) -> Trainable:
+    """Choose the part of the base model that trains, and return it.
+
+    none: nothing. text: the text tower. last:N: the last N blocks of both towers and the layers after them. all:
+    both towers (the STAN paper's own mode). With `text` False the text tower trains in no mode; with `lora` its
+    adapters train. `upto` is the last level of the visual tower that runs (-1: it does not run at all; None: to its
+    end): blocks above it get no gradient, so they do not train.
 
     Raises ValueError for another mode and for last blocks of which none runs, BackboneError for a tower without blocks.
     """
-    match = re.fullmatch(r"last:([1-9]\d*)", mode)
-    if match is None and (mode not in MODES or mode == "last:N"):
-        raise ValueError(f"unknown freeze {mode!r}; choose one of {', '.join(MODES)} with N from 1")
+    check_train_clip("mode", mode)
     freeze(backbone)
-    if mode == "all" and not lora:
-        return
+    if mode == "none" and not lora:
+        return trainable(backbone, mode)
     _remember(backbone)
+    chosen = _chosen(backbone, mode, text=text, lora=lora, upto=upto)
+    weights = dict(backbone.clip.named_parameters())
+    for name, parameter in weights.items():
+        parameter.requires_grad_(name in chosen)
+    backbone.unfrozen = {name: _value(weights[name]) for name in chosen - backbone.trained}
+    backbone.trained |= chosen
+    backbone.trainable = frozenset(chosen)
+    backbone.visual_trains = any(name.startswith("visual.") for name in chosen)
+    backbone.text_trains = any(not name.startswith("visual.") for name in chosen)
+    return trainable(backbone, mode)
+
+
+def _chosen(backbone: Backbone, mode: str, *, text: bool, lora: bool, upto: int | None) -> set[str]:
+    """Names of the base model's parameters that train in this mode."""
     chosen = {name for name, _ in backbone.clip.named_parameters() if lora and "lora_" in name}
     for name, _ in backbone.clip.named_parameters():
         visual = name.startswith("visual.")
         if "lora_" in name or name in ("logit_scale", "logit_bias") or (not visual and not text):
             continue
-        if mode == "none" or (mode == "visual" and not visual):
+        if mode == "all" or (mode == "text" and not visual):
             chosen.add(name)
-    if match is not None:
-        chosen |= _last(backbone, int(match[1]), text=text)
+    if mode.startswith("last:"):
+        chosen |= _last(backbone, int(mode.removeprefix("last:")), text=text)
     chosen -= _never_run(backbone, upto)
-    if match is not None and not any(name.startswith("visual.") for name in chosen):
+    if mode.startswith("last:") and not any(name.startswith("visual.") for name in chosen):
         raise ValueError(
-            f"freeze {mode!r} names blocks of the visual tower that do not run: this branch reads what comes before "
-            "them and trains copies of its own; choose more blocks, or all, visual or none"
+            f"mode {mode!r} names blocks of the visual tower that do not run: this branch reads what comes before "
+            "them and trains copies of its own; choose more blocks, or none, text or all"
         )
+    return chosen
+
+
+def trainable(backbone: Backbone, mode: str) -> Trainable:
+    """Return the parts of the base model that train now."""
+    counts = {"visual tower": 0, "text tower": 0, "text LoRA": 0}
     for name, parameter in backbone.clip.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    own = dict(backbone.clip.named_parameters())
-    backbone.unfrozen = {name: _value(own[name]) for name in chosen - backbone.trained}
-    backbone.trained |= chosen
-    backbone.visual_trains = any(name.startswith("visual.") for name in chosen)
-    backbone.text_trains = any(not name.startswith("visual.") for name in chosen)
+        if parameter.requires_grad:
+            part = "visual tower" if name.startswith("visual.") else "text LoRA" if "lora_" in name else "text tower"
+            counts[part] += parameter.numel()
+    return Trainable(mode, {part: count for part, count in counts.items() if count})
+
+
+def check_trainable(backbone: Backbone) -> None:
+    """Raise ValueError for weights of the base model that require gradients without `set_trainable`.
+
+    The towers run without gradients unless `set_trainable` says otherwise, so these would never move, and `save`
+    would leave them out.
+    """
+    by_hand = [
+        name for name, p in backbone.clip.named_parameters() if p.requires_grad and name not in backbone.trainable
+    ]
+    if by_hand:
+        raise ValueError(
+            f"weights of CLIP must be chosen by set_trainable to train, got requires_grad on {', '.join(by_hand[:3])} "
+            f"({len(by_hand)} in all); call model.set_trainable('text', 'last:N' or 'all') for its towers, and set "
+            "learn_temperature in TrainConfig for its temperature"
+        )
 
 
 def add_text_lora(backbone: Backbone, rank: int) -> None:
@@ -93,7 +144,7 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
     names = {name.rpartition(".")[2] for name, module in text.named_modules() if isinstance(module, nn.Linear)}
     targets = sorted(names & set(LORA_TARGETS if hasattr(text, "resblocks") else HF_TARGETS))
     if not targets:
-        raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it (freeze visual)")
+        raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it (mode text)")
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     before = {id(p) for p in backbone.clip.parameters()}
     peft.inject_adapter_in_model(config, text)
@@ -123,9 +174,10 @@ def freeze(backbone: Backbone) -> None:
     """Nothing of the base model trains from here on; what was trained stays as it is, and is known by name."""
     own = dict(backbone.clip.named_parameters())
     backbone.trained -= {name for name, value in backbone.unfrozen.items() if _value(own[name]) == value}
-    backbone.unfrozen = {}
+    backbone.unfrozen, backbone.trainable = {}, frozenset()
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+    backbone.forget_copies()
 
 
 def _value(parameter: Tensor) -> str:
@@ -155,9 +207,9 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     visual = backbone.visual
     blocks = tower.vit_blocks(visual)
     if not blocks:
-        raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose none")
+        raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose all")
     if depth > len(blocks):
-        raise ValueError(f"the visual tower has {len(blocks)} blocks, freeze 'last:{depth}' asks for {depth}")
+        raise ValueError(f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}")
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | tower.stem_parameters(visual)
     chosen = {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in frozen}
     if not text:
@@ -165,7 +217,7 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     stack = list(getattr(_text_blocks(backbone.clip), "resblocks", []))
     if not stack:
         raise BackboneError(
-            f"{type(backbone.clip).__name__} has a text tower without open_clip's blocks; choose visual or none"
+            f"{type(backbone.clip).__name__} has a text tower without open_clip's blocks; choose text or all"
         )
     frozen = {id(p) for block in stack[:-depth] for p in block.parameters()}
     skip = ("visual.", "token_embedding", "positional_embedding", "text.token_embedding", "text.positional_embedding")
@@ -192,9 +244,7 @@ class _OfLinears(SelfAttention):
         super().__init__(attention.embed_dim, attention.num_heads)
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if weight is None or bias is None:
-            raise BackboneError(
-                "the text tower's attention has separate or biasless projections; train it (freeze visual)"
-            )
+            raise BackboneError("the text tower's attention has separate or biasless projections; train it (mode text)")
         self.qkv.load_state_dict({"weight": weight, "bias": bias}, assign=True)
         self.out.load_state_dict(attention.out_proj.state_dict(), assign=True)
 

@@ -21,8 +21,9 @@ from clipvid import bases, textual, tower
 from clipvid.bases import Base, Tokenizer
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block
-from clipvid.quick import Quick, plain_parts, state_of
+from clipvid.quick import FusedCopies
 from clipvid.taps import Geometry, Taps
+from clipvid.weight_cache import WeightCache, forget_after_load, plain_parts
 
 
 class Backbone(nn.Module):
@@ -50,13 +51,20 @@ class Backbone(nn.Module):
         self._class_token = tower.has_class_token(visual)
         self.trained: set[str] = set()  # parameters of `clip` that are not as they came: see clipvid.adapt
         self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
+        self.trainable: frozenset[str] = frozenset()  # parameters of `clip` that train now: see clipvid.adapt
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
-        self._hashes: dict[str, tuple[Any, Tensor, str]] = {}
-        self._quick_visual, self._quick_text = Quick(), Quick()
+        self._hashes = WeightCache()
+        self._fused_visual, self._fused_text = FusedCopies(), FusedCopies()
+        self.register_load_state_dict_post_hook(forget_after_load)
+
+    def forget_copies(self) -> None:
+        """Drop everything computed from the weights, fused copies and fingerprints, until it is next asked for."""
+        for computed in (self._hashes, self._fused_visual, self._fused_text):
+            computed.forget()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._quick_visual, self._quick_text = Quick(), Quick()  # which would keep weights where they were
+        self.forget_copies()  # before the weights move, so that both do not take memory at once
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -187,8 +195,8 @@ class Backbone(nn.Module):
         return Taps(tuple(levels), patches, cls, frames, mask)
 
     def tower_to_run(self, *, grad: bool) -> Any:
-        """The tower as a pass takes it, with or without gradients: under autocast its quick copy, else itself."""
-        return self._quick_visual.of(self.visual, grad=grad)
+        """The tower as a pass takes it, with or without gradients: under autocast its fused copy, else itself."""
+        return self._fused_visual.of(self.visual, grad=grad)
 
     def run(
         self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
@@ -285,18 +293,17 @@ class Backbone(nn.Module):
         return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
 
     def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
-        """Of weights, and of what a module computes without any, such as activations; kept until one changes."""
-        writes, values = state_of(module)
-        known = self._hashes.get(name)
-        if known is None or known[0] != writes or not torch.equal(known[1], values):
-            digest = hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
-            known = self._hashes[name] = (writes, values, digest)
-        return known[2]
+        """Return a hash of weights and of the parts without any, such as activations; remembered until one changes."""
+
+        def compute() -> str:
+            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
+
+        return self._hashes.get(name, module, compute)
 
     def _text(self, *, grad: bool) -> Any:
         """The model to embed texts with; layers of LoRA are left as peft made them."""
         rest = _without_visual(self.clip)
-        return rest if self.lora_rank else self._quick_text.of(rest, grad=grad)
+        return rest if self.lora_rank else self._fused_text.of(rest, grad=grad)
 
     def _format(self) -> dict[str, Any]:
         tokens = tower.speaks_tokens(self.visual)

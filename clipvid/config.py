@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -168,11 +169,11 @@ class TrainConfig:
     """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
     copied_lr: float = 0.1
     """Learning rate, relative to `lr`, of the intra-frame blocks: copies of CLIP's, which a high rate would unlearn."""
-    freeze: str = "all"
-    """What of the base model stays frozen: all; visual (the text tower trains); last:N (the last N blocks of both
-    towers train); none (the STAN paper's own mode). Recognition never trains the text tower."""
+    train_clip: str = "none"
+    """The part of the base model that trains beside the branch: none; text (the text tower); last:N (the last N blocks
+    of both towers); all (the STAN paper's own mode). Recognition never trains the text tower."""
     clip_lr: float = 2e-6
-    """Peak learning rate of what is not frozen of the base model (the STAN paper's; a tenth of its branch's)."""
+    """Peak learning rate of the base model's weights that train (the STAN paper's; a tenth of its branch's)."""
     text_lora: int = 0
     """Rank of LoRA adapters on the text tower, trained at `lr`; 0 for none. Needs the extra lora."""
     head_lr: float = 1e-3
@@ -234,6 +235,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
         self._check_selfsup()
+        check_train_clip("train_clip", self.train_clip)
         if self.text_lora < 0:
             raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
         _checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
@@ -261,8 +263,10 @@ class TrainConfig:
                 f"cache_taps keeps one fixed view of each clip; leave out {', '.join(self.augmentations())} or the "
                 "cache, or draw views to keep: cache_views, such as 4"
             )
-        if self.cache_taps and self.freeze not in ("all", "visual"):
-            raise ValueError(f"freeze {self.freeze!r} trains the visual tower, whose taps cannot be cached; drop one")
+        if self.cache_taps and self.train_clip not in ("none", "text"):
+            raise ValueError(
+                f"train_clip {self.train_clip!r} trains the visual tower, whose taps cannot be cached; drop one"
+            )
         if self.cache_taps and self.reading.views > 1:
             raise ValueError(
                 f"cached taps are of one clip a video, got reading.temporal_views={self.reading.temporal_views} and "
@@ -328,8 +332,8 @@ class TrainConfig:
                 raise ValueError(f"{', '.join(asked)} is for task {task!r}, this one is {self.task!r}; leave it out")
         if self.selfsup != SelfSupervision() and self.task != "selfsup":
             raise ValueError(f"selfsup's settings are for task 'selfsup', this one is {self.task!r}; leave them out")
-        if self.clip_lr != TrainConfig.clip_lr and self.freeze == "all":
-            raise ValueError("clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out")
+        if self.clip_lr != TrainConfig.clip_lr and self.train_clip == "none":
+            raise ValueError("clip_lr is the learning rate of CLIP, of which train_clip 'none' trains nothing; drop it")
         if self.templates != VIDEO_TEMPLATES and self.classifier != "text":
             raise ValueError(f"templates are for classifier 'text', this one is {self.classifier!r}; leave them out")
 
@@ -351,3 +355,12 @@ class TrainConfig:
                 "selfsup augments its two clips by ConST-CL's own recipes; leave out "
                 f"{', '.join(self.augmentations())} (its own mirroring: selfsup.flip)"
             )
+
+
+def check_train_clip(name: str, value: str) -> None:
+    """Raise ValueError for a `value` of the setting `name` that names no part of the base model to train."""
+    if not re.fullmatch(r"none|text|all|last:[1-9]\d*", value):
+        raise ValueError(
+            f"{name} must be none, text, all, or last:N with N >= 1, got {value!r}; it names the part of CLIP that "
+            "trains beside the branch"
+        )

@@ -61,8 +61,16 @@ def load(
         adapt.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    model.training_record = config["training"]
+    model.training_record = _renamed(config["training"])
     return model.to(device or backbone.device).eval()
+
+
+def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A training record in today's words; older ones name the part of CLIP that stayed frozen (`freeze`)."""
+    if record is None or "freeze" not in record:
+        return record
+    trained = {"all": "none", "visual": "text", "none": "all"}.get(record["freeze"], record["freeze"])
+    return {name: value for name, value in record.items() if name != "freeze"} | {"train_clip": trained}
 
 
 def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
@@ -85,7 +93,7 @@ def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lo
     if own or backbone.lora_rank not in (0, text_lora):
         lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"
         raise CheckpointError(
-            f"the backbone at hand was changed since it was loaded: {len(own)} weights unfrozen"
+            f"the backbone at hand was changed since it was loaded: {len(own)} weights trained"
             + (f" (first {own[0]})" if own else "")
             + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; give a fresh one"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,18 @@ from clipvid.config import VIDEO_TEMPLATES
 from clipvid.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.nn.frames import mean_over_frames
 from clipvid.profile import stage
-from clipvid.quick import Quick
+from clipvid.quick import FusedCopies
 from clipvid.taps import Pixels, Taps, check_clips
 from clipvid.textual import TextTokens
 from clipvid.video.transforms import VideoTransform
+from clipvid.weight_cache import forget_after_load
 
 if TYPE_CHECKING:
     from clipvid.windows import Windows
+
+
+_DISABLED: ContextVar[tuple[VideoCLIP, ...]] = ContextVar("clipvid_disabled", default=())
+"""Models whose branch is off, in this thread or task."""
 
 
 class VideoCLIP(nn.Module):
@@ -53,15 +59,29 @@ class VideoCLIP(nn.Module):
         self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
-        self._branch_on = True
-        self._quick_branch = Quick()
+        self._fused_branch = FusedCopies()
+        self.register_load_state_dict_post_hook(forget_after_load)
         self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
         own = {} if branch.image_size is None else {"size": branch.image_size}
         self.transform = replace(self._of_tower, **own)
 
+    def forget_copies(self) -> None:
+        """Drop the copies of weights that passes under autocast use; they are made anew when next needed.
+
+        Call this after writing to weights past torch: through `.data`, through NumPy, or in a replayed CUDA graph.
+        Every other change is noticed: in-place operations, optimizer steps, `load_state_dict`, `to`, new tensors.
+        """
+        self._fused_branch.forget()
+        self.backbone.forget_copies()
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._quick_branch = Quick()  # which would keep weights where they were
+        self._fused_branch.forget()
         return super()._apply(fn, recurse)
+
+    @property
+    def branch_is_on(self) -> bool:
+        """False within `branch_disabled`, in the thread or task that entered it."""
+        return all(model is not self for model in _DISABLED.get())
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +109,7 @@ class VideoCLIP(nn.Module):
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
         """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
-        if not self._branch_on:
+        if not self.branch_is_on:
             return self.taps(video, mask=mask)
         video, mask = self._prepared(video, mask, self.transform)
         if self.branch.reads_pixels:
@@ -126,12 +146,12 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "b t e"]:
         """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
         source = _rounded(self._source(video, mask))
-        needs_frames = self.branch.reads_frames or not self._branch_on
+        needs_frames = self.branch.reads_frames or not self.branch_is_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
             raise ValueError(
                 "these taps were read for a branch that needs no frame embeddings of CLIP's; read them with model.taps"
             )
-        if self._branch_on:
+        if self.branch_is_on:
             if self.branch.reads_pixels and not isinstance(source, Pixels):
                 name = branches.preset_of(self.branch.options)
                 raise ValueError(
@@ -145,9 +165,9 @@ class VideoCLIP(nn.Module):
         return source.frames
 
     def _running_branch(self) -> Any:
-        """The branch, or for passes in which it learns nothing its quick copy."""
+        """The branch, or for passes in which it learns nothing its inference copy."""
         learns = torch.is_grad_enabled() or self.branch.training
-        return self.branch if learns else self._quick_branch.of(self.branch, grad=False)
+        return self.branch if learns else self._fused_branch.of(self.branch, grad=False)
 
     def encode_video(
         self, video: Tensor | Taps | Pixels, *, normalize: bool = True, mask: Bool[Tensor, "b t"] | None = None
@@ -241,33 +261,49 @@ class VideoCLIP(nn.Module):
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
-        """Within the block the model is CLIP's own frame-mean baseline, exactly."""
-        before, self._branch_on = self._branch_on, False
+        """Within the block the model is CLIP's own frame-mean baseline, exactly; in other threads it is as it was."""
+        token = _DISABLED.set((*_DISABLED.get(), self))
         try:
             yield
         finally:
-            self._branch_on = before
+            _DISABLED.reset(token)
 
-    def unfreeze(self, mode: str = "all", *, text: bool = True, text_lora: int = 0) -> None:
-        """Choose what of the base model trains beside the branch, by what stays frozen.
+    def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> adapt.Trainable:
+        """Choose the part of the base model that trains beside the branch; return all parts that train.
 
-        all (nothing of it trains), visual (the text tower trains), last:N (the last N blocks of both towers), none.
-        Blocks of the visual tower that this branch does not run stay frozen: it trains its own copies. `text_lora` adds
-        low-rank adapters of that rank to the text tower. `train` sets this from its config.
+        none: nothing of it. text: the text tower. last:N: the last N blocks of both towers and the layers after them.
+        all: both towers, the STAN paper's own mode. With `text` False the text tower trains in no mode. Blocks of the
+        visual tower that this branch does not run do not train: it trains copies of its own. `text_lora` adds low-rank
+        adapters of that rank to the text tower, which train in any mode. `train` sets this from its config.
         """
         if text_lora:
             adapt.add_text_lora(self.backbone, text_lora)
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
-        adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        clip = adapt.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        counts = {
+            name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+            for name, part in parts.items()
+            if part is not None
+        }
+        return adapt.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""
+        """Names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
+
+        Raises ValueError for weights of the base model that require gradients without `set_trainable`.
+        """
+        adapt.check_trainable(self.backbone)
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 12) -> cost.Summary:
-        """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
+        """What trains and what it costs for clips of `frames` frames; printing it gives a table.
+
+        Raises ValueError as `trainable_parameters` does.
+        """
         if frames < 1:
             raise ValueError(f"frames starts at 1, got {frames}")
+        adapt.check_trainable(self.backbone)
         heads = [part for part in (self.head, self.matcher) if part is not None]
         return cost.summarize(self.backbone, self.branch, heads=heads, frames=frames)
 
@@ -288,7 +324,7 @@ class VideoCLIP(nn.Module):
             "branch": branches.preset_of(self.branch.options),
             "options": branches.to_config(self.branch.options),
             "similarity": self.similarity,
-            "branch on": self._branch_on,
+            "branch on": self.branch_is_on,
         }
 
     def _state(self) -> dict[str, Tensor]:
@@ -337,7 +373,8 @@ def attach(
 ) -> VideoCLIP:
     """Turn an open_clip model that you hold into a video model.
 
-    The model is taken over: frozen and set to eval. `branch` is a preset (a key of clipvid.branches.BRANCHES: stan,
+    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
+    to train mode by itself. `branch` is a preset (a key of clipvid.branches.BRANCHES: stan,
     mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
     `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
 
@@ -346,7 +383,8 @@ def attach(
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     asked = dict(options or {})
     asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    return VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    return model.eval()
 
 
 def create_model(
@@ -360,7 +398,7 @@ def create_model(
     similarity: str = "mean",
     device: torch.device | str = "cpu",
 ) -> VideoCLIP:
-    """Load any open_clip model and attach a branch to it.
+    """Load any open_clip model and attach a branch to it; the result is in eval mode.
 
     `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
     a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.

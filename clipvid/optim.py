@@ -50,7 +50,7 @@ def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]
     if not groups:
         raise ValueError(
             "nothing to train: branch 'mean' has no parameters; choose another, give it a layer (options, such as "
-            '{"hidden": 512}), or unfreeze CLIP (freeze)'
+            '{"hidden": 512}), or let CLIP train (train_clip)'
         )
     return [
         {

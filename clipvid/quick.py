@@ -1,10 +1,10 @@
-"""A module of somebody else's at its quickest under autocast: the same weights, the same calls, fewer detours.
+"""Fused copies: a module of open_clip's or timm's with the same weights and fewer operations under autocast.
 
-Contract: a module in; one of the same calls out, to be run under autocast. `trainable_copy` shares every parameter and
-goes around what torch's MultiheadAttention does to a batch of sequences (its projection is copied for every position);
-`frozen_copy` has in addition the weights that autocast would cast, cast: of what is frozen autocast remembers nothing
-and casts at every pass. The rest is shared with the module and stays in float32. `Quick` makes such copies when they
-are first asked for, and anew when a weight or an activation has changed; on a GPU weights are cast anew at every pass.
+Contract: a module in; one of the same calls out, to be run under autocast. `trainable_copy`, the fused copy for
+training, shares every parameter and avoids the work of torch's MultiheadAttention on a batch of sequences (its
+projection is copied for every position). `frozen_copy`, the inference copy, also holds the weights that autocast would
+cast, cast once: autocast casts frozen weights at every pass. The rest is shared with the module and stays in float32.
+`FusedCopies` makes such copies when they are first asked for, and anew when a weight or an activation has changed.
 Knows nothing of towers or images.
 """
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import chain
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,32 +23,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import QuickGELU, attend
+from clipvid.weight_cache import WeightCache, is_tracked, parts_of, weights_of
 
-PROBES = 4
-"""Values of each weight that are compared to see that it is as it was, beside torch's own count of writes.
-
-Writes through `.data` and those of fused optimisers are not counted. They are noticed where they change one of these
-values, so not where single entries of a weight are written. On a GPU nothing is compared.
-"""
 LARGE = 8
 """Smallest side of a patch whose convolution is run as a linear: below, unfolding costs more than it saves."""
 Make = Callable[[nn.Module, nn.Module], nn.Module | None]
 """From a module and the one that it is part of to what takes its place, or None."""
 
 
-class Quick:
-    """Quick copies of one module, by what they are for; not copied or saved with whoever holds them."""
+class FusedCopies:
+    """Fused copies of one module, for many threads; empty after the owner was copied or unpickled.
+
+    A copy is never written to once it is made: a changed weight makes another copy, and a pass that runs keeps its own.
+    `WeightCache` says which writes are noticed.
+    """
 
     def __init__(self) -> None:
-        self._frozen: dict[torch.dtype, tuple[Any, Tensor, nn.Module]] = {}
-        self._recasts: dict[torch.dtype, tuple[Any, nn.Module]] = {}
-        self._trainable: tuple[Any, nn.Module] | None = None
+        self._lock = Lock()
+        self._inference = WeightCache()
+        self._training: tuple[Any, nn.Module] | None = None
 
     def of(self, module: Any, *, grad: bool) -> Any:
-        """Under autocast the module's copy for passes with or without gradients; elsewhere the module itself.
+        """Return the module's copy for passes with or without gradients under autocast, elsewhere the module itself.
 
-        Modules that hold no float32 alone are left as they are, and so are shapes without weights (meta) and what
-        torch.compile traces or has compiled, which finds the detours itself.
+        Modules with weights of another type than float32 stay as they are, and so do shapes without weights (meta),
+        weights that were created in inference mode, and modules that torch.compile traces or has compiled or a CUDA
+        graph captures.
         """
         if torch.compiler.is_compiling() or module._compiled_call_impl is not None:
             return module
@@ -55,69 +56,52 @@ class Quick:
         device = weights[0].device.type if weights else "meta"
         if device == "meta" or not torch.is_autocast_enabled(device):
             return module
-        if any(w.dtype != torch.float32 for w in weights):
+        if any(w.dtype != torch.float32 for w in weights) or not is_tracked(module):
             return module
+        if device == "cuda" and torch.cuda.is_current_stream_capturing():
+            return module  # a graph would go on reading the memory of a copy that is long gone
         return self.trainable(module) if grad else self.frozen(module, torch.get_autocast_dtype(device))
 
     def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
-        """The copy with weights cast to `dtype`, for passes without gradients.
-
-        On a GPU weights are cast at every pass, by a few kernels: to compare values, as on a CPU, it would have to
-        finish its queue first.
-        """
-        if next(module.parameters()).is_cuda:
-            return self._recast(module, dtype)
-        writes, values = state_of(module)
-        known = self._frozen.get(dtype)
-        if known is None or known[0] != writes or not torch.equal(known[1], values):
-            known = self._frozen[dtype] = (writes, values, frozen_copy(module, dtype))
-        return known[2]
-
-    def _recast(self, module: nn.Module, dtype: torch.dtype) -> Any:
-        shared = shared_by(module)
-        with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, later passes could not write to
-            if dtype in self._recasts and self._recasts[dtype][0] == shared:
-                recast(self._recasts[dtype][1])
-            else:
-                self._recasts[dtype] = shared, frozen_copy(module, dtype)
-        return self._recasts[dtype][1]
+        """Return the copy with weights cast to `dtype`, for passes without gradients."""
+        return self._inference.get(dtype, module, partial(_inference_copy, module, dtype))
 
     def trainable(self, module: nn.Module) -> Any:
-        """The copy that shares every parameter, for passes with gradients."""
+        """Return the copy that shares every parameter, for passes with gradients."""
         shared = shared_by(module)
-        if self._trainable is None or self._trainable[0] != shared:
-            self._trainable = (shared, trainable_copy(module))
-        return self._trainable[1]
+        with self._lock:
+            if self._training is None or self._training[0] != shared:
+                self._training = (shared, trainable_copy(module))
+            return self._training[1]
 
-    def __reduce__(self) -> tuple[type[Quick], tuple[()]]:
-        return Quick, ()  # copied or pickled it is empty: a copy's weights are others
+    def forget(self) -> None:
+        """Make every copy anew when it is next asked for."""
+        self._inference.forget()
+        with self._lock:
+            self._training = None
+
+    def __reduce__(self) -> tuple[type[FusedCopies], tuple[()]]:
+        return FusedCopies, ()  # the weights of a copied or unpickled owner are others
 
 
 def shared_by(module: nn.Module) -> Any:
-    """What shows that a copy still shares a module's weights, where they lie, and its plain parts."""
-    return plain_parts(module), [(id(w), w.data_ptr()) for w in chain(module.parameters(), module.buffers())]
+    """Return a value that differs once a training copy no longer shares a module's weights and parts."""
+    return parts_of(module), [(id(w), w.data_ptr()) for w in weights_of(module)]
 
 
-def plain_parts(module: nn.Module) -> list[str]:
-    """What a module computes without weights, such as activations, part by part."""
-    found = ((part, chain(part._modules.values(), part._parameters.values())) for part in module.modules())
-    return [repr(part) for part, held in found if all(one is None for one in held)]
-
-
-def state_of(module: nn.Module) -> tuple[tuple[list[str], list[tuple[int, int]]], Tensor]:
-    """What shows that a module is as it was: its plain parts, where each weight lies and how often torch saw it
-    written; and some values of each weight, since writes through `.data` are not counted.
-    """
-    weights = [w.detach() for w in chain(module.parameters(), module.buffers()) if w.is_floating_point() and w.numel()]
-    flat = [w.reshape(-1) for w in weights]
-    probes = [f[:: max(1, f.numel() // PROBES)][:PROBES].float() for f in flat]
-    return (plain_parts(module), [(w.data_ptr(), w._version) for w in weights]), torch.cat(probes)
+def _inference_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    with torch.inference_mode(False), torch.no_grad():
+        made = frozen_copy(module, dtype)
+    device = next(module.parameters()).device
+    if device.type == "cuda":  # other threads may run it on streams of their own
+        torch.cuda.current_stream(device).synchronize()
+    return made
 
 
 def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same module with the weights of linears, patches and attention cast, and these run as this device likes."""
 
-    def quick(part: nn.Module, parent: nn.Module) -> nn.Module | None:
+    def fused(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, _Folded):
             return FrozenLinear(part.weight, part.bias, dtype, factors=part.factors, then=part.then)
         if type(part) is nn.Linear:
@@ -126,26 +110,26 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             return FrozenPatches(part, dtype)
         if isinstance(part, nn.MultiheadAttention) and _is_plain(part, parent):
             linears = (FrozenLinear(w, b, dtype) for w, b in _linears_of(part))
-            return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
+            return FusedAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return None
 
     made = _shared_copy(module)
     for part in list(made.modules()):
         if _is_mlp(part):
             _fold_quick_gelu(part, dtype)
-    return _replaced(made, quick)
+    return _replaced(made, fused)
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
-    """The same module and the same parameters, with quick attention and activation."""
+    """The same module and the same parameters, with fused attention and activation."""
 
-    def quick(part: nn.Module, parent: nn.Module) -> nn.Module | None:
+    def fused(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, nn.MultiheadAttention) and _is_plain(part, parent):
             linears = (_Given(w, b) for w, b in _linears_of(part))
-            return QuickAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
+            return FusedAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return QuickGELU() if type(part).__name__ == QuickGELU.__name__ else None
 
-    return _replaced(_shared_copy(module), quick)
+    return _replaced(_shared_copy(module), fused)
 
 
 def _shared_copy(module: nn.Module) -> nn.Module:
@@ -154,10 +138,10 @@ def _shared_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _replaced(made: nn.Module, quick: Make) -> nn.Module:
+def _replaced(made: nn.Module, make: Make) -> nn.Module:
     for parent in list(made.modules()):
         for name, part in list(parent.named_children()):
-            if (new := quick(part, parent)) is not None:
+            if (new := make(part, parent)) is not None:
                 setattr(parent, name, new)
     return made
 
@@ -181,26 +165,12 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
         self.dtype = dtype
-        sources = [(w.detach(), f) for w, f in zip((weight, bias), factors, strict=True) if w is not None]
-        cast = [(f * w).to(dtype) for w, f in sources]
-        self.casts = [(w, f, c) for (w, f), c in zip(sources, cast, strict=True)] if weight.is_cuda else []
-        """Each source, its factor and what it was cast to, where it is to be cast again."""
-        self.multiply = _multiplier(cast[0], None if bias is None else cast[1], then)
+        cast = (factors[0] * weight.detach()).to(dtype)
+        cast_bias = None if bias is None else (factors[1] * bias.detach()).to(dtype)
+        self.multiply = _multiplier(cast, cast_bias, then)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return self.multiply(x.to(self.dtype))
-
-
-def recast(copy: nn.Module) -> None:
-    """Cast the weights of a frozen copy anew, into the memory that holds the last cast."""
-    found = [cast for part in copy.modules() if isinstance(part, FrozenLinear) for cast in part.casts]
-    plain = [(source, cast) for source, factor, cast in found if factor == 1.0]
-    if plain:
-        sources, casts = zip(*plain, strict=True)
-        torch._foreach_copy_(casts, sources)  # pyright: ignore[reportPrivateImportUsage]
-    for source, factor, cast in found:
-        if factor != 1.0:
-            torch.mul(source, factor, out=cast)
 
 
 def _multiplier(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
@@ -254,12 +224,11 @@ class FrozenPatches(nn.Module):
 
 
 def _is_patches(conv: nn.Conv2d) -> bool:
-    flat = conv.weight.is_contiguous()  # so that flattened it is the same memory, which follows every write
-    whole = flat and conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
+    whole = conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
     return whole and conv.dilation == (1, 1) and min(conv.kernel_size) >= LARGE
 
 
-class QuickAttention(nn.Module):
+class FusedAttention(nn.Module):
     """torch's MultiheadAttention for self-attention without weights, as open_clip calls it."""
 
     def __init__(self, qkv: nn.Module, out: nn.Module, *, heads: int, batch_first: bool) -> None:
@@ -318,9 +287,9 @@ def _fold_quick_gelu(mlp: Any, dtype: torch.dtype) -> None:
 
     Where oneDNN multiplies it takes the silu along: a pass less over the largest tensor of a block.
     """
-    fused = orders(mlp[0].weight, dtype)
-    mlp[0] = _Folded(mlp[0], (1.702, 1.702), then="swish" if fused else "none")
-    mlp[1], mlp[2] = nn.Identity() if fused else nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
+    ordered = orders(mlp[0].weight, dtype)
+    mlp[0] = _Folded(mlp[0], (1.702, 1.702), then="swish" if ordered else "none")
+    mlp[1], mlp[2] = nn.Identity() if ordered else nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
 
 
 class _Folded(nn.Module):

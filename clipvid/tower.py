@@ -7,11 +7,11 @@ imports neither open_clip nor timm. Knows nothing of frames, taps or branches.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -215,22 +215,24 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
 
 @contextmanager
 def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
-    """While open, what enters the first block of `visual` is kept: tokens (B·T, prefix + N, D) after the stem.
+    """While open, the input of the first block of `visual` is recorded: tokens (B·T, prefix + N, D) after the stem.
 
-    Nothing is watched where `visual` is None. Passes that other threads make meanwhile are not seen.
+    Passes of other threads are left out. Nothing is recorded where `visual` is None.
     """
     seen: list[Tensor] = []
-    hook, thread = None, threading.get_ident()
+    thread: int | None = get_ident()
+    hook = None
 
-    def keep(_: Any, args: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == thread:
+    def record(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if get_ident() == thread:
             seen.append(args[0])
 
     if visual is not None:
-        hook = vit_blocks(visual)[0].register_forward_pre_hook(keep)
+        hook = vit_blocks(visual)[0].register_forward_pre_hook(record)
     try:
         yield seen
     finally:
+        thread = None  # a copy of the tower that another thread made meanwhile keeps the hook
         if hook is not None:
             hook.remove()
 

@@ -42,7 +42,9 @@ def train(
     progress: bool = True,
     accelerator: str = "auto",
 ) -> TrainResult:
-    """Train the model's branch (and heads) in place; CLIP itself stays as it is, unless `config.freeze` lets it train.
+    """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
+
+    The model is set to train mode for each epoch and comes back in eval mode.
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
     best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
@@ -64,7 +66,7 @@ def train(
         torch.manual_seed(config.seed)
         fabric.to_device(model)
         _prepare_head(model, train_data, config)
-        _unfreeze(model, config, (train_data, val_data))
+        _set_trainable(model, config, (train_data, val_data))
         model.branch.recompute_layers(config.recompute)
         _check_compile(model, config)
         parts = [part for part in (train_data, val_data) if part is not None]
@@ -119,7 +121,7 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 
 def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:
     """The loop: from where the run stands to the end of its last epoch."""
-    with run.bar(progress) as bar, run.curves() as curves:
+    with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():
             run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
@@ -133,6 +135,15 @@ def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore
             for name in ("score", "lr"):
                 if name in entry:
                     curves(name, entry[name], run.epoch)
+
+
+@contextmanager
+def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
+    """Leave the model in eval mode, also where training stops with an error."""
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
@@ -151,18 +162,20 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
         model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
 
 
-def _unfreeze(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | TapStore | None]) -> None:
-    """Set what of the base model trains; ValueError for taps that it would outrun."""
-    if config.task != "retrieval" and (config.text_lora or config.freeze == "visual"):
+def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | TapStore | None]) -> None:
+    """Set the part of the base model that trains; ValueError for taps that it would outrun."""
+    if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
         raise ValueError(
-            f"{config.task} trains no text, got freeze={config.freeze!r} and text_lora={config.text_lora}; choose "
-            "freeze all, last:N or none"
+            f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
+            "choose train_clip none, last:N or all"
         )
-    model.unfreeze(config.freeze, text=config.task == "retrieval", text_lora=config.text_lora)
+    adapt.check_trainable(model.backbone)
+    model.set_trainable(config.train_clip, text=config.task == "retrieval", text_lora=config.text_lora)
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
         adapt.freeze(model.backbone)
         raise ValueError(
-            f"freeze {config.freeze!r} trains the visual tower, so taps made before are not its own; give the videos"
+            f"train_clip {config.train_clip!r} trains the visual tower, so taps made before are not its own; give the "
+            "videos"
         )
 
 

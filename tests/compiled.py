@@ -57,7 +57,7 @@ def learns_the_same(kind, *, device="cpu", backend="aot_eager", share=1e-4):
 
 
 def whole_model():
-    """A model compiles without a break, also under autocast, where quick copies would be looked up."""
+    """A model compiles without a break, also under autocast, where fused copies would be looked up."""
     model, video = tiny_model()
     compiled = torch.compile(lambda clips: model.encode_video(clips), fullgraph=True, backend="aot_eager")
     with torch.no_grad():

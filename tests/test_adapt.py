@@ -1,6 +1,7 @@
-"""What of CLIP trains: exactly what the mode says, at its own rate; it is saved with the branch and comes back."""
+"""The part of CLIP that trains: as the mode says, at its own rate; it is saved with the branch and comes back."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -53,19 +54,19 @@ def visual(names):
     return {name for name in names if name.startswith("visual.")}
 
 
-@pytest.mark.parametrize("mode", ["all", "visual", "last:1", "none"])
-def test_a_step_changes_exactly_what_the_mode_leaves_unfrozen(model, clips, mode):
+@pytest.mark.parametrize("mode", ["none", "text", "last:1", "all"])
+def test_a_step_changes_exactly_what_the_mode_names(model, clips, mode):
     before = clip_weights(model)
-    rate = {} if mode == "all" else {"clip_lr": 1e-3}
-    train(model, clips, None, config(freeze=mode, **rate), progress=False)
+    rate = {} if mode == "none" else {"clip_lr": 1e-3}
+    train(model, clips, None, config(train_clip=mode, **rate), progress=False)
     moved = changed(model, before)
     everything = set(before) - {"logit_scale"}
-    if mode == "all":
+    if mode == "none":
         assert not moved
-    elif mode == "visual":
+    elif mode == "text":
         assert moved
         assert not visual(moved)
-    elif mode == "none":
+    elif mode == "all":
         assert len(moved) > 0.9 * len(everything)
     else:
         blocks = {name for name in moved if ".resblocks." in name}
@@ -80,15 +81,15 @@ def test_a_step_changes_exactly_what_the_mode_leaves_unfrozen(model, clips, mode
 
 def test_recognition_never_trains_the_text_tower(model, clips):
     before = clip_weights(model)
-    train(model, clips, None, config(task="recognition", freeze="none", clip_lr=1e-3), progress=False)
+    train(model, clips, None, config(task="recognition", train_clip="all", clip_lr=1e-3), progress=False)
     assert changed(model, before) == visual(changed(model, before)) != set()
-    with pytest.raises(ValueError, match="recognition trains no text, got freeze='visual'"):
-        train(model, clips, None, config(task="recognition", freeze="visual"), progress=False)
+    with pytest.raises(ValueError, match="recognition trains no text, got train_clip='text'"):
+        train(model, clips, None, config(task="recognition", train_clip="text"), progress=False)
 
 
 def test_what_was_trained_of_clip_is_saved_with_the_branch_and_comes_back(model, clips, tmp_path):
     original = create_model("clipvid-mini", depth=1)
-    train(model, clips, None, config(freeze="last:2", clip_lr=1e-3), progress=False)
+    train(model, clips, None, config(train_clip="last:2", clip_lr=1e-3), progress=False)
     loaded = load(model.save(tmp_path / "m"))
     clip = torch.randint(0, 255, (1, 2, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
@@ -103,10 +104,10 @@ def test_what_was_trained_of_clip_is_saved_with_the_branch_and_comes_back(model,
 
 
 def test_clip_learns_at_its_own_rate(model):
-    model.unfreeze("none")
+    model.set_trainable("all")
     objective = torch.nn.Module()
     objective.model = model
-    groups = parameter_groups(objective, config(freeze="none", lr=1e-3, clip_lr=2e-6))
+    groups = parameter_groups(objective, config(train_clip="all", lr=1e-3, clip_lr=2e-6))
     peaks = {id(p): group["peak"] for group in groups for p in group["params"]}
     assert {peaks[id(p)] for p in model.backbone.parameters() if p.requires_grad} == {2e-6}
     assert peaks[id(model.branch.fusion.gate.weight)] == 1e-3
@@ -121,7 +122,7 @@ def test_a_run_with_clip_in_training_resumes_to_the_bit(clips, tmp_path):
         for epochs in stops:
             model = create_model("clipvid-mini", depth=1)
             model.branch.load_state_dict(state)
-            settings = config(epochs=2, freeze="none", clip_lr=1e-3)
+            settings = config(epochs=2, train_clip="all", clip_lr=1e-3)
             if epochs < 2:
                 _interrupted(model, clips, settings, out)
             else:
@@ -149,17 +150,17 @@ def _interrupted(model, clips, settings, out):
 def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
     store = TapStore.encode(model, clips, READING)
     with pytest.raises(ValueError, match="taps made before are not its own"):
-        train(model, store, None, config(freeze="last:1"), progress=False)
+        train(model, store, None, config(train_clip="last:1"), progress=False)
     with pytest.raises(ValueError, match="whose taps cannot be cached"):
-        config(freeze="none", cache_taps=True)
-    train(model, store, None, config(freeze="visual", cache_taps=True), progress=False)
+        config(train_clip="all", cache_taps=True)
+    train(model, store, None, config(train_clip="text", cache_taps=True), progress=False)
 
 
 def test_taps_of_another_tower_are_refused(model, clips):
     store = TapStore.encode(model, clips, READING)
     other = create_model("clipvid-mini", depth=1)
     before = embed_videos(other, store).video
-    train(other, clips, None, config(freeze="last:1", clip_lr=1e-3), progress=False)
+    train(other, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
     assert other.backbone.fingerprint == model.backbone.fingerprint, "the base is the same, its tower is not any more"
     for read in (lambda: embed_videos(other, store), lambda: train(other, store, None, config(), progress=False)):
         with pytest.raises(ValueError, match=r"the taps of noise were made by a tower with fingerprint \w{12}, this"):
@@ -170,12 +171,12 @@ def test_taps_of_another_tower_are_refused(model, clips):
 def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
     branch = sum(p.numel() for p in model.branch.parameters())
     assert f"{branch:,} parameters: branch and heads" in str(model.trainable_summary())
-    model.unfreeze("visual")
+    model.set_trainable("text")
     assert "branch and heads, text tower" in str(model.trainable_summary())
     assert "MiB in bf16" in str(model.trainable_summary())
-    model.unfreeze("last:2")
+    model.set_trainable("last:2")
     assert "cannot be cached: the visual tower trains" in str(model.trainable_summary())
-    model.unfreeze("none")
+    model.set_trainable("all")
     assert model.trainable_summary().trainable == branch + sum(
         p.numel() for n, p in model.backbone.clip.named_parameters() if n != "logit_scale"
     )
@@ -184,7 +185,7 @@ def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
 def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     from clipvid.cli import main
 
-    asked = ["info", "ViT-B-32", "--branch", "divided", "--freeze", "last:6"]
+    asked = ["info", "ViT-B-32", "--branch", "divided", "--train_clip", "last:6"]
     assert main([*asked, "--text_lora", "8"]) == 0
     said = capsys.readouterr().out
     assert "LoRA of rank 8 on the text tower" in said
@@ -193,7 +194,7 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     assert "visual tower (blocks 7 to 8 of 12)" in said
 
 
-@pytest.mark.parametrize("mode", ["last:4", "none"])
+@pytest.mark.parametrize("mode", ["last:4", "all"])
 @pytest.mark.parametrize(
     ("branch", "options"),
     [
@@ -206,9 +207,9 @@ def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
     model = create_model("clipvid-mini", branch=branch, options=options)
     if mode == "last:4" and branch == "space":
         with pytest.raises(ValueError, match="blocks of the visual tower that do not run"):
-            model.unfreeze(mode, text=False)
+            model.set_trainable(mode, text=False)
         return
-    model.unfreeze(mode, text=False)
+    model.set_trainable(mode, text=False)
     if branch != "space":
         trained = {name for name, _ in model.trainable_parameters() if name.startswith("backbone.clip.")}
         assert all(name.startswith("backbone.clip.visual.") for name in trained)
@@ -232,7 +233,7 @@ def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_
     assert twin.branch.fusion.clip.visual is twin.backbone.visual is not visual
     assert copy.deepcopy(model.branch).fusion.clip.visual is visual
     before = visual.proj.detach().clone()
-    train(model, clips, None, config(freeze="none", clip_lr=1e-3), progress=False)
+    train(model, clips, None, config(train_clip="all", clip_lr=1e-3), progress=False)
     assert not torch.equal(visual.proj, before)
     loaded = load(model.save(tmp_path / "m"))
     assert loaded.branch.fusion.clip.visual is loaded.backbone.visual
@@ -243,31 +244,31 @@ def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_
 
 def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, tmp_path):
     folder = model.save(tmp_path / "m")
-    train(model, clips, None, config(freeze="last:1", clip_lr=1e-3), progress=False)
-    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights unfrozen \(first .*fresh one"):
+    train(model, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
+    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*fresh one"):
         load(folder, base=model.backbone)
     again = load(model.save(tmp_path / "n"), base=model.backbone)
     assert again.fingerprint == model.fingerprint, "what was saved says how it was trained"
 
 
-def test_what_was_unfrozen_and_never_moved_counts_as_it_came(model, clips, tmp_path):
+def test_what_could_train_and_never_moved_counts_as_it_came(model, clips, tmp_path):
     plain = model.save(tmp_path / "plain")
-    model.unfreeze("last:1")
-    model.unfreeze("all")
+    model.set_trainable("last:1")
+    model.set_trainable("none")
     assert not model.backbone.trained
     store = TapStore.encode(model, clips, READING)
     with pytest.raises(ValueError, match="taps made before are not its own"):
-        train(model, store, None, config(freeze="last:1"), progress=False)
+        train(model, store, None, config(train_clip="last:1"), progress=False)
     assert not model.backbone.trained
     assert load(plain, base=model.backbone).fingerprint == model.fingerprint
-    model.unfreeze("last:1")
+    model.set_trainable("last:1")
     with torch.no_grad():
         model.backbone.visual.proj.mul_(2)
-    model.unfreeze("all")
+    model.set_trainable("none")
     assert model.backbone.trained == {"visual.proj"}, "what was written to is kept, and nothing else"
-    model.unfreeze("last:1")
+    model.set_trainable("last:1")
     model.backbone.visual.ln_post.weight.data.mul_(2)  # as some optimisers write, past torch's count of writes
-    model.unfreeze("all")
+    model.set_trainable("none")
     assert model.backbone.trained == {"visual.proj", "visual.ln_post.weight"}
 
 
@@ -295,7 +296,7 @@ def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):
     """An earlier run trained CLIP's text tower, this one leaves it frozen: the checkpoint cannot bring it back."""
     torch.manual_seed(0)
     model = create_model("clipvid-mini", depth=1)
-    train(model, clips, None, config(freeze="visual", clip_lr=1e-3), progress=False)
+    train(model, clips, None, config(train_clip="text", clip_lr=1e-3), progress=False)
     started = model.save(tmp_path / "started")
     settings = config(epochs=2)
     _interrupted(model, clips, settings, tmp_path / "run")
@@ -310,7 +311,7 @@ def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):
     [
         ("recognition", {"mixup": 0.3, "label_smoothing": 0.1}, "mean"),
         ("retrieval", {"text_lora": 2}, "mean"),
-        ("retrieval", {"freeze": "visual", "clip_lr": 1e-3}, "wti"),
+        ("retrieval", {"train_clip": "text", "clip_lr": 1e-3}, "wti"),
     ],
 )
 def test_runs_of_every_kind_resume_to_the_bit(clips, tmp_path, task, changes, similarity):
@@ -329,28 +330,28 @@ def test_runs_of_every_kind_resume_to_the_bit(clips, tmp_path, task, changes, si
 
 
 def test_last_blocks_that_a_tower_has_not_are_refused(model):
-    with pytest.raises(ValueError, match="the visual tower has 6 blocks, freeze 'last:99' asks for 99"):
-        model.unfreeze("last:99")
+    with pytest.raises(ValueError, match="the visual tower has 6 blocks, mode 'last:99' asks for 99"):
+        model.set_trainable("last:99")
 
 
 def test_modes_and_towers_that_do_not_exist_are_refused(model):
-    with pytest.raises(ValueError, match="unknown freeze 'half'; choose one of all, visual, last:N, none"):
-        model.unfreeze("half")
-    with pytest.raises(ValueError, match="unknown freeze 'last:N'"):
-        model.unfreeze("last:N")
+    with pytest.raises(ValueError, match="mode must be none, text, all, or last:N with N >= 1, got 'half'; it names"):
+        model.set_trainable("half")
+    with pytest.raises(ValueError, match=r"mode must be .*, got 'last:N'"):
+        model.set_trainable("last:N")
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1)
     resnet = CLIP(16, CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64), text)
-    with pytest.raises(BackboneError, match="has no last 1; choose none"):
-        attach(resnet, "posterior").unfreeze("last:1")
+    with pytest.raises(BackboneError, match="has no last 1; choose all"):
+        attach(resnet, "posterior").set_trainable("last:1")
 
 
 def test_lora_changes_nothing_at_first_then_trains_alone_and_comes_back(model, clips, tmp_path):
     pytest.importorskip("peft")
     with torch.no_grad():
         before = model.encode_text(TEXT)
-    model.unfreeze(text_lora=4)
+    model.set_trainable(text_lora=4)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(TEXT), before, atol=1e-6, rtol=0)
     assert {n for n, p in model.backbone.named_parameters() if p.requires_grad} == {
@@ -369,14 +370,14 @@ def test_lora_changes_nothing_at_first_then_trains_alone_and_comes_back(model, c
         assert not torch.equal(loaded.encode_text(TEXT), before)
     assert loaded.fingerprint == model.fingerprint
     with pytest.raises(ValueError, match="has LoRA of rank 4 already, 8 was asked for"):
-        loaded.unfreeze(text_lora=8)
+        loaded.set_trainable(text_lora=8)
 
 
 def test_lora_after_the_text_tower_was_trained_is_refused(model):
     pytest.importorskip("peft")
-    model.unfreeze("visual")
+    model.set_trainable("text")
     with pytest.raises(ValueError, match="the text tower was trained already"):
-        model.unfreeze(text_lora=4)
+        model.set_trainable(text_lora=4)
 
 
 def test_weights_that_have_no_place_are_refused(model, clips, tmp_path):
@@ -387,3 +388,54 @@ def test_weights_that_have_no_place_are_refused(model, clips, tmp_path):
     save_file({**state, "clip.visual.nonsense": torch.zeros(3)}, folder / "branch.safetensors")
     with pytest.raises(CheckpointError, match=r"no place for visual\.nonsense"):
         load(folder)
+
+
+def test_set_trainable_says_which_parts_train_and_how_large_they_are(model):
+    def size(*starts: str) -> int:
+        return sum(p.numel() for n, p in model.named_parameters() if n.startswith(starts) and "logit_" not in n)
+
+    said = model.set_trainable("all")
+    clip, tower = size("backbone.clip."), size("backbone.clip.visual.")
+    assert said.parts == {"branch": size("branch."), "visual tower": tower, "text tower": clip - tower}
+    assert sum(said.parts.values()) == sum(p.numel() for _, p in model.trainable_parameters())
+    assert str(said).startswith("all: branch (")
+    assert str(model.set_trainable("text")).endswith(f"text tower ({clip - tower:,} parameters)")
+    assert model.set_trainable().parts == {"branch": size("branch.")}
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "text_projection", "logit_scale"])
+def test_clip_weights_that_were_set_to_train_by_hand_are_refused_by_name(model, clips, name):
+    """The towers run without gradients unless set_trainable says otherwise: these would never move."""
+    model.set_trainable("text" if name == "visual.proj" else "none")
+    model.backbone.clip.get_parameter(name).requires_grad_(True)
+    for read in (
+        model.trainable_parameters,
+        model.trainable_summary,
+        lambda: train(model, clips, None, config(), progress=False),
+    ):
+        with pytest.raises(ValueError, match=rf"got requires_grad on {name} \(1 in all\); call model.set_trainable"):
+            read()
+    model.set_trainable("none")
+    assert all(n.startswith("branch.") for n, _ in model.trainable_parameters())
+
+
+def test_training_records_of_older_models_are_read_in_todays_words(model, tmp_path):
+    model.training_record = {"task": "retrieval", "freeze": "visual"}
+    assert load(model.save(tmp_path / "m")).training_record == {"task": "retrieval", "train_clip": "text"}
+
+
+def test_a_checkpoint_with_the_old_setting_is_refused_by_name(model, clips, tmp_path):
+    _interrupted(model, clips, config(epochs=2), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    settings = json.loads(state["config"])
+    settings["freeze"] = {"none": "all"}[settings.pop("train_clip")]
+    torch.save({**state, "config": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"another config .*freeze: all there"):
+        train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
+
+
+def test_a_model_comes_out_of_training_in_eval_mode_also_when_it_is_interrupted(model, clips, tmp_path):
+    _interrupted(model, clips, config(epochs=2), tmp_path)
+    assert not any(part.training for part in model.modules())
+    train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
+    assert not any(part.training for part in model.modules())

@@ -194,7 +194,7 @@ def test_videos_that_were_trained_on_are_counted_beside_the_score(videos, capsys
 
 
 def test_what_trains_is_told_by_block(capsys):
-    assert main(["info", "ViT-B-32", "--pretrained", "openai", "--freeze", "last:6"]) == 0
+    assert main(["info", "ViT-B-32", "--pretrained", "openai", "--train_clip", "last:6"]) == 0
     said = capsys.readouterr().out
     assert "base model:                ViT-B-32 (openai)" in said
     assert "visual tower (blocks 7 to 12 of 12), text tower (blocks 7 to 12 of 12)" in said
@@ -264,7 +264,7 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
         ("--temperature .inf", "temperature must be above 0 and finite"),
         ("--crop_scale [1,0.5]", "crop_scale is the smallest and the largest share, in (0, 1], such as (0.5, 1.0)"),
         ("--flip 2", "flip is a probability in [0, 1], got 2.0"),
-        ("--clip_lr 1e-5", "clip_lr is the rate of what is not frozen, and freeze 'all' leaves nothing; leave it out"),
+        ("--clip_lr 1e-5", "clip_lr is the learning rate of CLIP, of which train_clip 'none' trains nothing; drop it"),
         ("--selfsup.flip 0", "selfsup's settings are for task 'selfsup', this one is 'retrieval'; leave them out"),
         ('--templates ["see_{}"]', "templates are for classifier 'text', this one is 'linear'; leave them out"),
         ("--task recognition --similarity wti", "task recognition compares no texts; leave out --similarity wti"),
@@ -340,7 +340,7 @@ def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monk
     assert not Path("taps").exists()
 
 
-@pytest.mark.parametrize("option", ["--freeze none", "--flip 0.5", "--task selfsup"])
+@pytest.mark.parametrize("option", ["--train_clip all", "--flip 0.5", "--task selfsup"])
 def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, option):
     refusal(capsys, "train", "videos/test", "--cache", "taps", "--depth", "1", *option.split())
     assert not Path("taps").exists()

@@ -27,6 +27,7 @@ def blank_clip(facts, **changes):
 def test_embeddings_equal_the_released_codes(case):
     folder, facts, io = case
     model = load_stan_checkpoint(blank_clip(facts), folder / "official_stan.pth")
+    assert not any(part.training for part in model.modules())
     assert len(model.branch.levels) == facts["stan_depth"]
     with torch.no_grad():
         taps = model.taps(io["frames"])

@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "config", "profile", "_optional", "_memory", "_files", "_names", "_words"}
     | {"_checks", "_workers", "_ahead"},
     {"nn", "losses", "metrics", "precision", "video", "data"},
-    {"taps", "tower", "textual", "bases", "quick", "backbone", "rerun", "branches", "inference"},
+    {"taps", "tower", "textual", "bases", "weight_cache", "quick", "backbone", "rerun"} | {"branches", "inference"},
     {"heads", "cost", "adapt", "saving", "cards", "checkpoints", "curves"},
     {"model", "loading", "interop", "interop_hf", "cache", "windows"},
     {"training", "run", "objectives", "optim", "constcl", "feed", "embedding", "evaluate", "matching", "search"}
@@ -33,7 +33,8 @@ SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "_files": {"errors"},
     "config": {"_checks"},
     "data": {"video"},
-    "backbone": {"taps", "tower", "textual", "bases", "quick"},
+    "quick": {"weight_cache"},
+    "backbone": {"taps", "tower", "textual", "bases", "quick", "weight_cache"},
     "rerun": {"taps", "tower", "backbone"},
     "branches": {"taps", "tower", "backbone"},
     "loading": {"model"},

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -260,7 +261,8 @@ def test_what_a_clip_costs_does_not_depend_on_what_trains(base, options):
     trains = [p.requires_grad for p in model.parameters()]
     for wanted in (False, True):
         with torch.inference_mode():
-            model.requires_grad_(wanted)
+            model.branch.requires_grad_(wanted)
+            model.set_trainable("all" if wanted else "none")
             again = model.trainable_summary(4)
         assert (again.tower_macs, again.branch_macs) == (first.tower_macs, first.branch_macs)
     assert any(trains)
@@ -308,3 +310,48 @@ def test_taps_bring_their_own_mask(tiny_clip):
     taps = model.taps(torch.rand(1, 3, 3, 32, 32))
     with pytest.raises(ValueError, match="Taps bring their own mask"):
         model.encode_video(taps, mask=torch.ones(1, 3, dtype=torch.bool))
+
+
+def test_every_maker_gives_a_model_in_eval_mode(tmp_path):
+    """A branch that drops layers by chance embeds a clip the same way twice, until it is told to train."""
+    dropping = {"drop_path": 0.5}
+    made = clipvid.create_model("clipvid-mini", depth=2, options=dropping)
+    attached = attach(made.backbone, depth=2, options=dropping)
+    loaded = load(made.save(tmp_path / "m"))
+    for model in (made, attached, loaded):
+        assert not any(part.training for part in model.modules())
+    torch.nn.init.normal_(made.branch.fusion.gate.weight)
+    video = torch.randint(0, 255, (4, 3, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(made.encode_video(video), made.encode_video(video))
+        made.train()
+        assert not torch.equal(made.encode_video(video), made.encode_video(video))
+
+
+def test_a_disabled_branch_is_disabled_in_one_thread_alone(tiny_clip):
+    model = attach(tiny_clip, "posterior")
+    torch.nn.init.normal_(list(model.branch.parameters())[-1])
+    video = torch.rand(1, 3, 3, 32, 32)
+
+    def embed() -> torch.Tensor:
+        with torch.no_grad():
+            return model.encode_video(video)
+
+    with ThreadPoolExecutor(1) as other:
+        on = embed()
+        with model.branch_disabled():
+            off = embed()
+            assert torch.equal(other.submit(embed).result(), on)
+            assert not model.branch_is_on
+            with model.branch_disabled():
+                pass
+            assert torch.equal(embed(), off)
+        assert torch.equal(embed(), on)
+    assert not torch.equal(on, off)
+
+
+def test_one_disabled_branch_leaves_another_model_as_it_is(tiny_clip):
+    model, other = attach(copy.deepcopy(tiny_clip), depth=2), attach(tiny_clip, depth=2)
+    with model.branch_disabled():
+        assert other.branch_is_on
+        assert copy.deepcopy(model).branch_is_on

@@ -269,8 +269,8 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
     for data in ((store, None), (shapes, store)):
         with pytest.raises(ValueError, match="a TapStore keeps the taps of one; give the videos"):
             train(model, *data, CONFIG, progress=False)
-    with pytest.raises(ValueError, match="selfsup trains no text, got freeze='visual'"):
-        train(model, shapes, None, replace(CONFIG, freeze="visual"), progress=False)
+    with pytest.raises(ValueError, match="selfsup trains no text, got train_clip='text'"):
+        train(model, shapes, None, replace(CONFIG, train_clip="text"), progress=False)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, dat
 def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
     model = create_model("clipvid-mini", depth=1)
     store = TapCache(tmp_path).store(model, data, READING)
-    config = TrainConfig(epochs=1, batch_size=4, freeze="visual", reading=READING)
+    config = TrainConfig(epochs=1, batch_size=4, train_clip="text", reading=READING)
     train(model, store, None, config, progress=False)
     assert not shards(tmp_path)
 

@@ -299,7 +299,7 @@ def test_lora_fits_text_towers_of_other_families(kind, tmp_path):
     clip = own_coca() if kind == "CoCa" else hugging_face_clip("BERT", tmp_path)
     model, tokens = attach(clip, "mean"), captions()
     before = model.encode_text(tokens)
-    model.unfreeze(text_lora=2)
+    model.set_trainable(text_lora=2)
     torch.testing.assert_close(model.encode_text(tokens), before, atol=1e-6, rtol=0)
     for name, parameter in model.backbone.clip.named_parameters():
         if "lora_B" in name:

@@ -62,7 +62,7 @@ def info(
     mixer: str | None = None,
     options: dict[str, Any] | None = None,
     similarity: str | None = None,
-    freeze: str = "all",
+    train_clip: str = "none",
     text_lora: int = 0,
     frames: int = 12,
 ) -> None:
@@ -76,15 +76,15 @@ def info(
         mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
         options: other options of the branch, as JSON.
         similarity: what retrieval compares: mean (the default), wti, mug or mug_simple.
-        freeze: what of the base model stays frozen in training: all, visual, last:N or none.
+        train_clip: the part of the base model that trains beside the branch: none, text, last:N or all.
         text_lora: rank of LoRA adapters on the text tower; 0 for none.
         frames: frames a clip.
     """
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     check_names(model, branch)
     described = named_model(model, pretrained, chosen, shapes_only=True)
-    if freeze != "all" or text_lora:
-        described.unfreeze(freeze, text_lora=text_lora)
+    if train_clip != "none" or text_lora:
+        described.set_trainable(train_clip, text_lora=text_lora)
     print(described.trainable_summary(frames))
 
 
