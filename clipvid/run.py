@@ -7,7 +7,6 @@ checkpoints from which a run goes on to the bit. Knows nothing of how batches ar
 from __future__ import annotations
 
 import json
-import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from clipvid import adapt, branches
@@ -53,9 +53,12 @@ class TrainResult:
 
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """One device, in the precision that `config` asks of it."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which else tells of the precision at every run
     device = Fabric(accelerator=accelerator, devices=1).device
-    return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, resolve(config.reading.precision, device)))
+    precision = resolve(config.reading.precision, device)
+    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):  # Fabric warns of the latter itself
+        return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
+    # Fabric logs the precision at every run where it makes the plugin itself
+    return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
 
 
 class Run:
@@ -178,7 +181,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),  # of 16-mixed; empty for others
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
             "place": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
             "history": self.history,
             "best": self.best,
@@ -207,7 +210,7 @@ class Run:
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
+        if state["cuda_rng"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.saved = self.steps
 

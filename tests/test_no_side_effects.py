@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import logging
 import os
 import pkgutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,11 @@ import pytest
 import torch
 
 import clipvid
+from clipvid.config import Reading, TrainConfig
+from clipvid.data.record import Record, VideoData
+from clipvid.evaluate import evaluate_retrieval
+from clipvid.model import create_model
+from clipvid.training import train
 
 ROOT = Path(clipvid.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT)], "clipvid.") if not m.name.endswith("__main__")]
@@ -120,3 +126,40 @@ def test_importing_every_module_changes_nothing_of_the_process():
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def watched_log() -> Iterator[None]:
+    """A root logger without handlers, as that of a program that has not set up its log: pytest adds some of its own."""
+    handlers = [*logging.root.handlers]
+    for handler in handlers:
+        logging.root.removeHandler(handler)
+    yield
+    for handler in [*logging.root.handlers]:
+        logging.root.removeHandler(handler)
+    for handler in handlers:
+        logging.root.addHandler(handler)
+
+
+def test_making_training_and_scoring_a_model_changes_nothing_of_the_process(
+    watched_log, monkeypatch, tmp_path, write_video
+):
+    rng = np.random.default_rng(0)
+    clips = [write_video(tmp_path / f"{i}.mp4", rng.integers(0, 255, (4, 48, 48, 3)).astype(np.uint8)) for i in "abcd"]
+    data = VideoData(tuple(Record(path, (f"clip {path.stem}",)) for path in clips), (), "noise")
+    reading = Reading(frames=2, precision="bf16-mixed")
+    importlib.import_module("open_clip")  # the effects of importing it are its own
+    config = TrainConfig(epochs=1, batch_size=2, rand_augment=2, reading=reading)
+    with monkeypatch.context() as patched:
+        for owner, name in ((os, "umask"), (logging, "disable"), (torch, "manual_seed"), (torch, "set_num_threads")):
+            patched.setattr(owner, name, refused(name))
+        before = process_state()
+        create_model("ViT-B-32", device="meta")
+        model = create_model("clipvid-mini", depth=1)
+        changed = changes(before)
+        changed.pop("random")  # a branch's weights are drawn from torch's generator, as those of any module
+        assert not changed
+        before = process_state()
+        train(model, data, data, config, progress=False)
+        evaluate_retrieval(model, data, reading)
+        assert not changes(before)

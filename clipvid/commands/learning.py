@@ -171,8 +171,9 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
     """The model, with the branch's first weights drawn by the seed."""
     import torch
 
-    torch.manual_seed(seed)
-    return named_model(model, pretrained, chosen)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
+        return named_model(model, pretrained, chosen)
 
 
 def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
