@@ -45,10 +45,16 @@ def train(
     """Train the model's branch (and heads) in place; CLIP itself stays as it is, unless `config.freeze` lets it train.
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
-    best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
-    that is finished gives its result again, but for the clips that could not be read. `cache` is where taps of the
-    videos are read from and kept. torch's random generators go on afterwards as if nothing was trained. Raises, before a clip is decoded, DataError for data that the task cannot use,
-    CheckpointError for a checkpoint of another run, FileExistsError for a run that would be overwritten or that
+    best model (`out/best`), TensorBoard curves and history.json. `cache` is where taps of the videos are read from and
+    kept. torch's random generators go on afterwards as if nothing had been drawn.
+
+    `resume` goes on from the last checkpoint in `out`. A run that is over gives its result again (`nothing_left`), but
+    for the clips that could not be read. With more epochs it goes on: its learning rates are planned anew (`replanned`,
+    and a ClipvidWarning), so it does not equal a run of as many from the start. Settings that change no step and no
+    score, such as the workers, may differ from the first run's.
+
+    Raises, before a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
+    another run, which names each setting that differs, FileExistsError for a run that would be overwritten or that
     another process writes; and once they were, CheckpointError where other clips can be read than before.
     """
     config = config or TrainConfig()
