@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,11 +125,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # which is no OSError, though its cause is
         raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
-    path.chmod(0o666 & ~_UMASK)  # safetensors keeps what it writes to its owner; others share caches and models
+    path.chmod(_mode_of_a_new_file(path))  # safetensors writes for the owner alone; others share caches and models
 
 
-_UMASK = os.umask(0)
-os.umask(_UMASK)  # it can be read by setting it alone
+def _mode_of_a_new_file(path: Path) -> int:
+    """Return the mode that the system gives a new file beside `path`: it follows the umask without setting it."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    file = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(file).st_mode)
+    finally:
+        os.close(file)
+        probe.unlink()
 
 
 @contextmanager

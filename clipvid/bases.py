@@ -7,7 +7,9 @@ how images are prepared. The only file that imports open_clip. Knows nothing of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,36 @@ class Base:
     pretrained: str | None = None
 
 
+@contextmanager
+def _root_logger_as_it_was() -> Iterator[None]:
+    """Keep `logging.info`, which open_clip calls, from giving a root logger without handlers one that stays."""
+    root, spare = logging.getLogger(), logging.lastResort
+    if root.handlers or spare is None:
+        yield
+        return
+    root.addHandler(spare)
+    try:
+        yield
+    finally:
+        root.removeHandler(spare)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep this thread's warnings out of the root log in the block: open_clip warns there of weights left out."""
+    thread, root = threading.get_ident(), logging.getLogger()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
+
+
+@_root_logger_as_it_was()
 def load_clip(
     name: str, pretrained: str | None = None, *, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Tokenizer, Base]:
@@ -55,14 +87,11 @@ def load_clip(
     quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
     options: dict[str, Any] = {"force_quick_gelu": True} if quick else {}
     if shapes_only:
-        logging.disable(logging.WARNING)  # open_clip warns that there are no weights, which is the point here
         try:
-            with torch.device("meta"):
+            with _without_warnings(), torch.device("meta"):
                 clip = open_clip.create_model(name, load_weights=False, device="meta")
         except OSError as error:
             raise _unreachable(f"the description of {name}", error) from error
-        finally:
-            logging.disable(logging.NOTSET)
         return clip, _no_tokenizer, base
     try:
         clip = open_clip.create_model(

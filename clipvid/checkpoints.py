@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from clipvid.errors import CheckpointError
 OTHER = {
     "clips": "was trained on other clips; give those that it started with",
     "origin": "was trained from {there}, here are {here}; go on with what it started with",
-    "config": "belongs to a run with another config ({changed}); choose another out, or that config; to train on, "
-    "start a new run from the model it made",
+    "config": "belongs to a run with another config ({changed}); choose another out, or that config",
     "base": "was trained on another base model, or on one whose frozen weights were trained otherwise before; load the "
     "model it started from",
     "branch": "was trained with another branch or similarity; give the options that it started with",
     "readable": "was trained when other clips could be read; give those again, or start anew",
 }
 """What is said of a fact that differs."""
+EPOCHS = "epochs"
+"""The setting with which a run may go on though it decides the result: a `Run` plans anew and says so."""
 LATER = ("origin", "readable")
 """Facts that checkpoints were first written without."""
 
@@ -65,6 +67,29 @@ def check_facts(path: Path, state: Mapping[str, Any], facts: Mapping[str, str]) 
             raise CheckpointError(f"{path} {OTHER[name].format(there=there, here=here, changed=changed)}")
 
 
+def free_settings(settings: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of the settings that change no result, as the fields of their dataclass say."""
+    free: set[str] = set()
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if not field.metadata.get("decides_result", True):
+            free.add(prefix + field.name)
+        elif is_dataclass(value):
+            free |= free_settings(value, f"{prefix}{field.name}.")
+    return free
+
+
 def _differences(there: str, here: str) -> str:
-    old, new = {**TrainConfig().plain(), **json.loads(there)}, json.loads(here)  # settings that came later
-    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in old | new if old.get(k) != new.get(k))
+    """Name each setting that decides the result and differs, with both values."""
+    default = TrainConfig()
+    old, new = _flat(default.plain()) | _flat(json.loads(there)), _flat(json.loads(here))  # settings that came later
+    compared = [name for name in old | new if name not in {*free_settings(default), EPOCHS}]
+    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in compared if old.get(k) != new.get(k))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -28,6 +28,8 @@ CHECKPOINT = "checkpoint.pt"
 """In the folder of a training run: what it goes on from."""
 INDEX = "index.json"
 """In the folder of a search index: what it holds."""
+_FREE = {"decides_result": False}
+"""Metadata of a setting that changes no step of training and no score: a run is resumed with any value of it."""
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Tasks, and the figure that picks the best epoch of each: the higher the better, so a loss counts with a minus."""
@@ -56,13 +58,13 @@ class Reading:
     """Longest caption in tokens, its end token kept when it is cut; None for all that the text tower takes."""
     backend: str = "pyav"
     """Decoder: pyav, decord or torchcodec."""
-    time_limit: float = 600.0
+    time_limit: float = field(default=600.0, metadata=_FREE)
     """Seconds that a video may take to decode; one that takes longer is unreadable. 0 for no limit."""
-    unreadable: str = "raise"
+    unreadable: str = field(default="raise", metadata=_FREE)
     """raise: stop at a video that cannot be read. skip: leave it out and report it."""
     batch_size: int = 16
     """Clips a pass of the tower; every view counts as one."""
-    workers: int = 0
+    workers: int = field(default=0, metadata=_FREE)
     """Processes that decode; 0 decodes in threads of this one, beside the tower."""
     precision: str = "auto"
     """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
@@ -150,14 +152,14 @@ class TrainConfig:
     """retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's classes.
     selfsup: ConST-CL between two clips of each video, which needs neither captions nor labels."""
     epochs: int = 10
-    """Passes over the training data."""
+    """Passes over the training data. A run resumed with another number plans the rest of its learning rates anew."""
     batch_size: int = 32
     """Clips a step; the contrastive loss takes its negatives from the batch, so larger is better there."""
     chunk: int = 0
     """Clips a pass of the branch, and captions a pass of a text tower that trains: the gradient is that of the whole
     batch, memory that of a chunk, each clip passes twice (Gao et al. 2021). 0: the batch in one pass. Retrieval
     only."""
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=_FREE)
     """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
     compile: bool = False
     """Let torch.compile fuse the branch: shorter steps, after a minute or more of compiling on two cores for each size
@@ -227,9 +229,9 @@ class TrainConfig:
     line by this seed too, in Python by torch.manual_seed before create_model."""
     validate_every: int = 1
     """Epochs between two validations."""
-    patience: int | None = None
+    patience: int | None = field(default=None, metadata=_FREE)
     """Validations without a better score before training stops; None never stops early."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = field(default=200, metadata=_FREE)
     """Steps between two checkpoints, beside the one at each epoch's end."""
 
     def __post_init__(self) -> None:

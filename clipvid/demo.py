@@ -185,8 +185,9 @@ def _train_and_score(
         ROWS[2]: {"retrieval": plan.epochs, "recognition": max(1, plan.epochs // 2)},
     }
     for name, branch in ((ROWS[1], mean), (ROWS[2], options)):
-        torch.manual_seed(plan.seed)
-        retriever = attach(backbone, branch)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(plan.seed)  # weights are drawn on the CPU
+            retriever = attach(backbone, branch)
         config = _config("retrieval", plan, epochs=epochs[name]["retrieval"])
         runs[f"{name} (retrieval)"] = train(retriever, stores["train"], stores["val"], config)
         recogniser = attach(backbone, branch)

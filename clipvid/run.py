@@ -7,8 +7,8 @@ checkpoints from which a run goes on to the bit. Knows nothing of how batches ar
 from __future__ import annotations
 
 import json
-import logging
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,19 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from clipvid import adapt, branches
 from clipvid._files import whole_file
+from clipvid._words import counted
 from clipvid.backbone import hash_of
 from clipvid.cache import TapStore
 from clipvid.checkpoints import check_facts, read_checkpoint, write_checkpoint
 from clipvid.config import CHECKPOINT, SCORES, TrainConfig
 from clipvid.curves import Curves
 from clipvid.data.record import VideoData
-from clipvid.errors import DataError, VideoError
+from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
 from clipvid.evaluate import evaluate_recognition, evaluate_retrieval
 from clipvid.feed import Work, open_pairs
 from clipvid.model import VideoCLIP
@@ -49,13 +51,20 @@ class TrainResult:
     score_name: str
     seconds: float
     unreadable: tuple[VideoError, ...] = ()
+    nothing_left: bool = False
+    """True where the run that was resumed was over already, so that nothing was trained."""
+    replanned: tuple[int, ...] = ()
+    """Finished epochs at each resumption with another number of epochs, which planned the learning rates anew."""
 
 
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """One device, in the precision that `config` asks of it."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which else tells of the precision at every run
     device = Fabric(accelerator=accelerator, devices=1).device
-    return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, resolve(config.reading.precision, device)))
+    precision = resolve(config.reading.precision, device)
+    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):  # Fabric warns of the latter itself
+        return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
+    # Fabric logs the precision at every run where it makes the plugin itself
+    return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
 
 
 class Run:
@@ -78,6 +87,8 @@ class Run:
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
+        self.resumed_at: int | None = None  # `epoch` of the checkpoint that it goes on from
+        self.replanned: list[int] = []
 
     def prepare(self, *, steps_an_epoch: int, readable: str) -> None:
         self.an_epoch, self.readable = steps_an_epoch, readable
@@ -152,6 +163,7 @@ class Run:
             "best_epoch": self.best["epoch"],
             "best_score": self.best["score"],
             "score": name,
+            **({"replanned": self.replanned} if self.replanned else {}),
         }
         self.model.eval()
         adapt.freeze(self.model.backbone)
@@ -159,7 +171,17 @@ class Run:
             self.model.save(self.out / "best")
             with whole_file(self.out / "history.json") as beside:
                 beside.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
-        return TrainResult(tuple(self.history), self.best["epoch"], self.best["score"], name, seconds, unreadable)
+        over = self.resumed_at is not None and self.resumed_at == self.epoch
+        return TrainResult(
+            tuple(self.history),
+            self.best["epoch"],
+            self.best["score"],
+            name,
+            seconds,
+            unreadable,
+            nothing_left=over,
+            replanned=tuple(self.replanned),
+        )
 
     def checkpoint_if_due(self) -> None:
         if self.steps - self.saved >= self.config.checkpoint_every:
@@ -178,10 +200,11 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),  # of 16-mixed; empty for others
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
             "place": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
             "history": self.history,
             "best": self.best,
+            "replanned": self.replanned,
         }
         write_checkpoint(self.path, state)
 
@@ -194,7 +217,31 @@ class Run:
             place = state["place"]
             self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
             self.history, self.best = state["history"], state["best"]
+            self.resumed_at, self.replanned = self.epoch, list(state.get("replanned", ()))
+            self._plan_anew(json.loads(state["config"])["epochs"])
         return state
+
+    def _plan_anew(self, planned: int) -> None:
+        """Note and warn that the learning rates are planned for another number of epochs than `planned`.
+
+        Raises CheckpointError for fewer epochs than were trained, or than it takes to choose one.
+        """
+        asked, begun = self.config.epochs, self.epoch + bool(self.batch)
+        if asked < begun or (asked == self.epoch and self.best["state"] is None):
+            least = max(begun, self.epoch + (self.best["state"] is None))
+            raise CheckpointError(
+                f"epochs must be {least} or more to resume {self.path}, got {asked}; of its {planned} epochs "
+                f"{begun} {'is' if begun == 1 else 'are'} begun or done"
+            )
+        if asked == planned or self.is_over():
+            return
+        self.replanned.append(self.epoch)
+        warnings.warn(
+            f"the run was planned for {counted(planned, 'epoch')} and goes on for {asked}: its learning rates are "
+            f"planned anew from epoch {self.epoch + 1} on, so it will not equal a run of {asked} from the start",
+            ClipvidWarning,
+            stacklevel=5,
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from the state of a checkpoint: weights, gradients, optimiser and chance."""
@@ -207,7 +254,7 @@ class Run:
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
+        if state["cuda_rng"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.saved = self.steps
 

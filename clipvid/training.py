@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,16 @@ def train(
     The model is set to train mode for each epoch and comes back in eval mode.
 
     With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
-    best model (`out/best`), TensorBoard curves and history.json; `resume` goes on from its last checkpoint, and a run
-    that is finished gives its result again, but for the clips that could not be read. `cache` is where taps of the
-    videos are read from and kept. Raises, before a clip is decoded, DataError for data that the task cannot use,
-    CheckpointError for a checkpoint of another run, FileExistsError for a run that would be overwritten or that
+    best model (`out/best`), TensorBoard curves and history.json. `cache` is where taps of the videos are read from and
+    kept. torch's random generators go on afterwards as if nothing had been drawn.
+
+    `resume` goes on from the last checkpoint in `out`. A run that is over gives its result again (`nothing_left`), but
+    for the clips that could not be read. With more epochs it goes on: its learning rates are planned anew (`replanned`,
+    and a ClipvidWarning), so it does not equal a run of as many from the start. Settings that change no step and no
+    score, such as the workers, may differ from the first run's.
+
+    Raises, before a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
+    another run, which names each setting that differs, FileExistsError for a run that would be overwritten or that
     another process writes; and once they were, CheckpointError where other clips can be read than before.
     """
     config = config or TrainConfig()
@@ -61,34 +67,74 @@ def train(
     with nullcontext() if out is None else held(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
             raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")
-        start = time.perf_counter()
         fabric = fabric_for(config, accelerator)
-        torch.manual_seed(config.seed)
-        fabric.to_device(model)
-        _prepare_head(model, train_data, config)
-        _set_trainable(model, config, (train_data, val_data))
-        model.branch.recompute_layers(config.recompute)
-        _check_compile(model, config)
-        parts = [part for part in (train_data, val_data) if part is not None]
-        origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
-        run = Run(model, config, fabric, out=None if out is None else Path(out), clips=_clips(parts), origin=origin)
-        state = run.last_state() if resume else None
-        if run.is_over():
-            return run.finish(seconds=time.perf_counter() - start, unreadable=())
-        _check_validation(model, val_data, config)
-        source = open_feed(model, train_data, config, cache=cache, progress=progress)
-        if val_data is not None:
-            val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
-        read = [source.data, *([] if val_data is None else [val_data])]
-        run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
-        if state is not None:
-            run.restore(state)
-        del state  # weights and optimiser are the run's by now
-        with _compiled(model.branch, config):
-            _fit(run, source, val_data, progress=progress)
-        lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
-        named = {error.path: error for error in lost}
-        return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+        with _seeded(config.seed, fabric.device):
+            return _train(
+                model,
+                train_data,
+                val_data,
+                config,
+                fabric=fabric,
+                out=None if out is None else Path(out),
+                resume=resume,
+                cache=cache,
+                progress=progress,
+            )
+
+
+def _train(
+    model: VideoCLIP,
+    train_data: VideoData | TapStore,
+    val_data: VideoData | TapStore | None,
+    config: TrainConfig,
+    *,
+    fabric: Any,
+    out: Path | None,
+    resume: bool,
+    cache: TapCache | None,
+    progress: bool,
+) -> TrainResult:
+    """Run `train`, whose settings are checked and whose folder is held by now."""
+    start = time.perf_counter()
+    fabric.to_device(model)
+    _prepare_head(model, train_data, config)
+    _set_trainable(model, config, (train_data, val_data))
+    model.branch.recompute_layers(config.recompute)
+    _check_compile(model, config)
+    parts = [part for part in (train_data, val_data) if part is not None]
+    origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
+    run = Run(model, config, fabric, out=out, clips=_clips(parts), origin=origin)
+    state = run.last_state() if resume else None
+    if run.is_over():
+        return run.finish(seconds=time.perf_counter() - start, unreadable=())
+    _check_validation(model, val_data, config)
+    source = open_feed(model, train_data, config, cache=cache, progress=progress)
+    if val_data is not None:
+        val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
+    read = [source.data, *([] if val_data is None else [val_data])]
+    run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
+    if state is not None:
+        run.restore(state)
+    del state  # weights and optimiser are the run's by now
+    with _compiled(model.branch, config):
+        _fit(run, source, val_data, progress=progress)
+    lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
+    named = {error.path: error for error in lost}
+    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of `device` in the block, and put them back as they were after it."""
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices=gpus), ExitStack() as after:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed devices that do not train
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
+        if device.type == "mps":
+            after.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(seed)
+        yield
 
 
 def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from random import Random
 
 import numpy as np
@@ -209,3 +210,21 @@ def test_the_two_recipes_are_those_of_const_cl():
 def test_wrong_settings_name_value_and_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_randaugment_draws_alike_while_another_thread_draws():
+    """Threads that decode augment beside a training step, whose dropout draws from torch's generator."""
+    frames, over = clip_of(1), threading.Event()
+    expected = RandAugment(2, 9)(frames, Random(3))
+
+    def drawing() -> None:
+        while not over.is_set():
+            torch.rand(1)
+
+    other = threading.Thread(target=drawing)
+    other.start()
+    try:
+        assert all(torch.equal(RandAugment(2, 9)(frames, Random(3)), expected) for _ in range(50))
+    finally:
+        over.set()
+        other.join()

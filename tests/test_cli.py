@@ -226,6 +226,22 @@ def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.filterwarnings("default::clipvid.errors.ClipvidWarning")
+def test_a_finished_run_says_that_nothing_was_left_and_goes_on_with_more_epochs(videos, capsys):
+    options = ["train", "videos/test", "--batch_size", "10", "--reading.frames", "2", "--depth", "1", "--out", "run"]
+    assert main([*options, "--epochs", "1"]) == 0
+    assert "nothing was left" not in capsys.readouterr().out
+    assert main([*options, "--epochs", "1", "--resume", "true", "--reading.workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was left to train: 1 epoch of 1 done; give more with --epochs\n" in said
+    assert "model saved to run/best" in said
+    assert main([*options, "--epochs", "2", "--resume", "true"]) == 0
+    said = capsys.readouterr()
+    assert "note: the run was planned for 1 epoch and goes on for 2: its learning rates are planned anew" in said.err
+    assert "nothing was left" not in said.out
+    assert len(json.loads(Path("run/history.json").read_text())) == 2
+
+
 def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(videos, capsys):
     options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "3", "--depth", "1"]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0

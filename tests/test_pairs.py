@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,42 +89,30 @@ def test_shuffled_pairs_get_the_figures_of_a_table_of_what_is_right():
         assert (ours.n_queries, ours.n_gallery) == (other.n_queries, other.n_gallery)
 
 
-def test_not_a_number_is_refused_by_place_and_torch_keeps_its_threads():
-    values, before = np.zeros((600, 600), dtype=np.float32), torch.get_num_threads()
+def test_not_a_number_is_refused_by_place():
+    values = np.zeros((600, 600), dtype=np.float32)
     values[417, 599] = np.nan
     with pytest.raises(ValueError, match="query 417 and item 599 is NaN"):
         retrieval_metrics(values, np.arange(600))
-    assert torch.get_num_threads() == before
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Torch's number of threads is two, whatever this machine has."""
+def three_threads() -> Iterator[None]:
+    """Torch's number of threads is three, whatever this machine has."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
 
 
-def test_two_evaluations_side_by_side_leave_torch_its_threads(two_threads):
-    """The second would take the first one's single thread for torch's number, and put it back at its end."""
-    begun, over, found = threading.Event(), threading.Event(), []
-
-    def other() -> None:
-        begun.set()
-        with pairs._threads() as workers:
-            found.append(workers)
-        over.set()
-
-    with pairs._threads() as workers:
-        assert (workers, torch.get_num_threads()) == (2, 1)
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert begun.wait(30)
-        assert not over.wait(0.2), "it waits until the first is over"
-    thread.join(30)
-    assert found == [2]
-    assert torch.get_num_threads() == 2
+def test_scoring_leaves_the_processs_threads_alone_and_counts_the_same(three_threads, monkeypatch):
+    text, video = whole_numbers(700, 6, seed=4)
+    torch.set_num_threads(1)
+    alone = place_both(Products(text, video), np.arange(700))
+    torch.set_num_threads(3)
+    monkeypatch.setattr(torch, "set_num_threads", None)  # calling it would fail
+    for counts, expected in zip(place_both(Products(text, video), np.arange(700)), alone, strict=True):
+        same(counts, expected)
 
 
 @pytest.mark.parametrize("total", [40, 41])

@@ -218,7 +218,8 @@ def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tm
     monkeypatch.setattr("clipvid.training.open_feed", None)
     again = fresh(mini)
     result = train(again, clips, clips, config(**changes), resume=True, **run)
-    assert replace(result, seconds=first.seconds) == first
+    assert result.nothing_left
+    assert replace(result, seconds=first.seconds, nothing_left=False) == first
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(again).items())
     assert again.training_record == model.training_record
     assert not (tmp_path / "taps").exists()

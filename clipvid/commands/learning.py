@@ -139,7 +139,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         cache_kind: bf16 (when left out), fp16, fp32, or int8, which takes half the place and rounds.
         cache_mode: taps (when left out); or trunk, one level for all: less place, the last blocks run for each batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
-        resume: go on from the last checkpoint in out.
+        resume: go on from the last checkpoint in out; with more epochs than it was planned for, the learning rates of
+            the rest are planned anew.
         profile: also print where the time went, and write it to out/profile.json.
         config: everything else about training.
     """
@@ -163,6 +164,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     video_model = _drawn_model(model, pretrained, chosen, seed=config.seed).to(place)
     with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
         result = train(video_model, train_data, val_data, config, out=out, resume=resume, cache=kept, accelerator=place)
+    if result.nothing_left:
+        print(f"nothing was left to train: {_why_over(result, config)}")
     print(f"best epoch {_told(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable(result.unreadable)
 
@@ -171,8 +174,9 @@ def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, An
     """The model, with the branch's first weights drawn by the seed."""
     import torch
 
-    torch.manual_seed(seed)
-    return named_model(model, pretrained, chosen)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU
+        return named_model(model, pretrained, chosen)
 
 
 def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
@@ -237,6 +241,14 @@ def _train_and_val(
     if not len(others):
         raise ValueError(f"{shots} shots take all {len(whole)} videos; give --val, or fewer shots")
     return few, others
+
+
+def _why_over(result: Any, config: TrainConfig) -> str:
+    """Say why a run that was resumed trains no more, and which setting would let it."""
+    done = len(result.history)
+    if done >= config.epochs:
+        return f"{counted(done, 'epoch')} of {config.epochs} done; give more with --epochs"
+    return f"patience {config.patience} ended it after epoch {done}; give more with --patience"
 
 
 def _told(result: Any, val_data: Any, train_data: Any) -> str:

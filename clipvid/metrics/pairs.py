@@ -7,9 +7,7 @@ known before the tiles come and stands in them to the bit, so that ties are ties
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from threading import Lock
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -124,28 +122,11 @@ def count_both(pairs: Pairs, partners: Int[ndarray, " m"]) -> tuple[Beaten, Beat
         with lock:
             of_items[:] += found
 
-    with _threads() as workers, ThreadPoolExecutor(workers) as pool:
+    # Each product may use torch's threads too: one alone would do, but that number is set for the whole process.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for _ in pool.map(stripe, range(0, total, ROWS)):
             pass
     return Beaten(*of_queries[:, np.argsort(pairs.queries)]), Beaten(*of_items[:, np.argsort(pairs.items)])
-
-
-@contextmanager
-def _threads() -> Iterator[int]:
-    """How many threads torch has, while each works alone: stripes side by side need not wait for each other.
-
-    The number is the process's, so two evaluations go one after the other.
-    """
-    with _ONE_AT_A_TIME:
-        workers = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield workers
-        finally:
-            torch.set_num_threads(workers)
-
-
-_ONE_AT_A_TIME = Lock()
 
 
 def _in_rows(truths: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " r"]:

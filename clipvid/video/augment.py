@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any, cast
 
 import torch
 from jaxtyping import UInt8
@@ -43,12 +44,20 @@ class RandAugment:
             )
 
     def __call__(self, frames: UInt8[Tensor, "*batch 3 h w"], rng: Random) -> UInt8[Tensor, "*batch 3 h w"]:
-        seed = rng.getrandbits(63)
+        # torchvision draws from torch's generator, which other threads draw from meanwhile; the numbers are the same
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
         transform = v2.RandAugment(self.layers, self.magnitude, num_magnitude_bins=TOP_MAGNITUDE + 1)
-        with torch.random.fork_rng(devices=[]):
-            # torchvision draws from torch's CPU generator; torch.manual_seed would also reseed every GPU for good
-            torch.default_generator.manual_seed(seed)
-            return transform(frames)
+        space = transform._AUGMENTATION_SPACE
+        for _ in range(self.layers):
+            name = tuple(space)[int(torch.randint(len(space), (), generator=generator))]
+            magnitudes, signed = space[name]
+            scale = magnitudes(transform.num_magnitude_bins, *frames.shape[-2:])
+            strength = 0.0 if scale is None else float(scale[self.magnitude])
+            if scale is not None and signed and torch.rand((), generator=generator) <= 0.5:
+                strength = -strength
+            look: dict[str, Any] = {"interpolation": transform.interpolation, "fill": transform._fill}
+            frames = cast(Tensor, transform._apply_image_or_video_transform(frames, name, strength, **look))
+        return frames
 
 
 @dataclass(frozen=True)

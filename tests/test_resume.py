@@ -1,0 +1,122 @@
+"""Resuming a run: with settings that change no result, with more epochs, and what is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_training import READING, config, fresh, weights
+
+from clipvid.checkpoints import free_settings
+from clipvid.config import TrainConfig
+from clipvid.data.record import Record, VideoData
+from clipvid.errors import CheckpointError, ClipvidWarning
+from clipvid.model import VideoCLIP, create_model
+from clipvid.optim import schedule
+from clipvid.run import Run
+from clipvid.training import train
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, write_video) -> VideoData:
+    """Eight short videos of noise with a caption each."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    frames = rng.integers(0, 255, (8, 6, 48, 48, 3)).astype(np.uint8)
+    records = [Record(write_video(folder / f"{i}.mp4", frames[i]), (f"clip {i}",)) for i in range(8)]
+    return VideoData(tuple(records), (), "noise")
+
+
+@pytest.fixture(scope="module")
+def mini() -> VideoCLIP:
+    return create_model("clipvid-mini", depth=1)
+
+
+class StoppedError(Exception):
+    """An interruption of a run that the tests choose."""
+
+
+def interrupted(monkeypatch, *, after: int) -> None:
+    """Stop the next run behind its checkpoint number `after`."""
+    save, times = Run.save, []
+
+    def save_and_stop(run: Run) -> None:
+        save(run)
+        times.append(run.steps)
+        if len(times) == after:
+            monkeypatch.setattr(Run, "save", save)
+            raise StoppedError
+
+    monkeypatch.setattr(Run, "save", save_and_stop)
+
+
+def test_settings_that_change_no_result_are_marked_so():
+    reading = {"reading.workers", "reading.time_limit", "reading.unreadable"}
+    assert free_settings(TrainConfig()) == reading | {"recompute", "patience", "checkpoint_every"}
+
+
+def test_a_run_resumed_with_other_settings_that_change_no_result_ends_in_the_same_bits(
+    mini, clips, tmp_path, monkeypatch
+):
+    run = {"progress": False}
+    expected = fresh(mini)
+    first = train(expected, clips, clips, config(batch_size=2), out=tmp_path / "whole", **run)
+    interrupted(monkeypatch, after=1)
+    with pytest.raises(StoppedError):
+        train(fresh(mini), clips, clips, config(batch_size=2, checkpoint_every=3), out=tmp_path / "cut", **run)
+    other = replace(READING, workers=1, time_limit=60.0, unreadable="skip")
+    changed = config(batch_size=2, checkpoint_every=1, patience=9, recompute=True, reading=other)
+    resumed = fresh(mini)
+    result = train(resumed, clips, clips, changed, out=tmp_path / "cut", resume=True, **run)
+    assert result.history == first.history
+    assert not result.nothing_left
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(expected).items())
+
+
+def test_every_setting_that_differs_is_named_with_both_values(mini, clips, tmp_path):
+    run = {"out": tmp_path, "progress": False}
+    train(fresh(mini), clips, None, config(epochs=1), **run)
+    other = config(epochs=1, seed=3, reading=replace(READING, frames=2, sampler="dense", workers=2))
+    with pytest.raises(CheckpointError) as caught:
+        train(fresh(mini), clips, None, other, resume=True, **run)
+    differences = "reading.frames: 3 there, 2 here, reading.sampler: uniform there, dense here, seed: 0 there, 3 here"
+    assert f"another config ({differences}); choose another out, or that config" in str(caught.value)
+
+
+def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_was_planned_anew(mini, clips, tmp_path, monkeypatch):
+    start, go_on = config(epochs=1), config(epochs=3)
+    finished = train(fresh(mini), clips, clips, start, out=tmp_path / "a", progress=False)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    message = "planned for 1 epoch and goes on for 3: its learning rates are planned anew from epoch 2 on, so it will"
+    expected = fresh(mini)
+    with pytest.warns(ClipvidWarning, match=message):
+        result = train(expected, clips, clips, go_on, out=tmp_path / "a", resume=True, progress=False)
+    assert result.history[0] == finished.history[0]
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert result.history[1]["lr"] > 0, "not the end of the first plan"
+    assert result.history[2]["lr"] == pytest.approx(go_on.lr * schedule(5 / 6, warmup=go_on.warmup))
+    assert result.replanned == (1,)
+    assert expected.training_record["replanned"] == [1]
+    interrupted(monkeypatch, after=1)
+    with pytest.warns(ClipvidWarning), pytest.raises(StoppedError):
+        train(fresh(mini), clips, clips, go_on, out=tmp_path / "b", resume=True, progress=False)
+    resumed = fresh(mini)
+    again = train(resumed, clips, clips, go_on, out=tmp_path / "b", resume=True, progress=False)  # and warns no more
+    assert replace(again, seconds=result.seconds) == result
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(expected).items())
+
+
+def test_fewer_epochs_than_were_trained_are_refused(mini, clips, tmp_path):
+    train(fresh(mini), clips, None, config(), out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"epochs must be 2 or more to resume .*, got 1; of its 2 epochs 2 are"):
+        train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
+
+
+def test_fewer_epochs_that_end_a_run_before_its_first_validation_are_refused(mini, clips, tmp_path, monkeypatch):
+    interrupted(monkeypatch, after=1)
+    with pytest.raises(StoppedError):
+        train(fresh(mini), clips, clips, config(epochs=9, validate_every=5), out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"epochs must be 2 or more to resume .*, got 1; of its 9 epochs 1 is"):
+        train(fresh(mini), clips, clips, config(epochs=1, validate_every=5), out=tmp_path, resume=True, progress=False)
