@@ -213,6 +213,11 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
     return copies, text.positional_embedding.detach().clone()
 
 
+def _thread() -> int:
+    """Identity of this thread; 0 for all of them while torch.compile traces, which cannot follow the call."""
+    return 0 if torch.compiler.is_compiling() else get_ident()
+
+
 @contextmanager
 def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
     """While open, the input of the first block of `visual` is recorded: tokens (B·T, prefix + N, D) after the stem.
@@ -220,11 +225,11 @@ def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
     Passes of other threads are left out. Nothing is recorded where `visual` is None.
     """
     seen: list[Tensor] = []
-    thread: int | None = get_ident()
+    thread: int | None = _thread()
     hook = None
 
     def record(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if get_ident() == thread:
+        if _thread() == thread:
             seen.append(args[0])
 
     if visual is not None:
