@@ -9,7 +9,6 @@ listed in `skipped`, with the reason.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,16 +26,16 @@ from clipvid._files import whole_folder
 from clipvid._words import counted
 from clipvid.cache import clip_dataset
 from clipvid.config import Reading
-from clipvid.data.files import find_clips
 from clipvid.data.record import Record, VideoData
 from clipvid.embedding import embed_batches, embed_frames, embed_texts
-from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.errors import CheckpointError, VideoError
 from clipvid.inference import VideoEncoder
 from clipvid.matching import match_all
 from clipvid.precision import resolve
 from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
 from clipvid.search.locks import SharedLock
 from clipvid.search.vectors import Vectors, check_enough, checked_kind
+from clipvid.search.videos import expanded
 
 EXISTING = ("error", "skip", "replace")
 
@@ -140,7 +139,7 @@ class VideoIndex:
         if existing not in EXISTING:
             raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
         self._check_model()
-        paths, known = _expand(videos), set(self.paths)
+        paths, known = expanded(videos), set(self.paths)
         again = [path for path in paths if path in known]
         if again and existing == "error":
             raise ValueError(
@@ -328,23 +327,6 @@ class VideoIndex:
     def _check_model(self) -> None:
         if self.model.fingerprint != self._fingerprint:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
-
-
-def _expand(videos: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Absolute paths of the files and of the videos below the folders, each once, in the order given."""
-    given = [videos] if isinstance(videos, str | Path) else list(videos)
-    if isinstance(videos, str | Path) and not Path(videos).exists():  # a file of a list is unreadable like any other
-        raise DataError(f"{videos} does not exist; give videos, or folders of them")
-    found: list[Path] = []
-    for item in given:
-        path = Path(os.path.abspath(item))
-        below = find_clips(path, bare=True) if path.is_dir() else [path]
-        if not below:
-            raise DataError(f"{path} holds no video; give a folder of files such as .mp4 or .webm")
-        found += below
-    if not found:
-        raise DataError("no videos were given; name files or folders")
-    return list(dict.fromkeys(found))
 
 
 def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
