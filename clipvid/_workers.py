@@ -1,17 +1,24 @@
 """Processes for work beside this one: none copies torch's threads, and none outlives the process that asked for it.
 
 Contract: a pool in which functions of modules run, in this process's working directory; its environment is that of the
-first pool. Imports nothing of clipvid.
+first pool. A worker that cannot start is a WorkerError before any work is given to it. Knows nothing of the work.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
+
+from clipvid.errors import WorkerError
+
+GUARD = 'put the calls of that script under `if __name__ == "__main__":`'
+THREADS = ", or give workers=0, which decodes in threads"
 
 
 def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
@@ -21,11 +28,56 @@ def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor
     needs seconds to import torch. It is multiprocessing's own, one for the life of this process: what it preloads is
     set here, for whoever else uses it too. Windows has none.
     """
+    end_unguarded_import()
     if loads and "forkserver" in get_all_start_methods():
-        server = get_context("forkserver")
-        server.set_forkserver_preload([*loads])
-        return ProcessPoolExecutor(workers, mp_context=server, initializer=_end_with_parent)
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+        context = get_context("forkserver")
+        context.set_forkserver_preload([*loads])
+    else:
+        context = get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        pool.submit(os.getpid).result()  # a process that answers has imported the script that started it
+    except BrokenProcessPool:
+        pool.shutdown()
+        raise never_started() from None
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    return pool
+
+
+def end_unguarded_import() -> None:
+    """End a worker process that is still importing the script that started it, before it starts workers itself.
+
+    multiprocessing would raise an error in each worker, and the parent says what is missing anyway.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        print(f"clipvid: a worker process imports the script that started it; {GUARD}", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+
+def never_started(advice: str = "") -> WorkerError:
+    """Return the error for worker processes that ended before they could work, with the caller's advice."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None:
+        return WorkerError(f"worker processes ended as they started, perhaps for lack of memory{advice}")
+    return WorkerError(
+        f"worker processes ended as they started: each imports {script}, the script that started it, which would start "
+        f"workers again; {GUARD}{advice} (if it has that line, look for lack of memory)"
+    )
+
+
+def loader_death(error: RuntimeError) -> WorkerError | None:
+    """Return the error for a killed worker of torch's DataLoader if `error` reports one, else None.
+
+    torch has no type for it, and raises it wherever the main thread is when the worker dies.
+    """
+    if not str(error).startswith("DataLoader worker (pid"):
+        return None
+    return WorkerError(
+        f"a worker process was ended ({str(error).strip()}), perhaps for lack of memory or by a damaged file; give "
+        f"fewer workers{THREADS}, and look for such files with `clipvid data check`"
+    )
 
 
 def _end_with_parent() -> None:

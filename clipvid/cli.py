@@ -55,6 +55,7 @@ PAIR = "two numbers in brackets such as [0.5, 1.0]"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    from clipvid._workers import loader_death
     from clipvid.errors import ClipvidError
 
     words = sys.argv[1:] if argv is None else list(argv)
@@ -77,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         told = explained(error) if isinstance(error, OSError) else str(error)
         print(f"clipvid {name}: {told}{_set_in(set_in, told, words)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if (death := loader_death(error)) is None:
+            raise
+        print(f"clipvid {name}: {death}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nclipvid {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)

@@ -44,6 +44,10 @@ class CacheError(ClipvidError):
     """A tap cache that cannot be written, or whose files are not what was written; names folder or file."""
 
 
+class WorkerError(ClipvidError):
+    """A worker process that did not start, or ended before its work; says which, and what to do."""
+
+
 class ClipvidWarning(UserWarning):
     """What a user would want to know before it costs time; the command line prints it as a note."""
 

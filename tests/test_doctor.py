@@ -180,6 +180,88 @@ def killed_and_resumed(folder, write_video, *, files, after):
     return report
 
 
+DEADLY = """
+import os, signal, sys
+from pathlib import Path
+from clipvid.data import doctor
+from clipvid.data.readers import open_dataset
+from clipvid.video import decode
+
+own, folder = decode.probe, Path(sys.argv[1])
+
+def probe(path):
+    with (folder / "calls.txt").open("a") as calls:
+        calls.write(path.name + chr(10))
+    if path.name in sys.argv[2:] or (path.name == "once.mp4" and (folder / "calls.txt").read_text().count("once") == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return own(path)
+
+decode.probe = probe  # also in the workers, which import this script
+if __name__ == "__main__":
+    report = doctor.check(open_dataset("videos", folder / "videos"), folder / "out", workers=1)
+    print(sorted(Path(path).name for path in report.unreadable), report.readable)
+"""
+
+
+def run_script(folder: Path, text: str, *args: str) -> subprocess.CompletedProcess[str]:
+    (folder / "run.py").write_text(text)
+    command = [sys.executable, str(folder / "run.py"), str(folder), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def four(tmp_path, write_video) -> Path:
+    """A folder with four videos in `videos`."""
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b", "once", "z"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", np.zeros((3, 16, 16, 3), dtype=np.uint8))
+    return tmp_path
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_file_is_blamed_for_its_worker_only_after_the_second_death(four):
+    done = run_script(four, DEADLY, "b.mp4")
+    assert done.stdout == "['b.mp4'] 3\n", done.stderr
+    calls = (four / "calls.txt").read_text().split()
+    assert [calls.count(f"{name}.mp4") for name in ("a", "b", "once", "z")] == [1, 2, 2, 1]
+    log = [json.loads(line) for line in (four / "out" / LOG).read_text().splitlines()]
+    assert {Path(line["path"]).name: line["error"] for line in log if "error" in line} == {
+        "b.mp4": "ended the process that decoded it, twice"
+    }
+    assert len(log) == 4
+
+
+UNGUARDED = """
+import sys
+from clipvid.data.doctor import check
+from clipvid.data.readers import open_dataset
+check(open_dataset("videos", sys.argv[1] + "/videos"), sys.argv[1] + "/out", workers=2)
+"""
+
+
+def test_a_script_without_a_guard_is_told_so_and_no_file_is_blamed(four):
+    done = run_script(four, UNGUARDED)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started: each imports ")
+    assert 'put the calls of that script under `if __name__ == "__main__":`' in last
+    assert not (four / "out" / LOG).read_text()
+    assert not (four / "out" / "report.json").exists()
+
+
+def test_a_blame_after_one_death_by_an_earlier_version_is_tried_again(four):
+    data = open_dataset("videos", four / "videos")
+    check(data, four / "out", workers=1)
+    log = four / "out" / LOG
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    del lines[0]["info"]
+    lines[0]["error"] = "ended the process that decoded it"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = check(data, four / "out", workers=1)
+    assert (again.probed, again.readable) == (1, 4)
+
+
 def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_video):
     write_video(tmp_path / "a.mp4", np.zeros((5, 16, 16, 3), dtype=np.uint8))
     data = open_dataset("videos", tmp_path)

@@ -31,6 +31,7 @@ LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}
 SIDEWAYS = {  # within a layer a unit imports only itself, and what stands here
     "_optional": {"errors"},
     "_files": {"errors"},
+    "_workers": {"errors"},
     "config": {"_checks"},
     "data": {"video"},
     "quick": {"weight_cache"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from multiprocessing import active_children
+from multiprocessing import active_children, get_all_start_methods, get_start_method, set_start_method
 
 import numpy as np
 import pytest
@@ -20,9 +24,11 @@ from clipvid.data import loader, shapes
 from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import Record, VideoData
-from clipvid.errors import VideoError
+from clipvid.errors import VideoError, WorkerError
 from clipvid.model import attach
 from clipvid.training import train
+from clipvid.video import _judged, _verdicts
+from clipvid.video._verdicts import Memory
 from clipvid.video.transforms import VideoTransform
 
 
@@ -104,6 +110,74 @@ def test_no_process_outlives_a_file_that_cannot_be_read(dataset, loaders):
         list(batches_of(dataset, [[0], [5], [1]], workers=1))
     assert len(loaders) == 1
     assert not active_children()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_worker_that_is_killed_is_one_clear_error(dataset, loaders):
+    class Deadly(VideoTransform):
+        def augment(self, frames, rng):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match=r"a worker process was ended .*workers=0"):
+        list(batches_of(with_transform(dataset, Deadly(16)), [[0], [1]], workers=1))
+    assert time.monotonic() - begun < 60
+    assert not active_children()
+
+
+UNGUARDED = """
+import multiprocessing, sys
+from pathlib import Path
+from clipvid.data.dataset import ClipDataset
+from clipvid.data.loader import batches_of
+from clipvid.data.record import Record, VideoData
+from clipvid.video import _judged, _verdicts
+from clipvid.video._verdicts import Memory
+from clipvid.video.transforms import VideoTransform
+multiprocessing.set_start_method("spawn", force=True)
+data = VideoData((Record(Path(sys.argv[1])),) * int(sys.argv[2]))
+list(batches_of(ClipDataset(data, frames=2, transform=VideoTransform(16)), [[0]], workers=1))
+"""
+
+
+@pytest.mark.parametrize("clips", [1, pytest.param(20_000, marks=pytest.mark.slow)])  # the second fills the pipe
+def test_a_script_without_a_guard_is_told_so(tmp_path, dataset, clips):
+    script = tmp_path / "run.py"
+    script.write_text(UNGUARDED)
+    command = [sys.executable, str(script), str(dataset.data[0].path), str(clips)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started"), done.stderr
+    assert 'under `if __name__ == "__main__":`, or give workers=0' in last
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_what_workers_find_of_files_reaches_the_next_ones(tmp_path, write_video, monkeypatch, context):
+    """Each plan has workers of its own; those of the second must not ask PyAV again."""
+    if context not in get_all_start_methods():
+        pytest.skip(f"needs {context}")
+    own = get_start_method()
+    fresh = Memory()
+    monkeypatch.setattr(_verdicts, "memory", lambda: fresh)
+    for module in (loader, _judged):
+        monkeypatch.setattr(module, "memory", lambda: fresh)
+    path = write_video(tmp_path / "a.mp4", np.zeros((6, 32, 32, 3), np.uint8))
+    file = _verdicts.identity(path)
+    assert file is not None
+    monkeypatch.setattr(_verdicts, "SETTLED", 0.0)
+    data = VideoData((Record(path),))
+    clips = ClipDataset(data, frames=2, transform=VideoTransform(16), backend="decord")
+    set_start_method(context, force=True)
+    try:
+        if context == "spawn":  # there the time that a file must rest is not patched
+            time.sleep(2.1)
+        list(batches_of(clips, [[0]], workers=1))
+        assert fresh.get(file, "decord") is not None
+        assert fresh.news is None
+        list(batches_of(clips, [[0]], workers=1))
+    finally:
+        set_start_method(own, force=True)
 
 
 def test_an_unreadable_file_is_an_error_at_its_own_batch(dataset):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clipvid._workers import processes
+from clipvid._workers import loader_death, processes
+from clipvid.errors import WorkerError
 
 PARENT = """
 import time
@@ -60,3 +61,43 @@ def test_workers_begin_where_their_parent_is(tmp_path, monkeypatch, loads):
         monkeypatch.chdir(tmp_path / folder)
         with processes(1, loads=loads) as pool:
             assert pool.submit(os.getcwd).result() == str((tmp_path / folder).resolve())
+
+
+def test_a_worker_that_cannot_start_is_an_error_before_any_work():
+    with pytest.raises(WorkerError, match="worker processes ended as they started"):
+        processes_of_a_script_that_fails()
+
+
+def processes_of_a_script_that_fails() -> None:
+    main = sys.modules["__main__"]
+    before = getattr(main, "__file__", None), main.__spec__
+    main.__file__, main.__spec__ = __file__.replace(".py", "_no_such_script.py"), None
+    try:
+        processes(1)
+    finally:
+        main.__file__, main.__spec__ = before
+
+
+@pytest.mark.parametrize("text", ["DataLoader worker (pid 7) is killed by signal: Killed. ", "out of memory"])
+def test_only_torchs_words_about_a_dead_worker_are_one(text):
+    death = loader_death(RuntimeError(text))
+    assert (death is None) == (text == "out of memory")
+    assert death is None or "workers=0" in str(death)
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from clipvid.data.shapes import write_dataset
+write_dataset(Path(sys.argv[1]) / "shapes", "test", 6, workers=2)
+"""
+
+
+def test_rendering_in_a_script_without_a_guard_says_so(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(UNGUARDED)
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1].startswith("clipvid.errors.WorkerError: worker processes ended as they started")

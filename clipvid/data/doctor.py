@@ -12,8 +12,9 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,10 @@ from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
 
 LOG, REPORT = "probes.jsonl", "report.json"
+LOADS = ("clipvid.video.decode",)
+FATAL = "ended the process that decoded it, twice"
+ONCE = "ended the process that decoded it"
+"""Error that earlier versions logged after one death, which may have had another cause; such a file is tried again."""
 SHOWN = 10
 """Files that the summary names of each kind before it goes on to count."""
 
@@ -115,7 +120,8 @@ def check(
         longest: captions of more words are listed; None for no limit.
         root: where the data were opened; with their name it tells this data set from others.
 
-    Raises ValueError for numbers that these cannot be, and FileExistsError where `out` has another data set's report.
+    Raises ValueError for numbers that these cannot be, FileExistsError where `out` has another data set's report, and
+    WorkerError where no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
     from tqdm import tqdm
 
@@ -170,7 +176,7 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
 
 def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
     """It changed since, or took longer than it was given then and may take longer now."""
-    return known.get("stamp") != _stamp(path) or known.get("limit", limit) < limit
+    return known.get("stamp") != _stamp(path) or known.get("limit", limit) < limit or known.get("error") == ONCE
 
 
 def _report(
@@ -225,30 +231,54 @@ def _odd(info: Mapping[str, Any], end: float | None) -> str | None:
 
 
 def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    """What each file says, as it comes."""
-    if not paths:
-        return
-    left = dict.fromkeys(paths)
-    try:
-        for found in _in_pool(paths, workers=workers, limit=limit):
-            del left[Path(found["path"])]
-            yield found
-    except BrokenProcessPool:  # a file ended its process: one by one it can be told which
-        for path in left:
-            try:
-                yield from _in_pool([path], workers=1, limit=limit)
-            except BrokenProcessPool:
-                found = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
-                yield {**found, "error": "ended the process that decoded it"}
+    """Yield the facts of each file, as they come.
+
+    A worker that dies ends the pool. Each file that was in work then is tried again, alone in a fresh worker, and is
+    blamed once two workers died with it as their only file.
+    """
+    left = deque(paths)
+    while left:
+        interrupted: list[Path] = []
+        yield from _in_pool(left, interrupted, workers=min(workers, len(left)), limit=limit)
+        for path in interrupted:
+            yield _alone(path, limit=limit, tries=1 if len(interrupted) == 1 else 2)
 
 
-def _in_pool(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    pool = processes(workers, loads=("clipvid.video.decode",))
+def _in_pool(
+    left: deque[Path], interrupted: list[Path], *, workers: int, limit: int | float
+) -> Iterator[dict[str, Any]]:
+    """Yield the facts of files taken off `left`, until a worker dies: `interrupted` gets the files in work then."""
+    pool = processes(workers, loads=LOADS)
+    pending: dict[Future[dict[str, Any]], Path] = {}
     try:
-        for future in as_completed([pool.submit(_probe, path, limit) for path in paths]):
-            yield future.result()
+        while (left and not interrupted) or pending:
+            while left and not interrupted and len(pending) < workers:  # no more: what waits would be interrupted too
+                path = left.popleft()
+                try:
+                    pending[pool.submit(_probe, path, limit)] = path
+                except BrokenProcessPool:
+                    interrupted.append(path)
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                path = pending.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    interrupted.append(path)
+                else:
+                    yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
+    """Return the facts of a file from a worker of its own, or that it ended that many of them."""
+    for _ in range(tries):
+        pool = processes(1, loads=LOADS)
+        try:
+            return pool.submit(_probe, path, limit).result()
+        except BrokenProcessPool:
+            continue
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return {"path": str(path), "stamp": _stamp(path), "content": content_hash(path), "error": FATAL}
 
 
 def _probe(path: Path, limit: int | float) -> dict[str, Any]:

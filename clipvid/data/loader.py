@@ -1,26 +1,31 @@
 """Batches of a ClipDataset while the last one is still in use: decoded beside the tower, which need not wait for them.
 
 Contract: a dataset and the clips of each batch in; the batches in that order out, the same whatever decodes them. An
-unreadable file is an error at its own batch. No thread or process outlives the iteration. What decoding took goes to
-the profile, if there is one. Knows nothing of models.
+unreadable file is an error at its own batch, a worker that ends a WorkerError. No thread or process outlives the
+iteration. What decoding took goes to the profile, if there is one. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_start_method
 from threading import Event
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipvid._ahead import ahead
+from clipvid._workers import THREADS, end_unguarded_import, loader_death, never_started
 from clipvid.data.dataset import Batch, Clip, ClipDataset, collate
 from clipvid.errors import VideoError
 from clipvid.profile import awaited, beside
+from clipvid.video._verdicts import Entry, Key, memory
 from clipvid.video.decode import decode_in_one_thread
 
 MOST = 8
@@ -61,19 +66,57 @@ def _threads(device: torch.device) -> int:
 def _by_processes(
     dataset: ClipDataset, plan: Sequence[Sequence[int]], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
+    end_unguarded_import()
+    started = torch.zeros((), dtype=torch.int64).share_memory_()
     loader = DataLoader(
         dataset,
         batch_sampler=[list(rows) for rows in plan],
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_sent,
+        worker_init_fn=partial(_begin, started, memory().entries()),
         generator=torch.Generator(),  # the loader's own draw must not move the training's random state
         pin_memory=pin,
     )
-    batches: Any = iter(loader)
     try:
-        yield from batches
+        batches: Any = iter(loader)
+    except BrokenPipeError:  # under start methods other than fork, a worker ended before it was told its work
+        raise never_started(THREADS) from None
+    try:
+        for sent in batches:
+            memory().learn(sent.verdicts)
+            yield sent.batch
+    except RuntimeError as error:
+        death = loader_death(error)
+        if death is None:
+            raise
+        raise (death if started or get_start_method() == "fork" else never_started(THREADS)) from error
     finally:  # now, not when the last reference goes: an error that is kept would keep the processes
         batches._shutdown_workers()
+
+
+def _begin(started: Tensor, verdicts: Mapping[Key, Entry], worker: int) -> None:
+    """Prepare a worker: it starts from the verdicts of this process, and sends those that it adds."""
+    started.fill_(1)
+    memory().learn(verdicts)
+    memory().news = {}
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way out of a worker, with the verdicts on files that it took; workers last no longer than a plan,
+    and the next ones should not ask again.
+    """
+
+    batch: Batch
+    verdicts: Mapping[Key, Entry]
+
+    def pin_memory(self) -> _Sent:
+        return replace(self, batch=self.batch.pin_memory())
+
+
+def _sent(items: Sequence[Clip | VideoError]) -> _Sent:
+    news, memory().news = memory().news or {}, {}
+    return _Sent(collate(items), news)
 
 
 def _by_threads(

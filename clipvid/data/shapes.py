@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from clipvid._files import whole_file
 from clipvid._workers import processes
 from clipvid.data._drawing import Figure, paint, texture
 from clipvid.data.record import Record, VideoData
+from clipvid.errors import WorkerError
 
 COLOURS = {
     "red": (215, 25, 30),
@@ -332,7 +334,11 @@ def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: 
         yield from map(job, chunks)
         return
     with processes(workers) as pool:
-        yield from pool.map(job, chunks)
+        try:
+            yield from pool.map(job, chunks)
+        except BrokenProcessPool as error:
+            reason = "a worker process that renders clips was ended, perhaps for lack of memory"
+            raise WorkerError(f"{reason}; run it again with fewer workers, clips that are there stay") from error
 
 
 def _write_chunk(folder: Path, split: str, seed: int, indices: list[int]) -> int:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from clipvid._optional import require
 from clipvid.errors import VideoError
-from clipvid.video import _files, _pyav
-from clipvid.video._frames import Choice, Clock, Fit, VideoInfo, decoder_threads, in_range, stacked
+from clipvid.video import _files
+from clipvid.video._frames import decoder_threads
+from clipvid.video._judged import Judged
 from clipvid.video._packets import Listing
-from clipvid.video._packets import listing as listing_of
 
 BACKEND = "decord"
 CONTAINERS = ("mov", "matroska", "avi", "flv", "ogg")
@@ -30,43 +30,11 @@ SMALLEST = 16
 """Sides below this fail in decord (its frame buffers are padded)."""
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """PyAV's facts, where decord agrees with them."""
-    info = _pyav.probe(path)
-    reader = _reader(path, _accepted(path))
-    if len(reader) != info.frames:
-        raise VideoError(path, _counts(len(reader), info.frames), backend=BACKEND)
-    return info
-
-
-def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
-    """The chosen frames, upright."""
-    clock = Clock(path, choice.time_limit, backend=BACKEND)
-    listing = _accepted(path)
-    reader = _reader(path, listing)
-    wanted = choice.of(listing.times)
-    in_range(wanted, path=path, frames=len(listing.times), backend=BACKEND)
-    pictures = {}
-    for index in sorted(set(wanted)):
-        clock.check()
-        picture = _picture(path, reader, index)
-        pictures[index] = picture if fit is None else fit(picture)
-    return stacked(pictures, wanted, path=path, backend=BACKEND)
-
-
 def _picture(path: str | Path, reader: Any, index: int) -> UInt8[Tensor, "3 h w"]:
     try:
         return torch.from_numpy(reader[index].asnumpy()).permute(2, 0, 1)  # (3, H, W)
     except Exception as error:  # decord raises its own kinds, all of them plain Exceptions
         raise VideoError(path, f"frame {index} does not decode ({_cause(error)})", backend=BACKEND) from error
-
-
-def _accepted(path: str | Path) -> Listing:
-    """The listing of a file that decord reads faithfully, else VideoError with the kind it gets wrong."""
-    listing = listing_of(path)
-    if objection := _objection(listing):
-        raise VideoError(path, f"decord does not read {objection}; use backend='pyav'", backend=BACKEND)
-    return listing
 
 
 def _objection(listing: Listing) -> str | None:
@@ -93,26 +61,24 @@ def _objection(listing: Listing) -> str | None:
     return None
 
 
-def _reader(path: str | Path, listing: Listing) -> Any:
+def _opened(path: str | Path, stream: int) -> Any:
+    del stream  # decord takes the first, and files with several are refused
     decord = require("decord", why="backend='decord'")
     decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
     try:
-        reader = decord.VideoReader(
+        return decord.VideoReader(
             _files.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=decoder_threads()
         )
+    except VideoError:
+        raise
     except Exception as error:
         raise VideoError(path, f"cannot be opened ({_cause(error)}); try backend='pyav'", backend=BACKEND) from error
-    if len(reader) != len(listing.times):
-        raise VideoError(path, _counts(len(reader), len(listing.times)), backend=BACKEND)
-    if not _pyav.same_first_frame(path, _picture(path, reader, 0)):
-        raise VideoError(path, "decord shows another first frame than PyAV; use backend='pyav'", backend=BACKEND)
-    return reader
-
-
-def _counts(found: int, expected: int) -> str:
-    return f"decord finds {found} frames where there are {expected}; use backend='pyav'"
 
 
 def _cause(error: Exception) -> str:
     """The first line of decord's message, without the source lines that it names before the cause."""
     return re.sub(r"\[[\d:]+\] \S+: ", "", next(iter(str(error).splitlines()), type(error).__name__))
+
+
+_DECORD = Judged(BACKEND, objection=_objection, opens=_opened, picture=_picture)
+probe, read = _DECORD.probe, _DECORD.read

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -123,7 +124,13 @@ def stacked(
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise VideoError(path, f"its frames differ in size ({named}); pass fit= to bring them to one", backend=backend)
-    return torch.stack([pictures[i] for i in indices]).contiguous()
+    chosen = [pictures[i] for i in indices]
+    if any(picture.dtype != torch.uint8 or picture.device.type != "cpu" for picture in chosen):
+        return torch.stack(chosen).contiguous()
+    frames = torch.empty((len(chosen), *chosen[0].shape), dtype=torch.uint8)
+    for frame, picture in zip(frames, chosen, strict=True):  # numpy copies channels-last pictures about 5 times faster
+        np.copyto(frame.numpy(), picture.numpy())
+    return frames
 
 
 def check_pixels(width: int, height: int, *, path: str | Path, backend: str) -> None:

@@ -112,7 +112,8 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
 
 def same_first_frame(path: str | Path, picture: UInt8[Tensor, "3 h w"]) -> bool:
     """Whether another decoder's first frame is ours: upright, of that size and, but for rounding, those colours."""
-    ours = read(path, Choice(indices=(0,)))[0]
+    pictures, _, _ = _decode(path, [0], last=0, fit=None, clock=Clock(path, None, backend=BACKEND))
+    ours = pictures[0]
     return ours.shape == picture.shape and float((ours.float() - picture.float()).abs().mean()) <= 1
 
 

@@ -1,0 +1,188 @@
+"""PyAV judges a file for another decoder once: later reads skip the probe, changed files do not."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipvid.errors import VideoError
+from clipvid.video import _judged, _packets, _pyav, _verdicts, read, read_video
+from clipvid.video._verdicts import Identity, Memory, Verdict
+
+
+@pytest.fixture
+def memory(monkeypatch) -> Memory:
+    """A fresh memory that trusts files as soon as they are written."""
+    fresh = Memory()
+    monkeypatch.setattr(_verdicts, "SETTLED", 0.0)
+    monkeypatch.setattr(_judged, "memory", lambda: fresh)
+    return fresh
+
+
+@pytest.fixture
+def openings(monkeypatch) -> list[Path]:
+    """The files that PyAV opens, to demux or to decode."""
+    seen: list[Path] = []
+    own = _packets.opened
+
+    def opened(path):
+        seen.append(Path(path))
+        return own(path)
+
+    for module in (_packets, _pyav):
+        monkeypatch.setattr(module, "opened", opened)
+    return seen
+
+
+def pictures(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (n, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def clip(tmp_path, write_video) -> Path:
+    return write_video(tmp_path / "clip.mp4", pictures(12))
+
+
+def test_the_second_read_of_a_file_is_not_opened_by_pyav(clip, memory, openings):
+    first = read(clip, [7, 0, 3], backend="decord")
+    assert len(openings) == 2  # listed once, and its first frame decoded once
+    openings.clear()
+    assert torch.equal(read(clip, [7, 0, 3], backend="decord"), first)
+    part = read_video(clip, 3, start=0.1, end=0.4, backend="decord")
+    assert not openings
+    assert (part.int() - read_video(clip, 3, start=0.1, end=0.4).int()).abs().max() <= 2
+
+
+def test_a_changed_file_is_probed_anew(clip, memory, openings, write_video):
+    read(clip, [0], backend="decord")
+    for n in (12, 9):
+        write_video(clip, pictures(n, seed=n))
+        openings.clear()
+        found = read(clip, backend="decord")
+        assert openings
+        assert (found.int() - read(clip).int()).abs().max() <= 2
+    assert len(memory) == 1
+
+
+def test_a_file_that_changed_just_now_is_not_trusted(clip, memory, openings, monkeypatch):
+    monkeypatch.setattr(_verdicts, "SETTLED", 60.0)
+    for _ in range(2):
+        openings.clear()
+        read(clip, [0], backend="decord")
+        assert openings
+    assert not len(memory)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_probed_again(
+    clip, memory, openings, write_video, tmp_path, monkeypatch
+):
+    import decord
+
+    other, opens = write_video(tmp_path / "other.mp4", pictures(12, seed=5)), decord.VideoReader
+    read(clip, [0], backend="decord")
+    openings.clear()
+
+    def replaces_and_opens(*args, **named):
+        if other.exists():
+            os.replace(other, clip)
+        return opens(*args, **named)
+
+    monkeypatch.setattr(decord, "VideoReader", replaces_and_opens)
+    found = read(clip, backend="decord")
+    assert openings
+    assert (found.int() - read(clip).int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("reason", ["does not read .*a side below 16", "shows another first frame", "finds 9 frames"])
+def test_refusals_stay_refusals(tmp_path, memory, openings, write_video, monkeypatch, reason):
+    side = 8 if "side" in reason else 32
+    path = write_video(tmp_path / "small.mp4", pictures(9 if "side" in reason else 12)[:, :side, :side])
+    if "another" in reason:
+        monkeypatch.setattr(_pyav, "same_first_frame", lambda *_: False)
+    if "finds" in reason:
+        listing = _judged.listing_of
+        monkeypatch.setattr(_judged, "listing_of", lambda path: listed_with_more(listing(path)))
+        reason = "finds 12 frames where there are 13"
+    said = []
+    for _ in range(2):
+        with pytest.raises(VideoError, match=f"decord {reason}.*use backend='pyav'") as caught:
+            read(path, backend="decord")
+        said.append((caught.value.reason, len(openings)))
+    assert said[0] == said[1]  # the second time no file is opened
+    assert len(memory) == 1
+
+
+def listed_with_more(listing):
+    return replace(listing, times=(*listing.times, listing.times[-1] + 0.04))
+
+
+def test_an_error_of_one_moment_is_not_remembered(clip, memory, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("decord.VideoReader", lambda *_, **__: 1 / 0)
+        with pytest.raises(VideoError, match="cannot be opened"):
+            read(clip, backend="decord")
+    assert not len(memory)
+    assert len(read(clip, backend="decord")) == 12
+
+
+def test_memory_is_bounded_and_gives_up_the_newest():
+    cost = Verdict.of([0.0], stream=0, objection="no").cost
+    memory = Memory(limit=3 * cost)
+    verdict = Verdict.of([0.0], stream=0, objection="no")
+    files = [Identity(0, inode, 1, 1, 1) for inode in range(9)]
+    for file in files:
+        memory.put(file, "decord", verdict)
+    assert [file.inode for file in files if memory.get(file, "decord")] == [0, 1, 8]
+    memory.put(Identity(0, 99, 1, 1, 1), "decord", Verdict.of(uneven(1000), stream=0, objection=None))
+    assert len(memory) <= 3
+
+
+def uneven(n: int) -> list[float]:
+    return [0.04 * k + 0.01 * (k % 2) for k in range(n)]
+
+
+@pytest.mark.parametrize("rate", [24, 25, 30, 60])
+@pytest.mark.parametrize("drop", [1000, 1001])
+def test_times_of_a_constant_rate_cost_nothing_and_are_exact(rate, drop):
+    times = [float(k * drop / (rate * 1000)) for k in range(5000)]
+    verdict = Verdict.of(times, stream=0, objection=None)
+    assert verdict.stamps is None
+    assert verdict.times == tuple(times)
+    assert Verdict.of(uneven(7), stream=0, objection=None).stamps == array("d", uneven(7))
+    assert Verdict.of(uneven(7), stream=0, objection=None).times == tuple(uneven(7))
+    assert Verdict.of([0.0], stream=0, objection=None).times == (0.0,)
+
+
+def test_threads_share_one_memory(tmp_path, memory, openings, write_video):
+    paths = [write_video(tmp_path / f"{i}.mp4", pictures(5 + i, seed=i)) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda k: len(read(paths[k % 4], backend="decord")), range(40)))
+    assert counts == [5 + k % 4 for k in range(40)]
+    assert len(memory) == 4
+    openings.clear()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: read(paths[k % 4], backend="decord"), range(16)))
+    assert not openings
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_a_thread_uses_the_memory_can_use_it():
+    memory, verdict = Memory(limit=10_000), Verdict.of([0.0], stream=0, objection="no")
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(
+            lambda: [memory.put(Identity(0, inode, 1, 1, 1), "decord", verdict) for inode in range(100_000)]
+        )
+        for _ in range(10):
+            pid = os.fork()
+            if not pid:
+                memory.put(Identity(1, 1, 1, 1, 1), "decord", verdict)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        work.result()
