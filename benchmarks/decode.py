@@ -5,19 +5,22 @@
 
 Every file is read with every decoder in turn. The frames of clips are fitted to 224 pixels as for a model; those of
 whole videos become RGB and are dropped. Rates are over the files that all decoders accept, so that none is quick by
-refusing what is slow; the share each accepts is over all. Without real videos the clips of MotionShapes are rendered
-and read. A decoder that cannot be loaded is left out, with the reason.
+refusing what is slow; the share each accepts is over all. decord and torchcodec probe a file at its first read, and
+these rates include it; `beside_decord` measures later reads by turns with decord itself. Without real videos the clips
+of MotionShapes are rendered and read. A decoder that cannot be loaded is left out, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,7 +30,10 @@ from torch import Tensor
 from clipvid.data.files import find_clips
 from clipvid.data.shapes import write_dataset
 from clipvid.errors import MissingExtraError, VideoError
+from clipvid.video._frames import decoder_threads
+from clipvid.video._verdicts import memory
 from clipvid.video.decode import BACKENDS, read, read_video
+from clipvid.video.sampling import sample
 from clipvid.video.transforms import VideoTransform
 
 RESULTS = Path(__file__).parent / "results" / "decode.json"
@@ -43,7 +49,7 @@ def dropped(frame: Tensor) -> Tensor:
     return frame[..., :1, :1].clone()
 
 
-def timed(call: Callable[[], Tensor]) -> tuple[float, int]:
+def timed(call: Callable[[], Any]) -> tuple[float, int]:
     start = time.perf_counter()
     frames = len(call())
     return time.perf_counter() - start, frames
@@ -91,6 +97,38 @@ def rate(times: Times, paths: set[Path], *, clips: bool) -> float:
     return (len(paths) if clips else sum(times[path][1] for path in paths)) / seconds
 
 
+def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]:
+    """Seconds of a clip's frames through clipvid against decord alone: the same indices, opened and read by turns.
+
+    Of each file the fastest of `rounds` counts; ratios are above 1 where clipvid is slower. The probe is what the first
+    read, or the first after a change of the file, takes longer.
+    """
+    import decord
+
+    choose, ratios, probes, sums = partial(sample, "uniform", frames=FRAMES), [], [], [0.0, 0.0]
+
+    def alone(path: Path) -> Any:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=decoder_threads())
+        return reader.get_batch(choose(len(reader))).asnumpy()
+
+    for path in paths:
+        memory.cache_clear()
+        through = partial(read, path, choose, backend="decord")
+        first, seconds = timed(through)[0], [math.inf, math.inf]
+        for _ in range(rounds):
+            for way, call in enumerate((partial(alone, path), through)):
+                seconds[way] = min(seconds[way], timed(call)[0])
+        ratios.append(seconds[1] / seconds[0])
+        probes.append(max(0.0, first - seconds[1]))
+        sums = [total + one for total, one in zip(sums, seconds, strict=True)]
+    return {
+        "files": len(paths),
+        "median of ratios": median(ratios),
+        "ratio of sums": sums[1] / sums[0],
+        "median seconds of the probe": median(probes),
+    }
+
+
 def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
     """All decoders on these files: a clip of each, and the first `whole` in full."""
     backends, missing = loadable(paths[0])
@@ -109,7 +147,8 @@ def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
         for backend in backends
     }
     counts = {"files": len(paths), "compared": len(shared), "whole": len(common(full))}
-    return {**counts, "decoders": rows, "absent": missing}
+    beside = {"beside decord itself": beside_decord(sorted(clips["decord"]))} if "decord" in backends else {}
+    return {**counts, "decoders": rows, **beside, "absent": missing}
 
 
 def main() -> None:

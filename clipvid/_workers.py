@@ -6,6 +6,7 @@ first pool. A worker that cannot start is a WorkerError before any work is given
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -52,7 +53,7 @@ def end_unguarded_import() -> None:
     multiprocessing would raise an error in each worker, and the parent says what is missing anyway.
     """
     if getattr(current_process(), "_inheriting", False):
-        print(f"clipvid: a worker process imports the script that started it; {GUARD}", file=sys.stderr, flush=True)
+        logging.getLogger(__name__).error("a worker process imports the script that started it; %s", GUARD)
         raise SystemExit(1)
 
 
