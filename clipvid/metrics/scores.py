@@ -86,7 +86,11 @@ class Matrix(_Sized):
 
 
 class Products(_Sized):
-    """Inner products of embeddings; cosines where these are normalised. ValueError for one that is not finite."""
+    """Inner products of embeddings; cosines where these are normalised. ValueError for one that is not finite.
+
+    The last bits of a matrix product depend on where a row stands in it, and how they do on the CPU. So each different
+    embedding of a block is multiplied once, and its scores are copied to all that equal it: these tie exactly.
+    """
 
     def __init__(self, queries: Float[Tensor, "m e"], gallery: Float[Tensor, "n e"]) -> None:
         self._queries, self._query_of = _distinct(queries, name="query")
@@ -94,11 +98,11 @@ class Products(_Sized):
         self.shape = len(self._query_of), len(self._item_of)
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
-        found = self._products(self._queries[self._query_of[part]], self._gallery)
+        found = self._products(self._queries, self._query_of[part], self._gallery)
         return found if len(self._gallery) == self.shape[1] else found[:, self._item_of]
 
     def columns(self, part: slice) -> Num[ndarray, "m c"]:
-        found = self._products(self._gallery[self._item_of[part]], self._queries)
+        found = self._products(self._gallery, self._item_of[part], self._queries)
         return (found if len(self._queries) == self.shape[0] else found[:, self._query_of]).T
 
     def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
@@ -106,8 +110,10 @@ class Products(_Sized):
             self._queries, self._gallery, query_of=self._query_of, item_of=self._item_of, partners=partners
         )
 
-    def _products(self, some: Tensor, all_of_them: Tensor) -> ndarray:
-        return (some @ all_of_them.T).numpy()
+    def _products(self, some: Tensor, which: Int64[ndarray, " c"], all_of_them: Tensor) -> Num[ndarray, "c n"]:
+        distinct, place = np.unique(which, return_inverse=True)
+        products = torch.mm(some[torch.from_numpy(distinct)], all_of_them.T).numpy()
+        return products if np.array_equal(distinct, which) else products[place]
 
 
 class DualSoftmax(_Sized):
@@ -213,16 +219,23 @@ def _distinct(embeddings: Float[Tensor, "m e"], *, name: str) -> tuple[Float[Ten
     _, group, size = np.unique(_hashes(rows), return_inverse=True, return_counts=True)
     own, first = np.arange(len(rows)), {}
     for row in np.flatnonzero(size[group] > 1):  # only these are compared byte by byte
-        own[row] = first.setdefault(rows[row].tobytes(), row)
+        own[row] = first.setdefault(_unsigned_zeros(rows[row]).tobytes(), row)
     kept, where = np.unique(own, return_inverse=True)
     return (values, where) if len(kept) == len(rows) else (values[torch.from_numpy(kept)], where)
 
 
 def _hashes(rows: Float32[ndarray, "m e"]) -> Shaped[ndarray, " m"]:
     """A number for each row, the same for equal ones: its words, weighed and added modulo 2**64."""
-    even = rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))
-    words = even.view(np.uint64)
-    return words @ np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64)
+    count, odd = -(-rows.shape[1] // 2), rows.shape[1] % 2
+    weights, hashes = np.random.default_rng(0).integers(1 << 63, size=count, dtype=np.uint64), np.empty(len(rows), "u8")
+    for part in parts_of(len(rows), width=rows.shape[1]):
+        hashes[part] = np.pad(_unsigned_zeros(rows[part]), ((0, 0), (0, odd))).view(np.uint64) @ weights
+    return hashes
+
+
+def _unsigned_zeros(values: Float32[ndarray, "..."]) -> Float32[ndarray, "..."]:
+    """Return a copy with 0.0 for every -0.0: they are equal, and their bits are not."""
+    return values + np.float32(0)
 
 
 def _log_sums(parts: Iterator[Num[ndarray, "c n"]], temperature: float) -> Float64[ndarray, " n"]:
