@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvid.cache import TapStore, TextCache, records_of, stream_taps, trained_reading
-from clipvid.cache.stream import stream_clips
+from clipvid.cache.stream import VideoEncoder, stream_clips
 from clipvid.config import Reading
 from clipvid.data.loader import in_order
 from clipvid.data.record import VideoData
 from clipvid.errors import DataError, VideoError
-from clipvid.inference import VideoEncoder, inference
+from clipvid.inference import inference
 from clipvid.matching import Frames
 from clipvid.model import VideoCLIP
 from clipvid.profile import awaited, stage

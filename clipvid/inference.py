@@ -1,38 +1,21 @@
 """Passes that learn nothing: eval mode, no gradients, one floating-point type; safe from any number of threads.
 
 Contract: `inference` goes around each such pass, and nothing else decides these three things for it; `evaluating` is
-its eval mode alone. Between two passes a model is in the mode its user left it in. Also what such a pass needs of a
-model. Knows nothing of taps, data sets or indices.
+its eval mode alone. Between two passes a model is in the mode its user left it in. Knows nothing of taps, data sets or
+indices.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clipvid.precision import autocast
-from clipvid.video.transforms import VideoTransform
-
-
-@runtime_checkable
-class VideoEncoder(Protocol):
-    """The interface that an index needs from a model; VideoCLIP has it."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    transform: VideoTransform
-
-    def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
-    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
-
 
 _LOCK = threading.Lock()
 _PASSES: dict[nn.Module, int] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,10 +17,25 @@ from clipvid.config import Reading
 from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.record import NO_TERMS, Terms, VideoData
-from clipvid.inference import VideoEncoder, inference
+from clipvid.inference import inference
 from clipvid.model import VideoCLIP
 from clipvid.taps import Pixels, Taps
 from clipvid.video.transforms import VideoTransform
+
+
+@runtime_checkable
+class VideoEncoder(Protocol):
+    """The interface that an index needs from a model; VideoCLIP has it."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    transform: VideoTransform
+
+    def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
 
 
 def clip_dataset(

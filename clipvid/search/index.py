@@ -25,11 +25,11 @@ from torch import Tensor
 from clipvid._files import whole_folder
 from clipvid._words import counted
 from clipvid.cache import clip_dataset
+from clipvid.cache.stream import VideoEncoder
 from clipvid.config import Reading
 from clipvid.data.record import Record, VideoData
 from clipvid.embedding import embed_batches, embed_frames, embed_texts
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.inference import VideoEncoder
 from clipvid.matching import match_all
 from clipvid.precision import resolve
 from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
