@@ -22,9 +22,9 @@ from rates import Shape, Step, flops, products, shares, take_turns, times_as_fas
 from torch import Tensor
 from train_step import batch_of, ours, training
 
-from clipvid.model import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.attention import by_products
-from clipvid.precision import autocast
+from clipvid.runtime.precision import autocast
 
 FRAMES = 12
 LENGTHS = ((196, 12), (48, 50), (12, 197), (4, 589))

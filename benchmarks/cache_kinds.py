@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from cells import COMMIT, machine, write_json
 from torch import Tensor
 
-from clipvid.cache import TapCache
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_texts, embed_videos
-from clipvid.evaluate import queries
-from clipvid.metrics import Products, retrieval_metrics
-from clipvid.model import VideoCLIP, create_model
-from clipvid.precision import resolve
-from clipvid.training import train
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoData
+from clipvid.evaluation.evaluate import queries
+from clipvid.evaluation.metrics import Products, retrieval_metrics
+from clipvid.features import TapCache
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.runtime.precision import resolve
+from clipvid.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "cache_kinds.json"
 WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "trunk"), ("int8", "trunk"))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import clipvid
-from clipvid._files import whole_file
+from clipvid.runtime.files import whole_file
 
 
 @dataclass(frozen=True)

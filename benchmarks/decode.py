@@ -28,10 +28,10 @@ from cells import COMMIT, machine, write_json
 from torch import Tensor
 
 from clipvid.data.files import find_clips
-from clipvid.data.shapes import write_dataset
+from clipvid.data.motion_shapes import write_dataset
 from clipvid.errors import MissingExtraError, VideoError
-from clipvid.video._frames import decoder_threads
-from clipvid.video._verdicts import memory
+from clipvid.video.backends.base import decoder_threads
+from clipvid.video.backends.verdicts import memory
 from clipvid.video.decode import BACKENDS, read, read_video
 from clipvid.video.sampling import sample
 from clipvid.video.transforms import VideoTransform

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 
-from clipvid.bases import MINI
-from clipvid.cache import TapCache, TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data import shapes
-from clipvid.data.record import VideoData
-from clipvid.feed import plan
-from clipvid.model import VideoCLIP, create_model
-from clipvid.profile import profiled
-from clipvid.taps import Taps
-from clipvid.training import train
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data import motion_shapes as shapes
+from clipvid.data.records import VideoData
+from clipvid.features import TapCache, TapStore
+from clipvid.models.backbone.open_clip import MINI
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.runtime.profiling import profiled
+from clipvid.training.batches import plan
+from clipvid.training.loop import train
 
 DEPTH = 4
 

@@ -30,14 +30,14 @@ from cells import COMMIT, invocation, machine, peak_memory, result_of, write_jso
 from torch import Tensor
 
 import clipvid
-from clipvid.cache import TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.feed import StoredClips, Work
-from clipvid.model import VideoCLIP
-from clipvid.objectives import Retrieval
-from clipvid.precision import autocast
-from clipvid.taps import Taps
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
+from clipvid.features import TapStore
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.precision import autocast
+from clipvid.training.batches import StoredClips, Work
+from clipvid.training.objectives import Retrieval
 
 DISTINCT = 32
 EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}

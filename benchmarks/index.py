@@ -25,7 +25,7 @@ import numpy as np
 from cells import COMMIT, machine, peak_memory, write_json
 from numpy import ndarray
 
-from clipvid.search.vectors import KINDS, Vectors
+from clipvid.search.stores.faiss import KINDS, Vectors
 
 RESULTS = Path(__file__).parent / "results" / "index.json"
 WIDTH, INNER, NEAREST, BATCH, CHUNK = 512, 32, 10, 64, 10_000

@@ -25,18 +25,18 @@ import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 from torch import Tensor
 
-from clipvid.bases import MINI
-from clipvid.cache import clip_dataset
-from clipvid.config import Reading
-from clipvid.data import shapes
+from clipvid.config.settings import Reading
+from clipvid.data import motion_shapes as shapes
 from clipvid.data.dataset import Batch
 from clipvid.data.files import find_clips
 from clipvid.data.loader import batches_of, in_order
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_videos
-from clipvid.model import VideoCLIP, create_model
-from clipvid.precision import autocast, resolve
-from clipvid.profile import Profile, profiled
+from clipvid.data.records import Record, VideoData
+from clipvid.features import clip_dataset
+from clipvid.features.embed import embed_videos
+from clipvid.models.backbone.open_clip import MINI
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.runtime.precision import autocast, resolve
+from clipvid.runtime.profiling import Profile, profiled
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data" / "videos"

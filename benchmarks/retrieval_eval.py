@@ -24,7 +24,7 @@ from cells import COMMIT, machine, peak_memory, write_json
 from plain_metrics import plain_retrieval
 from torch import Tensor
 
-from clipvid.metrics import Products, retrieval_metrics
+from clipvid.evaluation.metrics import Products, retrieval_metrics
 
 RESULTS = Path(__file__).parent / "results" / "retrieval_eval.json"
 WIDTH = 512

@@ -7,7 +7,7 @@
 Each cell (structure x task x seed) is a file in --work, written whole when it is done, so an interrupted run goes on
 where it was, and several processes share the work. A learning rate is chosen for each structure by validation clips;
 retrieval is trained, and recognition goes on from that branch. The frozen tower encodes every clip once. The world is
-rendered (clipvid.data.shapes): only the order of frames tells a motion from its reverse. The table goes to --work, and
+rendered (motion_shapes.py): only the order of frames tells a motion from its reverse. The table goes to --work, and
 once no cell is missing to benchmarks/results/structures.json.
 """
 
@@ -43,20 +43,20 @@ from structures_plan import (
     Structure,
 )
 
-from clipvid import evaluate as ev
-from clipvid._files import whole_file
-from clipvid.backbone import Backbone
-from clipvid.branches import choose
-from clipvid.cache import TapStore
-from clipvid.config import TrainConfig
-from clipvid.data import shapes
-from clipvid.data.record import VideoData
-from clipvid.demo import TEMPLATES, load_backbone
-from clipvid.loading import load
-from clipvid.model import VideoCLIP, attach
-from clipvid.precision import autocast, resolve
-from clipvid.taps import Taps
-from clipvid.training import train
+from clipvid.config.settings import TrainConfig
+from clipvid.data import motion_shapes as shapes
+from clipvid.data.records import VideoData
+from clipvid.demo.tour import TEMPLATES, load_backbone
+from clipvid.evaluation import evaluate as ev
+from clipvid.features import TapStore
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.branches import choose
+from clipvid.models.factory import load
+from clipvid.models.video_clip import VideoCLIP, attach
+from clipvid.runtime.files import whole_file
+from clipvid.runtime.precision import autocast, resolve
+from clipvid.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
 

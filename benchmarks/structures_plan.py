@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clipvid.config import Reading, SelfSupervision
+from clipvid.config.settings import Reading, SelfSupervision
 
 READING = Reading(frames=8, sampler="linspace", batch_size=64)
 TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them

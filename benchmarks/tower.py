@@ -23,8 +23,8 @@ from rates import Shape, Step, flops, products, shares, take_turns, times_as_fas
 from train_step import plain_of
 
 import clipvid
-from clipvid.model import VideoCLIP
-from clipvid.precision import autocast
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.precision import autocast
 
 FRAMES = 12
 

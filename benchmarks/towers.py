@@ -20,8 +20,8 @@ from open_clip.model import _build_vision_tower
 from torch import nn
 
 import clipvid
-from clipvid.backbone import Backbone
-from clipvid.model import VideoCLIP, attach
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.video_clip import VideoCLIP, attach
 
 FAMILIES = {  # one small member of each
     "ViT with class token": "ViT-S-32-alt",

@@ -32,12 +32,12 @@ from rates import Step, flops, products, take_turns, times_as_fast
 from torch import Tensor, nn
 
 import clipvid
-from clipvid._memory import keep_freed
-from clipvid.interop import released_names
-from clipvid.losses import contrastive
-from clipvid.model import VideoCLIP
-from clipvid.optim import adamw
-from clipvid.precision import autocast
+from clipvid.models.convert_stan import released_names
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.malloc import keep_freed
+from clipvid.runtime.precision import autocast
+from clipvid.training.losses import contrastive
+from clipvid.training.optim import adamw
 
 FRAMES, DEPTH = 12, 4
 COMPILED = "clipvid, compiled"

@@ -22,11 +22,11 @@ from rates import Step, take_turns, times_as_fast
 from torch import Tensor, nn
 
 import clipvid
-from clipvid.branches.standalone import PRESETS, video_transformer
-from clipvid.interop_hf import load_video_weights
-from clipvid.optim import adamw
-from clipvid.precision import autocast
-from clipvid.quick import FusedCopies
+from clipvid.models.backbone.fused import FusedCopies
+from clipvid.models.branches.standalone import PRESETS, video_transformer
+from clipvid.models.convert_hf import load_video_weights
+from clipvid.runtime.precision import autocast
+from clipvid.training.optim import adamw
 
 
 def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:

@@ -20,11 +20,11 @@ import torch
 from cells import COMMIT, invocation, machine, peak_memory, result_of, write_json
 from rates import Step, take_turns
 
-from clipvid.bases import MINI
-from clipvid.model import VideoCLIP, create_model
-from clipvid.precision import autocast
+from clipvid.models.backbone.open_clip import MINI
+from clipvid.models.sliding_window import encode_windows
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.runtime.precision import autocast
 from clipvid.video.decode import stream
-from clipvid.windows import encode_windows
 
 WINDOW, CHUNK, BATCH = 12, 32, 8
 

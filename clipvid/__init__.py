@@ -14,40 +14,40 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from clipvid.runtime.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from clipvid.config import Reading as Reading
-    from clipvid.config import TrainConfig as TrainConfig
-    from clipvid.data.readers import open_dataset as open_dataset
-    from clipvid.evaluate import evaluate_recognition as evaluate_recognition
-    from clipvid.evaluate import evaluate_retrieval as evaluate_retrieval
-    from clipvid.evaluate import zero_shot as zero_shot
-    from clipvid.interop import load_stan_checkpoint as load_stan_checkpoint
-    from clipvid.loading import load as load
-    from clipvid.model import VideoCLIP as VideoCLIP
-    from clipvid.model import attach as attach
-    from clipvid.model import create_model as create_model
+    from clipvid.config.settings import Reading as Reading
+    from clipvid.config.settings import TrainConfig as TrainConfig
+    from clipvid.data.open import open_dataset as open_dataset
+    from clipvid.evaluation.evaluate import evaluate_recognition as evaluate_recognition
+    from clipvid.evaluation.evaluate import evaluate_retrieval as evaluate_retrieval
+    from clipvid.evaluation.evaluate import zero_shot as zero_shot
+    from clipvid.models.backbone.taps import Taps as Taps
+    from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
+    from clipvid.models.factory import load as load
+    from clipvid.models.video_clip import VideoCLIP as VideoCLIP
+    from clipvid.models.video_clip import attach as attach
+    from clipvid.models.video_clip import create_model as create_model
     from clipvid.search import VideoIndex as VideoIndex
-    from clipvid.taps import Taps as Taps
-    from clipvid.training import train as train
+    from clipvid.training.loop import train as train
     from clipvid.video.decode import read_video as read_video
 
-__version__ = "0.1.0"
-
 _OWNERS = {
-    "create_model": "clipvid.model",
-    "attach": "clipvid.model",
-    "load": "clipvid.loading",
-    "VideoCLIP": "clipvid.model",
-    "load_stan_checkpoint": "clipvid.interop",
-    "Taps": "clipvid.taps",
+    "create_model": "clipvid.models.video_clip",
+    "attach": "clipvid.models.video_clip",
+    "load": "clipvid.models.factory",
+    "VideoCLIP": "clipvid.models.video_clip",
+    "load_stan_checkpoint": "clipvid.models.convert_stan",
+    "Taps": "clipvid.models.backbone.taps",
     "read_video": "clipvid.video.decode",
-    "open_dataset": "clipvid.data.readers",
-    "train": "clipvid.training",
-    "TrainConfig": "clipvid.config",
-    "Reading": "clipvid.config",
-    "evaluate_retrieval": "clipvid.evaluate",
-    "evaluate_recognition": "clipvid.evaluate",
-    "zero_shot": "clipvid.evaluate",
+    "open_dataset": "clipvid.data.open",
+    "train": "clipvid.training.loop",
+    "TrainConfig": "clipvid.config.settings",
+    "Reading": "clipvid.config.settings",
+    "evaluate_retrieval": "clipvid.evaluation.evaluate",
+    "evaluate_recognition": "clipvid.evaluation.evaluate",
+    "zero_shot": "clipvid.evaluation.evaluate",
     "VideoIndex": "clipvid.search",
 }
 

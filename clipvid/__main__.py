@@ -1,5 +1,5 @@
 """`python -m clipvid` is `clipvid`."""
 
-from clipvid.cli import main
+from clipvid.cli.main import main
 
 raise SystemExit(main())

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipvid.data.shapes import BACKGROUNDS, COLOURS, LOOK, MOTIONS, SHAPES, SIZES, Scene, render_still, reverse
+from clipvid.data.motion_shapes import BACKGROUNDS, COLOURS, LOOK, MOTIONS, SHAPES, SIZES, Scene, render_still, reverse
 
 NAMES = (tuple(SIZES), tuple(COLOURS), SHAPES, BACKGROUNDS)
 OBJECTS = tuple(itertools.product(*NAMES))

@@ -8,11 +8,11 @@ import tempfile
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.shapes import write_dataset
-from clipvid.model import attach, create_model
-from clipvid.precision import autocast
-from clipvid.training import train
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.models.video_clip import attach, create_model
+from clipvid.runtime.precision import autocast
+from clipvid.training.loop import train
 
 KINDS = {"attention": ("stan", "attention"), "conv_full": ("stan", "conv_full"), "divided": ("divided", None)}
 

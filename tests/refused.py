@@ -2,7 +2,7 @@
 
 import re
 
-from clipvid.cli import main
+from clipvid.cli.main import main
 
 NOTES = r"note: (no --model given|\d+ validation videos? will choose the best epoch)"
 """Beginnings of what stands before a refusal of small runs."""

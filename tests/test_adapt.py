@@ -6,16 +6,16 @@ import json
 import pytest
 import torch
 
-from clipvid.cache import TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_videos
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.loading import load
-from clipvid.model import attach, create_model
-from clipvid.optim import parameter_groups
-from clipvid.run import Run
-from clipvid.training import train
+from clipvid.features import TapStore
+from clipvid.features.embed import embed_videos
+from clipvid.models.factory import load
+from clipvid.models.video_clip import attach, create_model
+from clipvid.training.loop import train
+from clipvid.training.optim import parameter_groups
+from clipvid.training.trainer import Run
 
 READING = Reading(frames=2, batch_size=4, precision="32-true")
 TEXT = ["a red circle moves up"]
@@ -183,7 +183,7 @@ def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
 
 
 def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
-    from clipvid.cli import main
+    from clipvid.cli.main import main
 
     asked = ["info", "ViT-B-32", "--branch", "divided", "--train_clip", "last:6"]
     assert main([*asked, "--text_lora", "8"]) == 0

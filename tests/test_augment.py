@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config import Reading, TrainConfig
+from clipvid.config.settings import Reading, TrainConfig
 from clipvid.video.augment import CONST_CL, ContrastiveView, RandAugment, crop_box
 from clipvid.video.transforms import VideoTransform
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.cards import compare, data_hash, read_card
-from clipvid.cli import main
-from clipvid.config import Reading
-from clipvid.data.readers import open_dataset
-from clipvid.data.record import Terms, VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_texts, embed_videos
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.open import open_dataset
+from clipvid.data.records import Terms, VideoData
 from clipvid.errors import CheckpointError
-from clipvid.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
-from clipvid.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
-from clipvid.model import create_model
+from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
+from clipvid.evaluation.results import compare, data_hash, read_card
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.video_clip import create_model
 
 READING = Reading(frames=2, batch_size=8, precision="32-true")
 

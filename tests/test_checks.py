@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipvid import _checks
+from clipvid.config import checks as _checks
 
 
 def test_fields_within_their_bounds_pass():

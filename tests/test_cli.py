@@ -18,11 +18,11 @@ from numbered import write
 from refused import refusal
 from safetensors.torch import load_file
 
-from clipvid.branches import BRANCHES
-from clipvid.cli import main
-from clipvid.config import Reading, SelfSupervision, TrainConfig
-from clipvid.data.shapes import write_dataset
-from clipvid.model import create_model
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, SelfSupervision, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.models.branches import BRANCHES
+from clipvid.models.video_clip import create_model
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsy
 def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(
     videos, capsys, monkeypatch, value
 ):
-    monkeypatch.setattr("clipvid.model.create_model", None)
+    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
     assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
 
@@ -351,7 +351,7 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
 @pytest.mark.parametrize("cache", [True, False], ids=["cached", "live"])
 @pytest.mark.parametrize("option", ["--branch posterior --recompute true", "--branch mean", "--format videos"])
 def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
-    monkeypatch.setattr("clipvid.feed.LiveFeed", None)
+    monkeypatch.setattr("clipvid.training.batches.LiveFeed", None)
     refusal(capsys, "train", "videos/test", *(["--cache", "taps"] if cache else []), *option.split())
     assert not Path("taps").exists()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clipvid.demo import load_backbone
+from clipvid.demo.tour import load_backbone
 
 pytest.importorskip("fcntl", reason="the cells' locks are POSIX")
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import roi_align
 
-from clipvid.losses import region_contrastive, two_view_contrastive
-from clipvid.nn import regions as regions_module
-from clipvid.nn.decoder import EPS, ProjectionHead, RegionDecoder
-from clipvid.nn.regions import LAST, context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.training.losses import region_contrastive, two_view_contrastive
+from clipvid.training.selfsup import regions as regions_module
+from clipvid.training.selfsup.region_decoder import EPS, ProjectionHead, RegionDecoder
+from clipvid.training.selfsup.regions import LAST, context_frames, lowlevel_regions, pool_regions, random_regions
 
 
 @pytest.fixture(autouse=True)

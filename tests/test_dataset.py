@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate, describe_unreadable
-from clipvid.data.record import Record, VideoData
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import VideoError
 from clipvid.video.sampling import linspace, uniform
 from clipvid.video.transforms import VideoTransform

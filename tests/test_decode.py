@@ -316,7 +316,7 @@ def test_a_playlist_cannot_make_the_decoder_open_other_files(written, tmp_path):
 
 
 def test_frames_beyond_the_pixel_limit_are_refused(written, monkeypatch):
-    monkeypatch.setattr("clipvid.video._frames.PIXEL_LIMIT", 1000)
+    monkeypatch.setattr("clipvid.video.backends.base.PIXEL_LIMIT", 1000)
     with pytest.raises(VideoError, match="frames of 64x48 exceed the limit of 1000 pixels"):
         read(written["closed.mp4"])
 
@@ -373,9 +373,9 @@ def test_a_video_that_takes_too_long_is_an_error(written, backend):
 
 
 def test_every_clip_of_a_data_set_has_a_time_limit(written):
-    from clipvid.config import Reading
+    from clipvid.config.settings import Reading
     from clipvid.data.dataset import ClipDataset
-    from clipvid.data.record import Record, VideoData
+    from clipvid.data.records import Record, VideoData
     from clipvid.video import VideoTransform
 
     data = VideoData((Record(written["closed.mp4"]),))

@@ -85,7 +85,7 @@ def test_without_torchcodec_or_its_ffmpeg_the_error_says_what_to_install(written
     def fail(name: str) -> None:
         raise error
 
-    monkeypatch.setattr("clipvid._optional.importlib.import_module", fail)
+    monkeypatch.setattr("clipvid.runtime.optional.importlib.import_module", fail)
     with pytest.raises(MissingExtraError, match=advice):
         read(written["closed.mp4"], backend="torchcodec")
 

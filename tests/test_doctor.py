@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from refused import refusal
 
-from clipvid.cli import main
-from clipvid.data.doctor import LOG, check
-from clipvid.data.readers import open_dataset, read_dataset
+from clipvid.cli.main import main
+from clipvid.data.check import LOG, check
+from clipvid.data.open import open_dataset, read_dataset
 
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 
@@ -60,7 +60,7 @@ def test_every_kind_of_trouble_is_counted_and_named(tree):
 
 def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, capsys):
     monkeypatch.chdir(tree)
-    monkeypatch.setattr("clipvid.data.doctor._probed", lambda paths, **_: map(_found, paths))
+    monkeypatch.setattr("clipvid.data.check._probed", lambda paths, **_: map(_found, paths))
     for folder in ("one/clips", "two/clips"):
         Path(folder).mkdir(parents=True)
         shutil.copy("a.mp4", f"{folder}/a.mp4")
@@ -158,7 +158,7 @@ def killed_and_resumed(folder, write_video, *, files, after):
     for i in range(1, files):  # a byte behind the end changes the content and no frame
         (videos / f"{i:05d}.mp4").write_bytes(data + i.to_bytes(3, "big"))
     code = (
-        "import sys; from clipvid.data.doctor import check; from clipvid.data.readers import open_dataset\n"
+        "import sys; from clipvid.data.check import check; from clipvid.data.open import open_dataset\n"
         "if __name__ == '__main__': check(open_dataset('videos', sys.argv[1]), sys.argv[2], workers=2)"
     )
     script = folder / "run.py"
@@ -183,8 +183,8 @@ def killed_and_resumed(folder, write_video, *, files, after):
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from clipvid.data import doctor
-from clipvid.data.readers import open_dataset
+from clipvid.data import check as doctor
+from clipvid.data.open import open_dataset
 from clipvid.video import decode
 
 own, folder = decode.probe, Path(sys.argv[1])
@@ -233,8 +233,8 @@ def test_a_file_is_blamed_for_its_worker_only_after_the_second_death(four):
 
 UNGUARDED = """
 import sys
-from clipvid.data.doctor import check
-from clipvid.data.readers import open_dataset
+from clipvid.data.check import check
+from clipvid.data.open import open_dataset
 check(open_dataset("videos", sys.argv[1] + "/videos"), sys.argv[1] + "/out", workers=2)
 """
 

@@ -7,19 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clipvid.cache import Draws, TapCache, TapStore, disk
-from clipvid.cache.keys import clip_keys
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
 from clipvid.data.dataset import ClipDataset, collate
-from clipvid.data.record import VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_videos
-from clipvid.evaluate import evaluate_retrieval
-from clipvid.feed import StoredFeed, open_feed
-from clipvid.model import create_model
-from clipvid.taps import Taps
-from clipvid.training import train
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoData
+from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.features import Draws, TapCache, TapStore
+from clipvid.features import tap_cache as disk
+from clipvid.features.clip_keys import clip_keys
+from clipvid.features.embed import embed_videos
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.video_clip import create_model
+from clipvid.training.batches import StoredFeed, open_feed
+from clipvid.training.loop import train
 
 READING = Reading(frames=3, batch_size=4, precision="bf16-mixed")
 DRAWS = Draws(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)

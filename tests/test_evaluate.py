@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid import textual
-from clipvid.cache import TapStore, trained_reading
-from clipvid.cards import read_card, summarize
-from clipvid.cli import main
-from clipvid.config import PROMPT_SETS, Reading
-from clipvid.data.record import Record, Terms, VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_texts, embed_videos
+from clipvid.cli.main import main
+from clipvid.config.settings import PROMPT_SETS, Reading
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import Record, Terms, VideoData
 from clipvid.errors import DataError
-from clipvid.evaluate import base_to_novel, evaluate_recognition, evaluate_retrieval, queries, zero_shot
-from clipvid.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
-from clipvid.model import create_model
-from clipvid.report import write_report
+from clipvid.evaluation.evaluate import base_to_novel, evaluate_recognition, evaluate_retrieval, queries, zero_shot
+from clipvid.evaluation.html_report import write_report
+from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
+from clipvid.evaluation.results import read_card, summarize
+from clipvid.features import TapStore, trained_reading
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.backbone import text as textual
+from clipvid.models.video_clip import create_model
 
 READING = Reading(frames=2, batch_size=8, precision="32-true")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipvid.backbone import Backbone, hash_of
+from clipvid.models.backbone.backbone import Backbone, hash_of
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def backbone(tiny_clip) -> Backbone:
 def hashings(monkeypatch) -> list[None]:
     """Every time that all weights are hashed."""
     done: list[None] = []
-    monkeypatch.setattr("clipvid.backbone.hash_of", lambda weights: done.append(None) or hash_of(weights))
+    monkeypatch.setattr(
+        "clipvid.models.backbone.backbone.hash_of", lambda weights: done.append(None) or hash_of(weights)
+    )
     return done
 
 

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from clipvid._memory import keep_freed
+from clipvid.runtime.malloc import keep_freed
 
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 

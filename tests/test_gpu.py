@@ -14,26 +14,26 @@ import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from clipvid.branches import BRANCHES
-from clipvid.cache import TapCache, TapStore, transfer
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
-from clipvid.data import shapes
-from clipvid.data.record import VideoData
-from clipvid.demo import load_backbone
-from clipvid.embedding import embed_texts, embed_videos
-from clipvid.evaluate import evaluate_retrieval
-from clipvid.feed import StoredFeed, Work
-from clipvid.loading import load
-from clipvid.model import VideoCLIP, attach
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data import motion_shapes as shapes
+from clipvid.data.records import VideoData
+from clipvid.demo.tour import load_backbone
+from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.features import TapCache, TapStore, transfer
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.branches import BRANCHES
+from clipvid.models.factory import load
+from clipvid.models.sliding_window import encode_windows
+from clipvid.models.video_clip import VideoCLIP, attach
 from clipvid.nn.attention import attend, by_products
-from clipvid.objectives import Retrieval
-from clipvid.precision import autocast
-from clipvid.profile import profiled
-from clipvid.run import Run
+from clipvid.runtime.precision import autocast
+from clipvid.runtime.profiling import profiled
 from clipvid.search import VideoIndex
-from clipvid.training import train
-from clipvid.windows import encode_windows
+from clipvid.training.batches import StoredFeed, Work
+from clipvid.training.loop import train
+from clipvid.training.objectives import Retrieval
+from clipvid.training.trainer import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
 GPU = torch.device("cuda")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid._files import held
+from clipvid.runtime.files import held
 
 pytest.importorskip("fcntl")
 KILLED = """
 import os, signal, sys
-from clipvid._files import held
+from clipvid.runtime.files import held
 
 with held(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -71,8 +71,8 @@ def test_of_many_that_begin_at_once_one_at_a_time_gets_it(tmp_path):
 @pytest.mark.parametrize("command", ["index", "demo"])
 def test_a_command_leaves_a_folder_alone_that_another_one_fills(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipvid.model.create_model", None)
-    monkeypatch.setattr("clipvid.demo.run", None)
+    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
+    monkeypatch.setattr("clipvid.demo.tour.run", None)
     Path("videos").mkdir()
     with held("out", whole=command == "index"):
         error = refusal(capsys, command, *(["videos"] if command == "index" else []), "--out", "out")

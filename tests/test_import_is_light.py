@@ -14,7 +14,7 @@ HEAVY = (
 )  # fmt: skip
 HELP = """
 import contextlib, io, sys
-from clipvid.cli import main
+from clipvid.cli.main import main
 sys.argv = ["clipvid", "--help"]
 with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
     main()
@@ -39,8 +39,8 @@ def test_the_probe_sees_a_heavy_module_where_there_is_one():
 
 
 def test_help_loads_nothing_heavy():
-    if importlib.util.find_spec("clipvid.cli") is None:
-        pytest.skip("clipvid/cli.py does not exist yet")
+    if importlib.util.find_spec("clipvid.cli.main") is None:
+        pytest.skip("clipvid/cli/main.py does not exist yet")
     assert not loaded_by(HELP) & set(HEAVY)
 
 
@@ -73,9 +73,8 @@ def test_what_there_is_not_or_is_already_is_refused_before_anything_heavy_is_loa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
-    script = (
-        "import contextlib, io\nfrom clipvid.cli import main\nwith contextlib.redirect_stderr(io.StringIO()) as told:\n"
-    )
+    script = "import contextlib, io\nfrom clipvid.cli.main import main\n"
+    script += "with contextlib.redirect_stderr(io.StringIO()) as told:\n"
     script += f"    assert main({words.split()}) == 1\nassert {said!r} in told.getvalue(), told.getvalue()"
     assert not loaded_by(script) & {*HEAVY, "torch", "numpy"}
 
@@ -83,7 +82,8 @@ def test_what_there_is_not_or_is_already_is_refused_before_anything_heavy_is_loa
 def test_the_names_that_are_known_early_are_those_that_there_are():
     import open_clip
 
-    from clipvid import _names, branches
+    from clipvid.models import branches
+    from clipvid.models.backbone import names as _names
 
     assert sorted(open_clip.list_models()) == sorted(_names.builtin_names())
     assert tuple(branches.BRANCHES) == _names.BRANCHES

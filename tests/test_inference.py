@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipvid.inference import _PASSES, evaluating, inference
-from clipvid.model import attach
+from clipvid.models.video_clip import attach
+from clipvid.runtime.inference import _PASSES, evaluating, inference
 
 
 def flags(model):

@@ -8,7 +8,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file
 
 from clipvid.errors import CheckpointError
-from clipvid.interop import load_stan_checkpoint, released_names
+from clipvid.models.convert_stan import load_stan_checkpoint, released_names
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipvid.metrics import bootstrap_interval, recognition_metrics
-from clipvid.metrics.intervals import class_mean
+from clipvid.evaluation.metrics import bootstrap_interval, recognition_metrics
+from clipvid.evaluation.metrics.bootstrap import class_mean
 
 
 def of_classes(hits, labels):

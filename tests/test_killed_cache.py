@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-from clipvid.cache import TapCache
-from clipvid.config import Reading
-from clipvid.data.shapes import write_dataset
-from clipvid.model import create_model
+from clipvid.config.settings import Reading
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.features import TapCache
+from clipvid.models.video_clip import create_model
 
 READING = Reading(frames=2, batch_size=1, precision="32-true")
 CLIPS, KILLS = 40, 20
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import torch
 
-from clipvid.cache import TapCache, disk
-from clipvid.cache.shards import Shards, check_shard, shard_files
-from clipvid.config import Reading
-from clipvid.data.readers import open_dataset
-from clipvid.model import create_model
+from clipvid.features import TapCache
+from clipvid.features import tap_cache as disk
+from clipvid.features.shards import Shards, check_shard, shard_files
+from clipvid.config.settings import Reading
+from clipvid.data.open import open_dataset
+from clipvid.models.video_clip import create_model
 
 torch.set_num_threads(1)
 root, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])

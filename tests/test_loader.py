@@ -18,17 +18,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clipvid._ahead import ahead
-from clipvid.config import Reading, TrainConfig
-from clipvid.data import loader, shapes
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data import loader
+from clipvid.data import motion_shapes as shapes
 from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.loader import batches_of, in_order
-from clipvid.data.record import Record, VideoData
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import VideoError, WorkerError
-from clipvid.model import attach
-from clipvid.training import train
-from clipvid.video import _judged, _verdicts
-from clipvid.video._verdicts import Memory
+from clipvid.models.video_clip import attach
+from clipvid.runtime.ahead import ahead
+from clipvid.training.loop import train
+from clipvid.video.backends import judged as _judged
+from clipvid.video.backends import verdicts as _verdicts
+from clipvid.video.backends.verdicts import Memory
 from clipvid.video.transforms import VideoTransform
 
 
@@ -130,9 +132,10 @@ import multiprocessing, sys
 from pathlib import Path
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
-from clipvid.data.record import Record, VideoData
-from clipvid.video import _judged, _verdicts
-from clipvid.video._verdicts import Memory
+from clipvid.data.records import Record, VideoData
+from clipvid.video.backends import judged as _judged
+from clipvid.video.backends import verdicts as _verdicts
+from clipvid.video.backends.verdicts import Memory
 from clipvid.video.transforms import VideoTransform
 multiprocessing.set_start_method("spawn", force=True)
 data = VideoData((Record(Path(sys.argv[1])),) * int(sys.argv[2]))
@@ -289,7 +292,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
         alive.append(threads())
         raise error
 
-    monkeypatch.setattr("clipvid.run.Run.step", step)
+    monkeypatch.setattr("clipvid.training.trainer.Run.step", step)
     config = TrainConfig(task="recognition", epochs=1, batch_size=2, reading=Reading(frames=2))
     with pytest.raises(error) as caught:
         train(attach(tiny_clip, depth=1), data, None, config, progress=False)

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid import matching
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_frames, embed_texts
-from clipvid.evaluate import evaluate_retrieval, owners
-from clipvid.matching import candidates, match_all, reranked
-from clipvid.metrics import retrieval_metrics
-from clipvid.model import create_model
-from clipvid.nn.frames import mean_over_frames
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
+from clipvid.evaluation.evaluate import evaluate_retrieval, owners
+from clipvid.evaluation.metrics import retrieval_metrics
+from clipvid.features import token_wise as matching
+from clipvid.features.embed import embed_frames, embed_texts
+from clipvid.features.token_wise import candidates, match_all, reranked
+from clipvid.models.video_clip import create_model
+from clipvid.nn.pooling import mean_over_frames
 from clipvid.search import VideoIndex
-from clipvid.training import train
+from clipvid.training.loop import train
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 

@@ -10,17 +10,17 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.vision_transformer import VisionTransformer
 
-from clipvid.backbone import Backbone
-from clipvid.branches import BRANCHES, choose
-from clipvid.cache import TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import BackboneError
-from clipvid.loading import load
-from clipvid.model import attach
+from clipvid.features import TapStore
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.branches import BRANCHES, choose
+from clipvid.models.factory import load
+from clipvid.models.video_clip import attach
 from clipvid.nn.mixers import MIXERS
 from clipvid.nn.similarity import SIMILARITIES
-from clipvid.training import train
+from clipvid.training.loop import train
 
 FRAMES, SIDE = 4, 32
 READING = Reading(frames=FRAMES, batch_size=4, precision="32-true")

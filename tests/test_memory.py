@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipvid import objectives
-from clipvid.cache import TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.feed import LiveFeed, StoredClips, StoredFeed, Work
-from clipvid.model import VideoCLIP, attach, create_model
-from clipvid.objectives import Retrieval
-from clipvid.run import Run
-from clipvid.textual import TextTokens
-from clipvid.training import train
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
+from clipvid.features import TapStore
+from clipvid.models.backbone.text import TextTokens
+from clipvid.models.video_clip import VideoCLIP, attach, create_model
+from clipvid.training import objectives
+from clipvid.training.batches import LiveFeed, StoredClips, StoredFeed, Work
+from clipvid.training.loop import train
+from clipvid.training.objectives import Retrieval
+from clipvid.training.trainer import Run
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle moves", "a blue square", "a green star of many words", "a ring", "noise", "a dot", "bars")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.metrics import (
+from clipvid.evaluation.metrics import (
     DualSoftmax,
     Matrix,
     Products,
@@ -18,7 +18,6 @@ from clipvid.metrics import (
     bootstrap_interval,
     hubness,
     paired_bootstrap,
-    pairs,
     ranking,
     ranking_metrics,
     ranks,
@@ -26,7 +25,8 @@ from clipvid.metrics import (
     retrieval_metrics,
     share_interval,
 )
-from clipvid.metrics import scores as scores_of
+from clipvid.evaluation.metrics import scores as scores_of
+from clipvid.evaluation.metrics import tiled as pairs
 
 CAP4VIDEO = Path(__file__).parents[2] / "shared" / "data" / "similarity" / "cap4video_msrvtt1ka"
 

@@ -13,7 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from clipvid.data.shapes import BACKGROUNDS, COLOURS, LOOK, MOTIONS, SHAPES, SIZES, Scene, draw_scene, render_still
+from clipvid.data.motion_shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    LOOK,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    draw_scene,
+    render_still,
+)
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "assets" / "clipvid-mini"

@@ -16,13 +16,13 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vitamin import GeGluMlp
 
 import clipvid
-from clipvid import tower
-from clipvid.backbone import Backbone
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.heads import LinearClassifier, TextClassifier
-from clipvid.loading import load
-from clipvid.losses import classification, contrastive
-from clipvid.model import attach
+from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.factory import load
+from clipvid.models.heads import LinearClassifier, TextClassifier
+from clipvid.models.video_clip import attach
+from clipvid.training.losses import classification, contrastive
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
 FAMILIES = {  # one tiny tower of each kind that open_clip lists

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 import clipvid
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.evaluate import evaluate_retrieval
-from clipvid.model import create_model
-from clipvid.training import train
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.records import Record, VideoData
+from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.models.video_clip import create_model
+from clipvid.training.loop import train
 
 ROOT = Path(clipvid.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT)], "clipvid.") if not m.name.endswith("__main__")]

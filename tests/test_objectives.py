@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvid.config import TrainConfig
-from clipvid.feed import Work
-from clipvid.heads import LinearClassifier
-from clipvid.losses import classification, contrastive, matching
-from clipvid.model import create_model
-from clipvid.objectives import Recognition, Retrieval
+from clipvid.config.settings import TrainConfig
+from clipvid.models.heads import LinearClassifier
+from clipvid.models.video_clip import create_model
+from clipvid.training.batches import Work
+from clipvid.training.losses import classification, contrastive, matching
+from clipvid.training.objectives import Recognition, Retrieval
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.metrics import Matrix, Products, bootstrap_interval, pairs, ranking_metrics, retrieval_metrics
-from clipvid.metrics import scores as scores_of
-from clipvid.metrics.intervals import ranking_intervals, share_interval
-from clipvid.metrics.ranking import place, place_both
+from clipvid.evaluation.metrics import Matrix, Products, bootstrap_interval, ranking_metrics, retrieval_metrics
+from clipvid.evaluation.metrics import scores as scores_of
+from clipvid.evaluation.metrics import tiled as pairs
+from clipvid.evaluation.metrics.bootstrap import ranking_intervals, share_interval
+from clipvid.evaluation.metrics.ranking import place, place_both
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import plain_metrics

@@ -12,8 +12,8 @@ import torch
 from mutations import KINDS, mutated
 
 import clipvid
+from clipvid.data.check import check
 from clipvid.data.dataset import ClipDataset
-from clipvid.data.doctor import check
 from clipvid.errors import VideoError
 from clipvid.video import BACKENDS, VideoTransform, probe, read, read_video
 
@@ -176,7 +176,7 @@ def test_sizes_may_differ_where_fit_brings_them_to_one(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     path = picture(tmp_path / "big.png", 5, size=(64, 64))
-    monkeypatch.setattr("clipvid.video._frames.PIXEL_LIMIT", 1000)
+    monkeypatch.setattr("clipvid.video.backends.base.PIXEL_LIMIT", 1000)
     with pytest.raises(VideoError, match="64x64 exceed the limit"):
         read(path)
 

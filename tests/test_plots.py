@@ -18,12 +18,12 @@ from clipvid.plots import (
     charts,
     confusion_matrix,
     film_strip,
-    films,
-    ink,
     retrieval_grid,
     trade_off,
     training_curve,
 )
+from clipvid.plots import film_strips as films
+from clipvid.plots import style as ink
 
 MAGENTA, CYAN = (250, 10, 240), (10, 240, 250)  # colours that the style itself never uses
 HISTORY = [{"run": run, "epoch": e, "loss": 1 / (e + 1), "score": e} for run in ("a", "b") for e in range(3)]

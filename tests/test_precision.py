@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipvid import precision
-from clipvid.precision import autocast, native_bf16, resolve
+from clipvid.runtime import precision
+from clipvid.runtime.precision import autocast, native_bf16, resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PACKAGE = Path(precision.__file__).parent
@@ -84,7 +84,7 @@ def test_devices_whose_bf16_nobody_vouches_for_compute_in_float32(monkeypatch, d
 
 
 def test_a_process_whose_onednn_is_kept_to_avx2_computes_in_float32():
-    code = "import torch; from clipvid.precision import resolve; print(resolve('auto', torch.device('cpu')))"
+    code = "import torch; from clipvid.runtime.precision import resolve; print(resolve('auto', torch.device('cpu')))"
     plain = {name: value for name, value in os.environ.items() if name != "CLIPVID_NATIVE_BF16"}
     env = {**plain, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(PACKAGE.parent)}
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.cache import TapStore
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
-from clipvid.data import shapes
-from clipvid.embedding import embed_videos
-from clipvid.model import attach
-from clipvid.profile import awaited, beside, profiled, stage
-from clipvid.training import train
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data import motion_shapes as shapes
+from clipvid.features import TapStore
+from clipvid.features.embed import embed_videos
+from clipvid.models.video_clip import attach
+from clipvid.runtime.profiling import awaited, beside, profiled, stage
+from clipvid.training.loop import train
 
 
 def test_stages_add_up_and_an_inner_one_takes_its_time_out_of_the_outer():

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.data.layouts import read_annotation
-from clipvid.data.protocols import PROTOCOLS
-from clipvid.data.readers import open_dataset
-from clipvid.data.record import Terms
-from clipvid.embedding import require_whole
+from clipvid.data.formats.annotations import read_annotation
+from clipvid.data.formats.protocols import PROTOCOLS
+from clipvid.data.open import open_dataset
+from clipvid.data.records import Terms
 from clipvid.errors import DataError
-from clipvid.evaluate import queries
+from clipvid.evaluation.evaluate import queries
+from clipvid.features.embed import require_whole
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")

@@ -15,11 +15,19 @@ import torch
 from open_clip.model import _build_vision_tower
 from torch import nn
 
-from clipvid import precision as precisions
-from clipvid.backbone import Backbone
-from clipvid.model import attach
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.fused import (
+    FrozenLinear,
+    FrozenPatches,
+    FusedAttention,
+    FusedCopies,
+    frozen_copy,
+    orders,
+    trainable_copy,
+)
+from clipvid.models.video_clip import attach
 from clipvid.nn.attention import QuickGELU
-from clipvid.quick import FrozenLinear, FrozenPatches, FusedAttention, FusedCopies, frozen_copy, orders, trainable_copy
+from clipvid.runtime import precision as precisions
 
 BF16 = torch.bfloat16
 
@@ -226,7 +234,7 @@ def test_threads_that_ask_at_once_share_one_copy(monkeypatch):
         time.sleep(0.05)
         return frozen_copy(module, dtype)
 
-    monkeypatch.setattr("clipvid.quick.frozen_copy", slowly)
+    monkeypatch.setattr("clipvid.models.backbone.fused.frozen_copy", slowly)
     tower, copies = nn.Sequential(nn.Linear(8, 8)), FusedCopies()
     given = in_threads(*[partial(copies.frozen, tower, BF16)] * 4)
     assert len(made) == 1

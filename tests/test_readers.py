@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipvid.data.files import find_videos
-from clipvid.data.readers import READERS, open_dataset, read_dataset
+from clipvid.data.open import READERS, open_dataset, read_dataset
 from clipvid.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

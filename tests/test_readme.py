@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 
 import clipvid
-from clipvid.cli import main
+from clipvid.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

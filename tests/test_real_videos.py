@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from clipvid.cli import main
+from clipvid.cli.main import main
 
 
 def table(path):
@@ -66,7 +66,7 @@ def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, words, t
 
 
 def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
-    from clipvid.data.shapes import write_dataset
+    from clipvid.data.motion_shapes import write_dataset
 
     monkeypatch.chdir(tmp_path)
     write_dataset("videos", "train", 24)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.data.record import Record, VideoData
+from clipvid.data.records import Record, VideoData
 
 
 def test_wrong_records_are_refused_when_made():

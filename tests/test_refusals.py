@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid._files import explained, require_writable, whole_file
-from clipvid.cli import main
-from clipvid.commands.arguments import lasting
-from clipvid.data.shapes import write_dataset
+from clipvid.cli.arguments import lasting
+from clipvid.cli.main import main
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.runtime.files import explained, require_writable, whole_file
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def work(tmp_path_factory) -> Path:
 def idle(work, monkeypatch) -> Path:
     """The same, where no model can be made and none loaded."""
     monkeypatch.chdir(work)
-    monkeypatch.setattr("clipvid.model.create_model", None)
-    monkeypatch.setattr("clipvid.loading.load", None)
+    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
+    monkeypatch.setattr("clipvid.models.factory.load", None)
     return work
 
 
@@ -166,7 +166,7 @@ def test_an_error_of_the_operating_system_is_a_sentence(monkeypatch, capsys, err
     def refused(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("clipvid.cache.upkeep.prune", refused)
+    monkeypatch.setattr("clipvid.features.maintenance.prune", refused)
     line = refusal(capsys, "cache", "prune", "taps")
     assert line.startswith(f"clipvid cache prune: {said}")
     assert "Errno" not in line
@@ -324,7 +324,7 @@ def test_an_option_without_its_value_is_told_what_it_needs(capsys, option):
 
 
 def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work, tmp_path, monkeypatch, capsys):
-    from clipvid.model import create_model
+    from clipvid.models.video_clip import create_model
 
     monkeypatch.chdir(tmp_path)
     create_model("clipvid-mini", branch="mean").save("model")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from test_training import READING, config, fresh, weights
 
-from clipvid.checkpoints import free_settings
-from clipvid.config import TrainConfig
-from clipvid.data.record import Record, VideoData
+from clipvid.config.settings import TrainConfig
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import CheckpointError, ClipvidWarning
-from clipvid.model import VideoCLIP, create_model
-from clipvid.optim import schedule
-from clipvid.run import Run
-from clipvid.training import train
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.training.checkpoint import free_settings
+from clipvid.training.loop import train
+from clipvid.training.optim import schedule
+from clipvid.training.trainer import Run
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from test_search import ColourModel
 
-from clipvid import quick
-from clipvid.config import Reading
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_frames, embed_texts, embed_videos
+from clipvid.config.settings import Reading
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import CheckpointError
-from clipvid.matching import match_all
-from clipvid.model import create_model
+from clipvid.features.embed import embed_frames, embed_texts, embed_videos
+from clipvid.features.token_wise import match_all
+from clipvid.models.backbone import fused as quick
+from clipvid.models.video_clip import create_model
 from clipvid.search import VideoIndex
-from clipvid.search.folder import FACTS
+from clipvid.search.storage import FACTS
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SENTENCES = ("a red circle", "a blue square moves to the left", "a green triangle", "nothing at all")

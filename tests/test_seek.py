@@ -11,8 +11,11 @@ import pytest
 import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
-from clipvid.video import _packets, _pyav, _seek, read, read_video, sample
-from clipvid.video._seek import Jump, Ladder, Packet, Units, ladder, units
+from clipvid.video import read, read_video, sample
+from clipvid.video.backends import pyav as _pyav
+from clipvid.video.container import demux as _packets
+from clipvid.video.container import seek as _seek
+from clipvid.video.container.seek import Jump, Ladder, Packet, Units, ladder, units
 
 JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
 

@@ -10,22 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvid.branches import IntermediateOptions
-from clipvid.cache import TapStore
-from clipvid.cli import main
-from clipvid.config import Reading, SelfSupervision, TrainConfig
-from clipvid.constcl import SelfSupervised
-from clipvid.data.readers import open_dataset
-from clipvid.data.record import Record, VideoData
-from clipvid.data.shapes import write_dataset
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, SelfSupervision, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.open import open_dataset
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import DataError
-from clipvid.feed import PairFeed, Work
-from clipvid.loading import load
-from clipvid.model import attach, create_model
-from clipvid.nn.regions import context_frames, lowlevel_regions, pool_regions, random_regions
-from clipvid.objectives import held_out_loss
-from clipvid.run import Run
-from clipvid.training import train
+from clipvid.features import TapStore
+from clipvid.models.branches import IntermediateOptions
+from clipvid.models.factory import load
+from clipvid.models.video_clip import attach, create_model
+from clipvid.training.batches import PairFeed, Work
+from clipvid.training.loop import train
+from clipvid.training.objectives import held_out_loss
+from clipvid.training.selfsup.objective import SelfSupervised
+from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.training.trainer import Run
 
 READING = Reading(frames=4, batch_size=4, precision="32-true")
 SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)

@@ -9,8 +9,17 @@ import av
 import numpy as np
 import pytest
 
-from clipvid.data import shapes
-from clipvid.data.shapes import MOTIONS, Scene, draw_scene, render, render_still, reverse, write_clip, write_dataset
+from clipvid.data import motion_shapes as shapes
+from clipvid.data.motion_shapes import (
+    MOTIONS,
+    Scene,
+    draw_scene,
+    render,
+    render_still,
+    reverse,
+    write_clip,
+    write_dataset,
+)
 
 
 def one_of_each_motion(seed: int = 3) -> list[Scene]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from clipvid.nn.attention import Block
+from clipvid.nn.attention_patterns import PAIRINGS, attend_in_groups, even_grid
 from clipvid.nn.mixers import AttentionStep
-from clipvid.nn.patterns import PAIRINGS, attend_in_groups, even_grid
 from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, scheme_blocks
 
 T, H, W, D, HEADS = 3, 4, 5, 8, 2

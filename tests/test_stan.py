@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvid.backbone import Backbone
-from clipvid.branches import BRANCHES, build, choose, from_config, to_config
-from clipvid.branches.stan import STAN, StanOptions
 from clipvid.errors import BackboneError
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.branches import BRANCHES, build, choose, from_config, to_config
+from clipvid.models.branches.stan import STAN, StanOptions
 from clipvid.nn.attention import SelfAttention, attend
-from clipvid.nn.frames import stretched
 from clipvid.nn.mixers import MIXERS
+from clipvid.nn.pooling import stretched
 from clipvid.nn.spacetime import SpaceTimeBlock
 
 GRID = (4, 4)

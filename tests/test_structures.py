@@ -4,14 +4,14 @@ import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from clipvid.backbone import Backbone
-from clipvid.branches import BRANCHES, build, choose, from_config, to_config
-from clipvid.branches.intermediate import PRESETS, Intermediate, IntermediateOptions
 from clipvid.errors import BackboneError
-from clipvid.model import attach
-from clipvid.nn.frames import mean_over_frames
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.taps import Pixels
+from clipvid.models.branches import BRANCHES, build, choose, from_config, to_config
+from clipvid.models.branches.intermediate import PRESETS, Intermediate, IntermediateOptions
+from clipvid.models.video_clip import attach
 from clipvid.nn.mixers import MIXERS
-from clipvid.taps import Pixels
+from clipvid.nn.pooling import mean_over_frames
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", ".ci")
 TEXT = {".py", ".md", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml", ".cfg", ".html", ".ini", ""}
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 LIBRARY = [path for path in CODE if path.is_relative_to(ROOT / "clipvid")]
-SPEAKERS = {"cli.py", "commands", "__main__.py", "demo.py"}  # the files and folders that may print
+SPEAKERS = {"cli", "__main__.py", "demo"}  # the files and folders that may print
 # joined here, so that this file does not contain what it looks for
 FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "download.py" + "torch", "/wo" + "rk/", "/ro" + "ot/")
 UNFINISHED = re.compile("|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", "NotImplemented" + "Error")))
@@ -40,7 +40,8 @@ def test_a_file_opens_with_what_it_is_and_stays_readable(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "opens with a docstring: what, contract, what it does not know"
-    assert len(text.splitlines()) <= 450, "a file has at most 450 lines; split it by what its parts know"
+    limit = 450 if path in LIBRARY else 500
+    assert len(text.splitlines()) <= limit, f"a file has at most {limit} lines; split it by what its parts know"
     assert not long_functions(tree, limit=80), "a function has at most 80 lines; better 40"
     if path in LIBRARY and any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
         assert "from __future__ import annotations" in text

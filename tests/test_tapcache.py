@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipvid._files import write_tensors
-from clipvid.cache import TapCache, TapStore, codec, disk
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import Record, VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_videos
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import CacheError
-from clipvid.model import attach, create_model
-from clipvid.training import train
+from clipvid.features import TapCache, TapStore, codec
+from clipvid.features import tap_cache as disk
+from clipvid.features.embed import embed_videos
+from clipvid.models.video_clip import attach, create_model
+from clipvid.runtime.files import write_tensors
+from clipvid.training.loop import train
 
 READING = Reading(frames=3, batch_size=4)
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid.backbone import Backbone
-from clipvid.cache import TapCache, TapStore, TextCache
-from clipvid.cache.upkeep import parts_of
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_texts
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoData
 from clipvid.errors import CacheError
-from clipvid.evaluate import evaluate_retrieval
-from clipvid.model import VideoCLIP, create_model
-from clipvid.training import train
+from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.features import TapCache, TapStore, TextCache
+from clipvid.features.embed import embed_texts
+from clipvid.features.maintenance import parts_of
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.training.loop import train
 
 READING = Reading(frames=2, batch_size=4)
 OPTIONS = ["--reading", '{"frames": 2, "batch_size": 4}']
@@ -165,7 +165,7 @@ def test_eval_with_a_cache_gives_the_card_that_eval_without_one_gives(at_hand, t
 
 
 def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
-    for encodes in ("clipvid.embedding.stream_taps", "clipvid.cache.disk.stream_taps"):
+    for encodes in ("clipvid.features.embed.stream_taps", "clipvid.features.tap_cache.stream_taps"):
         monkeypatch.setattr(encodes, None)
     monkeypatch.setattr(VideoCLIP, "encode_text", None)
     assert main(["eval", at_hand, "--cache", "taps", "--out", "read.json", *OPTIONS]) == 0
@@ -174,7 +174,7 @@ def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
 
 def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, taps, monkeypatch):
     assert main(["embed", at_hand, "--out", "live.safetensors", *OPTIONS]) == 0
-    monkeypatch.setattr("clipvid.cache.disk.stream_taps", None)
+    monkeypatch.setattr("clipvid.features.tap_cache.stream_taps", None)
     assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *OPTIONS]) == 0
     assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
 

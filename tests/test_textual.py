@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig
 
-from clipvid.bases import load_clip
 from clipvid.errors import BackboneError
-from clipvid.model import attach
-from clipvid.textual import special_tokens, token_features, token_mask
+from clipvid.models.backbone.open_clip import load_clip
+from clipvid.models.backbone.text import special_tokens, token_features, token_mask
+from clipvid.models.video_clip import attach
 
 VISION: dict[str, Any] = {"layers": 1, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 16}
 TEXT: dict[str, Any] = {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}

@@ -14,21 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid._files import held
-from clipvid.cache import TapCache, TapStore
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.readers import open_dataset
-from clipvid.data.record import Record, Terms, VideoData
-from clipvid.embedding import embed_texts, embed_videos
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.open import open_dataset
+from clipvid.data.records import Record, Terms, VideoData
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
-from clipvid.feed import LiveFeed, plan
-from clipvid.loading import load
-from clipvid.metrics import retrieval_metrics
-from clipvid.model import attach, create_model
-from clipvid.optim import schedule
-from clipvid.run import Run
-from clipvid.training import train
+from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.evaluation.metrics import retrieval_metrics
+from clipvid.features import TapCache, TapStore
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.factory import load
+from clipvid.models.video_clip import attach, create_model
+from clipvid.runtime.files import held
+from clipvid.training.batches import LiveFeed, plan
+from clipvid.training.loop import train
+from clipvid.training.optim import schedule
+from clipvid.training.trainer import Run
 
 READING = Reading(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
@@ -215,7 +215,7 @@ def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tm
     first = train(model, clips, clips, config(**changes), **run)
     assert len(first.history) < 50
     shutil.rmtree(tmp_path / "taps")
-    monkeypatch.setattr("clipvid.training.open_feed", None)
+    monkeypatch.setattr("clipvid.training.loop.open_feed", None)
     again = fresh(mini)
     result = train(again, clips, clips, config(**changes), resume=True, **run)
     assert result.nothing_left
@@ -387,7 +387,7 @@ def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path
 
 
 def test_tables_norms_and_biases_are_not_decayed_whatever_their_shape():
-    from clipvid.optim import UNDECAYED
+    from clipvid.training.optim import UNDECAYED
 
     spared = ["branch.position.time", "branch.time", "stem.space", "clip.visual.positional_embedding", "stem.cls"]
     assert all(UNDECAYED.search(name) for name in [*spared, "decoder.ffn1.bias", "decoder.norm_weight"])

@@ -14,17 +14,17 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from clipvid.backbone import Backbone
-from clipvid.cache import TapCache, TapStore
-from clipvid.cli import main
-from clipvid.config import Reading, TrainConfig
-from clipvid.data.record import VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_videos
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading, TrainConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoData
 from clipvid.errors import BackboneError
-from clipvid.model import VideoCLIP, attach, create_model
-from clipvid.rerun import rerun
-from clipvid.training import train
+from clipvid.features import TapCache, TapStore
+from clipvid.features.embed import embed_videos
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.partial import rerun
+from clipvid.models.video_clip import VideoCLIP, attach, create_model
+from clipvid.training.loop import train
 
 READING = Reading(frames=3, batch_size=4)
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 0}

@@ -13,7 +13,7 @@ from torch import Tensor
 from typed import checked
 
 from clipvid.data.files import is_video
-from clipvid.data.record import Record
+from clipvid.data.records import Record
 
 
 def test_a_value_of_another_type_is_refused_by_a_function_of_the_package():

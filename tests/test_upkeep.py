@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.cache import TapCache, TextCache
-from clipvid.cache.upkeep import parts_of, prune
-from clipvid.cli import main
-from clipvid.config import Reading
-from clipvid.data.record import VideoData
-from clipvid.data.shapes import write_dataset
-from clipvid.embedding import embed_texts
-from clipvid.model import VideoCLIP, create_model
+from clipvid.cli.main import main
+from clipvid.config.settings import Reading
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoData
+from clipvid.features import TapCache, TextCache
+from clipvid.features.embed import embed_texts
+from clipvid.features.maintenance import parts_of, prune
+from clipvid.models.video_clip import VideoCLIP, create_model
 
 READINGS = [Reading(frames=2, precision="32-true"), Reading(frames=3, precision="32-true")]
 DAMAGE = {
@@ -119,7 +119,7 @@ def test_prune_of_a_tower_takes_only_what_is_known_to_be_of_it(folders, model):
 
 
 def test_a_run_that_reads_the_clips_writes_the_recipe_anew(folders, model, data, monkeypatch):
-    monkeypatch.setattr("clipvid.cache.disk.stream_taps", None)  # nothing is encoded
+    monkeypatch.setattr("clipvid.features.tap_cache.stream_taps", None)  # nothing is encoded
     assert len(TapCache(folders[0].parent).store(model, data, READINGS[0])) == 4
     assert [part.broken for part in parts_of(folders[0].parent)] == ["", ""]
 

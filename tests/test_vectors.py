@@ -10,9 +10,9 @@ import pytest
 from test_search import ColourModel
 
 from clipvid.errors import CheckpointError
-from clipvid.search.folder import FACTS
 from clipvid.search.index import VideoIndex
-from clipvid.search.vectors import KINDS, NEEDED, Vectors
+from clipvid.search.storage import FACTS
+from clipvid.search.stores.faiss import KINDS, NEEDED, Vectors
 
 TOTAL, WIDTH = 3000, 24
 

@@ -13,8 +13,12 @@ import pytest
 import torch
 
 from clipvid.errors import VideoError
-from clipvid.video import _judged, _packets, _pyav, _verdicts, read, read_video
-from clipvid.video._verdicts import Identity, Memory, Verdict
+from clipvid.video import read, read_video
+from clipvid.video.backends import judged as _judged
+from clipvid.video.backends import pyav as _pyav
+from clipvid.video.backends import verdicts as _verdicts
+from clipvid.video.backends.verdicts import Identity, Memory, Verdict
+from clipvid.video.container import demux as _packets
 
 
 @pytest.fixture

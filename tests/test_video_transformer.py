@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvid.branches.standalone import PRESETS, StandaloneOptions, video_transformer
 from clipvid.errors import CheckpointError
-from clipvid.interop_hf import load_image_weights, load_video_weights
-from clipvid.nn.frames import resized
+from clipvid.models.branches.standalone import PRESETS, StandaloneOptions, video_transformer
+from clipvid.models.convert_hf import load_image_weights, load_video_weights
+from clipvid.nn.pooling import resized
 from clipvid.nn.stem import Stem, evenly, inflated, resized_space, tiled
 
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 2, "frames": 4}

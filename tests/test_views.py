@@ -12,19 +12,20 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.cache import TapStore, clip_dataset, stream_taps
-from clipvid.config import Reading, TrainConfig
+from clipvid.config.settings import Reading, TrainConfig
 from clipvid.data.dataset import ClipDataset, Pair, Views, collate
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_texts, embed_videos
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import VideoError
-from clipvid.evaluate import average_views, evaluate_recognition, evaluate_retrieval
-from clipvid.feed import LiveFeed, open_feed
-from clipvid.heads import LinearClassifier
-from clipvid.model import create_model
-from clipvid.video import _pyav, read, read_video, temporal_views
-from clipvid.video._convert import Converter
+from clipvid.evaluation.evaluate import average_views, evaluate_recognition, evaluate_retrieval
+from clipvid.features import TapStore, clip_dataset, stream_taps
+from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.models.heads import LinearClassifier
+from clipvid.models.video_clip import create_model
+from clipvid.training.batches import LiveFeed, open_feed
+from clipvid.video import read, read_video, temporal_views
 from clipvid.video.augment import ContrastiveView
+from clipvid.video.backends import pyav as _pyav
+from clipvid.video.container.colour import Converter
 from clipvid.video.sampling import sample_views, two_clips
 from clipvid.video.transforms import VideoTransform
 
@@ -262,7 +263,7 @@ def test_embeddings_of_views_are_those_of_each_view_alone(model, data):
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, data, average, monkeypatch):
-    from clipvid import evaluate
+    from clipvid.evaluation import evaluate
 
     scored, metrics = [], evaluate.recognition_metrics
     monkeypatch.setattr(evaluate, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
@@ -279,7 +280,7 @@ def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, 
 
 
 def test_retrieval_ranks_by_the_mean_of_the_views_unit_embeddings(model, data, monkeypatch):
-    from clipvid import evaluate
+    from clipvid.evaluation import evaluate
 
     scored, metrics = [], evaluate.retrieval_metrics
     monkeypatch.setattr(evaluate, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))

@@ -12,9 +12,9 @@ import torch
 from numbered import WRITTEN, write
 
 import clipvid
-from clipvid.demo import load_backbone
+from clipvid.demo.tour import load_backbone
 from clipvid.errors import VideoError
-from clipvid.model import attach
+from clipvid.models.video_clip import attach
 from clipvid.video import read
 from clipvid.video.decode import stream
 
@@ -34,9 +34,9 @@ def model() -> clipvid.VideoCLIP:
     return model
 
 
-def encoded(model, path, **options) -> clipvid.windows.Windows:
+def encoded(model, path, **options) -> clipvid.models.sliding_window.Windows:
     parts = list(model.encode_windows(path, precision="32-true", **options))
-    return clipvid.windows.Windows(
+    return clipvid.models.sliding_window.Windows(
         *(torch.cat([getattr(p, f) for p in parts]) for f in ("video", "frames", "starts", "ends"))
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import doctest
 
-from clipvid import _words
-from clipvid.data.record import Record, VideoData
+from clipvid.data.records import Record, VideoData
+from clipvid.runtime import text as _words
 
 
 def test_the_examples_are_true():

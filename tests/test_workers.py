@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from clipvid._workers import loader_death, processes
 from clipvid.errors import WorkerError
+from clipvid.runtime.concurrency import loader_death, processes
 
 PARENT = """
 import time
-from clipvid._workers import processes
+from clipvid.runtime.concurrency import processes
 if __name__ == "__main__":
     pool = processes(2, loads={loads!r})
     list(pool.map(time.sleep, [0.2] * 4))
@@ -88,7 +88,7 @@ def test_only_torchs_words_about_a_dead_worker_are_one(text):
 UNGUARDED = """
 import sys
 from pathlib import Path
-from clipvid.data.shapes import write_dataset
+from clipvid.data.motion_shapes import write_dataset
 write_dataset(Path(sys.argv[1]) / "shapes", "test", 6, workers=2)
 """
 

@@ -24,10 +24,10 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from clipvid._words import counted
-from clipvid.data._crossing import WorkerVideoError
-from clipvid.data.record import Record, VideoData
+from clipvid.data.interprocess import WorkerVideoError
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import VideoError
+from clipvid.runtime.text import counted
 from clipvid.video.augment import CONST_CL, ContrastiveView
 from clipvid.video.decode import BACKENDS, read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid._ahead import ahead
-from clipvid._workers import THREADS, end_unguarded_import, loader_death, never_started
 from clipvid.data.dataset import Batch, Clip, ClipDataset, collate
 from clipvid.errors import VideoError
-from clipvid.profile import awaited, beside
-from clipvid.video._verdicts import Entry, Key, memory
+from clipvid.runtime.ahead import ahead
+from clipvid.runtime.concurrency import THREADS, end_unguarded_import, loader_death, never_started
+from clipvid.runtime.profiling import awaited, beside
+from clipvid.video.backends.verdicts import Entry, Key, memory
 from clipvid.video.decode import decode_in_one_thread
 
 MOST = 8

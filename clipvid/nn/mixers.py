@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from clipvid.nn.attention import Block, Pattern, SelfAttention
-from clipvid.nn.patterns import attend_in_groups
+from clipvid.nn.attention_patterns import attend_in_groups
 from clipvid.nn.rsa import RSA
 
 
 class AttentionStep(nn.Module):
-    """Attention among patches along time (or as another `kind` of clipvid.nn.patterns says), an identity at first.
+    """Attention among patches along time (or as another `kind` of attention_patterns says), an identity at first.
 
     With `linear`, zero-initialised linear (drop path (MSA (LN x))): the step of TimeSformer and of released STAN, whose
     `temporal_fc` it is. Without, the attention's own output projection starts at zero (ViViT's model 3; the paper

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from clipvid.nn.attention import Block
+from clipvid.nn.attention_patterns import attend_in_groups, comparisons
 from clipvid.nn.mixers import AttentionStep
-from clipvid.nn.patterns import attend_in_groups, comparisons
 
 Place = Literal["before", "between", "after"]
 Drop = Literal["released", "clip"]

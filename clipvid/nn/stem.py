@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clipvid.nn.frames import resized
+from clipvid.nn.pooling import resized
 
 Table = Literal["space", "space_time", "token"]
 Inflation = Literal["central", "inflate", "random"]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid.nn.attention import Block
-from clipvid.nn.frames import resized, stretched
+from clipvid.nn.pooling import resized, stretched
 
 
 class TemporalTransformer(nn.Module):

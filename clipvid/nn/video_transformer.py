@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clipvid.nn.frames import mean_over_frames
+from clipvid.nn.pooling import mean_over_frames
 from clipvid.nn.spacetime import SpaceTimeBlock, with_cls_of_frames
 from clipvid.nn.stem import Stem
 from clipvid.nn.temporal import TemporalTransformer

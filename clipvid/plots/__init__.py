@@ -7,7 +7,7 @@ Drawn with matplotlib's objects, never pyplot, so no global state is read or cha
 from __future__ import annotations
 
 from clipvid.plots.charts import Trade, confusion_matrix, trade_off, training_curve
-from clipvid.plots.films import Hit, RetrievalRow, film_strip, retrieval_grid
+from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid
 
 __all__ = [
     "Hit",

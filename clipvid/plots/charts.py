@@ -20,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import BboxBase
 from torch import Tensor
 
-from clipvid.plots.ink import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS, RUN_MARKERS, write
 from clipvid.plots.labels import Box, place_labels
+from clipvid.plots.style import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS, RUN_MARKERS, write
 
 
 @dataclass(frozen=True)

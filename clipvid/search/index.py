@@ -1,7 +1,7 @@
 """VideoIndex: embeddings of many videos, searched by a sentence, a video or an embedding.
 
 Contract: scores are cosine similarities, best first; every video is compared, unless an approximate kind is chosen.
-Videos and sentences are embedded as evaluation does it (`clipvid.embedding`). An index belongs to the model that made
+Videos and sentences are embedded as evaluation does it (features/embed.py). An index belongs to the model that made
 it: another model's queries live in another space, so loading it with one is refused. Files that cannot be read are
 listed in `skipped`, with the reason.
 """
@@ -22,19 +22,19 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
-from clipvid._files import whole_folder
-from clipvid._words import counted
-from clipvid.cache import clip_dataset
-from clipvid.cache.stream import VideoEncoder
-from clipvid.config import Reading
-from clipvid.data.record import Record, VideoData
-from clipvid.embedding import embed_batches, embed_frames, embed_texts
+from clipvid.config.settings import Reading
+from clipvid.data.records import Record, VideoData
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.matching import match_all
-from clipvid.precision import resolve
-from clipvid.search.folder import FACTS, FORMAT, VECTORS, check_place, read_facts
-from clipvid.search.locks import SharedLock
-from clipvid.search.vectors import Vectors, check_enough, checked_kind
+from clipvid.features import clip_dataset
+from clipvid.features.embed import embed_batches, embed_frames, embed_texts
+from clipvid.features.encode import VideoEncoder
+from clipvid.features.token_wise import match_all
+from clipvid.runtime.files import whole_folder
+from clipvid.runtime.locks import SharedLock
+from clipvid.runtime.precision import resolve
+from clipvid.runtime.text import counted
+from clipvid.search.storage import FACTS, FORMAT, VECTORS, check_place, read_facts
+from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
 from clipvid.search.videos import expanded
 
 EXISTING = ("error", "skip", "replace")

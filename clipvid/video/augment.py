@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from clipvid import _checks
+from clipvid.config import checks as _checks
 
 TOP_MAGNITUDE = 30
 

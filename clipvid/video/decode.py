@@ -22,8 +22,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video import _decord, _pictures, _pyav, _torchcodec
-from clipvid.video._frames import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
+from clipvid.video.backends import decord as _decord
+from clipvid.video.backends import images as _pictures
+from clipvid.video.backends import pyav as _pyav
+from clipvid.video.backends import torchcodec as _torchcodec
+from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.sampling import sample
 
 __all__ = [

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid import _checks
+from clipvid.config import checks as _checks
 from clipvid.video.augment import RandAugment, crop_box
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -1,0 +1,1 @@
+"""Settings: every setting as a dataclass that checks itself."""

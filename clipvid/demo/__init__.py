@@ -1,0 +1,1 @@
+"""The embedded default: the whole job on videos it renders itself."""

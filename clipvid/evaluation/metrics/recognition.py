@@ -1,0 +1,98 @@
+"""Recognition: accuracy by rank, over classes, and which classes are taken for which.
+
+Contract: class scores and labels in, numbers out. Classes that tie for the best share the credit as chance would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from clipvid.evaluation.metrics.bootstrap import (
+    Interval,
+    cell,
+    class_mean,
+    class_mean_interval,
+    percent,
+    share_interval,
+)
+from clipvid.evaluation.metrics.ranking import hits, place
+from clipvid.evaluation.metrics.scores import Matrix, Rows, as_array, blocks
+from clipvid.runtime.text import counted
+
+
+class ClassResult(NamedTuple):
+    """How one class was recognised."""
+
+    videos: int
+    top1: float | None
+    """Percent; None for a class without videos."""
+    mistaken_for: int | None
+    """The class that its videos are taken for most often otherwise; None where none is."""
+    mistaken: float
+    """Percent of its videos that are."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecognitionMetrics:
+    """Classification accuracy in percent; `values` has top-1, top-5 (top-C where C < 5) and the mean over classes."""
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    n: int
+    n_classes: int
+    confusion: Float64[ndarray, "c c"]
+    """Clips by true class (row) and predicted class (column); clips whose best classes tie are shared among them."""
+    each: Mapping[str, Float64[ndarray, " n"]]
+    """Every clip's own hits, within [0, 1]."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def by_class(self) -> list[ClassResult]:
+        """Every class on its own, in label order."""
+        found = []
+        for label, row in enumerate(self.confusion):
+            clips, others = float(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
+            mistaken = int(others.argmax()) if others.max() > 0 else None
+            top1 = 100 * float(row[label]) / clips if clips else None
+            found.append(ClassResult(round(clips), top1, mistaken, float(others.max() / clips * 100) if clips else 0.0))
+        return found
+
+    def to_dict(self) -> dict[str, object]:
+        """Numbers ready for JSON, those of every clip under "each"; without the confusion matrix."""
+        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
+        return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes, "each": each}
+
+    def __str__(self) -> str:
+        cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())
+        return f"{cells}  ({counted(self.n, 'video')}, {counted(self.n_classes, 'class')})"
+
+
+def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:
+    """Accuracy of class scores (B, C); the class mean is over the classes that occur among the labels."""
+    scores, classes = Matrix(logits), as_array(labels).astype(np.int64)
+    placed = place(scores, classes)
+    k = min(5, scores.shape[1])
+    top1 = hits(placed, 1)
+    found = {"top-1": top1, f"top-{k}": hits(placed, k)}
+    values = {name: 100 * float(hit.mean()) for name, hit in found.items()}
+    intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
+    values["mean class"] = 100 * class_mean(np.stack([top1, classes], axis=1))
+    intervals["mean class"] = percent(class_mean_interval(top1, classes, n=n_bootstrap, seed=seed))
+    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), found)
+
+
+def _confusion(scores: Rows, classes: ndarray) -> ndarray:
+    confusion = np.zeros((scores.shape[1], scores.shape[1]))
+    for part in blocks(scores):
+        values = scores.rows(part)
+        best = values == values.max(axis=1, keepdims=True)
+        np.add.at(confusion, classes[part], best / best.sum(axis=1, keepdims=True))
+    return confusion

@@ -1,0 +1,366 @@
+"""Result cards: what an evaluation found and on what, as text and as a JSON file; and two of them side by side.
+
+Contract: metrics and facts in, a card out that says enough to repeat or to doubt it: model and its fingerprint, data
+and their hash, N, how clips were read, precision, versions, figures with intervals, and every query's own result, so
+that cards can be compared without the models. Knows nothing of how anything was computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from clipvid.config.settings import Reading
+from clipvid.data.dataset import Views
+from clipvid.data.records import VideoData
+from clipvid.errors import CheckpointError, VideoError
+from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics, paired_bootstrap
+from clipvid.runtime.files import whole_file
+from clipvid.runtime.text import counted
+from clipvid.runtime.version import __version__
+
+FORMAT = 1
+Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
+Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
+"""A direction's name, its figures, and every query's own."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was measured: the model, the data, and how they met."""
+
+    model: Mapping[str, Any]
+    """`describe` of the model: base, fingerprints, branch, similarity."""
+    data: str
+    n_videos: int
+    expected: int | None
+    """How many videos the protocol has; None for data of one's own."""
+    data_hash: str
+    """Of file names, times, captions and labels, in order: two evaluations of equal hashes asked the same queries."""
+    reading: Reading
+    precision: str
+    missing: tuple[str, ...] = ()
+    """Files that the annotations name and that were not there."""
+    unreadable: tuple[VideoError, ...] = ()
+    prompts: tuple[str, ...] = ()
+    """Words around the class names, where a video was recognised by these."""
+    listed: int | None = None
+    """How many videos a list of one's own names, which stood in place of the protocol's; None without one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What each caption found: texts (M), what is right for them (M,) or (M, N), and their best videos (M, k)."""
+
+    texts: list[str]
+    truth: torch.Tensor
+    best: np.ndarray
+    data: VideoData
+
+    def right(self, query: int) -> list[int]:
+        """The videos that are right for a caption."""
+        of = self.truth[query]
+        return [int(of)] if of.ndim == 0 else of.nonzero()[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[Metrics]):
+    """Figures and what they were measured on; `str()` prints all of it, `to_dict()` is the card."""
+
+    metrics: Metrics
+    facts: Facts
+    similarity: str | None = None
+    """What retrieval compared; None for recognition."""
+    adjusted: Mapping[str, RetrievalMetrics | RankingMetrics] = field(default_factory=dict)
+    """The same scores adjusted by what is known of the other queries, by the adjustment's name: not comparable with
+    figures that judge each query by itself."""
+    hubs: Hubness | None = None
+    """Of the gallery in text to video."""
+    found: Found | None = None
+    """The videos that each caption found first, if they were asked for; not part of the card."""
+    classes: tuple[str, ...] = ()
+    """Of recognition, in label order."""
+
+    @property
+    def n_videos(self) -> int:
+        return self.facts.n_videos
+
+    @property
+    def reading(self) -> Reading:
+        return self.facts.reading
+
+    @property
+    def unreadable(self) -> tuple[VideoError, ...]:
+        return self.facts.unreadable
+
+    def __getitem__(self, name: str) -> float:
+        """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
+        if isinstance(self.metrics, RecognitionMetrics):
+            return self.metrics[name]
+        side, _, figure = name.rpartition(" ")
+        sides = {"": self.metrics.t2v, "t2v": self.metrics.t2v, "v2t": self.metrics.v2t}
+        if side not in sides or figure not in sides[side].values:
+            raise KeyError(
+                f"{name}; figures are {', '.join(self.metrics.t2v.values)}, those of v2t with v2t before them"
+            )
+        return sides[side][figure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain data."""
+        facts = self.facts
+        card: dict[str, Any] = {
+            "format": FORMAT,
+            "clipvid": __version__,
+            "torch": torch.__version__,
+            "model": dict(facts.model),
+            "data": {
+                "name": facts.data,
+                "videos": facts.n_videos,
+                "expected": facts.expected,
+                "listed": facts.listed,
+                "hash": facts.data_hash,
+                "missing": list(facts.missing),
+                "unreadable": [str(error) for error in facts.unreadable],
+            },
+            "reading": asdict(facts.reading),
+            "precision": facts.precision,
+        }
+        if isinstance(self.metrics, RecognitionMetrics):
+            card |= {"task": "recognition", "prompts": list(facts.prompts)}
+            return {**card, "figures": self.metrics.to_dict(), "by class": self._by_class()}
+        return {
+            **card,
+            "task": "retrieval",
+            "similarity": self.similarity,
+            "figures": self.metrics.to_dict(),
+            "adjusted": {name: metrics.to_dict() for name, metrics in self.adjusted.items()},
+            "hubs": None if self.hubs is None else self.hubs._asdict(),
+        }
+
+    def class_table(self) -> str:
+        """Recognition class by class, the worst first: videos, top-1, and what they are taken for instead."""
+        rows = sorted(self._by_class(), key=lambda row: (row["top-1"] is None, row["top-1"]))
+        width = max((len(row["class"]) for row in rows), default=0)
+        lines = [f"{'class':<{width}}  videos   top-1  taken for{self._mark()}"]
+        for row in rows:
+            top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
+            taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
+            lines.append(f"{row['class']:<{width}}  {row['videos']:>6}  {top1:>6}  {taken}".rstrip())
+        return "\n".join(lines)
+
+    def _by_class(self) -> list[dict[str, Any]]:
+        if not isinstance(self.metrics, RecognitionMetrics):
+            raise ValueError("only recognition has classes; this is an evaluation of retrieval")
+        return [
+            {
+                "class": name,
+                "videos": result.videos,
+                "top-1": result.top1,
+                "taken for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
+                "percent": result.mistaken,
+            }
+            for name, result in zip(self.classes, self.metrics.by_class(), strict=True)
+        ]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the card, whole or not at all."""
+        with whole_file(path) as beside:
+            beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return Path(path)
+
+    def __str__(self) -> str:
+        facts = self.facts
+        lost = [f"{len(facts.missing)} missing"] if facts.missing else []
+        lost += [f"{len(facts.unreadable)} left out because they could not be read"] if facts.unreadable else []
+        how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
+        of = "".join(f", {part}" for part in lost)
+        count = _counted(facts.n_videos, facts.expected, facts.listed, lost=of)
+        lines = [f"{facts.data}: {count}; {self._clips()}{how}, {facts.precision}"]
+        lines.append(self._told(self.metrics))
+        for name, metrics in self.adjusted.items():
+            lines += [f"{name}:", self._told(metrics)]
+        if self.hubs is not None:
+            hubs = self.hubs
+            share = f"{100 * hubs.never:.1f} % of the {facts.n_videos} videos"
+            lines.append(
+                f"hubs: {share} are in no query's best {hubs.k}, one is in {hubs.most} of them; skewness "
+                f"{hubs.skewness:.2f}"
+            )
+        return "\n".join(lines)
+
+    @property
+    def short(self) -> bool:
+        """Whether there were fewer videos than the protocol has: the figures are not the protocol's."""
+        return self.facts.expected is not None and self.facts.n_videos < self.facts.expected
+
+    def _told(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
+        """The figures; over too few videos, N stands beside each line of them."""
+        return "\n".join(line + self._mark() for line in str(metrics).split("\n"))
+
+    def _mark(self) -> str:
+        """N, where it is not the protocol's; a list of one's own is no part of the protocol's."""
+        if not self.short:
+            return ""
+        n, expected = self.facts.n_videos, self.facts.expected
+        return f"  (N = {n}; the protocol has {expected})" if self.facts.listed else f"  (N = {n} of {expected})"
+
+    def _clips(self) -> str:
+        """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
+        reading = self.facts.reading
+        if reading.views == 1:
+            return counted(reading.frames, "frame")
+        if isinstance(self.metrics, RecognitionMetrics):
+            how = f"{reading.average} averaged"
+        else:
+            how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
+        return f"{counted(reading.frames, 'frame')} x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
+
+
+def _counted(n: int, expected: int | None, listed: int | None, *, lost: str = "") -> str:
+    """How many videos figures are over, of how many: of the protocol's, or of those that a list of one's own names."""
+    short = expected is not None and n < expected
+    if listed is None:
+        return f"{n} of {expected} videos{lost}" if short else f"{counted(n, 'video')}{lost}"
+    return f"{n} of the {listed} videos listed{lost}" + (f" (the protocol has {expected})" if short else "")
+
+
+def data_hash(data: VideoData) -> str:
+    """SHA-256 over file names, times, captions, labels and classes, in order, and whether equal captions are one query;
+    folders may differ.
+    """
+    told: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
+    told = [told, list(data.classes), *(["shared"] if data.terms.shared else [])]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+NEEDED = {
+    "model": ("base", "branch", "fingerprint"),
+    "data": ("name", "videos", "expected", "hash"),
+    "reading": ("frames", "temporal_views", "spatial_views"),
+    "figures": (),
+}
+"""What a card must have for comparisons."""
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """A card that was saved; CheckpointError for another file."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = card["format"]
+        whole = all(place in card.get(part, {}) for part, places in NEEDED.items() for place in places)
+        whole = whole and {"task", "precision"} <= set(card) and bool(_sides(card))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
+    if found == FORMAT and not whole:
+        raise CheckpointError(
+            f"{path} is no whole result card: parts that comparisons need are missing; evaluate again"
+        )
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; evaluate the model again")
+    return card
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, n: int = 10_000, seed: int = 0) -> str:
+    """Two cards side by side, figure by figure, with the paired-bootstrap p-value of each difference.
+
+    Raises ValueError for cards of other tasks or other data: their queries are not the same.
+    """
+    _check_comparable(a, b)
+    lines = [f"{name}: {_said(card)}" for name, card in (("a", a), ("b", b))]
+    lines.append(f"{'':<14}{'a':>8}{'b':>8}{'b - a':>9}   {'95 %':<18}p")
+    for (side, ours, own), (_, theirs, their) in zip(_sides(a), _sides(b), strict=True):
+        for figure in (f for f in ours if f in theirs):
+            name = f"{side} {figure}".strip()
+            line = f"{name:<14}{ours[figure]:>8.2f}{theirs[figure]:>8.2f}{theirs[figure] - ours[figure]:>+9.2f}"
+            if figure in own and figure in their:
+                scale = 1 if figure == "MnR" else 100
+                found = paired_bootstrap(np.asarray(own[figure]), np.asarray(their[figure]), n=n, seed=seed)
+                low, high = (scale * limit for limit in found.interval)
+                span = f"[{low:+.2f}, {high:+.2f}]"
+                line += f"   {span:<18}{found.p:.3g}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def summarize(cards: Sequence[Mapping[str, Any]]) -> str:
+    """Runs of one recipe with other seeds: mean and standard deviation (n - 1) of every figure.
+
+    Raises ValueError for fewer than two cards, for cards of other tasks or other data, and for the same model twice.
+    """
+    if len(cards) < 2:
+        raise ValueError(f"mean and deviation need two cards or more, got {len(cards)}")
+    for card in cards[1:]:
+        _check_comparable(cards[0], card)
+    for card in cards[1:]:
+        if differing := [name for name, value in _recipe(card).items() if value != _recipe(cards[0])[name]]:
+            raise ValueError(
+                f"the cards are not of runs of one recipe: they differ in {', '.join(differing)}; compare takes two of "
+                "any recipe"
+            )
+    known = [card["model"]["fingerprint"] for card in cards]
+    if len(set(known)) < len(known):
+        raise ValueError("two of the cards are of one and the same model, not of runs of their own")
+    lines = [_said(cards[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(cards)} runs"]
+    for sides in zip(*(_sides(card) for card in cards), strict=True):
+        for figure in (name for name in sides[0][1] if all(name in numbers for _, numbers, _ in sides)):
+            values = [numbers[figure] for _, numbers, _ in sides]
+            name = f"{sides[0][0]} {figure}".strip()
+            runs = "  ".join(f"{value:.2f}" for value in values)
+            lines.append(f"{name:<14}{statistics.fmean(values):>8.2f}{statistics.stdev(values):>8.2f}   {runs}")
+    return "\n".join(lines)
+
+
+def _recipe(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs with other seeds have in common: all that decides figures."""
+    idle = ("batch_size", "workers", "time_limit")
+    model = {f"model {name}": value for name, value in card["model"].items() if name != "fingerprint"}
+    reading = {f"reading {name}": value for name, value in card["reading"].items() if name not in idle}
+    return {**model, **reading, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
+
+
+def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    if a["task"] != b["task"]:
+        raise ValueError(f"the cards are of {a['task']} and of {b['task']}; compare cards of one task")
+    if a["data"]["hash"] != b["data"]["hash"]:
+        raise ValueError(
+            f"the cards are not of the same queries: {a['data']['name']} ({a['data']['videos']} videos, hash "
+            f"{a['data']['hash'][:8]}) and {b['data']['name']} ({b['data']['videos']}, {b['data']['hash'][:8]}); "
+            "evaluate both models on the same files and captions"
+        )
+
+
+def _said(card: Mapping[str, Any]) -> str:
+    model, data, reading = card["model"], card["data"], card["reading"]
+    what, prompts, tokens = card.get("similarity"), card.get("prompts"), reading.get("tokens")
+    views = reading["temporal_views"] * reading["spatial_views"]
+    parts = [
+        f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
+        _counted(data["videos"], data["expected"], data.get("listed")),
+        counted(reading["frames"], "frame") + ("" if views == 1 else f" x {views} views"),
+        *([] if what in (None, "mean") else [what]),
+        *([f"captions of {tokens} tokens"] if tokens else []),
+        *([f"prompts {', '.join(prompts)}"] if prompts else []),
+        card["precision"],
+    ]
+    return ", ".join(parts)
+
+
+def _sides(card: Mapping[str, Any]) -> list[Side]:
+    """Of a card's figures each direction; recognition has one."""
+    figures = card["figures"]
+    sides = figures.items() if card["task"] == "retrieval" else [("", figures)]
+    return [(name, _numbers(side), side.get("each", {})) for name, side in sides]
+
+
+def _numbers(side: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in side.items() if isinstance(value, float)}

@@ -1,0 +1,135 @@
+"""What a model's branch reads of the clips of a data set, batch by batch, as a reading says.
+
+Contract: a model, a VideoData and a Reading in; decoded clips, or what the frozen tower says of them, out, in order.
+Knows nothing of what is kept, of losses or of metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from clipvid.config.settings import Reading
+from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
+from clipvid.data.loader import batches_of, in_order
+from clipvid.data.records import NO_TERMS, Terms, VideoData
+from clipvid.models.backbone.taps import Pixels, Taps
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.inference import inference
+from clipvid.video.transforms import VideoTransform
+
+
+@runtime_checkable
+class VideoEncoder(Protocol):
+    """The interface that an index needs from a model; VideoCLIP has it."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    transform: VideoTransform
+
+    def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+
+
+def clip_dataset(
+    model: VideoCLIP | VideoEncoder,
+    data: VideoData,
+    reading: Reading,
+    *,
+    transform: VideoTransform | None = None,
+    random: bool = False,
+    pair: Pair | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> ClipDataset:
+    """The clips of `data`, read as `reading` says and fitted to the model's input.
+
+    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation. `seed`
+    and `names` are those of ClipDataset.
+    """
+    model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
+    fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
+    return ClipDataset(
+        data,
+        frames=reading.frames,
+        transform=transform or model.transform,
+        sampler=reading.sampler,
+        random=random,
+        views=pair or fixed,
+        backend=reading.backend,
+        time_limit=reading.time_limit or None,
+        unreadable=reading.unreadable,
+        seed=seed,
+        names=names,
+    )
+
+
+def stream_taps(
+    model: VideoCLIP,
+    data: VideoData,
+    reading: Reading,
+    *,
+    to_keep: bool = False,
+    progress: bool = False,
+    title: str = "encode",
+    clips: ClipDataset | None = None,
+) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
+    """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
+
+    Each batch under `inference`. `to_keep` asks for whole taps, with frame embeddings that other branches may need;
+    the rest is that of `stream_clips`.
+    """
+    read = model.taps if to_keep else model.reads
+    with closing(stream_clips(model, data, reading, progress=progress, title=title, clips=clips)) as stream:
+        for video, mask, batch in stream:
+            if not len(batch):
+                yield _no_taps(), batch
+                continue
+            with inference(model, reading.precision):
+                taps = read(video, mask=mask)
+            yield taps, batch
+
+
+def stream_clips(
+    model: VideoCLIP | VideoEncoder,
+    data: VideoData,
+    reading: Reading,
+    *,
+    progress: bool = False,
+    title: str = "encode",
+    clips: ClipDataset | None = None,
+) -> Generator[tuple[Tensor, Tensor | None, Batch], None, None]:
+    """Yield the decoded clips of each batch in order, on the model's device, with their mask and the batch itself.
+
+    The mask is None where every frame counts. Clips in V views are B·V rows, the views of the first clip first.
+    `clips` are those of `data` where they are read otherwise than `clip_dataset` does. Close it where you leave it
+    early.
+    """
+    from tqdm import tqdm
+
+    plan = in_order(len(data), max(1, reading.batch_size // reading.views))
+    clips = clip_dataset(model, data, reading) if clips is None else clips
+    source = batches_of(clips, plan, workers=reading.workers, device=model.device)
+    with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
+        for batch in source:
+            video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
+            yield video.to(model.device, non_blocking=True), None if bool(mask.all()) else mask, batch
+            bar.update(len(batch) + len(batch.unreadable))
+
+
+def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
+    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
+    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
+    trained = (model.training_record or {}).get("reading", {})
+    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+
+
+def _no_taps() -> Taps:
+    return Taps((), (), (), torch.zeros(0, 0, 0))

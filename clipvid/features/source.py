@@ -1,0 +1,206 @@
+"""Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
+
+Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
+store checks: frames are sampled without chance, or views are drawn once (`Draws`). Knows nothing of losses or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from clipvid.config.settings import Reading
+from clipvid.data.dataset import NO_LABEL
+from clipvid.data.records import VideoData
+from clipvid.errors import VideoError
+from clipvid.features.augmented_views import Draws, View, views_of
+from clipvid.features.cached_taps import KeptTrunk
+from clipvid.features.clip_keys import clip_keys
+from clipvid.features.encode import stream_taps, trained_reading
+from clipvid.features.text_cache import TextCache
+from clipvid.features.transfer import sent
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.branches import preset_of
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.ahead import ahead
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Taps of clips by number: in memory (Taps), or on disk (clipvid.features.cached_taps)."""
+
+    def select(self, levels: Sequence[int]) -> Rows: ...
+
+    def part(self, rows: Sequence[int]) -> Rows: ...
+
+    def gather(self, rows: Any) -> Taps: ...
+
+
+@dataclass(frozen=True)
+class TapStore:
+    """The taps of a data set, clip i at row i; those that `encode` makes are in memory.
+
+    `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why; `tower` is
+    `Backbone.tower_fingerprint` of the model that encoded them.
+    """
+
+    taps: Rows
+    data: VideoData
+    reading: Reading
+    tower: str
+    unreadable: tuple[VideoError, ...] = ()
+    texts: TextCache | None = None
+    """Where embeddings of its captions are kept too."""
+    origin: str = "taps in memory"
+    """What the taps are read from, in words: another cache may give other bits."""
+    draws: Draws | None = None
+    """How chance drew what is kept; None for one fixed view of each clip."""
+    others: tuple[Rows, ...] = ()
+    """Views of the clips beside `taps`, where several were drawn."""
+
+    def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+        """Results of jobs that read these taps, in order: two ahead of their use, in a thread.
+
+        Of a trunk, whose batches are computed, they are made here: torch remembers autocast's casts for all threads in
+        one place, and a thread that leaves autocast would clear what a training step has there.
+        """
+        return (job() for job in jobs) if isinstance(self.taps, KeptTrunk) else ahead(jobs)
+
+    @classmethod
+    def encode(
+        cls,
+        model: VideoCLIP,
+        data: VideoData,
+        reading: Reading | None = None,
+        *,
+        draws: Draws | None = None,
+        progress: bool = False,
+    ) -> TapStore:
+        """Decode every clip once, or once a drawn view, and keep what the frozen tower says.
+
+        Memory: `taps.nbytes`, times the number of drawn views. Raises as TapCache.store does, but for its disk.
+        """
+        reading = reading or trained_reading(model, data.terms)
+        check_storable(model, reading)
+        rows, parts, lost = range(len(data)), [], []
+        for view in views_of([None] * len(data) if draws is None else clip_keys(data), draws):
+            taps, kept, errors = _encoded(model, data, reading, view, rows, progress=progress)
+            place = {row: at for at, row in enumerate(rows)}
+            parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
+            rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
+        tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
+        kept_clips = data.surviving(rows)
+        return cls(parts[0], kept_clips, reading, tower, unreadable=tuple(lost), draws=draws, others=others)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read_by(self, model: VideoCLIP) -> TapStore:
+        """What the model's branch reads of this store; copies nothing.
+
+        Raises ValueError for a level that is not here, and for taps of another tower.
+        """
+        if (own := model.backbone.tower_fingerprint) != self.tower:
+            raise ValueError(
+                f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
+                f"is {own[:12]}; encode the videos anew with this model"
+            )
+        return self._each(lambda view: view.select(model.branch.levels))
+
+    def subset(self, rows: Sequence[int]) -> TapStore:
+        """The store of these clips, in this order."""
+        return replace(self._each(lambda view: view.part(rows)), data=self.data.subset(rows))
+
+    def at(self, epoch: int) -> TapStore:
+        """The view of every clip that this epoch of a training reads."""
+        every = [self.taps, *self.others]
+        return replace(self, taps=every[epoch % len(every)], others=())
+
+    def _each(self, change: Callable[[Rows], Rows]) -> TapStore:
+        return replace(self, taps=change(self.taps), others=tuple(map(change, self.others)))
+
+    def batch(self, indices: Sequence[int]) -> Taps:
+        """The taps of these clips, in this order."""
+        return self.taps.gather(indices)
+
+    def sent(self, indices: Sequence[int], device: torch.device) -> Callable[[], Taps]:
+        """`batch`, on its way to a device; the call gives it there (`clipvid.features.transfer`)."""
+        return sent(self.batch(indices), device)
+
+    def reordered(self, frames: Tensor) -> TapStore:
+        """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from.
+
+        Of drawn views the first.
+        """
+        rows, everything = torch.arange(len(self))[:, None], self.batch(range(len(self)))
+        taps = everything.map(lambda t: t[rows, frames])
+        return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]), others=())
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
+
+
+def records_of(data: VideoData | TapStore) -> VideoData:
+    """What is known about the clips, whether their taps are kept or not."""
+    return data.data if isinstance(data, TapStore) else data
+
+
+def check_storable(model: VideoCLIP, reading: Reading) -> None:
+    """ValueError for what has no taps to keep: several views, and branches that read pixels."""
+    if reading.views > 1:
+        raise ValueError(
+            f"a TapStore keeps no views for evaluation, got temporal_views={reading.temporal_views} and "
+            f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
+        )
+    if model.branch.reads_pixels:
+        raise ValueError(
+            f"branch {preset_of(model.branch.options)} has a stem of its own and reads pixels, so it has no taps to "
+            "keep; train it without cache_taps"
+        )
+
+
+def _encoded(
+    model: VideoCLIP, data: VideoData, reading: Reading, view: View, rows: Sequence[int], *, progress: bool
+) -> tuple[Taps, list[int], list[VideoError]]:
+    """Taps of a view of some clips, which of them could be read, and why the others could not."""
+    parts: list[Taps] = []
+    kept: list[int] = []
+    lost: list[VideoError] = []
+    some, clips = data.subset(rows), view.clips(model, data, reading, rows)
+    title = f"encode {data.name}"
+    source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+    with closing(source) as stream:
+        for taps, batch in stream:
+            lost.extend(batch.unreadable)
+            if len(batch) and isinstance(taps, Taps):
+                parts.append(taps.to("cpu"))
+                kept.extend(rows[place] for place in batch.index.tolist())
+    if not parts:
+        raise ValueError(
+            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+        )
+    return _concatenated(parts), kept, lost
+
+
+def _concatenated(parts: Sequence[Taps]) -> Taps:
+    levels = range(len(parts[0].levels))
+    masks = None
+    if any(p.mask is not None for p in parts):
+        masks = torch.cat(
+            [torch.ones(p.frames.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
+        )
+    return Taps(
+        parts[0].levels,
+        tuple(torch.cat([p.patches[k] for p in parts]) for k in levels),
+        tuple(torch.cat([p.cls[k] for p in parts]) for k in levels) if parts[0].cls else (),
+        torch.cat([p.frames for p in parts]),
+        masks,
+    )

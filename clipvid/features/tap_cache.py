@@ -1,0 +1,288 @@
+"""TapCache: what a frozen tower says of every clip of a data set, kept on disk for all later runs.
+
+Contract: a folder, a model and a reading in; a TapStore that reads from mapped files out. A cache is addressed by what
+decides its bytes: tower, preprocessing, precision, frames, sampler, levels and kind; a clip by its file's content and
+its part in seconds. So another model or reading never meets these taps, a file that changed is encoded anew, and one
+that was only moved is not. A run that was killed keeps every clip whose file was written. Knows nothing of branches,
+losses or metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipvid.config.settings import Reading
+from clipvid.data.records import VideoData
+from clipvid.errors import CacheError, ClipvidWarning, VideoError
+from clipvid.features import codec
+from clipvid.features.augmented_views import Draws, View, views_of
+from clipvid.features.cache_key import MODES, Recipe, mend_recipe, write_recipe
+from clipvid.features.cached_taps import KeptTaps, KeptTrunk
+from clipvid.features.clip_keys import clip_keys
+from clipvid.features.encode import stream_taps, trained_reading
+from clipvid.features.maintenance import in_words
+from clipvid.features.shards import Shards, write_shard
+from clipvid.features.source import TapStore, check_storable
+from clipvid.features.text_cache import TextCache
+from clipvid.models.backbone.open_clip import preprocess_fields
+from clipvid.models.backbone.partial import check_rerunnable, token_type
+from clipvid.models.backbone.taps import Geometry, Taps
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.files import explained, require_writable
+from clipvid.runtime.precision import autocast, resolve
+
+SPARE = 64 * 2**20
+"""Bytes of a disk that a cache leaves free."""
+
+
+class TapCache:
+    """A folder of taps. `store` gives those of a data set, encoding what is not there yet."""
+
+    def __init__(self, folder: str | Path, *, kind: str = "bf16", mode: str = "taps") -> None:
+        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone.
+
+        ValueError for another of them, and where no folder can be made.
+        """
+        for name, value, allowed in (("kind", kind, codec.KINDS), ("mode", mode, MODES)):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+        if not Path(folder).is_dir():
+            require_writable(folder, folder=True)
+        self.folder, self.kind, self.mode = Path(folder), kind, mode
+        self._noted: set[Recipe] = set()  # what it has said of clips that are there otherwise
+
+    def __str__(self) -> str:
+        return f"a tap cache of kind {self.kind} and mode {self.mode}"
+
+    def recipe(self, model: VideoCLIP, reading: Reading, draws: Draws | None = None) -> Recipe:
+        """What decides the taps of this model's branch, read so."""
+        levels = tuple(model.branch.levels)
+        return Recipe(
+            tower=model.backbone.tower_fingerprint,
+            preprocess=json.dumps(preprocess_fields(model.backbone.preprocess_config), sort_keys=True),
+            precision=resolve(reading.precision, model.device),
+            frames=reading.frames,
+            sampler=reading.sampler,
+            levels=levels if self.mode == "taps" else _trunk_of(model),
+            kind=self.kind if self.mode == "taps" else self._trunk_kind(model, reading),
+            mode=self.mode,
+            drawn="" if draws is None else str(draws),
+        )
+
+    def _trunk_kind(self, model: VideoCLIP, reading: Reading) -> str:
+        """bf16 is for tokens that are bfloat16: of others the last digits would be missing where blocks go on."""
+        with autocast(reading.precision, model.device):
+            exact = token_type(model.backbone) == torch.bfloat16
+        return "fp32" if self.kind == "bf16" and not exact else self.kind
+
+    def needs(
+        self, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, draws: Draws | None = None
+    ) -> int:
+        """Bytes that the clips of `data` that are not there yet would take."""
+        reading = reading or trained_reading(model, data.terms)
+        recipe = self.recipe(model, reading, draws)
+        missing = _missing(Shards(self.folder / recipe.key), views_of(clip_keys(data), draws))
+        return _size(model, recipe, len(missing))
+
+    def store(
+        self,
+        model: VideoCLIP,
+        data: VideoData,
+        reading: Reading | None = None,
+        *,
+        draws: Draws | None = None,
+        progress: bool = False,
+    ) -> TapStore:
+        """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
+
+        One fixed view of each clip, or those that `draws` asks for. Warns before it encodes clips that are there as
+        another kind or mode, once for each. Interrupted, it goes on where it was. Raises CacheError where the disk is
+        too small, before anything is encoded, and for damaged files; ValueError for what has no taps to keep,
+        VideoError as the reading says.
+        """
+        reading = reading or trained_reading(model, data.terms)
+        check_storable(model, reading)
+        recipe = self.recipe(model, reading, draws)
+        shards = Shards(self.folder / recipe.key)
+        mend_recipe(shards.folder, recipe)
+        views = views_of(clip_keys(data), draws)
+        missing = _missing(shards, views)
+        self._check_room(_size(model, recipe, len(missing)))
+        if missing and (note := self._kept_otherwise(recipe, model, missing)):
+            warnings.warn(note, ClipvidWarning, stacklevel=2)
+        rows, lost = list(range(len(data))), []
+        for view in views:
+            todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
+            if todo:
+                with _in_words(shards.folder):
+                    write_recipe(shards.folder, recipe)
+                for errors in self._filled(recipe, shards, model, data, view, todo, reading, progress=progress):
+                    lost.extend(errors)
+            rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
+        if not rows:
+            raise ValueError(
+                f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+            )
+        kept = [_kept(model, recipe, shards, [str(view.keys[row]) for row in rows]) for view in views]
+        return TapStore(
+            kept[0],
+            data.surviving(rows),
+            reading,
+            recipe.tower,
+            unreadable=tuple(lost),
+            texts=TextCache(self.folder),
+            origin=str(self),
+            draws=draws,
+            others=tuple(kept[1:]),
+        )
+
+    def _filled(
+        self,
+        recipe: Recipe,
+        shards: Shards,
+        model: VideoCLIP,
+        data: VideoData,
+        view: View,
+        rows: Sequence[int],
+        reading: Reading,
+        *,
+        progress: bool,
+    ) -> Iterator[tuple[VideoError, ...]]:
+        """Write batch after batch; what of each could not be read."""
+        title = f"cache {data.name}" if view.draws is None else f"cache {data.name}, view {view.number + 1}"
+        some, clips = data.subset(rows), view.clips(model, data, reading, rows)
+        source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+        with closing(source) as stream:
+            for taps, batch in stream:
+                if len(batch) and isinstance(taps, Taps):
+                    written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
+                    with _in_words(shards.folder):
+                        write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
+                    shards.look()
+                yield batch.unreadable
+
+    def _kept_otherwise(self, recipe: Recipe, model: VideoCLIP, wanted: set[str]) -> str:
+        """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
+        levels = tuple(model.branch.levels)
+        held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
+        finest = sorted(codec.KINDS, key=lambda kind: -codec.FINENESS[kind])
+        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
+        for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
+            try:
+                shards = Shards(self.folder / other.key)
+            except (CacheError, OSError):  # damaged, or another's: whoever reads it hears of it
+                continue
+            if found := sum(key in shards for key in wanted):
+                plain = replace(other, levels=(), drawn="")
+                if plain in self._noted:
+                    wanted = {key for key in wanted if key not in shards}
+                    continue
+                self._noted.add(plain)
+                what = "views" if recipe.drawn else "clips"
+                there = (
+                    f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
+                    f"{other.mode}, not as kind {self.kind}, mode {self.mode}"
+                )
+                if codec.FINENESS[other.kind] < codec.FINENESS[self.kind]:
+                    return f"{there}; {other.kind} is coarser, so they are encoded anew"
+                return (
+                    f"{there}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
+                    "and mode)"
+                )
+        return ""
+
+    def _check_room(self, needed: int) -> None:
+        place = self.folder.absolute()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed and needed > free - SPARE:
+            raise CacheError(
+                f"{self.folder} needs {in_words(needed)} for clips that are not there yet, the disk has "
+                f"{in_words(free)}; choose another folder, mode trunk, a smaller kind (int8), or fewer frames"
+            )
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """CacheError for what the operating system refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{folder} cannot be written ({explained(error)}); what is there stays, and the next run goes on from it; "
+            "make room, or choose another folder"
+        ) from error
+
+
+def _trunk_of(model: VideoCLIP) -> tuple[int]:
+    """The lowest level that the branch reads: the others follow from it."""
+    check_rerunnable(model.backbone)
+    if not model.branch.levels:
+        raise ValueError("this branch reads no inner level, so there is no trunk to keep; choose mode taps")
+    return (min(model.branch.levels),)
+
+
+def _live_type(recipe: Recipe) -> torch.dtype:
+    """In which taps of that precision go to the branch, live ones (`VideoCLIP.encode_frames`) and kept ones alike."""
+    if recipe.precision == "bf16-mixed":
+        return torch.bfloat16
+    return torch.float16 if (recipe.precision, recipe.kind) == ("16-mixed", "fp16") else torch.float32
+
+
+def _to_keep(taps: Taps, recipe: Recipe) -> Taps:
+    """The levels that are kept; as the branch takes them, but for a trunk, which the tower takes again."""
+    chosen = taps.select(recipe.levels).to("cpu")
+    return chosen if recipe.mode == "trunk" else chosen.to(dtype=_live_type(recipe))
+
+
+def _kept(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str]) -> KeptTaps | KeptTrunk:
+    held, live = recipe.levels, _live_type(recipe)
+    if recipe.mode == "taps":
+        return KeptTaps(shards, keys, held=held, levels=held, dtype=live)
+    one = KeptTaps(shards, keys, held=held, levels=held, dtype=torch.float32)
+    return KeptTrunk(one, model.backbone, model.branch.levels, precision=recipe.precision, dtype=live)
+
+
+def _missing(shards: Shards, views: Sequence[View]) -> set[str]:
+    """Keys of what is not there yet."""
+    return {key for view in views for key in view.keys if key is not None and key not in shards}
+
+
+def _size(model: VideoCLIP, recipe: Recipe, clips: int) -> int:
+    """Bytes of so many clips."""
+    return clips * clip_bytes(model.backbone.geometry(recipe.levels), recipe.frames, recipe.kind)
+
+
+def clip_bytes(geometry: Geometry, frames: int, kind: str) -> int:
+    """Bytes that the taps of one clip take on disk, but for headers."""
+    tokens = geometry.patches + geometry.class_token
+    levels = sum(tokens * codec.size(width, kind) for width in geometry.widths)
+    return frames * (levels + codec.size(geometry.embed_dim, _fine(kind)) + 1)
+
+
+def _fine(kind: str) -> str:
+    """How frame embeddings are kept: they are small, and what retrieval compares."""
+    return "bf16" if kind == "int8" else kind
+
+
+def _named(taps: Taps, kind: str) -> dict[str, Tensor]:
+    """Taps as the tensors of a file."""
+    features = {f"patches.{level}": patch for level, patch in zip(taps.levels, taps.patches, strict=True)}
+    features |= {f"cls.{level}": cls for level, cls in zip(taps.levels, taps.cls, strict=bool(taps.cls))}
+    found: dict[str, Tensor] = {"mask": torch.ones(taps.frames.shape[:2], dtype=torch.uint8)}
+    if taps.mask is not None:
+        found["mask"] = taps.mask.to(torch.uint8)
+    for name, tensor in [*features.items(), ("frames", taps.frames)]:
+        for part, value in codec.packed(tensor, kind if name != "frames" else _fine(kind)).items():
+            found[f"{name}.{part}" if part else name] = value
+    return found

@@ -1,0 +1,65 @@
+"""Embeddings of captions by a frozen text tower, kept on disk: the same captions pass it once for all runs.
+
+Contract: a model, token ids and the function that embeds them in; what that function gives, or gave, out, bit for bit.
+Ids that are embedded together are kept together, in one file that is written whole or not at all: alone, or beside
+others, the last bits of a row may differ. Knows nothing of tokenizers or of which captions belong to which video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipvid.errors import CacheError
+from clipvid.features.cache_key import TextRecipe, mend_recipe, write_recipe
+from clipvid.features.shards import SUFFIX, read_shard, write_shard
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.files import explained
+from clipvid.runtime.precision import resolve
+
+NAME = "embedding"
+"""Of the one tensor of a file."""
+
+
+class TextCache:
+    """The part of a cache's folder that holds caption embeddings."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def recipe(self, model: VideoCLIP, precision: str) -> TextRecipe:
+        """What decides the embeddings of this model's text tower: it looks at all weights, so ask once for many ids."""
+        return TextRecipe(model.backbone.text_fingerprint, resolve(precision, model.device))
+
+    def embedded(
+        self, recipe: TextRecipe, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "m e"]:
+        """The embeddings of these token ids, from the cache, else from `embed` and kept; float32, on the CPU.
+
+        A row is known by the ids that the tower sees, cut as they are, and by its neighbours. Raises CacheError for a
+        damaged file, and where none can be written.
+        """
+        folder, name = self.folder / recipe.key, _hash(ids)
+        keys = [f"{name}:{row}" for row in range(len(ids))]
+        path = folder / f"{name}{SUFFIX}"
+        if path.exists():
+            mend_recipe(folder, recipe)
+            return read_shard(path, keys)[NAME]
+        found = embed(ids).float().cpu()
+        try:
+            write_recipe(folder, recipe)
+            write_shard(folder, keys, {NAME: found}, name=name)
+        except OSError as error:
+            raise CacheError(explained(error)) from error
+        return found
+
+
+def _hash(ids: Tensor) -> str:
+    """Of token ids and their arrangement."""
+    plain = ids.detach().cpu().to(torch.int64).contiguous()
+    return hashlib.sha256(f"{tuple(plain.shape)}".encode() + plain.numpy().tobytes()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""A video model on CLIP: build, save, load, convert."""

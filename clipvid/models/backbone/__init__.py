@@ -1,0 +1,1 @@
+"""A frozen open_clip model and the code that reads its inner levels."""

@@ -1,0 +1,358 @@
+"""The frozen base model: any open_clip image-text model, and the multi-layer features (taps) that branches read.
+
+Contract: float frames (B, T, 3, S, S) in, Taps out; under no_grad unless trainable.py lets it train, always in eval
+mode. Knows nothing of where models come from, of branches, losses or files of videos.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from clipvid.errors import BackboneError
+from clipvid.models.backbone import open_clip as bases
+from clipvid.models.backbone import text as textual
+from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone.fused import FusedCopies
+from clipvid.models.backbone.open_clip import Base, Tokenizer
+from clipvid.models.backbone.taps import Geometry, Taps
+from clipvid.models.backbone.weight_cache import WeightCache, forget_after_load, plain_parts
+from clipvid.nn.attention import Block
+
+
+class Backbone(nn.Module):
+    """A frozen open_clip model that gives taps and text embeddings.
+
+    Takes over the model object it is given: its parameters stop requiring gradients and it stays in eval mode, also
+    when a surrounding module is set to train.
+    """
+
+    def __init__(self, clip: nn.Module, *, tokenizer: Tokenizer | None = None, base: Base | None = None) -> None:
+        super().__init__()
+        visual = getattr(clip, "visual", None)
+        if not isinstance(visual, nn.Module):
+            raise BackboneError(
+                f"{type(clip).__name__} has no image tower `visual`; give an open_clip image-text model"
+            )
+        if not hasattr(visual, "forward_intermediates") or not hasattr(visual, "image_size"):
+            raise BackboneError(
+                f"tower {type(visual).__name__} lacks forward_intermediates or image_size, so its inner levels cannot "
+                "be read; give an open_clip model (3.3 or newer)"
+            )
+        self.clip: Any = clip.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.base = base or Base()
+        self._class_token = tower.has_class_token(visual)
+        self.trained: set[str] = (
+            set()
+        )  # parameters of `clip` that are not as they came: see clipvid.models.backbone.trainable
+        self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
+        self.trainable: frozenset[str] = (
+            frozenset()
+        )  # parameters of `clip` that train now: see clipvid.models.backbone.trainable
+        self.visual_trains = self.text_trains = False
+        self.lora_rank = 0
+        self._hashes = WeightCache()
+        self._fused_visual, self._fused_text = FusedCopies(), FusedCopies()
+        self.register_load_state_dict_post_hook(forget_after_load)
+
+    def forget_copies(self) -> None:
+        """Drop everything computed from the weights, fused copies and fingerprints, until it is next asked for."""
+        for computed in (self._hashes, self._fused_visual, self._fused_text):
+            computed.forget()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.forget_copies()  # before the weights move, so that both do not take memory at once
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
+        self.training = mode
+        self.clip.eval()
+        return self
+
+    @property
+    def visual(self) -> Any:
+        return self.clip.visual
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.clip.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the tower takes: its first kernel's type (towers in half precision keep some weights in float32)."""
+        first = next(self.visual.parameters())
+        return next((p.dtype for p in self.visual.parameters() if p.ndim == 4), first.dtype)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        size = self.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @cached_property
+    def preprocess_config(self) -> dict[str, Any]:
+        """open_clip's own description of how this model's images are resized and normalised."""
+        return bases.preprocess_config(self.clip)
+
+    @cached_property
+    def preprocess(self) -> Any:
+        """The base model's own transform of one PIL image to a float tensor (3, S, S)."""
+        return bases.image_transform(self.preprocess_config)
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature of the base model's own image-text similarity."""
+        scale = getattr(self.clip, "logit_scale", None)
+        return float(scale.detach().exp()) if isinstance(scale, Tensor) and not scale.is_meta else 100.0
+
+    @property
+    def levels(self) -> int:
+        """How many levels the tower has: blocks of a ViT, stages of a convolutional tower."""
+        return len(self._shapes[0]) - 1
+
+    @property
+    def has_blocks(self) -> bool:
+        """It is a ViT: a stack of transformer blocks, with a level 0 before the first."""
+        return self._shapes[0][0] is not None
+
+    def last_levels(self, depth: int) -> tuple[int, ...]:
+        """The last `depth` levels; BackboneError for more than there are."""
+        if not 0 <= depth <= self.levels:
+            raise BackboneError(
+                f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was asked for; "
+                f"choose a depth from 1 to {self.levels}"
+            )
+        return tuple(range(self.levels - depth + 1, self.levels + 1))
+
+    @property
+    def embed_dim(self) -> int:
+        return self._shapes[1]
+
+    def geometry(self, levels: Sequence[int]) -> Geometry:
+        """Shapes of these levels, without running the tower."""
+        shapes = [self._shapes[0][level] for level in self._checked(levels)]
+        axis = -1 if tower.speaks_tokens(self.visual) else 1
+        widths = tuple(s[axis] for s in shapes if s is not None)
+        last = self._shapes[0][-1]
+        assert last is not None
+        return Geometry(tuple(levels), widths, _grid(last, self.image_size), self.embed_dim, self._class_token)
+
+    def _checked(self, levels: Sequence[int]) -> Sequence[int]:
+        first = 0 if self._shapes[0][0] is not None else 1
+        if wrong := [level for level in levels if not first <= level <= self.levels]:
+            raise BackboneError(
+                f"{type(self.visual).__name__} has no level {wrong[0]}; its levels run from {first} to {self.levels}"
+            )
+        return levels
+
+    @cached_property
+    def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
+        """Shapes of all levels for one image, the stem's first (None where it is no sequence), and the embedding width.
+
+        One pass on the meta device, which leaves out what a ViT's blocks compute: each gives the shape that it takes.
+        """
+        image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
+        visual = tower.meta_copy(self.visual)
+        for block in tower.vit_blocks(visual):
+            block.forward = lambda tokens, *_, **__: tokens
+        with torch.no_grad():
+            out = visual.forward_intermediates(image, **self._format())
+        levels = [tuple(level.shape) for level in out["image_intermediates"]]
+        return [levels[0] if tower.vit_blocks(visual) else None, *levels], out["image_features"].shape[-1]
+
+    def forward(
+        self,
+        video: Float[Tensor, "b t 3 h w"],
+        *,
+        levels: Sequence[int],
+        mask: Bool[Tensor, "b t"] | None = None,
+        embed: bool = True,
+    ) -> Taps:
+        """One pass of the tower over all frames: these levels, their class tokens, and frame embeddings.
+
+        Without `embed` a ViT stops behind the last of the levels, and `frames` is (B, T, 0). Raises ValueError for
+        frames that are not of the base model's size.
+        """
+        if tuple(video.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
+                "use model.transform, or pass uint8 frames of any size"
+            )
+        levels = self._checked(levels)  # now: it may run a copy of the tower, which must not be watched
+        video, sizes = video.to(self.dtype), tuple(video.shape[:2])
+        grad = self.visual_trains and torch.is_grad_enabled()
+        visual = self.tower_to_run(grad=grad)
+        with torch.set_grad_enabled(grad), tower.watched_stem(visual if 0 in levels else None) as stem:
+            out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
+            found = self._tokens(out, levels, stem)
+            patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
+            cls = tuple(found[level][1].unflatten(0, sizes) for level in levels) if self._class_token else ()
+            features = out.get("image_features")
+            frames = video.new_zeros(*sizes, 0) if features is None else features.unflatten(0, sizes)
+        return Taps(tuple(levels), patches, cls, frames, mask)
+
+    def tower_to_run(self, *, grad: bool) -> Any:
+        """The tower as a pass takes it, with or without gradients: under autocast its fused copy, else itself."""
+        return self._fused_visual.of(self.visual, grad=grad)
+
+    def run(
+        self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
+    ) -> dict[str, Any]:
+        """open_clip's own intermediates of `visual` (this tower or a copy of it), and its features where asked."""
+        blocks = {level - 1 for level in self._checked(levels) if level}
+        early = {} if embed or not self.has_blocks else {"intermediates_only": True, "stop_early": True}
+        if not early:
+            blocks.add(self.levels - 1)  # some towers stop at the last level that is asked for, features or not
+        return visual.forward_intermediates(images, indices=sorted(blocks or {0}), **early, **self._format())
+
+    def _tokens(
+        self, out: Mapping[str, Any], levels: Sequence[int], stem: list[Tensor]
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Level -> its patches (B·T, N, D), on the last level's grid, and where there is one its class token."""
+        shape = self._shapes[0][-1]
+        assert shape is not None
+        grid = _grid(shape, self.image_size)
+        prefix = out.get("image_intermediates_prefix") if self._class_token else None
+        found: dict[int, tuple[Tensor, ...]] = {}
+        given = sorted({level for level in levels if level})
+        for place, (number, level) in enumerate(zip(given, out["image_intermediates"], strict=False)):
+            found[number] = (_tokens(level, grid), *([prefix[place][:, 0]] if prefix else []))
+        if stem:
+            own = tower.prefix_tokens(self.visual)
+            found[0] = (stem[0][:, own:], *([stem[0][:, 0]] if self._class_token else []))
+        return found
+
+    def tokenize(self, texts: Sequence[str], *, longest: int | None = None) -> Int[Tensor, "m ctx"]:
+        """Token ids, cut to the context length, or to `longest` tokens, with the end token kept."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model was attached without a tokenizer; pass tokenizer=open_clip.get_tokenizer(name), "
+                "or give token ids"
+            )
+        tokens = self.tokenizer(list(texts))
+        if longest is None:
+            return tokens
+        pad, end = textual.special_tokens(self.tokenizer)
+        return textual.cut(tokens, longest, pad=pad, end=end)
+
+    def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
+        """CLIP's own text embeddings, projected, not normalised."""
+        grad = self.text_trains and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad):
+            return self._text(grad=grad).encode_text(tokens)
+
+    def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
+        """What the text tower says of every token, projected, and which tokens are part of the caption."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "words and padding cannot be told apart without the tokenizer; pass tokenizer= when attaching"
+            )
+        pad, end = textual.special_tokens(self.tokenizer)
+        grad = self.text_trains and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad):
+            features = textual.token_features(self._text(grad=grad), tokens)
+        return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
+
+    def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
+        """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""
+        return tower.copy_blocks(self.visual, depth, class_token=class_token)
+
+    def copy_tail(self) -> tower.Tail:
+        """A trainable copy of the way from the last block to the embedding."""
+        return tower.Tail(self.visual)
+
+    def stem_parts(self) -> tower.StemParts:
+        """The weights before the first block."""
+        return tower.stem_parts(self.visual)
+
+    @property
+    def n_text_blocks(self) -> int:
+        """How many blocks `copy_text_blocks` could copy; 0 for a text tower of another kind."""
+        return len(tower.text_tower_and_blocks(self.clip)[1])
+
+    def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
+        """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
+        return tower.copy_text_blocks(self.clip, depth)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight, as it came: two equal ones are the same base model."""
+        return hash_of(self.clip.state_dict())
+
+    @property
+    def tower_fingerprint(self) -> str:
+        """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
+        return self._hashed("visual", self.visual, self.visual.state_dict())
+
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of the text tower as it is now: equal token ids get equal embeddings when these are equal."""
+        return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
+
+    def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+        """Return a hash of weights and of the parts without any, such as activations; remembered until one changes."""
+
+        def compute() -> str:
+            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
+
+        return self._hashes.get(name, module, compute)
+
+    def _text(self, *, grad: bool) -> Any:
+        """The model to embed texts with; layers of LoRA are left as peft made them."""
+        rest = _without_visual(self.clip)
+        return rest if self.lora_rank else self._fused_text.of(rest, grad=grad)
+
+    def _format(self) -> dict[str, Any]:
+        tokens = tower.speaks_tokens(self.visual)
+        return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": tower.prefix_tokens(self.visual) > 0}
+
+
+def _without_visual(clip: Any) -> Any:
+    """The same model without its image tower, nor a decoder that writes captions."""
+    rest = copy.copy(clip)
+    rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
+    return rest
+
+
+def _text_weights(clip: Any) -> dict[str, Tensor]:
+    """All weights that decide a text's embedding."""
+    left_out = ("visual.", "text_decoder.", "logit_")
+    return {name: value for name, value in clip.state_dict().items() if not name.startswith(left_out)}
+
+
+def hash_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a level: read off a feature map, or inferred for tokens of an image of this aspect."""
+    if len(shape) == 4:
+        return shape[-2], shape[-1]
+    n = shape[1]
+    height = round((n * image[0] / image[1]) ** 0.5)
+    assert height * (n // height) == n, (shape, image)
+    return height, n // height
+
+
+def _tokens(level: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A level as (B·T, N, D) tokens on the last level's grid; coarser by average pooling where it was finer."""
+    if level.ndim == 3:
+        return level
+    if tuple(level.shape[-2:]) != grid:
+        level = F.adaptive_avg_pool2d(level, grid)
+    return level.flatten(2).transpose(1, 2)

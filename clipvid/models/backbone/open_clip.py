@@ -1,0 +1,175 @@
+"""Where base models come from: any model that open_clip knows, by name, tag, folder or checkpoint, or clipvid-mini.
+
+Contract: a name in; the model, its tokenizer and what is needed to load it again out. Also open_clip's description of
+how images are prepared. The only file that imports open_clip. Knows nothing of taps, branches or videos.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipvid.errors import BackboneError
+from clipvid.models.backbone.names import MINI, SCHEMES, check_name
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a base model came from: enough to load it again. `name` None: an object that the caller built."""
+
+    name: str | None = None
+    pretrained: str | None = None
+
+
+@contextmanager
+def _root_logger_as_it_was() -> Iterator[None]:
+    """Keep `logging.info`, which open_clip calls, from giving a root logger without handlers one that stays."""
+    root, spare = logging.getLogger(), logging.lastResort
+    if root.handlers or spare is None:
+        yield
+        return
+    root.addHandler(spare)
+    try:
+        yield
+    finally:
+        root.removeHandler(spare)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep this thread's warnings out of the root log in the block: open_clip warns there of weights left out."""
+    thread, root = threading.get_ident(), logging.getLogger()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
+
+
+@_root_logger_as_it_was()
+def load_clip(
+    name: str, pretrained: str | None = None, *, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tokenizer, Base]:
+    """Load an open_clip model with its tokenizer.
+
+    `name` is one of `open_clip.list_models()`, an `hf-hub:` tag, a `local-dir:` folder or "clipvid-mini"; `pretrained`
+    a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" there are no
+    weights at all, only shapes, and a tokenizer that refuses to be used. Raises ValueError for names and tags that do
+    not exist, and where weights would silently be random; BackboneError where weights or tokenizer cannot be fetched.
+    """
+    import open_clip
+
+    shapes_only = torch.device(device).type == "meta"
+    base = Base(name, pretrained)
+    if name == MINI:
+        name = f"local-dir:{mini_folder()}"
+    if not name.startswith(SCHEMES):
+        _check_builtin(name, "random" if shapes_only and pretrained is None else pretrained)
+    elif pretrained is not None:
+        what = f"{MINI} brings its" if base.name == MINI else f"{name.split(':')[0]}: names bring their"
+        raise ValueError(f"{what} own weights; leave pretrained out")
+    tag = None if pretrained == "random" else pretrained
+    # OpenAI's and some other weights were trained with QuickGELU; without it the same weights score points lower
+    quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
+    options: dict[str, Any] = {"force_quick_gelu": True} if quick else {}
+    if shapes_only:
+        try:
+            with _without_warnings(), torch.device("meta"):
+                clip = open_clip.create_model(name, load_weights=False, device="meta")
+        except OSError as error:
+            raise _unreachable(f"the description of {name}", error) from error
+        return clip, _no_tokenizer, base
+    try:
+        clip = open_clip.create_model(
+            name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
+        )
+    except OSError as error:
+        raise _unreachable(f"a part of {name}", error) from error
+    except RuntimeError as error:
+        if "download" not in str(error).lower():
+            raise
+        raise BackboneError(
+            f"the weights {tag or base.name} of {base.name} could not be downloaded ({error}); check the network, or "
+            f"give the path of a checkpoint as pretrained; {MINI} needs no download"
+        ) from error
+    return clip, _tokenizer(name), base
+
+
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(name)
+    except (OSError, ImportError) as error:
+        raise _unreachable(f"the tokenizer of {name}", error) from error
+
+
+def _unreachable(what: str, error: Exception) -> BackboneError:
+    """Of what some models take from a hub: tokenizers, descriptions of text towers."""
+    cause = " ".join(str(error).split())
+    return BackboneError(
+        f"{what} could not be loaded ({cause}); it comes from a hub: check the network, or attach a model and a "
+        "tokenizer of your own in Python"
+    )
+
+
+def _no_tokenizer(_: list[str]) -> Tensor:
+    raise ValueError("a model of shapes alone (device meta) reads no text; load it on a device")
+
+
+def mini_folder() -> Path:
+    """Folder of the embedded default model: inside the wheel, or in `assets/` of a checkout."""
+    here = Path(__file__).parents[2]
+    for folder in (here / "_assets" / MINI, here.parent / "assets" / MINI):
+        if (folder / "open_clip_config.json").is_file():
+            return folder
+    raise BackboneError(f"{MINI} is not installed beside {here}; reinstall clipvid, or run scripts/train_mini.py")
+
+
+def _check_builtin(name: str, pretrained: str | None) -> None:
+    import open_clip
+
+    check_name(name, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"{name} needs weights: pretrained= one of {', '.join(tags) or '(no tags)'}, the path of a checkpoint, "
+            'or "random" to do without'
+        )
+    if pretrained not in (*tags, "random") and not Path(pretrained).is_file():
+        raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}; its tags are {', '.join(tags)}")
+
+
+def preprocess_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's own description of how this model's images are resized and normalised."""
+    from open_clip.model import get_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg
+
+    known = {k: v for k, v in get_model_preprocess_cfg(clip).items() if k in PreprocessCfg.__dataclass_fields__}
+    return asdict(PreprocessCfg(**known))
+
+
+def image_transform(config: Mapping[str, Any]) -> Any:
+    """The transform of one PIL image to a float tensor (3, S, S) that such a description stands for."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    return image_transform_v2(PreprocessCfg(**config), is_train=False)
+
+
+def preprocess_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a preprocess config that decides how pixels look; two equal ones give equal inputs."""
+    return {k: config[k] for k in ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")}

@@ -1,0 +1,133 @@
+"""What every branch is. Knows nothing of any particular branch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipvid.models.backbone.taps import Geometry, Pixels, Taps
+from clipvid.nn.attention import Block
+from clipvid.nn.checkpointing import recomputed
+
+
+class Branch(nn.Module):
+    """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding."""
+
+    options: Any
+    """The dataclass that this branch was built from, and can be rebuilt from."""
+    levels: tuple[int, ...]
+    """Levels of the tower that it reads."""
+    reads_pixels: bool = False
+    """It has a stem of its own and takes Pixels in place of Taps, so nothing of it can be cached."""
+    reads_frames: bool = True
+    """It reads CLIP's own frame embeddings, so the tower has to run to its end."""
+    image_size: int | None = None
+    """Side of the frames that it reads, where that is not the tower's."""
+    one_token: bool = False
+    """It makes one embedding for the whole clip; all frames are given the same."""
+    copied: tuple[str, ...] = (".block.",)
+    """Parts of names: parameters that start as copies of CLIP's, and train at a lower rate."""
+
+    def compared(self, frames: int) -> list[int]:
+        """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
+        return []
+
+    def recompute_layers(self, on: bool) -> None:
+        """Whether layers run again in the backward pass, so that what they compute need not be kept until then.
+
+        Raises ValueError to switch it on for a branch without layers on the tower's tokens.
+        """
+        if on:
+            raise ValueError(
+                f"recompute runs the layers of a branch a second time, and {type(self).__name__} has none on the "
+                "tower's tokens; leave it out, or choose a side branch (stan) or an intermediate one (divided, vivit1)"
+            )
+
+
+@dataclass(frozen=True)
+class State:
+    """A clip on its way through a layered branch: what it read, its class token if it has one, and its tokens."""
+
+    taps: Taps | Pixels
+    cls: Float[Tensor, "b d"] | None
+    patch: Float[Tensor, "b t n d"]
+
+
+class LayeredBranch(Branch, ABC):
+    """A branch that keeps tokens on the tower's grid from layer to layer, so that it can be stopped between two.
+
+    It says how it starts, what a layer does and how it ends; `forward` is these in a row.
+    """
+
+    layers: nn.ModuleList
+    geometry: Geometry
+    """Of the levels that it reads; its grid is that of the dense tokens."""
+    width: int
+    """D of the dense tokens."""
+    recompute: bool = False
+    """Set by `recompute_layers`."""
+
+    def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
+        return self.finish(self.state(taps))
+
+    def state(self, taps: Taps | Pixels) -> State:
+        """What leaves the last layer."""
+        return self.run(self.start(taps), 0, list(self.layers))
+
+    def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
+        """Through `layers`, which stand at places `first` and on."""
+        for k, layer in enumerate(layers, start=first):
+            state = self.advance(state, k, layer)
+        return state
+
+    def recompute_layers(self, on: bool) -> None:
+        self.recompute = on
+
+    def through(
+        self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
+    ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
+        """What a layer makes of the tokens; with `recompute` it runs again in the backward pass."""
+        run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
+        return recomputed(run, cls, patch) if self.recompute and torch.is_grad_enabled() else run(cls, patch)
+
+    @abstractmethod
+    def start(self, taps: Any) -> State:
+        """What enters the first layer."""
+
+    @abstractmethod
+    def advance(self, state: State, k: int, layer: nn.Module) -> State:
+        """Through one layer, which stands at place `k`."""
+
+    @abstractmethod
+    def finish(self, state: State) -> Float[Tensor, "b t e"]:
+        """What leaves the last layer as frame embeddings."""
+
+    def dense(self, state: State) -> Float[Tensor, "b t n d"]:
+        """The patches alone, on the tower's grid."""
+        return state.patch
+
+
+class Borrowed:
+    """The tower itself, for a branch that uses its weights: no part of the branch, so not trained or saved by it.
+
+    Copied together with the tower it means the copy, copied alone the tower it meant before.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        self.visual: Any = visual
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Borrowed:
+        return Borrowed(memo.get(id(self.visual), self.visual))
+
+
+def heads_of(copies: list[nn.Module], width: int) -> int:
+    """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
+    if copies and isinstance(copies[0], Block):
+        return copies[0].attention.heads
+    return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)

@@ -1,0 +1,98 @@
+"""Posterior branches: a temporal transformer over CLIP's frame embeddings, behind a tower that knows nothing of time.
+
+Contract: Taps in (their frame embeddings only), frame embeddings (B, T, E) out. Cheapest of all to train and to cache.
+Papers: Luo et al., CLIP4Clip (2021), section 3.3, seqTransf; Arnab et al., ViViT (ICCV 2021), model 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipvid.config import checks as _checks
+from clipvid.errors import BackboneError
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.branches.base import Branch, heads_of
+from clipvid.nn.temporal import TemporalTransformer, plain_blocks
+
+
+@dataclass(frozen=True)
+class PosteriorOptions:
+    """Everything that decides a posterior branch; saved with it."""
+
+    depth: int | None = None
+    """Transformer blocks over the frames of a clip; None for 4 or, with init=text, all of a text tower of fewer."""
+    init: Literal["random", "text"] = "random"
+    """random, or text: the first blocks and positions of CLIP's text tower, as CLIP4Clip starts."""
+    fusion: Literal["gated", "release"] = "gated"
+    """gated: frame + a zero-initialised linear of what the transformer says, so step 0 is zero-shot CLIP. release:
+    frame + transformer, as CLIP4Clip has it."""
+    token: bool = False
+    """Read a class token, the same for all frames (ViViT's model 2), in place of each frame's own vector."""
+    time_size: int = 64
+    """Rows of the position table; longer clips stretch it. With init=text it is CLIP's own table."""
+
+    def __post_init__(self) -> None:
+        _checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
+        _checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
+
+
+class Posterior(Branch):
+    """What comes after the tower: frames + gate(temporal transformer(frames))."""
+
+    levels = ()  # reads nothing but the frame embeddings
+
+    def __init__(self, backbone: Backbone, options: PosteriorOptions | None = None) -> None:
+        super().__init__()
+        o = options or PosteriorOptions()
+        self.options = o = replace(o, depth=_depth(backbone, o))
+        self.refine = over_frames(backbone, o)
+
+    def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
+        return self.refine(taps.frames, mask=taps.mask)
+
+
+class Refinement(nn.Module):
+    """Frame embeddings, and what a temporal transformer adds to them."""
+
+    def __init__(self, temporal: TemporalTransformer, embed_dim: int, *, gated: bool) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.gate = nn.Linear(embed_dim, embed_dim, bias=False) if gated else nn.Identity()
+        if isinstance(self.gate, nn.Linear):
+            nn.init.zeros_(self.gate.weight)
+
+    def forward(self, frames: Float[Tensor, "b t e"], *, mask: Tensor | None = None) -> Float[Tensor, "b t e"]:
+        cls, found = self.temporal(frames, mask=mask)
+        return frames + self.gate(found if cls is None else cls[:, None])
+
+
+def _depth(backbone: Backbone, options: PosteriorOptions) -> int:
+    if options.depth is not None:
+        return options.depth
+    return min(4, backbone.n_text_blocks or 4) if options.init == "text" else 4
+
+
+def over_frames(backbone: Backbone, options: PosteriorOptions) -> Refinement:
+    """The temporal transformer of these options, at the width of CLIP's embedding."""
+    o, width, depth = options, backbone.embed_dim, _depth(backbone, options)
+    positions = None
+    if o.init == "text":
+        blocks, positions = backbone.copy_text_blocks(depth)
+        if positions.shape[1] != width:
+            raise BackboneError(
+                f"the text tower is {positions.shape[1]} wide, the embedding {width}, so its blocks do not fit; choose "
+                "branch posterior, or init random"
+            )
+    else:
+        blocks = plain_blocks(width, depth, heads=heads_of([], width))
+    rows = o.time_size if positions is None else len(positions)
+    gated = o.fusion == "gated"
+    temporal = TemporalTransformer(width, blocks, rows=rows, cls=o.token, norm=gated)  # seqTransf has no final norm
+    if positions is not None:
+        temporal.position.data.copy_(positions)
+    return Refinement(temporal, width, gated=gated)

@@ -1,0 +1,279 @@
+"""STAN: a side branch that reads a frozen tower's last levels and mixes them within and across frames.
+
+Contract: Taps in, fused frame embeddings (B, T, E) out; their mean over frames is the video embedding. Knows nothing
+of files, text or losses.
+Paper: Liu et al., Revisiting Temporal Modeling for CLIP-based Image-to-Video Knowledge Transferring (CVPR 2023),
+section 3. Where paper and released code differ, `StanOptions` names the choice and `PRESETS` holds the three sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipvid.config import checks as _checks
+from clipvid.errors import BackboneError
+from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.taps import Geometry, Taps
+from clipvid.models.branches.base import Borrowed, LayeredBranch, State, heads_of
+from clipvid.nn.attention import Block
+from clipvid.nn.mixers import MIXERS, check_mixer
+from clipvid.nn.motion import LocalMotion
+from clipvid.nn.pooling import mean_over_frames, sinusoids, stretched
+from clipvid.nn.spacetime import SpaceTimeBlock
+
+
+@dataclass(frozen=True)
+class StanOptions:
+    """Everything that decides a STAN branch; saved with it."""
+
+    depth: int = 4
+    """K: how many of the tower's last levels are tapped, one branch layer each."""
+    mixer: str = "attention"
+    """Cross-frame module: attention, conv (paper, eq. 9), conv_full (first released code) or rsa."""
+    mixer_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the cross-frame module by name, such as kernel and bottleneck of rsa."""
+    fusion: Literal["gated", "release", "balanced"] = "gated"
+    """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
+    tower. release: added to the class token before CLIP's final norm and projection, as published. balanced: as
+    release, but w CLIP + (1 - w) branch with a trained sigmoid w for each channel, half at first (BT-Adapter)."""
+    order: Literal["cross_first", "intra_first"] = "cross_first"
+    """Which module of a layer runs first: cross_first is the released code, intra_first the paper's text."""
+    merge: Literal["add", "project", "balanced"] = "add"
+    """How a level joins the branch: added as it is (released code), through a DxD projection (paper, eq. 5-6), or
+    w level + (1 - w) branch with a trained sigmoid w for each channel (BT-Adapter)."""
+    position: Literal["clip", "learned"] = "learned"
+    """Spatial positions: CLIP's own table a second time (released code), or a table that the branch trains."""
+    class_start: Literal["mean", "release", "own"] = "mean"
+    """First class token: mean of the frames' (paper), or that averaged with CLIP's class embedding (released code), or
+    with a token of the branch's own (BT-Adapter)."""
+    time_init: Literal["sinusoid", "normal"] = "sinusoid"
+    """The time embedding at first: sinusoids, which know early from late (ours), or noise (released code)."""
+    time_std: float = 1.0
+    """Its root-mean-square at first. Small beside a token, it takes long to be noticed; the gate makes it harmless."""
+    time_size: int = 64
+    """Rows of the time table; longer clips interpolate it."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
+    width: int | None = None
+    """D, branch width; None takes the tower's last level or, where that has no blocks to copy (a ResNet's 2048), no
+    more than CLIP's embedding. Another width than a ViT's own cannot copy its blocks."""
+
+    def __post_init__(self) -> None:
+        check_mixer(self.mixer, self.mixer_options)
+        _checks.choices(self, _CHOICES)
+        _checks.least(self, depth=1, time_size=1)
+        if self.width is not None:
+            _checks.least(self, width=1)
+        _checks.probability(self, "drop_path", certain=False)
+
+
+_CHOICES = {
+    "fusion": ("gated", "release", "balanced"),
+    "order": ("cross_first", "intra_first"),
+    "merge": ("add", "project", "balanced"),
+    "position": ("clip", "learned"),
+    "class_start": ("mean", "release", "own"),
+    "time_init": ("sinusoid", "normal"),
+}
+
+PRESETS: dict[str, StanOptions] = {
+    "stan": StanOptions(),
+    "stan-release": StanOptions(fusion="release", position="clip", class_start="release", time_init="normal"),
+    "stan-paper": StanOptions(
+        fusion="release", order="intra_first", merge="project", mixer="conv", time_init="normal", time_std=0.02
+    ),
+    "bt-adapter": StanOptions(
+        fusion="balanced", merge="balanced", position="clip", class_start="own", time_init="normal"
+    ),
+}
+
+
+class STAN(LayeredBranch):
+    """K layers of intra-frame and cross-frame modules beside the tower."""
+
+    def __init__(self, backbone: Backbone, options: StanOptions | None = None) -> None:
+        super().__init__()
+        self.options = o = options or StanOptions()
+        self.levels = backbone.last_levels(o.depth)
+        self.geometry = g = backbone.geometry(self.levels)
+        own = g.widths[-1] if backbone.has_blocks else min(g.widths[-1], g.embed_dim)
+        self.width = width = o.width or own
+        self.entries = nn.ModuleList(
+            _Entry(g, place=k, width=width, project=o.merge == "project") for k in range(o.depth)
+        )
+        self.position = _Position(backbone, g, options=o, width=width)
+        self.balance = Balance(width) if o.merge == "balanced" else None
+        self.layers = nn.ModuleList(_layers(backbone, o, width=width))
+        self.fusion = _FUSIONS[o.fusion](backbone, g, width)
+
+    def start(self, taps: Taps) -> State:
+        taps = taps.select(self.levels)
+        return State(taps, *self.position(*self.entries[0](taps)))
+
+    def advance(self, state: State, k: int, layer: nn.Module) -> State:
+        cls, patch = state.cls, state.patch
+        assert cls is not None
+        if k:
+            level_cls, level_patch = self.entries[k](state.taps)
+            if self.balance is None:
+                cls, patch = cls + level_cls, patch + level_patch
+            else:
+                cls, patch = self.balance(level_cls, cls), self.balance(level_patch, patch)
+        return State(state.taps, *self.through(layer, cls, patch, mask=state.taps.mask))
+
+    def finish(self, state: State) -> Float[Tensor, "b t e"]:
+        return self.fusion(state.taps, state.cls, state.patch)
+
+
+def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[SpaceTimeBlock]:
+    """One branch layer a level: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3)."""
+    o = options
+    copies = backbone.copy_blocks(o.depth) if width == backbone.geometry(backbone.last_levels(1)).widths[0] else []
+    heads = heads_of(copies, width)
+    rates = [o.drop_path * k / max(1, o.depth - 1) for k in range(o.depth)]
+    return [
+        SpaceTimeBlock(
+            copies[k] if copies else Block(width, heads),
+            [MIXERS[o.mixer](width, heads, drop_path=rates[k], **o.mixer_options)],
+            place="before" if o.order == "cross_first" else "after",
+            drop_path=rates[k],
+        )
+        for k in range(o.depth)
+    ]
+
+
+class _Entry(nn.Module):
+    """One level's way into the branch: frame-mean class token and patches, projected where widths differ."""
+
+    def __init__(self, geometry: Geometry, *, place: int, width: int, project: bool) -> None:
+        super().__init__()
+        self.place = place
+        own = geometry.widths[place]
+        self.patch = _projection(own, width) if project or own != width else nn.Identity()
+        self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
+
+    def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
+        patch = self.patch(taps.patches[self.place])
+        if self.frame is None:
+            cls = self.patch(mean_over_frames(taps.cls[self.place], taps.mask))
+        else:  # no class token: the frame's pooled feature takes its place
+            cls = self.frame(mean_over_frames(taps.frames, taps.mask))
+        return cls, patch
+
+
+class _Position(nn.Module):
+    """Adds where and when to the first level's patches, and starts the class token."""
+
+    def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
+        super().__init__()
+        own = tower.embeddings(backbone.visual)
+        needs_own = options.position == "clip" or options.class_start != "mean"
+        if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
+            raise BackboneError(
+                f"{type(backbone.visual).__name__} has no position table for {geometry.patches} patches of width "
+                f"{width}, which this preset re-uses; choose branch stan"
+            )
+        start = torch.randn(options.time_size, width)
+        if options.time_init == "sinusoid":
+            start = sinusoids(options.time_size, width)
+        self.time = nn.Parameter(options.time_std * start)
+        self.space = nn.Parameter(torch.zeros(geometry.patches, width)) if options.position == "learned" else None
+        self.clip = Borrowed(backbone.visual)
+        self.clip_class = options.class_start == "release"
+        # BT-Adapter's token starts at zero and has CLIP's position of the class token added
+        self.own_class = nn.Parameter(own[1][0].detach().clone()) if options.class_start == "own" and own else None
+
+    def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
+        visual = self.clip.visual
+        if self.own_class is not None:
+            cls = (cls + self.own_class) / 2
+        if self.clip_class:
+            cls = (cls + visual.class_embedding + visual.positional_embedding[0]) / 2
+        space = visual.positional_embedding[1:] if self.space is None else self.space
+        return cls, patch + space + stretched(self.time, patch.shape[1])[:, None]
+
+
+class Balance(nn.Module):
+    """w theirs + (1 - w) ours, w a trained sigmoid for each channel that starts at one half (BT-Adapter's gates).
+
+    The released code multiplies the logit by 100 and more, which lets it move at a branch's learning rate.
+    """
+
+    def __init__(self, width: int, *, scale: float = 100.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.logit = nn.Parameter(torch.zeros(width))
+
+    def forward(self, theirs: Float[Tensor, "*batch d"], ours: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        weight = (self.scale * self.logit).sigmoid()
+        return weight * theirs + (1 - weight) * ours
+
+
+class _GatedFusion(nn.Module):
+    """Frame embedding + gate(what the branch saw); the gate is a linear that starts at zero, so step 0 is CLIP itself.
+
+    The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which is ours: the
+    mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
+    """
+
+    def __init__(self, backbone: Backbone, geometry: Geometry, width: int) -> None:
+        super().__init__()
+        self.grid = geometry.grid
+        self.norm = nn.LayerNorm(width)
+        self.motion = LocalMotion(width, 2 * width)
+        self.gate = nn.Linear(3 * width, geometry.embed_dim, bias=False)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
+        motion = self.motion(patch, grid=self.grid, mask=taps.mask)
+        return taps.frames + self.gate(torch.cat([self.norm(cls), motion], dim=-1))[:, None]
+
+
+class _ReleaseFusion(nn.Module):
+    """proj(ln_post(class token + branch)) per frame, as published, with CLIP's own norm and projection."""
+
+    def __init__(self, backbone: Backbone, geometry: Geometry, width: int, *, balanced: bool = False) -> None:
+        super().__init__()
+        self.balance = Balance(width) if balanced else None
+        head = tower.head(backbone.visual)
+        if head is None or head[1].shape[0] != width:
+            raise BackboneError(
+                f"{type(backbone.visual).__name__} does not end in proj(ln_post(class token)), which the published "
+                "fusion needs; choose branch stan, whose fusion fits every tower"
+            )
+        self.clip = Borrowed(backbone.visual)
+
+    def forward(self, taps: Taps, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t e"]:
+        frame = taps.cls[-1]
+        fused = frame + cls[:, None] if self.balance is None else self.balance(frame, cls[:, None].expand_as(frame))
+        norm, projection = self.clip.visual.ln_post, _wide(self.clip.visual.proj)
+        return F.layer_norm(_wide(fused), fused.shape[-1:], _wide(norm.weight), _wide(norm.bias), norm.eps) @ projection
+
+
+_FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
+    "gated": _GatedFusion,
+    "release": _ReleaseFusion,
+    "balanced": partial(_ReleaseFusion, balanced=True),
+}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: towers in half precision keep some of these weights in it, and some not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _projection(own: int, width: int) -> nn.Linear:
+    """W_proj of eq. 5-6; starts as the identity where it can, so that project and add agree at step 0."""
+    linear = nn.Linear(own, width, bias=own != width)
+    if own == width:
+        nn.init.eye_(linear.weight)
+    return linear

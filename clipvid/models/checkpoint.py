@@ -1,0 +1,93 @@
+"""The files of a saved model: config.json and branch.safetensors in a folder of their own, or a hub repository.
+
+Contract: plain data and tensors in and out, whole or not at all; what is not a saved model is refused with the reason.
+Knows nothing of what the config says or the tensors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipvid.errors import CheckpointError
+from clipvid.runtime.files import whole_folder, write_tensors
+
+FORMAT = 2
+CONFIG, WEIGHTS = "config.json", "branch.safetensors"
+PARTS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training")
+
+
+def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
+    """Write both files; FileExistsError for a folder that holds anything else."""
+    strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
+    if strangers:
+        raise FileExistsError(f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own")
+    with whole_folder(folder) as beside:
+        write_tensors(beside / WEIGHTS, state)
+        text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
+        (beside / CONFIG).write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a base model's fingerprint, a branch's options, and weights."""
+    digest = hashlib.sha256(base.encode())
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a saved model; CheckpointError for another file or format."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["format"]
+        missing = set(PARTS) - set(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
+    if found != FORMAT or missing:
+        raise CheckpointError(
+            f"{path} has format {found} and lacks {sorted(missing)}; this version reads format {FORMAT}"
+        )
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a saved model by part: the first word of their names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    return parts
+
+
+def local_folder(folder: str | Path) -> Path:
+    """The folder itself, or the downloaded files of a hub repository ("org/name")."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    name = str(folder).removeprefix("hf-hub:")
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"{folder} is not a folder; give the folder of VideoCLIP.save, or a hub repository org/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))

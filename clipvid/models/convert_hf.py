@@ -1,0 +1,178 @@
+"""TimeSformer, ViViT and image ViT weights of Hugging Face's `transformers`, read into clipvid's video transformer.
+
+Contract: a state dict of TimesformerModel, VivitModel or ViTModel (or their classification models, whose classifier is
+left) and the video transformer that it fits; every weight is placed, or an error names those that are not. Imports no
+transformers. Knows nothing of CLIP or training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from clipvid.errors import CheckpointError
+from clipvid.models.branches import preset_of
+from clipvid.models.branches.standalone import Standalone
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.nn.mixers import AttentionStep
+from clipvid.nn.spacetime import SpaceTimeBlock
+from clipvid.nn.stem import Inflation, Stem, inflated, resized_space, tiled
+from clipvid.nn.video_transformer import VideoTransformer
+
+_TIMESFORMER = {  # in a layer: theirs -> ours
+    "attention.attention.qkv": "block.attention.qkv",
+    "attention.output.dense": "block.attention.out",
+    "layernorm_before": "block.norm1",
+    "layernorm_after": "block.norm2",
+    "intermediate.dense": "block.mlp.0",
+    "output.dense": "block.mlp.2",
+    "temporal_layernorm": "steps.0.norm",
+    "temporal_attention.attention.qkv": "steps.0.attention.qkv",
+    "temporal_attention.output.dense": "steps.0.attention.out",
+    "temporal_dense": "steps.0.out",
+}
+_VIVIT = {
+    "attention.o_proj": "block.attention.out",
+    "layernorm_before": "block.norm1",
+    "layernorm_after": "block.norm2",
+    "mlp.fc1": "block.mlp.0",
+    "mlp.fc2": "block.mlp.2",
+}
+_JOINED = {  # in memory, as transformers 5 has it, and in the files that it and ViViT's releases write
+    **{f"attention.{letter}_proj": letter for letter in "qkv"},
+    **{f"attention.attention.{word}": word[0] for word in ("query", "key", "value")},
+}
+_STEM = {
+    "embeddings.cls_token": "stem.cls",
+    "embeddings.position_embeddings": "stem.space",
+    "embeddings.time_embeddings": "stem.time",
+    "embeddings.patch_embeddings.projection.weight": "stem.conv.weight",
+    "embeddings.patch_embeddings.projection.bias": "stem.conv.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+LEFT = ("classifier.", "pooler.")
+"""What heads of theirs have no place here."""
+
+
+def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path) -> None:
+    """Fill the video transformer (of a model with a standalone branch) with TimeSformer's or ViViT's weights, in place.
+
+    `state` is a state dict, or the path of a safetensors file. Raises CheckpointError, naming keys, when something is
+    missing, left over, or of another shape.
+    """
+    target, found = _target(model), _renamed(_read(state))
+    _check(target.state_dict(), found, hint="the scheme, frames, image_size, patch and tubelet they were trained with")
+    target.load_state_dict(found)
+
+
+def load_image_weights(
+    model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path, *, inflation: Inflation = "central"
+) -> None:
+    """Start the video transformer (of a model with a standalone branch) from an image ViT, in place.
+
+    Blocks, norms and class token are taken as they are, the kernel is inflated to tubelets, positions are resized to
+    the grid (bicubic) and repeated for every frame where the table has a slot for each token (ViViT, section 3.4).
+    Steps across frames of an untrained transformer take their block's norm and attention and stay identities; tables of
+    time and a temporal transformer keep their own start. The weights do not tell the number of heads: build the
+    transformer with theirs. `state` as for `load_video_weights`; raises CheckpointError as it does.
+    """
+    target, found = _target(model), _renamed(_read(state))
+    own = target.state_dict()
+    stem = target.stem
+    if stem.cls is None:  # the table's first row is the class token's
+        found.pop("stem.cls", None)
+    kernel, table = found.get("stem.conv.weight"), found.get("stem.space")
+    if kernel is not None and kernel.shape[2] == 1:
+        found["stem.conv.weight"] = inflated(kernel[:, :, 0], stem.tubelet, how=inflation)
+    if table is not None:
+        found["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
+    ours = {k: v for k, v in own.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
+    _check(
+        {k: v for k, v in own.items() if k not in ours},
+        found,
+        hint="the width, depth, heads and patch of the image model",
+    )
+    target.load_state_dict(found, strict=False)
+    for block in target.blocks:
+        for step in cast(SpaceTimeBlock, block).steps:
+            cast(AttentionStep, step).copy_attention(cast(SpaceTimeBlock, block).block)
+
+
+def _positions(table: Tensor, stem: Stem, *, rows: int) -> Tensor:
+    """The image model's table (class token first) for the stem's grid, and for all of its frames."""
+    side = round((len(table) - 1) ** 0.5)
+    if side * side != len(table) - 1:
+        raise CheckpointError(f"a table of {len(table)} positions is no square and a class token; give a plain ViT's")
+    space = resized_space(table[1:], (side, side), stem.grid)
+    first = 0 if stem.cls is None else 1
+    return torch.cat([table[:first], tiled(space, (rows - first) // len(space))])
+
+
+def _read(state: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    if isinstance(state, Mapping):
+        return state
+    from safetensors.torch import load_file
+
+    return load_file(state)
+
+
+def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
+    if not isinstance(model, VideoCLIP):
+        return model
+    if not isinstance(model.branch, Standalone):
+        raise CheckpointError(
+            f"the model's branch is {preset_of(model.branch.options)}, which has no place for these weights; create "
+            "it with branch='timesformer' or 'vivit-b1'"
+        )
+    return model.branch.video
+
+
+def _check(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, hint: str) -> None:
+    wrong = sorted(set(own) ^ set(found)) or sorted(k for k in own if own[k].shape != found[k].shape)
+    if wrong:
+        told = [f"{k} {tuple(found[k].shape) if k in found else 'missing'}" for k in wrong[:4]]
+        raise CheckpointError(
+            f"these weights do not fit the video transformer: {', '.join(told)} ({len(wrong)} in all); build it with "
+            + hint
+        )
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    joined: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name = re.sub(r"^(timesformer|vivit|vit)\.", "", key)
+        layer = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name)
+        if name.startswith(LEFT):
+            continue
+        if layer is None:
+            out[_STEM.get(name, name)] = _shaped(name, value)
+            continue
+        index, part, kind = layer.groups()
+        if part in _JOINED:
+            joined.setdefault(f"blocks.{index}.block.attention.qkv.{kind}", {})[_JOINED[part]] = value
+        else:
+            ours = {**_VIVIT, **_TIMESFORMER}.get(part, part)
+            out[f"blocks.{index}.{ours}.{kind}"] = value
+    for name, parts in joined.items():
+        if set(parts) != set("qkv"):
+            raise CheckpointError(f"{name} needs q, k and v, the weights have {', '.join(sorted(parts))}")
+        out[name] = torch.cat([parts[letter] for letter in "qkv"])
+    return out
+
+
+def _shaped(name: str, value: Tensor) -> Tensor:
+    """Tables without their batch axis; the kernel of single frames as one of tubelets of one."""
+    if name.endswith("cls_token"):
+        return value.flatten()
+    if name.endswith(("position_embeddings", "time_embeddings")):
+        return value[0]
+    if name.endswith("projection.weight") and value.ndim == 4:
+        return value[:, :, None]
+    return value

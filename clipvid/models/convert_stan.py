@@ -1,0 +1,214 @@
+"""Checkpoints of the authors' released STAN code (farewellthree/STAN), read into a VideoCLIP.
+
+Contract: an open_clip CLIP of the same architecture and a checkpoint file in, a model with its weights out. The
+checkpoint holds a whole fine-tuned CLIP beside the branch, in Hugging Face's names, inside mmengine's layout; all of
+it is taken over. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clipvid.errors import CheckpointError
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.open_clip import Tokenizer
+from clipvid.models.branches.stan import PRESETS, STAN
+from clipvid.models.video_clip import VideoCLIP, attach
+
+BRANCH = "STAN_"
+_LAYER = {  # one CLIPEncoderLayer, Hugging Face -> open_clip; q, k and v are joined apart
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_VISUAL = {
+    "class_embedding": "class_embedding",
+    "patch_embedding.weight": "conv1.weight",
+    "position_embedding.weight": "positional_embedding",
+    "pre_layrnorm": "ln_pre",  # spelt so in Hugging Face's CLIP
+    "post_layernorm": "ln_post",
+}
+_TEXT = {
+    "token_embedding": "token_embedding",
+    "position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+}
+_BRANCH_BLOCK = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.out_proj": "attention.out",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+}
+_BRANCH_STEP = {"layer_norm1": "norm", "self_attn.out_proj": "attention.out", "temporal_fc": "out"}
+
+
+def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: Tokenizer | None = None) -> VideoCLIP:
+    """Read a checkpoint of the released STAN code into a VideoCLIP with branch `stan-release`.
+
+    `clip_model` is an open_clip CLIP of the checkpoint's architecture (quick_gelu for OpenAI-based ones); its weights
+    are overwritten by the checkpoint's own fine-tuned towers. Depth is read off the file. Raises CheckpointError,
+    naming keys, when something is missing, left over, or of another shape.
+    """
+    state = read_state(path)
+    groups = _grouped(state, path)
+    if "STAN_time_embed.weight" not in groups["branch"] or not any("STAN_S_layers." in k for k in groups["branch"]):
+        raise CheckpointError(f"{path} lacks STAN_time_embed.weight or STAN_S_layers.*; it is no whole STAN checkpoint")
+    clip = _clip_state(groups)
+    own = clip_model.state_dict()
+    # Buffers and the temperature are not in the checkpoint: STAN trains with a fixed one
+    optional = {"logit_scale", "logit_bias", "attn_mask"} | {k for k in own if k.endswith("attn_mask")}
+    _check(clip, {k: v for k, v in own.items() if k not in optional or k in clip}, path)
+    clip_model.load_state_dict({**own, **clip})
+
+    depth = 1 + max(int(m[1]) for k in groups["branch"] if (m := re.match(r"STAN_S_layers\.(\d+)\.", k)))
+    options = {"depth": depth, "time_size": len(groups["branch"]["STAN_time_embed.weight"])}
+    model = attach(Backbone(clip_model, tokenizer=tokenizer), PRESETS["stan-release"], options=options)
+    assert isinstance(model.branch, STAN)
+    branch = _branch_state(groups["branch"])
+    _check(branch, model.branch.state_dict(), path)
+    model.branch.load_state_dict(branch)
+    return model.eval()
+
+
+def released_names(model: VideoCLIP) -> dict[str, tuple[str, int | None]]:
+    """Which of our branch parameters holds each released one: name, and third (q 0, k 1, v 2) where they are fused."""
+    found: dict[str, tuple[str, int | None]] = {"STAN_time_embed.weight": ("position.time", None)}
+    for k in range(len(model.branch.levels)):
+        for stem, ours, table in (("S", "block", _BRANCH_BLOCK), ("T", "steps.0", _BRANCH_STEP)):
+            for kind in ("weight", "bias"):
+                for theirs, name in table.items():
+                    found[f"STAN_{stem}_layers.{k}.{theirs}.{kind}"] = (f"layers.{k}.{ours}.{name}.{kind}", None)
+                for third, letter in enumerate("qkv"):
+                    name = f"STAN_{stem}_layers.{k}.self_attn.{letter}_proj.{kind}"
+                    found[name] = (f"layers.{k}.{ours}.attention.qkv.{kind}", third)
+    return found
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of somebody else's checkpoint file; reads tensors only, never code."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises many types for a file that is not a checkpoint
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict of tensors")
+    return dict(state)
+
+
+def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Split by owner: branch, vision tower, text tower, the two projections; without their prefixes."""
+    groups: dict[str, dict[str, Tensor]] = {"branch": {}, "vision": {}, "text": {}, "projection": {}}
+    strangers = []
+    for key, value in state.items():
+        name = re.sub(r"^module\.", "", key)
+        if "position_ids" in name:
+            continue  # a buffer of older transformers: 0, 1, 2, ...
+        if f".{BRANCH}" in name:
+            groups["branch"][BRANCH + name.split(f".{BRANCH}", 1)[1]] = value
+        elif match := re.search(r"(visual_projection|text_projection)\.weight$", name):
+            groups["projection"][match[1]] = value
+        elif match := re.match(r"(text_)?backbone\.(?:\w+_model\.)?(?:embeddings\.|encoder\.)?(.+)$", name):
+            groups["text" if match[1] else "vision"][match[2]] = value
+        elif not name.startswith("data_preprocessor."):
+            strangers.append(key)
+    if strangers:
+        raise CheckpointError(
+            f"{path} holds weights that are neither tower nor branch: {', '.join(strangers[:4])} ({len(strangers)} in "
+            "all); a model with a trained head of its own cannot be taken over without it"
+        )
+    empty = [group for group, found in groups.items() if not found]
+    if empty:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of the released STAN code: no {' or '.join(empty)} weights among its "
+            f"{len(state)} keys (first: {', '.join(list(state)[:3])})"
+        )
+    return groups
+
+
+def _clip_state(groups: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """open_clip's names for both towers."""
+    visual = {f"visual.{k}": v for k, v in _renamed(groups["vision"], _VISUAL).items()}
+    text = _renamed(groups["text"], _TEXT)
+    projection = groups["projection"]
+    return {
+        **visual,
+        **text,
+        "visual.proj": projection["visual_projection"].T.contiguous(),
+        "text_projection": projection["text_projection"].T.contiguous(),
+    }
+
+
+def _renamed(tower: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    blocks: dict[str, dict[str, Tensor]] = {}
+    out: dict[str, Tensor] = {}
+    for key, value in tower.items():
+        if match := re.match(r"layers\.(\d+)\.(.+)$", key):
+            blocks.setdefault(match[1], {})[match[2]] = value
+        else:
+            out[_rename(key, names)] = value
+    for index, block in blocks.items():
+        for key, value in _joined(block, qkv="attn.in_proj_", table=_LAYER).items():
+            out[f"transformer.resblocks.{index}.{key}"] = value
+    return out
+
+
+def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the branch."""
+    out = {"position.time": branch["STAN_time_embed.weight"]}
+    blocks: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, value in branch.items():
+        if match := re.match(r"STAN_([ST])_layers\.(\d+)\.(.+)$", key):
+            blocks.setdefault((match[1], match[2]), {})[match[3]] = value
+        elif key not in ("STAN_time_embed.weight",):
+            out[key] = value
+    for (stem, index), block in blocks.items():
+        ours, table = ("block", _BRANCH_BLOCK) if stem == "S" else ("steps.0", _BRANCH_STEP)
+        for key, value in _joined(block, qkv="attention.qkv.", table=table).items():
+            out[f"layers.{index}.{ours}.{key}"] = value
+    return out
+
+
+def _joined(block: Mapping[str, Tensor], *, qkv: str, table: Mapping[str, str]) -> dict[str, Tensor]:
+    """One layer renamed by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
+    out = {_rename(k, table): v for k, v in block.items() if not re.match(r"self_attn\.[qkv]_proj\.", k)}
+    for kind in ("weight", "bias"):
+        parts = [
+            block[f"self_attn.{letter}_proj.{kind}"] for letter in "qkv" if f"self_attn.{letter}_proj.{kind}" in block
+        ]
+        if len(parts) == 3:
+            out[f"{qkv}{kind}"] = torch.cat(parts)
+    return out
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    for theirs, ours in names.items():
+        if key == theirs or key.startswith(f"{theirs}."):
+            return ours + key[len(theirs) :]
+    return key
+
+
+def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    shapes = [
+        f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
+        for k in sorted(set(found) & set(wanted))
+        if found[k].shape != wanted[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
+        for what, keys in (("missing", missing), ("left over", extra), ("other shapes", shapes))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit this CLIP; {'; '.join(problems)}")

@@ -1,0 +1,105 @@
+"""Heads: what is asked of a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
+
+Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of towers, branches or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipvid.config.settings import VIDEO_TEMPLATES
+from clipvid.nn.similarity import SIMILARITIES
+
+
+def cosine(text: Float[Tensor, "m e"], video: Float[Tensor, "b e"]) -> Float[Tensor, "m b"]:
+    """Cosine similarity, rows are texts; inputs need not be normalised."""
+    return F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
+
+
+class LinearClassifier(nn.Module):
+    """Linear layer on the embedding, scaled to unit root-mean-square so that every base model starts alike."""
+
+    def __init__(self, embed_dim: int, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = _checked(classes)
+        self.linear = nn.Linear(embed_dim, len(self.classes))
+
+    def forward(self, video: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        return self.linear(F.normalize(video, dim=-1) * video.shape[-1] ** 0.5)
+
+
+class TextClassifier(nn.Module):
+    """Cosine to the embedding of each class name, times a fixed scale; trains nothing itself.
+
+    As STAN's recognition (cosine logits at scale 100) and zero-shot CLIP.
+    """
+
+    def __init__(self, text: Float[Tensor, "c e"], classes: Sequence[str], *, scale: float = 100.0) -> None:
+        super().__init__()
+        self.classes = _checked(classes)
+        if len(text) != len(self.classes):
+            raise ValueError(f"{len(text)} text embeddings for {len(self.classes)} class names; give one each")
+        self.scale = scale
+        self.text: Tensor
+        self.register_buffer("text", F.normalize(text, dim=-1))
+
+    def forward(self, video: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        return self.scale * F.normalize(video, dim=-1) @ self.text.T
+
+
+Classifier = LinearClassifier | TextClassifier
+
+
+def to_config(head: Classifier | None) -> dict[str, Any] | None:
+    """A classifier as plain data, without its weights."""
+    if head is None:
+        return None
+    if isinstance(head, TextClassifier):
+        return {"kind": "text", "classes": list(head.classes), "scale": head.scale}
+    return {"kind": "linear", "classes": list(head.classes)}
+
+
+def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier | None:
+    """A classifier of that kind, its weights still to be filled in."""
+    if config is None:
+        return None
+    if config["kind"] == "linear":
+        return LinearClassifier(embed_dim, config["classes"])
+    return TextClassifier(torch.zeros(len(config["classes"]), embed_dim), config["classes"], scale=config["scale"])
+
+
+def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) -> nn.Module | None:
+    """The token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
+
+    Raises ValueError for an unknown name, and where `branch` has `one_token` for all frames of a clip.
+    """
+    if name == "mean":
+        return None
+    if name not in SIMILARITIES:
+        raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
+    if one_token:
+        raise ValueError(
+            f"this branch ({branch}) makes one embedding for the whole clip, so words have no frames to look for; "
+            f"similarity {name!r} needs a branch that keeps frames apart, such as stan or space"
+        )
+    return SIMILARITIES[name](embed_dim)
+
+
+def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
+    """Every template filled with every class name, one list a class."""
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the class name")
+    return [[template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes]
+
+
+def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
+    return tuple(classes)

@@ -1,0 +1,228 @@
+"""What a model costs before it runs: parameters, multiply-accumulates a clip, bytes of taps a clip.
+
+Contract: backbone and branch in, numbers out; counts on the meta device, so nothing is computed and no memory is
+taken. Knows nothing of training or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.taps import Geometry, Pixels, Taps
+from clipvid.models.branches import Branch, preset_of
+from clipvid.runtime.text import counted
+
+LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
+"""Operations of linear layers and convolutions: what the STAN paper counts as FLOPs. Attention's own products are
+counted apart."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates: `linear` in linear layers and convolutions, `attention` in attention products."""
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything `clipvid info` prints; `str()` is the table."""
+
+    base: str
+    tower: str
+    branch: str
+    frames: int
+    geometry: Geometry
+    levels: int
+    trainable: int
+    frozen: int
+    tower_macs: Macs
+    branch_macs: Macs
+    taps_bytes: int
+    trains: str
+    """In words: branch and heads, and what else."""
+    uncached: str | None
+    """Why nothing can be cached; None where taps can."""
+    reads: str | None = None
+    """What the branch reads, where that is not levels of the tower."""
+    compared: tuple[int, ...] = ()
+    """Keys that a patch is compared with in each step of a layer, where its scheme says."""
+
+    def __str__(self) -> str:
+        g = self.geometry
+        linear = self.tower_macs.linear + self.branch_macs.linear
+        rows = {
+            "base model": self.base,
+            "tower": f"{self.tower}, {self.levels} levels, {'class token' if g.class_token else 'no class token'}",
+            "branch": self.branch,
+            "reads": _reads(g) if self.reads is None else self.reads,
+            "trains": f"{self.trainable:,} parameters: {self.trains}",
+            "frozen": f"{self.frozen:,} parameters",
+            **({"keys a patch": " + ".join(map(str, self.compared))} if self.compared else {}),
+            f"MACs a clip ({counted(self.frames, 'frame')})": f"{_giga(linear)} linear "
+            f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
+            f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
+            "three views": f"{_giga(3 * linear)} linear, as papers count",
+            "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16" if self.uncached is None else self.uncached,
+        }
+        return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())
+
+
+@torch.inference_mode(False)  # counting wants a graph, whatever surrounds it
+def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module], frames: int) -> Summary:
+    """Count everything for clips of `frames` frames."""
+    geometry = backbone.geometry(branch.levels)
+    parts = [branch, *heads, backbone]
+    trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    name = backbone.base.name or "an object given by the caller"
+    return Summary(
+        base=name + (f" ({backbone.base.pretrained})" if backbone.base.pretrained else ""),
+        tower=type(getattr(backbone.visual, "trunk", backbone.visual)).__name__,
+        branch=_describe(branch.options),
+        frames=frames,
+        geometry=geometry,
+        levels=backbone.levels,
+        trainable=trainable,
+        frozen=sum(p.numel() for p in backbone.parameters() if not p.requires_grad),
+        trains=_trains(backbone),
+        tower_macs=_tower_macs(backbone, branch, frames),
+        branch_macs=_branch_macs(branch, backbone, geometry, frames),
+        taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
+        uncached=why_uncached(backbone, branch),
+        reads=f"frames of {branch.image_size or backbone.image_size[0]} pixels" if branch.reads_pixels else None,
+        compared=tuple(branch.compared(frames)),
+    )
+
+
+def _reads(geometry: Geometry) -> str:
+    """The levels in words: "levels 9 to 12, 14x14 patches, width 768"."""
+    levels, widths = geometry.levels, sorted(set(geometry.widths))
+    if not levels:
+        return "the tower's frame embeddings"
+    numbers = f"level {levels[0]}" if len(levels) == 1 else f"levels {levels[0]} to {levels[-1]}"
+    width = f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else str(widths[0])
+    return f"{numbers}, {geometry.grid[0]}x{geometry.grid[1]} patches, width {width}"
+
+
+def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
+    """The reason why what this branch reads cannot be cached; None where it can."""
+    if branch.reads_pixels:
+        return "cannot be cached: the branch has a stem of its own and reads pixels"
+    if backbone.visual_trains:
+        return "cannot be cached: the visual tower trains"
+    return None
+
+
+def _trains(backbone: Backbone) -> str:
+    """What trains, in words."""
+    parts = ["branch and heads"]
+    own = backbone.clip.named_parameters()
+    named = [(name.startswith("visual."), p) for name, p in own if not name.startswith("logit_")]
+    visual, text = ([p.requires_grad for is_visual, p in named if is_visual is wanted] for wanted in (True, False))
+    if backbone.visual_trains:
+        parts.append(f"visual tower{'' if all(visual) else _extent(tower.vit_blocks(backbone.visual))}")
+    if backbone.lora_rank and backbone.text_trains:
+        parts.append(f"LoRA of rank {backbone.lora_rank} on the text tower")
+    elif backbone.text_trains:
+        parts.append(f"text tower{'' if all(text) else _extent(tower.text_tower_and_blocks(backbone.clip)[1])}")
+    return ", ".join(parts)
+
+
+def _extent(blocks: Sequence[nn.Module]) -> str:
+    """Which of a tower's blocks train, in words, for a tower of which not all does."""
+    trains = [any(p.requires_grad for p in block.parameters()) for block in blocks]
+    numbers = [number for number, does in enumerate(trains, start=1) if does]
+    if not numbers:
+        return " (in part)"
+    which = f"blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"block {numbers[0]}"
+    return f" ({which} of {len(trains)})"
+
+
+def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
+    """Taps of the right shapes on the meta device."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(batch, frames, *shape, device="meta", dtype=dtype)
+
+    patches = tuple(empty(geometry.patches, width) for width in geometry.widths)
+    cls = tuple(empty(width) for width in geometry.widths) if geometry.class_token else ()
+    return Taps(geometry.levels, patches, cls, empty(geometry.embed_dim))
+
+
+def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
+    """Of what the branch needs of the tower: all of it, its lower blocks, or nothing."""
+    if branch.reads_pixels:
+        return Macs(0, 0)
+    visual = _countable(backbone.visual)
+    image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
+    one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
+    head = tower.head(backbone.visual) if branch.reads_frames else None
+    projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
+    return Macs((one.linear - projection) * frames, one.attention * frames)
+
+
+def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
+    copy = _countable(nn.ModuleList([backbone.visual, branch]))[1]  # together: it may borrow from the tower
+    dtype = next((p.dtype for p in copy.parameters()), torch.float32)
+    source = meta_taps(geometry, frames=frames, dtype=dtype)
+    if branch.reads_pixels:
+        size = (branch.image_size,) * 2 if branch.image_size else backbone.image_size
+        source = Pixels(torch.empty(1, frames, 3, *size, device="meta", dtype=dtype))
+    found = _count(lambda: copy(source))
+    if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
+        return found
+    head = tower.head(
+        backbone.visual
+    )  # the published fusion repeats CLIP's projection, which the papers leave out here too
+    return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
+
+
+def _countable(module: nn.Module) -> Any:
+    """A copy without memory whose weights all train: torch multiplies by the others in the operations of attention."""
+    return tower.meta_copy(module).requires_grad_(True)
+
+
+def _count(run: Callable[[], Any]) -> Macs:
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
+    linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)
+    return Macs(linear, sum(counts.values()) - linear)
+
+
+def _describe(options) -> str:
+    """The options that tell one branch from another at a glance."""
+    names = (
+        "scheme",
+        "stem",
+        "depth",
+        "mixer",
+        "fusion",
+        "order",
+        "merge",
+        "init",
+        "hidden",
+        "temporal_depth",
+        "frames",
+    )
+    told = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if told.get("stem", "tower") != "tower":
+        told.pop("depth", None)  # all blocks are copied
+    return f"{preset_of(options)}, " + ", ".join(f"{k} {v}" for k, v in told.items())
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.1f} G"

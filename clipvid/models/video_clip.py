@@ -1,0 +1,411 @@
+"""VideoCLIP: a frozen image-text model with a branch, and how to make, save and load one.
+
+Contract: clips and texts in, embeddings of one space out. Saved models hold the branch, its heads and what was trained
+of the base model, which is named and fingerprinted. Knows nothing of optimisers, data sets or indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipvid.config.settings import VIDEO_TEMPLATES
+from clipvid.models import branches, heads
+from clipvid.models import checkpoint as saving
+from clipvid.models import summary as cost
+from clipvid.models.backbone import trainable as adapt
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.fused import FusedCopies
+from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.models.backbone.taps import Pixels, Taps, check_clips
+from clipvid.models.backbone.text import TextTokens
+from clipvid.models.backbone.weight_cache import forget_after_load
+from clipvid.models.branches import Branch, BranchOptions
+from clipvid.models.heads import Classifier, TextClassifier, prompts, similarity_head
+from clipvid.nn.pooling import mean_over_frames
+from clipvid.runtime.profiling import stage
+from clipvid.video.transforms import VideoTransform
+
+if TYPE_CHECKING:
+    from clipvid.models.sliding_window import Windows
+
+
+_DISABLED: ContextVar[tuple[VideoCLIP, ...]] = ContextVar("clipvid_disabled", default=())
+"""Models whose branch is off, in this thread or task."""
+
+
+class VideoCLIP(nn.Module):
+    """A video model made of a frozen base model and a branch that trains.
+
+    `head` is an optional classifier for recognition, `similarity` what retrieval compares: "mean" (the cosine of the
+    mean over frames) or a token-wise head, "wti", "mug" or "mug_simple". Build one with `attach`, `create_model` or
+    `load`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, branch: Branch, *, head: Classifier | None = None, similarity: str = "mean"
+    ) -> None:
+        super().__init__()
+        self.backbone, self.branch = backbone, branch
+        self.head: Classifier | None = head
+        self.similarity = similarity
+        kind = branches.preset_of(branch.options)
+        self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
+        self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
+        self.training_record: dict[str, Any] | None = None
+        self._fused_branch = FusedCopies()
+        self.register_load_state_dict_post_hook(forget_after_load)
+        self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
+        own = {} if branch.image_size is None else {"size": branch.image_size}
+        self.transform = replace(self._of_tower, **own)
+
+    def forget_copies(self) -> None:
+        """Drop the copies of weights that passes under autocast use; they are made anew when next needed.
+
+        Call this after writing to weights past torch: through `.data`, through NumPy, or in a replayed CUDA graph.
+        Every other change is noticed: in-place operations, optimizer steps, `load_state_dict`, `to`, new tensors.
+        """
+        self._fused_branch.forget()
+        self.backbone.forget_copies()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._fused_branch.forget()
+        return super()._apply(fn, recurse)
+
+    @property
+    def branch_is_on(self) -> bool:
+        """False within `branch_disabled`, in the thread or task that entered it."""
+        return all(model is not self for model in _DISABLED.get())
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def preprocess(self):
+        """The base model's own transform of a PIL image."""
+        return self.backbone.preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The base model's own tokenizer: texts to token ids."""
+        return self.backbone.tokenizer
+
+    @property
+    def embed_dim(self) -> int:
+        return self.backbone.embed_dim
+
+    def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
+        """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
+        video, mask = self._prepared(video, mask, self._of_tower)
+        with stage("tower"):
+            return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
+
+    def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
+        """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
+        if not self.branch_is_on:
+            return self.taps(video, mask=mask)
+        video, mask = self._prepared(video, mask, self.transform)
+        if self.branch.reads_pixels:
+            return Pixels(video, mask)
+        with stage("tower"):
+            read = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+            return self._for_branch(read)
+
+    def _for_branch(self, taps: Taps) -> Taps:
+        """In the branch's floating-point type, where the tower has another (half precision) and no autocast is on."""
+        own = next((p.dtype for p in self.branch.parameters()), torch.float32)
+        if self.backbone.dtype == own or torch.is_autocast_enabled(self.device.type):
+            return taps
+        return taps.to(dtype=own)
+
+    def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
+        if isinstance(video, Tensor):
+            return self.reads(video, mask=mask)
+        if mask is not None:
+            raise ValueError(f"{type(video).__name__} bring their own mask; set it there, or give the video itself")
+        return video
+
+    def _prepared(self, video: Tensor, mask: Tensor | None, transform: VideoTransform) -> tuple[Tensor, Tensor | None]:
+        """Checked, on the model's device, as the tower or the branch's own stem takes it."""
+        check_clips(video, mask)
+        video = video.to(self.device)
+        if not video.is_floating_point():
+            with stage("normalise"):
+                video = transform(video)
+        return video, None if mask is None else mask.to(self.device)
+
+    def encode_frames(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t e"]:
+        """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
+        source = _rounded(self._source(video, mask))
+        needs_frames = self.branch.reads_frames or not self.branch_is_on
+        if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
+            raise ValueError(
+                "these taps were read for a branch that needs no frame embeddings of CLIP's; read them with model.taps"
+            )
+        if self.branch_is_on:
+            if self.branch.reads_pixels and not isinstance(source, Pixels):
+                name = branches.preset_of(self.branch.options)
+                raise ValueError(
+                    f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
+                )
+            with stage("branch"):
+                return self._running_branch()(source)
+        if isinstance(source, Pixels):
+            with stage("tower"):
+                source = self.backbone(source.video, levels=(), mask=source.mask)
+        return source.frames
+
+    def _running_branch(self) -> Any:
+        """The branch, or for passes in which it learns nothing its inference copy."""
+        learns = torch.is_grad_enabled() or self.branch.training
+        return self.branch if learns else self._fused_branch.of(self.branch, grad=False)
+
+    def encode_video(
+        self, video: Tensor | Taps | Pixels, *, normalize: bool = True, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b e"]:
+        """Embed clips: the mean over frames of their embeddings, L2-normalised unless `normalize` is False.
+
+        `video` is (B, T, 3, H, W), uint8 of any size or float preprocessed to the base model's, or what `reads` gives
+        of it. `mask` (B, T) is False for frames that only pad a shorter clip. Raises ValueError for other shapes.
+        """
+        source = self._source(video, mask)
+        embedding = mean_over_frames(self.encode_frames(source), source.mask)
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def forward(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b e"]:
+        """`encode_video`."""
+        return self.encode_video(video, mask=mask)
+
+    def encode_clip(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
+        """Frame embeddings and the mask that says which frames count: what `match` compares with texts."""
+        source = self._source(video, mask)
+        return self.encode_frames(source), source.mask
+
+    def encode_windows(
+        self,
+        path: str | Path,
+        *,
+        window: int = 12,
+        stride: int = 1,
+        every: int = 1,
+        fps: int | float | None = None,
+        **batches: Any,
+    ) -> Iterator[Windows]:
+        """Embed all windows of `window` frames of a video of any length, `stride` frames apart, in constant memory.
+
+        Each frame passes the tower once. `every`, `fps` and the rest are those of `sliding_window.encode_windows`.
+        """
+        from clipvid.models.sliding_window import encode_windows
+
+        return encode_windows(self, path, window=window, stride=stride, every=every, fps=fps, **batches)
+
+    def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
+        """Embed strings or token ids (M, ctx) with the text tower; long texts are cut, the end token kept."""
+        embedding = self.backbone.encode_text(self._tokens(texts))
+        return F.normalize(embedding, dim=-1) if normalize else embedding
+
+    def text_features(self, texts: str | Sequence[str] | Tensor) -> Float[Tensor, "m e"] | TextTokens:
+        """What this model's similarity takes of texts: normalised embeddings, or features of every token."""
+        if self.matcher is None:
+            return self.encode_text(texts)
+        return self.backbone.encode_tokens(self._tokens(texts)).shortened()
+
+    def match(
+        self,
+        text: Float[Tensor, "m e"] | TextTokens,
+        frames: Float[Tensor, "b t e"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "m b"]:
+        """Similarity of all texts with all clips, from `text_features` and `encode_clip`; float32."""
+        if isinstance(text, Tensor):
+            with torch.autocast(frames.device.type, enabled=False):  # a matrix product would be rounded again
+                return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
+        if self.matcher is None:
+            raise ValueError("similarity 'mean' compares embeddings of whole texts; give those of encode_text")
+        video_mask = None if mask is None else mask[None]
+        return self.matcher(text.features[:, None], frames[None], text_mask=text.mask[:, None], video_mask=video_mask)
+
+    def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
+        if isinstance(texts, str):
+            texts = [texts]
+        tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize(texts)
+        return tokens.to(self.device)
+
+    def classify(
+        self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b c"]:
+        """Logits of the head; ValueError for a model without one."""
+        if self.head is None:
+            raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
+        return self.head(self.encode_video(video, normalize=False, mask=mask))
+
+    @torch.no_grad()
+    def text_classifier(self, classes: Sequence[str], *, templates: Sequence[str] = VIDEO_TEMPLATES) -> TextClassifier:
+        """A zero-shot classifier from class names: the normalised mean of each class's prompt embeddings."""
+        means = [self.encode_text(texts).mean(dim=0) for texts in prompts(classes, templates)]
+        return TextClassifier(torch.stack(means), classes, scale=self.backbone.logit_scale)
+
+    @contextmanager
+    def branch_disabled(self) -> Iterator[None]:
+        """Within the block the model is CLIP's own frame-mean baseline, exactly; in other threads it is as it was."""
+        token = _DISABLED.set((*_DISABLED.get(), self))
+        try:
+            yield
+        finally:
+            _DISABLED.reset(token)
+
+    def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> adapt.Trainable:
+        """Choose the part of the base model that trains beside the branch; return all parts that train.
+
+        none: nothing of it. text: the text tower. last:N: the last N blocks of both towers and the layers after them.
+        all: both towers, the STAN paper's own mode. With `text` False the text tower trains in no mode. Blocks of the
+        visual tower that this branch does not run do not train: it trains copies of its own. `text_lora` adds low-rank
+        adapters of that rank to the text tower, which train in any mode. `train` sets this from its config.
+        """
+        if text_lora:
+            adapt.add_text_lora(self.backbone, text_lora)
+        upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
+        clip = adapt.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        counts = {
+            name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+            for name, part in parts.items()
+            if part is not None
+        }
+        return adapt.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
+
+        Raises ValueError for weights of the base model that require gradients without `set_trainable`.
+        """
+        adapt.check_trainable(self.backbone)
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def trainable_summary(self, frames: int = 12) -> cost.Summary:
+        """What trains and what it costs for clips of `frames` frames; printing it gives a table.
+
+        Raises ValueError as `trainable_parameters` does.
+        """
+        if frames < 1:
+            raise ValueError(f"frames starts at 1, got {frames}")
+        adapt.check_trainable(self.backbone)
+        heads = [part for part in (self.head, self.matcher) if part is not None]
+        return cost.summarize(self.backbone, self.branch, heads=heads, frames=frames)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
+        own = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
+        return saving.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
+
+    def describe(self) -> dict[str, Any]:
+        """What this model is, as plain data for result cards."""
+        base = self.backbone.base
+        return {
+            "base": base.name or "an object given by the caller",
+            "pretrained": base.pretrained,
+            "base fingerprint": self.backbone.fingerprint,
+            "fingerprint": self.fingerprint,
+            "branch": branches.preset_of(self.branch.options),
+            "options": branches.to_config(self.branch.options),
+            "similarity": self.similarity,
+            "branch on": self.branch_is_on,
+        }
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that is not the base model as it came: branch, heads, and the base's weights that were trained."""
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        state = {f"{part}.{k}": v for part, m in parts.items() if m is not None for k, v in m.state_dict().items()}
+        changed = {n: p for n, p in self.backbone.clip.named_parameters() if n in self.backbone.trained}
+        return state | {f"clip.{name}": p for name, p in changed.items()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json and branch.safetensors to `folder`, whole or not at all.
+
+        The base model is only named; weights of it that were trained are saved with the branch.
+        """
+        base = self.backbone.base
+        config = {
+            "base": {"name": base.name, "pretrained": base.pretrained, "fingerprint": self.backbone.fingerprint},
+            "preprocess": preprocess_fields(self.backbone.preprocess_config),
+            "clip": {"text_lora": self.backbone.lora_rank},
+            "branch": branches.to_config(self.branch.options),
+            "similarity": self.similarity,
+            "head": heads.to_config(self.head),
+            "training": self.training_record,
+        }
+        return saving.write_model(folder, config, self._state())
+
+
+def _rounded(source: Taps | Pixels) -> Taps | Pixels:
+    """Under bf16 autocast taps in bfloat16, as they are kept: timm's ViTs put out float32 there, others do not."""
+    if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
+        return source
+    rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return source.to(dtype=torch.bfloat16) if rounds else source
+
+
+def attach(
+    clip: nn.Module | Backbone,
+    branch: str | BranchOptions = "stan",
+    *,
+    tokenizer: Tokenizer | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
+    base: Base | None = None,
+) -> VideoCLIP:
+    """Turn an open_clip model that you hold into a video model.
+
+    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
+    to train mode by itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan,
+    mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
+    `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
+
+    Raises ValueError for names that do not exist, BackboneError for a model whose tower cannot be tapped.
+    """
+    backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
+    asked = dict(options or {})
+    asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
+    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    return model.eval()
+
+
+def create_model(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    branch: str | BranchOptions = "stan",
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
+    device: torch.device | str = "cpu",
+) -> VideoCLIP:
+    """Load any open_clip model and attach a branch to it; the result is in eval mode.
+
+    `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
+    a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.
+    """
+    clip, tokenizer, base = load_clip(name, pretrained, device=device)
+    chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)

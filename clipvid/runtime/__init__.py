@@ -1,0 +1,1 @@
+"""Tools for any room: atomic files and locks, pools, precision, profiling, optional imports."""

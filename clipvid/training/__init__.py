@@ -1,0 +1,1 @@
+"""One visible loop on Lightning Fabric, resumable to the bit."""

@@ -1,0 +1,255 @@
+"""Training of a branch: one visible loop on Lightning Fabric, resumable to the bit.
+
+Contract: a model, data and a TrainConfig in; the model trained in place and a TrainResult out. Everything random is a
+function of (seed, epoch, clip) or of torch's generator, whose state is saved, so a run that was killed and resumed ends
+in the weights of one that was not. Knows nothing of decoding or of metrics' formulas.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipvid.config.settings import CHECKPOINT, TrainConfig
+from clipvid.data.records import VideoData
+from clipvid.errors import DataError
+from clipvid.evaluation.results import data_hash
+from clipvid.features import TapCache, TapStore, records_of
+from clipvid.models.backbone import trainable as adapt
+from clipvid.models.heads import LinearClassifier, TextClassifier
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.files import held
+from clipvid.runtime.text import counted
+from clipvid.training.batches import LiveFeed, StoredFeed, keep_taps, open_feed, open_pairs
+from clipvid.training.trainer import Run, TrainResult, fabric_for
+
+
+def train(
+    model: VideoCLIP,
+    train_data: VideoData | TapStore,
+    val_data: VideoData | TapStore | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    cache: TapCache | None = None,
+    progress: bool = True,
+    accelerator: str = "auto",
+) -> TrainResult:
+    """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
+
+    The model is set to train mode for each epoch and comes back in eval mode.
+
+    With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
+    best model (`out/best`), TensorBoard curves and history.json. `cache` is where taps of the videos are read from and
+    kept. torch's random generators go on afterwards as if nothing had been drawn.
+
+    `resume` goes on from the last checkpoint in `out`. A run that is over gives its result again (`nothing_left`), but
+    for the clips that could not be read. With more epochs it goes on: its learning rates are planned anew (`replanned`,
+    and a ClipvidWarning), so it does not equal a run of as many from the start. Settings that change no step and no
+    score, such as the workers, may differ from the first run's.
+
+    Raises, before a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
+    another run, which names each setting that differs, FileExistsError for a run that would be overwritten or that
+    another process writes; and once they were, CheckpointError where other clips can be read than before.
+    """
+    config = config or TrainConfig()
+    if cache is not None and config.cache_taps:
+        raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
+    if cache is not None:
+        replace(config, cache_taps=True)  # which refuses what taps cannot give
+    with nullcontext() if out is None else held(out):
+        if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
+            raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")
+        fabric = fabric_for(config, accelerator)
+        with _seeded(config.seed, fabric.device):
+            return _train(
+                model,
+                train_data,
+                val_data,
+                config,
+                fabric=fabric,
+                out=None if out is None else Path(out),
+                resume=resume,
+                cache=cache,
+                progress=progress,
+            )
+
+
+def _train(
+    model: VideoCLIP,
+    train_data: VideoData | TapStore,
+    val_data: VideoData | TapStore | None,
+    config: TrainConfig,
+    *,
+    fabric: Any,
+    out: Path | None,
+    resume: bool,
+    cache: TapCache | None,
+    progress: bool,
+) -> TrainResult:
+    """Run `train`, whose settings are checked and whose folder is held by now."""
+    start = time.perf_counter()
+    fabric.to_device(model)
+    _prepare_head(model, train_data, config)
+    _set_trainable(model, config, (train_data, val_data))
+    model.branch.recompute_layers(config.recompute)
+    _check_compile(model, config)
+    parts = [part for part in (train_data, val_data) if part is not None]
+    origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
+    run = Run(model, config, fabric, out=out, clips=_clips(parts), origin=origin)
+    state = run.last_state() if resume else None
+    if run.is_over():
+        return run.finish(seconds=time.perf_counter() - start, unreadable=())
+    _check_validation(model, val_data, config)
+    source = open_feed(model, train_data, config, cache=cache, progress=progress)
+    if val_data is not None:
+        val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
+    read = [source.data, *([] if val_data is None else [val_data])]
+    run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
+    if state is not None:
+        run.restore(state)
+    del state  # weights and optimiser are the run's by now
+    with _compiled(model.branch, config):
+        _fit(run, source, val_data, progress=progress)
+    lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
+    named = {error.path: error for error in lost}
+    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of `device` in the block, and put them back as they were after it."""
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices=gpus), ExitStack() as after:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed devices that do not train
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
+        if device.type == "mps":
+            after.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(seed)
+        yield
+
+
+def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
+    """Refuse before anything is encoded what would fail, or learn something else, at the first step."""
+    if model.branch._compiled_call_impl is not None and (config.chunk or config.recompute):
+        raise ValueError(
+            "the branch is compiled, and its second pass would draw other chances; leave out chunk and recompute, or "
+            "train a branch that is not compiled"
+        )
+    if config.compile and model.device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except RuntimeError as error:
+            raise ValueError("compile needs a C++ compiler on a CPU, such as g++, and none is here; drop it") from error
+
+
+@contextmanager
+def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
+    """The branch fused in the block where `config` asks for it, and after it as it was."""
+    before = branch._compiled_call_impl
+    if config.compile:
+        branch.compile()
+    try:
+        yield
+    finally:
+        branch._compiled_call_impl = before
+
+
+def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:
+    """The loop: from where the run stands to the end of its last epoch."""
+    with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
+        while not run.is_over():
+            run.model.train()
+            with closing(source.batches(run.epoch, start=run.batch)) as batches:
+                for step in batches:
+                    loss = run.step(step)
+                    bar.update(run.steps - bar.n)
+                    bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
+                    curves("loss", loss, run.steps)
+                    run.checkpoint_if_due()
+            entry = run.end_epoch(val_data)
+            for name in ("score", "lr"):
+                if name in entry:
+                    curves(name, entry[name], run.epoch)
+
+
+@contextmanager
+def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
+    """Leave the model in eval mode, also where training stops with an error."""
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
+    """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
+    if config.task != "recognition":
+        return
+    facts = records_of(data)
+    if len(facts.classes) < 2:
+        raise DataError(f"{facts.name} has {counted(len(facts.classes), 'class')}; recognition needs two or more")
+    kind = TextClassifier if config.classifier == "text" else LinearClassifier
+    if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
+        return
+    if config.classifier == "text":
+        model.head = model.text_classifier(facts.classes, templates=config.templates)
+    else:
+        model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
+
+
+def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | TapStore | None]) -> None:
+    """Set the part of the base model that trains; ValueError for taps that it would outrun."""
+    if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
+        raise ValueError(
+            f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
+            "choose train_clip none, last:N or all"
+        )
+    adapt.check_trainable(model.backbone)
+    model.set_trainable(config.train_clip, text=config.task == "retrieval", text_lora=config.text_lora)
+    if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
+        adapt.freeze(model.backbone)
+        raise ValueError(
+            f"train_clip {config.train_clip!r} trains the visual tower, so taps made before are not its own; give the "
+            "videos"
+        )
+
+
+def _clips(parts: Sequence[VideoData | TapStore]) -> str:
+    """A hash of these data sets."""
+    return " ".join(data_hash(records_of(part)) for part in parts)
+
+
+def _origin(part: VideoData | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
+    """What clips are read from, in words."""
+    if isinstance(part, TapStore):
+        return part.origin
+    if cache is not None:
+        return str(cache)
+    return TapStore.origin if config.cache_taps else "videos"
+
+
+def _check_validation(model: VideoCLIP, data: VideoData | TapStore | None, config: TrainConfig) -> None:
+    """Refuse what validation cannot use before anything is encoded."""
+    if config.task == "selfsup" and data is not None:
+        open_pairs(model, data, config, use="validation")
+    if isinstance(data, TapStore) and data.draws is not None:
+        raise ValueError(
+            f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
+            "videos, or on a store without draws"
+        )
+
+
+def _to_validate_on(data: VideoData | TapStore) -> VideoData | TapStore:
+    """Validation picks an epoch, and reports no figure of a protocol."""
+    return replace(data, data=data.data.allowing_fewer()) if isinstance(data, TapStore) else data.allowing_fewer()

@@ -1,0 +1,130 @@
+"""From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
+
+Contract: a model, a config and Work from the feed in, a scalar loss out; the mean loss over a feed that is held out.
+Knows nothing of optimisers or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipvid.config.settings import TrainConfig
+from clipvid.errors import DataError
+from clipvid.models.backbone.text import TextTokens
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.nn.checkpointing import recomputed
+from clipvid.runtime.inference import evaluating
+from clipvid.training import losses
+from clipvid.training.batches import PairFeed, StoredClips, Work
+from clipvid.training.selfsup.objective import SelfSupervised
+
+
+class Retrieval(nn.Module):
+    """Contrastive loss between clips and captions, by the model's own similarity.
+
+    With `config.chunk` this is gradient caching (Gao et al. 2021, section 3). Embeddings are made chunk by chunk, and
+    nothing else of a chunk is kept; the loss is that of all of them. Backwards, its gradient with respect to the
+    embeddings comes first, and each chunk then runs again, with its own random numbers, to hand its share on.
+    """
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.chunk = model, config.chunk
+        self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
+        start = torch.tensor(math.log(self.scale))
+        self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+
+    def forward(self, work: Work) -> Tensor:
+        frames, mask = self._clips(work)
+        similarity = self.model.match(self._texts(work.text), frames, mask=mask)
+        return losses.matching(similarity, work.owner, scale=self._scale())
+
+    def _clips(self, work: Work) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
+        """Frame embeddings of the batch, and which frames count."""
+
+        def encode(places: Tensor) -> tuple[Tensor, Tensor | None]:
+            video, mask = work.clips(places)
+            return self.model.encode_clip(video, mask=mask)
+
+        if not self.chunk:
+            assert not isinstance(work.video, StoredClips)  # read by the feed already
+            return self.model.encode_clip(work.video, mask=work.mask)
+        parts = self._in_chunks(encode, len(work))
+        frames = torch.cat([of_chunk for of_chunk, _ in parts])
+        if all(mask is None for _, mask in parts):
+            return frames, None
+        masks = [frames.new_ones(f.shape[:2], dtype=torch.bool) if mask is None else mask for f, mask in parts]
+        return frames, torch.cat(masks)
+
+    def _texts(self, text: Tensor) -> Float[Tensor, "m e"] | TextTokens:
+        """What the similarity takes of the captions: embeddings as they came, or what the text tower makes of ids."""
+        if text.is_floating_point():
+            return text
+        if not self.chunk:
+            return self.model.text_features(text)
+        parts = self._in_chunks(lambda places: self.model.text_features(text[places]), len(text))
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else TextTokens.joined(parts)
+
+    def _in_chunks(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
+        """What `encode` says of places 0 to `count`, each chunk's graph to be built when its gradient is taken."""
+        parts = []
+        for places in torch.arange(count, device=self.model.device).split(self.chunk):  # there: see `recomputed`
+            torch.clear_autocast_cache()  # a weight cast once for all chunks would sum their gradients in bf16
+            parts.append(recomputed(encode, places))
+        return parts
+
+    def _scale(self) -> float | Tensor:
+        if self.log_scale is None:
+            return self.scale
+        return self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
+
+
+class Recognition(nn.Module):
+    """Cross entropy over the data's classes; with mixup, of clips blended with the batch in reverse order."""
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.smoothing, self.mixup = config.label_smoothing, config.mixup
+
+    def forward(self, work: Work) -> Tensor:
+        video, mask, blend = work.video, work.mask, None
+        assert not isinstance(video, StoredClips)  # there are no chunks here
+        if self.mixup and isinstance(video, Tensor):
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            video = self.model.transform(video)
+            video = (1 - share) * video + share * video.flip(0)  # one share a batch, as ViViT
+            mask = None if mask is None else mask | mask.flip(0)
+            blend = (work.labels.flip(0), share)
+        logits = self.model.classify(video, mask=mask).float()
+        return losses.classification(logits, work.labels, smoothing=self.smoothing, blend=blend)
+
+
+OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
+    "retrieval": Retrieval,
+    "recognition": Recognition,
+    "selfsup": SelfSupervised,
+}
+"""By task, its loss."""
+
+
+@torch.no_grad()
+def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
+    """Mean loss in eval mode over the feed's pairs of epoch 0, with the same regions at every call.
+
+    torch's CPU generator is left as it was. Raises DataError where no batch could be read.
+    """
+    with evaluating(objective), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
+        with closing(feed.batches(0, start=0)) as batches:
+            found = [float(objective(work)) for work in batches]
+    if not found:
+        raise DataError(f"no two videos of {feed.data.name} could be read for validation; check the data set's root")
+    return sum(found) / len(found)

@@ -1,0 +1,1 @@
+"""ConST-CL: learning from video alone."""

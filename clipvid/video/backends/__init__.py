@@ -1,0 +1,1 @@
+"""Decoders, one a file, behind the same call."""
