@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from cells import COMMIT, invocation, machine, peak_memory, read_json, result_of, write_json
 from plain_stan import PlainSTAN
 from rates import Step, flops, products, take_turns, times_as_fast
+from released import released_names
 from torch import Tensor, nn
 
 import clipvid
 from clipvid._memory import keep_freed
-from clipvid.interop import released_names
-from clipvid.losses import contrastive
+from clipvid.losses import matching
 from clipvid.model import VideoCLIP
 from clipvid.optim import adamw
 from clipvid.precision import autocast
@@ -97,7 +97,7 @@ def training(
 
     def step() -> None:
         with context():
-            loss = contrastive(F.normalize(embed().float(), dim=-1), text, owner, scale=100.0)
+            loss = matching(text @ F.normalize(embed().float(), dim=-1).T, owner, scale=100.0)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()

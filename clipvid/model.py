@@ -260,10 +260,6 @@ class VideoCLIP(nn.Module):
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
         adapt.unfreeze(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
 
-    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: branch and heads, and of the base model what `unfreeze` says."""
-        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
-
     def trainable_summary(self, frames: int = 12) -> cost.Summary:
         """What trains and what it costs for clips of `frames` frames; printing it gives a table."""
         if frames < 1:

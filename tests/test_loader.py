@@ -50,8 +50,7 @@ def as_is(dataset: ClipDataset, plan):
 
 def same(found, expected) -> bool:
     return len(found) == len(expected) and all(
-        torch.equal(a.video, b.video) and torch.equal(a.index, b.index)
-        for a, b in zip(found, expected, strict=True)
+        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) for a, b in zip(found, expected, strict=True)
     )
 
 
