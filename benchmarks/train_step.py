@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from cells import COMMIT, invocation, machine, peak_memory, read_json, result_of, write_json
 from plain_stan import PlainSTAN
 from rates import Step, flops, products, take_turns, times_as_fast
+from released import released_names
 from torch import Tensor, nn
 
 import clipvid
-from clipvid.models.convert_stan import released_names
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.malloc import keep_freed
 from clipvid.runtime.precision import autocast
-from clipvid.training.losses import contrastive
+from clipvid.training.losses import matching
 from clipvid.training.optim import adamw
 
 FRAMES, DEPTH = 12, 4
@@ -97,7 +97,7 @@ def training(
 
     def step() -> None:
         with context():
-            loss = contrastive(F.normalize(embed().float(), dim=-1), text, owner, scale=100.0)
+            loss = matching(text @ F.normalize(embed().float(), dim=-1).T, owner, scale=100.0)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()

@@ -60,7 +60,7 @@ def test_an_item_holds_the_sampled_frames_fitted_and_the_facts_of_its_record(dat
         assert (clip.video.shape, clip.video.dtype) == ((4, 3, 16, 16), torch.uint8)
         assert frames_of(clip) == rule(20, 4)
         assert clip.mask.all()
-        assert (clip.captions, clip.label, clip.index) == (data[1].captions, 0, 1)
+        assert (clip.label, clip.index) == (0, 1)
 
 
 def test_short_videos_repeat_their_last_frame_and_mask_it(data):
@@ -78,16 +78,16 @@ def test_start_and_end_cut_the_clip(data):
 
 def test_random_items_depend_on_seed_epoch_and_index_alone(data):
     def draws(seed=0, epoch=0, order=(0, 1, 2)):
-        dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, captions_per_video=2, seed=seed)
+        dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, seed=seed)
         dataset.set_epoch(epoch)
         items = {index: dataset[index] for index in order}
-        return [(frames_of(items[index]), items[index].captions) for index in range(3)]
+        return [frames_of(items[index]) for index in range(3)]
 
     reference = draws(epoch=3)
     assert draws(epoch=3, order=(2, 0, 1)) == reference
     assert draws(epoch=4) != reference
     assert draws(seed=1, epoch=3) != reference
-    assert len({tuple(frames) for frames, _ in reference}) == 3  # clips do not share their draws
+    assert len({tuple(frames) for frames in reference}) == 3  # clips do not share their draws
 
 
 def test_random_frames_stay_in_order_and_vary_over_epochs(data):
@@ -103,7 +103,7 @@ def test_random_frames_stay_in_order_and_vary_over_epochs(data):
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_what_the_main_process_gives_in_every_epoch(data, context):
-    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, captions_per_video=1)
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True)
     loader = DataLoader(
         dataset, 2, num_workers=2, collate_fn=collate, persistent_workers=True, multiprocessing_context=context
     )
@@ -112,7 +112,6 @@ def test_workers_give_what_the_main_process_gives_in_every_epoch(data, context):
         plain = list(DataLoader(dataset, 2, collate_fn=collate))
         for batch, expected in zip(loader, plain, strict=True):
             assert torch.equal(batch.video, expected.video)
-            assert batch.captions == expected.captions
     del loader
 
 
@@ -140,22 +139,10 @@ def test_an_augmentation_is_one_crop_for_the_whole_clip_and_another_in_the_next_
     assert torch.equal(fixed, VideoTransform(size=16).fit(torch.tensor(picture).permute(2, 0, 1)).expand(4, -1, -1, -1))
 
 
-def test_all_captions_come_with_their_owner_or_as_many_as_asked(data):
+def test_a_batch_has_the_label_and_the_place_of_each_clip(data):
     batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[index] for index in (2, 0, 1)])
-    assert batch.captions == data[2].captions + data[1].captions
-    assert batch.owner.tolist() == [0] * 10 + [2] * 5
     assert batch.labels.tolist() == [1, NO_LABEL, 0]
     assert batch.index.tolist() == [2, 0, 1]
-
-    dataset, seen = ClipDataset(data, frames=2, transform=TRANSFORM, captions_per_video=2), set()
-    for epoch in range(12):
-        dataset.set_epoch(epoch)
-        drawn = dataset[1].captions
-        assert len(set(drawn)) == 2
-        assert list(drawn) == sorted(drawn)
-        seen.update(drawn)
-    assert seen == set(data[1].captions)
-    assert dataset[0].captions == ()
 
 
 @pytest.fixture
@@ -182,9 +169,8 @@ def test_skipped_files_are_listed_in_their_batch_and_never_replaced(broken, work
     dataset = ClipDataset(broken, frames=2, transform=TRANSFORM, unreadable="skip")
     first, last = DataLoader(dataset, 3, num_workers=workers, collate_fn=collate)
     assert first.index.tolist() == [0, 2]
-    assert first.owner.tolist() == [1] * 5
     assert [error.path.name for error in first.unreadable] == ["text.mp4"]
-    assert (len(last), last.video.shape[0], last.captions, last.owner.numel()) == (0, 0, (), 0)
+    assert (len(last), last.video.shape[0], last.labels.numel()) == (0, 0, 0)
     assert [error.path.name for error in last.unreadable] == ["gone.mp4"]
     assert "1 unreadable" in repr(last)
 
@@ -203,9 +189,8 @@ def test_a_batch_moves_to_a_device_whole(data):
     batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[1]])
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
-    assert {t.device.type for t in (moved.video, moved.owner, moved.labels, moved.index, moved.mask)} == {"meta"}
-    assert moved.captions == batch.captions
-    assert repr(batch) == "Batch(video (1, 2, 3, 16, 16), 5 captions)"
+    assert {t.device.type for t in (moved.video, moved.labels, moved.index, moved.mask)} == {"meta"}
+    assert repr(batch) == "Batch(video (1, 2, 3, 16, 16))"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
@@ -222,8 +207,7 @@ def test_a_loader_can_pin_batches(data):
         ({"sampler": "unifrom"}, "sampler must be one of uniform, linspace, dense, got 'unifrom'"),
         ({"backend": "cv2"}, "backend must be one of pyav"),
         ({"unreadable": "zeros"}, "unreadable must be one of raise, skip"),
-        ({"frames": 0}, "frames >= 1"),
-        ({"captions_per_video": -1}, "captions_per_video >= 0"),
+        ({"frames": 0}, "frames must be 1 or more, got 0"),
     ],
 )
 def test_wrong_options_are_refused_at_once(data, options, message):

@@ -1,6 +1,8 @@
 """The released STAN checkpoint, against what the authors' own code computed with it."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file
 
 from clipvid.errors import CheckpointError
-from clipvid.models.convert_stan import load_stan_checkpoint, released_names
+from clipvid.models.convert_stan import load_stan_checkpoint
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from released import released_names
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,7 @@ def as_is(dataset: ClipDataset, plan):
 
 def same(found, expected) -> bool:
     return len(found) == len(expected) and all(
-        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) and a.captions == b.captions
-        for a, b in zip(found, expected, strict=True)
+        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) for a, b in zip(found, expected, strict=True)
     )
 
 

@@ -39,12 +39,17 @@ def mini():
     return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{MINI}")
 
 
+def caption_without_motion(scene: Scene) -> str:
+    """What a single frame can tell."""
+    return scene.caption.replace(f" {scene.motion} ", " ")
+
+
 @pytest.fixture(scope="module")
 def stills(mini):
     """Scenes whose captions all differ, and their preprocessed middle frames."""
     _, preprocess, _ = mini
     scenes = [scene for i in range(0, 1200, 2) if (scene := draw_scene(123, "test", i)).motion != "appears"]
-    scenes = list({scene.still_caption: scene for scene in scenes}.values())[:200]
+    scenes = list({caption_without_motion(scene): scene for scene in scenes}.values())[:200]
     images = torch.stack([preprocess(Image.fromarray(render_still(scene, at=0.5))) for scene in scenes])
     return scenes, images
 
@@ -154,7 +159,7 @@ def test_stills_show_it_the_words_of_a_caption(mini, stills, part, words, prompt
 
 def test_it_finds_a_still_among_two_hundred_by_its_caption(mini, stills):
     scenes, images = stills
-    guesses = answers(mini, images, [scene.still_caption for scene in scenes])
+    guesses = answers(mini, images, [caption_without_motion(scene) for scene in scenes])
     assert np.mean([guess == i for i, guess in enumerate(guesses)]) > 0.5  # chance: 0.005
 
 
@@ -164,7 +169,7 @@ def test_words_for_motion_change_the_text_but_no_still_can_tell_them(mini, still
     with torch.no_grad():
         said, reversed_, image = (
             model.encode_text(tokenizer([scene.caption for scene in scenes]), normalize=True),
-            model.encode_text(tokenizer([scene.reversed_caption for scene in scenes]), normalize=True),
+            model.encode_text(tokenizer([scene.reversed().caption for scene in scenes]), normalize=True),
             model.encode_image(images, normalize=True),
         )
     assert (said * reversed_).sum(1).mean() < 0.97

@@ -17,12 +17,10 @@ from timm.models.vitamin import GeGluMlp
 
 import clipvid
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.models.backbone import vit as tower
-from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import load
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import attach
-from clipvid.training.losses import classification, contrastive
+from clipvid.training.losses import classification, matching
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
 FAMILIES = {  # one tiny tower of each kind that open_clip lists
@@ -126,7 +124,7 @@ def test_a_training_step_leaves_clip_bit_equal_without_gradients_or_graph(tiny_c
     seen = graph_tensors(embedding)
     assert not seen & {id(p) for p in tiny_clip.parameters()}
     assert len(seen) > 10
-    contrastive(embedding, text, torch.arange(4), scale=10.0).backward()
+    matching(text @ embedding.T, torch.arange(4), scale=10.0).backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert all(p.grad is None and not p.requires_grad for p in tiny_clip.parameters())
     assert all(torch.equal(v, before[k]) for k, v in tiny_clip.state_dict().items())
@@ -287,7 +285,7 @@ def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
     from open_clip.loss import ClipLoss
 
     video, text = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
-    ours = contrastive(video, text, torch.arange(5), scale=7.0)
+    ours = matching(text @ video.T, torch.arange(5), scale=7.0)
     torch.testing.assert_close(ours, ClipLoss()(video, text, torch.tensor(7.0)))
     several = F.normalize(torch.randn(7, 8), dim=-1)
     owner = torch.tensor([0, 0, 1, 2, 3, 4, 4])
@@ -295,9 +293,9 @@ def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
     rows = sum(-logits[m].log_softmax(0)[owner[m]] for m in range(7)) / 7
     columns = logits.log_softmax(dim=0)
     each = [sum(-columns[m, v] for m in range(7) if owner[m] == v) / (owner == v).sum() for v in range(5)]
-    torch.testing.assert_close(contrastive(video, several, owner, scale=7.0), (rows + sum(each) / 5) / 2)
+    torch.testing.assert_close(matching(several @ video.T, owner, scale=7.0), (rows + sum(each) / 5) / 2)
     with pytest.raises(ValueError, match="video 4 of the batch has no caption"):
-        contrastive(video, text[:4], torch.arange(4), scale=1.0)
+        matching(text[:4] @ video.T, torch.arange(4), scale=1.0)
 
 
 def test_classification_refuses_labels_the_head_does_not_have():

@@ -8,7 +8,7 @@ from clipvid.config.settings import TrainConfig
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import create_model
 from clipvid.training.batches import Work
-from clipvid.training.losses import classification, contrastive, matching
+from clipvid.training.losses import classification, matching
 from clipvid.training.objectives import Recognition, Retrieval
 
 
@@ -73,7 +73,7 @@ def test_retrieval_compares_by_the_models_similarity(model):
     owner = torch.arange(4)
     given = work(text=model.encode_text(texts), owner=owner)
     scale = model.backbone.logit_scale
-    expected = contrastive(model.encode_video(given.video), model.encode_text(texts), owner, scale=scale)
+    expected = matching(model.encode_text(texts) @ model.encode_video(given.video).T, owner, scale=scale)
     torch.testing.assert_close(Retrieval(model, TrainConfig())(given), expected, atol=1e-5, rtol=1e-5)
     words = create_model("clipvid-mini", depth=1, similarity="mug").eval()
     given = work(text=words.backbone.tokenize(texts), owner=owner)

@@ -1,7 +1,7 @@
 """ClipDataset decodes the clips of a VideoData, one or several views of each, collate puts them into a Batch.
 
 Contract: an item is a pure function of (seed, epoch, index), or of a name in place of the index, so a resumed run,
-another number of workers or another batch size sees the same pixels and captions. A file that cannot be read is an
+another number of workers or another batch size sees the same pixels. A file that cannot be read is an
 error or is reported in the batch: it never becomes zeros or another clip. Pixels stay uint8; the model scales them.
 Knows nothing of models.
 """
@@ -95,7 +95,6 @@ class Clip:
 
     video: UInt8[Tensor, "*v t 3 h w"]
     mask: Bool[Tensor, "*v t"]
-    captions: tuple[str, ...]
     label: int
     """NO_LABEL (-1) where the record has none."""
     index: int
@@ -104,14 +103,12 @@ class Clip:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """Clips side by side; `owner` is the row here that a caption belongs to, `index` the place in the data set.
+    """Clips side by side; `index` is the place of each in the data set.
 
     `video` and `mask` have an axis V behind B where a clip has several views.
     """
 
     video: UInt8[Tensor, "b *v t 3 h w"]
-    captions: tuple[str, ...]
-    owner: Int64[Tensor, " m"]
     labels: Int64[Tensor, " b"]
     index: Int64[Tensor, " b"]
     mask: Bool[Tensor, "b *v t"]
@@ -125,7 +122,7 @@ class Batch:
 
     def __repr__(self) -> str:
         lost = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Batch(video {tuple(self.video.shape)}, {counted(len(self.captions), 'caption')}{lost})"
+        return f"Batch(video {tuple(self.video.shape)}{lost})"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`."""
@@ -145,7 +142,6 @@ class ClipDataset(Dataset[Clip | VideoError]):
     Args:
         frames: frames a clip; a video with fewer repeats frames (uniform) or is padded and masked (linspace).
         random: draw frames at random within the sampler's rule, and augment if the transform has augmentations.
-        captions_per_video: captions drawn of each video a visit, in their order; 0 gives all of them.
         views: how many clips an item has. Views() one, as (T, 3, S, S); more are for evaluation and not with `random`.
             Pair() two random ones for self-supervision, as (2, T, 3, S, S); needs `random`, brings its own
             augmentation, and takes every `stride`-th frame in place of the sampler. Decoded in one pass either way.
@@ -164,7 +160,6 @@ class ClipDataset(Dataset[Clip | VideoError]):
         sampler: str = "uniform",
         random: bool = False,
         views: Views | Pair = Views(),
-        captions_per_video: int = 0,
         backend: str = "pyav",
         time_limit: int | float | None = None,
         unreadable: str = "raise",
@@ -178,14 +173,14 @@ class ClipDataset(Dataset[Clip | VideoError]):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if frames < 1 or captions_per_video < 0:
-            raise ValueError(f"need frames >= 1 and captions_per_video >= 0, got {frames} and {captions_per_video}")
+        if frames < 1:
+            raise ValueError(f"frames must be 1 or more, got {frames}")
         if names is not None and len(names) != len(data):
             raise ValueError(f"names has one for each clip, got {len(names)} for {len(data)} clips")
         _check_views(views, sampler=sampler, random=random, transform=transform)
         self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
         self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
-        self.captions_per_video, self.time_limit, self.names = captions_per_video, time_limit, names
+        self.time_limit, self.names = time_limit, names
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._stopped: Callable[[], bool] = _never
@@ -231,7 +226,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         if self.views.count == 1:
             video, mask = video[0], mask[0]
         label = NO_LABEL if record.label is None else record.label
-        return Clip(video, mask, self._captions(record, index), label, index, watch.spent)
+        return Clip(video, mask, label, index, watch.spent)
 
     def _read(self, record: Record, index: int, watch: _Watch) -> UInt8[Tensor, "v t 3 h w"]:
         if isinstance(self.views, Pair):
@@ -291,13 +286,6 @@ class ClipDataset(Dataset[Clip | VideoError]):
         with watch.decoding():
             return read_part(record.path, choose, **part, backend=self.backend, fit=fitted, time_limit=self.time_limit)
 
-    def _captions(self, record: Record, index: int) -> tuple[str, ...]:
-        wanted, known = self.captions_per_video, record.captions
-        if wanted == 0 or wanted >= len(known):
-            return known
-        chosen = self._draw("captions", index).sample(range(len(known)), wanted)
-        return tuple(known[position] for position in sorted(chosen))
-
     def _draw(self, purpose: str, index: int) -> Random:
         """A source of its own for each purpose: how many numbers one takes does not shift the others."""
         who = index if self.names is None else self.names[index]
@@ -347,11 +335,8 @@ def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: 
 def collate(items: Sequence[Clip | VideoError]) -> Batch:
     """Put items into a Batch. The unreadable ones go to its `unreadable`; if there is no other, B, T and S are 0."""
     clips = [item for item in items if isinstance(item, Clip)]
-    owners = [row for row, clip in enumerate(clips) for _ in clip.captions]
     return Batch(
         video=torch.stack([clip.video for clip in clips]) if clips else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
-        captions=tuple(caption for clip in clips for caption in clip.captions),
-        owner=torch.tensor(owners, dtype=torch.int64),
         labels=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
         index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
         mask=torch.stack([clip.mask for clip in clips]) if clips else torch.empty(0, 0, dtype=torch.bool),

@@ -86,15 +86,6 @@ class Scene:
     def caption(self) -> str:
         return f"a {self.size} {self.colour} {self.shape} {self.motion} over a {self.background} background"
 
-    @property
-    def still_caption(self) -> str:
-        """What a single frame can tell: the caption without the motion."""
-        return f"a {self.size} {self.colour} {self.shape} over a {self.background} background"
-
-    @property
-    def reversed_caption(self) -> str:
-        return self.reversed().caption
-
     def reversed(self) -> Scene:
         """The same clip played backwards."""
         return replace(self, motion=reverse(self.motion))

@@ -78,20 +78,6 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
     return model.eval()
 
 
-def released_names(model: VideoCLIP) -> dict[str, tuple[str, int | None]]:
-    """Which of our branch parameters holds each released one: name, and third (q 0, k 1, v 2) where they are fused."""
-    found: dict[str, tuple[str, int | None]] = {"STAN_time_embed.weight": ("position.time", None)}
-    for k in range(len(model.branch.levels)):
-        for stem, ours, table in (("S", "block", _BRANCH_BLOCK), ("T", "steps.0", _BRANCH_STEP)):
-            for kind in ("weight", "bias"):
-                for theirs, name in table.items():
-                    found[f"STAN_{stem}_layers.{k}.{theirs}.{kind}"] = (f"layers.{k}.{ours}.{name}.{kind}", None)
-                for third, letter in enumerate("qkv"):
-                    name = f"STAN_{stem}_layers.{k}.self_attn.{letter}_proj.{kind}"
-                    found[name] = (f"layers.{k}.{ours}.attention.qkv.{kind}", third)
-    return found
-
-
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict of somebody else's checkpoint file; reads tensors only, never code."""
     try:

@@ -17,11 +17,6 @@ from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.nn.similarity import SIMILARITIES
 
 
-def cosine(text: Float[Tensor, "m e"], video: Float[Tensor, "b e"]) -> Float[Tensor, "m b"]:
-    """Cosine similarity, rows are texts; inputs need not be normalised."""
-    return F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
-
-
 class LinearClassifier(nn.Module):
     """Linear layer on the embedding, scaled to unit root-mean-square so that every base model starts alike."""
 

@@ -96,7 +96,7 @@ class SpaceTimeBlock(nn.Module):
                 f"{type(getattr(block, 'block', block)).__name__} is kept whole, with attention of its own that sees "
                 f"one frame at a time; scheme {own!r} needs plain blocks: choose space, divided or factorised"
             )
-        self.block: Any = block  # a tower.FrameLayer
+        self.block: Any = block  # gives its two residuals apart: attention_residual, mlp_residual
         if own == "split" and self.block.attention.heads % 2:
             raise ValueError(
                 f"half of the heads attend over time, so their number must be even, got {self.block.attention.heads}"

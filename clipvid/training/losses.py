@@ -11,13 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def contrastive(
-    video: Float[Tensor, "b e"], text: Float[Tensor, "m e"], owner: Int[Tensor, "m"], *, scale: float | Tensor
-) -> Float[Tensor, ""]:
-    """Symmetric NCE between L2-normalised videos and captions; caption m belongs to video owner[m]: see `matching`."""
-    return matching(text @ video.T, owner, scale=scale)
-
-
 def matching(similarity: Float[Tensor, "m b"], owner: Int[Tensor, "m"], *, scale: float | Tensor) -> Float[Tensor, ""]:
     """Symmetric NCE over the similarities of captions (rows) and videos; caption m belongs to video owner[m].
 

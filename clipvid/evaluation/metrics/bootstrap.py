@@ -16,6 +16,9 @@ from numpy import ndarray
 
 Interval = tuple[float, float]
 
+CONFIDENCE = 0.95
+"""Share of draws that an interval covers."""
+
 LEVEL = 1e-6
 """Mean differences that count as none: result cards keep six digits, and a third is none of them."""
 
@@ -29,25 +32,24 @@ def bootstrap_interval(
     statistic: Callable[[ndarray], float] = np.mean,
     n: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of `statistic` over `n` resamplings, with replacement, of the rows of `scores`."""
-    if len(scores) == 0 or n < 1 or not 0 < level < 1:
-        raise ValueError(f"need scores, n >= 1 and 0 < level < 1, got {len(scores)} scores, n={n}, level={level}")
+    """95 % percentile interval of `statistic` over `n` resamplings, with replacement, of the rows of `scores`."""
+    if len(scores) == 0 or n < 1:
+        raise ValueError(f"need scores and n >= 1, got {len(scores)} scores and n={n}")
     rng = np.random.default_rng(seed)
     drawn = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
-    return _middle(drawn, level)
+    return _middle(drawn)
 
 
-def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0) -> Interval:
     """Interval of a share of `hits` within [0, 1].
 
     The bootstrap's; where all queries hit, or none does, or all tie alike, resampling cannot vary that, and three of
     three would look as sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
     """
-    if (sure := _of_equal(hits, level)) is not None:
+    if (sure := _of_equal(hits)) is not None:
         return sure
-    return bootstrap_interval(hits, n=n, seed=seed, level=level)
+    return bootstrap_interval(hits, n=n, seed=seed)
 
 
 def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
@@ -58,7 +60,7 @@ def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
 
 
 def class_mean_interval(
-    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0, level: float = 0.95
+    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0
 ) -> Interval:
     """Interval of the mean over classes of their share of `hits`.
 
@@ -67,14 +69,14 @@ def class_mean_interval(
     intervals put together (Zou and Donner 2008, section 2), and where all hits are equal that of all of them.
     """
     rows = np.stack([hits, classes], axis=1)
-    drawn = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed, level=level)
+    drawn = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed)
     by_class = [hits[classes == label] for label in np.unique(classes)]
-    own = [interval for some in by_class if (interval := _of_equal(some, level)) is not None]
+    own = [interval for some in by_class if (interval := _of_equal(some)) is not None]
     if len(own) < len(by_class):
         return drawn
     mean, shares = class_mean(rows), np.array([some[0] for some in by_class], dtype=np.float64)
     below, above = np.sqrt(((np.array(own).T - shares) ** 2).sum(axis=1)) / len(own)
-    found = [drawn, (mean - float(below), mean + float(above)), _of_equal(hits, level) or drawn]
+    found = [drawn, (mean - float(below), mean + float(above)), _of_equal(hits) or drawn]
     return min(low for low, _ in found), max(high for _, high in found)
 
 
@@ -103,27 +105,27 @@ def ranking_intervals(
         medians[draw] = values[np.searchsorted(np.cumsum(times), middle, side="right"), 0].mean()
     drawn = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
     found = {name: _middle(some) for name, some in drawn.items()}
-    sure = {name: _of_equal(hits, 0.95) for name, hits in shares.items()}
+    sure = {name: _of_equal(hits) for name, hits in shares.items()}
     return found | {name: interval for name, interval in sure.items() if interval is not None}
 
 
-def _of_equal(hits: Shaped[ndarray, " q"], level: float) -> Interval | None:
+def _of_equal(hits: Shaped[ndarray, " q"]) -> Interval | None:
     """Wilson's score interval where all are equal: hits, misses, or shares of ties.
 
     Between 0 and 1 it is that of as many hits and misses with this mean, which vary more than any other shares.
     """
     if not len(hits) or not np.all(hits == hits[0]):
         return None
-    n, share, z2 = len(hits), float(hits[0]), NormalDist().inv_cdf((1 + level) / 2) ** 2
+    n, share, z2 = len(hits), float(hits[0]), NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     if share in (0, 1):
         return (n / (n + z2), 1.0) if share else (0.0, 1 - n / (n + z2))
     middle, half = share + z2 / (2 * n), math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
     return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
-def _middle(drawn: Shaped[ndarray, " n"] | Sequence[float], level: float = 0.95) -> Interval:
+def _middle(drawn: Shaped[ndarray, " n"] | Sequence[float]) -> Interval:
     """What all but the lowest and the highest draws lie between."""
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

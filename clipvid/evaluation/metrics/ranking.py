@@ -8,7 +8,7 @@ or videos.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -16,12 +16,6 @@ from numpy import ndarray
 
 from clipvid.evaluation.metrics.scores import Paired, Rows, as_array, as_scores, best, blocks
 from clipvid.evaluation.metrics.tiled import count_both
-
-Ties = Literal["expected", "average", "optimistic", "pessimistic"]
-TIES = ("expected", "average", "optimistic", "pessimistic")
-"""expected: the expectation over all orders of tied items. average: the rank in the middle of the ties, a hit where it,
-rounded down, is within K (albanie/collaborative-experts, qb-norm). optimistic, pessimistic: the relevant item first, or
-last, of those it ties with."""
 
 
 class Placement(NamedTuple):
@@ -35,14 +29,14 @@ class Placement(NamedTuple):
     """Relevant items with the same score, the best one included."""
 
 
-def ranks(similarity: Any, truth: Any, *, ties: Ties = "expected") -> Float64[ndarray, " q"]:
+def ranks(similarity: Any, truth: Any) -> Float64[ndarray, " q"]:
     """Rank from 1 of the best-ranked relevant gallery item of every query.
 
     `similarity` (Q, N) is a matrix or any `Scores`; `truth` gives the relevant items: a boolean matrix (any number a
     query), or the index of the only one. With r relevant and t irrelevant items tied at the best relevant score, and g
     items above it, the expected rank is 1 + g + t / (r + 1): for one relevant item the usual average, 1 + g + t / 2.
     """
-    return expected_ranks(place(as_scores(similarity), truth), ties=ties)
+    return expected_ranks(place(as_scores(similarity), truth))
 
 
 def place(scores: Rows, truth: Any) -> Placement:
@@ -59,24 +53,13 @@ def place_both(scores: Paired, partners: Int64[ndarray, " q"]) -> tuple[Placemen
     return of_queries, of_items
 
 
-def expected_ranks(place: Placement, *, ties: Ties = "expected") -> Float64[ndarray, " q"]:
+def expected_ranks(place: Placement) -> Float64[ndarray, " q"]:
     """Rank from 1 of each query's best relevant item."""
-    if ties not in TIES:
-        raise ValueError(f"unknown ties {ties!r}; choose one of {', '.join(TIES)}")
-    if ties in ("optimistic", "pessimistic"):
-        return 1.0 + place.above + (place.ties if ties == "pessimistic" else 0)
     return 1 + place.above + place.ties / (place.relevant + 1)
 
 
-def hits(place: Placement, k: int, *, ties: Ties = "expected") -> Float64[ndarray, " q"]:
-    """For each query 1 where a relevant item is among the first k, else 0; in between where ties decide."""
-    if ties == "expected":
-        return _expected_hits(place, k)
-    return (np.floor(expected_ranks(place, ties=ties)) <= k).astype(np.float64)
-
-
-def _expected_hits(place: Placement, k: int) -> ndarray:
-    """Chance that a relevant item is among the first k, all orders of the tied items being equally likely.
+def hits(place: Placement, k: int) -> Float64[ndarray, " q"]:
+    """Return for each query the chance that a relevant item is among the first k, all orders of ties equally likely.
 
     After the items above, k - above places go to the tied ones. The chance that none of them is relevant is
     hypergeometric: the product over these places of the share of irrelevant items among those still to be placed.

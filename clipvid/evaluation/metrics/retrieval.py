@@ -18,7 +18,6 @@ from numpy import ndarray
 from clipvid.evaluation.metrics.bootstrap import Interval, cell, percent, ranking_intervals
 from clipvid.evaluation.metrics.ranking import (
     Placement,
-    Ties,
     checked_truth,
     expected_ranks,
     hits,
@@ -94,7 +93,6 @@ def retrieval_metrics(
     owner: Any,
     *,
     ks: Sequence[int] = (1, 5, 10, 50),
-    ties: Ties = "expected",
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> RetrievalMetrics:
@@ -106,13 +104,13 @@ def retrieval_metrics(
     `similarity` (M, B) is a matrix or any `Scores`. t2v: every caption is a query and every video is in the gallery,
     those without a caption too. v2t: every captioned video is a query among the captioned videos' captions, and a
     video's score is the highest of its captions' (the field's convention for several captions a video). R@K is the
-    expected share of queries with a relevant item among the first K; `ties` names other rules.
+    expected share of queries with a relevant item among the first K, over all orders of tied items.
     """
     scores = as_scores(similarity)
     truth = checked_truth(owner, scores.shape)
     if not isinstance(scores, Scores):
         raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
-    options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
+    options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
     if truth.ndim == 2:
         captioned = np.flatnonzero(truth.any(axis=0))
         return RetrievalMetrics(
@@ -137,14 +135,13 @@ def ranking_metrics(
     truth: Any,
     *,
     ks: Sequence[int] = (1, 5, 10, 50),
-    ties: Ties = "expected",
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> RankingMetrics:
     """One direction, with any number of relevant items a query: `truth` as `ranks` takes it."""
     _check_ks(ks)
     scores = as_scores(similarity)
-    options: dict[str, Any] = {"ks": ks, "ties": ties, "n_bootstrap": n_bootstrap, "seed": seed}
+    options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
     return _figures(scores, truth, place(scores, truth), **options)
 
 
@@ -154,11 +151,11 @@ def _check_ks(ks: Sequence[int]) -> None:
 
 
 def _figures(
-    scores: Rows, truth: Any, placed: Placement, *, ks: Sequence[int], ties: Ties, n_bootstrap: int, seed: int
+    scores: Rows, truth: Any, placed: Placement, *, ks: Sequence[int], n_bootstrap: int, seed: int
 ) -> RankingMetrics:
-    ranked = expected_ranks(placed, ties=ties)
+    ranked = expected_ranks(placed)
     precision, gain = quality(scores, truth, placed=placed)
-    shares = {**{f"R@{k}": hits(placed, k, ties=ties) for k in ks}, "mAP": precision, "nDCG": gain}
+    shares = {**{f"R@{k}": hits(placed, k) for k in ks}, "mAP": precision, "nDCG": gain}
     values = {name: 100 * float(found.mean()) for name, found in shares.items()}
     values |= {"MdR": float(np.median(ranked)), "MnR": float(ranked.mean())}
     drawn = ranking_intervals(shares, ranked, n=n_bootstrap, seed=seed)

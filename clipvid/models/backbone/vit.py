@@ -12,20 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block, QuickGELU
-
-
-class FrameLayer(Protocol):
-    """A transformer block whose two residuals can be asked for apart (STAN averages the class token in between)."""
-
-    def attention_residual(self, x: Tensor) -> Tensor: ...
-    def mlp_residual(self, x: Tensor) -> Tensor: ...
 
 
 def prefix_tokens(visual: Any) -> int:
@@ -54,8 +47,9 @@ def vit_blocks(visual: Any) -> list[nn.Module]:
 
 
 def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn.Module]:
-    """Trainable copies of the tower's last `depth` blocks, each a FrameLayer; empty where it has no such blocks.
+    """Trainable copies of the tower's last `depth` blocks; empty where it has no such blocks.
 
+    Each gives its two residuals apart (`attention_residual`, `mlp_residual`): STAN averages the class token in between.
     Blocks of the common form become `clipvid.nn.Block` with the same weights and the same function. Blocks with
     rotary embeddings, attention of another kind or post-norm are kept whole. `class_token`: the copies will see one,
     also where the tower has none.
