@@ -16,6 +16,14 @@ typed.install()  # before anything of clipvid is imported
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked native_bf16 where the CPU, or the switch that stands in for it, has no native bf16."""
+    from clipvid.runtime.precision import native_bf16
+
+    if item.get_closest_marker("native_bf16") and not native_bf16(torch.device("cpu")):
+        pytest.skip("multiplies large matrices in bf16, which torch emulates here at a hundredth of float32's speed")
+
+
 @pytest.fixture(autouse=True)
 def _restored_rng() -> Iterator[None]:
     """No test changes the random numbers of the next one, so any order and any selection gives the same result."""

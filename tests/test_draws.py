@@ -19,10 +19,11 @@ from clipvid.features.clip_keys import clip_keys
 from clipvid.features.embed import embed_videos
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import create_model
+from clipvid.runtime.precision import autocast
 from clipvid.training.batches import StoredFeed, open_feed
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4, precision="bf16-mixed")
+READING = Reading(frames=3, batch_size=4, precision="32-true")
 DRAWS = Draws(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
 CONFIG = TrainConfig(
     epochs=3, batch_size=4, cache_taps=True, cache_views=2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1,
@@ -41,11 +42,12 @@ def model():
     return create_model("clipvid-mini", depth=2).eval()
 
 
-@pytest.fixture(scope="module", params=["disk", "memory"])
+@pytest.fixture(scope="module", params=["disk", "memory", "disk, bf16"])
 def kept(request, model, data, tmp_path_factory) -> TapStore:
-    if request.param == "disk":
-        return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, READING, draws=DRAWS)
-    return TapStore.encode(model, data, READING, draws=DRAWS)
+    reading = replace(READING, precision="bf16-mixed") if "bf16" in request.param else READING
+    if request.param == "memory":
+        return TapStore.encode(model, data, reading, draws=DRAWS)
+    return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, reading, draws=DRAWS)
 
 
 def encoded_lengths(monkeypatch) -> list[int]:
@@ -64,9 +66,9 @@ def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept)
         clips.set_epoch(view)
         for rows in (range(4), range(4, 8), range(8, 10)):
             video = collate([clips[row] for row in rows]).video
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                live = model.taps(video).to(dtype=torch.bfloat16)
-            found = kept.at(view).batch(rows).to(dtype=torch.bfloat16)
+            with torch.no_grad(), autocast(kept.reading.precision, model.device):
+                live = model.taps(video)
+            found = kept.at(view).batch(rows)
             for wanted, got in zip((*live.patches, *live.cls, live.frames), (*found.patches, *found.cls, found.frames),
                                    strict=True):  # fmt: skip
                 assert torch.equal(wanted, got)

@@ -17,6 +17,8 @@ from timm.models.vitamin import GeGluMlp
 
 import clipvid
 from clipvid.errors import BackboneError, CheckpointError
+from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import load
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import attach

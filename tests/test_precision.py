@@ -91,6 +91,11 @@ def test_a_process_whose_onednn_is_kept_to_avx2_computes_in_float32():
     assert found.stdout.strip() == "32-true"
 
 
+@pytest.mark.native_bf16
+def test_what_is_marked_native_bf16_runs_only_where_it_is():
+    assert resolve("auto", CPU) == "bf16-mixed"
+
+
 def test_nothing_else_in_the_package_asks_the_hardware():
     asks = re.compile(r"is_bf16_supported|bf16_supported\(|get_cpu_capability")
     files = {path.name for path in PACKAGE.rglob("*.py") if asks.search(path.read_text(encoding="utf-8"))}

@@ -298,6 +298,7 @@ def test_without_autocast_the_tower_is_open_clips_own(tiny_clip, images):
         assert torch.equal(backbone(images[None], levels=(4,)).frames[0], tiny_clip.encode_image(images))
 
 
+@pytest.mark.native_bf16
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2", "EVA02-B-16", "coca_ViT-B-32", "convnext_tiny", "MobileCLIP2-S0"])
 def test_every_make_of_tower_has_its_inference_copy(name):
     """The numbers are autocast's within bf16's rounding."""

@@ -19,11 +19,14 @@ from clipvid.errors import CacheError
 from clipvid.features import TapCache, TapStore, codec
 from clipvid.features import tap_cache as disk
 from clipvid.features.embed import embed_videos
+from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import attach, create_model
 from clipvid.runtime.files import write_tensors
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4)
+READING = Reading(frames=3, batch_size=4, precision="32-true")
+HALF = replace(READING, precision="bf16-mixed")
+both = pytest.mark.parametrize("reading", [READING, HALF], ids=lambda reading: reading.precision)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +44,43 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp32"])
-def test_cached_equals_live_to_the_bit(model, data, tmp_path, kind):
-    reading = replace(READING, precision="bf16-mixed" if kind == "bf16" else "32-true")
+@both
+def test_cached_equals_live_to_the_bit(model, data, tmp_path, reading):
     live = embed_videos(model, data, reading)
     for _ in range(2):  # made now, and read again
-        store = TapCache(tmp_path, kind=kind).store(model, data, reading)
+        store = TapCache(tmp_path).store(model, data, reading)
         assert torch.equal(embed_videos(model, store).video, live.video)
     assert len(files(tmp_path)) == 3
     assert list(store.data) == list(data)
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
+def test_the_kind_follows_the_precision_unless_one_is_asked_for(model, tmp_path, precision, kind):
+    reading = replace(READING, precision=precision)
+    for mode in ("taps", "trunk"):
+        assert TapCache(tmp_path, mode=mode).recipe(model, reading).kind == kind
+        assert TapCache(tmp_path, mode=mode).origin(model, reading) == f"a tap cache of kind {kind} and mode {mode}"
+    for asked in codec.KINDS:
+        assert TapCache(tmp_path, kind=asked).recipe(model, reading).kind == asked
+
+
+@pytest.mark.parametrize(("native", "kind"), [("0", "fp32"), ("1", "bf16")])
+def test_the_kind_follows_what_auto_is_on_this_machine(model, tmp_path, monkeypatch, native, kind):
+    monkeypatch.setenv("CLIPVID_NATIVE_BF16", native)
+    assert TapCache(tmp_path).recipe(model, replace(READING, precision="auto")).kind == kind
+
+
+def test_what_float16_cannot_hold_is_refused_in_half_precision_too(model, tmp_path):
+    recipe = TapCache(tmp_path, kind="fp16").recipe(model, replace(READING, precision="16-mixed"))
+    patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in recipe.levels)  # as timm's ViTs give them: in float32
+    large = Taps(recipe.levels, patches, (), torch.zeros(1, 3, 8))
+    with pytest.raises(ValueError, match="beyond float16"):
+        disk._named(disk._to_keep(large, recipe), recipe)
+
+
 def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
-    reading = replace(READING, precision="bf16-mixed")
-    exact = TapCache(tmp_path / "bf16").store(model, data, reading)
-    near = TapCache(tmp_path / "int8", kind="int8").store(model, data, reading)
+    exact = TapCache(tmp_path / "bf16").store(model, data, HALF)
+    near = TapCache(tmp_path / "int8", kind="int8").store(model, data, HALF)
     a, b = exact.batch([5]), near.batch([5])
     for wanted, found in zip((*a.patches, *a.cls), (*b.patches, *b.cls), strict=True):
         step = wanted.float().abs().amax(dim=-1, keepdim=True) / 127
@@ -116,7 +141,7 @@ def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_p
         (model, READING),
         (model, replace(READING, frames=4)),
         (model, replace(READING, sampler="linspace")),
-        (model, replace(READING, precision="32-true")),
+        (model, HALF),
         (changed, READING),
         (create_model("clipvid-mini", depth=3), READING),
     ):
@@ -134,12 +159,18 @@ def test_clips_that_are_there_as_another_kind_or_mode_are_pointed_out(model, dat
     if kind == "int8":  # which is never advised to whoever asked for more
         advice = "int8 is coarser, so they are encoded anew$"
     said = rf"3 of the 3 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; "
-    cache = TapCache(tmp_path)
+    cache = TapCache(tmp_path, kind="bf16")
     with pytest.warns(UserWarning, match=said + advice) as noted:
         cache.store(model, data.subset(range(3)), READING)
     assert len(noted) == 1
     cache.store(model, data, READING)  # as train does with what it validates on: a warning is an error here
-    TapCache(tmp_path).store(model, data, READING)  # nothing to encode, nothing to say
+    TapCache(tmp_path, kind="bf16").store(model, data, READING)  # nothing to encode, nothing to say
+
+
+def test_clips_of_a_coarser_kind_than_the_precision_asks_for_are_pointed_out(model, data, tmp_path):
+    TapCache(tmp_path, kind="bf16").store(model, data.subset(range(3)), READING)
+    with pytest.warns(UserWarning, match="not as kind fp32, mode taps; bf16 is coarser, so they are encoded anew$"):
+        TapCache(tmp_path).store(model, data.subset(range(3)), READING)
 
 
 def test_clips_of_another_reading_or_other_clips_are_no_reason_to_warn(model, data, tmp_path):
@@ -158,6 +189,7 @@ def test_damage_in_another_kind_stops_no_one(model, data, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
     given = ["embed", str(data[0].path.parent), "--out", str(tmp_path / "e.safetensors"), "--taps", str(tmp_path / "t")]
+    given += ["--reading.precision", "32-true"]
     assert main([*given, "--reading.frames", "2", "--cache_kind", "int8"]) == 0
     capsys.readouterr()
     (tmp_path / "e.safetensors").write_text("what was there")
@@ -167,7 +199,7 @@ def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
     assert len(notes) == 1
     assert notes[0].startswith("note: 12 of the 12 clips to encode are in ")
     assert notes[0].endswith(
-        "as kind int8, mode taps, not as kind bf16, mode taps; int8 is coarser, so they are encoded anew"
+        "as kind int8, mode taps, not as kind fp32, mode taps; int8 is coarser, so they are encoded anew"
     )
 
 
@@ -210,18 +242,22 @@ def test_unreadable_videos_are_left_out_as_the_reading_says(model, data, tmp_pat
     assert [r.path for r in store.data] == [r.path for r in data.records[:3]]
 
 
-def test_training_from_disk_is_training_from_memory(model, data, tmp_path):
+@both
+def test_training_from_disk_is_training_from_memory(model, data, tmp_path, reading):
+    some = data.subset(range(6))
+
     def trained(store):
         torch.manual_seed(1)
         fresh = attach(model.backbone, depth=2)
-        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=READING)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=reading)
         return train(fresh, store, store, config, progress=False).history
 
-    assert trained(TapCache(tmp_path).store(model, data, READING)) == trained(TapStore.encode(model, data, READING))
+    assert trained(TapCache(tmp_path).store(model, some, reading)) == trained(TapStore.encode(model, some, reading))
 
 
-def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path):
-    kept, held = TapCache(tmp_path).store(model, data, READING), TapStore.encode(model, data, READING)
+@both
+def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path, reading):
+    kept, held = TapCache(tmp_path).store(model, data, reading), TapStore.encode(model, data, reading)
     rows, order = [7, 2, 2], torch.tensor([[2, 0, 1]]).repeat(12, 1)
     for a, b in (
         (kept.subset(rows).batch([0, 2]), held.subset(rows).batch([0, 2])),
@@ -249,7 +285,7 @@ def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_pat
 
 
 def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of bf16, fp16, fp32, int8"):
+    with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of auto, bf16, fp16, fp32, int8"):
         TapCache(tmp_path, kind="fp8")
     with pytest.raises(ValueError, match="has no taps to keep"):
         TapCache(tmp_path).store(create_model("clipvid-mini", branch="timesformer"), data, READING)
@@ -260,6 +296,7 @@ def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
 def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "1"]
+    options += ["--reading.precision", "32-true"]
     given = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
     assert main([*given, "--out", "a"]) == 0
     assert main([*given, "--out", "b"]) == 0
@@ -267,7 +304,7 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
     assert len(scores) == 2
     assert scores[0] == scores[1]
     assert main([*given, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
-    assert "a/checkpoint.pt was trained from a tap cache of kind bf16 and mode taps, here" in capsys.readouterr().err
+    assert "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, here" in capsys.readouterr().err
     assert main([*given, "--out", "a", "--resume", "true"]) == 0
     assert scores[0] in capsys.readouterr().out
     assert main(["cache", "ls", "taps"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.training.loop import train
 
-READING = Reading(frames=2, batch_size=4)
-OPTIONS = ["--reading", '{"frames": 2, "batch_size": 4}']
+READING = Reading(frames=2, batch_size=4, precision="32-true")
+OPTIONS = ["--reading", '{"frames": 2, "batch_size": 4, "precision": "32-true"}']
+HALF = ["--reading", '{"frames": 2, "batch_size": 4, "precision": "bf16-mixed"}']
 TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3, 7, 1, 0)]
 
 
@@ -121,13 +123,15 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, 
         embed_texts(model, TEXTS, chunk=4, kept=TextCache(tmp_path))
 
 
-def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes):
-    store = TapCache(tmp_path).store(model, data, READING)
-    held = TapStore.encode(model, data, READING)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes, precision):
+    reading = replace(READING, precision=precision)
+    store = TapCache(tmp_path).store(model, data, reading)
+    held = TapStore.encode(model, data, reading)
     live, kept, again = (evaluate_retrieval(model, clips) for clips in (held, store, store))
     assert len(passes) == 2
     assert live.metrics.to_dict() == kept.metrics.to_dict() == again.metrics.to_dict()
-    config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, reading=READING)
+    config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, reading=reading)
 
     def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
         torch.manual_seed(0)
@@ -172,10 +176,12 @@ def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
     assert json.loads(Path("read.json").read_text()) == json.loads(Path("made.json").read_text())
 
 
-def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, taps, monkeypatch):
-    assert main(["embed", at_hand, "--out", "live.safetensors", *OPTIONS]) == 0
+@pytest.mark.parametrize("options", [OPTIONS, HALF], ids=["32-true", "bf16-mixed"])
+def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, monkeypatch, options):
+    assert main(["eval", at_hand, "--cache", "taps", *options]) == 0
+    assert main(["embed", at_hand, "--out", "live.safetensors", *options]) == 0
     monkeypatch.setattr("clipvid.features.tap_cache.stream_taps", None)
-    assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *OPTIONS]) == 0
+    assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *options]) == 0
     assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
 
 

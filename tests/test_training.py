@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     [
         (None, "here are videos"),
         ({"kind": "int8"}, "here are a tap cache of kind int8 and mode taps"),
-        ({"mode": "trunk"}, "here are a tap cache of kind bf16 and mode trunk"),
+        ({"mode": "trunk"}, "here are a tap cache of kind fp32 and mode trunk"),
     ],
 )
 def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, tmp_path, options, other):
@@ -175,7 +175,7 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
     run = {"out": tmp_path / "run", "progress": False}
     first = train(fresh(mini), clips, clips, config(epochs=1), cache=taps, **run)
     cache = None if options is None else TapCache(tmp_path / "other", **options)
-    message = f"checkpoint.pt was trained from a tap cache of kind bf16 and mode taps, {other}; go on with what"
+    message = f"checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, {other}; go on with what"
     with pytest.raises(CheckpointError, match=message):
         train(fresh(mini), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"

@@ -26,7 +26,7 @@ from clipvid.models.backbone.partial import rerun
 from clipvid.models.video_clip import VideoCLIP, attach, create_model
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4)
+READING = Reading(frames=3, batch_size=4, precision="32-true")
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 0}
 TRUNKS = {
     "SigLIP": lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"),
@@ -118,6 +118,15 @@ def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, mo
     assert torch.equal(unit(model, store), unit(model, data, reading))
 
 
+@pytest.mark.parametrize("mode", ["taps", "trunk"])
+def test_cached_is_live_to_the_bit_in_16_mixed_too(data, tmp_path, model, mode):
+    reading = replace(READING, precision="16-mixed")
+    live = unit(model, data.subset(range(3)), reading)
+    for _ in range(2):  # made now, and read again
+        store = TapCache(tmp_path, mode=mode).store(model, data.subset(range(3)), reading)
+        assert torch.equal(unit(model, store), live)
+
+
 def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
     model, data = told(create_model("clipvid-mini", depth=2)), data.subset(range(3))
     for precision in ("bf16-mixed", "32-true"):
@@ -172,12 +181,15 @@ def test_a_level_is_its_own_trunk_from_the_stem_to_the_last(tiny_clip):
         assert not any(t.requires_grad for t in found.patches)
 
 
-def test_training_from_a_trunk_is_training_from_taps(data, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_training_from_a_trunk_is_training_from_taps(data, tmp_path, precision):
+    reading = replace(READING, precision=precision)
+
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
         model = create_model("clipvid-mini", depth=2)
-        store = TapCache(tmp_path / mode, mode=mode).store(model, data, READING)
-        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=READING)
+        store = TapCache(tmp_path / mode, mode=mode).store(model, data, reading)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=reading)
         return train(model, store, store, config, progress=False).history
 
     assert trained("trunk") == trained("taps")
@@ -186,6 +198,7 @@ def test_training_from_a_trunk_is_training_from_taps(data, tmp_path):
 def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "2"]
+    options += ["--reading.precision", "32-true"]
     given = ["train", str(many[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", "--cache_mode", "trunk"]
     assert main([*given, *options]) == 0
     capsys.readouterr()

@@ -161,7 +161,7 @@ def named_cache(folder: str | None, *, kind: str | None, mode: str | None, optio
     if folder is None:
         refuse(f"nothing is kept without --{option}", cache_kind=kind, cache_mode=mode)
         return None
-    return TapCache(folder, kind=kind or "bf16", mode=mode or "taps")
+    return TapCache(folder, kind=kind or "auto", mode=mode or "taps")
 
 
 def kept_clips(model: Any, clips: Any, reading: Any, cache: Any) -> Any:

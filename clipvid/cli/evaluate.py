@@ -79,7 +79,7 @@ def evaluate(
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
-        cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
+        cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
         cache_mode: taps (when left out) or trunk, as that cache was made.
         overwrite: replace the files of out, report and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.

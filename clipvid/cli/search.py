@@ -52,7 +52,7 @@ def embed(
         model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
         pretrained: weights of a base model.
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
-        cache_kind: bf16 (when left out), fp16, fp32 or int8, as that cache was made.
+        cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
         cache_mode: taps (when left out) or trunk, as that cache was made.
         overwrite: replace the files of out and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.

@@ -136,7 +136,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
         allow_missing: go on without videos that the annotations name and that are not there.
         cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
-        cache_kind: bf16 (when left out), fp16, fp32, or int8, which takes half the place and rounds.
+        cache_kind: auto (when left out), which follows the precision and rounds nothing; bf16, fp16, fp32, or int8, the
+            smallest, which rounds.
         cache_mode: taps (when left out); or trunk, one level for all: less place, the last blocks run for each batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out; with more epochs than it was planned for, the learning rates of

@@ -24,7 +24,13 @@ class KeptTaps:
     """Taps on disk, clip i at key i; as Taps, but read when they are asked for."""
 
     def __init__(
-        self, shards: Shards, keys: Sequence[str], *, held: Sequence[int], levels: Sequence[int], dtype: torch.dtype
+        self,
+        shards: Shards,
+        keys: Sequence[str],
+        *,
+        held: Sequence[int],
+        levels: Sequence[int],
+        dtype: torch.dtype | None,
     ) -> None:
         self.shards, self.keys, self.held, self.levels = shards, tuple(keys), tuple(held), tuple(levels)
         self.dtype = dtype
@@ -70,12 +76,13 @@ class KeptTrunk:
         levels: Sequence[int],
         *,
         precision: str,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         tower: str | None = None,
     ) -> None:
         """`kept` holds the one level; `precision` is the one in which the tower made it, `dtype` that of live taps.
 
-        `tower` is that tower's fingerprint; the backbone's own where it is left out.
+        None as `dtype` leaves each tensor in the type that the tower gives it. `tower` is the fingerprint of the tower
+        that made the taps; the backbone's own where it is left out.
         """
         self.kept, self.backbone, self.levels = kept, backbone, tuple(levels)
         self.precision, self.dtype = precision, dtype

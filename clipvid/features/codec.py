@@ -11,12 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+AUTO = "auto"
+"""Kind of a cache that stores features without rounding: the kind then follows the precision of the run."""
 KINDS = ("bf16", "fp16", "fp32", "int8")
 """How features may be kept. int8 rounds each token to 255 steps of its own largest channel."""
 FINENESS = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
 """Of each kind: the higher, the less it rounds."""
 SCALE = "scale"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def exact_kind(dtype: torch.dtype) -> str:
+    """Return the smallest kind that stores every value of this type without rounding; fp32 at most."""
+    return next((kind for kind, held in _TYPES.items() if held == dtype), "fp32")
 
 
 def packed(features: Float[Tensor, "*tokens d"], kind: str) -> dict[str, Tensor]:
@@ -39,10 +46,10 @@ def packed(features: Float[Tensor, "*tokens d"], kind: str) -> dict[str, Tensor]
     return {"": steps.to(torch.int8), SCALE: scale}
 
 
-def unpacked(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "*tokens d"]:
-    """The features that parts of `packed` stand for, in this type."""
-    kept = parts[""]
-    return (kept * parts[SCALE][..., None]).to(dtype) if kept.dtype == torch.int8 else kept.to(dtype)
+def unpacked(parts: Mapping[str, Tensor], dtype: torch.dtype | None) -> Float[Tensor, "*tokens d"]:
+    """Return the features that parts of `packed` stand for, in this type; None leaves them in the type of the parts."""
+    features = parts[""] * parts[SCALE][..., None] if parts[""].dtype == torch.int8 else parts[""]
+    return features if dtype is None else features.to(dtype)
 
 
 def size(channels: int, kind: str) -> int:

@@ -42,17 +42,21 @@ from clipvid.runtime.precision import autocast, resolve
 
 SPARE = 64 * 2**20
 """Bytes of a disk that a cache leaves free."""
+_READ_LIVE = {"bf16-mixed": "bf16", "32-true": "fp32"}
+"""Kind of the type in which the branch reads live taps, whatever the tower; in 16-mixed the tower decides."""
 
 
 class TapCache:
     """A folder of taps. `store` gives those of a data set, encoding what is not there yet."""
 
-    def __init__(self, folder: str | Path, *, kind: str = "bf16", mode: str = "taps") -> None:
-        """`kind` is how features are kept (`codec.KINDS`), `mode` which: taps, or trunk, the lowest level alone.
+    def __init__(self, folder: str | Path, *, kind: str = codec.AUTO, mode: str = "taps") -> None:
+        """Open a cache in `folder`, which need not exist yet.
 
-        ValueError for another of them, and where no folder can be made.
+        `kind` is how features are stored: auto, which rounds nothing (`kind_for`), or one of `codec.KINDS`. `mode` says
+        which features: taps, or trunk, the lowest level alone. Raise ValueError for any other kind or mode, and where
+        the folder cannot be made.
         """
-        for name, value, allowed in (("kind", kind, codec.KINDS), ("mode", mode, MODES)):
+        for name, value, allowed in (("kind", kind, (codec.AUTO, *codec.KINDS)), ("mode", mode, MODES)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
         if not Path(folder).is_dir():
@@ -60,8 +64,26 @@ class TapCache:
         self.folder, self.kind, self.mode = Path(folder), kind, mode
         self._noted: set[Recipe] = set()  # what it has said of clips that are there otherwise
 
-    def __str__(self) -> str:
-        return f"a tap cache of kind {self.kind} and mode {self.mode}"
+    def origin(self, model: VideoCLIP, reading: Reading) -> str:
+        """Return, for messages and checkpoints, which kind of cache this model reads: another kind gives other bits."""
+        kind = self.kind_for(model, reading) if self.kind == codec.AUTO else self.kind
+        return f"a tap cache of kind {kind} and mode {self.mode}"
+
+    def kind_for(self, model: VideoCLIP, reading: Reading) -> str:
+        """Return the kind in which features of this model are stored, for clips read so.
+
+        `auto` becomes the kind that rounds nothing. For taps this is bf16 where the model runs in bf16-mixed and fp32
+        where it runs in 32-true, which are the types that the branch reads live. For a trunk, and in 16-mixed, it
+        follows the type of the tower's tokens. A trunk asked for as bf16 is stored as fp32 where tokens are not
+        bfloat16: rounded in the middle of the tower, they would end elsewhere.
+        """
+        if self.kind != codec.AUTO and (self.kind, self.mode) != ("bf16", "trunk"):
+            return self.kind
+        if self.mode == "taps" and (exact := _READ_LIVE.get(resolve(reading.precision, model.device))):
+            return exact
+        with autocast(reading.precision, model.device):
+            tokens = codec.exact_kind(token_type(model.backbone))
+        return tokens if self.kind in (codec.AUTO, tokens) else "fp32"
 
     def recipe(self, model: VideoCLIP, reading: Reading, draws: Draws | None = None) -> Recipe:
         """What decides the taps of this model's branch, read so."""
@@ -73,16 +95,10 @@ class TapCache:
             frames=reading.frames,
             sampler=reading.sampler,
             levels=levels if self.mode == "taps" else _trunk_of(model),
-            kind=self.kind if self.mode == "taps" else self._trunk_kind(model, reading),
+            kind=self.kind_for(model, reading),
             mode=self.mode,
             drawn="" if draws is None else str(draws),
         )
-
-    def _trunk_kind(self, model: VideoCLIP, reading: Reading) -> str:
-        """bf16 is for tokens that are bfloat16: of others the last digits would be missing where blocks go on."""
-        with autocast(reading.precision, model.device):
-            exact = token_type(model.backbone) == torch.bfloat16
-        return "fp32" if self.kind == "bf16" and not exact else self.kind
 
     def needs(
         self, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, draws: Draws | None = None
@@ -140,7 +156,7 @@ class TapCache:
             recipe.tower,
             unreadable=tuple(lost),
             texts=TextCache(self.folder),
-            origin=str(self),
+            origin=self.origin(model, reading),
             draws=draws,
             others=tuple(kept[1:]),
         )
@@ -166,13 +182,13 @@ class TapCache:
                 if len(batch) and isinstance(taps, Taps):
                     written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
                     with _in_words(shards.folder):
-                        write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe.kind))
+                        write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe))
                     shards.look()
                 yield batch.unreadable
 
     def _kept_otherwise(self, recipe: Recipe, model: VideoCLIP, wanted: set[str]) -> str:
         """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
-        levels = tuple(model.branch.levels)
+        levels, asked = tuple(model.branch.levels), recipe.kind if self.kind == codec.AUTO else self.kind
         held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
         finest = sorted(codec.KINDS, key=lambda kind: -codec.FINENESS[kind])
         others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
@@ -190,9 +206,9 @@ class TapCache:
                 what = "views" if recipe.drawn else "clips"
                 there = (
                     f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
-                    f"{other.mode}, not as kind {self.kind}, mode {self.mode}"
+                    f"{other.mode}, not as kind {asked}, mode {self.mode}"
                 )
-                if codec.FINENESS[other.kind] < codec.FINENESS[self.kind]:
+                if codec.FINENESS[other.kind] < codec.FINENESS[asked]:
                     return f"{there}; {other.kind} is coarser, so they are encoded anew"
                 return (
                     f"{there}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
@@ -232,11 +248,14 @@ def _trunk_of(model: VideoCLIP) -> tuple[int]:
     return (min(model.branch.levels),)
 
 
-def _live_type(recipe: Recipe) -> torch.dtype:
-    """In which taps of that precision go to the branch, live ones (`VideoCLIP.encode_frames`) and kept ones alike."""
+def _live_type(recipe: Recipe) -> torch.dtype | None:
+    """Return the type in which taps of that precision reach the branch, live (`VideoCLIP.encode_frames`) and stored.
+
+    None is each tensor's own: in 16-mixed some of a tower's outputs are float16 and others float32.
+    """
     if recipe.precision == "bf16-mixed":
         return torch.bfloat16
-    return torch.float16 if (recipe.precision, recipe.kind) == ("16-mixed", "fp16") else torch.float32
+    return None if recipe.precision == "16-mixed" and recipe.kind in ("fp16", "fp32") else torch.float32
 
 
 def _to_keep(taps: Taps, recipe: Recipe) -> Taps:
@@ -249,7 +268,7 @@ def _kept(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str])
     held, live = recipe.levels, _live_type(recipe)
     if recipe.mode == "taps":
         return KeptTaps(shards, keys, held=held, levels=held, dtype=live)
-    one = KeptTaps(shards, keys, held=held, levels=held, dtype=torch.float32)
+    one = KeptTaps(shards, keys, held=held, levels=held, dtype=None if live is None else torch.float32)
     return KeptTrunk(one, model.backbone, model.branch.levels, precision=recipe.precision, dtype=live)
 
 
@@ -275,7 +294,14 @@ def _fine(kind: str) -> str:
     return "bf16" if kind == "int8" else kind
 
 
-def _named(taps: Taps, kind: str) -> dict[str, Tensor]:
+def _kind_of(name: str, tensor: Tensor, recipe: Recipe) -> str:
+    """Return how one tensor of taps is stored; in its own type where that rounds no more than the recipe's kind."""
+    if recipe.kind == "fp32" and _live_type(recipe) is None:
+        return codec.exact_kind(tensor.dtype)
+    return _fine(recipe.kind) if name == "frames" else recipe.kind
+
+
+def _named(taps: Taps, recipe: Recipe) -> dict[str, Tensor]:
     """Taps as the tensors of a file."""
     features = {f"patches.{level}": patch for level, patch in zip(taps.levels, taps.patches, strict=True)}
     features |= {f"cls.{level}": cls for level, cls in zip(taps.levels, taps.cls, strict=bool(taps.cls))}
@@ -283,6 +309,6 @@ def _named(taps: Taps, kind: str) -> dict[str, Tensor]:
     if taps.mask is not None:
         found["mask"] = taps.mask.to(torch.uint8)
     for name, tensor in [*features.items(), ("frames", taps.frames)]:
-        for part, value in codec.packed(tensor, kind if name != "frames" else _fine(kind)).items():
+        for part, value in codec.packed(tensor, _kind_of(name, tensor, recipe)).items():
             found[f"{name}.{part}" if part else name] = value
     return found

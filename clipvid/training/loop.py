@@ -102,7 +102,7 @@ def _train(
     model.branch.recompute_layers(config.recompute)
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
-    origin = " and ".join(dict.fromkeys(_origin(part, cache, config) for part in parts))
+    origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
     run = Run(model, config, fabric, out=out, clips=_clips(parts), origin=origin)
     state = run.last_state() if resume else None
     if run.is_over():
@@ -230,12 +230,12 @@ def _clips(parts: Sequence[VideoData | TapStore]) -> str:
     return " ".join(data_hash(records_of(part)) for part in parts)
 
 
-def _origin(part: VideoData | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
+def _origin(model: VideoCLIP, part: VideoData | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
     """What clips are read from, in words."""
     if isinstance(part, TapStore):
         return part.origin
     if cache is not None:
-        return str(cache)
+        return cache.origin(model, config.reading)
     return TapStore.origin if config.cache_taps else "videos"
 
 
