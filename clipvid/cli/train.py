@@ -136,8 +136,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         shots: train on so many videos a class alone (2, 4, 8, 16), drawn by the seed; validate on the others.
         allow_missing: go on without videos that the annotations name and that are not there.
         cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
-        cache_kind: auto (when left out), which follows the precision and rounds nothing; bf16, fp16, fp32, or int8, the
-            smallest, which rounds.
+        cache_kind: auto (when left out), the type of the precision; bf16, fp16, fp32, or int8, the smallest.
         cache_mode: taps (when left out); or trunk, one level for all: less place, the last blocks run for each batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out; with more epochs than it was planned for, the learning rates of
@@ -152,9 +151,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
     note_format(data, format, plain=plain)
     kept = named_cache(cache, kind=cache_kind, mode=cache_mode)
     opened = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
-    wanted: dict[str, Any] = {"split": split, "annotations": annotations, "val": val, "val_split": val_split}
-    wanted |= {"format": format, "fraction": val_fraction, "shots": shots, "seed": config.seed}
-    train_data, val_data = _train_and_val(opened, data, **wanted)
+    wanted = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
+    train_data, val_data = _train_and_val(opened, data, **wanted, fraction=val_fraction, shots=shots, seed=config.seed)
     place = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
