@@ -24,7 +24,7 @@ import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 
 from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.data.records import VideoData
 from clipvid.features import TapCache, TapStore
 from clipvid.models.backbone.open_clip import MINI
@@ -91,7 +91,7 @@ def main() -> None:
     config = TrainConfig(epochs=args.epochs, batch_size=args.batch, reading=reading)
     times: dict[str, list[float]] = {"from cache": [], "branch's own compute": [], "live": []}
     with TemporaryDirectory() as folder:
-        data = shapes.write_dataset(folder, "train", args.clips)
+        data = motion_shapes.write_dataset(folder, "train", args.clips)
         cached = TapCache(Path(folder) / "taps").store(model, data, reading)
         ready = replace(cached, taps=Ready(cached, config))
         seconds(model, cached, replace(config, epochs=1))  # what is slow only once

@@ -26,7 +26,7 @@ from cells import COMMIT, invocation, machine, result_of, write_json
 from torch import Tensor
 
 from clipvid.config.settings import Reading
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.data.dataset import Batch
 from clipvid.data.files import find_clips
 from clipvid.data.loader import batches_of, in_order
@@ -46,7 +46,7 @@ FRAMES, DEPTH = 12, 4
 def videos(folder: Path | None, *, limit: int, made: Path) -> VideoData:
     """The readable videos of a folder; rendered clips where there is none."""
     if folder is None and not SHARED.is_dir():
-        return shapes.write_dataset(made, "test", limit + limit % 2 or 40)
+        return motion_shapes.write_dataset(made, "test", limit + limit % 2 or 40)
     return VideoData(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
 
 

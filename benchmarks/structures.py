@@ -44,10 +44,10 @@ from structures_plan import (
 )
 
 from clipvid.config.settings import TrainConfig
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.data.records import VideoData
 from clipvid.demo.tour import TEMPLATES, load_backbone
-from clipvid.evaluation import evaluate as ev
+from clipvid.evaluation import evaluate
 from clipvid.features import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
@@ -74,7 +74,9 @@ class Bench:
         b = self.budget
         size = {"train": b.train_clips, "val": b.val_clips, "test": b.test_clips}[split]
         workers = os.cpu_count() or 1
-        return shapes.write_dataset(self.work / "videos", split, size, seed=b.videos, workers=workers, progress=True)
+        return motion_shapes.write_dataset(
+            self.work / "videos", split, size, seed=b.videos, workers=workers, progress=True
+        )
 
     def store(self, split: str) -> TapStore:
         """Taps of all levels that any structure reads, made once and then mapped from their file."""
@@ -187,7 +189,7 @@ def best_rate(bench: Bench, name: str) -> float:
 def without_training(bench: Bench) -> dict[str, Any]:
     """CLIP's own mean over frames."""
     model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
-    motion = ev.zero_shot(model, test, templates=TEMPLATES)["top-1"]
+    motion = evaluate.zero_shot(model, test, templates=TEMPLATES)["top-1"]
     return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
 
 
@@ -204,21 +206,21 @@ def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     model.branch.load_state_dict(load(bench.model(name, seed), base=bench.backbone).branch.state_dict())
     config = _config(bench.budget, "recognition", seed, lr=best_rate(bench, name))
     result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
-    figures = {"motion top-1": ev.evaluate_recognition(model, stores["test"])["top-1"]}
+    figures = {"motion top-1": evaluate.evaluate_recognition(model, stores["test"])["top-1"]}
     return {"figures": figures, "lr": config.lr, "history": result.history}
 
 
 def few_tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
     """The validation score of a learning rate for the clips without labels."""
     model, _ = _from_few(bench, name, bench.budget.tuning_seed, rate=rate)
-    return {"score": ev.evaluate_recognition(model, bench.store("val"))["top-1"]}
+    return {"score": evaluate.evaluate_recognition(model, bench.store("val"))["top-1"]}
 
 
 def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     """Motion top-1 from a few labelled clips a class, after what PRETRAINED says."""
     rate = None if PRETRAINED[name] is None else best_rate(bench, name)
     model, losses = _from_few(bench, name, seed, rate=rate)
-    figures = {"motion top-1": ev.evaluate_recognition(model, bench.store("test"))["top-1"]}
+    figures = {"motion top-1": evaluate.evaluate_recognition(model, bench.store("test"))["top-1"]}
     return {"figures": figures, "pretraining lr": rate, "pretraining losses": losses}
 
 
@@ -245,7 +247,7 @@ def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tupl
 
 def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
     """R@1 and R@5 in both directions."""
-    found = ev.evaluate_retrieval(model, store)
+    found = evaluate.evaluate_retrieval(model, store)
     return {figure: found[figure] for figure in FIGURES}
 
 

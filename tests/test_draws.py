@@ -13,8 +13,7 @@ from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoData
 from clipvid.evaluation.evaluate import evaluate_retrieval
-from clipvid.features import Draws, TapCache, TapStore
-from clipvid.features import tap_cache as disk
+from clipvid.features import Draws, TapCache, TapStore, tap_cache
 from clipvid.features.clip_keys import clip_keys
 from clipvid.features.embed import embed_videos
 from clipvid.models.backbone.taps import Taps
@@ -53,8 +52,8 @@ def kept(request, model, data, tmp_path_factory) -> TapStore:
 def encoded_lengths(monkeypatch) -> list[int]:
     """Clips of every pass of the tower from now on."""
     seen: list[int] = []
-    stream = disk.stream_taps
-    monkeypatch.setattr(disk, "stream_taps", lambda m, d, *a, **k: seen.append(len(d)) or stream(m, d, *a, **k))
+    stream = tap_cache.stream_taps
+    monkeypatch.setattr(tap_cache, "stream_taps", lambda m, d, *a, **k: seen.append(len(d)) or stream(m, d, *a, **k))
     return seen
 
 

@@ -22,7 +22,7 @@ from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_
 from clipvid.evaluation.results import read_card, summarize
 from clipvid.features import TapStore, trained_reading
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.models.backbone import text as textual
+from clipvid.models.backbone import text
 from clipvid.models.video_clip import create_model
 
 READING = Reading(frames=2, batch_size=8, precision="32-true")
@@ -89,7 +89,7 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
 def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
     long = "a small red circle moves to the left and then it turns around twice"
     ids = model.backbone.tokenize([long])[0].tolist()
-    pad, end = textual.special_tokens(model.tokenizer)
+    pad, end = text.special_tokens(model.tokenizer)
     cut = model.backbone.tokenize([long, "a circle"], longest=7)
     assert cut[0].tolist() == [*ids[:6], end, *[pad] * (len(ids) - 7)]
     assert torch.equal(cut[1], model.backbone.tokenize(["a circle"])[0])
@@ -97,8 +97,8 @@ def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
     assert torch.equal(alike[0], alike[1])
     apart = embed_texts(model, [long, long[: long.index("turns")]], precision="32-true")
     assert not torch.equal(apart[0], apart[1])
-    assert torch.equal(textual.cut(cut, 500, pad=pad, end=end), cut)
-    without_end = textual.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
+    assert torch.equal(text.cut(cut, 500, pad=pad, end=end), cut)
+    without_end = text.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
     assert without_end.tolist() == [[5, 6, 7, 1, 1, 1]]
     with pytest.raises(ValueError, match="tokens is a whole number from 3 on, got 2"):
         Reading(tokens=2)

@@ -16,7 +16,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from clipvid.cli.main import main
 from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.data.records import VideoData
 from clipvid.demo.tour import load_backbone
 from clipvid.evaluation.evaluate import evaluate_retrieval
@@ -44,7 +44,7 @@ READING = Reading(frames=4, batch_size=4)
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> VideoData:
-    return shapes.write_dataset(tmp_path_factory.mktemp("shapes"), "train", 8)
+    return motion_shapes.write_dataset(tmp_path_factory.mktemp("shapes"), "train", 8)
 
 
 @pytest.fixture(autouse=True)

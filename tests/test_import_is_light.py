@@ -83,7 +83,7 @@ def test_the_names_that_are_known_early_are_those_that_there_are():
     import open_clip
 
     from clipvid.models import branches
-    from clipvid.models.backbone import names as _names
+    from clipvid.models.backbone import names
 
-    assert sorted(open_clip.list_models()) == sorted(_names.builtin_names())
-    assert tuple(branches.BRANCHES) == _names.BRANCHES
+    assert sorted(open_clip.list_models()) == sorted(names.builtin_names())
+    assert tuple(branches.BRANCHES) == names.BRANCHES

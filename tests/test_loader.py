@@ -19,8 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data import loader
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import loader, motion_shapes
 from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import Record, VideoData
@@ -28,8 +27,7 @@ from clipvid.errors import VideoError, WorkerError
 from clipvid.models.video_clip import attach
 from clipvid.runtime.ahead import ahead
 from clipvid.training.loop import train
-from clipvid.video.backends import judged as _judged
-from clipvid.video.backends import verdicts as _verdicts
+from clipvid.video.backends import judged, verdicts
 from clipvid.video.backends.verdicts import Memory
 from clipvid.video.transforms import VideoTransform
 
@@ -161,13 +159,13 @@ def test_what_workers_find_of_files_reaches_the_next_ones(tmp_path, write_video,
         pytest.skip(f"needs {context}")
     own = get_start_method()
     fresh = Memory()
-    monkeypatch.setattr(_verdicts, "memory", lambda: fresh)
-    for module in (loader, _judged):
+    monkeypatch.setattr(verdicts, "memory", lambda: fresh)
+    for module in (loader, judged):
         monkeypatch.setattr(module, "memory", lambda: fresh)
     path = write_video(tmp_path / "a.mp4", np.zeros((6, 32, 32, 3), np.uint8))
-    file = _verdicts.identity(path)
+    file = verdicts.identity(path)
     assert file is not None
-    monkeypatch.setattr(_verdicts, "SETTLED", 0.0)
+    monkeypatch.setattr(verdicts, "SETTLED", 0.0)
     data = VideoData((Record(path),))
     clips = ClipDataset(data, frames=2, transform=VideoTransform(16), backend="decord")
     set_start_method(context, force=True)
@@ -284,7 +282,7 @@ def test_clips_travel_as_bytes(dataset):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
 def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeypatch, error):
-    data = shapes.write_dataset(tmp_path / "shapes", "test", 8)
+    data = motion_shapes.write_dataset(tmp_path / "shapes", "test", 8)
     alive: list[list[str]] = []
 
     def step(run, work):

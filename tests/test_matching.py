@@ -10,7 +10,7 @@ from clipvid.config.settings import Reading, TrainConfig
 from clipvid.data.records import Record, VideoData
 from clipvid.evaluation.evaluate import evaluate_retrieval, owners
 from clipvid.evaluation.metrics import retrieval_metrics
-from clipvid.features import token_wise as matching
+from clipvid.features import token_wise
 from clipvid.features.embed import embed_frames, embed_texts
 from clipvid.features.token_wise import candidates, match_all, reranked
 from clipvid.models.video_clip import create_model
@@ -49,7 +49,7 @@ def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
     with torch.no_grad():
         whole = model.match(model.text_features(words), frames.embeddings, mask=frames.mask)
     torch.testing.assert_close(match_all(model, words, frames, precision="32-true"), whole, atol=1e-6, rtol=0)
-    monkeypatch.setattr(matching, "PIECE", 100)
+    monkeypatch.setattr(token_wise, "PIECE", 100)
     pieces = match_all(model, words, frames, precision="32-true", chunk=5)
     torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=0)
     only = torch.rand(whole.shape) > 0.5

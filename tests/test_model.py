@@ -17,7 +17,7 @@ from timm.models.vitamin import GeGluMlp
 
 import clipvid
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import load
 from clipvid.models.heads import LinearClassifier, TextClassifier
@@ -104,9 +104,9 @@ def test_at_step_0_and_with_the_branch_off_the_model_is_clips_frame_mean_bit_for
 def test_copied_blocks_compute_what_the_towers_blocks_compute(family):
     """On class-token towers, whose blocks see the same tokens as the copies."""
     visual = family.visual
-    copies = tower.copy_blocks(visual, 2)
-    if not tower.has_class_token(visual):
-        assert len(copies) == (2 if tower.vit_blocks(visual) else 0)
+    copies = vit.copy_blocks(visual, 2)
+    if not vit.has_class_token(visual):
+        assert len(copies) == (2 if vit.vit_blocks(visual) else 0)
         return
     backbone = Backbone(copy.deepcopy(family))
     taps = backbone(torch.rand(1, 1, 3, *backbone.image_size), levels=backbone.last_levels(3))

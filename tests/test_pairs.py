@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.evaluation.metrics import Matrix, Products, bootstrap_interval, ranking_metrics, retrieval_metrics
+from clipvid.evaluation.metrics import Matrix, Products, bootstrap_interval, ranking_metrics, retrieval_metrics, tiled
 from clipvid.evaluation.metrics import scores as scores_of
-from clipvid.evaluation.metrics import tiled as pairs
 from clipvid.evaluation.metrics.bootstrap import ranking_intervals, share_interval
 from clipvid.evaluation.metrics.ranking import place, place_both
 
@@ -35,8 +34,8 @@ def same(found, expected):
 @pytest.mark.parametrize(("rows", "columns"), [(240, 1920), (7, 16)])
 @pytest.mark.parametrize(("total", "width"), [(1, 3), (61, 3), (300, 4), (531, 6)])
 def test_one_pass_counts_what_two_do_where_most_scores_tie(total, width, rows, columns, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", rows)
-    monkeypatch.setattr(pairs, "COLUMNS", columns)
+    monkeypatch.setattr(tiled, "ROWS", rows)
+    monkeypatch.setattr(tiled, "COLUMNS", columns)
     text, video = whole_numbers(total, width, seed=total)
     partners = np.random.default_rng(total).permutation(total)
     scores = (text @ video.T).numpy()
@@ -48,8 +47,8 @@ def test_one_pass_counts_what_two_do_where_most_scores_tie(total, width, rows, c
 
 
 def test_equal_embeddings_tie_in_whichever_tiles_they_stand(monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 5)
-    monkeypatch.setattr(pairs, "COLUMNS", 8)
+    monkeypatch.setattr(tiled, "ROWS", 5)
+    monkeypatch.setattr(tiled, "COLUMNS", 8)
     made = torch.Generator().manual_seed(0)
     text, video = (torch.nn.functional.normalize(torch.randn(90, 33, generator=made), dim=-1) for _ in range(2))
     text[[80, 41]], video[[88, 3, 30]] = text[2].clone(), video[17].clone()

@@ -18,12 +18,12 @@ from clipvid.plots import (
     charts,
     confusion_matrix,
     film_strip,
+    film_strips,
     retrieval_grid,
+    style,
     trade_off,
     training_curve,
 )
-from clipvid.plots import film_strips as films
-from clipvid.plots import style as ink
 
 MAGENTA, CYAN = (250, 10, 240), (10, 240, 250)  # colours that the style itself never uses
 HISTORY = [{"run": run, "epoch": e, "loss": 1 / (e + 1), "score": e} for run in ("a", "b") for e in range(3)]
@@ -56,9 +56,9 @@ def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
         return retrieval_grid([RetrievalRow("q", (Hit(clip(CYAN), 0.5, right),))], tmp_path / name)
 
     right, wrong = grid(True, "right.png"), grid(False, "wrong.png")
-    assert area(right, ink.RIGHT) > 500
-    assert area(right, ink.WRONG) == 0
-    assert area(wrong, ink.RIGHT) == 0
+    assert area(right, style.RIGHT) > 500
+    assert area(right, style.WRONG) == 0
+    assert area(wrong, style.RIGHT) == 0
     grey_right, grey_wrong = (np.asarray(Image.open(path).convert("L")) > 200 for path in (right, wrong))
     assert (grey_right != grey_wrong).sum() > 200  # the dashes, and the cross for the tick, survive the loss of colour
 
@@ -76,7 +76,7 @@ def test_long_sentences_make_a_taller_page_not_a_clipped_one(tmp_path):
 
 
 def test_wrapping_loses_no_letter_and_keeps_the_width():
-    page, font = films._Page(width=5.0, side=0.2), FontProperties(size=10)
+    page, font = film_strips._Page(width=5.0, side=0.2), FontProperties(size=10)
     text = "the $quick$ brown fox " + "x" * 300
     lines = page.wrap(text, width=2.0, font=font)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
@@ -102,8 +102,8 @@ def test_film_strip_breaks_into_lines_and_keeps_every_frame(tmp_path):
 def test_training_curve_draws_each_run_in_its_colour(tmp_path):
     both = training_curve(HISTORY, tmp_path / "both.png", title="a title that is rather long " * 5)
     alone = training_curve(HISTORY[:3], tmp_path / "alone.png")
-    assert area(both, ink.RUN_COLOURS[1]) > 100
-    assert area(alone, ink.RUN_COLOURS[1]) == 0
+    assert area(both, style.RUN_COLOURS[1]) > 100
+    assert area(alone, style.RUN_COLOURS[1]) == 0
 
 
 def test_training_curve_without_scores_has_one_panel(tmp_path):

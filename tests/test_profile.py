@@ -12,7 +12,7 @@ import pytest
 
 from clipvid.cli.main import main
 from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.features import TapStore
 from clipvid.features.embed import embed_videos
 from clipvid.models.video_clip import attach
@@ -124,7 +124,7 @@ def test_awaiting_closes_what_it_awaits():
 
 @pytest.fixture
 def clips(tmp_path):
-    return shapes.write_dataset(tmp_path / "shapes", "test", 8)
+    return motion_shapes.write_dataset(tmp_path / "shapes", "test", 8)
 
 
 def test_embedding_and_training_say_where_their_time_went(tiny_clip, clips):

@@ -12,9 +12,9 @@ import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
 from clipvid.video import read, read_video, sample
-from clipvid.video.backends import pyav as _pyav
+from clipvid.video.backends import pyav
 from clipvid.video.container import demux as _packets
-from clipvid.video.container import seek as _seek
+from clipvid.video.container import seek
 from clipvid.video.container.seek import Jump, Ladder, Packet, Units, ladder, units
 
 JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
@@ -35,22 +35,22 @@ def long(tmp_path_factory) -> Path:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """How files were decoded: "jump", "refused" (a jump that did not give what was promised) or "start"."""
-    ways, jump, start = [], _pyav._decode_from, _pyav._decode
+    ways, jump, start = [], pyav._decode_from, pyav._decode
 
     def from_keys(*args, **named):
         found = jump(*args, **named)
         ways.append("refused" if found is None else "jump")
         return found
 
-    monkeypatch.setattr(_pyav, "_decode_from", from_keys)
-    monkeypatch.setattr(_pyav, "_decode", lambda *a, **k: ways.append("start") or start(*a, **k))
+    monkeypatch.setattr(pyav, "_decode_from", from_keys)
+    monkeypatch.setattr(pyav, "_decode", lambda *a, **k: ways.append("start") or start(*a, **k))
     return ways
 
 
 @pytest.fixture
 def always(monkeypatch) -> None:
     """Jump wherever it is possible, worth it or not."""
-    monkeypatch.setattr(_seek, "WORTH", float("inf"))
+    monkeypatch.setattr(seek, "WORTH", float("inf"))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -59,7 +59,7 @@ def test_every_frame_reached_by_a_jump_is_the_right_one(written, name, decoded, 
         decoded.clear()
         assert seen(read(written[name], wanted)) == wanted
         assert decoded == (["jump"] if name in JUMPED_IN else ["start"])
-    times = _pyav.probe(written[name]).times
+    times = pyav.probe(written[name]).times
     part = [i for i, time in enumerate(times) if 1.0 <= time < 1.5]
     expected = [part[i] for i in sample("uniform", len(part), 3)]
     assert seen(read_video(written[name], 3, start=1.0, end=1.5)) == expected
@@ -90,7 +90,7 @@ def test_what_a_jump_does_not_confirm_is_decoded_from_the_start(long, decoded, a
     shown_twice = Ladder(true.ladder.stamps, (0, 3, 10, 20, 30, 40, 50))
     for wrong, wanted in ((shifted, [52]), (late, [57]), (shown_twice, [5])):
         decoded.clear()
-        monkeypatch.setattr(_pyav, "listing", lambda path, clock, wrong=wrong: replace(true, ladder=wrong))
+        monkeypatch.setattr(pyav, "listing", lambda path, clock, wrong=wrong: replace(true, ladder=wrong))
         assert seen(read(long, wanted)) == wanted
         assert decoded == ["refused", "start"]
 
@@ -193,5 +193,5 @@ def test_real_videos_come_out_the_same(shared_data, decoded, always, monkeypatch
         jumped = read(path, wanted)
         assert decoded.pop() == "jump"
         with monkeypatch.context() as patch:
-            patch.setattr(_pyav, "_decode_from", lambda *a, **k: None)
+            patch.setattr(pyav, "_decode_from", lambda *a, **k: None)
             assert torch.equal(jumped, read(path, wanted))

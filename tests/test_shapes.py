@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from clipvid.data import motion_shapes as shapes
+from clipvid.data import motion_shapes
 from clipvid.data.motion_shapes import (
     MOTIONS,
     Scene,
@@ -53,7 +53,7 @@ def test_the_partner_drawn_from_the_same_seed_is_the_clip_played_backwards(motio
 
 def test_what_is_drawn_never_depends_on_which_motion_of_a_pair_the_words_name():
     for scene in one_of_each_motion():
-        plan, partner = shapes._plan(scene), shapes._plan(scene.reversed())
+        plan, partner = motion_shapes._plan(scene), motion_shapes._plan(scene.reversed())
         assert (plan.height, plan.width, plan.frames, plan.fps) == (
             partner.height,
             partner.width,
@@ -97,7 +97,7 @@ def test_turning_clockwise_moves_the_dot_from_the_top_to_the_right_and_on():
 def test_eight_frames_of_a_turn_leave_no_doubt_about_its_direction():
     for i in range(200):
         scene = Scene("red", "cross", "small", "plain", "turns clockwise", seed=(9, i))
-        angle = shapes._plan(scene).figures[1].angle
+        angle = motion_shapes._plan(scene).figures[1].angle
         sampled = angle[np.round(np.linspace(0, len(angle) - 1, 8)).astype(int)]
         assert np.degrees(angle[-1] - angle[0]) < 300
         assert np.degrees(np.diff(sampled)).max() < 150  # beyond 180 a turn would look like its reverse
@@ -106,14 +106,14 @@ def test_eight_frames_of_a_turn_leave_no_doubt_about_its_direction():
 def test_the_distractor_differs_and_is_the_smaller_one():
     for i in range(50):
         scene = draw_scene(0, "train", i)
-        other, main = shapes._plan(scene).figures
+        other, main = motion_shapes._plan(scene).figures
         assert other.shape != main.shape
         assert other.radius.max() < main.radius.min()
         assert abs(other.colour - main.colour).max() > 20
 
 
 def test_frame_sizes_lengths_and_rates_vary_within_their_bounds():
-    plans = [shapes._plan(draw_scene(1, "train", i)) for i in range(300)]
+    plans = [motion_shapes._plan(draw_scene(1, "train", i)) for i in range(300)]
     for name, low, high in (("height", 64, 128), ("width", 64, 128), ("frames", 16, 40), ("fps", 10, 30)):
         values = {getattr(plan, name) for plan in plans}
         assert low <= min(values) <= max(values) <= high
@@ -124,11 +124,11 @@ def test_frame_sizes_lengths_and_rates_vary_within_their_bounds():
 
 def test_the_size_word_stays_true_while_a_shape_grows():
     def radius(size: str, moment: int) -> list[float]:
-        plans = [shapes._plan(Scene("red", "star", size, "plain", "grows", seed=(i,))) for i in range(100)]
+        plans = [motion_shapes._plan(Scene("red", "star", size, "plain", "grows", seed=(i,))) for i in range(100)]
         return [plan.figures[1].radius[moment] / (plan.height * plan.width) ** 0.5 for plan in plans]
 
     assert np.median(radius("small", -1)) < min(radius("large", 0))
-    for size, base in shapes.SIZES.items():
+    for size, base in motion_shapes.SIZES.items():
         middle = np.sqrt(np.multiply(radius(size, 0), radius(size, -1)))
         assert middle == pytest.approx(base, rel=0.06), "growth is symmetric about the size that the word names"
 
@@ -146,14 +146,14 @@ def test_a_still_is_the_frame_of_its_clip():
 
 def test_every_shape_looks_different_from_every_other_at_any_angle():
     def mask(shape: str, seed: int) -> np.ndarray:
-        figure = shapes.Figure(
+        figure = motion_shapes.Figure(
             shape, np.zeros(3, np.float32), *(np.array([v]) for v in (32.0, 32.0, 28.0, seed * 0.7, 1.0)), dot=False
         )
         frame = np.full((1, 64, 64, 3), 255, np.uint8)
-        shapes.paint(frame, figure)
+        motion_shapes.paint(frame, figure)
         return frame[0, ..., 0] < 128
 
-    for a, b in itertools.combinations(shapes.SHAPES, 2):
+    for a, b in itertools.combinations(motion_shapes.SHAPES, 2):
         overlap = max((mask(a, 0) & mask(b, k)).sum() / (mask(a, 0) | mask(b, k)).sum() for k in range(9))
         assert overlap < 0.85, f"{a} and {b}"
 
@@ -196,7 +196,7 @@ def test_a_train_pair_is_one_clip_forwards_and_backwards_and_pairs_differ():
 
 def test_train_draws_every_object_and_motion_word():
     scenes = [draw_scene(0, "train", i) for i in range(600)]
-    for name, words in (("colour", shapes.COLOURS), ("shape", shapes.SHAPES), ("motion", MOTIONS)):
+    for name, words in (("colour", motion_shapes.COLOURS), ("shape", motion_shapes.SHAPES), ("motion", MOTIONS)):
         drawn = [getattr(scene, name) for scene in scenes]
         assert min(drawn.count(word) for word in words) > 600 / len(words) / 2
 
@@ -244,13 +244,13 @@ def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path, mo
     assert [record.path.stat().st_mtime_ns for record in first.records] == stamps
     with pytest.raises(ValueError, match="holds something else"):
         write_dataset(tmp_path, "train", 4, seed=1)
-    monkeypatch.setattr(shapes, "DEAL", shapes.DEAL + 1)
+    monkeypatch.setattr(motion_shapes, "DEAL", motion_shapes.DEAL + 1)
     with pytest.raises(ValueError, match="holds something else"):
         write_dataset(tmp_path, "train", 4)
 
 
 def test_an_interrupted_run_leaves_no_folder_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    written, write = [], shapes.write_clip
+    written, write = [], motion_shapes.write_clip
 
     def stops_at_the_third(path, frames, *, fps):
         if len(written) == 2:
@@ -258,13 +258,15 @@ def test_an_interrupted_run_leaves_no_folder_and_goes_on_where_it_stopped(tmp_pa
         written.append(path.name)
         write(path, frames, fps=fps)
 
-    monkeypatch.setattr(shapes, "write_clip", stops_at_the_third)
+    monkeypatch.setattr(motion_shapes, "write_clip", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, "train", 4)
     assert not (tmp_path / "train").exists()
     (tmp_path / "train.partial" / ".00003.mp4.1.part").write_bytes(b"torn")
     monkeypatch.setattr(
-        shapes, "write_clip", lambda path, frames, *, fps: (written.append(path.name), write(path, frames, fps=fps))
+        motion_shapes,
+        "write_clip",
+        lambda path, frames, *, fps: (written.append(path.name), write(path, frames, fps=fps)),
     )
     write_dataset(tmp_path, "train", 4)
     assert written == ["00001.mp4", "00002.mp4", "00003.mp4", "00004.mp4"]

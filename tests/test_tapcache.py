@@ -16,8 +16,7 @@ from clipvid.config.settings import Reading, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import Record, VideoData
 from clipvid.errors import CacheError
-from clipvid.features import TapCache, TapStore, codec
-from clipvid.features import tap_cache as disk
+from clipvid.features import TapCache, TapStore, codec, tap_cache
 from clipvid.features.embed import embed_videos
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import attach, create_model
@@ -75,7 +74,7 @@ def test_what_float16_cannot_hold_is_refused_in_half_precision_too(model, tmp_pa
     patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in recipe.levels)  # as timm's ViTs give them: in float32
     large = Taps(recipe.levels, patches, (), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="beyond float16"):
-        disk._named(disk._to_keep(large, recipe), recipe)
+        tap_cache._named(tap_cache._to_keep(large, recipe), recipe)
 
 
 def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
@@ -100,7 +99,7 @@ def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monke
         written = sum(path.stat().st_size for path in files(tmp_path / kind))
         assert promised < written < promised + 4096 * 3
         assert cache.needs(model, data, READING) == 0
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(tap_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CacheError, match=r"needs .* for clips that are not there yet, the disk has 0\.0 MiB; choose"):
         TapCache(tmp_path / "new").store(model, data, READING)
     assert not (tmp_path / "new").exists()
@@ -113,8 +112,8 @@ def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, 
     cache = TapCache(tmp_path / "taps")
     cache.store(model, data, READING)
     encoded: list[int] = []
-    stream = disk.stream_taps
-    monkeypatch.setattr(disk, "stream_taps", lambda m, d, *a, **k: encoded.append(len(d)) or stream(m, d, *a, **k))
+    stream = tap_cache.stream_taps
+    monkeypatch.setattr(tap_cache, "stream_taps", lambda m, d, *a, **k: encoded.append(len(d)) or stream(m, d, *a, **k))
     again = cache.store(model, replace(data, records=tuple(moved)), READING)
     assert not encoded
     assert [r.path for r in again.data] == [r.path for r in moved]

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.evaluation.metrics import DualSoftmax, Products, retrieval_metrics
-from clipvid.evaluation.metrics import scores as scores_of
-from clipvid.evaluation.metrics import tiled as pairs
+from clipvid.evaluation.metrics import DualSoftmax, Products, retrieval_metrics, scores, tiled
 
 
 def apart(*counts: int) -> list[torch.Tensor]:
@@ -42,7 +40,7 @@ def test_embeddings_score_as_their_matrix_in_any_blocks_and_equal_ones_tie(monke
     owner = np.random.default_rng(0).integers(0, 31, size=57)
     whole = retrieval_metrics(exact(text, video), owner, n_bootstrap=5)
     for block in (1 << 25, 64):
-        monkeypatch.setattr(scores_of, "BLOCK", block)
+        monkeypatch.setattr(scores, "BLOCK", block)
         found = retrieval_metrics(Products(text, video), owner, n_bootstrap=5)
         assert found.t2v.ranks.tolist() == whole.t2v.ranks.tolist()
         assert found.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
@@ -61,7 +59,7 @@ def test_embeddings_score_as_their_matrix_in_any_blocks_and_equal_ones_tie(monke
 def test_equal_embeddings_tie_on_a_cpu_whose_products_depend_on_their_place(
     monkeypatch, uneven_products, block, paired
 ):
-    for part, name, size in ((scores_of, "BLOCK", block), (pairs, "ROWS", 5), (pairs, "COLUMNS", 8)):
+    for part, name, size in ((scores, "BLOCK", block), (tiled, "ROWS", 5), (tiled, "COLUMNS", 8)):
         monkeypatch.setattr(part, name, size)
     text, video = apart(31 if paired else 57, 31)
     video[7], video[30], text[20] = video[3], video[3], text[2]

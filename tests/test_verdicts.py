@@ -14,19 +14,17 @@ import torch
 
 from clipvid.errors import VideoError
 from clipvid.video import read, read_video
-from clipvid.video.backends import judged as _judged
-from clipvid.video.backends import pyav as _pyav
-from clipvid.video.backends import verdicts as _verdicts
+from clipvid.video.backends import judged, pyav, verdicts
 from clipvid.video.backends.verdicts import Identity, Memory, Verdict
-from clipvid.video.container import demux as _packets
+from clipvid.video.container import demux
 
 
 @pytest.fixture
 def memory(monkeypatch) -> Memory:
     """A fresh memory that trusts files as soon as they are written."""
     fresh = Memory()
-    monkeypatch.setattr(_verdicts, "SETTLED", 0.0)
-    monkeypatch.setattr(_judged, "memory", lambda: fresh)
+    monkeypatch.setattr(verdicts, "SETTLED", 0.0)
+    monkeypatch.setattr(judged, "memory", lambda: fresh)
     return fresh
 
 
@@ -34,13 +32,13 @@ def memory(monkeypatch) -> Memory:
 def openings(monkeypatch) -> list[Path]:
     """The files that PyAV opens, to demux or to decode."""
     seen: list[Path] = []
-    own = _packets.opened
+    own = demux.opened
 
     def opened(path):
         seen.append(Path(path))
         return own(path)
 
-    for module in (_packets, _pyav):
+    for module in (demux, pyav):
         monkeypatch.setattr(module, "opened", opened)
     return seen
 
@@ -76,7 +74,7 @@ def test_a_changed_file_is_probed_anew(clip, memory, openings, write_video):
 
 
 def test_a_file_that_changed_just_now_is_not_trusted(clip, memory, openings, monkeypatch):
-    monkeypatch.setattr(_verdicts, "SETTLED", 60.0)
+    monkeypatch.setattr(verdicts, "SETTLED", 60.0)
     for _ in range(2):
         openings.clear()
         read(clip, [0], backend="decord")
@@ -109,10 +107,10 @@ def test_refusals_stay_refusals(tmp_path, memory, openings, write_video, monkeyp
     side = 8 if "side" in reason else 32
     path = write_video(tmp_path / "small.mp4", pictures(9 if "side" in reason else 12)[:, :side, :side])
     if "another" in reason:
-        monkeypatch.setattr(_pyav, "same_first_frame", lambda *_: False)
+        monkeypatch.setattr(pyav, "same_first_frame", lambda *_: False)
     if "finds" in reason:
-        listing = _judged.listing_of
-        monkeypatch.setattr(_judged, "listing_of", lambda path: listed_with_more(listing(path)))
+        listing = judged.listing_of
+        monkeypatch.setattr(judged, "listing_of", lambda path: listed_with_more(listing(path)))
         reason = "finds 12 frames where there are 13"
     said = []
     for _ in range(2):

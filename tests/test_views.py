@@ -24,7 +24,7 @@ from clipvid.models.video_clip import create_model
 from clipvid.training.batches import LiveFeed, open_feed
 from clipvid.video import read, read_video, temporal_views
 from clipvid.video.augment import ContrastiveView
-from clipvid.video.backends import pyav as _pyav
+from clipvid.video.backends import pyav
 from clipvid.video.container.colour import Converter
 from clipvid.video.sampling import sample_views, two_clips
 from clipvid.video.transforms import VideoTransform
@@ -89,8 +89,8 @@ def test_start_and_end_cut_every_view(data):
 
 def test_a_file_is_decoded_once_for_all_views_and_each_frame_fitted_once(data, monkeypatch):
     decoded, pictures = [], []
-    decode, convert = _pyav._decode, Converter.__call__
-    monkeypatch.setattr(_pyav, "_decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    decode, convert = pyav._decode, Converter.__call__
+    monkeypatch.setattr(pyav, "_decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
     monkeypatch.setattr(Converter, "__call__", lambda *a: pictures.append(1) or convert(*a))
     _ = ClipDataset(data, frames=6, transform=TRANSFORM, views=Views(4, 3))[0]
     union = {index for view in temporal_views(20, 6, views=4) for index in view}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import doctest
 
 from clipvid.data.records import Record, VideoData
-from clipvid.runtime import text as _words
+from clipvid.runtime import text
 
 
 def test_the_examples_are_true():
-    assert doctest.testmod(_words) == (0, 1)
+    assert doctest.testmod(text) == (0, 1)
 
 
 def test_one_of_anything_is_told_in_the_singular(tmp_path):

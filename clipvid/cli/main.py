@@ -18,16 +18,16 @@ from typing import Any, NoReturn
 from clipvid.cli import cache as keeping
 from clipvid.cli import evaluate as measuring
 from clipvid.cli import search as finding
-from clipvid.cli import train as learning
+from clipvid.cli import train
 from clipvid.config.settings import Reading, TrainConfig
 from clipvid.runtime.files import explained
 from clipvid.runtime.malloc import keep_freed
 from clipvid.runtime.version import __version__
 
 COMMANDS = {
-    "demo": learning.demo,
-    "info": learning.info,
-    "train": learning.fine_tune,
+    "demo": train.demo,
+    "info": train.info,
+    "train": train.fine_tune,
     "eval": measuring.evaluate,
     "compare": measuring.compare,
     "summarize": measuring.summarize,

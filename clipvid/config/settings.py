@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
@@ -70,11 +70,11 @@ class Reading:
     """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        _checks.least(self, frames=1, batch_size=1, workers=0)
+        checks.least(self, frames=1, batch_size=1, workers=0)
         if not 0 <= self.time_limit < math.inf:
             raise ValueError(f"time_limit is in seconds, 0 for none, got {self.time_limit}")
         if self.tokens is not None:
-            _checks.least(self, tokens=3)  # a word between start and end
+            checks.least(self, tokens=3)  # a word between start and end
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):
             raise ValueError(
                 f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
@@ -85,7 +85,7 @@ class Reading:
                 f"linspace goes from the first frame to the last and has one temporal view, got {self.temporal_views}; "
                 "take sampler uniform or dense"
             )
-        _checks.choices(self, {"average": AVERAGES})
+        checks.choices(self, {"average": AVERAGES})
 
     @property
     def views(self) -> int:
@@ -126,13 +126,13 @@ class SelfSupervision:
     """Probability of mirroring each of the two clips, as released. 0 where left and right mean something."""
 
     def __post_init__(self) -> None:
-        _checks.choices(self, _SELFSUP_CHOICES)
-        _checks.least(self, regions=1, context=1, hidden=1, out=1, stride=1)
+        checks.choices(self, _SELFSUP_CHOICES)
+        checks.least(self, regions=1, context=1, hidden=1, out=1, stride=1)
         if self.context % 2 == 0:
             raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
         if self.split < 0:
             raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
-        _checks.probability(self, "flip")
+        checks.probability(self, "flip")
         for name in ("temperature_global", "temperature_local"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -235,12 +235,12 @@ class TrainConfig:
     """Steps between two checkpoints, beside the one at each epoch's end."""
 
     def __post_init__(self) -> None:
-        _checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
+        checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
         self._check_selfsup()
         check_train_clip("train_clip", self.train_clip)
         if self.text_lora < 0:
             raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
-        _checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
+        checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
         self._check_rates()
         if self.task == "retrieval" and self.batch_size < 2:
             raise ValueError(
@@ -257,7 +257,7 @@ class TrainConfig:
             )
         if not 0 <= self.mixup < math.inf:
             raise ValueError(f"mixup is the parameter of a Beta distribution, 0 or more, got {self.mixup}")
-        _checks.least(self, cache_views=0)
+        checks.least(self, cache_views=0)
         if self.cache_taps and self.mixup:
             raise ValueError("mixup blends the pixels of two clips, and taps have none; leave out mixup, or the cache")
         if self.cache_taps and self.augmentations() and not self.cache_views:
@@ -275,7 +275,7 @@ class TrainConfig:
                 f"reading.spatial_views={self.reading.spatial_views}; leave them at 1, or the cache out"
             )
         if self.patience is not None:
-            _checks.least(self, patience=1)
+            checks.least(self, patience=1)
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
         self._check_chunk()
@@ -283,7 +283,7 @@ class TrainConfig:
         self._check_unused()
 
     def _check_chunk(self) -> None:
-        _checks.least(self, chunk=0)
+        checks.least(self, chunk=0)
         if self.chunk and self.task != "retrieval":
             others = {
                 "recognition": "is a mean over clips, so accumulate adds up smaller batches to the same gradient",
@@ -310,10 +310,10 @@ class TrainConfig:
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
                 least = "above 0" if name == "lr" else "0 or more"
                 raise ValueError(f"{name} is {least} and finite, got {value}")
-        _checks.probability(self, "label_smoothing", certain=False)
+        checks.probability(self, "label_smoothing", certain=False)
         if self.crop_scale is not None:
-            _checks.shares(self, "crop_scale")
-        _checks.probability(self, "flip")
+            checks.shares(self, "crop_scale")
+        checks.probability(self, "flip")
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON would give them back."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from clipvid import plots
 from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data import motion_shapes as shapes
-from clipvid.evaluation import evaluate as ev
+from clipvid.data import motion_shapes
+from clipvid.evaluation import evaluate
 from clipvid.evaluation.metrics import percent, share_interval
 from clipvid.features import TapStore
 from clipvid.features.embed import embed_texts, embed_videos
@@ -56,13 +56,13 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for split in shapes.SPLITS:
-            least = 2 if split == "train" else len(shapes.MOTIONS)  # every motion is scored and shown
+        for split in motion_shapes.SPLITS:
+            least = 2 if split == "train" else len(motion_shapes.MOTIONS)  # every motion is scored and shown
             if (clips := getattr(self, f"{split}_clips")) < least or clips % 2:
                 raise ValueError(
                     f"{split}_clips must be even, as clips come in pairs, and {least} or more, got {clips}"
                 )
-            shapes.draw_scene(self.seed, split, clips - 1)  # refuses more clips than a split has
+            motion_shapes.draw_scene(self.seed, split, clips - 1)  # refuses more clips than a split has
         for name in ("epochs", "baseline_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
@@ -93,7 +93,7 @@ def run(
     sizes = {"train": plan.train_clips, "val": plan.val_clips, "test": plan.test_clips}
     workers = os.cpu_count() or 1
     data = {
-        split: shapes.write_dataset(out / "videos", split, n, seed=plan.seed, workers=workers, progress=True)
+        split: motion_shapes.write_dataset(out / "videos", split, n, seed=plan.seed, workers=workers, progress=True)
         for split, n in sizes.items()
     }
     say(f"2/5  the frozen CLIP ({MINI}) encodes every clip once; its taps stay in memory")
@@ -155,7 +155,7 @@ def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
     """How often a clip's caption beats the same caption with the motion reversed; ties count half."""
     motions = [store.data.classes[r.label] for r in store.data if r.label is not None]
     own = [r.captions[0] for r in store.data]
-    other = [text.replace(motion, shapes.reverse(motion)) for text, motion in zip(own, motions, strict=True)]
+    other = [text.replace(motion, motion_shapes.reverse(motion)) for text, motion in zip(own, motions, strict=True)]
     video = F.normalize(embed_videos(model, store).video, dim=-1)
     margins = [(video * embed_texts(model, texts)).sum(dim=-1) for texts in (own, other)]
     won = (margins[0] > margins[1]).double() + 0.5 * (margins[0] == margins[1]).double()
@@ -175,7 +175,7 @@ def _train_and_score(
     zero = attach(backbone, "mean")
     table = {
         ROWS[0]: _retrieval(zero, stores["test"])
-        | {"motion top-1": _top1(ev.zero_shot(zero, stores["test"], templates=TEMPLATES))}
+        | {"motion top-1": _top1(evaluate.zero_shot(zero, stores["test"], templates=TEMPLATES))}
     }
     mean = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
     runs: dict[str, TrainResult] = {}
@@ -196,10 +196,10 @@ def _train_and_score(
         runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], config)
         models = {"retrieval": retriever, "recognition": recogniser}
         table[name] = _retrieval(retriever, stores["test"])
-        table[name]["motion top-1"] = _top1(ev.evaluate_recognition(recogniser, stores["test"]))
+        table[name]["motion top-1"] = _top1(evaluate.evaluate_recognition(recogniser, stores["test"]))
     mixed = shuffled(stores["test"], seed=plan.seed)
     table[ROWS[3]] = _retrieval(models["retrieval"], mixed)
-    table[ROWS[3]]["motion top-1"] = _top1(ev.evaluate_recognition(models["recognition"], mixed))
+    table[ROWS[3]]["motion top-1"] = _top1(evaluate.evaluate_recognition(models["recognition"], mixed))
     return table, models, runs
 
 
@@ -218,7 +218,7 @@ def _config(task: Literal["retrieval", "recognition"], plan: Plan, *, epochs: in
 
 
 def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
-    found = ev.evaluate_retrieval(model, store).metrics
+    found = evaluate.evaluate_retrieval(model, store).metrics
     return {
         "R@1 text to video": _score(found.t2v["R@1"], found.t2v.intervals["R@1"]),
         "R@1 video to text": _score(found.v2t["R@1"], found.v2t.intervals["R@1"]),
@@ -226,7 +226,7 @@ def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     }
 
 
-def _top1(found: ev.Evaluation) -> Score:
+def _top1(found: evaluate.Evaluation) -> Score:
     return _score(found["top-1"], found.metrics.intervals["top-1"])
 
 
@@ -246,7 +246,7 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
         plots.training_curve(
             own, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
         )
-    confusion = ev.evaluate_recognition(models["recognition"], store).metrics.confusion
+    confusion = evaluate.evaluate_recognition(models["recognition"], store).metrics.confusion
     plots.confusion_matrix(
         confusion, store.data.classes, folder / "confusion.png", title="Motions, STAN on the test clips"
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.config.settings import Reading, TrainConfig
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.records import VideoData
@@ -36,7 +36,7 @@ class Draws:
     rand_magnitude: int = 10
 
     def __post_init__(self) -> None:
-        _checks.least(self, views=1)
+        checks.least(self, views=1)
         augmented(VideoTransform(), self)  # refuses wrong numbers
         scale = None if self.crop_scale is None else tuple(map(float, self.crop_scale))
         plain = {"crop_scale": scale, "flip": float(self.flip)}  # what is equal is written alike, and has one folder

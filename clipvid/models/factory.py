@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from clipvid.errors import CheckpointError
-from clipvid.models import branches, heads
-from clipvid.models import checkpoint as saving
-from clipvid.models.backbone import trainable as adapt
+from clipvid.models import branches, checkpoint, heads
+from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
 from clipvid.models.video_clip import VideoCLIP
@@ -37,8 +36,8 @@ def load(
     CheckpointError when the base is not the one that the branch was trained on, or the files do not fit. Weights of the
     base that were trained with the branch are put into it, also when it is a Backbone that another model uses.
     """
-    folder = saving.local_folder(folder)
-    config = saving.read_config(folder)
+    folder = checkpoint.local_folder(folder)
+    config = checkpoint.read_config(folder)
     backbone = _load_base(config["base"], base=base, tokenizer=tokenizer, device=device or "cpu")
     if backbone.fingerprint != config["base"]["fingerprint"]:
         raise CheckpointError(
@@ -46,7 +45,7 @@ def load(
             f"the base model at hand is {backbone.fingerprint[:12]}; load the very weights it was trained on (same "
             "name, tag and precision), or train the branch again on these"
         )
-    state = saving.read_weights(folder)
+    state = checkpoint.read_weights(folder)
     _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
         raise CheckpointError(
@@ -60,7 +59,7 @@ def load(
         for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
             if part is not None:
                 part.load_state_dict(state.get(name, {}))
-        adapt.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
+        trainable.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
     model.training_record = _renamed(config["training"])

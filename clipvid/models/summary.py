@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.models.branches import Branch, preset_of
@@ -169,7 +169,7 @@ def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
     visual = _countable(backbone.visual)
     image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
     one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
-    head = tower.head(backbone.visual) if branch.reads_frames else None
+    head = vit.head(backbone.visual) if branch.reads_frames else None
     projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
@@ -184,7 +184,7 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
     found = _count(lambda: copy(source))
     if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
         return found
-    head = tower.head(
+    head = vit.head(
         backbone.visual
     )  # the published fusion repeats CLIP's projection, which the papers leave out here too
     return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
@@ -192,7 +192,7 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
 
 def _countable(module: nn.Module) -> Any:
     """A copy without memory whose weights all train: torch multiplies by the others in the operations of attention."""
-    return tower.meta_copy(module).requires_grad_(True)
+    return vit.meta_copy(module).requires_grad_(True)
 
 
 def _count(run: Callable[[], Any]) -> Macs:

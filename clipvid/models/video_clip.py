@@ -19,10 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid.config.settings import VIDEO_TEMPLATES
-from clipvid.models import branches, heads
-from clipvid.models import checkpoint as saving
-from clipvid.models import summary as cost
-from clipvid.models.backbone import trainable as adapt
+from clipvid.models import branches, checkpoint, heads, summary
+from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.fused import FusedCopies
 from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
@@ -271,7 +269,7 @@ class VideoCLIP(nn.Module):
         finally:
             _DISABLED.reset(token)
 
-    def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> adapt.Trainable:
+    def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> trainable.Trainable:
         """Choose the part of the base model that trains beside the branch; return all parts that train.
 
         none: nothing of it. text: the text tower. last:N: the last N blocks of both towers and the layers after them.
@@ -280,41 +278,41 @@ class VideoCLIP(nn.Module):
         adapters of that rank to the text tower, which train in any mode. `train` sets this from its config.
         """
         if text_lora:
-            adapt.add_text_lora(self.backbone, text_lora)
+            trainable.add_text_lora(self.backbone, text_lora)
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
-        clip = adapt.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
+        clip = trainable.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
         parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
         counts = {
             name: sum(p.numel() for p in part.parameters() if p.requires_grad)
             for name, part in parts.items()
             if part is not None
         }
-        return adapt.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
+        return trainable.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
 
         Raises ValueError for weights of the base model that require gradients without `set_trainable`.
         """
-        adapt.check_trainable(self.backbone)
+        trainable.check_trainable(self.backbone)
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
-    def trainable_summary(self, frames: int = 12) -> cost.Summary:
+    def trainable_summary(self, frames: int = 12) -> summary.Summary:
         """What trains and what it costs for clips of `frames` frames; printing it gives a table.
 
         Raises ValueError as `trainable_parameters` does.
         """
         if frames < 1:
             raise ValueError(f"frames starts at 1, got {frames}")
-        adapt.check_trainable(self.backbone)
+        trainable.check_trainable(self.backbone)
         heads = [part for part in (self.head, self.matcher) if part is not None]
-        return cost.summarize(self.backbone, self.branch, heads=heads, frames=frames)
+        return summary.summarize(self.backbone, self.branch, heads=heads, frames=frames)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
         own = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
-        return saving.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
+        return checkpoint.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, as plain data for result cards."""
@@ -352,7 +350,7 @@ class VideoCLIP(nn.Module):
             "head": heads.to_config(self.head),
             "training": self.training_record,
         }
-        return saving.write_model(folder, config, self._state())
+        return checkpoint.write_model(folder, config, self._state())
 
 
 def _rounded(source: Taps | Pixels) -> Taps | Pixels:

@@ -18,7 +18,7 @@ class SharedLock:
         self._readers, self._waiting, self._writing = 0, 0, False
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         """Share the lock with other readers during the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writing and not self._waiting)
@@ -31,7 +31,7 @@ class SharedLock:
                 self._changed.notify_all()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the lock alone during the block."""
         with self._changed:
             self._waiting += 1

@@ -157,7 +157,7 @@ class VideoIndex:
                 self._lose(lost)
                 if rows is not None:
                     self._put([paths[place] for place in places], _unit(rows))
-        with self._lock.writing():
+        with self._lock.exclusive():
             if self._vectors is not None:
                 self._vectors.settle()
 
@@ -203,7 +203,7 @@ class VideoIndex:
         """Return the `k` videos nearest to a vector of length 1, those of one moment."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
-        with self._lock.reading():
+        with self._lock.shared():
             if not self._paths or self._vectors is None:
                 lost = f"; {counted(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
                 raise ValueError(f"the index is empty{lost}; add videos first")
@@ -222,7 +222,7 @@ class VideoIndex:
         """Write the index to `folder`, whole or not at all; an index that is there is replaced."""
         folder = Path(folder)
         check_place(folder)
-        with self._lock.reading():  # only while the contents are copied: writing them may take long
+        with self._lock.shared():  # only while the contents are copied: writing them may take long
             facts = self._facts()
             vectors = None if self._vectors is None else self._vectors.packed()
         with whole_folder(folder) as beside:
@@ -272,17 +272,17 @@ class VideoIndex:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The indexed videos."""
-        with self._lock.reading():
+        with self._lock.shared():
             return tuple(self._paths)
 
     @property
     def skipped(self) -> tuple[VideoError, ...]:
         """Why files are not in the index."""
-        with self._lock.reading():
+        with self._lock.shared():
             return tuple(self._skipped.values())
 
     def __len__(self) -> int:
-        with self._lock.reading():
+        with self._lock.shared():
             return len(self._paths)
 
     def __repr__(self) -> str:
@@ -299,7 +299,7 @@ class VideoIndex:
         """List files that cannot be read in `skipped`, and drop the rows that they had."""
         lost = {error.path: error for error in errors}
         if lost:
-            with self._lock.writing():
+            with self._lock.exclusive():
                 self._drop(lost)
                 self._skipped |= lost
 
@@ -308,7 +308,7 @@ class VideoIndex:
         wrong = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
         if wrong:
             raise ValueError(f"the model's embedding of {wrong[0]} is not finite; check the model's weights")
-        with self._lock.writing():
+        with self._lock.exclusive():
             if self._vectors is None:
                 self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
             self._drop(paths)

@@ -21,7 +21,7 @@ from clipvid.data.records import VideoData
 from clipvid.errors import DataError
 from clipvid.evaluation.results import data_hash
 from clipvid.features import TapCache, TapStore, records_of
-from clipvid.models.backbone import trainable as adapt
+from clipvid.models.backbone import trainable
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import held
@@ -215,10 +215,10 @@ def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDa
             f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
             "choose train_clip none, last:N or all"
         )
-    adapt.check_trainable(model.backbone)
+    trainable.check_trainable(model.backbone)
     model.set_trainable(config.train_clip, text=config.task == "retrieval", text_lora=config.text_lora)
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
-        adapt.freeze(model.backbone)
+        trainable.freeze(model.backbone)
         raise ValueError(
             f"train_clip {config.train_clip!r} trains the visual tower, so taps made before are not its own; give the "
             "videos"

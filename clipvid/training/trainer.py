@@ -25,7 +25,7 @@ from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoErro
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval
 from clipvid.features import TapStore
 from clipvid.models import branches
-from clipvid.models.backbone import trainable as adapt
+from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import hash_of
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import whole_file
@@ -167,7 +167,7 @@ class Run:
             **({"replanned": self.replanned} if self.replanned else {}),
         }
         self.model.eval()
-        adapt.freeze(self.model.backbone)
+        trainable.freeze(self.model.backbone)
         if self.out is not None:
             self.model.save(self.out / "best")
             with whole_file(self.out / "history.json") as beside:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 
 TOP_MAGNITUDE = 30
 
@@ -89,7 +89,7 @@ class ContrastiveView:
             raise ValueError(f"aspect is (least, most) of width / height, above 0, got {self.aspect}")
         if not 0 <= self.strength <= 2.5:
             raise ValueError(f"strength is 0 to 2.5, where hue has turned by half the circle, got {self.strength}")
-        _checks.probability(self, "flip", "jitter", "grey", "blur", "solarise")
+        checks.probability(self, "flip", "jitter", "grey", "blur", "solarise")
 
     def crop(
         self,

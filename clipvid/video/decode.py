@@ -22,10 +22,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video.backends import decord as _decord
-from clipvid.video.backends import images as _pictures
-from clipvid.video.backends import pyav as _pyav
-from clipvid.video.backends import torchcodec as _torchcodec
+from clipvid.video.backends import decord, images, pyav, torchcodec
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.sampling import sample
 
@@ -45,10 +42,10 @@ __all__ = [
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
-_DECODERS: dict[str, ModuleType] = {"pyav": _pyav, "decord": _decord, "torchcodec": _torchcodec}
+_DECODERS: dict[str, ModuleType] = {"pyav": pyav, "decord": decord, "torchcodec": torchcodec}
 BACKENDS = tuple(_DECODERS)
-PICTURE_SUFFIXES = _pictures.SUFFIXES
-pictures_in = _pictures.pictures_in
+PICTURE_SUFFIXES = images.SUFFIXES
+pictures_in = images.pictures_in
 
 
 def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
@@ -187,7 +184,7 @@ def _stream(
         ticks = math.floor(time * fps + 1e-6) + 1
         return True
 
-    decoder = _pictures if _pictures.are(path) else _pyav
+    decoder = images if images.are(path) else pyav
     try:
         yield from decoder.stream(path, keep, fit=fit)
     except VideoError as error:
@@ -248,4 +245,4 @@ def _counted(indices: Sequence[int]) -> tuple[int, ...]:
 def _decoder(backend: str, path: str | Path) -> ModuleType:
     if backend not in _DECODERS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _pictures if _pictures.are(path) else _DECODERS[backend]
+    return images if images.are(path) else _DECODERS[backend]

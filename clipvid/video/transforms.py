@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.video.augment import RandAugment, crop_box
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,10 +61,10 @@ class VideoTransform:
             raise ValueError(f"size is a side or (height, width) in pixels, 1 or more, got {self.size}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three values, std above 0, got {self.mean} and {self.std}")
-        _checks.choices(self, {"interpolation": tuple(INTERPOLATIONS), "resize_mode": RESIZE_MODES})
+        checks.choices(self, {"interpolation": tuple(INTERPOLATIONS), "resize_mode": RESIZE_MODES})
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale is (least, most) of the area, within (0, 1], got {self.crop_scale}")
-        _checks.probability(self, "flip")
+        checks.probability(self, "flip")
         RandAugment(self.rand_layers, self.rand_magnitude)  # refuses wrong numbers now rather than in a loader's worker
 
     @classmethod

@@ -18,9 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
-from clipvid.models.backbone import open_clip as bases
-from clipvid.models.backbone import text as textual
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import open_clip, text, vit
 from clipvid.models.backbone.fused import FusedCopies
 from clipvid.models.backbone.open_clip import Base, Tokenizer
 from clipvid.models.backbone.taps import Geometry, Taps
@@ -50,7 +48,7 @@ class Backbone(nn.Module):
         self.clip: Any = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.base = base or Base()
-        self._class_token = tower.has_class_token(visual)
+        self._class_token = vit.has_class_token(visual)
         self.trained: set[str] = (
             set()
         )  # parameters of `clip` that are not as they came: see clipvid.models.backbone.trainable
@@ -101,12 +99,12 @@ class Backbone(nn.Module):
     @cached_property
     def preprocess_config(self) -> dict[str, Any]:
         """open_clip's own description of how this model's images are resized and normalised."""
-        return bases.preprocess_config(self.clip)
+        return open_clip.preprocess_config(self.clip)
 
     @cached_property
     def preprocess(self) -> Any:
         """The base model's own transform of one PIL image to a float tensor (3, S, S)."""
-        return bases.image_transform(self.preprocess_config)
+        return open_clip.image_transform(self.preprocess_config)
 
     @property
     def logit_scale(self) -> float:
@@ -140,7 +138,7 @@ class Backbone(nn.Module):
     def geometry(self, levels: Sequence[int]) -> Geometry:
         """Shapes of these levels, without running the tower."""
         shapes = [self._shapes[0][level] for level in self._checked(levels)]
-        axis = -1 if tower.speaks_tokens(self.visual) else 1
+        axis = -1 if vit.speaks_tokens(self.visual) else 1
         widths = tuple(s[axis] for s in shapes if s is not None)
         last = self._shapes[0][-1]
         assert last is not None
@@ -161,13 +159,13 @@ class Backbone(nn.Module):
         One pass on the meta device, which leaves out what a ViT's blocks compute: each gives the shape that it takes.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
-        visual = tower.meta_copy(self.visual)
-        for block in tower.vit_blocks(visual):
+        visual = vit.meta_copy(self.visual)
+        for block in vit.vit_blocks(visual):
             block.forward = lambda tokens, *_, **__: tokens
         with torch.no_grad():
             out = visual.forward_intermediates(image, **self._format())
         levels = [tuple(level.shape) for level in out["image_intermediates"]]
-        return [levels[0] if tower.vit_blocks(visual) else None, *levels], out["image_features"].shape[-1]
+        return [levels[0] if vit.vit_blocks(visual) else None, *levels], out["image_features"].shape[-1]
 
     def forward(
         self,
@@ -191,7 +189,7 @@ class Backbone(nn.Module):
         video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
         visual = self.tower_to_run(grad=grad)
-        with torch.set_grad_enabled(grad), tower.watched_stem(visual if 0 in levels else None) as stem:
+        with torch.set_grad_enabled(grad), vit.watched_stem(visual if 0 in levels else None) as stem:
             out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
             found = self._tokens(out, levels, stem)
             patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
@@ -227,7 +225,7 @@ class Backbone(nn.Module):
         for place, (number, level) in enumerate(zip(given, out["image_intermediates"], strict=False)):
             found[number] = (_tokens(level, grid), *([prefix[place][:, 0]] if prefix else []))
         if stem:
-            own = tower.prefix_tokens(self.visual)
+            own = vit.prefix_tokens(self.visual)
             found[0] = (stem[0][:, own:], *([stem[0][:, 0]] if self._class_token else []))
         return found
 
@@ -241,8 +239,8 @@ class Backbone(nn.Module):
         tokens = self.tokenizer(list(texts))
         if longest is None:
             return tokens
-        pad, end = textual.special_tokens(self.tokenizer)
-        return textual.cut(tokens, longest, pad=pad, end=end)
+        pad, end = text.special_tokens(self.tokenizer)
+        return text.cut(tokens, longest, pad=pad, end=end)
 
     def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
         """CLIP's own text embeddings, projected, not normalised."""
@@ -250,38 +248,38 @@ class Backbone(nn.Module):
         with torch.set_grad_enabled(grad):
             return self._text(grad=grad).encode_text(tokens)
 
-    def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> textual.TextTokens:
+    def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> text.TextTokens:
         """What the text tower says of every token, projected, and which tokens are part of the caption."""
         if self.tokenizer is None:
             raise ValueError(
                 "words and padding cannot be told apart without the tokenizer; pass tokenizer= when attaching"
             )
-        pad, end = textual.special_tokens(self.tokenizer)
+        pad, end = text.special_tokens(self.tokenizer)
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
-            features = textual.token_features(self._text(grad=grad), tokens)
-        return textual.TextTokens(features, textual.token_mask(tokens, pad=pad, end=end))
+            features = text.token_features(self._text(grad=grad), tokens)
+        return text.TextTokens(features, text.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
         """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""
-        return tower.copy_blocks(self.visual, depth, class_token=class_token)
+        return vit.copy_blocks(self.visual, depth, class_token=class_token)
 
-    def copy_tail(self) -> tower.Tail:
+    def copy_tail(self) -> vit.Tail:
         """A trainable copy of the way from the last block to the embedding."""
-        return tower.Tail(self.visual)
+        return vit.Tail(self.visual)
 
-    def stem_parts(self) -> tower.StemParts:
+    def stem_parts(self) -> vit.StemParts:
         """The weights before the first block."""
-        return tower.stem_parts(self.visual)
+        return vit.stem_parts(self.visual)
 
     @property
     def n_text_blocks(self) -> int:
         """How many blocks `copy_text_blocks` could copy; 0 for a text tower of another kind."""
-        return len(tower.text_tower_and_blocks(self.clip)[1])
+        return len(vit.text_tower_and_blocks(self.clip)[1])
 
     def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
         """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
-        return tower.copy_text_blocks(self.clip, depth)
+        return vit.copy_text_blocks(self.clip, depth)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -312,8 +310,8 @@ class Backbone(nn.Module):
         return rest if self.lora_rank else self._fused_text.of(rest, grad=grad)
 
     def _format(self) -> dict[str, Any]:
-        tokens = tower.speaks_tokens(self.visual)
-        return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": tower.prefix_tokens(self.visual) > 0}
+        tokens = vit.speaks_tokens(self.visual)
+        return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": vit.prefix_tokens(self.visual) > 0}
 
 
 def _without_visual(clip: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 
@@ -29,7 +29,7 @@ def check_rerunnable(backbone: Backbone) -> None:
             f"{type(trunk or visual).__name__} is no plain ViT, whose blocks can be run one by one, so one level alone "
             "does not give the others; keep them all with mode taps"
         )
-    if tower.prefix_tokens(visual) > tower.has_class_token(visual):
+    if vit.prefix_tokens(visual) > vit.has_class_token(visual):
         raise BackboneError(
             f"this {type(trunk or visual).__name__} has register tokens, which taps do not hold and its blocks need; "
             "keep all levels with mode taps"
@@ -50,7 +50,7 @@ def rerun(backbone: Backbone, taps: Taps, *, levels: Sequence[int]) -> Taps:
     found: dict[int, Tensor] = {start: tokens}
     with torch.no_grad():
         for level in range(start + 1, max(levels) + 1):
-            found[level] = tokens = tower.vit_blocks(visual)[level - 1](tokens)
+            found[level] = tokens = vit.vit_blocks(visual)[level - 1](tokens)
     own = len(taps.cls)
     patches = tuple(found[level][:, own:].unflatten(0, sizes) for level in levels)
     cls = tuple(found[level][:, 0].unflatten(0, sizes) for level in levels) if own else ()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipvid.config.settings import check_train_clip
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone, hash_of
 from clipvid.nn.attention import SelfAttention, attend
 from clipvid.runtime.optional import require
@@ -198,19 +198,19 @@ def _never_run(backbone: Backbone, upto: int | None) -> set[str]:
         return set()
     ran: set[int] = set()
     if upto >= 0:
-        ran = tower.stem_parameters(visual) | {id(p) for b in tower.vit_blocks(visual)[:upto] for p in b.parameters()}
+        ran = vit.stem_parameters(visual) | {id(p) for b in vit.vit_blocks(visual)[:upto] for p in b.parameters()}
     return {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in ran}
 
 
 def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     """Names of the parameters of the last `depth` blocks of each tower, and of all that comes after the blocks."""
     visual = backbone.visual
-    blocks = tower.vit_blocks(visual)
+    blocks = vit.vit_blocks(visual)
     if not blocks:
         raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose all")
     if depth > len(blocks):
         raise ValueError(f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}")
-    frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | tower.stem_parameters(visual)
+    frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | vit.stem_parameters(visual)
     chosen = {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in frozen}
     if not text:
         return chosen

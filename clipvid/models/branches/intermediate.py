@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels, Taps
@@ -64,7 +64,7 @@ class IntermediateOptions:
     """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
 
     def __post_init__(self) -> None:
-        _checks.choices(self, _CHOICES)
+        checks.choices(self, _CHOICES)
         if self.mixer is not None:
             check_mixer(self.mixer, self.mixer_options)
             if self.scheme != "divided":
@@ -74,9 +74,9 @@ class IntermediateOptions:
                 )
         elif self.mixer_options:
             raise ValueError(f"mixer_options {dict(self.mixer_options)} belong to a mixer; give mixer too")
-        _checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
+        checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
         if self.depth is not None:
-            _checks.least(self, depth=1)
+            checks.least(self, depth=1)
         if self.stem != "tower" and self.depth not in (None, 4):
             raise ValueError(f"stem {self.stem!r} copies all blocks of the tower; leave depth {self.depth} out")
         if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
@@ -84,7 +84,7 @@ class IntermediateOptions:
                 f"tubelet {self.tubelet} and inflation {self.inflation!r} belong to stem 'tubelet', this one is "
                 f"{self.stem!r}; leave them out, or choose that stem"
             )
-        _checks.probability(self, "drop_path", certain=False)
+        checks.probability(self, "drop_path", certain=False)
 
 
 _CHOICES = {

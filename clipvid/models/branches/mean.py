@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.branches.base import Branch
@@ -27,7 +27,7 @@ class MeanOptions:
     """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""
 
     def __post_init__(self) -> None:
-        _checks.least(self, hidden=0)
+        checks.least(self, hidden=0)
 
 
 class Mean(Branch):

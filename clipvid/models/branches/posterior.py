@@ -12,7 +12,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
@@ -37,8 +37,8 @@ class PosteriorOptions:
     """Rows of the position table; longer clips stretch it. With init=text it is CLIP's own table."""
 
     def __post_init__(self) -> None:
-        _checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
-        _checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
+        checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
+        checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
 
 
 class Posterior(Branch):

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.errors import BackboneError
-from clipvid.models.backbone import vit as tower
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Taps
 from clipvid.models.branches.base import Borrowed, LayeredBranch, State, heads_of
@@ -69,11 +69,11 @@ class StanOptions:
 
     def __post_init__(self) -> None:
         check_mixer(self.mixer, self.mixer_options)
-        _checks.choices(self, _CHOICES)
-        _checks.least(self, depth=1, time_size=1)
+        checks.choices(self, _CHOICES)
+        checks.least(self, depth=1, time_size=1)
         if self.width is not None:
-            _checks.least(self, width=1)
-        _checks.probability(self, "drop_path", certain=False)
+            checks.least(self, width=1)
+        checks.probability(self, "drop_path", certain=False)
 
 
 _CHOICES = {
@@ -175,7 +175,7 @@ class _Position(nn.Module):
 
     def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
         super().__init__()
-        own = tower.embeddings(backbone.visual)
+        own = vit.embeddings(backbone.visual)
         needs_own = options.position == "clip" or options.class_start != "mean"
         if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
             raise BackboneError(
@@ -244,7 +244,7 @@ class _ReleaseFusion(nn.Module):
     def __init__(self, backbone: Backbone, geometry: Geometry, width: int, *, balanced: bool = False) -> None:
         super().__init__()
         self.balance = Balance(width) if balanced else None
-        head = tower.head(backbone.visual)
+        head = vit.head(backbone.visual)
         if head is None or head[1].shape[0] != width:
             raise BackboneError(
                 f"{type(backbone.visual).__name__} does not end in proj(ln_post(class token)), which the published "

@@ -15,7 +15,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks as _checks
+from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels
 from clipvid.models.branches.base import Branch
@@ -60,13 +60,13 @@ class StandaloneOptions:
     """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
 
     def __post_init__(self) -> None:
-        _checks.choices(self, _CHOICES)
-        _checks.least(self, frames=1, image_size=1, patch=1, tubelet=1, width=1, depth=1, heads=1, temporal_depth=0)
-        _checks.probability(self, "drop_path", certain=False)
+        checks.choices(self, _CHOICES)
+        checks.least(self, frames=1, image_size=1, patch=1, tubelet=1, width=1, depth=1, heads=1, temporal_depth=0)
+        checks.probability(self, "drop_path", certain=False)
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, got {self.eps}")
         if self.keep is not None:
-            _checks.least(self, keep=1)
+            checks.least(self, keep=1)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if (self.keep or self.frames) % self.tubelet:

@@ -19,7 +19,7 @@ from clipvid.errors import VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
 from clipvid.video.backends.judged import Judged
-from clipvid.video.container import sniff as _files
+from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
 BACKEND = "decord"
@@ -67,7 +67,7 @@ def _opened(path: str | Path, stream: int) -> Any:
     decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
     try:
         return decord.VideoReader(
-            _files.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=decoder_threads()
+            sniff.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=decoder_threads()
         )
     except VideoError:
         raise

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
-from clipvid.video.container import sniff as _files
+from clipvid.video.container import sniff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +87,7 @@ def pictures_in(folder: Path) -> list[Path]:
 def listed(path: str | Path) -> list[Path]:
     """The picture itself, or the pictures of a folder in the order of their numbers."""
     if not Path(path).is_dir():
-        return [Path(_files.checked(path, backend=BACKEND))]
+        return [Path(sniff.checked(path, backend=BACKEND))]
     files = pictures_in(Path(path))
     if not files:
         raise VideoError(path, "a directory without pictures, and no video file", backend=BACKEND)
@@ -124,7 +124,7 @@ def _decoded(file: Path) -> _Decoded:
     import PIL.Image
     import PIL.ImageOps
 
-    _files.checked(file, backend=BACKEND)
+    sniff.checked(file, backend=BACKEND)
     opened = False
     try:
         with PIL.Image.open(file) as picture:
@@ -137,7 +137,7 @@ def _decoded(file: Path) -> _Decoded:
     except VideoError:
         raise
     except Exception as error:  # of damaged files Pillow raises nearly every kind
-        reason = f"damaged or cut off: {error}" if opened else _files.why_not_a_video(str(file))
+        reason = f"damaged or cut off: {error}" if opened else sniff.why_not_a_video(str(file))
         raise VideoError(file, reason or f"not a picture that Pillow can open ({error})", backend=BACKEND) from error
     rgb = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
     return _Decoded(rgb, (rgb.shape[1], rgb.shape[2]), kind)

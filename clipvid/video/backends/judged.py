@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video.backends import pyav as _pyav
+from clipvid.video.backends import pyav
 from clipvid.video.backends.base import Choice, Clock, Fit, VideoInfo, in_range, stacked
 from clipvid.video.backends.verdicts import Verdict, identity, memory
 from clipvid.video.container.demux import Listing
@@ -44,7 +44,7 @@ class Judged:
 
     def probe(self, path: str | Path) -> VideoInfo:
         """Return PyAV's facts, where the decoder agrees with them."""
-        info = _pyav.probe(path)
+        info = pyav.probe(path)
         _, reader = self._accepted(path)
         if len(reader) != info.frames:
             raise VideoError(path, self._counts(len(reader), info.frames), backend=self.backend)
@@ -96,7 +96,7 @@ class Judged:
         """Return what an open file shows differently from PyAV, if anything."""
         if len(reader) != len(listing.times):
             return self._counts(len(reader), len(listing.times))
-        if not _pyav.same_first_frame(path, self._picture(path, reader, 0)):
+        if not pyav.same_first_frame(path, self._picture(path, reader, 0)):
             return f"{self.backend} shows another first frame than PyAV; use backend='pyav'"
         return None
 

@@ -17,7 +17,7 @@ from clipvid.errors import MissingExtraError, VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
 from clipvid.video.backends.judged import Judged
-from clipvid.video.container import sniff as _files
+from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
 BACKEND = "torchcodec"
@@ -54,7 +54,7 @@ def _opened(path: str | Path, stream: int) -> Any:
     decoders = _decoders()
     try:
         return decoders.VideoDecoder(
-            _files.checked(path, backend=BACKEND),
+            sniff.checked(path, backend=BACKEND),
             stream_index=stream,
             seek_mode="exact",
             num_ffmpeg_threads=decoder_threads(),

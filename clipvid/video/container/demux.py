@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
 from clipvid.video.backends.base import PIXEL_LIMIT, Clock, check_pixels, decoder_threads, settled
-from clipvid.video.container import sniff as _files
+from clipvid.video.container import sniff
 from clipvid.video.container.seek import Ladder, Packet, ladder, units
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _demuxed(
             if packet.stream_index != stream.index:
                 continue
             if packet.has_sidedata("encryption_info"):  # would decode to garbage
-                raise VideoError(path, _files.ENCRYPTED, backend=BACKEND)
+                raise VideoError(path, sniff.ENCRYPTED, backend=BACKEND)
             facts = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
             hidden = packet.is_discard or not packet.size
             time = seconds(packet.pts, packet.time_base)
@@ -135,14 +135,14 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The open file and its first video stream that is not a cover picture."""
     import av.error
 
-    absolute = _files.checked(path, backend=BACKEND)
+    absolute = sniff.checked(path, backend=BACKEND)
     options = {"protocol_whitelist": "file", "format_whitelist": _formats()}
     try:
         container = av.open(absolute, container_options=options, **_lenient())
     except av.error.EOFError as error:
         raise VideoError(path, "no frames: the file ends after its header", backend=BACKEND) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = _files.why_not_a_video(absolute) or f"not a video that FFmpeg can open ({_cause(error)})"
+        reason = sniff.why_not_a_video(absolute) or f"not a video that FFmpeg can open ({_cause(error)})"
         raise VideoError(path, reason, backend=BACKEND) from error
     with container:
         videos = _videos(container)
@@ -150,7 +150,7 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({stream.type for stream in container.streams if stream.type != "video"}))
             raise VideoError(path, f"no video stream (it has {kinds or 'none at all'})", backend=BACKEND)
         if container.format.name.endswith("_pipe"):
-            raise VideoError(path, _files.why_not_a_video(absolute) or "a still picture, not a video", backend=BACKEND)
+            raise VideoError(path, sniff.why_not_a_video(absolute) or "a still picture, not a video", backend=BACKEND)
         yield container, _prepared(path, videos[0])
 
 
@@ -207,11 +207,11 @@ def _refuse_cut_off(
         raise VideoError(path, f"cut off: {len(packets)} of {indexed} announced packets are there", backend=BACKEND)
     if "mp4" in container.format.name:
         return
-    if container.format.name == "gif" and _files.gif_ends_inside(container.name):
+    if container.format.name == "gif" and sniff.gif_ends_inside(container.name):
         raise VideoError(path, "cut off: the file ends in the middle of a picture", backend=BACKEND)
     known = sorted(packet.time for packet in packets if packet.time is not None)
     pause = max((after - before for before, after in itertools.pairwise(known)), default=0.0)
-    near = pause if _files.missing_bytes(container.name) else max(0.25, 2 * pause, 0.02 * declared)
+    near = pause if sniff.missing_bytes(container.name) else max(0.25, 2 * pause, 0.02 * declared)
     if declared - end > near:
         reason = f"cut off: {end:.2f} s of {declared:.2f} s are there, {len(packets)} video packets"
         raise VideoError(path, reason, backend=BACKEND)
