@@ -48,7 +48,7 @@ def with_way_back(shapes: list[Shape]) -> list[Shape]:
 
 def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
     device = model.device.type
-    video, text, owner = batch_of(clips, device)
+    video, text, video_index = batch_of(clips, device)
 
     def own() -> Any:
         return autocast("bf16-mixed", model.device)
@@ -61,7 +61,7 @@ def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
             return model.encode_video(taps, normalize=False)
 
     shapes = linears(model, clips)
-    learn = training(model, lambda: model.encode_video(taps, normalize=False), text, owner, own, own=True)
+    learn = training(model, lambda: model.encode_video(taps, normalize=False), text, video_index, own, own=True)
     return {
         "pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
         "training step": {"clipvid": learn, "bare products": products(with_way_back(shapes), device=device)},

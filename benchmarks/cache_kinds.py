@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from cells import COMMIT, machine, write_json
 from torch import Tensor
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.evaluation.evaluate import queries
 from clipvid.evaluation.metrics import Products, retrieval_metrics
-from clipvid.features import TapCache
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.runtime.precision import resolve
 from clipvid.training.loop import train
@@ -34,12 +34,14 @@ WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "trunk"),
 DEPTH, FRAMES = 4, 8
 
 
-def trained(clips: VideoData, reading: Reading, folder: Path, *, epochs: int) -> VideoCLIP:
+def trained(clips: VideoDataset, data_config: DataConfig, folder: Path, *, epochs: int) -> VideoCLIP:
     """A model that knows something of motion."""
     torch.manual_seed(0)
     model = create_model("clipvid-mini", depth=DEPTH)
-    config = TrainConfig(epochs=epochs, batch_size=32, lr=1e-3, copied_lr=1.0, keep_together=2, reading=reading)
-    train(model, TapCache(folder).store(model, clips, reading, progress=True), None, config)
+    config = TrainConfig(
+        epochs=epochs, batch_size=32, lr=1e-3, pretrained_lr_scale=1.0, keep_together=2, data_config=data_config
+    )
+    train(model, TapCache(folder).store(model, clips, data_config, progress=True), None, config)
     return model.eval()
 
 
@@ -48,19 +50,19 @@ def recall(text: Tensor, truth: Tensor, video: Tensor) -> dict[str, float]:
     return {"t2v R@1": found.t2v["R@1"], "v2t R@1": found.v2t["R@1"]}
 
 
-def measure(model: VideoCLIP, clips: VideoData, reading: Reading, folder: Path) -> dict[str, Any]:
+def measure(model: VideoCLIP, clips: VideoDataset, data_config: DataConfig, folder: Path) -> dict[str, Any]:
     """Live and every way of keeping, on the same clips."""
     texts, truth = queries(clips)
-    text = embed_texts(model, texts, precision=reading.precision)
-    live = F.normalize(embed_videos(model, clips, reading, progress=True).video, dim=-1)
+    text = embed_texts(model, texts, precision=data_config.precision)
+    live = F.normalize(embed_videos(model, clips, data_config, progress=True).video, dim=-1)
     with model.branch_disabled():
-        plain = F.normalize(embed_videos(model, clips, reading).video, dim=-1)
+        plain = F.normalize(embed_videos(model, clips, data_config).video, dim=-1)
     rows: list[dict[str, Any]] = [{"kind": "live", "mode": "live", **recall(text, truth, live)}]
     rows.append({"kind": "live", "mode": "without the branch", **recall(text, truth, plain)})
     for kind, mode in WAYS:
         cache = TapCache(folder / f"{kind} {mode}", kind=kind, mode=mode)
-        size = cache.needs(model, clips, reading) / len(clips)
-        video = F.normalize(embed_videos(model, cache.store(model, clips, reading)).video, dim=-1)
+        size = cache.needs(model, clips, data_config) / len(clips)
+        video = F.normalize(embed_videos(model, cache.store(model, clips, data_config)).video, dim=-1)
         away = (video - live).abs()
         row = {"kind": kind, "mode": mode, "bytes a clip": size, **recall(text, truth, video)}
         rows.append({**row, "largest difference": float(away.max()), "mean difference": float(away.mean())})
@@ -75,12 +77,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    reading = Reading(frames=FRAMES)
+    data_config = DataConfig(frames=FRAMES)
     with TemporaryDirectory() as place:
         folder = Path(place)
-        model = trained(write_dataset(folder, "train", args.train), reading, folder / "train-taps", epochs=args.epochs)
-        found = measure(model, write_dataset(folder, "test", args.test), reading, folder)
-    precision = resolve(reading.precision, model.device)
+        model = trained(
+            write_dataset(folder, "train", args.train), data_config, folder / "train-taps", epochs=args.epochs
+        )
+        found = measure(model, write_dataset(folder, "test", args.test), data_config, folder)
+    precision = resolve(data_config.precision, model.device)
     what = {"command": "python benchmarks/cache_kinds.py", "depth": DEPTH, "frames": FRAMES, "precision": precision}
     clips = {"training clips": args.train, "test clips": args.test, "epochs": args.epochs}
     write_json(args.out, {**what, **clips, "commit": COMMIT, **machine(), **found})

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import clipvid
-from clipvid.runtime.files import whole_file
+from clipvid.runtime.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

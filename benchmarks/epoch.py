@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.data.records import VideoData
-from clipvid.features import TapCache, TapStore
+from clipvid.data.records import VideoDataset
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP, create_model
@@ -57,14 +58,14 @@ class Ready:
         return self.batches[tuple(rows)]
 
 
-def seconds(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> float:
+def seconds(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> float:
     """Of one training run."""
     start = time.perf_counter()
     train(model, data, None, config, progress=False, accelerator=model.device.type)
     return time.perf_counter() - start
 
 
-def an_epoch(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> float:
+def an_epoch(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> float:
     """Seconds of one epoch, without what happens once a run."""
     more = config.epochs
     return (seconds(model, data, config) - seconds(model, data, replace(config, epochs=1))) / (more - 1)
@@ -87,12 +88,12 @@ def main() -> None:
     torch.manual_seed(0)
     weights = None if args.model == MINI else "random"
     model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device)
-    reading = Reading(frames=args.frames, batch_size=args.batch)
-    config = TrainConfig(epochs=args.epochs, batch_size=args.batch, reading=reading)
+    data_config = DataConfig(frames=args.frames, batch_size=args.batch)
+    config = TrainConfig(epochs=args.epochs, batch_size=args.batch, data_config=data_config)
     times: dict[str, list[float]] = {"from cache": [], "branch's own compute": [], "live": []}
     with TemporaryDirectory() as folder:
         data = motion_shapes.write_dataset(folder, "train", args.clips)
-        cached = TapCache(Path(folder) / "taps").store(model, data, reading)
+        cached = TapCache(Path(folder) / "taps").store(model, data, data_config)
         ready = replace(cached, taps=Ready(cached, config))
         seconds(model, cached, replace(config, epochs=1))  # what is slow only once
         for run in range(args.runs):

@@ -30,9 +30,9 @@ from cells import COMMIT, invocation, machine, peak_memory, result_of, write_jso
 from torch import Tensor
 
 import clipvid
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
-from clipvid.features import TapStore
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
+from clipvid.features.source import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
@@ -63,7 +63,7 @@ class Row:
 
     batch: int
     chunk: int = 0
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
 
 def made(setup: Setup) -> VideoCLIP:
@@ -87,7 +87,7 @@ def stored(model: VideoCLIP, setup: Setup) -> TapStore:
     cls = tuple(random(width) for width in g.widths) if g.class_token else ()
     taps = Taps(g.levels, tuple(random(g.patches, width) for width in g.widths), cls, random(g.embed_dim))
     records = tuple(Record(Path(f"{i}.mp4"), (f"clip {i}",)) for i in range(DISTINCT))
-    return TapStore(taps, VideoData(records), Reading(frames=setup.frames), "")
+    return TapStore(taps, VideoDataset(records), DataConfig(frames=setup.frames), "")
 
 
 def batch(model: VideoCLIP, store: TapStore, row: Row) -> Work:
@@ -95,13 +95,13 @@ def batch(model: VideoCLIP, store: TapStore, row: Row) -> Work:
     places = [i % DISTINCT for i in range(row.batch)]
     clips = StoredClips(store, places, model.device)
     text = torch.randn(row.batch, model.embed_dim, generator=torch.Generator().manual_seed(1)).to(model.device)
-    owner = torch.arange(row.batch, device=model.device)
+    video_index = torch.arange(row.batch, device=model.device)
     video = clips if row.chunk else clips.gather(range(row.batch))
-    return Work(0, video, mask=None, text=F.normalize(text, dim=-1), owner=owner, labels=owner)
+    return Work(0, video, mask=None, text=F.normalize(text, dim=-1), video_index=video_index, labels=video_index)
 
 
 def config(row: Row) -> TrainConfig:
-    return TrainConfig(batch_size=row.batch, chunk=row.chunk, recompute=row.recompute)
+    return TrainConfig(batch_size=row.batch, chunk=row.chunk, activation_checkpointing=row.activation_checkpointing)
 
 
 def measured(setup: Setup, row: Row) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def measured(setup: Setup, row: Row) -> dict[str, Any]:
     model = made(setup)
     store = stored(model, setup)
     objective = Retrieval(model, config(row)).to(model.device)
-    model.branch.recompute_layers(row.recompute)
+    model.branch.set_activation_checkpointing(row.activation_checkpointing)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-6, fused=True)
     seconds = 0.0
     with peak_memory(setup.device) as found:
@@ -181,7 +181,11 @@ def main() -> None:
     model = made(setup)
     embeddings = 2 * args.large * args.frames * model.embed_dim * 4 / 2**20
     weights = sum(p.nbytes for p in model.branch.parameters()) / 2**20
-    ways = Row(args.small), Row(args.small, recompute=True), *(Row(args.large, chunk) for chunk in args.chunk)
+    ways = (
+        Row(args.small),
+        Row(args.small, activation_checkpointing=True),
+        *(Row(args.large, chunk) for chunk in args.chunk),
+    )
     rows = [alone(setup, row) for row in ways]
     for row in rows[2:]:
         row["of small and embeddings"] = row["peak MiB"] / (rows[0]["peak MiB"] + embeddings)

@@ -25,14 +25,14 @@ import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 from torch import Tensor
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data import motion_shapes
 from clipvid.data.dataset import Batch
 from clipvid.data.files import find_clips
 from clipvid.data.loader import batches_of, in_order
-from clipvid.data.records import Record, VideoData
-from clipvid.features import clip_dataset
+from clipvid.data.records import Record, VideoDataset
 from clipvid.features.embed import embed_videos
+from clipvid.features.encode import clip_dataset
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.runtime.precision import autocast, resolve
@@ -43,11 +43,11 @@ SHARED = ROOT.parent / "shared" / "data" / "videos"
 FRAMES, DEPTH = 12, 4
 
 
-def videos(folder: Path | None, *, limit: int, made: Path) -> VideoData:
+def videos(folder: Path | None, *, limit: int, made: Path) -> VideoDataset:
     """The readable videos of a folder; rendered clips where there is none."""
     if folder is None and not SHARED.is_dir():
         return motion_shapes.write_dataset(made, "test", limit + limit % 2 or 40)
-    return VideoData(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
+    return VideoDataset(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
 
 
 def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
@@ -59,45 +59,50 @@ def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
     return time.perf_counter() - passed, sum(os.times()[:4]) - worked
 
 
-def matmul_rate(model: VideoCLIP, reading: Reading) -> float:
+def matmul_rate(model: VideoCLIP, data_config: DataConfig) -> float:
     """Multiply-accumulates a second of the machine, in the type that the tower computes in, at its widest product."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
-        resolve(reading.precision, model.device), torch.float32
+        resolve(data_config.precision, model.device), torch.float32
     )
     geometry = model.backbone.geometry(model.branch.levels)
-    rows, width = reading.batch_size * reading.frames * (geometry.patches + geometry.class_token), geometry.widths[-1]
+    rows, width = (
+        data_config.batch_size * data_config.frames * (geometry.patches + geometry.class_token),
+        geometry.widths[-1],
+    )
     left = torch.randn(rows, width, device=model.device).to(dtype)
     right = torch.randn(width, 4 * width, device=model.device).to(dtype)
     runs = [timed(lambda: torch.mm(left, right), model.device.type)[0] for _ in range(12)]
     return rows * width * 4 * width / statistics.median(runs[2:])
 
 
-def alone(model: VideoCLIP, batches: list[Batch], reading: Reading) -> None:
+def alone(model: VideoCLIP, batches: list[Batch], data_config: DataConfig) -> None:
     """Tower and branch on clips that are decoded, as `embed_videos` asks them."""
-    with torch.no_grad(), autocast(reading.precision, model.device):
+    with torch.no_grad(), autocast(data_config.precision, model.device):
         for batch in batches:
             mask = None if bool(batch.mask.all()) else batch.mask
             video: Tensor = batch.video.to(model.device, non_blocking=True)
             model.encode_video(video, mask=mask, normalize=False).float().cpu()
 
 
-def measured(model: VideoCLIP, data: VideoData, reading: Reading, *, runs: int) -> tuple[dict[str, Any], Profile]:
+def measured(
+    model: VideoCLIP, data: VideoDataset, data_config: DataConfig, *, runs: int
+) -> tuple[dict[str, Any], Profile]:
     """Medians of seconds and core seconds of each part, and the profile of the last pipeline."""
-    dataset, device = clip_dataset(model, data, reading), model.device.type
-    plan = in_order(len(data), reading.batch_size)
+    dataset, device = clip_dataset(model, data, data_config), model.device.type
+    plan = in_order(len(data), data_config.batch_size)
 
     def decoded() -> list[Batch]:
-        return list(batches_of(dataset, plan, workers=reading.workers, device=model.device))
+        return list(batches_of(dataset, plan, workers=data_config.workers, device=model.device))
 
     batches = [batch for batch in decoded() if len(batch)]
-    alone(model, batches[:1], reading)  # what is slow only once
+    alone(model, batches[:1], data_config)  # what is slow only once
     parts: dict[str, list[tuple[float, float]]] = {"decoding alone": [], "tower and branch alone": [], "pipeline": []}
     profiles: list[Profile] = []
     for _ in range(runs):
         parts["decoding alone"].append(timed(decoded, device))
-        parts["tower and branch alone"].append(timed(lambda: alone(model, batches, reading), device))
+        parts["tower and branch alone"].append(timed(lambda: alone(model, batches, data_config), device))
         with profiled() as profile:
-            parts["pipeline"].append(timed(lambda: embed_videos(model, data, reading), device))
+            parts["pipeline"].append(timed(lambda: embed_videos(model, data, data_config), device))
         profiles.append(profile)
     found = {
         name: {"seconds": statistics.median(s for s, _ in told), "core seconds": statistics.median(c for _, c in told)}
@@ -141,11 +146,11 @@ def main() -> None:
     args.out = args.out or result_of(__file__, args.device)
     weights = None if args.model == MINI else "random"
     model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device).eval()
-    reading = Reading(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
+    data_config = DataConfig(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
     with TemporaryDirectory() as folder:
         data = videos(args.videos, limit=args.limit, made=Path(folder))
-        found, profile = measured(model, data, reading, runs=args.runs)
-    found |= ratios(found, model, matmul_rate(model, reading))
+        found, profile = measured(model, data, data_config, runs=args.runs)
+    found |= ratios(found, model, matmul_rate(model, data_config))
     made = {"command": invocation(), "model": args.model, "depth": DEPTH, "frames": FRAMES}
     made |= {"batch": args.batch, "workers": args.workers, "device": args.device, "commit": COMMIT, **machine()}
     write_json(args.out, {**made, **found, "profile": profile.plain()})

@@ -32,9 +32,9 @@ import torch
 from cells import Cell, fill, helpers, peak_memory, read_json, write_json
 from structures_plan import (
     AS_RELEASED,
+    DATA_CONFIG,
     FIGURES,
     PRETRAINED,
-    READING,
     ROWS,
     SPLITS,
     STRUCTURES,
@@ -45,16 +45,16 @@ from structures_plan import (
 
 from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import TEMPLATES, load_backbone
 from clipvid.evaluation import evaluate
-from clipvid.features import TapStore
+from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.branches import choose
 from clipvid.models.factory import load
 from clipvid.models.video_clip import VideoCLIP, attach
-from clipvid.runtime.files import whole_file
+from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import autocast, resolve
 from clipvid.training.loop import train
 
@@ -70,7 +70,7 @@ class Bench:
     backbone: Backbone
     device: str
 
-    def data(self, split: str) -> VideoData:
+    def data(self, split: str) -> VideoDataset:
         b = self.budget
         size = {"train": b.train_clips, "val": b.val_clips, "test": b.test_clips}[split]
         workers = os.cpu_count() or 1
@@ -81,18 +81,20 @@ class Bench:
     def store(self, split: str) -> TapStore:
         """Taps of all levels that any structure reads, made once and then mapped from their file."""
         data = self.data(split)
-        tower, precision = self.backbone.tower_fingerprint, resolve(READING.precision, self.backbone.device)
+        tower, precision = self.backbone.tower_fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)
         key = _key(len(data), self.budget.videos, _reading(), TAPPED, tower, precision)
         path = self.work / "taps" / f"{split}-{key}.pt"
         if not path.exists():
-            made = TapStore.encode(attach(self.backbone, choose("stan", {"depth": 3})), data, READING, progress=True)
+            made = TapStore.encode(
+                attach(self.backbone, choose("stan", {"depth": 3})), data, DATA_CONFIG, progress=True
+            )
             assert made.taps.levels == TAPPED
             assert made.taps.mask is None
             assert not made.unreadable
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as beside:
+            with atomic_file(path) as beside:
                 torch.save((made.taps.patches, made.taps.cls, made.taps.frames), beside)
-        return TapStore(Taps(TAPPED, *torch.load(path, mmap=True, weights_only=True)), data, READING, tower)
+        return TapStore(Taps(TAPPED, *torch.load(path, mmap=True, weights_only=True)), data, DATA_CONFIG, tower)
 
     def stores(self) -> dict[str, TapStore]:
         return {split: self.store(split) for split in SPLITS}
@@ -109,10 +111,10 @@ class Bench:
         row = asdict(STRUCTURES[self.budget.few.structure if name in PRETRAINED else name])
         few: list[Any] = []
         if name in PRETRAINED:
-            recipe = PRETRAINED[name]
+            cache_key = PRETRAINED[name]
             spent = {k: v for k, v in asdict(self.budget.few).items() if not (tuned and k == "pretrain_rates")}
-            few = [spent, None if recipe is None else asdict(recipe)]
-        made_of = [self.backbone.fingerprint, resolve(READING.precision, self.backbone.device)]
+            few = [spent, None if cache_key is None else asdict(cache_key)]
+        made_of = [self.backbone.fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)]
         made_of += [self.device] if task == "cost" else []
         key = _key(budget, _reading(), TAPPED, row, *few, *made_of)
         return self.work / "cells" / f"{_plain(name)}-{task}-{seed}-{key}.json"
@@ -128,7 +130,7 @@ def _key(*parts: Any) -> str:
 
 def _reading() -> dict[str, Any]:
     """How clips are read; what changes no pixel here does not count, so that a new setting leaves cells valid."""
-    return {name: value for name, value in asdict(READING).items() if value is not None and name != "time_limit"}
+    return {name: value for name, value in asdict(DATA_CONFIG).items() if value is not None and name != "time_limit"}
 
 
 def _plain(name: str) -> str:
@@ -226,15 +228,15 @@ def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
 
 def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tuple[VideoCLIP, list[float]]:
     """A model that learned from a few labels; the last epoch counts. And the losses of its pre-training."""
-    few, stores, recipe = bench.budget.few, bench.stores(), PRETRAINED[name]
+    few, stores, cache_key = bench.budget.few, bench.stores(), PRETRAINED[name]
     model = bench.fresh(STRUCTURES[few.structure], seed)
     losses: list[float] = []
-    if recipe is not None and rate is not None:
+    if cache_key is not None and rate is not None:
         config = replace(
             _config(bench.budget, "selfsup", seed, lr=rate),
             epochs=few.pretrain_epochs,
-            reading=replace(READING, sampler="dense"),
-            selfsup=recipe,
+            data_config=replace(DATA_CONFIG, sampler="dense"),
+            selfsup=cache_key,
         )
         clips = bench.data("train").subset(range(few.clips))
         losses = [epoch["loss"] for epoch in train(model, clips, None, config, accelerator=bench.device).history]
@@ -257,18 +259,18 @@ def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
         epochs=budget.retrieval_epochs if task == "retrieval" else budget.recognition_epochs,
         batch_size=budget.batch_size,
         lr=lr,
-        copied_lr=budget.copied_lr,
+        pretrained_lr_scale=budget.pretrained_lr_scale,
         head_lr=budget.head_lr,
         keep_together=budget.keep_together,
         seed=seed,
-        reading=READING,
+        data_config=DATA_CONFIG,
     )
 
 
 def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
     """Seconds and peak memory of a training step from taps, parameters, MACs a clip. In a process of its own."""
     model = bench.fresh(STRUCTURES[name], 0)
-    summary = model.trainable_summary(READING.frames)
+    summary = model.trainable_summary(DATA_CONFIG.frames)
     facts = {
         "parameters": summary.trainable,
         "MACs": summary.tower_macs.linear + summary.branch_macs.linear,
@@ -278,9 +280,9 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
         return {**facts, "seconds a step": None, "peak MiB": None}
     size = bench.budget.batch_size
     side = bench.backbone.image_size
-    as_trained = partial(autocast, READING.precision, model.device)
+    as_trained = partial(autocast, DATA_CONFIG.precision, model.device)
     with as_trained():
-        taps = model.taps(torch.randint(0, 255, (size, READING.frames, 3, *side), dtype=torch.uint8))
+        taps = model.taps(torch.randint(0, 255, (size, DATA_CONFIG.frames, 3, *side), dtype=torch.uint8))
     text = model.text_features(["a shape that moves up"] * size)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clipvid.config.settings import Reading, SelfSupervision
+from clipvid.config.settings import DataConfig, SelfSupervision
 
-READING = Reading(frames=8, sampler="linspace", batch_size=64)
+DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)
 TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them
 FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5")
 SPLITS = ("train", "val", "test")
@@ -42,7 +42,7 @@ class Budget:
     batch_size: int = 32
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
-    copied_lr: float = 1.0
+    pretrained_lr_scale: float = 1.0
     head_lr: float = 3e-3
     keep_together: int = 2
     """A clip and itself played backwards share a batch: each is the other's hard negative."""

@@ -88,7 +88,7 @@ def batch_of(size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def training(
-    module: nn.Module, embed: Callable[[], Tensor], text: Tensor, owner: Tensor, context: Any, *, own: bool
+    module: nn.Module, embed: Callable[[], Tensor], text: Tensor, video_index: Tensor, context: Any, *, own: bool
 ) -> Step:
     """A whole step: forward, loss, backward, clipped gradients, AdamW; with `own` the optimiser as clipvid makes it."""
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -97,7 +97,7 @@ def training(
 
     def step() -> None:
         with context():
-            loss = matching(text @ F.normalize(embed().float(), dim=-1).T, owner, scale=100.0)
+            loss = matching(text @ F.normalize(embed().float(), dim=-1).T, video_index, scale=100.0)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
@@ -118,7 +118,7 @@ ROWS = {  # what clipvid does, and whether the plain model's tower is frozen bes
     "inference": ("inference", True),
     "frozen, live": ("live", True),
     "frozen, from taps": ("taps", True),
-    "frozen, from taps, layers recomputed": ("recomputed", True),
+    "frozen, from taps, layers recomputed": ("checkpointed", True),
     "from taps, beside the released default (all trained)": ("taps", False),
     "all trained": ("all", False),
 }
@@ -127,7 +127,7 @@ ROWS = {  # what clipvid does, and whether the plain model's tower is frozen bes
 def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
     """What takes turns in a row: clipvid, and the plain model in fp32 and under bf16 autocast."""
     does, frozen = ROWS[name]
-    video, text, owner = batch_of(size, device)
+    video, text, video_index = batch_of(size, device)
     model = ours(train_clip="all" if does == "all" else "none").to(device)
     own = partial(autocast, "auto", model.device)
     plain = plain_of(model, frozen=frozen)
@@ -140,23 +140,24 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
     model.train()
     plain.train()
     source: Any = video
-    if does == "recomputed":
-        model.branch.recompute_layers(True)
-    if does in ("taps", "recomputed"):
+    if does == "checkpointed":
+        model.branch.set_activation_checkpointing(True)
+    if does in ("taps", "checkpointed"):
         with torch.no_grad(), own():
             source = model.reads(video)
 
     def embed() -> Tensor:
         return model.encode_video(source, normalize=False)
 
-    found = {"clipvid": training(model, embed, text, owner, own, own=True)}
+    found = {"clipvid": training(model, embed, text, video_index, own, own=True)}
     if does in ("live", "taps") and (device == "cuda" or shutil.which("g++")):  # as `clipvid train --compile true`
         fused = ours().to(device).train()
         fused.branch.compile()
         run = partial(fused.encode_video, source, normalize=False)
-        found[COMPILED] = training(fused, run, text, owner, own, own=True)
+        found[COMPILED] = training(fused, run, text, video_index, own, own=True)
     return found | {
-        f"plain {k}": training(plain, lambda: plain(video), text, owner, c, own=False) for k, c in contexts.items()
+        f"plain {k}": training(plain, lambda: plain(video), text, video_index, c, own=False)
+        for k, c in contexts.items()
     }
 
 

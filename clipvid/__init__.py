@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from clipvid.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from clipvid.config.settings import Reading as Reading
+    from clipvid.config.settings import DataConfig as DataConfig
     from clipvid.config.settings import TrainConfig as TrainConfig
     from clipvid.data.open import open_dataset as open_dataset
     from clipvid.evaluation.evaluate import evaluate_recognition as evaluate_recognition
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipvid.models.video_clip import VideoCLIP as VideoCLIP
     from clipvid.models.video_clip import attach as attach
     from clipvid.models.video_clip import create_model as create_model
-    from clipvid.search import VideoIndex as VideoIndex
+    from clipvid.search.index import VideoIndex as VideoIndex
     from clipvid.training.loop import train as train
     from clipvid.video.decode import read_video as read_video
 
@@ -44,11 +44,11 @@ _OWNERS = {
     "open_dataset": "clipvid.data.open",
     "train": "clipvid.training.loop",
     "TrainConfig": "clipvid.config.settings",
-    "Reading": "clipvid.config.settings",
+    "DataConfig": "clipvid.config.settings",
     "evaluate_retrieval": "clipvid.evaluation.evaluate",
     "evaluate_recognition": "clipvid.evaluation.evaluate",
     "zero_shot": "clipvid.evaluation.evaluate",
-    "VideoIndex": "clipvid.search",
+    "VideoIndex": "clipvid.search.index",
 }
 
 __all__ = [  # noqa: RUF022  # in the order in which a user meets them
@@ -62,7 +62,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "open_dataset",
     "train",
     "TrainConfig",
-    "Reading",
+    "DataConfig",
     "evaluate_retrieval",
     "evaluate_recognition",
     "zero_shot",

@@ -141,7 +141,8 @@ def pipeline(found: Mapping[str, Any]) -> str:
 def chunks(found: Mapping[str, Any]) -> str:
     head = ("batch", "chunk", "layers recomputed", "peak MiB", "seconds a step")
     rows = [
-        (str(row["batch"]), str(row["chunk"] or "-"), "yes" if row["recompute"] else "no", f"{row['peak MiB']:.0f}",
+        (str(row["batch"]), str(row["chunk"] or "-"), "yes" if row["activation_checkpointing"] else "no",
+         f"{row['peak MiB']:.0f}",
          _digits(row["s a step"]))
         for row in found["rows"]
     ]  # fmt: skip

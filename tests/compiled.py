@@ -8,7 +8,7 @@ import tempfile
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.video_clip import attach, create_model
 from clipvid.runtime.precision import autocast
@@ -73,8 +73,10 @@ def trains_the_same(device):
         clips, losses = write_dataset(folder, "train", 8), []
         for compiled in (False, True):
             model, _ = model_of("stan", device=device)
-            reading = Reading(frames=4, batch_size=4, precision="32-true")
-            config = TrainConfig(epochs=3, batch_size=4, lr=1e-4, compile=compiled, cache_taps=True, reading=reading)
+            data_config = DataConfig(frames=4, batch_size=4, precision="32-true")
+            config = TrainConfig(
+                epochs=3, batch_size=4, lr=1e-4, compile=compiled, cache_taps=True, data_config=data_config
+            )
             for part in model.branch.modules():  # a compiled graph draws other chances
                 if hasattr(part, "drop_path"):
                     part.drop_path = 0.0

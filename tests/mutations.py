@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from clipvid.errors import VideoError
-from clipvid.video import probe, read
+from clipvid.video.decode import probe, read
 
 KINDS = ("bit flips", "truncation", "header edit", "zeroed block", "moved block")
 CLIPS = (
@@ -58,7 +58,8 @@ def mutated(data: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 class TooLong(BaseException):
-    """Reading took longer than it may. No Exception, so that nothing on the way takes it for an error of the file."""
+    """DataConfig took longer than it may. No Exception, so that nothing on the way takes it for an error of the
+    file."""
 
 
 @contextmanager

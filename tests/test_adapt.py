@@ -6,18 +6,18 @@ import json
 import pytest
 import torch
 
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError, CheckpointError
-from clipvid.features import TapStore
 from clipvid.features.embed import embed_videos
+from clipvid.features.source import TapStore
 from clipvid.models.factory import load
 from clipvid.models.video_clip import attach, create_model
 from clipvid.training.loop import train
 from clipvid.training.optim import parameter_groups
 from clipvid.training.trainer import Run
 
-READING = Reading(frames=2, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=2, batch_size=4, precision="32-true")
 TEXT = ["a red circle moves up"]
 
 
@@ -30,7 +30,7 @@ def clips(tmp_path_factory, write_video):
     frames = [rng.integers(0, 255, (4, 48, 48, 3), dtype=np.uint8) for _ in range(4)]
     names = ("a red circle", "a blue square", "a green star", "a pink ring")
     records = [Record(write_video(folder / f"{i}.mp4", f), (names[i],), i % 2) for i, f in enumerate(frames)]
-    return VideoData(tuple(records), ("even", "odd"), "noise")
+    return VideoDataset(tuple(records), ("even", "odd"), "noise")
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def model():
 
 
 def config(**changes):
-    return TrainConfig(**{"epochs": 1, "batch_size": 4, "warmup": 0.0, "lr": 1e-3, "reading": READING, **changes})
+    return TrainConfig(
+        **{"epochs": 1, "batch_size": 4, "warmup": 0.0, "lr": 1e-3, "data_config": DATA_CONFIG, **changes}
+    )
 
 
 def clip_weights(model):
@@ -148,7 +150,7 @@ def _interrupted(model, clips, settings, out):
 
 
 def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
-    store = TapStore.encode(model, clips, READING)
+    store = TapStore.encode(model, clips, DATA_CONFIG)
     with pytest.raises(ValueError, match="taps made before are not its own"):
         train(model, store, None, config(train_clip="last:1"), progress=False)
     with pytest.raises(ValueError, match="whose taps cannot be cached"):
@@ -157,7 +159,7 @@ def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
 
 
 def test_taps_of_another_tower_are_refused(model, clips):
-    store = TapStore.encode(model, clips, READING)
+    store = TapStore.encode(model, clips, DATA_CONFIG)
     other = create_model("clipvid-mini", depth=1)
     before = embed_videos(other, store).video
     train(other, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
@@ -165,7 +167,7 @@ def test_taps_of_another_tower_are_refused(model, clips):
     for read in (lambda: embed_videos(other, store), lambda: train(other, store, None, config(), progress=False)):
         with pytest.raises(ValueError, match=r"the taps of noise were made by a tower with fingerprint \w{12}, this"):
             read()
-    assert not torch.equal(embed_videos(other, TapStore.encode(other, clips, READING)).video, before)
+    assert not torch.equal(embed_videos(other, TapStore.encode(other, clips, DATA_CONFIG)).video, before)
 
 
 def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
@@ -257,7 +259,7 @@ def test_what_could_train_and_never_moved_counts_as_it_came(model, clips, tmp_pa
     model.set_trainable("last:1")
     model.set_trainable("none")
     assert not model.backbone.trained
-    store = TapStore.encode(model, clips, READING)
+    store = TapStore.encode(model, clips, DATA_CONFIG)
     with pytest.raises(ValueError, match="taps made before are not its own"):
         train(model, store, None, config(train_clip="last:1"), progress=False)
     assert not model.backbone.trained

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.video.augment import CONST_CL, ContrastiveView, RandAugment, crop_box
 from clipvid.video.transforms import VideoTransform
 
@@ -123,10 +123,10 @@ def test_a_view_is_cropped_to_its_size_and_mirrored_half_the_time():
     assert CONST_CL[0].crop(frames, rng, size=(16, 24)).shape == (2, 3, 16, 24)
 
 
-@pytest.mark.parametrize("recipe", CONST_CL, ids=["first", "second"])
-def test_a_view_treats_all_frames_of_a_clip_alike(recipe):
+@pytest.mark.parametrize("cache_key", CONST_CL, ids=["first", "second"])
+def test_a_view_treats_all_frames_of_a_clip_alike(cache_key):
     for seed in range(20):
-        view = recipe.recolour(recipe.crop(still(3), Random(seed), size=(32, 32)), Random(seed))
+        view = cache_key.recolour(cache_key.crop(still(3), Random(seed), size=(32, 32)), Random(seed))
         assert (view == view[:1]).all()
         assert view.dtype == torch.uint8
 
@@ -134,11 +134,11 @@ def test_a_view_treats_all_frames_of_a_clip_alike(recipe):
 def test_colours_of_a_clip_change_as_those_of_its_frames_put_into_one_picture():
     """So contrast turns about the mean of the clip, and a clip that brightens still does."""
     frames = torch.cat([clip_of(1) // 2, clip_of(1), clip_of(1) // 2 + 100])
-    recipe = ContrastiveView(blur=0.0, solarise=0.5)
+    cache_key = ContrastiveView(blur=0.0, solarise=0.5)
     for seed in range(20):
-        tall = recipe.recolour(frames.transpose(0, 1).flatten(1, 2)[None], Random(seed))[0]  # (3, T·H, W)
+        tall = cache_key.recolour(frames.transpose(0, 1).flatten(1, 2)[None], Random(seed))[0]  # (3, T·H, W)
         expected = tall.unflatten(1, (3, -1)).transpose(0, 1)
-        assert torch.equal(recipe.recolour(frames, Random(seed)), expected)
+        assert torch.equal(cache_key.recolour(frames, Random(seed)), expected)
 
 
 def test_blur_is_torchvisions_gaussian_over_a_tenth_of_the_height():
@@ -167,8 +167,8 @@ def test_jitter_of_no_strength_changes_at_most_rounding():
 def test_each_change_happens_as_often_as_the_recipe_says():
     frames = clip_of(1, 20, 20)
     for name, share in (("jitter", 0.8), ("grey", 0.2), ("blur", 0.1), ("solarise", 0.2)):
-        recipe, rng = ContrastiveView(**{**PLAIN, name: share}), Random(0)
-        changed = sum(not torch.equal(recipe.recolour(frames, rng), frames) for _ in range(400))
+        cache_key, rng = ContrastiveView(**{**PLAIN, name: share}), Random(0)
+        changed = sum(not torch.equal(cache_key.recolour(frames, rng), frames) for _ in range(400))
         assert changed == pytest.approx(400 * share, abs=40), name
 
 
@@ -204,7 +204,7 @@ def test_the_two_recipes_are_those_of_const_cl():
         (lambda: TrainConfig(task="selfsup", label_smoothing=0.1), "label_smoothing is for task 'recognition'"),
         (lambda: TrainConfig(task="recognition", temperature=0.1), "temperature is for task 'retrieval'"),
         (lambda: TrainConfig(task="recognition", learn_temperature=True), "learn_temperature is for task"),
-        (lambda: TrainConfig(cache_taps=True, reading=Reading(spatial_views=3)), "reading.spatial_views=3"),
+        (lambda: TrainConfig(cache_taps=True, data_config=DataConfig(spatial_views=3)), "data_config.spatial_views=3"),
     ],
 )
 def test_wrong_settings_name_value_and_allowed(make, message):

@@ -11,22 +11,22 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
-from clipvid.data.records import Terms, VideoData
+from clipvid.data.records import ProtocolSpec, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
-from clipvid.evaluation.results import compare, data_hash, read_card
+from clipvid.evaluation.results import compare, data_hash, read_result
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.models.video_clip import create_model
 
-READING = Reading(frames=2, batch_size=8, precision="32-true")
+DATA_CONFIG = DataConfig(frames=2, batch_size=8, precision="32-true")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
 
 
@@ -37,14 +37,14 @@ def model():
 
 
 def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
-    found = evaluate_retrieval(model, data, READING)
-    card = read_card(found.save(tmp_path / "a.json"))
+    found = evaluate_retrieval(model, data, DATA_CONFIG)
+    card = read_result(found.save(tmp_path / "a.json"))
     assert card["model"]["base"] == "clipvid-mini"
     assert card["model"]["base fingerprint"] == model.backbone.fingerprint
     assert card["model"]["fingerprint"] == model.fingerprint
     facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
     assert card["data"] | {"hash": ""} == facts | {"unreadable": []}
-    assert card["reading"]["frames"] == 2
+    assert card["data_config"]["frames"] == 2
     assert card["precision"] == "32-true"
     side = card["figures"]["t2v"]
     assert side["R@1"] == pytest.approx(100 * np.mean(side["each"]["R@1"]))
@@ -67,13 +67,13 @@ def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
 def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model, data):
     asked = [caption for record in data for caption in record.captions]
     with pytest.raises(ValueError, match="all 12 captions of the bank are queries; give those of training videos"):
-        evaluate_retrieval(model, data, READING, bank=asked)
+        evaluate_retrieval(model, data, DATA_CONFIG, bank=asked)
     bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
-    plain = evaluate_retrieval(model, data, READING)
-    found = evaluate_retrieval(model, data, READING, dual_softmax=100.0, bank=bank, hubs=True)
+    plain = evaluate_retrieval(model, data, DATA_CONFIG)
+    found = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=100.0, bank=bank, hubs=True)
     assert found.metrics.to_dict() == plain.metrics.to_dict()
     text = embed_texts(model, [r.captions[0] for r in data], precision="32-true")
-    video = torch.nn.functional.normalize(embed_videos(model, data, READING).video, dim=-1)
+    video = torch.nn.functional.normalize(embed_videos(model, data, DATA_CONFIG).video, dim=-1)
     scores, own = Products(text, video), torch.arange(12)
     dual, normed = found.adjusted.values()
     assert dual.to_dict() == retrieval_metrics(DualSoftmax(scores, 100.0), own).to_dict()
@@ -91,17 +91,17 @@ def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model
 def test_token_wise_scores_are_adjusted_too_and_re_ranked_ones_refused(data, similarity):
     torch.manual_seed(0)
     model = create_model("clipvid-mini", branch="mean", similarity=similarity).eval()
-    found = evaluate_retrieval(model, data, READING, dual_softmax=50.0, bank=["a red circle"], hubs=True)
+    found = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=50.0, bank=["a red circle"], hubs=True)
     assert len(found.adjusted) == 2
     assert found.similarity == similarity
     with pytest.raises(ValueError, match="adjust the scores of all pairs, rerank has those of some"):
-        evaluate_retrieval(model, data, READING, rerank=3, dual_softmax=50.0)
-    again = evaluate_retrieval(model, data, READING, rerank=3)
+        evaluate_retrieval(model, data, DATA_CONFIG, rerank=3, dual_softmax=50.0)
+    again = evaluate_retrieval(model, data, DATA_CONFIG, rerank=3)
     assert f", {similarity} of the best 3 by mean, 32-true" in str(again)
 
 
 def test_two_cards_are_compared_query_by_query(model, data):
-    a = evaluate_retrieval(model, data, READING).to_dict()
+    a = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
     worse = json.loads(json.dumps(a))
     for side in ("t2v", "v2t"):
         worse["figures"][side]["R@1"] = 0.0
@@ -121,13 +121,13 @@ def test_two_cards_are_compared_query_by_query(model, data):
 
 def test_recognition_cards_are_compared_too(model, data):
     head = model.text_classifier(data.classes)
-    a = evaluate_recognition(model, data, READING, head=head).to_dict()
+    a = evaluate_recognition(model, data, DATA_CONFIG, head=head).to_dict()
     assert "similarity" not in a
     text = compare(a, a, n=50)
     assert "top-1" in text
     assert "mean class" in text
     with pytest.raises(ValueError, match="of recognition and of retrieval"):
-        compare(a, evaluate_retrieval(model, data, READING).to_dict())
+        compare(a, evaluate_retrieval(model, data, DATA_CONFIG).to_dict())
 
 
 def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monkeypatch):
@@ -135,7 +135,7 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
     monkeypatch.chdir(tmp_path)
     assert open_dataset("csv", table).n_captions == 12
-    options = ["--task", "retrieval", "--reading.frames", "2", "--dual_softmax", "100"]
+    options = ["--task", "retrieval", "--data_config.frames", "2", "--dual_softmax", "100"]
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
     said = capsys.readouterr().out
     assert "dual softmax, T=100" in said
@@ -149,30 +149,32 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     for text in ("nonsense", "[]", '{"format": 1, "task": "retrieval", "figures": {}, "data": {}, "model": {}}'):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"is no (whole )?result card"):
-            read_card("b.json")
+            read_result("b.json")
 
 
 def test_cards_say_what_else_decides_the_figures(model, data):
-    plain, photo = (zero_shot(model, data, READING, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",)))
+    plain, photo = (
+        zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
+    )
     assert (plain["prompts"], photo["prompts"]) == (["{}"], ["a photo of a {}."])
     assert "prompts a photo of a {}." in compare(plain, photo, n=20)
-    cut = evaluate_retrieval(model, data, replace(READING, tokens=5)).to_dict()
-    assert "captions of 5 tokens" in compare(cut, evaluate_retrieval(model, data, READING).to_dict(), n=20)
-    assert data_hash(replace(data, terms=Terms(shared=True))) != data_hash(data)
+    cut = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5)).to_dict()
+    assert "captions of 5 tokens" in compare(cut, evaluate_retrieval(model, data, DATA_CONFIG).to_dict(), n=20)
+    assert data_hash(replace(data, protocol_spec=ProtocolSpec(shared=True))) != data_hash(data)
 
 
 def test_missing_files_are_named_beside_every_figure(model, data):
     lacking = replace(data, missing=(Path("gone.mp4"),))
-    found = evaluate_retrieval(model, lacking, READING)
+    found = evaluate_retrieval(model, lacking, DATA_CONFIG)
     assert "12 videos, 1 missing;" in str(found)
     assert found.to_dict()["data"]["missing"] == ["gone.mp4"]
 
 
 def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
     """The protocol's number stands apart: the list is no part of it."""
-    terms = Terms(videos=1000, fewer=True, listed=13)
-    lacking = replace(data, name="msrvtt-1ka, list own", missing=(Path("gone.mp4"),), terms=terms)
-    found = evaluate_retrieval(model, lacking, READING)
+    protocol_spec = ProtocolSpec(videos=1000, fewer=True, listed=13)
+    lacking = replace(data, name="msrvtt-1ka, list own", missing=(Path("gone.mp4"),), protocol_spec=protocol_spec)
+    found = evaluate_retrieval(model, lacking, DATA_CONFIG)
     said = str(found).splitlines()
     assert said[0].startswith(
         "msrvtt-1ka, list own: 12 of the 13 videos listed, 1 missing (the protocol has 1000); 2 fr"
@@ -184,13 +186,13 @@ def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
 
 
 def test_a_list_of_ones_own_that_is_long_enough_is_not_marked(model, data):
-    found = evaluate_retrieval(model, replace(data, terms=Terms(videos=10, listed=12)), READING)
+    found = evaluate_retrieval(model, replace(data, protocol_spec=ProtocolSpec(videos=10, listed=12)), DATA_CONFIG)
     assert f"{data.name}: 12 of the 12 videos listed; 2 frames" in str(found)
     assert "protocol" not in str(found)
 
 
 def test_figures_have_one_name_each(model, data):
-    found = evaluate_retrieval(model, data, READING)
+    found = evaluate_retrieval(model, data, DATA_CONFIG)
     assert found["t2v R@1"] == found["R@1"] == found.metrics.t2v["R@1"]
     assert found["v2t R@1"] == found.metrics.v2t["R@1"]
     for name in ("V2T R@1", "foo R@1", "R@3"):

@@ -19,7 +19,7 @@ from refused import refusal
 from safetensors.torch import load_file
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, SelfSupervision, TrainConfig
+from clipvid.config.settings import DataConfig, SelfSupervision, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.branches import BRANCHES
 from clipvid.models.video_clip import create_model
@@ -73,7 +73,18 @@ def test_weights_that_cannot_be_downloaded_are_one_line(videos, capsys, monkeypa
 
 
 def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
-    options = ["--epochs", "1", "--batch_size", "2", "--reading.frames", "2", "--depth", "1", "--val_fraction", "0.5"]
+    options = [
+        "--epochs",
+        "1",
+        "--batch_size",
+        "2",
+        "--data_config.frames",
+        "2",
+        "--depth",
+        "1",
+        "--val_fraction",
+        "0.5",
+    ]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0
     assert "on 10 validation videos" in capsys.readouterr().out
     error = refusal(capsys, "eval", "videos/test", "--model", "run")
@@ -82,7 +93,7 @@ def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
 
 
 def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeypatch, capsys):
-    from clipvid.search import VideoIndex
+    from clipvid.search.index import VideoIndex
 
     put = VideoIndex._put
 
@@ -142,8 +153,8 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
         "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
         "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3\n",
         "train my --epoch 3": "clipvid train: unrecognized arguments: --epoch 3; did you mean --epochs\n",
-        "train my --frames=3": "unrecognized arguments: --frames=3; did you mean --reading.frames\n",
-        "eval my --frames 3": "unrecognized arguments: --frames 3; did you mean --reading.frames\n",
+        "train my --frames=3": "unrecognized arguments: --frames=3; did you mean --data_config.frames\n",
+        "eval my --frames 3": "unrecognized arguments: --frames 3; did you mean --data_config.frames\n",
         "eval my --zero-shot true": "unrecognized arguments: --zero-shot true; did you mean --zero_shot\n",
         "info": "clipvid info: it needs MODEL",
         "search": "clipvid search: it needs INDEX, QUERY",
@@ -184,7 +195,7 @@ def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
 
 
 def test_videos_that_were_trained_on_are_counted_beside_the_score(videos, capsys):
-    options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "2", "--depth", "1"]
+    options = ["--epochs", "1", "--batch_size", "10", "--data_config.frames", "2", "--depth", "1"]
     assert (
         main(["train", "videos/test", "--val", str(Path("videos/test").resolve()), *options, "--resume", "true"]) == 0
     )
@@ -219,7 +230,7 @@ def test_training_asks_for_the_split_where_there_are_some(videos, capsys):
 
 
 def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
-    options = ["--epochs", "1", "--batch_size", "4", "--reading.frames", "2", "--depth", "1", "--seed", "3"]
+    options = ["--epochs", "1", "--batch_size", "4", "--data_config.frames", "2", "--depth", "1", "--seed", "3"]
     for out in ("a", "b"):
         assert main(["train", "videos/test", *options, "--out", out]) == 0
     a, b = (load_file(f"{out}/best/branch.safetensors") for out in ("a", "b"))
@@ -228,10 +239,21 @@ def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
 
 @pytest.mark.filterwarnings("default::clipvid.errors.ClipvidWarning")
 def test_a_finished_run_says_that_nothing_was_left_and_goes_on_with_more_epochs(videos, capsys):
-    options = ["train", "videos/test", "--batch_size", "10", "--reading.frames", "2", "--depth", "1", "--out", "run"]
+    options = [
+        "train",
+        "videos/test",
+        "--batch_size",
+        "10",
+        "--data_config.frames",
+        "2",
+        "--depth",
+        "1",
+        "--out",
+        "run",
+    ]
     assert main([*options, "--epochs", "1"]) == 0
     assert "nothing was left" not in capsys.readouterr().out
-    assert main([*options, "--epochs", "1", "--resume", "true", "--reading.workers", "1"]) == 0
+    assert main([*options, "--epochs", "1", "--resume", "true", "--data_config.workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "nothing was left to train: 1 epoch of 1 done; give more with --epochs\n" in said
     assert "model saved to run/best" in said
@@ -243,21 +265,21 @@ def test_a_finished_run_says_that_nothing_was_left_and_goes_on_with_more_epochs(
 
 
 def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(videos, capsys):
-    options = ["--epochs", "1", "--batch_size", "10", "--reading.frames", "3", "--depth", "1"]
+    options = ["--epochs", "1", "--batch_size", "10", "--data_config.frames", "3", "--depth", "1"]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0
     capsys.readouterr()
     said = []
-    for more in ([], ["--reading.workers", "1"], ["--reading.batch_size", "3"]):
+    for more in ([], ["--data_config.workers", "1"], ["--data_config.batch_size", "3"]):
         assert main(["eval", "videos/test", "--model", "run/best", *more]) == 0
         said.append(capsys.readouterr().out)
     assert "3 frames" in said[0]
     assert said[0] == said[1] == said[2]
-    assert main(["eval", "videos/test", "--model", "run/best", "--reading.frames", "2"]) == 0
+    assert main(["eval", "videos/test", "--model", "run/best", "--data_config.frames", "2"]) == 0
     assert "2 frames" in capsys.readouterr().out
-    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--reading.frmaes", "2")
-    assert "reading has no option 'frmaes'; it has frames, sampler" in error
-    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--reading.frames", "two")
-    assert "--reading.frames takes int, got 'two'" in error
+    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--data_config.frmaes", "2")
+    assert "data_config has no option 'frmaes'; it has frames, sampler" in error
+    error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--data_config.frames", "two")
+    assert "--data_config.frames takes int, got 'two'" in error
     assert "videos is a folder, a file should go there" in refusal(capsys, "eval", "videos/test", "--out", "videos")
     error = refusal(
         capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true", "--val_fraction", "0.5"
@@ -319,7 +341,7 @@ def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for settings in (TrainConfig, Reading, SelfSupervision):
+    for settings in (TrainConfig, DataConfig, SelfSupervision):
         for field in fields(settings):
             assert f"{field.name} {'CONFIG' if is_dataclass(field.default_factory) else ''}".strip() in said
     assert "Peak learning rate of the branch" in said
@@ -349,7 +371,9 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["cached", "live"])
-@pytest.mark.parametrize("option", ["--branch posterior --recompute true", "--branch mean", "--format videos"])
+@pytest.mark.parametrize(
+    "option", ["--branch posterior --activation_checkpointing true", "--branch mean", "--format videos"]
+)
 def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
     monkeypatch.setattr("clipvid.training.batches.LiveFeed", None)
     refusal(capsys, "train", "videos/test", *(["--cache", "taps"] if cache else []), *option.split())
@@ -375,7 +399,7 @@ def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
 
 
 def test_prune_wants_one_tower(videos, capsys):
-    options = ["--depth", "1", "--epochs", "1", "--batch_size", "8", "--reading.frames", "2"]
+    options = ["--depth", "1", "--epochs", "1", "--batch_size", "8", "--data_config.frames", "2"]
     assert main(["train", "videos/test", *options, "--cache", "taps", "--out", "run"]) == 0
     capsys.readouterr()
     for wrong in ("zzzz", ""):

@@ -36,10 +36,12 @@ def test_random_boxes_lie_inside_the_image_and_are_drawn_uniformly_and_independe
     y1, x1, y2, x2 = boxes.double().unbind(-1)
     width, height = x2 - x1, y2 - y1
     aspect = height / width
-    draws = torch.stack([x1 / (1 - width), y1 / (1 - height), (width - 0.1) / 0.4, (aspect - 0.5) / 1.5]).flatten(1)
-    assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.03
-    steps = torch.linspace(0, 1, draws.shape[1], dtype=draws.dtype)
-    same(draws.sort().values, steps.expand(4, -1), atol=0.03)
+    augmented_views = torch.stack(
+        [x1 / (1 - width), y1 / (1 - height), (width - 0.1) / 0.4, (aspect - 0.5) / 1.5]
+    ).flatten(1)
+    assert torch.corrcoef(augmented_views).fill_diagonal_(0).abs().max() < 0.03
+    steps = torch.linspace(0, 1, augmented_views.shape[1], dtype=augmented_views.dtype)
+    same(augmented_views.sort().values, steps.expand(4, -1), atol=0.03)
 
 
 def test_random_boxes_are_those_of_their_generator():

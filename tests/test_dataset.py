@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate, describe_unreadable
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError
 from clipvid.video.sampling import linspace, uniform
 from clipvid.video.transforms import VideoTransform
@@ -46,7 +46,7 @@ def data(tmp_path_factory):
         path = write_video(folder / f"{clip}.mkv", [grey(10 * frame + clip) for frame in range(20)])
         captions = tuple(f"clip {clip} caption {number}" for number in range(5 * clip))
         records.append(Record(path, captions, label=None if clip == 0 else clip - 1))
-    return VideoData(tuple(records), ("run", "walk"))
+    return VideoDataset(tuple(records), ("run", "walk"))
 
 
 def frames_of(clip):
@@ -72,21 +72,21 @@ def test_short_videos_repeat_their_last_frame_and_mask_it(data):
 
 
 def test_start_and_end_cut_the_clip(data):
-    part = VideoData((Record(data[0].path, start=0.5, end=0.9),))
+    part = VideoDataset((Record(data[0].path, start=0.5, end=0.9),))
     assert frames_of(ClipDataset(part, frames=4, transform=TRANSFORM, sampler="linspace")[0]) == [5, 6, 7, 8]
 
 
 def test_random_items_depend_on_seed_epoch_and_index_alone(data):
-    def draws(seed=0, epoch=0, order=(0, 1, 2)):
+    def augmented_views(seed=0, epoch=0, order=(0, 1, 2)):
         dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, seed=seed)
         dataset.set_epoch(epoch)
         items = {index: dataset[index] for index in order}
         return [frames_of(items[index]) for index in range(3)]
 
-    reference = draws(epoch=3)
-    assert draws(epoch=3, order=(2, 0, 1)) == reference
-    assert draws(epoch=4) != reference
-    assert draws(seed=1, epoch=3) != reference
+    reference = augmented_views(epoch=3)
+    assert augmented_views(epoch=3, order=(2, 0, 1)) == reference
+    assert augmented_views(epoch=4) != reference
+    assert augmented_views(seed=1, epoch=3) != reference
     assert len({tuple(frames) for frames in reference}) == 3  # clips do not share their draws
 
 
@@ -125,7 +125,7 @@ def test_a_pickled_dataset_remembers_its_epoch(data):
 
 def test_an_augmentation_is_one_crop_for_the_whole_clip_and_another_in_the_next_epoch(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    data = VideoData((Record(write_video(tmp_path / "still.mkv", [picture] * 8)),))
+    data = VideoDataset((Record(write_video(tmp_path / "still.mkv", [picture] * 8)),))
     transform = VideoTransform(size=16, crop_scale=(0.2, 1.0), flip=0.5)
     dataset = ClipDataset(data, frames=4, transform=transform, random=True)
     clips = []
@@ -149,7 +149,7 @@ def test_a_batch_has_the_label_and_the_place_of_each_clip(data):
 def broken(data, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     records = (data[0], Record(tmp_path / "text.mp4", ("a",)), data[1], Record(tmp_path / "gone.mp4", ("b",)))
-    return VideoData(records, data.classes)
+    return VideoDataset(records, data.classes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,7 +226,7 @@ def test_an_index_out_of_range_ends_iteration_and_a_negative_one_counts_from_the
 @pytest.mark.skipif(not (SHARED / "hostile").exists(), reason="needs the hostile files of ../shared/data")
 def test_hostile_files_are_read_or_listed_but_never_stop_a_skipping_loader():
     paths = sorted(path for path in (SHARED / "hostile").iterdir() if path.suffix != ".csv" and "huge" not in path.name)
-    data = VideoData(tuple(Record(path) for path in paths))
+    data = VideoDataset(tuple(Record(path) for path in paths))
     dataset = ClipDataset(data, frames=2, transform=TRANSFORM, unreadable="skip")
     batches = list(DataLoader(dataset, 8, num_workers=2, collate_fn=collate))
     read = sum(len(batch) for batch in batches)

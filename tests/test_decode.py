@@ -1,4 +1,5 @@
-"""Reading videos: which frame comes, upright and exact, on files of known content and on real ones of every format."""
+"""DataConfig videos: which frame comes, upright and exact, on files of known content and on real ones of every
+format."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
 from clipvid.errors import MissingExtraError, VideoError
-from clipvid.video import BACKENDS, probe, read, read_video, sample
-from clipvid.video.decode import VideoInfo
+from clipvid.video.decode import BACKENDS, VideoInfo, probe, read, read_video
+from clipvid.video.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -373,13 +374,13 @@ def test_a_video_that_takes_too_long_is_an_error(written, backend):
 
 
 def test_every_clip_of_a_data_set_has_a_time_limit(written):
-    from clipvid.config.settings import Reading
+    from clipvid.config.settings import DataConfig
     from clipvid.data.dataset import ClipDataset
-    from clipvid.data.records import Record, VideoData
-    from clipvid.video import VideoTransform
+    from clipvid.data.records import Record, VideoDataset
+    from clipvid.video.transforms import VideoTransform
 
-    data = VideoData((Record(written["closed.mp4"]),))
+    data = VideoDataset((Record(written["closed.mp4"]),))
     with pytest.raises(VideoError, match="took more than"):
         ClipDataset(data, frames=4, transform=VideoTransform(16), time_limit=1e-9)[0]
     with pytest.raises(ValueError, match="time_limit is in seconds, 0 for none, got -1"):
-        Reading(time_limit=-1.0)
+        DataConfig(time_limit=-1.0)

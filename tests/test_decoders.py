@@ -8,7 +8,7 @@ import pytest
 from numbered import WRITTEN, seen, write_all
 
 from clipvid.errors import MissingExtraError, VideoError
-from clipvid.video import probe, read, read_video
+from clipvid.video.decode import probe, read, read_video
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_every_kind_of_trouble_is_counted_and_named(tree):
     assert (report.expected, report.readable, report.probed) == (6, 4, 5)
     assert [Path(path).name for path in report.missing] == ["gone.mp4"]
     assert {Path(path).name: reason for path, reason in report.unreadable.items()}.keys() == {"text.mp4"}
-    assert [{Path(p).name for p in twins} for twins in report.twins] == [{"a.mp4", "copy.mp4"}]
+    assert [{Path(p).name for p in duplicates} for duplicates in report.duplicates] == [{"a.mp4", "copy.mp4"}]
     odd = {Path(path).name: what for path, what in report.suspicious.items()}
     assert odd == {"one.mp4": "a single frame", "a.mp4": "the annotations use it up to 9 s, it ends at 2.00 s"}
     assert {Path(path).name: what for path, what in report.captions.items()} == {
@@ -53,7 +53,14 @@ def test_every_kind_of_trouble_is_counted_and_named(tree):
     assert report.kinds == {"h264": 4, "unreadable": 1}
     assert not report.healthy
     said = str(report)
-    for part in ("4 of 6 videos can be read", "missing: 1", "gone.mp4", "unreadable: 1", "twins: 1", "suspicious: 2"):
+    for part in (
+        "4 of 6 videos can be read",
+        "missing: 1",
+        "gone.mp4",
+        "unreadable: 1",
+        "duplicates: 1",
+        "suspicious: 2",
+    ):
         assert part in said
     assert json.loads((tree / "out" / "report.json").read_text())["expected"] == 6
 

@@ -8,30 +8,33 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.evaluation.evaluate import evaluate_retrieval
-from clipvid.features import Draws, TapCache, TapStore, tap_cache
+from clipvid.features import tap_cache
+from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.clip_keys import clip_keys
 from clipvid.features.embed import embed_videos
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import create_model
 from clipvid.runtime.precision import autocast
 from clipvid.training.batches import StoredFeed, open_feed
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
-DRAWS = Draws(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
+DRAWS = AugmentedViews(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
 CONFIG = TrainConfig(
     epochs=3, batch_size=4, cache_taps=True, cache_views=2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1,
-    reading=READING,
+    data_config=DATA_CONFIG,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 10)
 
 
@@ -43,10 +46,10 @@ def model():
 
 @pytest.fixture(scope="module", params=["disk", "memory", "disk, bf16"])
 def kept(request, model, data, tmp_path_factory) -> TapStore:
-    reading = replace(READING, precision="bf16-mixed") if "bf16" in request.param else READING
+    data_config = replace(DATA_CONFIG, precision="bf16-mixed") if "bf16" in request.param else DATA_CONFIG
     if request.param == "memory":
-        return TapStore.encode(model, data, reading, draws=DRAWS)
-    return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, reading, draws=DRAWS)
+        return TapStore.encode(model, data, data_config, augmented_views=DRAWS)
+    return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, data_config, augmented_views=DRAWS)
 
 
 def encoded_lengths(monkeypatch) -> list[int]:
@@ -65,7 +68,7 @@ def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept)
         clips.set_epoch(view)
         for rows in (range(4), range(4, 8), range(8, 10)):
             video = collate([clips[row] for row in rows]).video
-            with torch.no_grad(), autocast(kept.reading.precision, model.device):
+            with torch.no_grad(), autocast(kept.data_config.precision, model.device):
                 live = model.taps(video)
             found = kept.at(view).batch(rows)
             for wanted, got in zip((*live.patches, *live.cls, live.frames), (*found.patches, *found.cls, found.frames),
@@ -74,7 +77,7 @@ def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept)
 
 
 def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, kept):
-    fixed = TapStore.encode(model, data, READING).batch(range(10)).frames.float()
+    fixed = TapStore.encode(model, data, DATA_CONFIG).batch(range(10)).frames.float()
     first, second, third = (kept.at(epoch).batch(range(10)).frames.float() for epoch in range(3))
     assert not torch.allclose(first, second, atol=1e-2)
     assert not torch.allclose(first, fixed, atol=1e-2)
@@ -82,21 +85,21 @@ def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, kept):
 
 
 def test_a_view_depends_on_its_clip_alone(model, data, tmp_path):
-    whole = TapCache(tmp_path / "a").store(model, data, READING, draws=DRAWS)
+    whole = TapCache(tmp_path / "a").store(model, data, DATA_CONFIG, augmented_views=DRAWS)
     other = data.subset([7, 2])
-    few = TapCache(tmp_path / "b").store(model, other, READING, draws=DRAWS)
+    few = TapCache(tmp_path / "b").store(model, other, DATA_CONFIG, augmented_views=DRAWS)
     assert (whole.batch([7, 2]).frames.float() - few.batch([0, 1]).frames.float()).abs().max() < 0.02  # batch sizes
 
 
 def test_more_views_are_added_to_those_that_are_there(model, data, tmp_path, monkeypatch):
     cache = TapCache(tmp_path)
-    assert cache.needs(model, data, READING, draws=DRAWS) == 2 * cache.needs(model, data, READING)
-    cache.store(model, data, READING, draws=DRAWS)
+    assert cache.needs(model, data, DATA_CONFIG, augmented_views=DRAWS) == 2 * cache.needs(model, data, DATA_CONFIG)
+    cache.store(model, data, DATA_CONFIG, augmented_views=DRAWS)
     passes = encoded_lengths(monkeypatch)
-    more = cache.store(model, data, READING, draws=replace(DRAWS, views=3))
+    more = cache.store(model, data, DATA_CONFIG, augmented_views=replace(DRAWS, views=3))
     assert passes == [10]
     assert len({float(more.at(epoch).batch([0]).frames.float().sum()) for epoch in range(3)}) == 3
-    cache.store(model, data, READING)
+    cache.store(model, data, DATA_CONFIG)
     assert passes == [10, 10], "the fixed view is not one of those"
 
 
@@ -115,10 +118,10 @@ def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data,
     broken.write_bytes(b"no video")
     records = list(data)
     records[3] = replace(records[3], path=broken)
-    some, skip = replace(data, records=tuple(records)), replace(READING, unreadable="skip")
+    some, skip = replace(data, records=tuple(records)), replace(DATA_CONFIG, unreadable="skip")
     for store in (
-        TapCache(tmp_path / "taps").store(model, some, skip, draws=DRAWS),
-        TapStore.encode(model, some, skip, draws=DRAWS),
+        TapCache(tmp_path / "taps").store(model, some, skip, augmented_views=DRAWS),
+        TapStore.encode(model, some, skip, augmented_views=DRAWS),
     ):
         assert [error.path for error in store.unreadable] == [broken]
         assert [record.path for record in store.data] == [r.path for r in records if r.path != broken]
@@ -127,7 +130,7 @@ def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data,
 
 def test_training_from_drawn_views_validates_on_the_fixed_one(model, data):
     scores = []
-    fixed = TapStore.encode(model, data, READING)
+    fixed = TapStore.encode(model, data, DATA_CONFIG)
     for val in (data, fixed):
         torch.manual_seed(0)
         found = train(create_model("clipvid-mini", depth=2), data, val, CONFIG, progress=False)
@@ -137,15 +140,21 @@ def test_training_from_drawn_views_validates_on_the_fixed_one(model, data):
 
 def test_equal_draws_are_written_alike_and_have_one_folder(model):
     cache = TapCache("taps")
-    like = Draws(3, crop_scale=(0.5, 1.0), flip=1.0), Draws(2, crop_scale=(0.5, 1.0), flip=1.0, rand_magnitude=3)
-    assert cache.recipe(model, READING, like[0]).key == cache.recipe(model, READING, like[1]).key
-    assert cache.recipe(model, READING, like[0]).key != cache.recipe(model, READING, replace(like[0], flip=0.5)).key
+    like = (
+        AugmentedViews(3, crop_scale=(0.5, 1.0), flip=1.0),
+        AugmentedViews(2, crop_scale=(0.5, 1.0), flip=1.0, rand_magnitude=3),
+    )
+    assert cache.cache_key(model, DATA_CONFIG, like[0]).key == cache.cache_key(model, DATA_CONFIG, like[1]).key
+    assert (
+        cache.cache_key(model, DATA_CONFIG, like[0]).key
+        != cache.cache_key(model, DATA_CONFIG, replace(like[0], flip=0.5)).key
+    )
 
 
 def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monkeypatch, capsys):
     shapes = write_dataset(tmp_path / "shapes", "test", 10)[0].path.parent
     command = ["train", str(shapes), "--val", str(shapes), "--epochs", "2", "--cache", str(tmp_path / "taps")]
-    command += ["--cache_views", "2", "--crop_scale", "[0.5, 1.0]", "--reading.frames", "2", "--batch_size", "4"]
+    command += ["--cache_views", "2", "--crop_scale", "[0.5, 1.0]", "--data_config.frames", "2", "--batch_size", "4"]
     passes = encoded_lengths(monkeypatch)
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     assert len(passes) == 3, "two views to train on, one to validate on"
@@ -158,7 +167,7 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
 
 @pytest.fixture(scope="module")
 def in_memory(model, data) -> TapStore:
-    return TapStore.encode(model, data, READING, draws=DRAWS)
+    return TapStore.encode(model, data, DATA_CONFIG, augmented_views=DRAWS)
 
 
 @pytest.mark.parametrize(
@@ -197,13 +206,17 @@ def in_memory(model, data) -> TapStore:
             ValueError,
             "mixup blends the pixels of two clips",
         ),
-        (lambda m, d, s: train(m, d, s, TrainConfig(reading=READING)), ValueError, "for training; validate on the vid"),
+        (
+            lambda m, d, s: train(m, d, s, TrainConfig(data_config=DATA_CONFIG)),
+            ValueError,
+            "for training; validate on the vid",
+        ),
         (lambda m, d, s: TrainConfig(task="selfsup", cache_views=2), ValueError, "leave out cache_views"),
         (lambda m, d, s: evaluate_retrieval(m, s), ValueError, "drawn by chance, for training; evaluate the videos"),
-        (lambda m, d, s: embed_videos(m, s, READING), ValueError, "drawn by chance, for training"),
+        (lambda m, d, s: embed_videos(m, s, DATA_CONFIG), ValueError, "drawn by chance, for training"),
         (lambda m, d, s: ClipDataset(d, frames=2, transform=m.transform, names=["a"]), ValueError, "got 1 for 10"),
-        (lambda m, d, s: Draws(0), ValueError, "views is a whole number from 1 on, got 0"),
-        (lambda m, d, s: Draws(2, flip=2.0), ValueError, "flip is a probability"),
+        (lambda m, d, s: AugmentedViews(0), ValueError, "views is a whole number from 1 on, got 0"),
+        (lambda m, d, s: AugmentedViews(2, flip=2.0), ValueError, "flip is a probability"),
     ],
 )  # fmt: skip
 def test_what_drawn_views_cannot_do_is_refused(model, data, in_memory, act, error, message):

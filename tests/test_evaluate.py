@@ -12,24 +12,25 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import PROMPT_SETS, Reading
+from clipvid.config.settings import PROMPT_SETS, DataConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import Record, Terms, VideoData
+from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.evaluation.evaluate import base_to_novel, evaluate_recognition, evaluate_retrieval, queries, zero_shot
 from clipvid.evaluation.html_report import write_report
 from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
-from clipvid.evaluation.results import read_card, summarize
-from clipvid.features import TapStore, trained_reading
+from clipvid.evaluation.results import read_result, summarize
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.encode import trained_data_config
+from clipvid.features.source import TapStore
 from clipvid.models.backbone import text
 from clipvid.models.video_clip import create_model
 
-READING = Reading(frames=2, batch_size=8, precision="32-true")
+DATA_CONFIG = DataConfig(frames=2, batch_size=8, precision="32-true")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 20)
 
 
@@ -40,15 +41,15 @@ def model():
 
 
 @pytest.fixture
-def broken(data, tmp_path) -> VideoData:
+def broken(data, tmp_path) -> VideoDataset:
     """The data as a protocol of 20 videos, one of which cannot be read."""
     (tmp_path / "broken.mp4").write_bytes(b"")
     records = (replace(data[0], path=tmp_path / "broken.mp4"), *data.records[1:])
-    return replace(data, records=records, terms=Terms(videos=20))
+    return replace(data, records=records, protocol_spec=ProtocolSpec(videos=20))
 
 
 def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
-    skip = replace(READING, unreadable="skip")
+    skip = replace(DATA_CONFIG, unreadable="skip")
     with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the figures would be over an easier gal"):
         evaluate_retrieval(model, broken, skip)
     with pytest.raises(DataError, match="allow it with allow_missing"):
@@ -58,32 +59,38 @@ def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
 
 
 def test_where_fewer_are_allowed_n_stands_beside_every_figure(model, broken, tmp_path):
-    allowed = replace(broken, terms=replace(broken.terms, fewer=True))
-    found = evaluate_retrieval(model, allowed, replace(READING, unreadable="skip"), dual_softmax=100.0)
+    allowed = replace(broken, protocol_spec=replace(broken.protocol_spec, fewer=True))
+    found = evaluate_retrieval(model, allowed, replace(DATA_CONFIG, unreadable="skip"), dual_softmax=100.0)
     figures = [line for line in str(found).splitlines() if re.match(r"(t2v|v2t)", line)]
     assert len(figures) == 4
     assert all(line.endswith("(N = 19 of 20)") for line in figures)
-    card = read_card(found.save(tmp_path / "card.json"))
+    card = read_result(found.save(tmp_path / "card.json"))
     assert (card["data"]["videos"], card["data"]["expected"]) == (19, 20)
-    assert "N =" not in str(evaluate_retrieval(model, replace(broken, records=broken.records[1:], terms=Terms())))
+    assert "N =" not in str(
+        evaluate_retrieval(model, replace(broken, records=broken.records[1:], protocol_spec=ProtocolSpec()))
+    )
 
 
 def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
-    whole = replace(data, terms=Terms(videos=20, frames=3, tokens=16))
+    whole = replace(data, protocol_spec=ProtocolSpec(videos=20, frames=3, tokens=16))
     train, val = whole.split(0.5)
-    assert (train.terms.videos, val.terms.videos, val.terms.tokens) == (None, None, 16)
+    assert (train.protocol_spec.videos, val.protocol_spec.videos, val.protocol_spec.tokens) == (None, None, 16)
     assert val.name == f"{data.name}, 10 of 20 videos"  # so no card names the protocol for a part of it
     assert whole.subset(range(20)).name == data.subset([0]).name == data.name
     assert val.subset(range(3)).name == f"{data.name}, 3 of 20 videos"
-    listed = replace(data, terms=Terms(videos=1000, listed=20))
+    listed = replace(data, protocol_spec=ProtocolSpec(videos=1000, listed=20))
     assert listed.subset([0]).name == f"{data.name}, 1 of 20 videos"  # which the protocol's number is not that of
-    assert listed.subset([0]).terms == listed.of_classes(data.classes).subset([0]).terms == Terms(whole=(data.name, 20))
+    assert (
+        listed.subset([0]).protocol_spec
+        == listed.of_classes(data.classes).subset([0]).protocol_spec
+        == ProtocolSpec(whole=(data.name, 20))
+    )
     some = whole.of_classes(data.classes[:2])
     assert some.name == f"{data.name}, 2 of {len(data.classes)} classes"
     assert some.subset([0]).name == f"{some.name}, 1 of {len(some)} videos"
     assert whole.of_classes(data.classes).name == data.name
-    assert evaluate_retrieval(model, val).reading == Reading(frames=3, tokens=16)
-    assert trained_reading(model, whole.terms) == Reading(frames=3, tokens=16)
+    assert evaluate_retrieval(model, val).data_config == DataConfig(frames=3, tokens=16)
+    assert trained_data_config(model, whole.protocol_spec) == DataConfig(frames=3, tokens=16)
 
 
 def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
@@ -101,32 +108,34 @@ def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
     without_end = text.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
     assert without_end.tolist() == [[5, 6, 7, 1, 1, 1]]
     with pytest.raises(ValueError, match="tokens is a whole number from 3 on, got 2"):
-        Reading(tokens=2)
+        DataConfig(tokens=2)
 
 
 def test_retrieval_is_scored_with_the_captions_cut(model, data):
-    short = evaluate_retrieval(model, data, replace(READING, tokens=5))
-    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, READING).metrics.t2v.ranks.tolist()
-    assert short.to_dict()["reading"]["tokens"] == 5
-    store = TapStore.encode(model, data, READING)
-    stored = evaluate_retrieval(model, store, replace(READING, tokens=5))
+    short = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5))
+    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, DATA_CONFIG).metrics.t2v.ranks.tolist()
+    assert short.to_dict()["data_config"]["tokens"] == 5
+    store = TapStore.encode(model, data, DATA_CONFIG)
+    stored = evaluate_retrieval(model, store, replace(DATA_CONFIG, tokens=5))
     assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
-    protocol = replace(data, terms=Terms(tokens=5, frames=3))
-    assert evaluate_retrieval(model, protocol, READING).reading.tokens == 5  # also where other settings are given
-    assert TapStore.encode(model, protocol).reading.frames == 3
+    protocol = replace(data, protocol_spec=ProtocolSpec(tokens=5, frames=3))
+    assert (
+        evaluate_retrieval(model, protocol, DATA_CONFIG).data_config.tokens == 5
+    )  # also where other settings are given
+    assert TapStore.encode(model, protocol).data_config.frames == 3
 
 
 def test_equal_captions_are_right_for_each_others_videos(model, data):
     """Templates of Something-Something: a text is one query, and every video that has it is right."""
     captions = [("moving up",), ("moving down",), ("moving up", "nearing")]
     records = tuple(replace(r, captions=captions[i % 3]) for i, r in enumerate(data))
-    shared = replace(data, records=records, terms=Terms(shared=True))
+    shared = replace(data, records=records, protocol_spec=ProtocolSpec(shared=True))
     texts, truth = queries(shared)
     assert texts == ["moving up", "moving down", "nearing"]
     assert truth.tolist() == [[i % 3 != 1 for i in range(20)], [i % 3 == 1 for i in range(20)],
                               [i % 3 == 2 for i in range(20)]]  # fmt: skip
-    found = evaluate_retrieval(model, shared, READING)
-    video = torch.nn.functional.normalize(embed_videos(model, shared, READING).video, dim=-1)
+    found = evaluate_retrieval(model, shared, DATA_CONFIG)
+    video = torch.nn.functional.normalize(embed_videos(model, shared, DATA_CONFIG).video, dim=-1)
     scores = (embed_texts(model, texts, precision="32-true") @ video.T).double()
     for side, matrix, right in (("t2v", scores, truth), ("v2t", scores.T, truth.T)):
         best = [min(1 + int((row > row[j]).sum()) for j in np.flatnonzero(ok)) for row, ok in zip(matrix, right)]  # noqa: B905
@@ -149,10 +158,10 @@ def test_a_matrix_of_truth_scores_both_directions_and_leaves_out_videos_without_
         assert getattr(one, side).values == pytest.approx(plain)
 
 
-def labelled(counts: dict[str, int]) -> VideoData:
+def labelled(counts: dict[str, int]) -> VideoDataset:
     names = tuple(counts)
     records = [Record(Path(f"{name}{i}.mp4"), label=names.index(name)) for name in names for i in range(counts[name])]
-    return VideoData(tuple(records), names, "set")
+    return VideoDataset(tuple(records), names, "set")
 
 
 def test_few_shots_are_so_many_videos_of_every_class():
@@ -187,16 +196,16 @@ def test_class_names_are_embedded_at_the_precision_of_the_videos(model, data, mo
 
     monkeypatch.setattr(type(model), "encode_text", spy)
     for precision in ("32-true", "bf16-mixed"):
-        zero_shot(model, data, replace(READING, precision=precision))
+        zero_shot(model, data, replace(DATA_CONFIG, precision=precision))
     assert seen == [False, True]
 
 
 def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
     learned = data.base_novel()[1].classes  # of a training set whose counts are the other way round
-    found = base_to_novel(model, data, READING, base=learned)
+    found = base_to_novel(model, data, DATA_CONFIG, base=learned)
     base, novel = data.of_classes(learned), data.of_classes([c for c in data.classes if c not in learned])
-    assert found.base["top-1"] == zero_shot(model, base, READING)["top-1"]
-    assert found.novel["top-1"] == zero_shot(model, novel, READING)["top-1"]
+    assert found.base["top-1"] == zero_shot(model, base, DATA_CONFIG)["top-1"]
+    assert found.novel["top-1"] == zero_shot(model, novel, DATA_CONFIG)["top-1"]
     first, second = found.base["top-1"], found.novel["top-1"]
     assert found.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
     assert "harmonic mean" in str(found)
@@ -208,7 +217,7 @@ def test_classes_are_told_one_by_one(model, data):
     assert [(c.videos, c.mistaken_for) for c in found] == [(2, 1), (0, None), (3, 1), (0, None)]
     assert [c.top1 for c in found] == pytest.approx([50, None, 100 / 3, None])
     assert found[2].mistaken == pytest.approx(200 / 3)
-    evaluation = evaluate_recognition(model, data, READING, head=model.text_classifier(data.classes))
+    evaluation = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     table = evaluation.class_table().splitlines()
     assert len(table) == 1 + len(data.classes)
     card = evaluation.to_dict()["by class"]
@@ -216,24 +225,24 @@ def test_classes_are_told_one_by_one(model, data):
     seen = [row for row in card if row["videos"]]
     assert np.mean([row["top-1"] for row in seen]) == pytest.approx(evaluation["mean class"])
     with pytest.raises(ValueError, match="only recognition has classes"):
-        evaluate_retrieval(model, data, READING).class_table()
+        evaluate_retrieval(model, data, DATA_CONFIG).class_table()
 
 
 def test_the_best_items_are_those_of_a_sort(model, data):
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 5, (7, 11)).astype(float)
     assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
-    found = evaluate_retrieval(model, data, READING, best=3).found
+    found = evaluate_retrieval(model, data, DATA_CONFIG, best=3).found
     assert found is not None
     assert found.best.shape == (20, 3)
-    assert evaluate_retrieval(model, data, READING).found is None
+    assert evaluate_retrieval(model, data, DATA_CONFIG).found is None
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
     """With names that would be markup, and a video that is gone by the time the page is made."""
     odd = replace(broken[1], captions=("<b>not bold</b> & more",))
-    whole = replace(broken, records=(odd, *broken.records[2:]), terms=Terms())
-    found = evaluate_retrieval(model, whole, READING, best=2)
+    whole = replace(broken, records=(odd, *broken.records[2:]), protocol_spec=ProtocolSpec())
+    found = evaluate_retrieval(model, whole, DATA_CONFIG, best=2)
     gone = replace(whole, records=(replace(odd, path=tmp_path / "gone.mp4"), *whole.records[1:]))
     page = write_report(
         replace(found, found=replace(found.found, data=gone)), tmp_path / "failures.html", queries=100
@@ -250,21 +259,24 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
     few = write_report(found, tmp_path / "few.html", queries=2).read_text()
     assert few.count("<section>") == 2
     with pytest.raises(ValueError, match="best=5"):
-        write_report(evaluate_retrieval(model, whole, READING), tmp_path / "none.html")
+        write_report(evaluate_retrieval(model, whole, DATA_CONFIG), tmp_path / "none.html")
 
 
 def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(data[0].path.parent)
-    reading = ["--reading.frames", "2"]
+    data_config = ["--data_config.frames", "2"]
     assert (
-        main(["eval", folder, "--task", "retrieval", *reading, "--report", "page.html", "--report_queries", "3"]) == 0
+        main(["eval", folder, "--task", "retrieval", *data_config, "--report", "page.html", "--report_queries", "3"])
+        == 0
     )
     assert "report: page.html" in capsys.readouterr().out
     assert Path("page.html").read_text().count("<section>") == 3
     Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
-        assert main(["eval", folder, "--zero_shot", "true", "--prompts", prompts, "--by_class", "true", *reading]) == 0
+        assert (
+            main(["eval", folder, "--zero_shot", "true", "--prompts", prompts, "--by_class", "true", *data_config]) == 0
+        )
         assert "taken for" in capsys.readouterr().out
     Path("bad.txt").write_text("a film")
     for words, reason in {
@@ -281,7 +293,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
         ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries starts at 1",
         ("--task", "retrieval", "--report", "."): ". is a folder, a file should go there",
     }.items():
-        assert main(["eval", folder, *words, *reading]) == 1
+        assert main(["eval", folder, *words, *data_config]) == 1
         assert reason in capsys.readouterr().err
 
 
@@ -290,7 +302,7 @@ def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, m
     for i in range(6):
         (tmp_path / "set" / ("red" if i % 2 else "blue")).mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / ("red" if i % 2 else "blue") / f"{i}.mp4").write_bytes(data[i].path.read_bytes())
-    train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "2"]
+    train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch_size", "2", "--data_config.frames", "2"]
     assert main([*train, "--shots", "2", "--out", "run", "--branch", "mean", "--options", '{"hidden": 8}']) == 0
     assert "on 2 validation videos" in capsys.readouterr().out
     assert main([*train, "--shots", "3", "--out", "all", "--branch", "mean"]) == 1
@@ -300,7 +312,7 @@ def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, m
 def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys):
     cards = []
     for seed in range(3):
-        card = evaluate_retrieval(model, data, READING).to_dict()
+        card = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
         card["model"]["fingerprint"] = str(seed)
         card["figures"]["t2v"]["R@1"] = 40.0 + 2 * seed
         cards.append(card)
@@ -309,10 +321,10 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
-    cards[1]["reading"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
+    cards[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
     assert "of 3 runs" in summarize(cards)
     other = json.loads(json.dumps(cards[1]))
-    other["reading"]["frames"] = 9
+    other["data_config"]["frames"] = 9
     with pytest.raises(ValueError, match="they differ in reading frames"):
         summarize([cards[0], other])
     with pytest.raises(ValueError, match="one and the same model"):

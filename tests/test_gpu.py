@@ -15,13 +15,15 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import load_backbone
 from clipvid.evaluation.evaluate import evaluate_retrieval
-from clipvid.features import TapCache, TapStore, transfer
+from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import load
 from clipvid.models.sliding_window import encode_windows
@@ -29,7 +31,7 @@ from clipvid.models.video_clip import VideoCLIP, attach
 from clipvid.nn.attention import attend, by_products
 from clipvid.runtime.precision import autocast
 from clipvid.runtime.profiling import profiled
-from clipvid.search import VideoIndex
+from clipvid.search.index import VideoIndex
 from clipvid.training.batches import StoredFeed, Work
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
@@ -39,11 +41,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 GPU = torch.device("cuda")
 MIXERS = ("attention", "conv", "conv_full", "rsa")
 MADE = [("stan", {"mixer": mixer}) for mixer in MIXERS] + [(name, {}) for name in BRANCHES if name != "stan"]
-READING = Reading(frames=4, batch_size=4)
+DATA_CONFIG = DataConfig(frames=4, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> VideoData:
+def clips(tmp_path_factory) -> VideoDataset:
     return motion_shapes.write_dataset(tmp_path_factory.mktemp("shapes"), "train", 8)
 
 
@@ -146,15 +148,15 @@ def test_attention_is_the_plain_products_in_both_directions(tokens):
 def test_taps_that_were_kept_are_the_live_ones(clips, tmp_path, mode):
     """Equal bits in `taps`; a trunk runs its last blocks again."""
     model = made()
-    live = embed_videos(model, clips, READING).video
-    kept = embed_videos(model, TapCache(tmp_path, mode=mode).store(model, clips, READING)).video
+    live = embed_videos(model, clips, DATA_CONFIG).video
+    kept = embed_videos(model, TapCache(tmp_path, mode=mode).store(model, clips, DATA_CONFIG)).video
     assert torch.equal(kept, live) if mode == "taps" else bool((kept - live).abs().max() < 1e-3 * live.abs().max())
 
 
 def test_copies_wait_for_nobody_and_readers_for_copies(clips):
     """Each copy comes late, is read later than the next one comes, and its memory is given back before that."""
     model = made()
-    kept = TapStore.encode(model, clips, READING)
+    kept = TapStore.encode(model, clips, DATA_CONFIG)
     store = replace(kept, taps=kept.taps.to("cpu"))
     copying, found, wanted = transfer._stream(model.device), [], []
     for rows in ([0, 1], [2, 3], [4, 5], [6, 7]):
@@ -170,8 +172,8 @@ def test_copies_wait_for_nobody_and_readers_for_copies(clips):
 
 def test_a_feed_brings_what_lies_on_the_cpu(clips):
     model = made()
-    store = TapStore.encode(model, clips, READING)
-    config = TrainConfig(batch_size=2, captions_per_video=1, reading=READING)
+    store = TapStore.encode(model, clips, DATA_CONFIG)
+    config = TrainConfig(batch_size=2, captions_per_video=1, data_config=DATA_CONFIG)
     feed = StoredFeed(model, replace(store, taps=store.taps.to("cpu")), config)
     busy = torch.randn(2048, 2048, device=GPU)
     for epoch in range(4):
@@ -186,21 +188,25 @@ def test_a_feed_brings_what_lies_on_the_cpu(clips):
 
 def test_chunks_and_recomputed_layers_give_the_gradient_of_the_whole_batch():
     """In float64, where rounding hides nothing."""
-    config = TrainConfig(batch_size=6, captions_per_video=1, reading=replace(READING, precision="32-true"))
+    config = TrainConfig(batch_size=6, captions_per_video=1, data_config=replace(DATA_CONFIG, precision="32-true"))
     model = made(options={"drop_path": 0.0}).train()
     text = embed_texts(model, [f"a shape number {i}" for i in range(6)], precision="32-true").double().to(GPU)
     video = torch.randint(0, 255, (6, 4, 3, *model.backbone.image_size), dtype=torch.uint8)
     model, video = model.double(), model.transform(video.to(GPU)).double()
-    work = Work(0, video, mask=None, text=text, owner=torch.arange(6, device=GPU), labels=torch.zeros(6))
+    work = Work(0, video, mask=None, text=text, video_index=torch.arange(6, device=GPU), labels=torch.zeros(6))
     found = {}
-    for name, changes, recomputed in (("whole", {}, False), ("chunks", {"chunk": 2}, False), ("recomputed", {}, True)):
-        model.branch.recompute_layers(recomputed)
+    for name, changes, checkpointed in (
+        ("whole", {}, False),
+        ("chunks", {"chunk": 2}, False),
+        ("checkpointed", {}, True),
+    ):
+        model.branch.set_activation_checkpointing(checkpointed)
         objective = Retrieval(model, replace(config, **changes))
         objective(work).backward()
         found[name] = {n: p.grad.clone() for n, p in model.branch.named_parameters() if p.grad is not None}
         model.zero_grad()
     largest = max(float(g.abs().max()) for g in found["whole"].values())
-    for name in ("chunks", "recomputed"):
+    for name in ("chunks", "checkpointed"):
         assert found[name].keys() == found["whole"].keys()
         assert all((found[name][n] - g).abs().max() < 1e-9 * largest for n, g in found["whole"].items()), name
 
@@ -209,8 +215,8 @@ def test_chance_in_recomputed_layers_is_drawn_again_as_it_was():
     model = made(options={"drop_path": 0.5}).train()
     taps = model.reads(some_video(model))
     grads = []
-    for recomputed in (False, True):
-        model.branch.recompute_layers(recomputed)
+    for checkpointed in (False, True):
+        model.branch.set_activation_checkpointing(checkpointed)
         torch.manual_seed(3)
         model.encode_video(taps).sum().backward()
         grads.append({n: p.grad.clone() for n, p in model.branch.named_parameters() if p.grad is not None})
@@ -221,13 +227,13 @@ def test_chance_in_recomputed_layers_is_drawn_again_as_it_was():
 
 def test_a_run_that_stopped_goes_on_to_the_bit(clips, tmp_path, monkeypatch):
     """With stochastic depth, whose random numbers are the device's; stopped in the middle of an epoch."""
-    config = TrainConfig(epochs=3, batch_size=4, captions_per_video=1, checkpoint_every=1, reading=READING)
+    config = TrainConfig(epochs=3, batch_size=4, captions_per_video=1, checkpoint_every=1, data_config=DATA_CONFIG)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
     def trained(name: str, *, resume: bool = False) -> dict[str, torch.Tensor]:
         model = made()
         run = {"out": tmp_path / name, "resume": resume, "progress": False, "accelerator": "cuda"}
-        train(model, TapStore.encode(model, clips, READING), None, config, **run)
+        train(model, TapStore.encode(model, clips, DATA_CONFIG), None, config, **run)
         return {n: p.detach().cpu() for n, p in model.branch.named_parameters()}
 
     whole = trained("whole")
@@ -248,14 +254,14 @@ def test_a_run_that_stopped_goes_on_to_the_bit(clips, tmp_path, monkeypatch):
 
 def test_the_command_line_trains_from_a_cache_and_evaluates(clips, tmp_path, capsys):
     data, run = str(clips[0].path.parent), str(tmp_path / "run")
-    made_of = ["--model", "clipvid-mini", "--depth", "1", "--reading.frames", "4"]
+    made_of = ["--model", "clipvid-mini", "--depth", "1", "--data_config.frames", "4"]
     trained = ["--epochs", "1", "--batch_size", "4", "--cache", str(tmp_path / "taps"), "--out", run]
     assert main(["train", data, "--device", "cuda", *made_of, *trained]) == 0
     assert main(["eval", data, "--device", "cuda", "--model", f"{run}/best", "--profile", "true"]) == 0
     assert "tower" in capsys.readouterr().out
     model = load(f"{run}/best", device="cuda")
     assert model.device.type == "cuda"
-    figures = [evaluate_retrieval(load(f"{run}/best", device=d), clips, READING)["R@1"] for d in ("cuda", "cpu")]
+    figures = [evaluate_retrieval(load(f"{run}/best", device=d), clips, DATA_CONFIG)["R@1"] for d in ("cuda", "cpu")]
     assert abs(figures[0] - figures[1]) <= 12.5  # one caption of eight
 
 
@@ -280,7 +286,7 @@ def test_an_index_finds_what_it_finds_on_a_cpu(clips):
 def test_a_profile_tells_the_stages_apart(clips):
     model = made()
     with profiled() as profile:
-        embed_videos(model, clips, READING)
+        embed_videos(model, clips, DATA_CONFIG)
     assert {"tower", "branch", "waiting for data"} <= profile.seconds.keys()
 
 

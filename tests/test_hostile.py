@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipvid.errors import VideoError
-from clipvid.video import BACKENDS, VideoTransform, probe, read, read_video
+from clipvid.video.decode import BACKENDS, probe, read, read_video
+from clipvid.video.transforms import VideoTransform
 
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 FIT = VideoTransform(224).fit

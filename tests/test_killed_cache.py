@@ -8,12 +8,12 @@ import sys
 
 import torch
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.features import TapCache
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.video_clip import create_model
 
-READING = Reading(frames=2, batch_size=1, precision="32-true")
+DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 CLIPS, KILLS = 40, 20
 
 RUN = '''
@@ -25,26 +25,26 @@ from pathlib import Path
 
 import torch
 
-from clipvid.features import TapCache
+from clipvid.features.tap_cache import TapCache
 from clipvid.features import tap_cache as disk
 from clipvid.features.shards import Shards, check_shard, shard_files
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.open import open_dataset
 from clipvid.models.video_clip import create_model
 
 torch.set_num_threads(1)
 root, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-reading = Reading(frames=2, batch_size=1, precision="32-true")
+reading = DataConfig(frames=2, batch_size=1, precision="32-true")
 data, model, cache = open_dataset("csv", root), create_model("clipvid-mini", depth=2), TapCache(folder)
-place = folder / cache.recipe(model, reading).key
+place = folder / cache.cache_key(model, reading).key
 
 
 def begin():
     """A process that fills the cache, from the moment when it begins to encode; its id."""
     ours, theirs = os.pipe()
     if not (child := os.fork()):
-        code, write = 1, disk.write_recipe
-        disk.write_recipe = lambda *given: (write(*given), os.write(theirs, b"."))
+        code, write = 1, disk.write_cache_key
+        disk.write_cache_key = lambda *given: (write(*given), os.write(theirs, b"."))
         try:
             cache.store(model, data, reading)
             code = 0
@@ -96,7 +96,7 @@ def test_killed_at_20_random_moments_a_cache_loses_no_finished_clip_and_serves_n
     assert sum(run["killed"] for run in told["runs"]) >= KILLS / 2, told
     assert len({run["clips"] for run in told["runs"]}) >= 3, "the blows fall while clips are written"
     model = create_model("clipvid-mini", depth=2)
-    stores = [TapCache(tmp_path / name).store(model, data, READING) for name in ("killed", "undisturbed")]
+    stores = [TapCache(tmp_path / name).store(model, data, DATA_CONFIG) for name in ("killed", "undisturbed")]
     found, wanted = (store.batch(range(CLIPS)) for store in stores)
     for a, b in zip(
         (*found.patches, *found.cls, found.frames), (*wanted.patches, *wanted.cls, wanted.frames), strict=True

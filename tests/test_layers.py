@@ -32,9 +32,13 @@ def strangers(imports: list[structure.Import]) -> list[str]:
     """Return a sentence for each import of a heavy library outside its owner."""
     complaints = []
     for entry in imports:
-        owners = OWNERS.get(entry.target.partition(".")[0])
-        if owners and not any(entry.source == owner or entry.source.startswith(f"{owner}.") for owner in owners):
-            complaints.append(f"{entry.source}:{entry.line} imports {entry.target}, which belongs to {sorted(owners)}")
+        video_indices = OWNERS.get(entry.target.partition(".")[0])
+        if video_indices and not any(
+            entry.source == video_index or entry.source.startswith(f"{video_index}.") for video_index in video_indices
+        ):
+            complaints.append(
+                f"{entry.source}:{entry.line} imports {entry.target}, which belongs to {sorted(video_indices)}"
+            )
     return complaints
 
 

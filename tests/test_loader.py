@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import loader, motion_shapes
 from clipvid.data.dataset import ClipDataset, collate
 from clipvid.data.loader import batches_of, in_order
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError, WorkerError
 from clipvid.models.video_clip import attach
-from clipvid.runtime.ahead import ahead
+from clipvid.runtime.prefetch import prefetch
 from clipvid.training.loop import train
 from clipvid.video.backends import judged, verdicts
 from clipvid.video.backends.verdicts import Memory
@@ -46,7 +46,9 @@ def dataset(tmp_path, write_video) -> ClipDataset:
         records.append(Record(write_video(tmp_path / f"{number}.mp4", pictures), captions=(f"clip {number}",)))
     records[5].path.write_text("no video")
     transform = VideoTransform(16, crop_scale=(0.3, 1.0), flip=0.5)
-    return ClipDataset(VideoData(tuple(records)), frames=4, transform=transform, random=True, unreadable="skip", seed=3)
+    return ClipDataset(
+        VideoDataset(tuple(records)), frames=4, transform=transform, random=True, unreadable="skip", seed=3
+    )
 
 
 def as_is(dataset: ClipDataset, plan):
@@ -129,13 +131,13 @@ import multiprocessing, sys
 from pathlib import Path
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.video.backends import judged as _judged
 from clipvid.video.backends import verdicts as _verdicts
 from clipvid.video.backends.verdicts import Memory
 from clipvid.video.transforms import VideoTransform
 multiprocessing.set_start_method("spawn", force=True)
-data = VideoData((Record(Path(sys.argv[1])),) * int(sys.argv[2]))
+data = VideoDataset((Record(Path(sys.argv[1])),) * int(sys.argv[2]))
 list(batches_of(ClipDataset(data, frames=2, transform=VideoTransform(16)), [[0]], workers=1))
 """
 
@@ -166,7 +168,7 @@ def test_what_workers_find_of_files_reaches_the_next_ones(tmp_path, write_video,
     file = verdicts.identity(path)
     assert file is not None
     monkeypatch.setattr(verdicts, "SETTLED", 0.0)
-    data = VideoData((Record(path),))
+    data = VideoDataset((Record(path),))
     clips = ClipDataset(data, frames=2, transform=VideoTransform(16), backend="decord")
     set_start_method(context, force=True)
     try:
@@ -231,7 +233,7 @@ def test_a_loader_that_is_closed_gives_up_the_clip_that_is_being_decoded(dataset
 
 def test_work_ahead_goes_two_jobs_ahead_and_no_further():
     done: list[int] = []
-    results = ahead(partial(lambda n: done.append(n) or n, n) for n in range(9))
+    results = prefetch(partial(lambda n: done.append(n) or n, n) for n in range(9))
     assert next(results) == 0
     time.sleep(0.05)
     assert done in ([0], [0, 1], [0, 1, 2])
@@ -241,12 +243,12 @@ def test_work_ahead_goes_two_jobs_ahead_and_no_further():
 
 def test_results_overlap_with_their_use():
     done = [threading.Event() for _ in range(6)]
-    for number, _ in enumerate(ahead(event.set for event in done)):
+    for number, _ in enumerate(prefetch(event.set for event in done)):
         assert all(event.wait(30) for event in done[: number + 3])  # while this one is used, the next two are made
 
 
 def test_a_jobs_error_comes_after_the_results_before_it():
-    results = ahead([lambda: 1, lambda: 1 // 0, lambda: 3])
+    results = prefetch([lambda: 1, lambda: 1 // 0, lambda: 3])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -290,7 +292,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
         raise error
 
     monkeypatch.setattr("clipvid.training.trainer.Run.step", step)
-    config = TrainConfig(task="recognition", epochs=1, batch_size=2, reading=Reading(frames=2))
+    config = TrainConfig(task="recognition", epochs=1, batch_size=2, data_config=DataConfig(frames=2))
     with pytest.raises(error) as caught:
         train(attach(tiny_clip, depth=1), data, None, config, progress=False)
     assert caught.traceback

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
-from clipvid.evaluation.evaluate import evaluate_retrieval, owners
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
+from clipvid.evaluation.evaluate import evaluate_retrieval, video_indices
 from clipvid.evaluation.metrics import retrieval_metrics
 from clipvid.features import token_wise
 from clipvid.features.embed import embed_frames, embed_texts
 from clipvid.features.token_wise import candidates, match_all, reranked
 from clipvid.models.video_clip import create_model
 from clipvid.nn.pooling import mean_over_frames
-from clipvid.search import VideoIndex
+from clipvid.search.index import VideoIndex
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def clips(tmp_path_factory, write_video):
         frames = rng.integers(0, 255, (2 + i, 48, 48, 3), dtype=np.uint8)
         captions = (f"a red circle number {i}", "a blue square " + "x " * i)
         records.append(Record(write_video(folder / f"{i}.mp4", frames), captions))
-    return VideoData(tuple(records), name="noise")
+    return VideoDataset(tuple(records), name="noise")
 
 
 @pytest.fixture(scope="module", params=["wti", "mug", "mug_simple"])
@@ -44,7 +44,7 @@ def texts(clips):
 
 
 def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
-    frames, kept, _ = embed_frames(model, clips, READING)
+    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
     words = texts(kept)
     with torch.no_grad():
         whole = model.match(model.text_features(words), frames.embeddings, mask=frames.mask)
@@ -60,16 +60,16 @@ def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
 
 def test_what_trains_and_is_scored_in_bf16_gives_nearly_the_same(model, clips):
     """As on a machine with bf16, where features come in bf16 and are compared in float32."""
-    half = replace(READING, precision="bf16-mixed")
-    settings = TrainConfig(epochs=1, batch_size=4, warmup=0.0, reading=half)
+    half = replace(DATA_CONFIG, precision="bf16-mixed")
+    settings = TrainConfig(epochs=1, batch_size=4, warmup=0.0, data_config=half)
     if any(True for _ in model.matcher.parameters()):
         train(model, clips, clips, settings, progress=False)
     texts_of, frames = texts(clips), {}
-    for reading in (READING, half):
-        found, _, _ = embed_frames(model, clips, reading)
-        frames[reading.precision] = match_all(model, texts_of, found, precision=reading.precision)
-        evaluate_retrieval(model, clips, reading)
-        evaluate_retrieval(model, clips, reading, rerank=2)
+    for data_config in (DATA_CONFIG, half):
+        found, _, _ = embed_frames(model, clips, data_config)
+        frames[data_config.precision] = match_all(model, texts_of, found, precision=data_config.precision)
+        evaluate_retrieval(model, clips, data_config)
+        evaluate_retrieval(model, clips, data_config, rerank=2)
     torch.testing.assert_close(frames["bf16-mixed"], frames["32-true"], atol=0.05, rtol=0)
 
 
@@ -84,27 +84,27 @@ def test_the_cosine_of_means_is_float32_under_autocast_too():
 
 
 def test_evaluation_scores_all_pairs_by_the_models_similarity(model, clips):
-    frames, kept, _ = embed_frames(model, clips, READING)
-    expected = retrieval_metrics(match_all(model, texts(kept), frames, precision="32-true"), owners(kept))
-    assert evaluate_retrieval(model, clips, READING).metrics.to_dict() == expected.to_dict()
+    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
+    expected = retrieval_metrics(match_all(model, texts(kept), frames, precision="32-true"), video_indices(kept))
+    assert evaluate_retrieval(model, clips, DATA_CONFIG).metrics.to_dict() == expected.to_dict()
 
 
 def test_reranking_orders_the_best_by_the_token_wise_similarity_and_leaves_the_rest(model, clips):
-    frames, kept, _ = embed_frames(model, clips, READING)
+    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
     pooled = torch.nn.functional.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     cosine = embed_texts(model, texts(kept), precision="32-true") @ pooled.T
     again = match_all(model, texts(kept), frames, precision="32-true")
-    found = evaluate_retrieval(model, clips, READING, rerank=3).metrics
+    found = evaluate_retrieval(model, clips, DATA_CONFIG, rerank=3).metrics
     for place, row in enumerate(reranked(cosine, again, candidates(cosine, 3))):
         best = sorted(range(6), key=lambda i: -cosine[place, i])
         first = sorted(best[:3], key=lambda i: -again[place, i])
         assert row.argsort(descending=True).tolist() == [*first, *best[3:]]
-    forth = retrieval_metrics(reranked(cosine, again, candidates(cosine, 3)), owners(kept))
+    forth = retrieval_metrics(reranked(cosine, again, candidates(cosine, 3)), video_indices(kept))
     assert found.t2v.to_dict() == forth.t2v.to_dict()
-    back = retrieval_metrics(reranked(cosine, again, candidates(cosine.T, 3).T), owners(kept))
+    back = retrieval_metrics(reranked(cosine, again, candidates(cosine.T, 3).T), video_indices(kept))
     assert found.v2t.to_dict() == back.v2t.to_dict()
-    everything = evaluate_retrieval(model, clips, READING, rerank=6).metrics.t2v.to_dict()
-    assert everything == evaluate_retrieval(model, clips, READING).metrics.t2v.to_dict()
+    everything = evaluate_retrieval(model, clips, DATA_CONFIG, rerank=6).metrics.t2v.to_dict()
+    assert everything == evaluate_retrieval(model, clips, DATA_CONFIG).metrics.t2v.to_dict()
 
 
 def test_search_reads_the_first_hits_again(model, clips):
@@ -122,7 +122,7 @@ def test_search_reads_the_first_hits_again(model, clips):
 def test_reranking_needs_a_token_wise_similarity(clips):
     plain = create_model("clipvid-mini", branch="mean")
     with pytest.raises(ValueError, match="whose similarity is 'mean'; attach it with similarity wti"):
-        evaluate_retrieval(plain, clips, READING, rerank=3)
+        evaluate_retrieval(plain, clips, DATA_CONFIG, rerank=3)
     index = VideoIndex.build(plain, [clips[0].path], frames=3, progress=False)
     with pytest.raises(ValueError, match="needs a model with a token-wise similarity"):
         index.search("a red circle", rerank=3)

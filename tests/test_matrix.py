@@ -10,10 +10,10 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.vision_transformer import VisionTransformer
 
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
-from clipvid.features import TapStore
+from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches import BRANCHES, choose
 from clipvid.models.factory import load
@@ -23,7 +23,7 @@ from clipvid.nn.similarity import SIMILARITIES
 from clipvid.training.loop import train
 
 FRAMES, SIDE = 4, 32
-READING = Reading(frames=FRAMES, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=FRAMES, batch_size=4, precision="32-true")
 SMALL = {"image_size": SIDE, "patch": 8, "width": 16, "depth": 2, "heads": 2, "frames": FRAMES}
 STANDALONE = [name for name in BRANCHES if name.startswith(("timesformer", "vivit-"))]
 ON_CLIP = [name for name in BRANCHES if name not in STANDALONE]
@@ -82,11 +82,11 @@ def tower(request, tmp_path_factory, write_video):
         frames = rng.integers(0, 255, (6, SIDE, SIDE, 3), dtype=np.uint8)
         path = write_video(folder / f"{i}.mp4", frames)
         records.append(Record(path, captions=(f"clip {'x' * i} of noise",), label=i % 2))
-    data = VideoData(tuple(records), classes=("even", "odd"), name="noise")
+    data = VideoDataset(tuple(records), classes=("even", "odd"), name="noise")
     encoder = attach(backbone, "stan", depth=3)
-    store = TapStore.encode(encoder, data, READING)
-    stem = TapStore.encode(attach(backbone, choose("joint", {"depth": None})), data, READING)
-    low = TapStore.encode(attach(backbone, "joint", depth=2), data, READING)
+    store = TapStore.encode(encoder, data, DATA_CONFIG)
+    stem = TapStore.encode(attach(backbone, choose("joint", {"depth": None})), data, DATA_CONFIG)
+    low = TapStore.encode(attach(backbone, "joint", depth=2), data, DATA_CONFIG)
     return request.param, backbone, data, {(1, 2, 3): store, (0,): stem, (1,): low}
 
 
@@ -108,7 +108,7 @@ def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower
         model = attach(backbone, options)
         before = {k: v.clone() for k, v in model.branch.state_dict().items()}
         source = data if model.branch.reads_pixels else held(stores, model.branch.levels)
-        config = TrainConfig(task=task, epochs=1, batch_size=4, warmup=0.0, lr=1e-2, reading=READING)
+        config = TrainConfig(task=task, epochs=1, batch_size=4, warmup=0.0, lr=1e-2, data_config=DATA_CONFIG)
         train(model, source, None, config, progress=False)
         after = model.branch.state_dict()
         assert any(not torch.equal(before[k], after[k]) for k in before)
@@ -161,7 +161,7 @@ def test_token_wise_similarities_train_and_come_back_too(tower, branch, similari
     _, backbone, _, stores = tower
     model = attach(backbone, branch, depth=2, similarity=similarity)
     before = {k: v.clone() for k, v in model.matcher.state_dict().items()}
-    config = TrainConfig(epochs=1, batch_size=4, warmup=0.0, lr=1e-2, reading=READING)
+    config = TrainConfig(epochs=1, batch_size=4, warmup=0.0, lr=1e-2, data_config=DATA_CONFIG)
     train(model, held(stores, model.branch.levels), None, config, progress=False)
     assert all(not torch.equal(before[k], v) for k, v in model.matcher.state_dict().items())
     loaded = load(model.save(tmp_path / "m"), base=backbone)

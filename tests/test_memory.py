@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
-from clipvid.features import TapStore
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
+from clipvid.features.source import TapStore
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP, attach, create_model
 from clipvid.training import objectives
@@ -20,7 +20,7 @@ from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
 from clipvid.training.trainer import Run
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle moves", "a blue square", "a green star of many words", "a ring", "noise", "a dot", "bars")
 
 
@@ -30,7 +30,7 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory, write_video) -> VideoData:
+def clips(tmp_path_factory, write_video) -> VideoDataset:
     """Seven short videos of noise with two captions each."""
     import numpy as np
 
@@ -39,7 +39,7 @@ def clips(tmp_path_factory, write_video) -> VideoData:
     for i in range(7):
         path = write_video(folder / f"{i}.mp4", rng.integers(0, 255, (4, 48, 48, 3), dtype=np.uint8))
         records.append(Record(path, (WORDS[i], f"{WORDS[i]} again"), i % 2))
-    return VideoData(tuple(records), ("even", "odd"), "noise")
+    return VideoDataset(tuple(records), ("even", "odd"), "noise")
 
 
 def made(base, branch="stan", *, drop=0.0, similarity="mean", train_clip="none", **options) -> VideoCLIP:
@@ -56,7 +56,9 @@ def made(base, branch="stan", *, drop=0.0, similarity="mean", train_clip="none",
 
 
 def asked(**changes) -> TrainConfig:
-    return replace(TrainConfig(epochs=1, batch_size=7, lr=1e-3, captions_per_video=0, reading=READING), **changes)
+    return replace(
+        TrainConfig(epochs=1, batch_size=7, lr=1e-3, captions_per_video=0, data_config=DATA_CONFIG), **changes
+    )
 
 
 def first_batch(model, data, config) -> Work:
@@ -118,7 +120,9 @@ def test_chunks_give_the_gradient_of_the_whole_batch(base, clips, case):
     assert apart(gradients(model, work, replace(config, chunk=3)), whole) < 1e-5
     exact = doubled(model)
     text = work.text.double() if work.text.is_floating_point() else work.text
-    work = Work(0, model.transform(work.video).double(), mask=None, text=text, owner=work.owner, labels=work.labels)
+    work = Work(
+        0, model.transform(work.video).double(), mask=None, text=text, video_index=work.video_index, labels=work.labels
+    )
     assert apart_each(gradients(exact, work, replace(config, chunk=3)), gradients(exact, work, config)) < 1e-6
 
 
@@ -129,7 +133,7 @@ def doubled(model: VideoCLIP) -> VideoCLIP:
 
 def test_from_stored_taps_too_of_which_a_chunk_alone_is_read_at_a_time(base, clips, monkeypatch):
     model = made(base)
-    store = TapStore.encode(model, clips, READING)
+    store = TapStore.encode(model, clips, DATA_CONFIG)
     whole = gradients(model, store, asked())
     sizes: list[int] = []
     read = TapStore.batch
@@ -144,9 +148,9 @@ def test_padding_frames_are_left_out_whichever_chunk_they_are_in(base):
     mask = torch.ones(5, 3, dtype=torch.bool)
     mask[4, 1:] = False
     video, text = torch.randint(0, 255, (5, 3, 3, 48, 48), dtype=torch.uint8), model.encode_text(list(WORDS[:5]))
-    owner = torch.arange(5)
-    given = {"mask": mask, "text": text, "owner": owner, "labels": owner}
-    store = TapStore(model.taps(video, mask=mask), VideoData(()), READING, "")
+    video_index = torch.arange(5)
+    given = {"mask": mask, "text": text, "video_index": video_index, "labels": video_index}
+    store = TapStore(model.taps(video, mask=mask), VideoDataset(()), DATA_CONFIG, "")
     sources = [(video, mask), (model.taps(video, mask=mask), None), (StoredClips(store, range(5), video.device), None)]
     whole = Retrieval(model, asked())(Work(0, video, **given))
     for source, own in sources:
@@ -156,16 +160,16 @@ def test_padding_frames_are_left_out_whichever_chunk_they_are_in(base):
     assert float((unmasked - whole).detach().abs()) > 1e-4
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_what_a_layer_leaves_out_at_random_it_leaves_out_again(base, clips, monkeypatch, recompute):
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_what_a_layer_leaves_out_at_random_it_leaves_out_again(base, clips, monkeypatch, activation_checkpointing):
     """Against the same chunks with everything kept: what chunks draw differs from what the whole batch would."""
     model = made(base, drop=0.5, train_clip="text")
     config = asked(chunk=2, learn_temperature=True)
-    model.branch.recompute_layers(recompute)
+    model.branch.set_activation_checkpointing(activation_checkpointing)
     got = gradients(model, clips, config)
     state = torch.get_rng_state()
-    model.branch.recompute_layers(False)
-    monkeypatch.setattr(objectives, "recomputed", lambda run, *given: run(*given))
+    model.branch.set_activation_checkpointing(False)
+    monkeypatch.setattr(objectives, "checkpointed", lambda run, *given: run(*given))
     kept = gradients(model, clips, config)
     assert torch.equal(torch.get_rng_state(), state), "the second pass leaves no trace in the generator"
     assert apart(got, kept) < 1e-5
@@ -210,9 +214,9 @@ class Live(TorchDispatchMode):
 def peak(model, store, *, size: int, chunk: int = 0) -> int:
     """Bytes that loss and gradient of so many stored clips need at once, their gradient among them."""
     config, places = asked(batch_size=size, chunk=chunk), list(range(size))
-    owner = torch.arange(size)
+    video_index = torch.arange(size)
     clips = StoredClips(store, places, model.device)
-    given = {"mask": None, "text": torch.eye(size, model.embed_dim), "owner": owner, "labels": owner}
+    given = {"mask": None, "text": torch.eye(size, model.embed_dim), "video_index": video_index, "labels": video_index}
     with Live() as live:
         work = Work(0, clips if chunk else clips.gather(places), **given)
         Retrieval(model, config)(work).backward()
@@ -220,26 +224,26 @@ def peak(model, store, *, size: int, chunk: int = 0) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_large_batch_in_chunks_needs_the_memory_of_a_chunk_and_of_its_embeddings(base, recompute):
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_a_large_batch_in_chunks_needs_the_memory_of_a_chunk_and_of_its_embeddings(base, activation_checkpointing):
     """And the gradient of the weights, which is there while the second chunk and all further ones run."""
     model = made(base)
     video = torch.randint(0, 255, (24, 3, 3, 48, 48), dtype=torch.uint8)
-    store = TapStore(model.taps(video), VideoData(()), READING, "")
-    model.branch.recompute_layers(recompute)
+    store = TapStore(model.taps(video), VideoDataset(()), DATA_CONFIG, "")
+    model.branch.set_activation_checkpointing(activation_checkpointing)
     whole, small, large = (peak(model, store, size=size, chunk=chunk) for size, chunk in ((24, 0), (4, 0), (24, 4)))
     gradient = sum(p.nbytes for p in model.branch.parameters())
-    embeddings = 24 * READING.frames * model.embed_dim * 4
+    embeddings = 24 * DATA_CONFIG.frames * model.embed_dim * 4
     assert large <= small + gradient + 4 * embeddings
-    assert large < whole / (2 if recompute else 3)
+    assert large < whole / (2 if activation_checkpointing else 3)
 
 
 def test_recomputed_layers_keep_what_goes_into_them_alone(base):
     model = made(base)
     taps = model.taps(torch.randint(0, 255, (8, 3, 3, 48, 48), dtype=torch.uint8))
-    store = TapStore(taps, VideoData(()), READING, "")
+    store = TapStore(taps, VideoDataset(()), DATA_CONFIG, "")
     kept = peak(model, store, size=8)
-    model.branch.recompute_layers(True)
+    model.branch.set_activation_checkpointing(True)
     assert peak(model, store, size=8) < 0.7 * kept
 
 
@@ -263,7 +267,9 @@ def test_a_run_in_chunks_has_the_losses_of_one_without(base, clips):
 
 
 def test_a_run_in_chunks_that_broke_off_ends_in_the_bits_of_one_that_did_not(base, clips, tmp_path, monkeypatch):
-    config = asked(epochs=2, batch_size=3, chunk=2, recompute=True, checkpoint_every=1, captions_per_video=1)
+    config = asked(
+        epochs=2, batch_size=3, chunk=2, activation_checkpointing=True, checkpoint_every=1, captions_per_video=1
+    )
 
     def run(out, *, resume=False):
         torch.manual_seed(5)
@@ -292,7 +298,7 @@ def test_recomputed_layers_give_the_same_gradients_to_the_bit(base, clips, branc
     model = made(base, branch, drop=0.5)
     kept = gradients(model, clips, asked())
     state = torch.get_rng_state()
-    model.branch.recompute_layers(True)
+    model.branch.set_activation_checkpointing(True)
     got = gradients(model, clips, asked())
     assert kept.keys() == got.keys()
     assert all(torch.equal(got[name], value) for name, value in kept.items())
@@ -301,10 +307,10 @@ def test_recomputed_layers_give_the_same_gradients_to_the_bit(base, clips, branc
 
 def test_recompute_is_switched_by_training_and_back(base, clips):
     model = made(base)
-    train(model, clips, None, asked(recompute=True), progress=False)
-    assert model.branch.recompute
+    train(model, clips, None, asked(activation_checkpointing=True), progress=False)
+    assert model.branch.activation_checkpointing
     train(model, clips, None, asked(), progress=False)
-    assert not model.branch.recompute
+    assert not model.branch.activation_checkpointing
 
 
 def test_captions_of_unequal_length_are_filled_up_with_tokens_that_do_not_count():
@@ -333,7 +339,7 @@ def test_chunks_that_make_no_sense_are_refused(changes, said):
     ("changes", "said"),
     [
         ({"chunk": 2}, "compile and chunk do not go together: a compiled pass draws other chances; drop one"),
-        ({"recompute": True}, "compile and recompute do not go together"),
+        ({"activation_checkpointing": True}, "compile and activation_checkpointing do not go together"),
         ({"task": "selfsup"}, "selfsup runs the branch in parts, which compile does not fuse; leave out compile"),
     ],
 )
@@ -344,4 +350,4 @@ def test_compiling_what_runs_twice_or_in_parts_is_refused(changes, said):
 
 def test_a_branch_without_layers_has_none_to_recompute(base, clips):
     with pytest.raises(ValueError, match="Posterior has none on the tower's tokens; leave it out, or choose a side"):
-        train(made(base, "posterior"), clips, None, asked(recompute=True), progress=False)
+        train(made(base, "posterior"), clips, None, asked(activation_checkpointing=True), progress=False)

@@ -48,11 +48,11 @@ def naive_rank(scores, item):
 def test_ranks_agree_with_naive_counting_when_most_scores_tie(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, size=(60, 23)) / 4
-    owner = rng.integers(0, 23, size=60)
-    expected = [naive_rank(row, item) for row, item in zip(scores, owner, strict=True)]
-    assert ranks(scores, owner).tolist() == expected
-    assert ranks(torch.tensor(scores), torch.tensor(owner)).tolist() == expected
-    assert ranks(scores, np.eye(23, dtype=bool)[owner]).tolist() == expected
+    video_index = rng.integers(0, 23, size=60)
+    expected = [naive_rank(row, item) for row, item in zip(scores, video_index, strict=True)]
+    assert ranks(scores, video_index).tolist() == expected
+    assert ranks(torch.tensor(scores), torch.tensor(video_index)).tolist() == expected
+    assert ranks(scores, np.eye(23, dtype=bool)[video_index]).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -90,8 +90,8 @@ def test_recall_at_more_than_the_gallery_is_certain():
 
 def test_video_to_text_takes_the_best_caption_of_every_video():
     scores = np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.3, 0.1, 0.0], [0.4, 0.95, 0.0]])
-    owner = np.array([1, 0, 1, 0])  # unsorted, and video 2 has no caption
-    result = retrieval_metrics(scores, owner)
+    video_index = np.array([1, 0, 1, 0])  # unsorted, and video 2 has no caption
+    result = retrieval_metrics(scores, video_index)
     # video 0: own best 0.8 against 0.3 of video 1 -> rank 1; video 1: own 0.9 against 0.95 -> rank 2
     assert result.v2t.ranks.tolist() == [1, 2]
     assert (result.v2t.n_queries, result.v2t.n_gallery) == (2, 2)
@@ -101,19 +101,19 @@ def test_video_to_text_takes_the_best_caption_of_every_video():
 
 def test_chunked_counting_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
-    scores, owner = rng.integers(0, 9, size=(57, 31)) / 8, rng.integers(0, 31, size=57)
-    whole = retrieval_metrics(scores, owner, n_bootstrap=5)
+    scores, video_index = rng.integers(0, 9, size=(57, 31)) / 8, rng.integers(0, 31, size=57)
+    whole = retrieval_metrics(scores, video_index, n_bootstrap=5)
     monkeypatch.setattr(scores_of, "BLOCK", 64)
-    parts = retrieval_metrics(scores, owner, n_bootstrap=5)
+    parts = retrieval_metrics(scores, video_index, n_bootstrap=5)
     assert parts.to_dict() == whole.to_dict()
     assert parts.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
 
 
 def test_half_precision_scores_rank_as_their_float64_values_do():
     scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
-    owner = torch.arange(40) % 30
+    video_index = torch.arange(40) % 30
     for dtype in (torch.bfloat16, torch.float16):
-        assert ranks(scores.to(dtype), owner).tolist() == ranks(scores.to(dtype).double(), owner).tolist()
+        assert ranks(scores.to(dtype), video_index).tolist() == ranks(scores.to(dtype).double(), video_index).tolist()
 
 
 def test_not_a_number_is_refused_by_place():
@@ -129,12 +129,12 @@ def test_infinite_scores_are_ordinary_scores():
 
 
 @pytest.mark.parametrize(
-    ("owner", "message"),
+    ("video_index", "message"),
     [([0, 3, 1], "row 1 belongs to column 3"), ([0, -1, 1], "column -1"), ([0, 1], "one index a row, got 2 for 3")],
 )
-def test_wrong_owners_are_refused_by_row(owner, message):
+def test_wrong_owners_are_refused_by_row(video_index, message):
     with pytest.raises(ValueError, match=message):
-        retrieval_metrics(np.zeros((3, 3)), np.array(owner))
+        retrieval_metrics(np.zeros((3, 3)), np.array(video_index))
 
 
 def test_a_query_without_a_relevant_item_is_refused():
@@ -338,9 +338,11 @@ def test_precision_and_gain_are_the_mean_over_all_orders_of_ties(seed):
     truth[np.arange(6), rng.integers(0, 6, size=6)] = True
     oracle = np.array([quality_by_all_orders(row, true) for row, true in zip(values, truth, strict=True)])
     np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), truth), axis=1), oracle, atol=1e-12)
-    owner = rng.integers(0, 6, size=6)
-    single = np.array([quality_by_all_orders(row, np.arange(6) == own) for row, own in zip(values, owner, strict=True)])
-    np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), owner), axis=1), single, atol=1e-12)
+    video_index = rng.integers(0, 6, size=6)
+    single = np.array(
+        [quality_by_all_orders(row, np.arange(6) == own) for row, own in zip(values, video_index, strict=True)]
+    )
+    np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), video_index), axis=1), single, atol=1e-12)
 
 
 def test_adjusted_scores_are_their_formulas_in_any_blocks(monkeypatch):

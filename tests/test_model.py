@@ -290,12 +290,12 @@ def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
     ours = matching(text @ video.T, torch.arange(5), scale=7.0)
     torch.testing.assert_close(ours, ClipLoss()(video, text, torch.tensor(7.0)))
     several = F.normalize(torch.randn(7, 8), dim=-1)
-    owner = torch.tensor([0, 0, 1, 2, 3, 4, 4])
+    video_index = torch.tensor([0, 0, 1, 2, 3, 4, 4])
     logits = 7.0 * several @ video.T
-    rows = sum(-logits[m].log_softmax(0)[owner[m]] for m in range(7)) / 7
+    rows = sum(-logits[m].log_softmax(0)[video_index[m]] for m in range(7)) / 7
     columns = logits.log_softmax(dim=0)
-    each = [sum(-columns[m, v] for m in range(7) if owner[m] == v) / (owner == v).sum() for v in range(5)]
-    torch.testing.assert_close(matching(several @ video.T, owner, scale=7.0), (rows + sum(each) / 5) / 2)
+    each = [sum(-columns[m, v] for m in range(7) if video_index[m] == v) / (video_index == v).sum() for v in range(5)]
+    torch.testing.assert_close(matching(several @ video.T, video_index, scale=7.0), (rows + sum(each) / 5) / 2)
     with pytest.raises(ValueError, match="video 4 of the batch has no caption"):
         matching(text[:4] @ video.T, torch.arange(4), scale=1.0)
 

@@ -13,7 +13,7 @@ import torch
 from mutations import CLIPS, KINDS, mutated, outcome
 
 from clipvid.errors import VideoError
-from clipvid.video import probe, read
+from clipvid.video.decode import probe, read
 
 
 def corruptions(data: Path, folder: Path, numbers: range) -> Counter:

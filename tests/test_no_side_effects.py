@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import clipvid
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.data.records import Record, VideoData
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.evaluation.evaluate import evaluate_retrieval
 from clipvid.models.video_clip import create_model
 from clipvid.training.loop import train
@@ -146,13 +146,18 @@ def test_making_training_and_scoring_a_model_changes_nothing_of_the_process(
 ):
     rng = np.random.default_rng(0)
     clips = [write_video(tmp_path / f"{i}.mp4", rng.integers(0, 255, (4, 48, 48, 3)).astype(np.uint8)) for i in "abcd"]
-    data = VideoData(tuple(Record(path, (f"clip {path.stem}",)) for path in clips), (), "noise")
-    reading = Reading(frames=2, precision="bf16-mixed")
+    data = VideoDataset(tuple(Record(path, (f"clip {path.stem}",)) for path in clips), (), "noise")
+    data_config = DataConfig(frames=2, precision="bf16-mixed")
     importlib.import_module("open_clip")  # the effects of importing it are its own
-    config = TrainConfig(epochs=1, batch_size=2, rand_augment=2, reading=reading)
+    config = TrainConfig(epochs=1, batch_size=2, rand_augment=2, data_config=data_config)
     with monkeypatch.context() as patched:
-        for owner, name in ((os, "umask"), (logging, "disable"), (torch, "manual_seed"), (torch, "set_num_threads")):
-            patched.setattr(owner, name, refused(name))
+        for video_index, name in (
+            (os, "umask"),
+            (logging, "disable"),
+            (torch, "manual_seed"),
+            (torch, "set_num_threads"),
+        ):
+            patched.setattr(video_index, name, refused(name))
         before = process_state()
         create_model("ViT-B-32", device="meta")
         model = create_model("clipvid-mini", depth=1)
@@ -161,5 +166,5 @@ def test_making_training_and_scoring_a_model_changes_nothing_of_the_process(
         assert not changed
         before = process_state()
         train(model, data, data, config, progress=False)
-        evaluate_retrieval(model, data, reading)
+        evaluate_retrieval(model, data, data_config)
         assert not changes(before)

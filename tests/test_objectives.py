@@ -25,7 +25,7 @@ def work(n=4, **changes):
     given = {
         "mask": None,
         "text": torch.zeros(0, 1),
-        "owner": torch.zeros(0, dtype=torch.long),
+        "video_index": torch.zeros(0, dtype=torch.long),
         "labels": torch.tensor([0, 1, 2, 0][:n]),
         **changes,
     }
@@ -53,13 +53,13 @@ def test_mixup_with_nothing_mixed_in_is_the_plain_loss(model, monkeypatch):
 
 
 def test_the_share_follows_its_beta_distribution_and_torchs_seed(model):
-    draws = []
+    augmented_views = []
     for _ in range(2):
         torch.manual_seed(3)
-        draws.append([float(torch.distributions.Beta(0.3, 0.3).sample()) for _ in range(2000)])
-    assert draws[0] == draws[1]
-    assert sum(draws[0]) / 2000 == pytest.approx(0.5, abs=0.03)
-    assert sum((x - 0.5) ** 2 for x in draws[0]) / 2000 == pytest.approx(0.25 / (2 * 0.3 + 1), abs=0.01)
+        augmented_views.append([float(torch.distributions.Beta(0.3, 0.3).sample()) for _ in range(2000)])
+    assert augmented_views[0] == augmented_views[1]
+    assert sum(augmented_views[0]) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert sum((x - 0.5) ** 2 for x in augmented_views[0]) / 2000 == pytest.approx(0.25 / (2 * 0.3 + 1), abs=0.01)
 
 
 def test_a_soft_label_is_refused_nowhere_else():
@@ -70,15 +70,15 @@ def test_a_soft_label_is_refused_nowhere_else():
 
 def test_retrieval_compares_by_the_models_similarity(model):
     texts = ["a red circle moves up", "a blue square", "a star", "nothing"]
-    owner = torch.arange(4)
-    given = work(text=model.encode_text(texts), owner=owner)
+    video_index = torch.arange(4)
+    given = work(text=model.encode_text(texts), video_index=video_index)
     scale = model.backbone.logit_scale
-    expected = matching(model.encode_text(texts) @ model.encode_video(given.video).T, owner, scale=scale)
+    expected = matching(model.encode_text(texts) @ model.encode_video(given.video).T, video_index, scale=scale)
     torch.testing.assert_close(Retrieval(model, TrainConfig())(given), expected, atol=1e-5, rtol=1e-5)
     words = create_model("clipvid-mini", depth=1, similarity="mug").eval()
-    given = work(text=words.backbone.tokenize(texts), owner=owner)
+    given = work(text=words.backbone.tokenize(texts), video_index=video_index)
     frames, _ = words.encode_clip(given.video)
-    expected = matching(words.match(words.text_features(texts), frames), owner, scale=5.0)
+    expected = matching(words.match(words.text_features(texts), frames), video_index, scale=5.0)
     got = Retrieval(words, TrainConfig(temperature=0.2))(given)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 

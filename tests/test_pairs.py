@@ -79,9 +79,9 @@ def test_collapsed_embeddings_score_chance():
 
 def test_shuffled_pairs_get_the_figures_of_a_table_of_what_is_right():
     rng = np.random.default_rng(3)
-    values, owner = rng.integers(0, 40, size=(70, 70)) / 8, rng.permutation(70)
-    found = retrieval_metrics(values, owner, n_bootstrap=20)
-    table = retrieval_metrics(values, np.eye(70, dtype=bool)[owner], n_bootstrap=20)
+    values, video_index = rng.integers(0, 40, size=(70, 70)) / 8, rng.permutation(70)
+    found = retrieval_metrics(values, video_index, n_bootstrap=20)
+    table = retrieval_metrics(values, np.eye(70, dtype=bool)[video_index], n_bootstrap=20)
     for side in ("t2v", "v2t"):
         ours, other = getattr(found, side), getattr(table, side)
         assert ours.values == pytest.approx(other.values, rel=1e-12)

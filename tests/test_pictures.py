@@ -15,7 +15,8 @@ import clipvid
 from clipvid.data.check import check
 from clipvid.data.dataset import ClipDataset
 from clipvid.errors import VideoError
-from clipvid.video import BACKENDS, VideoTransform, probe, read, read_video
+from clipvid.video.decode import BACKENDS, probe, read, read_video
+from clipvid.video.transforms import VideoTransform
 
 
 def picture(path: Path, level: int, *, size: tuple[int, int] = (20, 12), **options) -> Path:
@@ -223,4 +224,4 @@ def test_a_table_and_a_protocol_find_folders_of_frames(tmp_path):
     assert [r.path.name for r in movies] == [dotted]
     report = check(found, tmp_path / "check", workers=1)
     assert report.readable == 2
-    assert report.twins == ((str(found[0].path), str(found[1].path)),)
+    assert report.duplicates == ((str(found[0].path), str(found[1].path)),)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.features import TapStore
 from clipvid.features.embed import embed_videos
+from clipvid.features.source import TapStore
 from clipvid.models.video_clip import attach
 from clipvid.runtime.profiling import awaited, beside, profiled, stage
 from clipvid.training.loop import train
@@ -130,13 +130,13 @@ def clips(tmp_path):
 def test_embedding_and_training_say_where_their_time_went(tiny_clip, clips):
     model = attach(tiny_clip, depth=1)
     with profiled() as live:
-        embed_videos(model, clips, Reading(frames=2, batch_size=4))
+        embed_videos(model, clips, DataConfig(frames=2, batch_size=4))
     assert set(live.seconds) == {"other", "waiting for data", "normalise", "tower", "branch"}
     assert set(live.beside) == {"decode", "transform"}
     assert min(live.beside.values()) > 0
-    store = TapStore.encode(model, clips, Reading(frames=2))
+    store = TapStore.encode(model, clips, DataConfig(frames=2))
     with profiled() as cached:
-        config = TrainConfig(task="recognition", epochs=1, batch_size=4, reading=Reading(frames=2))
+        config = TrainConfig(task="recognition", epochs=1, batch_size=4, data_config=DataConfig(frames=2))
         train(model, store, store, config, progress=False)
     learned = {"branch", "loss", "backward", "optimiser", "validation", "waiting for data", "other"}
     assert set(cached.seconds) == learned  # no tower, nothing decoded
@@ -165,7 +165,7 @@ def seconds(path: Path) -> dict[str, float]:
 
 def test_embed_prints_its_profile_and_writes_it_beside_the_embeddings(tmp_path, clips, capsys):
     out = tmp_path / "e.safetensors"
-    assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--reading.frames", "2", *ASKED]) == 0
+    assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--data_config.frames", "2", *ASKED]) == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting for data") == 1
     assert "decode, beside" in printed
@@ -180,12 +180,12 @@ def test_index_writes_its_profile_beside_its_folder(tmp_path, clips, capsys):
 
 
 def test_train_writes_its_profile_into_the_run(tmp_path, table):
-    short = ["--reading.frames", "2", "--epochs", "1", "--batch_size", "4", "--depth", "1", "--val_fraction", "0.5"]
+    short = ["--data_config.frames", "2", "--epochs", "1", "--batch_size", "4", "--depth", "1", "--val_fraction", "0.5"]
     assert main(["train", str(table), "--out", str(tmp_path / "run"), *short, *ASKED]) == 0
     assert {"tower", "branch", "backward"} <= set(seconds(tmp_path / "run" / "profile.json"))
 
 
 def test_eval_writes_its_profile_beside_the_card(tmp_path, table):
     card = tmp_path / "card.json"
-    assert main(["eval", str(table), "--reading.frames", "2", "--out", str(card), *ASKED]) == 0
+    assert main(["eval", str(table), "--data_config.frames", "2", "--out", str(card), *ASKED]) == 0
     assert "text" in seconds(tmp_path / "card.profile.json")

@@ -12,7 +12,7 @@ import pytest
 from clipvid.data.formats.annotations import read_annotation
 from clipvid.data.formats.protocols import PROTOCOLS
 from clipvid.data.open import open_dataset
-from clipvid.data.records import Terms
+from clipvid.data.records import ProtocolSpec
 from clipvid.errors import DataError
 from clipvid.evaluation.evaluate import queries
 from clipvid.features.embed import require_whole
@@ -122,7 +122,11 @@ def test_paragraphs_are_all_descriptions_in_order():
 def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(tmp_path):
     """No figure over 301 videos under the name of a protocol that has 4917; its own file is known by its name."""
     own = opened("activitynet", None, "val_2_SUBSET.json")
-    assert (own.name, own.terms.videos, own.terms.listed) == ("activitynet, list val_2_SUBSET", 4917, 301)
+    assert (own.name, own.protocol_spec.videos, own.protocol_spec.listed) == (
+        "activitynet, list val_2_SUBSET",
+        4917,
+        301,
+    )
     said = (
         "protocol has 4917 videos and the list names 301, of which 300 are here, .* leave out the list .annotations. to"
     )
@@ -166,7 +170,7 @@ def own(tmp_path):
 def test_a_list_of_ones_own_keeps_its_name_and_number(own, split, name):
     data = open_dataset("msrvtt-1ka", own.parent, split=split, annotations=own, allow_missing=True)
     assert (data.name, len(data), len(data.missing)) == (name, 2, 1)
-    assert data.terms == Terms(1000, frames=12, tokens=32, fewer=True, listed=3)
+    assert data.protocol_spec == ProtocolSpec(1000, frames=12, tokens=32, fewer=True, listed=3)
     assert data.source == own
 
 
@@ -175,7 +179,7 @@ def test_the_usual_files_are_no_list_of_ones_own(tmp_path):
     where = {"annotations": tmp_path / PAIRS, "allow_missing": True, "check_files": False}
     for split in (None, "test"):
         data = open_dataset("msrvtt-1ka", tmp_path, split=split, **where)
-        assert (data.name, data.terms.listed) == ("msrvtt-1ka:test", None)
+        assert (data.name, data.protocol_spec.listed) == ("msrvtt-1ka:test", None)
 
 
 def test_a_short_list_with_missing_videos_is_refused_once_for_both(own):
@@ -353,7 +357,7 @@ def test_protocols_are_data_that_agree_with_themselves():
 def test_templates_are_the_captions_of_all_their_videos():
     data = opened("ssv2-template", "val")
     texts, truth = queries(data.subset(range(3000)))
-    assert data.terms == Terms(24_777, frames=12, tokens=None, shared=True)
+    assert data.protocol_spec == ProtocolSpec(24_777, frames=12, tokens=None, shared=True)
     assert len({r.captions for r in data}) == 174
     assert not any("[" in text for text in texts)
     assert truth.sum() == 3000
@@ -362,10 +366,10 @@ def test_templates_are_the_captions_of_all_their_videos():
 
 @needs_real
 def test_a_protocol_brings_its_terms():
-    assert opened("msrvtt-1ka", "test").terms == Terms(1000, frames=12, tokens=32)
-    assert opened("didemo", "test").terms == Terms(1004, frames=64, tokens=64)
-    assert opened("msrvtt-1ka", "test", allow_missing=True).terms.fewer
-    assert opened("k400", "val").terms == Terms(19_906, frames=8)
+    assert opened("msrvtt-1ka", "test").protocol_spec == ProtocolSpec(1000, frames=12, tokens=32)
+    assert opened("didemo", "test").protocol_spec == ProtocolSpec(1004, frames=64, tokens=64)
+    assert opened("msrvtt-1ka", "test", allow_missing=True).protocol_spec.fewer
+    assert opened("k400", "val").protocol_spec == ProtocolSpec(19_906, frames=8)
 
 
 @needs_real

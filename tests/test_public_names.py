@@ -15,7 +15,7 @@ import clipvid
 
 PACKAGE = Path(clipvid.__file__).parent
 PUBLIC = [
-    "VideoCLIP", "VideoIndex", "Taps", "TrainConfig", "Reading",
+    "VideoCLIP", "VideoIndex", "Taps", "TrainConfig", "DataConfig",
     "create_model", "attach", "load", "load_stan_checkpoint",
     "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "zero_shot",
 ]  # fmt: skip

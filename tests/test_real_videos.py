@@ -70,7 +70,18 @@ def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     write_dataset("videos", "train", 24)
-    options = ["--epochs", "1", "--batch_size", "8", "--reading.frames", "3", "--depth", "1", "--val_fraction", "0.25"]
+    options = [
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--data_config.frames",
+        "3",
+        "--depth",
+        "1",
+        "--val_fraction",
+        "0.25",
+    ]
     assert main(["train", "videos/train", "--task", "retrieval", *options, "--out", "run"]) == 0
     assert "model saved to run/best" in capsys.readouterr().out
     assert main(["eval", "videos/train", "--model", "run/best", "--out", "figures.json"]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 
 
 def test_wrong_records_are_refused_when_made():
@@ -23,20 +23,22 @@ def test_wrong_records_are_refused_when_made():
 def test_a_label_outside_the_classes_names_the_record():
     records = (Record(Path("a.mp4"), label=0), Record(Path("b.mp4"), label=2))
     with pytest.raises(ValueError, match=r"record 1 \(b.mp4\) has label 2, but there are 2 classes"):
-        VideoData(records, ("run", "walk"))
+        VideoDataset(records, ("run", "walk"))
     with pytest.raises(ValueError, match="run came more than once"):
-        VideoData(records, ("run", "run", "walk"))
+        VideoDataset(records, ("run", "run", "walk"))
 
 
 def test_repr_counts_instead_of_listing():
-    data = VideoData(tuple(Record(Path(f"{n}.mp4"), ("x", "y"), label=0) for n in range(1000)), ("run",), name="many")
-    assert repr(data) == "VideoData('many': 1000 videos, 2000 captions, 1 class)"
+    data = VideoDataset(
+        tuple(Record(Path(f"{n}.mp4"), ("x", "y"), label=0) for n in range(1000)), ("run",), name="many"
+    )
+    assert repr(data) == "VideoDataset('many': 1000 videos, 2000 captions, 1 class)"
 
 
 def test_split_keeps_classes_balanced_files_whole_and_order():
     records = [Record(Path(f"{n}.mp4"), label=n % 3) for n in range(60)]
     records += [Record(Path(f"{n}.mp4"), label=n % 3, start=5.0) for n in range(60)]  # a second clip of each file
-    data = VideoData(tuple(records), ("a", "b", "c"))
+    data = VideoDataset(tuple(records), ("a", "b", "c"))
     train, validation = data.split(0.25, seed=3)
     assert not {r.path for r in train} & {r.path for r in validation}
     assert len(train) + len(validation) == 120
@@ -48,11 +50,11 @@ def test_split_keeps_classes_balanced_files_whole_and_order():
 
 def test_split_gives_small_classes_a_training_video_and_hits_the_total():
     records = [Record(Path(f"{n}.mp4"), label=min(n, 3)) for n in range(10)]  # classes of 1, 1, 1 and 7 videos
-    train, validation = VideoData(tuple(records), tuple("abcd")).split(0.4)
+    train, validation = VideoDataset(tuple(records), tuple("abcd")).split(0.4)
     assert len(validation) == 4
     assert {r.label for r in train} == {0, 1, 2, 3}
-    assert len(VideoData(tuple(records), tuple("abcd")).split(0.01)[1]) == 1
+    assert len(VideoDataset(tuple(records), tuple("abcd")).split(0.01)[1]) == 1
     with pytest.raises(ValueError, match=r"cannot give 0\.5"):
-        VideoData(tuple(records[:1]), tuple("abcd")).split(0.5)
+        VideoDataset(tuple(records[:1]), tuple("abcd")).split(0.5)
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.0"):
-        VideoData(tuple(records), tuple("abcd")).split(1.0)
+        VideoDataset(tuple(records), tuple("abcd")).split(1.0)

@@ -12,7 +12,7 @@ from refused import refusal
 from clipvid.cli.arguments import lasting
 from clipvid.cli.main import main
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.runtime.files import explained, require_writable, whole_file
+from clipvid.runtime.files import atomic_file, describe_os_error, require_writable
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +173,10 @@ def test_an_error_of_the_operating_system_is_a_sentence(monkeypatch, capsys, err
 
 
 def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
-    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "a.json"):
+    with pytest.raises(OSError, match="No space left") as caught, atomic_file(tmp_path / "a.json"):
         raise OSError(errno.ENOSPC, "No space left on device")
     said = "a.json cannot be read or changed: the disk is full; make room, or choose another place"
-    assert explained(caught.value) == f"{tmp_path}/{said}"
+    assert describe_os_error(caught.value) == f"{tmp_path}/{said}"
 
 
 @pytest.mark.parametrize(
@@ -261,15 +261,15 @@ def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, monkeypatch, 
 
 
 def test_an_unknown_option_of_a_group_is_named_with_the_file(tmp_path, capsys):
-    (tmp_path / "options.yaml").write_text("reading:\n  frmaes: 3\n  workers: 1\n")
+    (tmp_path / "options.yaml").write_text("data_config:\n  frmaes: 3\n  workers: 1\n")
     with pytest.raises(SystemExit):
         main(["train", "x", "--config", str(tmp_path / "options.yaml")])
-    assert "options.yaml has 'reading.frmaes', which is no option of this command" in capsys.readouterr().err
+    assert "options.yaml has 'data_config.frmaes', which is no option of this command" in capsys.readouterr().err
 
 
 def test_a_file_of_options_is_read(idle, capsys, tmp_path):
     path = tmp_path / "options.yaml"
-    words = 'lr: -2\nreading:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
+    words = 'lr: -2\ndata_config:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
     path.write_text(words)
     error = refusal(capsys, "train", "videos/test", "--config", str(path))
     assert f"lr is above 0 and finite, got -2.0 (lr is set in {path})" in error
@@ -282,7 +282,7 @@ def test_a_file_of_options_is_read(idle, capsys, tmp_path):
     [
         ("lr: abc", "--lr takes float, got abc"),
         ("task: nix", "--task takes one of 'retrieval', 'recognition', 'selfsup', got nix"),
-        ("reading:\n  frames: x", "--reading.frames takes int, got x"),
+        ("data_config:\n  frames: x", "--data_config.frames takes int, got x"),
     ],
 )
 def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monkeypatch, capsys, option, said):
@@ -316,7 +316,7 @@ def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_p
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("option", ["--resume", "--reading.frames"])
+@pytest.mark.parametrize("option", ["--resume", "--data_config.frames"])
 def test_an_option_without_its_value_is_told_what_it_needs(capsys, option):
     with pytest.raises(SystemExit):
         main(["train", "x", option])

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import READING, config, fresh, weights
+from test_training import DATA_CONFIG, config, fresh, weights
 
 from clipvid.config.settings import TrainConfig
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.training.checkpoint import free_settings
@@ -21,12 +21,12 @@ from clipvid.training.trainer import Run
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory, write_video) -> VideoData:
+def clips(tmp_path_factory, write_video) -> VideoDataset:
     """Eight short videos of noise with a caption each."""
     folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
     frames = rng.integers(0, 255, (8, 6, 48, 48, 3)).astype(np.uint8)
     records = [Record(write_video(folder / f"{i}.mp4", frames[i]), (f"clip {i}",)) for i in range(8)]
-    return VideoData(tuple(records), (), "noise")
+    return VideoDataset(tuple(records), (), "noise")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def interrupted(monkeypatch, *, after: int) -> None:
 
 
 def test_settings_that_change_no_result_are_marked_so():
-    reading = {"reading.workers", "reading.time_limit", "reading.unreadable"}
-    assert free_settings(TrainConfig()) == reading | {"recompute", "patience", "checkpoint_every"}
+    data_config = {"data_config.workers", "data_config.time_limit", "data_config.unreadable"}
+    assert free_settings(TrainConfig()) == data_config | {"activation_checkpointing", "patience", "checkpoint_every"}
 
 
 def test_a_run_resumed_with_other_settings_that_change_no_result_ends_in_the_same_bits(
@@ -66,8 +66,8 @@ def test_a_run_resumed_with_other_settings_that_change_no_result_ends_in_the_sam
     interrupted(monkeypatch, after=1)
     with pytest.raises(StoppedError):
         train(fresh(mini), clips, clips, config(batch_size=2, checkpoint_every=3), out=tmp_path / "cut", **run)
-    other = replace(READING, workers=1, time_limit=60.0, unreadable="skip")
-    changed = config(batch_size=2, checkpoint_every=1, patience=9, recompute=True, reading=other)
+    other = replace(DATA_CONFIG, workers=1, time_limit=60.0, unreadable="skip")
+    changed = config(batch_size=2, checkpoint_every=1, patience=9, activation_checkpointing=True, data_config=other)
     resumed = fresh(mini)
     result = train(resumed, clips, clips, changed, out=tmp_path / "cut", resume=True, **run)
     assert result.history == first.history
@@ -78,10 +78,12 @@ def test_a_run_resumed_with_other_settings_that_change_no_result_ends_in_the_sam
 def test_every_setting_that_differs_is_named_with_both_values(mini, clips, tmp_path):
     run = {"out": tmp_path, "progress": False}
     train(fresh(mini), clips, None, config(epochs=1), **run)
-    other = config(epochs=1, seed=3, reading=replace(READING, frames=2, sampler="dense", workers=2))
+    other = config(epochs=1, seed=3, data_config=replace(DATA_CONFIG, frames=2, sampler="dense", workers=2))
     with pytest.raises(CheckpointError) as caught:
         train(fresh(mini), clips, None, other, resume=True, **run)
-    differences = "reading.frames: 3 there, 2 here, reading.sampler: uniform there, dense here, seed: 0 there, 3 here"
+    differences = (
+        "data_config.frames: 3 there, 2 here, data_config.sampler: uniform there, dense here, seed: 0 there, 3 here"
+    )
     assert f"another config ({differences}); choose another out, or that config" in str(caught.value)
 
 

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from test_search import ColourModel
 
-from clipvid.config.settings import Reading
-from clipvid.data.records import Record, VideoData
+from clipvid.config.settings import DataConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos
 from clipvid.features.token_wise import match_all
 from clipvid.models.backbone import fused as quick
 from clipvid.models.video_clip import create_model
-from clipvid.search import VideoIndex
+from clipvid.search.index import VideoIndex
 from clipvid.search.storage import FACTS
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -45,7 +45,7 @@ def model():
 
 
 def data(files):
-    return VideoData(tuple(map(Record, files)))
+    return VideoDataset(tuple(map(Record, files)))
 
 
 def built(model, files, precision, **options):
@@ -59,9 +59,9 @@ def rows(index):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files, precision):
     index = built(model, files, precision)
-    embedded = embed_videos(model, data(files), Reading(frames=4, precision=precision))
+    embedded = embed_videos(model, data(files), DataConfig(frames=4, precision=precision))
     assert torch.equal(rows(index), F.normalize(embedded.video, dim=-1))
-    other = embed_videos(model, data(files), Reading(frames=4, precision=PRECISIONS[precision == PRECISIONS[0]]))
+    other = embed_videos(model, data(files), DataConfig(frames=4, precision=PRECISIONS[precision == PRECISIONS[0]]))
     assert not torch.equal(embedded.video, other.video)
 
 
@@ -73,7 +73,7 @@ def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision,
     index.search(SENTENCES[0])
     assert torch.equal(torch.from_numpy(queries[0]), embed_texts(model, [SENTENCES[0]], precision=precision))
     index.search_video(files[0])
-    alone = embed_videos(model, data(files[:1]), Reading(frames=4, precision=precision)).video
+    alone = embed_videos(model, data(files[:1]), DataConfig(frames=4, precision=precision)).video
     assert torch.equal(torch.from_numpy(queries[1]), F.normalize(alone, dim=-1))
 
 
@@ -81,7 +81,7 @@ def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision,
 def test_reranking_scores_as_evaluation_does(model, files, precision):
     hits = built(model, files, precision).search(SENTENCES[0], rerank=5)
     order = [hit.path for hit in built(model, files, precision).search(SENTENCES[0])]
-    frames, _, _ = embed_frames(model, data(order), Reading(frames=4, precision=precision))
+    frames, _, _ = embed_frames(model, data(order), DataConfig(frames=4, precision=precision))
     scores = match_all(model, [SENTENCES[0]], frames, precision=precision)[0].tolist()
     assert {hit.path: hit.score for hit in hits} == dict(zip(order, scores, strict=True))
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
-from clipvid.video import read, read_video, sample
 from clipvid.video.backends import pyav
 from clipvid.video.container import demux as _packets
 from clipvid.video.container import seek
 from clipvid.video.container.seek import Jump, Ladder, Packet, Units, ladder, units
+from clipvid.video.decode import read, read_video
+from clipvid.video.sampling import sample
 
 JUMPED_IN = ("closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "refresh.mp4", "fragments.mp4", "hevc.mp4")
 

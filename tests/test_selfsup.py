@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, SelfSupervision, TrainConfig
+from clipvid.config.settings import DataConfig, SelfSupervision, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
-from clipvid.features import TapStore
+from clipvid.features.source import TapStore
 from clipvid.models.branches import IntermediateOptions
 from clipvid.models.factory import load
 from clipvid.models.video_clip import attach, create_model
@@ -27,9 +27,9 @@ from clipvid.training.selfsup.objective import SelfSupervised
 from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
 from clipvid.training.trainer import Run
 
-READING = Reading(frames=4, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=4, batch_size=4, precision="32-true")
 SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)
-CONFIG = TrainConfig(task="selfsup", epochs=2, batch_size=4, lr=1e-3, reading=READING, selfsup=SMALL)
+CONFIG = TrainConfig(task="selfsup", epochs=2, batch_size=4, lr=1e-3, data_config=DATA_CONFIG, selfsup=SMALL)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def mini():
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> VideoData:
+def shapes(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "train", 12)
 
 
@@ -64,7 +64,7 @@ def pairs(videos: int = 3, frames: int = 5) -> torch.Tensor:
 
 def work(video: torch.Tensor) -> Work:
     nothing = torch.zeros(0)
-    return Work(0, video, mask=None, text=nothing, owner=nothing.long(), labels=nothing.long())
+    return Work(0, video, mask=None, text=nothing, video_index=nothing.long(), labels=nothing.long())
 
 
 def gradients(*modules: torch.nn.Module) -> dict[str, bool]:
@@ -265,7 +265,7 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
     with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out flip"):
         replace(CONFIG, flip=0.5)
     model = attach(tiny_clip, depth=2)
-    store = TapStore.encode(model, shapes.subset([0, 1]), READING)
+    store = TapStore.encode(model, shapes.subset([0, 1]), DATA_CONFIG)
     for data in ((store, None), (shapes, store)):
         with pytest.raises(ValueError, match="a TapStore keeps the taps of one; give the videos"):
             train(model, *data, CONFIG, progress=False)
@@ -311,7 +311,7 @@ def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
     assert torch.equal(next(feed.batches(0, start=1)).video, batches[1].video)
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
-    skip = replace(CONFIG, batch_size=2, reading=replace(READING, unreadable="skip"))
+    skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
     feed = PairFeed(mini, broken, skip)
     lost = next(place for place, rows in enumerate(feed.plan(0)) if 3 in rows)
     assert [work.place for work in feed.batches(0, start=0)] == [1 - lost]
@@ -345,7 +345,9 @@ def test_the_loss_falls(mini, shapes):
 
 def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes, tmp_path, monkeypatch):
     """With norms of the batch, which keep running means beside the weights."""
-    config = replace(CONFIG, batch_size=4, checkpoint_every=2, accumulate=2, selfsup=replace(SMALL, norm="batch"))
+    config = replace(
+        CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
+    )
     data = shapes.subset(range(8)), shapes.subset(range(8, 12))
 
     def start(out, **options):
@@ -374,7 +376,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes
 def test_a_branch_trained_on_videos_alone_goes_on_to_retrieval_and_recognition(mini, shapes, tmp_path):
     model = attach(mini.backbone, depth=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    unlabelled = VideoData(tuple(Record(r.path) for r in shapes.records[:6]))
+    unlabelled = VideoDataset(tuple(Record(r.path) for r in shapes.records[:6]))
     train(model, unlabelled, None, CONFIG, out=tmp_path, progress=False)
     after = model.state_dict()
     assert before.keys() == after.keys(), "the heads of self-supervision are not the model's"
@@ -384,7 +386,7 @@ def test_a_branch_trained_on_videos_alone_goes_on_to_retrieval_and_recognition(m
     saved = load(tmp_path / "best")
     assert saved.fingerprint == model.fingerprint
     for task in ("retrieval", "recognition"):
-        config = TrainConfig(task=task, epochs=1, batch_size=4, reading=READING)
+        config = TrainConfig(task=task, epochs=1, batch_size=4, data_config=DATA_CONFIG)
         result = train(load(tmp_path / "best"), shapes.subset(range(4)), None, config, progress=False)
         assert math.isfinite(result.history[0]["loss"])
 
@@ -395,7 +397,7 @@ def test_the_command_line_trains_on_a_folder_of_videos_and_no_more(shapes, tmp_p
         place = tmp_path / "videos" / ("" if i % 2 else "holiday")
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(record.path, place)
-    words = "--task selfsup --epochs 1 --batch_size 4 --depth 1 --reading.frames 2 --selfsup.hidden 16"
+    words = "--task selfsup --epochs 1 --batch_size 4 --depth 1 --data_config.frames 2 --selfsup.hidden 16"
     assert main(["train", "videos", *words.split(), "--val_fraction", "0.4", "--out", "run"]) == 0
     assert ", loss " in capsys.readouterr().out
     assert load("run/best").training_record["selfsup"]["hidden"] == 16

@@ -12,24 +12,26 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CacheError
-from clipvid.features import TapCache, TapStore, codec, tap_cache
+from clipvid.features import codec, tap_cache
 from clipvid.features.embed import embed_videos
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import attach, create_model
 from clipvid.runtime.files import write_tensors
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
-HALF = replace(READING, precision="bf16-mixed")
-both = pytest.mark.parametrize("reading", [READING, HALF], ids=lambda reading: reading.precision)
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
+HALF = replace(DATA_CONFIG, precision="bf16-mixed")
+both = pytest.mark.parametrize("data_config", [DATA_CONFIG, HALF], ids=lambda data_config: data_config.precision)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
 
 
@@ -44,10 +46,10 @@ def files(folder: Path) -> list[Path]:
 
 
 @both
-def test_cached_equals_live_to_the_bit(model, data, tmp_path, reading):
-    live = embed_videos(model, data, reading)
+def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
+    live = embed_videos(model, data, data_config)
     for _ in range(2):  # made now, and read again
-        store = TapCache(tmp_path).store(model, data, reading)
+        store = TapCache(tmp_path).store(model, data, data_config)
         assert torch.equal(embed_videos(model, store).video, live.video)
     assert len(files(tmp_path)) == 3
     assert list(store.data) == list(data)
@@ -55,26 +57,26 @@ def test_cached_equals_live_to_the_bit(model, data, tmp_path, reading):
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
 def test_the_kind_follows_the_precision_unless_one_is_asked_for(model, tmp_path, precision, kind):
-    reading = replace(READING, precision=precision)
+    data_config = replace(DATA_CONFIG, precision=precision)
     for mode in ("taps", "trunk"):
-        assert TapCache(tmp_path, mode=mode).recipe(model, reading).kind == kind
-        assert TapCache(tmp_path, mode=mode).origin(model, reading) == f"a tap cache of kind {kind} and mode {mode}"
+        assert TapCache(tmp_path, mode=mode).cache_key(model, data_config).kind == kind
+        assert TapCache(tmp_path, mode=mode).origin(model, data_config) == f"a tap cache of kind {kind} and mode {mode}"
     for asked in codec.KINDS:
-        assert TapCache(tmp_path, kind=asked).recipe(model, reading).kind == asked
+        assert TapCache(tmp_path, kind=asked).cache_key(model, data_config).kind == asked
 
 
 @pytest.mark.parametrize(("native", "kind"), [("0", "fp32"), ("1", "bf16")])
 def test_the_kind_follows_what_auto_is_on_this_machine(model, tmp_path, monkeypatch, native, kind):
     monkeypatch.setenv("CLIPVID_NATIVE_BF16", native)
-    assert TapCache(tmp_path).recipe(model, replace(READING, precision="auto")).kind == kind
+    assert TapCache(tmp_path).cache_key(model, replace(DATA_CONFIG, precision="auto")).kind == kind
 
 
 def test_what_float16_cannot_hold_is_refused_in_half_precision_too(model, tmp_path):
-    recipe = TapCache(tmp_path, kind="fp16").recipe(model, replace(READING, precision="16-mixed"))
-    patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in recipe.levels)  # as timm's ViTs give them: in float32
-    large = Taps(recipe.levels, patches, (), torch.zeros(1, 3, 8))
+    cache_key = TapCache(tmp_path, kind="fp16").cache_key(model, replace(DATA_CONFIG, precision="16-mixed"))
+    patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in cache_key.levels)  # as timm's ViTs give them: in float32
+    large = Taps(cache_key.levels, patches, (), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="beyond float16"):
-        tap_cache._named(tap_cache._to_keep(large, recipe), recipe)
+        tap_cache._named(tap_cache._to_keep(large, cache_key), cache_key)
 
 
 def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
@@ -94,14 +96,14 @@ def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
 def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monkeypatch):
     for kind in codec.KINDS:
         cache = TapCache(tmp_path / kind, kind=kind)
-        promised = cache.needs(model, data, READING)
-        cache.store(model, data, READING)
+        promised = cache.needs(model, data, DATA_CONFIG)
+        cache.store(model, data, DATA_CONFIG)
         written = sum(path.stat().st_size for path in files(tmp_path / kind))
         assert promised < written < promised + 4096 * 3
-        assert cache.needs(model, data, READING) == 0
+        assert cache.needs(model, data, DATA_CONFIG) == 0
     monkeypatch.setattr(tap_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CacheError, match=r"needs .* for clips that are not there yet, the disk has 0\.0 MiB; choose"):
-        TapCache(tmp_path / "new").store(model, data, READING)
+        TapCache(tmp_path / "new").store(model, data, DATA_CONFIG)
     assert not (tmp_path / "new").exists()
 
 
@@ -110,22 +112,22 @@ def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, 
     folder.mkdir()
     moved = [replace(r, path=Path(shutil.copy(r.path, folder))) for r in data]
     cache = TapCache(tmp_path / "taps")
-    cache.store(model, data, READING)
+    cache.store(model, data, DATA_CONFIG)
     encoded: list[int] = []
     stream = tap_cache.stream_taps
     monkeypatch.setattr(tap_cache, "stream_taps", lambda m, d, *a, **k: encoded.append(len(d)) or stream(m, d, *a, **k))
-    again = cache.store(model, replace(data, records=tuple(moved)), READING)
+    again = cache.store(model, replace(data, records=tuple(moved)), DATA_CONFIG)
     assert not encoded
     assert [r.path for r in again.data] == [r.path for r in moved]
     shutil.copy(data[0].path, moved[3].path)  # another video under the same name
     shutil.copy(data[1].path, folder / "more.mp4")
     (folder / "more.mp4").write_bytes((folder / "more.mp4").read_bytes() + b"\0")
     more = replace(data, records=(*moved, Record(folder / "more.mp4", ("x",), 0)))
-    found = cache.store(model, more, READING)
+    found = cache.store(model, more, DATA_CONFIG)
     assert encoded == [1]
     assert torch.equal(found.batch([3]).frames, found.batch([0]).frames)
     part = replace(moved[5], end=0.4)
-    cache.store(model, replace(data, records=(part,)), READING)
+    cache.store(model, replace(data, records=(part,)), DATA_CONFIG)
     assert encoded == [1, 1], "a part of a clip is another clip"
 
 
@@ -136,63 +138,63 @@ def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_p
         other.backbone.visual.conv1.weight.mul_(1.01)
     changed = attach(other.backbone.clip, depth=2)
     cache, recipes = TapCache(tmp_path), set()
-    for one, reading in (
-        (model, READING),
-        (model, replace(READING, frames=4)),
-        (model, replace(READING, sampler="linspace")),
+    for one, data_config in (
+        (model, DATA_CONFIG),
+        (model, replace(DATA_CONFIG, frames=4)),
+        (model, replace(DATA_CONFIG, sampler="linspace")),
         (model, HALF),
-        (changed, READING),
-        (create_model("clipvid-mini", depth=3), READING),
+        (changed, DATA_CONFIG),
+        (create_model("clipvid-mini", depth=3), DATA_CONFIG),
     ):
-        recipes.add(cache.recipe(one, reading).key)
-    recipes.add(TapCache(tmp_path, kind="int8").recipe(model, READING).key)
+        recipes.add(cache.cache_key(one, data_config).key)
+    recipes.add(TapCache(tmp_path, kind="int8").cache_key(model, DATA_CONFIG).key)
     assert len(recipes) == 7
-    same = replace(READING, batch_size=2, workers=1, backend="decord", tokens=9)
-    assert cache.recipe(model, same) == cache.recipe(model, READING)
+    same = replace(DATA_CONFIG, batch_size=2, workers=1, backend="decord", tokens=9)
+    assert cache.cache_key(model, same) == cache.cache_key(model, DATA_CONFIG)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("fp32", "taps"), ("fp32", "trunk"), ("int8", "taps"), ("int8", "trunk")])
 def test_clips_that_are_there_as_another_kind_or_mode_are_pointed_out(model, data, tmp_path, kind, mode):
-    TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), READING)
+    TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
     advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
     if kind == "int8":  # which is never advised to whoever asked for more
         advice = "int8 is coarser, so they are encoded anew$"
     said = rf"3 of the 3 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; "
     cache = TapCache(tmp_path, kind="bf16")
     with pytest.warns(UserWarning, match=said + advice) as noted:
-        cache.store(model, data.subset(range(3)), READING)
+        cache.store(model, data.subset(range(3)), DATA_CONFIG)
     assert len(noted) == 1
-    cache.store(model, data, READING)  # as train does with what it validates on: a warning is an error here
-    TapCache(tmp_path, kind="bf16").store(model, data, READING)  # nothing to encode, nothing to say
+    cache.store(model, data, DATA_CONFIG)  # as train does with what it validates on: a warning is an error here
+    TapCache(tmp_path, kind="bf16").store(model, data, DATA_CONFIG)  # nothing to encode, nothing to say
 
 
 def test_clips_of_a_coarser_kind_than_the_precision_asks_for_are_pointed_out(model, data, tmp_path):
-    TapCache(tmp_path, kind="bf16").store(model, data.subset(range(3)), READING)
+    TapCache(tmp_path, kind="bf16").store(model, data.subset(range(3)), DATA_CONFIG)
     with pytest.warns(UserWarning, match="not as kind fp32, mode taps; bf16 is coarser, so they are encoded anew$"):
-        TapCache(tmp_path).store(model, data.subset(range(3)), READING)
+        TapCache(tmp_path).store(model, data.subset(range(3)), DATA_CONFIG)
 
 
 def test_clips_of_another_reading_or_other_clips_are_no_reason_to_warn(model, data, tmp_path):
-    TapCache(tmp_path, kind="int8").store(model, data, replace(READING, frames=2))
-    TapCache(tmp_path, kind="fp16").store(model, data.subset([0, 1]), READING)
-    TapCache(tmp_path).store(model, data.subset([2, 3]), READING)
+    TapCache(tmp_path, kind="int8").store(model, data, replace(DATA_CONFIG, frames=2))
+    TapCache(tmp_path, kind="fp16").store(model, data.subset([0, 1]), DATA_CONFIG)
+    TapCache(tmp_path).store(model, data.subset([2, 3]), DATA_CONFIG)
 
 
 def test_damage_in_another_kind_stops_no_one(model, data, tmp_path):
-    TapCache(tmp_path, kind="int8").store(model, data, READING)
+    TapCache(tmp_path, kind="int8").store(model, data, DATA_CONFIG)
     for path in files(tmp_path):
         path.write_bytes(b"cut")
-    assert len(TapCache(tmp_path).store(model, data, READING)) == 12
+    assert len(TapCache(tmp_path).store(model, data, DATA_CONFIG)) == 12
 
 
 @pytest.mark.filterwarnings("default")
 def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
     given = ["embed", str(data[0].path.parent), "--out", str(tmp_path / "e.safetensors"), "--taps", str(tmp_path / "t")]
-    given += ["--reading.precision", "32-true"]
-    assert main([*given, "--reading.frames", "2", "--cache_kind", "int8"]) == 0
+    given += ["--data_config.precision", "32-true"]
+    assert main([*given, "--data_config.frames", "2", "--cache_kind", "int8"]) == 0
     capsys.readouterr()
     (tmp_path / "e.safetensors").write_text("what was there")
-    assert main([*given, "--reading.frames", "2", "--overwrite", "true"]) == 0
+    assert main([*given, "--data_config.frames", "2", "--overwrite", "true"]) == 0
     assert (tmp_path / "e.safetensors").stat().st_size > 12 * 128 * 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
     assert len(notes) == 1
@@ -205,58 +207,60 @@ def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
 @pytest.mark.parametrize("damage", ["flip", "cut", "foreign", "empty"])
 def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_path, damage):
     cache = TapCache(tmp_path)
-    cache.store(model, data, READING)
+    cache.store(model, data, DATA_CONFIG)
     path = files(tmp_path)[1]
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-700] ^= 4
     path.write_bytes({"flip": content, "cut": content[:-9], "foreign": b"hello" * 9, "empty": b""}[damage])
     with pytest.raises(CacheError, match=f"{path.name} is damaged.*clipvid cache prune"):
-        embed_videos(model, TapCache(tmp_path).store(model, data, READING))
+        embed_videos(model, TapCache(tmp_path).store(model, data, DATA_CONFIG))
 
 
 def test_taps_of_a_tower_that_changed_are_stale_and_never_served(data, tmp_path):
     cache, model = TapCache(tmp_path), create_model("clipvid-mini", depth=2)
-    store, before = cache.store(model, data, READING), cache.recipe(model, READING).key
+    store, before = cache.store(model, data, DATA_CONFIG), cache.cache_key(model, DATA_CONFIG).key
     other = create_model("clipvid-mini", depth=2)
     with torch.no_grad():
         other.backbone.visual.conv1.weight[0, 0, 0, 0] += 1e-3
     changed = attach(other.backbone.clip, depth=2)
     with pytest.raises(ValueError, match=r"made by a tower with fingerprint \w+, this model's is \w+; encode"):
         embed_videos(changed, store)
-    assert cache.needs(model, data, READING) == 0
-    assert cache.needs(changed, data, READING) > 0
-    after = cache.recipe(changed, READING).key
+    assert cache.needs(model, data, DATA_CONFIG) == 0
+    assert cache.needs(changed, data, DATA_CONFIG) > 0
+    after = cache.cache_key(changed, DATA_CONFIG).key
     shutil.copytree(tmp_path / before, tmp_path / after)  # as if the folder's name were all that is looked at
     with pytest.raises(CacheError, match=rf"\w+\.safetensors is stale: it was written for {before}, .*clipvid cache"):
-        cache.store(changed, data, READING)
+        cache.store(changed, data, DATA_CONFIG)
 
 
 def test_unreadable_videos_are_left_out_as_the_reading_says(model, data, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     records = (Record(tmp_path / "broken.mp4", ("a",), 0), Record(tmp_path / "gone.mp4", ("b",), 0), *data.records[:3])
     some = replace(data, records=records)
-    store = TapCache(tmp_path / "taps").store(model, some, replace(READING, unreadable="skip"))
+    store = TapCache(tmp_path / "taps").store(model, some, replace(DATA_CONFIG, unreadable="skip"))
     assert [e.path.name for e in store.unreadable] == ["broken.mp4", "gone.mp4"]
     assert [r.path for r in store.data] == [r.path for r in data.records[:3]]
 
 
 @both
-def test_training_from_disk_is_training_from_memory(model, data, tmp_path, reading):
+def test_training_from_disk_is_training_from_memory(model, data, tmp_path, data_config):
     some = data.subset(range(6))
 
     def trained(store):
         torch.manual_seed(1)
         fresh = attach(model.backbone, depth=2)
-        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=reading)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, data_config=data_config)
         return train(fresh, store, store, config, progress=False).history
 
-    assert trained(TapCache(tmp_path).store(model, some, reading)) == trained(TapStore.encode(model, some, reading))
+    assert trained(TapCache(tmp_path).store(model, some, data_config)) == trained(
+        TapStore.encode(model, some, data_config)
+    )
 
 
 @both
-def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path, reading):
-    kept, held = TapCache(tmp_path).store(model, data, reading), TapStore.encode(model, data, reading)
+def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path, data_config):
+    kept, held = TapCache(tmp_path).store(model, data, data_config), TapStore.encode(model, data, data_config)
     rows, order = [7, 2, 2], torch.tensor([[2, 0, 1]]).repeat(12, 1)
     for a, b in (
         (kept.subset(rows).batch([0, 2]), held.subset(rows).batch([0, 2])),
@@ -276,26 +280,37 @@ def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_pat
         with pytest.raises(OSError, match=r"cannot be written .*make room, or choose another folder"):
             write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
         with pytest.raises(CacheError, match=r"cannot be written .*what is there stays, and the next run goes on"):
-            TapCache(tmp_path / "taps").store(model, data, READING)
+            TapCache(tmp_path / "taps").store(model, data, DATA_CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob("*.safetensors*"))
-    assert len(TapCache(tmp_path / "taps").store(model, data, READING)) == 12
+    assert len(TapCache(tmp_path / "taps").store(model, data, DATA_CONFIG)) == 12
 
 
 def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of auto, bf16, fp16, fp32, int8"):
         TapCache(tmp_path, kind="fp8")
     with pytest.raises(ValueError, match="has no taps to keep"):
-        TapCache(tmp_path).store(create_model("clipvid-mini", branch="timesformer"), data, READING)
+        TapCache(tmp_path).store(create_model("clipvid-mini", branch="timesformer"), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="beyond float16"):
         codec.packed(torch.tensor([[1e6]]), "fp16")
 
 
 def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "1"]
-    options += ["--reading.precision", "32-true"]
+    options = [
+        "--task",
+        "recognition",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "2",
+        "--data_config.frames",
+        "3",
+        "--depth",
+        "1",
+    ]
+    options += ["--data_config.precision", "32-true"]
     given = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
     assert main([*given, "--out", "a"]) == 0
     assert main([*given, "--out", "b"]) == 0

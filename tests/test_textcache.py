@@ -12,26 +12,28 @@ import torch
 from safetensors.torch import load_file
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError
 from clipvid.evaluation.evaluate import evaluate_retrieval
-from clipvid.features import TapCache, TapStore, TextCache
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
+from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.training.loop import train
 
-READING = Reading(frames=2, batch_size=4, precision="32-true")
-OPTIONS = ["--reading", '{"frames": 2, "batch_size": 4, "precision": "32-true"}']
-HALF = ["--reading", '{"frames": 2, "batch_size": 4, "precision": "bf16-mixed"}']
+DATA_CONFIG = DataConfig(frames=2, batch_size=4, precision="32-true")
+OPTIONS = ["--data_config", '{"frames": 2, "batch_size": 4, "precision": "32-true"}']
+HALF = ["--data_config", '{"frames": 2, "batch_size": 4, "precision": "bf16-mixed"}']
 TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3, 7, 1, 0)]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
 
 
@@ -125,13 +127,13 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes, precision):
-    reading = replace(READING, precision=precision)
-    store = TapCache(tmp_path).store(model, data, reading)
-    held = TapStore.encode(model, data, reading)
+    data_config = replace(DATA_CONFIG, precision=precision)
+    store = TapCache(tmp_path).store(model, data, data_config)
+    held = TapStore.encode(model, data, data_config)
     live, kept, again = (evaluate_retrieval(model, clips) for clips in (held, store, store))
     assert len(passes) == 2
     assert live.metrics.to_dict() == kept.metrics.to_dict() == again.metrics.to_dict()
-    config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, reading=reading)
+    config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, data_config=data_config)
 
     def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
         torch.manual_seed(0)
@@ -143,8 +145,8 @@ def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, dat
 
 def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
     model = create_model("clipvid-mini", depth=1)
-    store = TapCache(tmp_path).store(model, data, READING)
-    config = TrainConfig(epochs=1, batch_size=4, train_clip="text", reading=READING)
+    store = TapCache(tmp_path).store(model, data, DATA_CONFIG)
+    config = TrainConfig(epochs=1, batch_size=4, train_clip="text", data_config=DATA_CONFIG)
     train(model, store, None, config, progress=False)
     assert not shards(tmp_path)
 
@@ -216,7 +218,7 @@ def test_embed_encodes_what_a_cache_lacks_and_leaves_out_what_cannot_be_read(dat
     for record in (*data.records[:3], data[5]):
         shutil.copy(record.path, folder)
     (folder / "broken.mp4").write_bytes(b"nothing")
-    TapCache("taps").store(create_model("clipvid-mini", branch="mean"), data.subset(range(3)), READING)
+    TapCache("taps").store(create_model("clipvid-mini", branch="mean"), data.subset(range(3)), DATA_CONFIG)
     assert main(["embed", str(folder), "--taps", "taps", *OPTIONS]) == 0
     assert load_file("embeddings.safetensors")["video"].shape[0] == 4
     assert list(json.loads(Path("embeddings.json").read_text())["skipped"]) == [str(folder / "broken.mp4")]

@@ -37,11 +37,11 @@ def uneven_products(monkeypatch) -> None:
 def test_embeddings_score_as_their_matrix_in_any_blocks_and_equal_ones_tie(monkeypatch):
     text, video = apart(57, 31)
     video[7], video[30], text[50] = video[3], video[3], text[2]
-    owner = np.random.default_rng(0).integers(0, 31, size=57)
-    whole = retrieval_metrics(exact(text, video), owner, n_bootstrap=5)
+    video_index = np.random.default_rng(0).integers(0, 31, size=57)
+    whole = retrieval_metrics(exact(text, video), video_index, n_bootstrap=5)
     for block in (1 << 25, 64):
         monkeypatch.setattr(scores, "BLOCK", block)
-        found = retrieval_metrics(Products(text, video), owner, n_bootstrap=5)
+        found = retrieval_metrics(Products(text, video), video_index, n_bootstrap=5)
         assert found.t2v.ranks.tolist() == whole.t2v.ranks.tolist()
         assert found.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
         both = Products(text, video)
@@ -64,9 +64,9 @@ def test_equal_embeddings_tie_on_a_cpu_whose_products_depend_on_their_place(
     text, video = apart(31 if paired else 57, 31)
     video[7], video[30], text[20] = video[3], video[3], text[2]
     rng = np.random.default_rng(0)
-    owner = rng.permutation(31) if paired else rng.integers(0, 31, size=57)
-    whole = retrieval_metrics(exact(text, video), owner, n_bootstrap=5)
-    found = retrieval_metrics(Products(text, video), owner, n_bootstrap=5)
+    video_index = rng.permutation(31) if paired else rng.integers(0, 31, size=57)
+    whole = retrieval_metrics(exact(text, video), video_index, n_bootstrap=5)
+    found = retrieval_metrics(Products(text, video), video_index, n_bootstrap=5)
     assert found.t2v.ranks.tolist() == whole.t2v.ranks.tolist()
     assert found.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
     adjusted = DualSoftmax(Products(text, video), 7.0).rows(slice(0, 9))

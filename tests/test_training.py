@@ -14,14 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.open import open_dataset
-from clipvid.data.records import Record, Terms, VideoData
+from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.evaluation.metrics import retrieval_metrics
-from clipvid.features import TapCache, TapStore
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import load
 from clipvid.models.video_clip import attach, create_model
 from clipvid.runtime.files import held
@@ -30,12 +31,12 @@ from clipvid.training.loop import train
 from clipvid.training.optim import schedule
 from clipvid.training.trainer import Run
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory, write_video) -> VideoData:
+def clips(tmp_path_factory, write_video) -> VideoDataset:
     """Eight short videos of moving noise, four captions, two classes told apart by brightness."""
     import numpy as np
 
@@ -46,7 +47,7 @@ def clips(tmp_path_factory, write_video) -> VideoData:
         frames = rng.integers(0, 60, (6, 48, 48, 3)) + (150 if i % 2 else 0)
         path = write_video(folder / f"{i}.mp4", frames.astype(np.uint8))
         records.append(Record(path, (WORDS[i % 4], WORDS[(i + 1) % 4]), i % 2))
-    return VideoData(tuple(records), ("dark", "bright"), "noise")
+    return VideoDataset(tuple(records), ("dark", "bright"), "noise")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,11 @@ def fresh(mini):
 
 
 def unlabelled(clips):
-    return VideoData(tuple(replace(r, label=None) for r in clips), (), "unlabelled")
+    return VideoDataset(tuple(replace(r, label=None) for r in clips), (), "unlabelled")
 
 
 def config(**changes):
-    return replace(TrainConfig(epochs=2, batch_size=4, lr=1e-3, reading=READING), **changes)
+    return replace(TrainConfig(epochs=2, batch_size=4, lr=1e-3, data_config=DATA_CONFIG), **changes)
 
 
 def weights(model):
@@ -75,16 +76,16 @@ def test_recognition_learns_to_tell_two_classes(mini, clips):
     model = fresh(mini)
     result = train(model, clips, clips, config(task="recognition", epochs=6, head_lr=1e-2), progress=False)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert evaluate_recognition(model, clips, READING)["top-1"] == 100.0
+    assert evaluate_recognition(model, clips, DATA_CONFIG)["top-1"] == 100.0
     assert model.training_record["task"] == "recognition"
     assert not model.training
 
 
 def test_cached_taps_train_and_score_exactly_as_live_clips(mini, clips):
     """The tower is frozen and frames are the same: only where taps come from differs."""
-    store = TapStore.encode(mini_with(mini, 2), clips, READING)
+    store = TapStore.encode(mini_with(mini, 2), clips, DATA_CONFIG)
     live, cached = fresh(mini), fresh(mini)
-    a = embed_videos(live, clips, READING).video
+    a = embed_videos(live, clips, DATA_CONFIG).video
     b = embed_videos(cached, store).video
     assert torch.equal(a, b)
     results = [
@@ -140,12 +141,12 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
 def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
     long = tuple(replace(r, captions=("a very " * 9 + r.captions[0],)) for r in clips)
     captions = [r.captions[0] for r in long]
-    data = replace(clips, records=long, terms=Terms(tokens=6))
-    precision = READING.precision
+    data = replace(clips, records=long, protocol_spec=ProtocolSpec(tokens=6))
+    precision = DATA_CONFIG.precision
     cut = embed_texts(mini, captions, tokens=6, precision=precision)
     assert torch.equal(LiveFeed(mini, data, config()).texts.table, cut)
     assert not torch.equal(cut, embed_texts(mini, captions, precision=precision))
-    asked = config(reading=replace(READING, tokens=9))
+    asked = config(data_config=replace(DATA_CONFIG, tokens=9))
     own = embed_texts(mini, captions, tokens=9, precision=precision)
     assert torch.equal(LiveFeed(mini, data, asked).texts.table, own)
 
@@ -179,7 +180,7 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
     with pytest.raises(CheckpointError, match=message):
         train(fresh(mini), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"
-    store = taps.store(mini_with(mini, 2), clips, READING)
+    store = taps.store(mini_with(mini, 2), clips, DATA_CONFIG)
     again = train(fresh(mini), store, store, config(epochs=1), resume=True, **run)
     assert again.history == first.history
 
@@ -187,7 +188,7 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
 def test_a_run_from_taps_in_memory_goes_on_from_a_store(mini, clips, tmp_path):
     run, asked = {"out": tmp_path, "progress": False}, config(epochs=1, cache_taps=True)
     first = train(fresh(mini), clips, None, asked, **run)
-    store = TapStore.encode(mini_with(mini, 2), clips, READING)
+    store = TapStore.encode(mini_with(mini, 2), clips, DATA_CONFIG)
     assert train(fresh(mini), store, None, asked, resume=True, **run).history == first.history
 
 
@@ -228,7 +229,7 @@ def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tm
 def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tmp_path, monkeypatch):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
-    settings = config(reading=replace(READING, unreadable="skip"))
+    settings = config(data_config=replace(DATA_CONFIG, unreadable="skip"))
     run = {"out": tmp_path / "run", "cache": TapCache(tmp_path / "taps"), "progress": False}
     save = Run.save
 
@@ -262,12 +263,12 @@ def test_best_epoch_is_kept_and_saved(mini, clips, tmp_path):
     result = train(model, clips, clips, config(), out=tmp_path, progress=False)
     assert result.best_score == max(h["score"] for h in result.history)
     saved = load(tmp_path / "best")
-    assert evaluate_retrieval(saved, clips, READING)["R@1"] == pytest.approx(result.best_score)
+    assert evaluate_retrieval(saved, clips, DATA_CONFIG)["R@1"] == pytest.approx(result.best_score)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_training_refuses_what_it_cannot_use(mini, clips):
-    bare = VideoData(tuple(replace(r, captions=(), label=None) for r in clips), clips.classes, "bare")
+    bare = VideoDataset(tuple(replace(r, captions=(), label=None) for r in clips), clips.classes, "bare")
     with pytest.raises(DataError, match=r"retrieval needs two or more clips with a caption each; 8 of 8 in bare"):
         train(fresh(mini), bare, None, config(), progress=False)
     with pytest.raises(DataError, match="recognition needs two or more"):
@@ -283,12 +284,14 @@ def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, 
     data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         train(fresh(mini), data, None, config(epochs=1), progress=False)
-    skip = replace(READING, unreadable="skip")
-    result = train(fresh(mini), data, None, config(epochs=1, reading=skip, batch_size=9), progress=False)
+    skip = replace(DATA_CONFIG, unreadable="skip")
+    result = train(fresh(mini), data, None, config(epochs=1, data_config=skip, batch_size=9), progress=False)
     assert [error.path.name for error in result.unreadable] == ["broken.mp4"]
-    protocol = replace(data, terms=Terms(videos=9))  # validation picks an epoch: no figure of the protocol
+    protocol = replace(
+        data, protocol_spec=ProtocolSpec(videos=9)
+    )  # validation picks an epoch: no figure of the protocol
     for cached in (False, True):
-        settings = config(epochs=1, reading=skip, cache_taps=cached)
+        settings = config(epochs=1, data_config=skip, cache_taps=cached)
         assert train(fresh(mini), clips, protocol, settings, progress=False).best_score is not None
     found = evaluate_retrieval(fresh(mini), data, skip)
     assert found.n_videos == 8
@@ -302,7 +305,7 @@ def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mi
         (tmp_path / name).write_bytes(b"not a video")
     broken = tuple(Record(tmp_path / name, ("a red circle",), 0) for name in ("x.mp4", "y.mp4"))
     data = replace(clips, records=(*broken, *clips.records[:6]))
-    settings = config(batch_size=2, keep_together=2, reading=replace(READING, unreadable="skip"))
+    settings = config(batch_size=2, keep_together=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
     feed = LiveFeed(mini, data, settings)
     lost = feed.plan(0).index([0, 1])
     assert [work.place for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
@@ -317,15 +320,15 @@ def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path)
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     data = replace(clips, records=tuple(replace(r, path=tmp_path / "x.mp4") for r in clips))
     with pytest.raises(DataError, match="no training video could be read in epoch 1"):
-        train(fresh(mini), data, None, config(reading=replace(READING, unreadable="skip")), progress=False)
+        train(fresh(mini), data, None, config(data_config=replace(DATA_CONFIG, unreadable="skip")), progress=False)
 
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
-    store = TapStore.encode(attach(mini.backbone, depth=3), clips, READING)
+    store = TapStore.encode(attach(mini.backbone, depth=3), clips, DATA_CONFIG)
     assert store.read_by(attach(mini.backbone, depth=1)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
     blind = attach(mini.backbone, "mean", options={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)
-    live, stored = (embed_videos(blind, data, READING).video for data in (clips, store))
+    live, stored = (embed_videos(blind, data, DATA_CONFIG).video for data in (clips, store))
     assert torch.equal(live, stored)
 
 
@@ -354,7 +357,7 @@ def test_accumulation_over_two_halves_is_one_batch(mini, clips, monkeypatch):
         seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
-    for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
+    for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulate_grad_batches": 2}):
         model = fresh(mini)
         for layer in model.branch.layers:
             layer.drop_path = layer.steps[0].drop_path = 0.0
@@ -372,11 +375,11 @@ def test_a_collapsed_model_scores_chance_not_everything():
 
 
 def test_zero_shot_is_recognition_with_class_names(mini, clips):
-    found = zero_shot(fresh(mini), clips, READING, templates=("a {} clip",))
+    found = zero_shot(fresh(mini), clips, DATA_CONFIG, templates=("a {} clip",))
     assert found.metrics.n == 8
     assert 0 <= found["top-1"] <= 100
     with pytest.raises(DataError, match=r"has no class names"):
-        zero_shot(fresh(mini), unlabelled(clips), READING)
+        zero_shot(fresh(mini), unlabelled(clips), DATA_CONFIG)
 
 
 def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path):

@@ -15,18 +15,19 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import BackboneError
-from clipvid.features import TapCache, TapStore
 from clipvid.features.embed import embed_videos
+from clipvid.features.source import TapStore
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.backbone.partial import rerun
+from clipvid.models.backbone.partial import forward_from
 from clipvid.models.video_clip import VideoCLIP, attach, create_model
 from clipvid.training.loop import train
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 0}
 TRUNKS = {
     "SigLIP": lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"),
@@ -38,12 +39,12 @@ TRUNKS = {
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory) -> VideoData:
+def many(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
 
 
 @pytest.fixture(scope="module")
-def data(many) -> VideoData:
+def data(many) -> VideoDataset:
     return many.subset(range(6))
 
 
@@ -85,67 +86,67 @@ def model(request) -> VideoCLIP:
     return told(MAKERS[request.param]())
 
 
-def unit(model: VideoCLIP, clips: VideoData | TapStore, reading: Reading | None = None) -> torch.Tensor:
-    return F.normalize(embed_videos(model, clips, reading).video, dim=-1)
+def unit(model: VideoCLIP, clips: VideoDataset | TapStore, data_config: DataConfig | None = None) -> torch.Tensor:
+    return F.normalize(embed_videos(model, clips, data_config).video, dim=-1)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(data, tmp_path, model, precision):
-    reading = replace(READING, precision=precision)
-    live = unit(model, data, reading)
+    data_config = replace(DATA_CONFIG, precision=precision)
+    live = unit(model, data, data_config)
     with model.branch_disabled():
-        assert (unit(model, data, reading) - live).abs().max() > 0.1, "the branch says something"
+        assert (unit(model, data, data_config) - live).abs().max() > 0.1, "the branch says something"
     cache = TapCache(tmp_path, mode="trunk")
     for _ in range(2):  # made now, and read again
-        store = cache.store(model, data, reading)
+        store = cache.store(model, data, data_config)
         assert torch.equal(unit(model, store), live)
     levels = model.branch.levels
-    whole, kept = TapStore.encode(model, data, reading).batch([5, 0]), store.batch([5, 0])
+    whole, kept = TapStore.encode(model, data, data_config).batch([5, 0]), store.batch([5, 0])
     assert kept.levels == levels
     for wanted, found in zip(
         (*whole.patches, *whole.cls, whole.frames), (*kept.patches, *kept.cls, kept.frames), strict=True
     ):
         assert torch.equal(wanted.to(found.dtype), found)
-    exact = TapCache(tmp_path / "taps", kind=cache.recipe(model, reading).kind)
-    sizes = [c.needs(model, data, reading) for c in (exact, TapCache(tmp_path / "trunk", mode="trunk"))]
+    exact = TapCache(tmp_path / "taps", kind=cache.cache_key(model, data_config).kind)
+    sizes = [c.needs(model, data, data_config) for c in (exact, TapCache(tmp_path / "trunk", mode="trunk"))]
     assert sizes[1] < sizes[0] / len(levels) + len(data) * 3 * (4 * model.embed_dim + 1)  # and the frame embeddings
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
 def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, model, kind):
-    reading = replace(READING, precision="bf16-mixed")
-    store = TapCache(tmp_path, kind=kind).store(model, data, reading)
-    assert torch.equal(unit(model, store), unit(model, data, reading))
+    data_config = replace(DATA_CONFIG, precision="bf16-mixed")
+    store = TapCache(tmp_path, kind=kind).store(model, data, data_config)
+    assert torch.equal(unit(model, store), unit(model, data, data_config))
 
 
 @pytest.mark.parametrize("mode", ["taps", "trunk"])
 def test_cached_is_live_to_the_bit_in_16_mixed_too(data, tmp_path, model, mode):
-    reading = replace(READING, precision="16-mixed")
-    live = unit(model, data.subset(range(3)), reading)
+    data_config = replace(DATA_CONFIG, precision="16-mixed")
+    live = unit(model, data.subset(range(3)), data_config)
     for _ in range(2):  # made now, and read again
-        store = TapCache(tmp_path, mode=mode).store(model, data.subset(range(3)), reading)
+        store = TapCache(tmp_path, mode=mode).store(model, data.subset(range(3)), data_config)
         assert torch.equal(unit(model, store), live)
 
 
 def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
     model, data = told(create_model("clipvid-mini", depth=2)), data.subset(range(3))
     for precision in ("bf16-mixed", "32-true"):
-        reading = replace(READING, precision=precision)
-        live = unit(model, data, reading)
+        data_config = replace(DATA_CONFIG, precision=precision)
+        live = unit(model, data, data_config)
         for mode in ("taps", "trunk"):
             for kind, far in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
-                store = TapCache(tmp_path / f"{kind}-{mode}", kind=kind, mode=mode).store(model, data, reading)
+                store = TapCache(tmp_path / f"{kind}-{mode}", kind=kind, mode=mode).store(model, data, data_config)
                 assert (unit(model, store) - live).abs().max() <= far, (precision, mode, kind)
 
 
 def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path):
     for trunk, why in (("EVA", "Eva is no plain ViT"), ("ConvNeXt", "ConvNeXt is no plain ViT")):
         with pytest.raises(BackboneError, match=f"{why}, .*keep them all with mode taps"):
-            TapCache(tmp_path, mode="trunk").store(attach(tiny(trunk), depth=2), data, READING)
+            TapCache(tmp_path, mode="trunk").store(attach(tiny(trunk), depth=2), data, DATA_CONFIG)
     with pytest.raises(BackboneError, match="register tokens, which taps do not hold"):
-        TapCache(tmp_path, mode="trunk").needs(attach(tiny("registers"), depth=2), data, READING)
+        TapCache(tmp_path, mode="trunk").needs(attach(tiny("registers"), depth=2), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="this branch reads no inner level, so there is no trunk to keep"):
-        TapCache(tmp_path, mode="trunk").store(create_model("clipvid-mini", branch="mean"), data, READING)
+        TapCache(tmp_path, mode="trunk").store(create_model("clipvid-mini", branch="mean"), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="unknown mode 'stem'; choose one of taps, trunk"):
         TapCache(tmp_path, mode="stem")
     assert not list(tmp_path.iterdir())
@@ -153,10 +154,10 @@ def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path)
 
 def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(data, tmp_path):
     model = create_model("clipvid-mini", depth=3)
-    recipes = [TapCache(tmp_path, mode=mode).recipe(model, READING) for mode in ("taps", "trunk")]
+    recipes = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "trunk")]
     assert recipes[0].key != recipes[1].key
     assert recipes[1].levels == (4,)
-    store = TapCache(tmp_path, mode="trunk").store(model, data, READING)
+    store = TapCache(tmp_path, mode="trunk").store(model, data, DATA_CONFIG)
     shallow, deep = attach(model.backbone, depth=2), attach(model.backbone, depth=4)
     assert torch.equal(store.read_by(shallow).batch([1]).patches[0], store.batch([1]).patches[1])
     assert not store.read_by(create_model("clipvid-mini", branch="mean")).batch([1]).patches
@@ -175,7 +176,7 @@ def test_a_level_is_its_own_trunk_from_the_stem_to_the_last(tiny_clip):
     whole = backbone(torch.rand(2, 3, 3, 32, 32), levels=(0, 1, 2, 3, 4))
     for start in range(5):
         levels = tuple(range(start, 5))
-        found, wanted = rerun(backbone, whole.select((start,)), levels=levels), whole.select(levels)
+        found, wanted = forward_from(backbone, whole.select((start,)), levels=levels), whole.select(levels)
         for a, b in zip((*found.patches, *found.cls), (*wanted.patches, *wanted.cls), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         assert not any(t.requires_grad for t in found.patches)
@@ -183,13 +184,13 @@ def test_a_level_is_its_own_trunk_from_the_stem_to_the_last(tiny_clip):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_training_from_a_trunk_is_training_from_taps(data, tmp_path, precision):
-    reading = replace(READING, precision=precision)
+    data_config = replace(DATA_CONFIG, precision=precision)
 
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
         model = create_model("clipvid-mini", depth=2)
-        store = TapCache(tmp_path / mode, mode=mode).store(model, data, reading)
-        config = TrainConfig(task="recognition", epochs=2, batch_size=4, reading=reading)
+        store = TapCache(tmp_path / mode, mode=mode).store(model, data, data_config)
+        config = TrainConfig(task="recognition", epochs=2, batch_size=4, data_config=data_config)
         return train(model, store, store, config, progress=False).history
 
     assert trained("trunk") == trained("taps")
@@ -197,8 +198,19 @@ def test_training_from_a_trunk_is_training_from_taps(data, tmp_path, precision):
 
 def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--task", "recognition", "--epochs", "1", "--batch_size", "2", "--reading.frames", "3", "--depth", "2"]
-    options += ["--reading.precision", "32-true"]
+    options = [
+        "--task",
+        "recognition",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "2",
+        "--data_config.frames",
+        "3",
+        "--depth",
+        "2",
+    ]
+    options += ["--data_config.precision", "32-true"]
     given = ["train", str(many[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", "--cache_mode", "trunk"]
     assert main([*given, *options]) == 0
     capsys.readouterr()

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from clipvid.cli.main import main
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoData
-from clipvid.features import TapCache, TextCache
+from clipvid.data.records import VideoDataset
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of, prune
+from clipvid.features.tap_cache import TapCache
+from clipvid.features.text_cache import TextCache
 from clipvid.models.video_clip import VideoCLIP, create_model
 
-READINGS = [Reading(frames=2, precision="32-true"), Reading(frames=3, precision="32-true")]
+READINGS = [DataConfig(frames=2, precision="32-true"), DataConfig(frames=3, precision="32-true")]
 DAMAGE = {
     "cut": (lambda text: text[:20], "is no recipe of a tap cache (Unterminated string"),
     "of another type": (lambda text: "[1, 2]", "is no recipe of a tap cache ("),
@@ -34,7 +35,7 @@ def model() -> VideoCLIP:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VideoData:
+def data(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 4)
 
 
@@ -42,10 +43,10 @@ def data(tmp_path_factory) -> VideoData:
 def folders(model, data, tmp_path) -> list[Path]:
     """Of a cache of two readings; the recipe of the first is cut off."""
     cache = TapCache(tmp_path / "taps")
-    for reading in READINGS:
-        cache.store(model, data, reading)
-    found = [cache.folder / cache.recipe(model, reading).key for reading in READINGS]
-    (found[0] / "recipe.json").write_text('{"tower": "ab')
+    for data_config in READINGS:
+        cache.store(model, data, data_config)
+    found = [cache.folder / cache.cache_key(model, data_config).key for data_config in READINGS]
+    (found[0] / "cache_key.json").write_text('{"tower": "ab')
     return found
 
 
@@ -53,18 +54,18 @@ def folders(model, data, tmp_path) -> list[Path]:
 def test_a_damaged_recipe_is_said_in_its_part(folders, model, data, damage):
     change, said = DAMAGE[damage]
     TapCache(folders[0].parent).store(model, data, READINGS[0])  # which writes it anew
-    path = folders[0] / "recipe.json"
+    path = folders[0] / "cache_key.json"
     path.write_bytes(change(path.read_text()).encode("latin-1"))
     part = next(part for part in parts_of(folders[0].parent) if part.folder == folders[0])
-    assert part.recipe is None
+    assert part.cache_key is None
     assert part.broken.startswith(said)
     assert part.rows == 4
 
 
 def test_a_recipe_that_is_gone_is_said_too(folders):
-    (folders[0] / "recipe.json").unlink()
+    (folders[0] / "cache_key.json").unlink()
     part = next(part for part in parts_of(folders[0].parent) if part.folder == folders[0])
-    assert part.recipe is None
+    assert part.cache_key is None
     assert part.rows == 4
 
 
@@ -72,7 +73,7 @@ def test_ls_shows_it_and_the_others(folders, capsys):
     assert main(["cache", "ls", str(folders[0].parent)]) == 0
     said = capsys.readouterr().out
     assert f"{folders[0]}: 4 clips, " in said
-    assert "recipe.json is no recipe of a tap cache (" in said
+    assert "cache_key.json is no recipe of a tap cache (" in said
     assert f"{folders[1]}: 4 clips, " in said
     assert "3 frames (uniform)" in said
 
@@ -82,10 +83,12 @@ def test_verify_names_it_looks_at_the_others_and_ends_with_an_error(folders, cap
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["cache", "verify", str(folders[0].parent)]) == 1
     said = capsys.readouterr()
-    assert "recipe.json is no recipe of a tap cache (" in said.out
+    assert "cache_key.json is no recipe of a tap cache (" in said.out
     assert f"{shard.name} is damaged" in said.out
     assert "1 file of " in said.err
-    assert f"recipe.json of {folders[0]} is damaged; the next run that reads what is there writes it anew" in said.err
+    assert (
+        f"cache_key.json of {folders[0]} is damaged; the next run that reads what is there writes it anew" in said.err
+    )
 
 
 def test_verify_promises_no_removal_of_what_prune_leaves(folders, capsys):
@@ -106,7 +109,7 @@ def test_prune_leaves_all_of_it_and_says_so(folders, capsys):
     assert main(["cache", "prune", str(folders[0].parent)]) == 0
     said = capsys.readouterr().out
     assert f"removed {folders[1] / '.left.part'}" in said
-    assert f"left {folders[0]}: recipe.json is no recipe of a tap cache (" in said
+    assert f"left {folders[0]}: cache_key.json is no recipe of a tap cache (" in said
     assert said.endswith("\n1 removed\n")
     assert sorted(folders[0].iterdir()) == before
 
@@ -126,13 +129,13 @@ def test_a_run_that_reads_the_clips_writes_the_recipe_anew(folders, model, data,
 
 def test_a_run_that_reads_captions_writes_their_recipe_anew(model, tmp_path):
     first = embed_texts(model, ["a", "b"], kept=TextCache(tmp_path))
-    (recipe,) = tmp_path.glob("text-*/recipe.json")
-    wanted = recipe.read_text()
-    recipe.write_text("[]")
+    (cache_key,) = tmp_path.glob("text-*/cache_key.json")
+    wanted = cache_key.read_text()
+    cache_key.write_text("[]")
     (part,) = parts_of(tmp_path)
-    assert str(part).startswith(f"{recipe.parent}: 2 captions, ")
+    assert str(part).startswith(f"{cache_key.parent}: 2 captions, ")
     assert embed_texts(model, ["a", "b"], kept=TextCache(tmp_path)).equal(first)
-    assert recipe.read_text() == wanted
+    assert cache_key.read_text() == wanted
 
 
 def test_files_are_for_whom_the_folder_is(folders):

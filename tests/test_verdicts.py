@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from clipvid.errors import VideoError
-from clipvid.video import read, read_video
 from clipvid.video.backends import judged, pyav, verdicts
 from clipvid.video.backends.verdicts import Identity, Memory, Verdict
 from clipvid.video.container import demux
+from clipvid.video.decode import read, read_video
 
 
 @pytest.fixture

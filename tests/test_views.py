@@ -12,21 +12,22 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.dataset import ClipDataset, Pair, Views, collate
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError
 from clipvid.evaluation.evaluate import average_views, evaluate_recognition, evaluate_retrieval
-from clipvid.features import TapStore, clip_dataset, stream_taps
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.encode import clip_dataset, stream_taps
+from clipvid.features.source import TapStore
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import create_model
 from clipvid.training.batches import LiveFeed, open_feed
-from clipvid.video import read, read_video, temporal_views
 from clipvid.video.augment import ContrastiveView
 from clipvid.video.backends import pyav
 from clipvid.video.container.colour import Converter
-from clipvid.video.sampling import sample_views, two_clips
+from clipvid.video.decode import read, read_video
+from clipvid.video.sampling import sample_views, temporal_views, two_clips
 from clipvid.video.transforms import VideoTransform
 
 TRANSFORM = VideoTransform(size=16)
@@ -36,7 +37,7 @@ AS_IT_IS = ContrastiveView(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, write_video) -> VideoData:
+def data(tmp_path_factory, write_video) -> VideoDataset:
     """Four clips of 20 to 23 frames, wider than high, whose brightness rises by 10 a frame and from left to right."""
     folder, records = tmp_path_factory.mktemp("views"), []
     for clip in range(4):
@@ -45,7 +46,7 @@ def data(tmp_path_factory, write_video) -> VideoData:
         frames[:, : 12 * clip] //= 2
         path = write_video(folder / f"{clip}.mkv", frames, codec="ffv1")
         records.append(Record(path, (f"clip {clip}", f"number {clip}"), clip % 2))
-    return VideoData(tuple(records), ("even", "odd"), "rising")
+    return VideoDataset(tuple(records), ("even", "odd"), "rising")
 
 
 # Items and batches
@@ -81,7 +82,7 @@ def test_crops_of_a_short_video_are_padded_and_masked_alike(data):
 
 
 def test_start_and_end_cut_every_view(data):
-    part = VideoData((Record(data[0].path, start=0.2, end=0.6),))  # frames 5 to 14 of 25 a second
+    part = VideoDataset((Record(data[0].path, start=0.2, end=0.6),))  # frames 5 to 14 of 25 a second
     clip = ClipDataset(part, frames=3, transform=TRANSFORM, views=Views(2))[0]
     expected = [TRANSFORM.fit(read(data[0].path, [5 + i for i in view])) for view in temporal_views(10, 3, views=2)]
     assert torch.equal(clip.video, torch.stack(expected))
@@ -115,7 +116,7 @@ def test_a_batch_of_views_has_their_axis_behind_the_clips(data):
 
 def test_a_file_that_cannot_be_read_has_no_views(data, tmp_path):
     (tmp_path / "x.mp4").write_text("not a video")
-    broken = VideoData((Record(data[0].path), Record(tmp_path / "x.mp4")))
+    broken = VideoDataset((Record(data[0].path), Record(tmp_path / "x.mp4")))
     for options in ({"views": Views(2, 3)}, {"views": Pair(), "random": True}):
         with pytest.raises(VideoError, match=r"x\.mp4"):
             ClipDataset(broken, frames=2, transform=TRANSFORM, **options)[1]
@@ -164,16 +165,16 @@ def test_the_clips_of_a_pair_are_the_frames_drawn_at_its_stride(data):
 
 
 @pytest.fixture
-def still(tmp_path, write_video) -> VideoData:
+def still(tmp_path, write_video) -> VideoDataset:
     picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return VideoData((Record(write_video(tmp_path / "still.mkv", np.stack([picture] * 12), codec="ffv1")),))
+    return VideoDataset((Record(write_video(tmp_path / "still.mkv", np.stack([picture] * 12), codec="ffv1")),))
 
 
 @pytest.mark.parametrize(
-    "recipe", [replace(AS_IT_IS, crop_scale=(0.1, 0.9)), replace(AS_IT_IS, jitter=1.0)], ids=["crop", "colour"]
+    "cache_key", [replace(AS_IT_IS, crop_scale=(0.1, 0.9)), replace(AS_IT_IS, jitter=1.0)], ids=["crop", "colour"]
 )
-def test_each_clip_of_a_pair_has_one_augmentation_of_its_own(still, recipe):
-    dataset = ClipDataset(still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(recipe, recipe)))
+def test_each_clip_of_a_pair_has_one_augmentation_of_its_own(still, cache_key):
+    dataset = ClipDataset(still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(cache_key, cache_key)))
     for epoch in range(5):
         dataset.set_epoch(epoch)
         one, other = dataset[0].video
@@ -211,10 +212,10 @@ def test_views_that_cannot_be_are_refused_before_a_file_is_opened(data, options,
     [
         (lambda: Views(0), "temporal starts at 1 and spatial is 1 or 3, got 0 and 1"),
         (lambda: Pair(stride=0), "stride must be 1 or more, got 0"),
-        (lambda: Reading(temporal_views=0), "temporal_views starts at 1 and spatial_views is 1 or 3, got 0 and 1"),
-        (lambda: Reading(spatial_views=2), "spatial_views is 1 or 3, got 1 and 2"),
-        (lambda: Reading(sampler="linspace", temporal_views=2), "one temporal view, got 2; take sampler uniform or"),
-        (lambda: Reading(average="votes"), "unknown average 'votes'; choose one of logits, probabilities"),
+        (lambda: DataConfig(temporal_views=0), "temporal_views starts at 1 and spatial_views is 1 or 3, got 0 and 1"),
+        (lambda: DataConfig(spatial_views=2), "spatial_views is 1 or 3, got 1 and 2"),
+        (lambda: DataConfig(sampler="linspace", temporal_views=2), "one temporal view, got 2; take sampler uniform or"),
+        (lambda: DataConfig(average="votes"), "unknown average 'votes'; choose one of logits, probabilities"),
         (lambda: average_views(torch.zeros(1, 2, 3), "votes"), "unknown average 'votes'; choose one of"),
     ],
 )
@@ -225,7 +226,7 @@ def test_wrong_settings_name_value_and_allowed(make, message):
 
 # Evaluation
 
-READING = Reading(frames=3, batch_size=4, precision="32-true")
+DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 
 
 @pytest.fixture
@@ -239,22 +240,22 @@ def model():
 
 
 @torch.no_grad()
-def one_by_one(model, data, reading, index: int) -> torch.Tensor:
+def one_by_one(model, data, data_config, index: int) -> torch.Tensor:
     """Embeddings (V, E) of the views of a clip, each through the model alone, not normalised."""
     rows = []
     total = 20 + index
-    for indices in temporal_views(total, reading.frames, views=reading.temporal_views):
-        for crop in model.transform.crops(read(data[index].path, indices), reading.spatial_views):
+    for indices in temporal_views(total, data_config.frames, views=data_config.temporal_views):
+        for crop in model.transform.crops(read(data[index].path, indices), data_config.spatial_views):
             rows.append(model.encode_video(crop[None], normalize=False)[0])
     return torch.stack(rows)
 
 
 def test_embeddings_of_views_are_those_of_each_view_alone(model, data):
-    reading = replace(READING, temporal_views=2, spatial_views=3)
-    found = embed_videos(model, data, reading)
+    data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
+    found = embed_videos(model, data, data_config)
     assert found.views.shape == (4, 6, model.embed_dim)
     for index in range(4):
-        expected = one_by_one(model, data, reading, index)
+        expected = one_by_one(model, data, data_config, index)
         torch.testing.assert_close(found.views[index], expected, atol=1e-4, rtol=1e-4)
         assert expected.std(dim=0).max() > 1e-3, "views that are all alike would prove nothing"
     unit = nnF.normalize(found.views, dim=-1).mean(dim=1)
@@ -267,15 +268,15 @@ def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, 
 
     scored, metrics = [], evaluate.recognition_metrics
     monkeypatch.setattr(evaluate, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
-    reading = replace(READING, temporal_views=2, spatial_views=3, average=average)
-    found = evaluate_recognition(model, data, reading)
+    data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3, average=average)
+    found = evaluate_recognition(model, data, data_config)
     for index in range(4):
         with torch.no_grad():
-            logits = [model.head(view[None])[0] for view in one_by_one(model, data, reading, index)]
+            logits = [model.head(view[None])[0] for view in one_by_one(model, data, data_config, index)]
         mean_of = {"logits": sum(logits) / 6, "probabilities": (sum(row.softmax(dim=-1) for row in logits) / 6).log()}
         torch.testing.assert_close(scored[0][index], mean_of[average], atol=1e-4, rtol=1e-4)
     assert f"rising: 4 videos; 3 frames x 2 temporal x 3 spatial views, {average} averaged, 32-true" in str(found)
-    kept = found.to_dict()["reading"]
+    kept = found.to_dict()["data_config"]
     assert (kept["temporal_views"], kept["spatial_views"], kept["average"]) == (2, 3, average)
 
 
@@ -284,10 +285,10 @@ def test_retrieval_ranks_by_the_mean_of_the_views_unit_embeddings(model, data, m
 
     scored, metrics = [], evaluate.retrieval_metrics
     monkeypatch.setattr(evaluate, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
-    reading = replace(READING, temporal_views=3)
-    found = evaluate_retrieval(model, data, reading)
+    data_config = replace(DATA_CONFIG, temporal_views=3)
+    found = evaluate_retrieval(model, data, data_config)
     text = embed_texts(model, [c for r in data for c in r.captions], precision="32-true")
-    video = torch.stack([nnF.normalize(one_by_one(model, data, reading, i), dim=-1).mean(dim=0) for i in range(4)])
+    video = torch.stack([nnF.normalize(one_by_one(model, data, data_config, i), dim=-1).mean(dim=0) for i in range(4)])
     expected = text @ nnF.normalize(video, dim=-1).T
     whole = torch.from_numpy(scored[0].rows(slice(0, len(text))))
     torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
@@ -309,49 +310,49 @@ def test_classes_too_improbable_for_a_float_keep_their_order():
 
 
 def test_one_view_scores_and_prints_as_ever(model, data):
-    found = embed_videos(model, data, READING)
-    batch = collate([clip_dataset(model, data, READING)[i] for i in range(4)])
+    found = embed_videos(model, data, DATA_CONFIG)
+    batch = collate([clip_dataset(model, data, DATA_CONFIG)[i] for i in range(4)])
     with torch.no_grad():
         expected = model.encode_video(batch.video, normalize=False)
     assert torch.equal(found.video, expected)
     logits = torch.randn(5, 1, 3)
     assert all(torch.equal(average_views(logits, how), logits[:, 0]) for how in ("logits", "probabilities"))
-    assert "4 videos; 3 frames, 32-true" in str(evaluate_recognition(model, data, READING))
+    assert "4 videos; 3 frames, 32-true" in str(evaluate_recognition(model, data, DATA_CONFIG))
 
 
 def test_padding_is_masked_in_every_view(model, data):
     """A video of 20 frames read as 25 embeds as its 20 do."""
-    reading = replace(READING, frames=25, sampler="linspace", spatial_views=3)
+    data_config = replace(DATA_CONFIG, frames=25, sampler="linspace", spatial_views=3)
     frames = model.transform.crops(read(data[0].path), 3)
     with torch.no_grad():
         expected = model.encode_video(frames, normalize=False)
-    found = embed_videos(model, data.subset([0]), reading).views[0]
+    found = embed_videos(model, data.subset([0]), data_config).views[0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
     for batch_size, rows in ((7, [6, 6]), (2, [3] * 4)):  # three views a clip; a clip is never divided
-        reading = replace(READING, batch_size=batch_size, temporal_views=3)
-        assert [len(taps.patches[0]) for taps, _ in stream_taps(model, data, reading)] == rows
+        data_config = replace(DATA_CONFIG, batch_size=batch_size, temporal_views=3)
+        assert [len(taps.patches[0]) for taps, _ in stream_taps(model, data, data_config)] == rows
 
 
 def test_views_are_not_stored_and_training_draws_one(model, data):
-    reading = replace(READING, temporal_views=2, spatial_views=3)
+    data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
     with pytest.raises(ValueError, match="a TapStore keeps no views for evaluation, got temporal_views=2 and spatial"):
-        TapStore.encode(model, data, reading)
-    store = TapStore.encode(model, data, READING)
+        TapStore.encode(model, data, data_config)
+    store = TapStore.encode(model, data, DATA_CONFIG)
     with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):
-        open_feed(model, store, TrainConfig(reading=READING, crop_scale=(0.5, 1.0), flip=0.5), progress=False)
-    feed = LiveFeed(model, data, TrainConfig(reading=reading, rand_augment=2, rand_magnitude=7))
+        open_feed(model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False)
+    feed = LiveFeed(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7))
     assert feed.dataset.views == Views()
     assert (feed.dataset.transform.rand_layers, feed.dataset.transform.rand_magnitude) == (2, 7)
     (work,) = feed.batches(0, start=0)
     assert work.video.shape[:2] == (4, 3)
-    pair = clip_dataset(model, data, reading, random=True, pair=Pair())
+    pair = clip_dataset(model, data, data_config, random=True, pair=Pair())
     assert pair[0].video.shape[:2] == (2, 3)
 
 
 def test_crops_that_the_base_model_cannot_give_are_refused_before_training(model, data):
     model.transform = replace(model.transform, resize_mode="squash")
     with pytest.raises(ValueError, match=r"3 crops need .* got 'squash'"):
-        LiveFeed(model, data, TrainConfig(reading=replace(READING, spatial_views=3)))
+        LiveFeed(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)))

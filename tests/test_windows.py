@@ -15,8 +15,7 @@ import clipvid
 from clipvid.demo.tour import load_backbone
 from clipvid.errors import VideoError
 from clipvid.models.video_clip import attach
-from clipvid.video import read
-from clipvid.video.decode import stream
+from clipvid.video.decode import read, stream
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.runtime import text
 
 
@@ -13,5 +13,5 @@ def test_the_examples_are_true():
 
 
 def test_one_of_anything_is_told_in_the_singular(tmp_path):
-    data = VideoData((Record(tmp_path / "a.mp4", ("a dog",), 0),), ("dog",), "one")
-    assert repr(data) == "VideoData('one': 1 video, 1 caption, 1 class)"
+    data = VideoDataset((Record(tmp_path / "a.mp4", ("a dog",), 0),), ("dog",), "one")
+    assert repr(data) == "VideoDataset('one': 1 video, 1 caption, 1 class)"

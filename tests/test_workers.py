@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from clipvid.errors import WorkerError
-from clipvid.runtime.concurrency import loader_death, processes
+from clipvid.runtime.concurrency import loader_death, process_pool
 
 PARENT = """
 import time
-from clipvid.runtime.concurrency import processes
+from clipvid.runtime.concurrency import process_pool
 if __name__ == "__main__":
-    pool = processes(2, loads={loads!r})
+    pool = process_pool(2, loads={loads!r})
     list(pool.map(time.sleep, [0.2] * 4))
     print(*pool._processes, flush=True)
     pool.submit(time.sleep, 600)
@@ -59,7 +59,7 @@ def test_workers_begin_where_their_parent_is(tmp_path, monkeypatch, loads):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        with processes(1, loads=loads) as pool:
+        with process_pool(1, loads=loads) as pool:
             assert pool.submit(os.getcwd).result() == str((tmp_path / folder).resolve())
 
 
@@ -73,7 +73,7 @@ def processes_of_a_script_that_fails() -> None:
     before = getattr(main, "__file__", None), main.__spec__
     main.__file__, main.__spec__ = __file__.replace(".py", "_no_such_script.py"), None
     try:
-        processes(1)
+        process_pool(1)
     finally:
         main.__file__, main.__spec__ = before
 

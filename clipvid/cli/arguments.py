@@ -137,26 +137,26 @@ def profile_of(path: str | Path | None, *, asked: bool) -> Path | None:
     return Path(path).with_suffix(".profile.json") if path is not None and asked else None
 
 
-def named_reading(model: Any, asked: Mapping[str, Any] | None, terms: Any = None) -> Any:
+def named_reading(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
     """How clips are read: what was asked by name, the rest as the model was trained, or as a protocol's `terms` say."""
-    from clipvid.config.settings import Reading
-    from clipvid.data.records import NO_TERMS
-    from clipvid.features import trained_reading
+    from clipvid.config.settings import DataConfig
+    from clipvid.data.records import NO_PROTOCOL
+    from clipvid.features.encode import trained_data_config
 
-    known = [field.name for field in fields(Reading)]
+    known = [field.name for field in fields(DataConfig)]
     if unknown := [name for name in asked or {} if name not in known]:
-        raise ValueError(f"reading has no option {unknown[0]!r}; it has {', '.join(known)}")
-    told, kinds = trained_reading(model, terms or NO_TERMS), Reading()
+        raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(known)}")
+    told, kinds = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
     for name, value in (asked or {}).items():
         kind = int if name == "tokens" else type(getattr(kinds, name))
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-            raise ValueError(f"--reading.{name} takes {kind.__name__}, got {value!r}")
+            raise ValueError(f"--data_config.{name} takes {kind.__name__}, got {value!r}")
     return replace(told, **(asked or {}))
 
 
 def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
     """The tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode then."""
-    from clipvid.features import TapCache
+    from clipvid.features.tap_cache import TapCache
 
     if folder is None:
         refuse(f"nothing is kept without --{option}", cache_kind=kind, cache_mode=mode)
@@ -164,12 +164,12 @@ def named_cache(folder: str | None, *, kind: str | None, mode: str | None, optio
     return TapCache(folder, kind=kind or "auto", mode=mode or "taps")
 
 
-def kept_clips(model: Any, clips: Any, reading: Any, cache: Any) -> Any:
+def kept_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
     """The clips as they are without a cache, else their taps from it, encoding what is missing."""
     if cache is None:
         return clips
     with notes_shown():
-        return cache.store(model, clips, reading, progress=True)
+        return cache.store(model, clips, data_config, progress=True)
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def lasting(model: str | None, pretrained: str | None) -> dict[str, str | None]:
 
 def index_model(index: str, device: str) -> Any:
     """The model that an index was built with, by the name in its note."""
-    from clipvid.search import VideoIndex
+    from clipvid.search.index import VideoIndex
 
     note = VideoIndex.read_note(index)
     made_with = note.get("model")
@@ -280,13 +280,13 @@ def profiled_to(path: str | Path | None, *, asked: bool) -> Iterator[None]:
     if not asked:
         yield
         return
-    from clipvid.runtime.files import whole_file
+    from clipvid.runtime.files import atomic_file
     from clipvid.runtime.profiling import profiled
 
     with profiled() as found:
         yield
     print(found)
     if path is not None:
-        with whole_file(path) as beside:
+        with atomic_file(path) as beside:
             beside.write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
         print(f"profile: {path}")

@@ -35,12 +35,12 @@ def verify(folder: str) -> None:
     for part in parts:
         print(part)
     found = []
-    if damaged := sum(len(part.damaged) for part in parts if part.recipe is not None):
+    if damaged := sum(len(part.damaged) for part in parts if part.cache_key is not None):
         many = f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them"
         one = f"1 file of {folder} is damaged; clipvid cache prune {folder} removes it"
         found.append(one if damaged == 1 else many)
-    if broken := [str(part.folder) for part in parts if part.recipe is None]:
-        found.append(f"recipe.json of {', '.join(broken)} is damaged; {MEND}")
+    if broken := [str(part.folder) for part in parts if part.cache_key is None]:
+        found.append(f"cache_key.json of {', '.join(broken)} is damaged; {MEND}")
     if found:
         raise CacheError("; ".join(found))
     print("every file is as it was written")
@@ -59,5 +59,5 @@ def prune(folder: str, tower: str | None = None) -> None:
     for path in pruned.removed:
         print(f"removed {path}")
     for part in pruned.left:
-        print(f"left {part.folder}: recipe.json {part.broken}; {MEND}")
+        print(f"left {part.folder}: cache_key.json {part.broken}; {MEND}")
     print(f"{len(pruned.removed)} removed")

@@ -29,7 +29,7 @@ from clipvid.cli.arguments import (
 )
 from clipvid.errors import DataError
 from clipvid.runtime.files import require_writable
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 
 def evaluate(
@@ -56,7 +56,7 @@ def evaluate(
     overwrite: bool = False,
     device: str = "auto",
     profile: bool = False,
-    reading: dict[str, Any] | None = None,
+    data_config: dict[str, Any] | None = None,
 ) -> None:
     """Score a model: retrieval where videos have captions, recognition where the model has a classifier.
 
@@ -84,7 +84,8 @@ def evaluate(
         overwrite: replace the files of out, report and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
-        reading: how clips are read, such as --reading.frames 8; the rest as the model was trained or the protocol says.
+        reading: how clips are read, such as --data_config.frames 8; the rest as the model was trained or the protocol
+        says.
     """
     check_names(model, data=data)
     require_new(out, report, profile_of(out, asked=profile), overwrite=overwrite)
@@ -103,7 +104,7 @@ def evaluate(
     extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
     extras |= {} if bank is None else {"bank": _captions_of(bank, opened, annotations)}
     _check_scorable(video_model, videos, task, zero_shot=zero_shot, extras=extras)
-    told = named_reading(video_model, reading, videos.terms)
+    told = named_reading(video_model, data_config, videos.protocol_spec)
     with profiled_to(profile_of(out, asked=profile), asked=profile):
         found = score(video_model, kept_clips(video_model, videos, told, kept), told, progress=True, **extras)
     print(found)
@@ -206,9 +207,9 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
         seed: of the draws.
     """
     from clipvid.evaluation.results import compare as side_by_side
-    from clipvid.evaluation.results import read_card
+    from clipvid.evaluation.results import read_result
 
-    print(side_by_side(read_card(a), read_card(b), n=draws, seed=seed))
+    print(side_by_side(read_result(a), read_result(b), n=draws, seed=seed))
 
 
 def summarize(cards: list[str]) -> None:
@@ -217,10 +218,10 @@ def summarize(cards: list[str]) -> None:
     Args:
         cards: JSON files that `clipvid eval --out` wrote, of the same data.
     """
-    from clipvid.evaluation.results import read_card
+    from clipvid.evaluation.results import read_result
     from clipvid.evaluation.results import summarize as over_runs
 
-    print(over_runs([read_card(card) for card in cards]))
+    print(over_runs([read_result(card) for card in cards]))
 
 
 def check_data(
@@ -260,7 +261,7 @@ def check_data(
     if data.missing and not len(data):
         raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(root)}")
     if not report.healthy:
-        lacking = f"{counted(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
+        lacking = f"{pluralize(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
         raise DataError(
             f"{lacking} and {len(report.unreadable)} cannot be read; figures would be over fewer videos than others "
             "have"

@@ -19,8 +19,8 @@ from clipvid.cli import cache as keeping
 from clipvid.cli import evaluate as measuring
 from clipvid.cli import search as finding
 from clipvid.cli import train
-from clipvid.config.settings import Reading, TrainConfig
-from clipvid.runtime.files import explained
+from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.runtime.files import describe_os_error
 from clipvid.runtime.malloc import keep_freed
 from clipvid.runtime.version import __version__
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_freed()
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
-        told = explained(error) if isinstance(error, OSError) else str(error)
+        told = describe_os_error(error) if isinstance(error, OSError) else str(error)
         print(f"clipvid {name}: {told}{_set_in(set_in, told, words)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -177,8 +177,8 @@ def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
 def _near(option: str, known: Sequence[str]) -> str:
     """Which options may be meant by one that is none, as the end of a sentence; "" where none is near."""
     own, names = option.removeprefix("--"), [name.removeprefix("--") for name in known]
-    if "reading" in names:  # whose parts eval and embed take as one object
-        names = list(dict.fromkeys([*names, *(f"reading.{field.name}" for field in fields(Reading))]))
+    if "data_config" in names:  # whose parts eval and embed take as one object
+        names = list(dict.fromkeys([*names, *(f"data_config.{field.name}" for field in fields(DataConfig))]))
     near = [name for name in names if name.startswith(own) or name.endswith(f".{own}")]
     near = near or get_close_matches(own, names, n=2)
     return f"; did you mean {' or '.join(f'--{name}' for name in near[:3])}" if near else ""

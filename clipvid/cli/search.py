@@ -28,7 +28,7 @@ from clipvid.cli.arguments import (
 )
 from clipvid.config.settings import INDEX
 from clipvid.runtime.files import held, require_writable
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 
 def embed(
@@ -42,7 +42,7 @@ def embed(
     overwrite: bool = False,
     device: str = "auto",
     profile: bool = False,
-    reading: dict[str, Any] | None = None,
+    data_config: dict[str, Any] | None = None,
 ) -> None:
     """Write one embedding a video to a safetensors file (`video`, n x E, L2-normalised), with paths beside it in JSON.
 
@@ -57,7 +57,7 @@ def embed(
         overwrite: replace the files of out and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
-        reading: how clips are read, by name, such as --reading.frames 8; the rest as the model was trained.
+        reading: how clips are read, by name, such as --data_config.frames 8; the rest as the model was trained.
     """
     check_names(model)
     if not out.endswith(".safetensors"):
@@ -67,15 +67,15 @@ def embed(
 
     import torch.nn.functional as F
 
-    from clipvid.data.records import Record, VideoData
+    from clipvid.data.records import Record, VideoDataset
     from clipvid.features.embed import embed_videos
-    from clipvid.runtime.files import whole_file, write_tensors
+    from clipvid.runtime.files import atomic_file, write_tensors
 
     kept = named_cache(taps, kind=cache_kind, mode=cache_mode, option="taps")
     paths = _videos_in(Path(videos))
     video_model = named_model(model, pretrained, device=device, plain="mean")
-    told = replace(named_reading(video_model, reading), unreadable="skip")
-    clips = VideoData(tuple(Record(path) for path in paths), name="videos")
+    told = replace(named_reading(video_model, data_config), unreadable="skip")
+    clips = VideoDataset(tuple(Record(path) for path in paths), name="videos")
     with profiled_to(profile_at, asked=profile):
         clips = kept_clips(video_model, clips, told, kept)
         found = embed_videos(video_model, clips, told, progress=True)
@@ -85,11 +85,11 @@ def embed(
         "paths": [str(r.path) for r in found.data],
         "skipped": {str(e.path): e.reason for e in found.unreadable},
     }
-    with whole_file(out) as beside:
+    with atomic_file(out) as beside:
         write_tensors(beside, {"video": F.normalize(found.video, dim=-1)})
-    with whole_file(Path(out).with_suffix(".json")) as beside:
+    with atomic_file(Path(out).with_suffix(".json")) as beside:
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(f"{counted(len(found.data), 'embedding')} of width {found.video.shape[1]} in {out}")
+    print(f"{pluralize(len(found.data), 'embedding')} of width {found.video.shape[1]} in {out}")
     show_unreadable(found.unreadable)
 
 
@@ -154,24 +154,24 @@ def index(
             raise FileExistsError(
                 f"{out} holds other files, and an index needs a folder of its own; give another --out"
             )
-        from clipvid.features import trained_reading  # which takes seconds, and refuses none of the above
-        from clipvid.search import VideoIndex
+        from clipvid.features.encode import trained_data_config  # which takes seconds, and refuses none of the above
+        from clipvid.search.index import VideoIndex
 
         if add:
             found = VideoIndex.load(out, index_model(out, device))
         else:
             video_model = named_model(model, pretrained, device=device, plain="mean")
-            reading = trained_reading(video_model)
-            frames = reading.frames if frames is None else frames
+            data_config = trained_data_config(video_model)
+            frames = data_config.frames if frames is None else frames
             chosen = {"kind": kind or "flat", "precision": precision or "auto"}
-            found = VideoIndex(video_model, frames=frames, sampler=reading.sampler, **chosen)
+            found = VideoIndex(video_model, frames=frames, sampler=data_config.sampler, **chosen)
             found.note = lasting(model, pretrained)
         with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
             found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(found):
         show_unreadable(found.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
-    print(f"{counted(len(found), 'video')} in {out}")
+    print(f"{pluralize(len(found), 'video')} in {out}")
     show_unreadable(found.skipped)
 
 
@@ -187,7 +187,7 @@ def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int 
         device: auto (a GPU where there is one), cpu, cuda or mps.
     """
     from clipvid.data.files import is_video
-    from clipvid.search import VideoIndex
+    from clipvid.search.index import VideoIndex
 
     if not video and os.path.isfile(query):  # which a sentence too long for a name is not
         raise ValueError(f"{query} is a file; add --video true to look for videos like it, or write a sentence")

@@ -27,7 +27,7 @@ from clipvid.cli.arguments import (
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.runtime.files import held, require_writable
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 FEW = 10
 """Validation videos below which each is more than ten points of a score."""
@@ -196,7 +196,7 @@ def _say_first(out: str, val_data: Any, config: TrainConfig, *, resume: bool, dr
         notes.append(f"{out} holds no run to resume; starting one")
     if config.task != "selfsup" and config.epochs > config.validate_every and len(val_data) < FEW:
         more = "hold out more with --val_fraction, or give --val" if drawn else "give more of them"
-        what = f"{counted(len(val_data), 'validation video')} will choose the best epoch"
+        what = f"{pluralize(len(val_data), 'validation video')} will choose the best epoch"
         notes.append(f"{what}, and one of them is {100 / len(val_data):.0f} points of its score; {more}")
     if config.compile:
         notes.append("the first steps compile the branch, which takes a minute or more")
@@ -246,7 +246,7 @@ def _why_over(result: Any, config: TrainConfig) -> str:
     """Say why a run that was resumed trains no more, and which setting would let it."""
     done = len(result.history)
     if done >= config.epochs:
-        return f"{counted(done, 'epoch')} of {config.epochs} done; give more with --epochs"
+        return f"{pluralize(done, 'epoch')} of {config.epochs} done; give more with --epochs"
     return f"patience {config.patience} ended it after epoch {done}; give more with --patience"
 
 
@@ -264,4 +264,4 @@ def _of_whom(val_data: Any, train_data: Any) -> str:
     seen = {record.path.resolve() for record in train_data}
     known = sum(record.path.resolve() in seen for record in val_data)
     note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""
-    return f"{counted(len(val_data), 'validation video')}{note}"
+    return f"{pluralize(len(val_data), 'validation video')}{note}"

@@ -38,7 +38,7 @@ AVERAGES = ("logits", "probabilities")
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataConfig:
     """How clips are read for the tower: everything that decides pixels, and how many workers decode."""
 
     frames: int = 12
@@ -159,17 +159,17 @@ class TrainConfig:
     """Clips a pass of the branch, and captions a pass of a text tower that trains: the gradient is that of the whole
     batch, memory that of a chunk, each clip passes twice (Gao et al. 2021). 0: the batch in one pass. Retrieval
     only."""
-    recompute: bool = field(default=False, metadata=_FREE)
+    activation_checkpointing: bool = field(default=False, metadata=_FREE)
     """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
     compile: bool = False
     """Let torch.compile fuse the branch: shorter steps, after a minute or more of compiling on two cores for each size
     of batch and for validation; needs a C++ compiler. A run that was resumed equals one that was not within rounding.
     Not with chunk or recompute, whose second pass would draw other chances."""
-    accumulate: int = 1
+    accumulate_grad_batches: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float = 3e-4
     """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
-    copied_lr: float = 0.1
+    pretrained_lr_scale: float = 0.1
     """Learning rate, relative to `lr`, of the intra-frame blocks: copies of CLIP's, which a high rate would unlearn."""
     train_clip: str = "none"
     """The part of the base model that trains beside the branch: none; text (the text tower); last:N (the last N blocks
@@ -222,7 +222,7 @@ class TrainConfig:
     0.1 for Epic Kitchens, 0.3 for Something-Something); 0 never blends. Not with cache_taps."""
     selfsup: SelfSupervision = field(default_factory=SelfSupervision)
     """Of task selfsup: weights, temperatures, regions, Y split."""
-    reading: Reading = field(default_factory=Reading)
+    data_config: DataConfig = field(default_factory=DataConfig)
     """How clips are read: frames, sampler, decoder, workers, precision."""
     seed: int = 0
     """Of everything random in training. The branch's first weights are drawn where the model is made: on the command
@@ -240,7 +240,15 @@ class TrainConfig:
         check_train_clip("train_clip", self.train_clip)
         if self.text_lora < 0:
             raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
-        checks.least(self, epochs=1, batch_size=1, accumulate=1, keep_together=1, validate_every=1, checkpoint_every=1)
+        checks.least(
+            self,
+            epochs=1,
+            batch_size=1,
+            accumulate_grad_batches=1,
+            keep_together=1,
+            validate_every=1,
+            checkpoint_every=1,
+        )
         self._check_rates()
         if self.task == "retrieval" and self.batch_size < 2:
             raise ValueError(
@@ -269,10 +277,11 @@ class TrainConfig:
             raise ValueError(
                 f"train_clip {self.train_clip!r} trains the visual tower, whose taps cannot be cached; drop one"
             )
-        if self.cache_taps and self.reading.views > 1:
+        if self.cache_taps and self.data_config.views > 1:
             raise ValueError(
-                f"cached taps are of one clip a video, got reading.temporal_views={self.reading.temporal_views} and "
-                f"reading.spatial_views={self.reading.spatial_views}; leave them at 1, or the cache out"
+                f"cached taps are of one clip a video, got "
+                f"data_config.temporal_views={self.data_config.temporal_views} and "
+                f"data_config.spatial_views={self.data_config.spatial_views}; leave them at 1, or the cache out"
             )
         if self.patience is not None:
             checks.least(self, patience=1)
@@ -297,15 +306,23 @@ class TrainConfig:
             )
 
     def _check_compile(self) -> None:
-        if self.compile and (self.chunk or self.recompute):
-            other = "chunk" if self.chunk else "recompute"
+        if self.compile and (self.chunk or self.activation_checkpointing):
+            other = "chunk" if self.chunk else "activation_checkpointing"
             raise ValueError(f"compile and {other} do not go together: a compiled pass draws other chances; drop one")
         if self.compile and self.task == "selfsup":
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")
 
     def _check_rates(self) -> None:
         """Refuse rates and sizes that would train backwards, or nothing."""
-        for name in ("lr", "copied_lr", "clip_lr", "head_lr", "weight_decay", "clip_norm", "captions_per_video"):
+        for name in (
+            "lr",
+            "pretrained_lr_scale",
+            "clip_lr",
+            "head_lr",
+            "weight_decay",
+            "clip_norm",
+            "captions_per_video",
+        ):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
                 least = "above 0" if name == "lr" else "0 or more"

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.data.files import content_hash, files_of
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
-from clipvid.runtime.concurrency import processes
-from clipvid.runtime.files import whole_file
-from clipvid.runtime.text import counted
+from clipvid.runtime.concurrency import process_pool
+from clipvid.runtime.files import atomic_file
+from clipvid.runtime.text import pluralize
 
 LOG, REPORT = "probes.jsonl", "report.json"
 LOADS = ("clipvid.video.decode",)
@@ -47,7 +47,7 @@ class Report:
     missing: tuple[str, ...]
     unreadable: Mapping[str, str]
     """Path -> reason."""
-    twins: tuple[tuple[str, ...], ...]
+    duplicates: tuple[tuple[str, ...], ...]
     """Files with the same content."""
     suspicious: Mapping[str, str]
     """Path -> what is odd about it."""
@@ -87,7 +87,10 @@ class Report:
         lines += _some("unreadable", list(self.unreadable.items()))
         lines += _some("suspicious", list(self.suspicious.items()))
         lines += _some("captions", list(self.captions.items()))
-        lines += _some("twins", [(twins[0], "same content as " + ", ".join(twins[1:])) for twins in self.twins])
+        lines += _some(
+            "duplicates",
+            [(duplicates[0], "same content as " + ", ".join(duplicates[1:])) for duplicates in self.duplicates],
+        )
         return "\n".join(lines)
 
     def _told(self) -> str:
@@ -97,11 +100,11 @@ class Report:
                 "no classes and no captions, enough for search and task selfsup; recognition wants one sub-folder a "
                 "class, retrieval a csv file with captions"
             )
-        return f"{counted(self.n_classes, 'class')}, {counted(self.n_captions, 'caption')}"
+        return f"{pluralize(self.n_classes, 'class')}, {pluralize(self.n_captions, 'caption')}"
 
 
 def check(
-    data: VideoData,
+    data: VideoDataset,
     out: str | Path,
     *,
     workers: int = 0,
@@ -156,7 +159,7 @@ def check(
     facts = {str(path): known[str(path)] for path in paths}
     report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
     report = replace(report, root=place)
-    with whole_file(out / REPORT) as beside:
+    with atomic_file(out / REPORT) as beside:
         beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -180,7 +183,7 @@ def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
 
 
 def _report(
-    data: VideoData, facts: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
+    data: VideoDataset, facts: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
 ) -> Report:
     unreadable = {path: found["error"] for path, found in facts.items() if "error" in found}
     suspicious: dict[str, str] = {}
@@ -207,13 +210,13 @@ def _report(
         readable=len(facts) - len(unreadable),
         missing=tuple(str(path) for path in data.missing),
         unreadable=unreadable,
-        twins=tuple(tuple(paths) for paths in by_content.values() if len(paths) > 1),
+        duplicates=tuple(tuple(paths) for paths in by_content.values() if len(paths) > 1),
         suspicious=suspicious,
         captions=captions,
         kinds=kinds,
         probed=probed,
         seconds=seconds,
-        protocol=data.terms.videos,
+        protocol=data.protocol_spec.videos,
         n_classes=len(data.classes),
         n_captions=data.n_captions,
     )
@@ -248,7 +251,7 @@ def _in_pool(
     left: deque[Path], interrupted: list[Path], *, workers: int, limit: int | float
 ) -> Iterator[dict[str, Any]]:
     """Yield the facts of files taken off `left`, until a worker dies: `interrupted` gets the files in work then."""
-    pool = processes(workers, loads=LOADS)
+    pool = process_pool(workers, loads=LOADS)
     pending: dict[Future[dict[str, Any]], Path] = {}
     try:
         while (left and not interrupted) or pending:
@@ -271,7 +274,7 @@ def _in_pool(
 def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
     """Return the facts of a file from a worker of its own, or that it ended that many of them."""
     for _ in range(tries):
-        pool = processes(1, loads=LOADS)
+        pool = process_pool(1, loads=LOADS)
         try:
             return pool.submit(_probe, path, limit).result()
         except BrokenProcessPool:

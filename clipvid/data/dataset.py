@@ -1,4 +1,4 @@
-"""ClipDataset decodes the clips of a VideoData, one or several views of each, collate puts them into a Batch.
+"""ClipDataset decodes the clips of a VideoDataset, one or several views of each, collate puts them into a Batch.
 
 Contract: an item is a pure function of (seed, epoch, index), or of a name in place of the index, so a resumed run,
 another number of workers or another batch size sees the same pixels. A file that cannot be read is an
@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from clipvid.data.interprocess import WorkerVideoError
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 from clipvid.video.augment import CONST_CL, ContrastiveView
 from clipvid.video.decode import BACKENDS, read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
@@ -153,7 +153,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
     def __init__(
         self,
-        data: VideoData,
+        data: VideoDataset,
         *,
         frames: int,
         transform: VideoTransform,
@@ -257,7 +257,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
         def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
             # the crops of both clips, since a frame does not know which of them it is for, and may be for both
-            crops = [recipe.crop(frame, draw("crop", view), **look) for view, recipe in enumerate(pair.recipes)]
+            crops = [cache_key.crop(frame, draw("crop", view), **look) for view, cache_key in enumerate(pair.recipes)]
             return torch.cat(crops, dim=-1)
 
         def draw(purpose: str, view: int) -> Random:
@@ -349,5 +349,5 @@ def describe_unreadable(errors: Sequence[VideoError]) -> str:
     """What a report says of skipped files: how many, and the reason of each; "" when there are none."""
     if not errors:
         return ""
-    count = counted(len(errors), "video")
+    count = pluralize(len(errors), "video")
     return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from clipvid.data.dataset import Batch, Clip, ClipDataset, collate
 from clipvid.errors import VideoError
-from clipvid.runtime.ahead import ahead
 from clipvid.runtime.concurrency import THREADS, end_unguarded_import, loader_death, never_started
+from clipvid.runtime.prefetch import prefetch
 from clipvid.runtime.profiling import awaited, beside
 from clipvid.video.backends.verdicts import Entry, Key, memory
 from clipvid.video.decode import decode_in_one_thread
@@ -137,7 +137,7 @@ def _by_threads(
         pool.shutdown(wait=False, cancel_futures=True)
 
     with pool:
-        yield from ahead(jobs(), stop=stop)
+        yield from prefetch(jobs(), stop=stop)
 
 
 def _assembled(clips: Sequence[Future[Clip | VideoError]], *, pin: bool) -> Batch:

@@ -24,10 +24,10 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from clipvid.data.motion_shapes_drawing import Figure, paint, texture
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import WorkerError
-from clipvid.runtime.concurrency import processes
-from clipvid.runtime.files import whole_file
+from clipvid.runtime.concurrency import process_pool
+from clipvid.runtime.files import atomic_file
 
 COLOURS = {
     "red": (215, 25, 30),
@@ -242,7 +242,7 @@ def write_clip(path: str | Path, frames: UInt8[ndarray, "t h w 3"], *, fps: int)
     """Encode frames as H.264 in mp4, so finely that which frame came first leaves no trace in the pixels."""
     import av
 
-    with whole_file(path) as beside, av.open(str(beside), "w", format="mp4") as container:
+    with atomic_file(path) as beside, av.open(str(beside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -256,7 +256,7 @@ def write_clip(path: str | Path, frames: UInt8[ndarray, "t h w 3"], *, fps: int)
 
 def write_dataset(
     root: str | Path, split: str, n: int, *, seed: int = 0, workers: int = 1, progress: bool = False
-) -> VideoData:
+) -> VideoDataset:
     """Write clips 0 .. n-1 of a split as `root/split/00001.mp4` ... with `captions.csv` (path, caption, label).
 
     The folder appears whole or not at all; an interrupted run goes on from the clips it has finished, and a finished
@@ -287,7 +287,7 @@ def write_dataset(
     records = tuple(
         Record(folder / _name(i), (scene.caption,), MOTIONS.index(scene.motion)) for i, scene in enumerate(scenes)
     )
-    return VideoData(records, MOTIONS, f"motionshapes-{split}")
+    return VideoDataset(records, MOTIONS, f"motionshapes-{split}")
 
 
 def _name(index: int) -> str:
@@ -324,7 +324,7 @@ def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: 
     if workers == 1 or len(chunks) < 2:
         yield from map(job, chunks)
         return
-    with processes(workers) as pool:
+    with process_pool(workers) as pool:
         try:
             yield from pool.map(job, chunks)
         except BrokenProcessPool as error:

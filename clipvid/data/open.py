@@ -1,6 +1,6 @@
 """open_dataset: one door to every annotation format, and the readers of class folders and of plain ones.
 
-Contract: a reader returns a VideoData whose records' files exist, with those that do not in `missing`, or raises
+Contract: a reader returns a VideoDataset whose records' files exist, with those that do not in `missing`, or raises
 DataError that says which file, line or folder is wrong. `open_dataset` refuses missing files, `read_dataset` does not.
 Formats with more to them have their own file: tables.py ("csv") and protocols.py. Opens no video.
 """
@@ -15,7 +15,7 @@ from clipvid.data.files import find_clips, is_video, subfolders
 from clipvid.data.formats.csv import read_csv
 from clipvid.data.formats.protocol_reader import open_protocol
 from clipvid.data.formats.protocols import PROTOCOLS
-from clipvid.data.records import Record, Terms, VideoData
+from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 
 _SHOWN = 5  # files that an error names before it goes on to count
@@ -31,7 +31,7 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     allow_missing: bool = False,
     check_files: bool = True,
-) -> VideoData:
+) -> VideoDataset:
     """Open a data set in the format `name`: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...).
 
     Args:
@@ -65,7 +65,7 @@ def read_dataset(
     classes: Sequence[str] | None = None,
     allow_missing: bool = False,
     check_files: bool = True,
-) -> VideoData:
+) -> VideoDataset:
     """As `open_dataset`, but missing files never raise, even where all are: `missing` lists them.
 
     `allow_missing` then allows annotations with fewer videos or captions than the protocol has. Raises DataError for
@@ -95,25 +95,26 @@ def none_there(root: str | Path) -> str:
     return f"none of them is in {folder}; is it the folder of the videos?"
 
 
-def _refuse_missing(data: VideoData, root: str | Path, *, allow: bool) -> None:
+def _refuse_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None:
     """DataError that counts the missing files and names the first, unless they are allowed and some remain."""
     if not data.missing or (allow and len(data)):
         return
     more = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
     advice = none_there(root)
     if len(data):
-        advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.terms)}"
+        advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.protocol_spec)}"
     raise DataError(
         f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
         f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{more}; {advice}"
     )
 
 
-def _anyway(terms: Terms) -> str:
+def _anyway(protocol_spec: ProtocolSpec) -> str:
     """Why a short list of one's own would be refused next, so that it is said at once."""
-    if terms.listed is None or terms.videos is None or terms.listed >= terms.videos:
+    if protocol_spec.listed is None or protocol_spec.videos is None or protocol_spec.listed >= protocol_spec.videos:
         return ""
-    return f", as figures need anyway: the list names {terms.listed} videos, the protocol has {terms.videos}"
+    listed, expected = protocol_spec.listed, protocol_spec.videos
+    return f", as figures need anyway: the list names {listed} videos, the protocol has {expected}"
 
 
 def read_folder(
@@ -124,7 +125,7 @@ def read_folder(
     classes: Sequence[str] | None,
     allow_missing: bool,
     check_files: bool,
-) -> VideoData:
+) -> VideoDataset:
     """Sub-folder = class, with its videos at any depth; a folder of videos alone gives clips without labels.
 
     A class without videos may hold pictures, which are clips of one frame, or folders of pictures, which are one clip.
@@ -142,7 +143,7 @@ def read_folder(
     if not loose and not any(groups.values()):
         raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
     if not groups:
-        return VideoData(tuple(Record(path) for path in loose), name=name)
+        return VideoDataset(tuple(Record(path) for path in loose), name=name)
     _check_groups(folder, loose=loose, groups=groups)
     names = tuple(sorted(groups) if classes is None else classes)
     number = {label: index for index, label in enumerate(names)}
@@ -150,7 +151,7 @@ def read_folder(
     if unknown:
         raise DataError(f"{folder / unknown[0]} is none of the {len(names)} classes given")
     records = [Record(path, label=number[label]) for label, paths in groups.items() for path in paths]
-    return VideoData(tuple(records), names, name)
+    return VideoDataset(tuple(records), names, name)
 
 
 def read_videos(
@@ -161,7 +162,7 @@ def read_videos(
     classes: Sequence[str] | None,
     allow_missing: bool,
     check_files: bool,
-) -> VideoData:
+) -> VideoDataset:
     """Every video below a folder, at any depth and whatever the folders are called: clips without captions or labels.
 
     For self-supervision, search and anything else that asks for no more. `split` is a folder in `root`.
@@ -173,7 +174,7 @@ def read_videos(
     paths = find_clips(folder) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder} holds no video; expected a folder with files such as .mp4 or .webm, at any depth")
-    return VideoData(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)
+    return VideoDataset(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)
 
 
 def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list[Path]]) -> None:
@@ -186,7 +187,7 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")
 
 
-READERS: dict[str, Callable[..., VideoData]] = {
+READERS: dict[str, Callable[..., VideoDataset]] = {
     "csv": read_csv,
     "folder": read_folder,
     "videos": read_videos,

@@ -1,4 +1,4 @@
-"""Plain facts about videos: a Record is one clip, a VideoData is a data set of them.
+"""Plain facts about videos: a Record is one clip, a VideoDataset is a data set of them.
 
 Contract: frozen, checked when made, cheap to copy and to send to loader workers. A label is an index into `classes`.
 Knows nothing of file formats, of decoding, or whether the files exist (readers check that).
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Record:
     path: Path
     captions: tuple[str, ...] = ()
     label: int | None = None
-    """Index into VideoData.classes; None where the clip has no class."""
+    """Index into VideoDataset.classes; None where the clip has no class."""
     start: float | None = None
     end: float | None = None
 
@@ -47,7 +47,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ProtocolSpec:
     """What a named protocol says of figures on its data; nothing is said of other data."""
 
     videos: int | None = None
@@ -66,11 +66,11 @@ class Terms:
     """How many videos a list of one's own names, which stands in place of the protocol's; None without one."""
 
 
-NO_TERMS = Terms()
+NO_PROTOCOL = ProtocolSpec()
 
 
 @dataclass(frozen=True, repr=False)
-class VideoData:
+class VideoDataset:
     """An ordered data set of clips. `classes` are the names that the labels index, () for a set without labels."""
 
     records: tuple[Record, ...]
@@ -78,7 +78,7 @@ class VideoData:
     name: str = "videos"
     missing: tuple[Path, ...] = ()
     """Files that the annotations name and that were left out because they do not exist."""
-    terms: Terms = NO_TERMS
+    protocol_spec: ProtocolSpec = NO_PROTOCOL
     source: Path | None = None
     """The file that lists the videos, or the first of several; None for a folder that is read as it is."""
 
@@ -106,12 +106,12 @@ class VideoData:
         return iter(self.records)
 
     def __repr__(self) -> str:
-        parts = [counted(len(self), "video"), counted(self.n_captions, "caption")]
+        parts = [pluralize(len(self), "video"), pluralize(self.n_captions, "caption")]
         if self.classes:
-            parts.append(counted(len(self.classes), "class"))
+            parts.append(pluralize(len(self.classes), "class"))
         if self.missing:
             parts.append(f"{len(self.missing)} missing")
-        return f"VideoData({self.name!r}: {', '.join(parts)})"
+        return f"VideoDataset({self.name!r}: {', '.join(parts)})"
 
     @property
     def n_files(self) -> int:
@@ -123,29 +123,31 @@ class VideoData:
         """Captions of all videos together."""
         return sum(len(record.captions) for record in self.records)
 
-    def subset(self, indices: Iterable[int]) -> VideoData:
+    def subset(self, indices: Iterable[int]) -> VideoDataset:
         """The records at `indices`, in that order, with the same classes: a data set of its own, of whatever size.
 
         Of a protocol's data its name says how many are left, so that figures over a part are not taken for the whole.
         """
-        part, whole = self.surviving(indices), self.terms.whole
-        number = self.terms.videos if self.terms.listed is None else self.terms.listed
+        part, whole = self.surviving(indices), self.protocol_spec.whole
+        number = self.protocol_spec.videos if self.protocol_spec.listed is None else self.protocol_spec.listed
         if whole is None and number is not None:
             whole = (self.name, number)
         name = self.name
         if whole is not None:
             name = whole[0] if len(part) == whole[1] else f"{whole[0]}, {len(part)} of {whole[1]} videos"
-        return replace(part, name=name, terms=replace(self.terms, videos=None, listed=None, whole=whole))
+        return replace(
+            part, name=name, protocol_spec=replace(self.protocol_spec, videos=None, listed=None, whole=whole)
+        )
 
-    def surviving(self, indices: Iterable[int]) -> VideoData:
+    def surviving(self, indices: Iterable[int]) -> VideoDataset:
         """This data set without the records that could not be read: it still should have had them."""
         return replace(self, records=tuple(self.records[index] for index in indices))
 
-    def allowing_fewer(self) -> VideoData:
+    def allowing_fewer(self) -> VideoDataset:
         """The same data, of which videos may be missing without an error: figures over it are not the protocol's."""
-        return replace(self, terms=replace(self.terms, fewer=True))
+        return replace(self, protocol_spec=replace(self.protocol_spec, fewer=True))
 
-    def few_shot(self, shots: int, *, seed: int = 0) -> VideoData:
+    def few_shot(self, shots: int, *, seed: int = 0) -> VideoDataset:
         """`shots` videos of every class, drawn at random and in the old order; 2, 4, 8 and 16 are usual.
 
         All clips of a video come with it. Raises ValueError for a class with fewer videos, and for records without a
@@ -165,22 +167,22 @@ class VideoData:
         chosen = [i for i, r in enumerate(self.records) if r.label is not None and r.path in drawn[r.label]]
         return replace(self.subset(chosen), name=f"{self.name}, {shots} a class")
 
-    def of_classes(self, names: Sequence[str]) -> VideoData:
+    def of_classes(self, names: Sequence[str]) -> VideoDataset:
         """The videos of some classes, labelled by their place in `names`; ValueError for a name that is no class."""
         unknown = [name for name in names if name not in self.classes]
         if unknown:
             raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         place = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=place[r.label]) for r in self.records if r.label in place)
-        name, told = self.name, (self.terms.videos, self.terms.listed, self.terms.whole)
+        name, told = self.name, (self.protocol_spec.videos, self.protocol_spec.listed, self.protocol_spec.whole)
         if len(names) < len(self.classes):
             name = f"{name}, {len(names)} of {len(self.classes)} classes"
         of_protocol = any(part is not None for part in told)
         whole = (name, len(records)) if of_protocol else None
-        terms = replace(self.terms, videos=None, listed=None, whole=whole)
-        return replace(self, records=records, classes=tuple(names), name=name, terms=terms)
+        protocol_spec = replace(self.protocol_spec, videos=None, listed=None, whole=whole)
+        return replace(self, records=records, classes=tuple(names), name=name, protocol_spec=protocol_spec)
 
-    def base_novel(self) -> tuple[VideoData, VideoData]:
+    def base_novel(self) -> tuple[VideoDataset, VideoDataset]:
         """The videos of the more frequent half of the classes and of the rarer half (base-to-novel generalisation).
 
         ViFi-CLIP (Rasheed et al. 2023) splits so: a model learns base classes and is asked for both. Equally frequent
@@ -192,11 +194,11 @@ class VideoData:
         base, novel = ([self.classes[label] for label in sorted(part)] for part in (order[:half], order[half:]))
         if not novel:
             raise ValueError(
-                f"{self.name} has {counted(len(self.classes), 'class')}; base and novel ones need two or more"
+                f"{self.name} has {pluralize(len(self.classes), 'class')}; base and novel ones need two or more"
             )
         return self.of_classes(base), self.of_classes(novel)
 
-    def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoData, VideoData]:
+    def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoDataset, VideoDataset]:
         """Cut off `fraction` of the videos for validation; returns (train, validation), both in the old order.
 
         Clips of one file stay together, every class gives the same share as nearly as whole videos allow, and every

@@ -19,23 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid import plots
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.evaluation import evaluate
 from clipvid.evaluation.metrics import percent, share_interval
-from clipvid.features import TapStore
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
 from clipvid.models.branches import BRANCHES, BranchOptions, choose
 from clipvid.models.video_clip import VideoCLIP, attach
-from clipvid.runtime.files import whole_file
-from clipvid.search import VideoIndex
+from clipvid.runtime.files import atomic_file
+from clipvid.search.index import VideoIndex
 from clipvid.training.loop import TrainResult, train
 from clipvid.video.decode import read_video
 
 TEMPLATES = ("a shape that {}.",)  # the words in which the mini model's captions are written
-READING = Reading(frames=8, sampler="linspace", batch_size=64)  # from the first frame to the last
+DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)  # from the first frame to the last
 ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, frames shuffled")
 
 
@@ -88,7 +88,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the demo into `out`; returns what results.json holds."""
     plan, out, start = plan or Plan(), Path(out), time.perf_counter()
-    reading = READING
+    data_config = DATA_CONFIG
     say(f"1/5  rendering {plan.train_clips + plan.val_clips + plan.test_clips} short videos into {out / 'videos'}")
     sizes = {"train": plan.train_clips, "val": plan.val_clips, "test": plan.test_clips}
     workers = os.cpu_count() or 1
@@ -100,7 +100,7 @@ def run(
     backbone = load_backbone()
     options = choose("stan", {"depth": plan.depth, "mixer": plan.mixer, "drop_path": 0.0})
     encoder = attach(backbone, options)
-    stores = {split: TapStore.encode(encoder, part, reading, progress=True) for split, part in data.items()}
+    stores = {split: TapStore.encode(encoder, part, data_config, progress=True) for split, part in data.items()}
     say("3/5  training for retrieval (captions), then from there for recognition (motions); the baseline the same way")
     table, models, runs = _train_and_score(backbone, options, stores, plan=plan)
     seconds = time.perf_counter() - start
@@ -114,14 +114,14 @@ def run(
     index = VideoIndex.build(
         models["retrieval"],
         out / "videos" / "test",
-        frames=reading.frames,
-        sampler=reading.sampler,
+        frames=data_config.frames,
+        sampler=data_config.sampler,
         save_to=out / "index",
     )
     say("5/5  three sentences, looked up among the test clips")
     _search(index, data["test"], out / "plots", say=say)
     results = _results(table, runs, plan=plan, seconds=seconds, total=time.perf_counter() - start)
-    with whole_file(out / "results.json") as beside:
+    with atomic_file(out / "results.json") as beside:
         beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     say("")
     say(_farewell(out, results["seconds"]))
@@ -165,7 +165,7 @@ def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
 def shuffled(store: TapStore, *, seed: int) -> TapStore:
     """The clips with their frames in random order."""
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(store.reading.frames, generator=generator) for _ in range(len(store))]
+    orders = [torch.randperm(store.data_config.frames, generator=generator) for _ in range(len(store))]
     return store.reordered(torch.stack(orders))
 
 
@@ -209,11 +209,11 @@ def _config(task: Literal["retrieval", "recognition"], plan: Plan, *, epochs: in
         epochs=epochs,
         batch_size=32,
         lr=plan.lr,
-        copied_lr=1.0,  # at a lower rate turning was learnt later
+        pretrained_lr_scale=1.0,  # at a lower rate turning was learnt later
         head_lr=3e-3,
         keep_together=2,  # a clip and itself played backwards: each is the other's hard negative
         seed=plan.seed,
-        reading=READING,
+        data_config=DATA_CONFIG,
     )
 
 
@@ -226,7 +226,7 @@ def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     }
 
 
-def _top1(found: evaluate.Evaluation) -> Score:
+def _top1(found: evaluate.EvaluationResult) -> Score:
     return _score(found["top-1"], found.metrics.intervals["top-1"])
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvid.config.settings import AVERAGES, VIDEO_TEMPLATES, Reading
-from clipvid.data.records import VideoData
+from clipvid.config.settings import AVERAGES, VIDEO_TEMPLATES, DataConfig
+from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
 from clipvid.evaluation.metrics import (
     DualSoftmax,
@@ -37,9 +37,9 @@ from clipvid.evaluation.metrics import (
     recognition_metrics,
     retrieval_metrics,
 )
-from clipvid.evaluation.results import Evaluation, Facts, Found, data_hash
-from clipvid.features import TapStore, records_of
-from clipvid.features.embed import embed_frames, embed_texts, embed_videos, reading_for, require_whole
+from clipvid.evaluation.results import EvaluationResult, Facts, Found, data_hash
+from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_whole, resolve_data_config
+from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.token_wise import candidates, match_all, reranked
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as filled
@@ -53,8 +53,8 @@ from clipvid.runtime.precision import resolve
 class BaseToNovel:
     """Recognition of classes that were learned and of classes that were not."""
 
-    base: Evaluation[RecognitionMetrics]
-    novel: Evaluation[RecognitionMetrics]
+    base: EvaluationResult[RecognitionMetrics]
+    novel: EvaluationResult[RecognitionMetrics]
 
     @property
     def harmonic_mean(self) -> float:
@@ -68,8 +68,8 @@ class BaseToNovel:
 
 def evaluate_retrieval(
     model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading | None = None,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
     *,
     rerank: int | None = None,
     dual_softmax: float | None = None,
@@ -78,7 +78,7 @@ def evaluate_retrieval(
     best: int = 0,
     progress: bool = False,
     seed: int = 0,
-) -> Evaluation[RetrievalMetrics]:
+) -> EvaluationResult[RetrievalMetrics]:
     """Text-to-video and video-to-text retrieval over all captions and videos of `data`.
 
     Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
@@ -91,36 +91,36 @@ def evaluate_retrieval(
     caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
-    reading = reading_for(model, data, reading)
+    data_config = resolve_data_config(model, data, data_config)
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
-        return _token_wise(model, data, reading, ask, rerank=rerank, progress=progress)
-    found = embed_videos(model, data, reading, whole=True, progress=progress)
+        return _token_wise(model, data, data_config, ask, rerank=rerank, progress=progress)
+    found = embed_videos(model, data, data_config, whole=True, progress=progress)
     kept = data.texts if isinstance(data, TapStore) else None
-    embed = partial(embed_texts, model, precision=reading.precision, tokens=reading.tokens, kept=kept)
+    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, kept=kept)
     texts, truth = queries(found.data)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
-    facts = _facts(model, found.data, found.unreadable, reading)
+    facts = _facts(model, found.data, found.unreadable, data_config)
     bank_scores = None
     if ask.bank:
         bank_scores = Products(embed(ask.bank), F.normalize(found.video, dim=-1))
     adjusted = ask.adjusted(scores, bank_scores, truth)
-    return Evaluation(
+    return EvaluationResult(
         metrics, facts, "mean", adjusted, ask.hubness(scores), ask.found(scores, texts, truth, found.data)
     )
 
 
 def check_retrieval(
     model: VideoCLIP,
-    data: VideoData | TapStore,
+    data: VideoDataset | TapStore,
     *,
     rerank: int | None = None,
     dual_softmax: float | None = None,
     bank: Sequence[str] = (),
 ) -> None:
     """ValueError or DataError for what `evaluate_retrieval` refuses, before a clip is read."""
-    facts = records_of(data)
+    facts = dataset_of(data)
     require_whole(facts, len(facts))
     _need(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
@@ -135,9 +135,9 @@ def check_retrieval(
         raise ValueError(f"all {len(bank)} captions of the bank are queries; give those of training videos")
 
 
-def check_recognition(model: VideoCLIP, data: VideoData | TapStore, *, zero_shot: bool = False) -> None:
+def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_shot: bool = False) -> None:
     """ValueError or DataError for what `evaluate_recognition`, or `zero_shot`, refuses, before a clip is read."""
-    facts = records_of(data)
+    facts = dataset_of(data)
     if zero_shot and len(facts.classes) < 2:
         raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
     _check_labels(facts, facts.classes if zero_shot else _classifier(model).classes)
@@ -149,7 +149,7 @@ def _classifier(model: VideoCLIP) -> Classifier:
     return model.head
 
 
-def _check_labels(facts: VideoData, known: Sequence[str]) -> None:
+def _check_labels(facts: VideoDataset, known: Sequence[str]) -> None:
     """DataError for videos without a label, or with those of other classes than the known ones."""
     if facts.classes and tuple(facts.classes) != tuple(known):
         others = f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(known)}"
@@ -174,7 +174,7 @@ class _Asked:
     best: int
     seed: int
 
-    def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoData) -> Found | None:
+    def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoDataset) -> Found | None:
         return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
 
     def hubness(self, scores: Any) -> Hubness | None:
@@ -194,72 +194,80 @@ class _Asked:
 
 
 def _token_wise(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading, ask: _Asked, *, rerank: int | None, progress: bool
-) -> Evaluation[RetrievalMetrics]:
+    model: VideoCLIP,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig,
+    ask: _Asked,
+    *,
+    rerank: int | None,
+    progress: bool,
+) -> EvaluationResult[RetrievalMetrics]:
     """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
-    frames, kept, lost = embed_frames(model, data, reading, progress=progress)
+    frames, kept, lost = embed_frames(model, data, data_config, progress=progress)
     texts, truth = queries(kept)
-    facts = _facts(model, kept, lost, reading)
+    facts = _facts(model, kept, lost, data_config)
     if rerank is None:
-        score = partial(match_all, model, frames=frames, precision=reading.precision, tokens=reading.tokens)
+        score = partial(match_all, model, frames=frames, precision=data_config.precision, tokens=data_config.tokens)
         scores = Matrix(score(texts))
         bank = Matrix(score(ask.bank)) if ask.bank else None
         metrics = retrieval_metrics(scores, truth, seed=ask.seed)
         adjusted = ask.adjusted(scores, bank, truth)
-        return Evaluation(metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept))
+        return EvaluationResult(
+            metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept)
+        )
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
-    similarity = embed_texts(model, texts, precision=reading.precision, tokens=reading.tokens) @ pooled.T
+    similarity = embed_texts(model, texts, precision=data_config.precision, tokens=data_config.tokens) @ pooled.T
     of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
-    cut = {"precision": reading.precision, "tokens": reading.tokens}
+    cut = {"precision": data_config.precision, "tokens": data_config.tokens}
     again = match_all(model, texts, frames, only=of_texts | of_videos, **cut)
     ranked = [reranked(similarity, again, chosen) for chosen in (of_texts, of_videos)]
     forth, back = (retrieval_metrics(scores, truth, seed=ask.seed) for scores in ranked)
     found = ask.found(ranked[0], texts, truth, kept)
-    return Evaluation(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
+    return EvaluationResult(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
 
 
 def evaluate_recognition(
     model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading | None = None,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
     *,
     head: Classifier | None = None,
     prompts: Sequence[str] = (),
     progress: bool = False,
     seed: int = 0,
-) -> Evaluation[RecognitionMetrics]:
+) -> EvaluationResult[RecognitionMetrics]:
     """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
 
     `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
     classes are not the classifier's, in its order.
     """
     classifier = head if head is not None else _classifier(model)
-    _check_labels(records_of(data), classifier.classes)
-    found = embed_videos(model, data, reading, whole=True, progress=progress)
+    _check_labels(dataset_of(data), classifier.classes)
+    found = embed_videos(model, data, data_config, whole=True, progress=progress)
     with evaluating(classifier), torch.no_grad():
         logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
-    reading = reading_for(model, data, reading)
-    scores = average_views(logits.unflatten(0, found.views.shape[:2]), reading.average)
+    data_config = resolve_data_config(model, data, data_config)
+    scores = average_views(logits.unflatten(0, found.views.shape[:2]), data_config.average)
     labels = torch.tensor([r.label for r in found.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    facts = replace(_facts(model, found.data, found.unreadable, reading), prompts=tuple(prompts))
-    return Evaluation(metrics, facts, classes=classifier.classes)
+    facts = replace(_facts(model, found.data, found.unreadable, data_config), prompts=tuple(prompts))
+    return EvaluationResult(metrics, facts, classes=classifier.classes)
 
 
 def zero_shot(
     model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading | None = None,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
     *,
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
-) -> Evaluation[RecognitionMetrics]:
+) -> EvaluationResult[RecognitionMetrics]:
     """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
     check_recognition(model, data, zero_shot=True)
-    precision = reading_for(model, data, reading).precision
-    head = _named_classes(model, records_of(data).classes, templates, precision=precision)
-    return evaluate_recognition(model, data, reading, head=head, prompts=templates, progress=progress)
+    precision = resolve_data_config(model, data, data_config).precision
+    head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
+    return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)
 
 
 def _named_classes(
@@ -273,8 +281,8 @@ def _named_classes(
 
 def base_to_novel(
     model: VideoCLIP,
-    data: VideoData,
-    reading: Reading | None = None,
+    data: VideoDataset,
+    data_config: DataConfig | None = None,
     *,
     base: Sequence[str],
     templates: Sequence[str] = VIDEO_TEMPLATES,
@@ -287,7 +295,9 @@ def base_to_novel(
     """
     novel = [name for name in data.classes if name not in base]
     halves = data.of_classes(base), data.of_classes(novel)
-    return BaseToNovel(*(zero_shot(model, half, reading, templates=templates, progress=progress) for half in halves))
+    return BaseToNovel(
+        *(zero_shot(model, half, data_config, templates=templates, progress=progress) for half in halves)
+    )
 
 
 def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
@@ -305,18 +315,18 @@ def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor,
     return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
-def owners(data: VideoData) -> Int[Tensor, " m"]:
+def video_indices(data: VideoDataset) -> Int[Tensor, " m"]:
     """For every caption of `data`, in order, the row of its video."""
     return torch.tensor([row for row, record in enumerate(data) for _ in record.captions])
 
 
-def queries(data: VideoData) -> tuple[list[str], Tensor]:
+def queries(data: VideoDataset) -> tuple[list[str], Tensor]:
     """Texts to look for, and what is right for each: the row of its video (M,), or a matrix (M, N) of all that are.
 
-    The matrix is for data whose equal captions mean the same (`Terms.shared`): each text is then one query.
+    The matrix is for data whose equal captions mean the same (`ProtocolSpec.shared`): each text is then one query.
     """
-    if not data.terms.shared:
-        return [c for r in data for c in r.captions], owners(data)
+    if not data.protocol_spec.shared:
+        return [c for r in data for c in r.captions], video_indices(data)
     texts = list(dict.fromkeys(caption for record in data for caption in record.captions))
     place = {text: row for row, text in enumerate(texts)}
     truth = torch.zeros(len(texts), len(data), dtype=torch.bool)
@@ -325,22 +335,22 @@ def queries(data: VideoData) -> tuple[list[str], Tensor]:
     return texts, truth
 
 
-def _facts(model: VideoCLIP, kept: VideoData, lost: tuple[VideoError, ...], reading: Reading) -> Facts:
+def _facts(model: VideoCLIP, kept: VideoDataset, lost: tuple[VideoError, ...], data_config: DataConfig) -> Facts:
     return Facts(
         model.describe(),
         kept.name,
         len(kept),
-        kept.terms.videos,
+        kept.protocol_spec.videos,
         data_hash(kept),
-        reading,
-        resolve(reading.precision, model.device),
+        data_config,
+        resolve(data_config.precision, model.device),
         tuple(str(path) for path in kept.missing),
         lost,
-        listed=kept.terms.listed,
+        listed=kept.protocol_spec.listed,
     )
 
 
-def _need(data: VideoData, what: str, has: Sequence[bool]) -> None:
+def _need(data: VideoDataset, what: str, has: Sequence[bool]) -> None:
     without = [record.path for record, ok in zip(data, has, strict=True) if not ok]
     if without:
         raise DataError(

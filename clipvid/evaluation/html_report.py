@@ -18,8 +18,8 @@ import numpy as np
 from clipvid.data.records import Record
 from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import RetrievalMetrics
-from clipvid.evaluation.results import Evaluation
-from clipvid.runtime.files import whole_file
+from clipvid.evaluation.results import EvaluationResult
+from clipvid.runtime.files import atomic_file
 from clipvid.video.decode import read_part
 from clipvid.video.sampling import sample
 from clipvid.video.thumbnails import jpeg_strip
@@ -39,7 +39,7 @@ FRAMES = 6
 
 
 def write_report(
-    evaluation: Evaluation[RetrievalMetrics], path: str | Path, *, queries: int = 50, progress: bool = False
+    evaluation: EvaluationResult[RetrievalMetrics], path: str | Path, *, queries: int = 50, progress: bool = False
 ) -> Path:
     """Write the `queries` captions that text-to-video retrieval failed worst, worst first.
 
@@ -76,7 +76,7 @@ def write_report(
         f"</head><body><h1>{title}</h1><pre>{escape(str(evaluation))}</pre><p>{summary}</p>{''.join(sections)}"
         "</body></html>\n"
     )
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         beside.write_text(page, encoding="utf-8")
     return Path(path)
 

@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.dataset import Views
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics, paired_bootstrap
-from clipvid.runtime.files import whole_file
-from clipvid.runtime.text import counted
+from clipvid.runtime.files import atomic_file
+from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
 FORMAT = 1
@@ -45,7 +45,7 @@ class Facts:
     """How many videos the protocol has; None for data of one's own."""
     data_hash: str
     """Of file names, times, captions and labels, in order: two evaluations of equal hashes asked the same queries."""
-    reading: Reading
+    data_config: DataConfig
     precision: str
     missing: tuple[str, ...] = ()
     """Files that the annotations name and that were not there."""
@@ -63,7 +63,7 @@ class Found:
     texts: list[str]
     truth: torch.Tensor
     best: np.ndarray
-    data: VideoData
+    data: VideoDataset
 
     def right(self, query: int) -> list[int]:
         """The videos that are right for a caption."""
@@ -72,7 +72,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Evaluation(Generic[Metrics]):
+class EvaluationResult(Generic[Metrics]):
     """Figures and what they were measured on; `str()` prints all of it, `to_dict()` is the card."""
 
     metrics: Metrics
@@ -94,8 +94,8 @@ class Evaluation(Generic[Metrics]):
         return self.facts.n_videos
 
     @property
-    def reading(self) -> Reading:
-        return self.facts.reading
+    def data_config(self) -> DataConfig:
+        return self.facts.data_config
 
     @property
     def unreadable(self) -> tuple[VideoError, ...]:
@@ -130,7 +130,7 @@ class Evaluation(Generic[Metrics]):
                 "missing": list(facts.missing),
                 "unreadable": [str(error) for error in facts.unreadable],
             },
-            "reading": asdict(facts.reading),
+            "data_config": asdict(facts.data_config),
             "precision": facts.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
@@ -172,7 +172,7 @@ class Evaluation(Generic[Metrics]):
 
     def save(self, path: str | Path) -> Path:
         """Write the card, whole or not at all."""
-        with whole_file(path) as beside:
+        with atomic_file(path) as beside:
             beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return Path(path)
 
@@ -214,43 +214,44 @@ class Evaluation(Generic[Metrics]):
 
     def _clips(self) -> str:
         """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
-        reading = self.facts.reading
-        if reading.views == 1:
-            return counted(reading.frames, "frame")
+        data_config = self.facts.data_config
+        if data_config.views == 1:
+            return pluralize(data_config.frames, "frame")
         if isinstance(self.metrics, RecognitionMetrics):
-            how = f"{reading.average} averaged"
+            how = f"{data_config.average} averaged"
         else:
             how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
-        return f"{counted(reading.frames, 'frame')} x {Views(reading.temporal_views, reading.spatial_views)}, {how}"
+        views = Views(data_config.temporal_views, data_config.spatial_views)
+        return f"{pluralize(data_config.frames, 'frame')} x {views}, {how}"
 
 
 def _counted(n: int, expected: int | None, listed: int | None, *, lost: str = "") -> str:
     """How many videos figures are over, of how many: of the protocol's, or of those that a list of one's own names."""
     short = expected is not None and n < expected
     if listed is None:
-        return f"{n} of {expected} videos{lost}" if short else f"{counted(n, 'video')}{lost}"
+        return f"{n} of {expected} videos{lost}" if short else f"{pluralize(n, 'video')}{lost}"
     return f"{n} of the {listed} videos listed{lost}" + (f" (the protocol has {expected})" if short else "")
 
 
-def data_hash(data: VideoData) -> str:
+def data_hash(data: VideoDataset) -> str:
     """SHA-256 over file names, times, captions, labels and classes, in order, and whether equal captions are one query;
     folders may differ.
     """
     told: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
-    told = [told, list(data.classes), *(["shared"] if data.terms.shared else [])]
+    told = [told, list(data.classes), *(["shared"] if data.protocol_spec.shared else [])]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 NEEDED = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
-    "reading": ("frames", "temporal_views", "spatial_views"),
+    "data_config": ("frames", "temporal_views", "spatial_views"),
     "figures": (),
 }
 """What a card must have for comparisons."""
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
+def read_result(path: str | Path) -> dict[str, Any]:
     """A card that was saved; CheckpointError for another file."""
     if not Path(path).is_file():
         raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
@@ -324,8 +325,8 @@ def _recipe(card: Mapping[str, Any]) -> dict[str, Any]:
     """What runs with other seeds have in common: all that decides figures."""
     idle = ("batch_size", "workers", "time_limit")
     model = {f"model {name}": value for name, value in card["model"].items() if name != "fingerprint"}
-    reading = {f"reading {name}": value for name, value in card["reading"].items() if name not in idle}
-    return {**model, **reading, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
+    data_config = {f"reading {name}": value for name, value in card["data_config"].items() if name not in idle}
+    return {**model, **data_config, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
 
 
 def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -340,13 +341,13 @@ def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
 
 
 def _said(card: Mapping[str, Any]) -> str:
-    model, data, reading = card["model"], card["data"], card["reading"]
-    what, prompts, tokens = card.get("similarity"), card.get("prompts"), reading.get("tokens")
-    views = reading["temporal_views"] * reading["spatial_views"]
+    model, data, data_config = card["model"], card["data"], card["data_config"]
+    what, prompts, tokens = card.get("similarity"), card.get("prompts"), data_config.get("tokens")
+    views = data_config["temporal_views"] * data_config["spatial_views"]
     parts = [
         f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
         _counted(data["videos"], data["expected"], data.get("listed")),
-        counted(reading["frames"], "frame") + ("" if views == 1 else f" x {views} views"),
+        pluralize(data_config["frames"], "frame") + ("" if views == 1 else f" x {views} views"),
         *([] if what in (None, "mean") else [what]),
         *([f"captions of {tokens} tokens"] if tokens else []),
         *([f"prompts {', '.join(prompts)}"] if prompts else []),

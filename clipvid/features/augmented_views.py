@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clipvid.config import checks
-from clipvid.config.settings import Reading, TrainConfig
+from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.dataset import ClipDataset
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.features.encode import clip_dataset
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.video.transforms import VideoTransform
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentedViews:
     """How views that are kept were drawn; epoch e of a training then reads view e mod `views`.
 
     The other fields are those of TrainConfig. Raises ValueError for what they cannot be.
@@ -44,7 +44,7 @@ class Draws:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Draws | None:
+    def of(cls, config: TrainConfig) -> AugmentedViews | None:
         """As training asks for them; None where it asks for one fixed view."""
         if not config.cache_views:
             return None
@@ -56,7 +56,7 @@ class Draws:
         return json.dumps({name: value for name, value in asdict(self).items() if name != "views"}, sort_keys=True)
 
 
-def augmented(base: VideoTransform, settings: TrainConfig | Draws) -> VideoTransform:
+def augmented(base: VideoTransform, settings: TrainConfig | AugmentedViews) -> VideoTransform:
     """A base model's transform with the augmentations of these settings."""
     crop, rand = {"crop_scale": settings.crop_scale, "flip": settings.flip}, settings.rand_augment
     return replace(base, **crop, rand_layers=rand, rand_magnitude=settings.rand_magnitude)
@@ -67,24 +67,24 @@ class View:
     """One view of every clip of a data set: `keys` are their names in a cache, None where a file cannot be opened."""
 
     keys: Sequence[str | None]
-    draws: Draws | None = None
+    augmented_views: AugmentedViews | None = None
     number: int = 0
 
-    def clips(self, model: VideoCLIP, data: VideoData, reading: Reading, rows: Sequence[int]) -> ClipDataset:
+    def clips(self, model: VideoCLIP, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
         """Some of the clips of `data`, to be decoded; fixed ones where nothing is drawn."""
         some = data.subset(rows)
-        if self.draws is None:
-            return clip_dataset(model, some, reading)
+        if self.augmented_views is None:
+            return clip_dataset(model, some, data_config)
         names = [str(self.keys[row]) for row in rows]
-        transform = augmented(model.transform, self.draws)
-        found = clip_dataset(model, some, reading, transform=transform, random=True, names=names)
+        transform = augmented(model.transform, self.augmented_views)
+        found = clip_dataset(model, some, data_config, transform=transform, random=True, names=names)
         found.set_epoch(self.number)
         return found
 
 
-def views_of(keys: Sequence[str | None], draws: Draws | None) -> list[View]:
+def views_of(keys: Sequence[str | None], augmented_views: AugmentedViews | None) -> list[View]:
     """The views to keep of clips with these keys: one, or those that are drawn."""
-    if draws is None:
+    if augmented_views is None:
         return [View(keys)]
-    named = [[None if key is None else f"{key}:{number}" for key in keys] for number in range(draws.views)]
-    return [View(some, draws, number) for number, some in enumerate(named)]
+    named = [[None if key is None else f"{key}:{number}" for key in keys] for number in range(augmented_views.views)]
+    return [View(some, augmented_views, number) for number, some in enumerate(named)]

@@ -1,6 +1,7 @@
 """What decides the bytes of a cache's folder: of taps, or of caption embeddings. A folder is named by it and holds it.
 
-Contract: plain data in, folder names and a recipe.json out, and back. Knows nothing of what the files beside it hold.
+Contract: plain data in, folder names and a cache_key.json out, and back. Knows nothing of what the files beside it
+hold.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipvid.errors import CacheError
-from clipvid.runtime.files import whole_file
-from clipvid.runtime.text import counted
+from clipvid.runtime.files import atomic_file
+from clipvid.runtime.text import pluralize
 
-RECIPE = "recipe.json"
+RECIPE = "cache_key.json"
 TEXT = "text-"
 """With this the names of folders of caption embeddings begin."""
 MODES = ("taps", "trunk")
@@ -23,7 +24,7 @@ MODES = ("taps", "trunk")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CacheKey:
     """Everything that decides the bytes of a clip's taps, but the clip itself."""
 
     tower: str
@@ -50,14 +51,14 @@ class Recipe:
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
-        told = f"{counted(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
+        told = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
         more = [", trunk"] if self.mode == "trunk" else []
         more += [f", views drawn by {self.drawn}"] if self.drawn else []
         return f"{told}{''.join(more)}, tower {self.tower[:12]}"
 
 
 @dataclass(frozen=True)
-class TextRecipe:
+class TextCacheKey:
     """Everything that decides the embedding of token ids."""
 
     tower: str
@@ -78,29 +79,29 @@ def _hash(fields: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_recipe(folder: Path, recipe: Recipe | TextRecipe) -> None:
+def write_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
     """Make the folder and note in it what it holds, unless that is done."""
     path = folder / RECIPE
-    text = json.dumps(asdict(recipe), indent=2) + "\n"
+    text = json.dumps(asdict(cache_key), indent=2) + "\n"
     if not path.exists() or path.read_bytes() != text.encode():
-        with whole_file(path) as beside:
+        with atomic_file(path) as beside:
             beside.write_bytes(text.encode())
 
 
-def mend_recipe(folder: Path, recipe: Recipe | TextRecipe) -> None:
+def repair_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
     """Write the note of a folder that is there anew, where it is damaged or gone and the folder can be written to."""
     if folder.is_dir():
         with suppress(OSError):
-            write_recipe(folder, recipe)
+            write_cache_key(folder, cache_key)
 
 
-def read_recipe(folder: Path) -> Recipe | TextRecipe:
+def read_cache_key(folder: Path) -> CacheKey | TextCacheKey:
     """What a folder holds; CacheError where that cannot be read, or is not what the folder's name stands for."""
     try:
         told = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        recipe = Recipe(**{**told, "levels": tuple(told["levels"])}) if "levels" in told else TextRecipe(**told)
+        cache_key = CacheKey(**{**told, "levels": tuple(told["levels"])}) if "levels" in told else TextCacheKey(**told)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CacheError(f"{folder / RECIPE} is no recipe of a tap cache ({error})") from error
-    if recipe.key != folder.name:
+    if cache_key.key != folder.name:
         raise CacheError(f"{folder / RECIPE} describes other taps than its folder's name stands for")
-    return recipe
+    return cache_key

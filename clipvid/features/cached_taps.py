@@ -15,12 +15,12 @@ from torch import Tensor
 from clipvid.features import codec
 from clipvid.features.shards import Shards
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.backbone.partial import rerun
+from clipvid.models.backbone.partial import forward_from
 from clipvid.models.backbone.taps import Taps, require_levels
 from clipvid.runtime.precision import autocast
 
 
-class KeptTaps:
+class CachedTaps:
     """Taps on disk, clip i at key i; as Taps, but read when they are asked for."""
 
     def __init__(
@@ -35,12 +35,12 @@ class KeptTaps:
         self.shards, self.keys, self.held, self.levels = shards, tuple(keys), tuple(held), tuple(levels)
         self.dtype = dtype
 
-    def select(self, levels: Sequence[int]) -> KeptTaps:
+    def select(self, levels: Sequence[int]) -> CachedTaps:
         """These levels only; ValueError for one that is not held."""
         require_levels(self.held, levels)
         return self._like(self.keys, levels)
 
-    def part(self, rows: Sequence[int]) -> KeptTaps:
+    def part(self, rows: Sequence[int]) -> CachedTaps:
         """Some of the clips, still on disk."""
         return self._like([self.keys[row] for row in rows], self.levels)
 
@@ -56,8 +56,8 @@ class KeptTaps:
             None if bool(mask.all()) else mask,
         )
 
-    def _like(self, keys: Sequence[str], levels: Sequence[int]) -> KeptTaps:
-        return KeptTaps(self.shards, keys, held=self.held, levels=levels, dtype=self.dtype)
+    def _like(self, keys: Sequence[str], levels: Sequence[int]) -> CachedTaps:
+        return CachedTaps(self.shards, keys, held=self.held, levels=levels, dtype=self.dtype)
 
     def _stacked(self, clips: Sequence[dict[str, Tensor]], name: str) -> Tensor:
         parts = {"": torch.stack([clip[name] for clip in clips])}
@@ -66,12 +66,12 @@ class KeptTaps:
         return codec.unpacked(parts, self.dtype)
 
 
-class KeptTrunk:
+class FirstLayerTaps:
     """One level on disk; those behind it come from the tower's own blocks, run under no_grad for each batch."""
 
     def __init__(
         self,
-        kept: KeptTaps,
+        kept: CachedTaps,
         backbone: Backbone,
         levels: Sequence[int],
         *,
@@ -88,7 +88,7 @@ class KeptTrunk:
         self.precision, self.dtype = precision, dtype
         self._tower = backbone.tower_fingerprint if tower is None else tower
 
-    def select(self, levels: Sequence[int]) -> KeptTrunk:
+    def select(self, levels: Sequence[int]) -> FirstLayerTaps:
         """These levels, any from the kept one on; ValueError for a lower one, or a tower that was trained since."""
         require_levels(range(self.kept.held[0], self.backbone.levels + 1), levels)
         if self.backbone.tower_fingerprint != self._tower:
@@ -98,7 +98,7 @@ class KeptTrunk:
             )
         return self._like(self.kept, levels)
 
-    def part(self, rows: Sequence[int]) -> KeptTrunk:
+    def part(self, rows: Sequence[int]) -> FirstLayerTaps:
         """Some of the clips, still on disk."""
         return self._like(self.kept.part(rows), self.levels)
 
@@ -107,9 +107,9 @@ class KeptTrunk:
         taps = self.kept.gather(rows).to(self.backbone.device)
         if self.levels:
             with torch.no_grad(), autocast(self.precision, self.backbone.device):
-                taps = rerun(self.backbone, taps, levels=self.levels)
+                taps = forward_from(self.backbone, taps, levels=self.levels)
         return taps.select(self.levels).to(dtype=self.dtype)
 
-    def _like(self, kept: KeptTaps, levels: Sequence[int]) -> KeptTrunk:
+    def _like(self, kept: CachedTaps, levels: Sequence[int]) -> FirstLayerTaps:
         own = {"precision": self.precision, "dtype": self.dtype, "tower": self._tower}
-        return KeptTrunk(kept, self.backbone, levels, **own)
+        return FirstLayerTaps(kept, self.backbone, levels, **own)

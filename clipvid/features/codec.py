@@ -15,7 +15,7 @@ AUTO = "auto"
 """Kind of a cache that stores features without rounding: the kind then follows the precision of the run."""
 KINDS = ("bf16", "fp16", "fp32", "int8")
 """How features may be kept. int8 rounds each token to 255 steps of its own largest channel."""
-FINENESS = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
+FIDELITY = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
 """Of each kind: the higher, the less it rounds."""
 SCALE = "scale"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.loader import in_order
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
-from clipvid.features import TapStore, TextCache, records_of, stream_taps, trained_reading
-from clipvid.features.encode import VideoEncoder, stream_clips
+from clipvid.features.encode import VideoEncoder, stream_clips, stream_taps, trained_data_config
+from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.text_cache import TextCache
 from clipvid.features.token_wise import Frames
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
@@ -32,11 +33,11 @@ from clipvid.runtime.profiling import awaited, stage
 
 
 @dataclass(frozen=True)
-class Embedded:
+class VideoEmbeddings:
     """Embeddings of the clips that could be read, with the records they belong to; `views` is not normalised."""
 
     views: Float[Tensor, "n v e"]
-    data: VideoData
+    data: VideoDataset
     unreadable: tuple[VideoError, ...] = ()
 
     @property
@@ -47,12 +48,12 @@ class Embedded:
 
 def embed_videos(
     model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading | None = None,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
     *,
     whole: bool = False,
     progress: bool = False,
-) -> Embedded:
+) -> VideoEmbeddings:
     """Embed every clip in all its views, decoding as it goes or reading taps that were kept.
 
     `whole` is for figures: DataError when a protocol's video cannot be read, unless it was opened with allow_missing.
@@ -60,17 +61,17 @@ def embed_videos(
     rows, kept, lost = _encoded(
         model,
         data,
-        reading_for(model, data, reading),
+        resolve_data_config(model, data, data_config),
         _video_encoder(model),
         whole=whole,
         progress=progress,
     )
-    return Embedded(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
+    return VideoEmbeddings(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
 
 
 def embed_frames(
-    model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None = None, *, progress: bool = False
-) -> tuple[Frames, VideoData, tuple[VideoError, ...]]:
+    model: VideoCLIP, data: VideoDataset | TapStore, data_config: DataConfig | None = None, *, progress: bool = False
+) -> tuple[Frames, VideoDataset, tuple[VideoError, ...]]:
     """Frame embeddings of every clip, those of all its views side by side; the clips, and what could not be read."""
 
     def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
@@ -78,20 +79,22 @@ def embed_frames(
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
         return frames.float().cpu(), mask
 
-    rows, kept, lost = _encoded(model, data, reading_for(model, data, reading), encode, whole=True, progress=progress)
+    rows, kept, lost = _encoded(
+        model, data, resolve_data_config(model, data, data_config), encode, whole=True, progress=progress
+    )
     embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
     return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
 
 
 def _encoded(
     model: VideoCLIP,
-    data: VideoData | TapStore,
-    reading: Reading,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig,
     encode: Callable[[Any], Any],
     *,
     whole: bool,
     progress: bool,
-) -> tuple[list[Any], VideoData, tuple[VideoError, ...]]:
+) -> tuple[list[Any], VideoDataset, tuple[VideoError, ...]]:
     """Return the result of `encode` for each batch, the clips that were read, and the errors of the others.
 
     `whole` refuses to lose a video.
@@ -99,8 +102,8 @@ def _encoded(
     rows: list[Any] = []
     kept: list[int] = []
     lost: list[VideoError] = []
-    facts = records_of(data)
-    with closing(_steps(model, data, reading, encode, progress=progress)) as steps:
+    facts = dataset_of(data)
+    with closing(_steps(model, data, data_config, encode, progress=progress)) as steps:
         for encoded, indices, unreadable in steps:
             lost.extend(unreadable)
             kept.extend(indices)
@@ -116,8 +119,8 @@ def _encoded(
 
 def embed_batches(
     model: VideoCLIP | VideoEncoder,
-    data: VideoData,
-    reading: Reading,
+    data: VideoDataset,
+    data_config: DataConfig,
     *,
     progress: bool = False,
     title: str | None = None,
@@ -127,7 +130,7 @@ def embed_batches(
     Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, and None for a
     batch in which nothing could be read; the places of the batch's clips in `data`; and the errors of the others.
     """
-    return _steps(model, data, reading, _video_encoder(model), progress=progress, title=title)
+    return _steps(model, data, data_config, _video_encoder(model), progress=progress, title=title)
 
 
 def _video_encoder(model: VideoCLIP | VideoEncoder) -> Callable[[Any], Tensor]:
@@ -144,19 +147,19 @@ def has_taps(model: VideoCLIP | VideoEncoder) -> TypeGuard[VideoCLIP]:
 
 def _steps(
     model: VideoCLIP | VideoEncoder,
-    data: VideoData | TapStore,
-    reading: Reading,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig,
     encode: Callable[[Any], Any],
     *,
     progress: bool,
     title: str | None = None,
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
     """Yield the result of `encode` for each batch under `inference`, the places of its clips, and the errors."""
-    with closing(_sources(model, data, reading, progress=progress, title=title)) as stream:
+    with closing(_sources(model, data, data_config, progress=progress, title=title)) as stream:
         for source, indices, unreadable in stream:
             encoded = None
             if indices:
-                with inference(model, reading.precision):
+                with inference(model, data_config.precision):
                     encoded = encode(source)
             yield encoded, indices, unreadable
 
@@ -172,7 +175,7 @@ def embed_texts(
 ) -> Tensor:
     """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
 
-    `tokens` cuts longer texts to so many (`Reading.tokens`). `kept` is where embeddings are looked up, and put. Both
+    `tokens` cuts longer texts to so many (`DataConfig.tokens`). `kept` is where embeddings are looked up, and put. Both
     are for a VideoCLIP: another encoder embeds the strings by itself.
     """
 
@@ -184,7 +187,7 @@ def embed_texts(
     cached: Callable[[Any], Tensor] = embed
     if kept is not None:
         assert has_taps(model), "cached embeddings are those of a VideoCLIP"
-        cached = partial(kept.embedded, kept.recipe(model, precision), embed=embed)
+        cached = partial(kept.embedded, kept.cache_key(model, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):
@@ -195,60 +198,68 @@ def embed_texts(
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
-def reading_for(model: VideoCLIP, data: VideoData | TapStore, reading: Reading | None) -> Reading:
+def resolve_data_config(model: VideoCLIP, data: VideoDataset | TapStore, data_config: DataConfig | None) -> DataConfig:
     """As asked, else as the model was trained; captions are cut as the protocol says where nothing else does.
 
     Stored taps know how they were read: batch size, precision and what becomes of captions remain.
     """
     if isinstance(data, TapStore):
-        if data.draws is not None:
+        if data.augmented_views is not None:
             raise ValueError(
                 f"the store of {data.data.name} keeps views that were drawn by chance, for training; evaluate the "
                 "videos, or a store without draws"
             )
-        told, terms = reading or data.reading, data.data.terms
-        reading = replace(data.reading, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens)
+        told, protocol_spec = data_config or data.data_config, data.data.protocol_spec
+        data_config = replace(
+            data.data_config, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens
+        )
     else:
-        terms = data.terms
-        reading = reading or trained_reading(model, terms)
-    return reading if reading.tokens is not None else replace(reading, tokens=terms.tokens)
+        protocol_spec = data.protocol_spec
+        data_config = data_config or trained_data_config(model, protocol_spec)
+    return data_config if data_config.tokens is not None else replace(data_config, tokens=protocol_spec.tokens)
 
 
-def require_whole(data: VideoData, found: int) -> None:
+def require_whole(data: VideoDataset, found: int) -> None:
     """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
-    terms = data.terms
-    if terms.videos is None or found >= terms.videos or terms.fewer:
+    protocol_spec = data.protocol_spec
+    if protocol_spec.videos is None or found >= protocol_spec.videos or protocol_spec.fewer:
         return
     advice = "mend the others (clipvid data check says what is wrong)"
     here = f"{found} are here"
-    if terms.listed is not None and terms.listed < terms.videos:
-        here = f"the list names {terms.listed}, of which {found} are here"
+    if protocol_spec.listed is not None and protocol_spec.listed < protocol_spec.videos:
+        here = f"the list names {protocol_spec.listed}, of which {found} are here"
         advice = "leave out the list (annotations) to take the protocol's own"
     raise DataError(
-        f"{data.name}: the protocol has {terms.videos} videos and {here}, so the figures would be over an easier "
+        f"{data.name}: the protocol has {protocol_spec.videos} videos and {here}, so the figures would be over an "
+        "easier "
         f"gallery; {advice}, or allow it with allow_missing"
     )
 
 
 def _sources(
-    model: VideoCLIP | VideoEncoder, data: VideoData | TapStore, reading: Reading, *, progress: bool, title: str | None
+    model: VideoCLIP | VideoEncoder,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig,
+    *,
+    progress: bool,
+    title: str | None,
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
     """Yield what the model encodes of each batch: taps or pixels, or for an encoder without them clips and a mask."""
-    title = title or f"embed {records_of(data).name}"
+    title = title or f"embed {dataset_of(data).name}"
     if not has_taps(model):
-        assert isinstance(data, VideoData), "stored taps are for a VideoCLIP"
-        with closing(stream_clips(model, data, reading, progress=progress, title=title)) as stream:
+        assert isinstance(data, VideoDataset), "stored taps are for a VideoCLIP"
+        with closing(stream_clips(model, data, data_config, progress=progress, title=title)) as stream:
             for video, _, batch in stream:
                 yield (video, batch.mask.flatten(0, -2).to(model.device)), batch.index.tolist(), batch.unreadable
         return
     if isinstance(data, TapStore):
-        plan = in_order(len(data), reading.batch_size)
+        plan = in_order(len(data), data_config.batch_size)
         store = data.read_by(model)
         jobs = (partial(store.sent, rows, model.device) for rows in plan)
         with closing(awaited(store.in_turn(jobs))) as source:
             for rows, taps in zip(plan, source, strict=True):
                 yield taps(), list(rows), ()
         return
-    with closing(stream_taps(model, data, reading, progress=progress, title=title)) as stream:
+    with closing(stream_taps(model, data, data_config, progress=progress, title=title)) as stream:
         for taps, batch in stream:
             yield taps, batch.index.tolist(), batch.unreadable

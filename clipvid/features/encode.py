@@ -1,6 +1,7 @@
 """What a model's branch reads of the clips of a data set, batch by batch, as a reading says.
 
-Contract: a model, a VideoData and a Reading in; decoded clips, or what the frozen tower says of them, out, in order.
+Contract: a model, a VideoDataset and a DataConfig in; decoded clips, or what the frozen tower says of them, out, in
+order.
 Knows nothing of what is kept, of losses or of metrics.
 """
 
@@ -13,10 +14,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
 from clipvid.data.loader import batches_of, in_order
-from clipvid.data.records import NO_TERMS, Terms, VideoData
+from clipvid.data.records import NO_PROTOCOL, ProtocolSpec, VideoDataset
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import inference
@@ -40,8 +41,8 @@ class VideoEncoder(Protocol):
 
 def clip_dataset(
     model: VideoCLIP | VideoEncoder,
-    data: VideoData,
-    reading: Reading,
+    data: VideoDataset,
+    data_config: DataConfig,
     *,
     transform: VideoTransform | None = None,
     random: bool = False,
@@ -54,18 +55,20 @@ def clip_dataset(
     `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation. `seed`
     and `names` are those of ClipDataset.
     """
-    model.transform.check_crops(reading.spatial_views)  # also for training, which would fail at its first validation
-    fixed = Views() if random else Views(reading.temporal_views, reading.spatial_views)
+    model.transform.check_crops(
+        data_config.spatial_views
+    )  # also for training, which would fail at its first validation
+    fixed = Views() if random else Views(data_config.temporal_views, data_config.spatial_views)
     return ClipDataset(
         data,
-        frames=reading.frames,
+        frames=data_config.frames,
         transform=transform or model.transform,
-        sampler=reading.sampler,
+        sampler=data_config.sampler,
         random=random,
         views=pair or fixed,
-        backend=reading.backend,
-        time_limit=reading.time_limit or None,
-        unreadable=reading.unreadable,
+        backend=data_config.backend,
+        time_limit=data_config.time_limit or None,
+        unreadable=data_config.unreadable,
         seed=seed,
         names=names,
     )
@@ -73,8 +76,8 @@ def clip_dataset(
 
 def stream_taps(
     model: VideoCLIP,
-    data: VideoData,
-    reading: Reading,
+    data: VideoDataset,
+    data_config: DataConfig,
     *,
     to_keep: bool = False,
     progress: bool = False,
@@ -87,20 +90,20 @@ def stream_taps(
     the rest is that of `stream_clips`.
     """
     read = model.taps if to_keep else model.reads
-    with closing(stream_clips(model, data, reading, progress=progress, title=title, clips=clips)) as stream:
+    with closing(stream_clips(model, data, data_config, progress=progress, title=title, clips=clips)) as stream:
         for video, mask, batch in stream:
             if not len(batch):
                 yield _no_taps(), batch
                 continue
-            with inference(model, reading.precision):
+            with inference(model, data_config.precision):
                 taps = read(video, mask=mask)
             yield taps, batch
 
 
 def stream_clips(
     model: VideoCLIP | VideoEncoder,
-    data: VideoData,
-    reading: Reading,
+    data: VideoDataset,
+    data_config: DataConfig,
     *,
     progress: bool = False,
     title: str = "encode",
@@ -114,9 +117,9 @@ def stream_clips(
     """
     from tqdm import tqdm
 
-    plan = in_order(len(data), max(1, reading.batch_size // reading.views))
-    clips = clip_dataset(model, data, reading) if clips is None else clips
-    source = batches_of(clips, plan, workers=reading.workers, device=model.device)
+    plan = in_order(len(data), max(1, data_config.batch_size // data_config.views))
+    clips = clip_dataset(model, data, data_config) if clips is None else clips
+    source = batches_of(clips, plan, workers=data_config.workers, device=model.device)
     with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
         for batch in source:
             video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
@@ -124,11 +127,11 @@ def stream_clips(
             bar.update(len(batch) + len(batch.unreadable))
 
 
-def trained_reading(model: VideoCLIP, terms: Terms = NO_TERMS) -> Reading:
+def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
     """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
-    told = {name: value for name in ("frames", "tokens") if (value := getattr(terms, name)) is not None}
-    trained = (model.training_record or {}).get("reading", {})
-    return Reading(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+    told = {name: value for name in ("frames", "tokens") if (value := getattr(protocol_spec, name)) is not None}
+    trained = (model.training_record or {}).get("data_config", {})
+    return DataConfig(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
 
 
 def _no_taps() -> Taps:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvid.errors import CacheError
-from clipvid.features.cache_key import RECIPE, TEXT, Recipe, TextRecipe, read_recipe
+from clipvid.features.cache_key import RECIPE, TEXT, CacheKey, TextCacheKey, read_cache_key
 from clipvid.features.shards import ADVICE, SUFFIX, check_shard, shard_files
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Part:
     """What one folder of a cache holds: the taps or the caption embeddings of one recipe."""
 
     folder: Path
-    recipe: Recipe | TextRecipe | None
+    cache_key: CacheKey | TextCacheKey | None
     """None where it cannot be read; `broken` says why."""
     rows: int
     """Clips or captions."""
@@ -32,8 +32,8 @@ class Part:
 
     def __str__(self) -> str:
         what = "caption" if self.folder.name.startswith(TEXT) else "clip"
-        known = self.recipe or f"{RECIPE} {self.broken}"
-        lines = [f"{self.folder}: {counted(self.rows, what)}, {in_words(self.nbytes)}; {known}"]
+        known = self.cache_key or f"{RECIPE} {self.broken}"
+        lines = [f"{self.folder}: {pluralize(self.rows, what)}, {format_bytes(self.nbytes)}; {known}"]
         return "\n".join(lines + [f"  {path.name} {reason}" for path, reason in self.damaged])
 
 
@@ -53,16 +53,16 @@ def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
 def _part(folder: Path, *, whole: bool) -> Part:
     rows, size, damaged = 0, 0, []
     try:
-        recipe, broken = read_recipe(folder), ""
+        cache_key, broken = read_cache_key(folder), ""
     except CacheError as error:
-        recipe, broken = None, str(error).removeprefix(f"{folder / RECIPE} ")
+        cache_key, broken = None, str(error).removeprefix(f"{folder / RECIPE} ")
     for path in shard_files(folder):
         size += path.stat().st_size
         try:
             rows += check_shard(path, whole=whole)
         except CacheError as error:
             damaged.append((path, str(error).removeprefix(f"{path} ").removesuffix(f"; {ADVICE}")))
-    return Part(folder, recipe, rows, size, tuple(damaged), broken)
+    return Part(folder, cache_key, rows, size, tuple(damaged), broken)
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     """
     removed: list[Path] = []
     parts = parts_of(folder, whole=True)
-    towers = {part.folder: part.recipe.tower for part in parts if part.recipe is not None}
+    towers = {part.folder: part.cache_key.tower for part in parts if part.cache_key is not None}
     meant = {own for own in towers.values() if tower is not None and own.startswith(tower)}
     if tower is not None and len(meant) != 1:
         there = ", ".join(sorted({own[:12] for own in towers.values()})) or "none that can be read"
         raise CacheError(f"{tower!r} begins {len(meant)} towers of {folder}, not one; it has {there}")
     for part in parts:
-        if part.recipe is None:
+        if part.cache_key is None:
             continue
         if towers[part.folder] in meant:
             shutil.rmtree(part.folder)
@@ -97,9 +97,9 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
         for path in [*(path for path, _ in part.damaged), *part.folder.glob(".*.part")]:
             path.unlink()
             removed.append(path)
-    return Pruned(tuple(removed), tuple(part for part in parts if part.recipe is None))
+    return Pruned(tuple(removed), tuple(part for part in parts if part.cache_key is None))
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes as MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clipvid.errors import CacheError
-from clipvid.runtime.files import whole_file, write_tensors
+from clipvid.runtime.files import atomic_file, write_tensors
 
 SUFFIX = ".safetensors"
 FORMAT = "clipvid-cache-2"
@@ -38,7 +38,7 @@ def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks), "folder": folder.name}
     path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         write_tensors(beside, tensors, metadata=header)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before what it names

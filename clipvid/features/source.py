@@ -1,6 +1,6 @@
 """Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
 
-Contract: a model and a VideoData in, Taps by index out. Cached equals live for a model with the same tower, which a
+Contract: a model and a VideoDataset in, Taps by index out. Cached equals live for a model with the same tower, which a
 store checks: frames are sampled without chance, or views are drawn once (`Draws`). Knows nothing of losses or metrics.
 """
 
@@ -14,20 +14,20 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from clipvid.config.settings import Reading
+from clipvid.config.settings import DataConfig
 from clipvid.data.dataset import NO_LABEL
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
-from clipvid.features.augmented_views import Draws, View, views_of
-from clipvid.features.cached_taps import KeptTrunk
+from clipvid.features.augmented_views import AugmentedViews, View, views_of
+from clipvid.features.cached_taps import FirstLayerTaps
 from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import stream_taps, trained_reading
+from clipvid.features.encode import stream_taps, trained_data_config
 from clipvid.features.text_cache import TextCache
 from clipvid.features.transfer import sent
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.branches import preset_of
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.ahead import ahead
+from clipvid.runtime.prefetch import prefetch
 
 T = TypeVar("T")
 
@@ -52,15 +52,15 @@ class TapStore:
     """
 
     taps: Rows
-    data: VideoData
-    reading: Reading
+    data: VideoDataset
+    data_config: DataConfig
     tower: str
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Where embeddings of its captions are kept too."""
     origin: str = "taps in memory"
     """What the taps are read from, in words: another cache may give other bits."""
-    draws: Draws | None = None
+    augmented_views: AugmentedViews | None = None
     """How chance drew what is kept; None for one fixed view of each clip."""
     others: tuple[Rows, ...] = ()
     """Views of the clips beside `taps`, where several were drawn."""
@@ -71,33 +71,41 @@ class TapStore:
         Of a trunk, whose batches are computed, they are made here: torch remembers autocast's casts for all threads in
         one place, and a thread that leaves autocast would clear what a training step has there.
         """
-        return (job() for job in jobs) if isinstance(self.taps, KeptTrunk) else ahead(jobs)
+        return (job() for job in jobs) if isinstance(self.taps, FirstLayerTaps) else prefetch(jobs)
 
     @classmethod
     def encode(
         cls,
         model: VideoCLIP,
-        data: VideoData,
-        reading: Reading | None = None,
+        data: VideoDataset,
+        data_config: DataConfig | None = None,
         *,
-        draws: Draws | None = None,
+        augmented_views: AugmentedViews | None = None,
         progress: bool = False,
     ) -> TapStore:
         """Decode every clip once, or once a drawn view, and keep what the frozen tower says.
 
         Memory: `taps.nbytes`, times the number of drawn views. Raises as TapCache.store does, but for its disk.
         """
-        reading = reading or trained_reading(model, data.terms)
-        check_storable(model, reading)
+        data_config = data_config or trained_data_config(model, data.protocol_spec)
+        check_storable(model, data_config)
         rows, parts, lost = range(len(data)), [], []
-        for view in views_of([None] * len(data) if draws is None else clip_keys(data), draws):
-            taps, kept, errors = _encoded(model, data, reading, view, rows, progress=progress)
+        for view in views_of([None] * len(data) if augmented_views is None else clip_keys(data), augmented_views):
+            taps, kept, errors = _encoded(model, data, data_config, view, rows, progress=progress)
             place = {row: at for at, row in enumerate(rows)}
             parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
             rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
         tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
         kept_clips = data.surviving(rows)
-        return cls(parts[0], kept_clips, reading, tower, unreadable=tuple(lost), draws=draws, others=others)
+        return cls(
+            parts[0],
+            kept_clips,
+            data_config,
+            tower,
+            unreadable=tuple(lost),
+            augmented_views=augmented_views,
+            others=others,
+        )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -148,17 +156,17 @@ class TapStore:
         return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
 
 
-def records_of(data: VideoData | TapStore) -> VideoData:
+def dataset_of(data: VideoDataset | TapStore) -> VideoDataset:
     """What is known about the clips, whether their taps are kept or not."""
     return data.data if isinstance(data, TapStore) else data
 
 
-def check_storable(model: VideoCLIP, reading: Reading) -> None:
+def check_storable(model: VideoCLIP, data_config: DataConfig) -> None:
     """ValueError for what has no taps to keep: several views, and branches that read pixels."""
-    if reading.views > 1:
+    if data_config.views > 1:
         raise ValueError(
-            f"a TapStore keeps no views for evaluation, got temporal_views={reading.temporal_views} and "
-            f"spatial_views={reading.spatial_views}; leave them at 1, or evaluate the data without storing taps"
+            f"a TapStore keeps no views for evaluation, got temporal_views={data_config.temporal_views} and "
+            f"spatial_views={data_config.spatial_views}; leave them at 1, or evaluate the data without storing taps"
         )
     if model.branch.reads_pixels:
         raise ValueError(
@@ -168,15 +176,15 @@ def check_storable(model: VideoCLIP, reading: Reading) -> None:
 
 
 def _encoded(
-    model: VideoCLIP, data: VideoData, reading: Reading, view: View, rows: Sequence[int], *, progress: bool
+    model: VideoCLIP, data: VideoDataset, data_config: DataConfig, view: View, rows: Sequence[int], *, progress: bool
 ) -> tuple[Taps, list[int], list[VideoError]]:
     """Taps of a view of some clips, which of them could be read, and why the others could not."""
     parts: list[Taps] = []
     kept: list[int] = []
     lost: list[VideoError] = []
-    some, clips = data.subset(rows), view.clips(model, data, reading, rows)
+    some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
     title = f"encode {data.name}"
-    source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+    source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
     with closing(source) as stream:
         for taps, batch in stream:
             lost.extend(batch.unreadable)

@@ -20,24 +20,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipvid.config.settings import Reading
-from clipvid.data.records import VideoData
+from clipvid.config.settings import DataConfig
+from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError, ClipvidWarning, VideoError
 from clipvid.features import codec
-from clipvid.features.augmented_views import Draws, View, views_of
-from clipvid.features.cache_key import MODES, Recipe, mend_recipe, write_recipe
-from clipvid.features.cached_taps import KeptTaps, KeptTrunk
+from clipvid.features.augmented_views import AugmentedViews, View, views_of
+from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
+from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps
 from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import stream_taps, trained_reading
-from clipvid.features.maintenance import in_words
+from clipvid.features.encode import stream_taps, trained_data_config
+from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
 from clipvid.features.source import TapStore, check_storable
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.open_clip import preprocess_fields
-from clipvid.models.backbone.partial import check_rerunnable, token_type
+from clipvid.models.backbone.partial import check_forward_from, token_type
 from clipvid.models.backbone.taps import Geometry, Taps
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.files import explained, require_writable
+from clipvid.runtime.files import describe_os_error, require_writable
 from clipvid.runtime.precision import autocast, resolve
 
 SPARE = 64 * 2**20
@@ -62,14 +62,14 @@ class TapCache:
         if not Path(folder).is_dir():
             require_writable(folder, folder=True)
         self.folder, self.kind, self.mode = Path(folder), kind, mode
-        self._noted: set[Recipe] = set()  # what it has said of clips that are there otherwise
+        self._noted: set[CacheKey] = set()  # what it has said of clips that are there otherwise
 
-    def origin(self, model: VideoCLIP, reading: Reading) -> str:
+    def origin(self, model: VideoCLIP, data_config: DataConfig) -> str:
         """Return, for messages and checkpoints, which kind of cache this model reads: another kind gives other bits."""
-        kind = self.kind_for(model, reading) if self.kind == codec.AUTO else self.kind
+        kind = self.kind_for(model, data_config) if self.kind == codec.AUTO else self.kind
         return f"a tap cache of kind {kind} and mode {self.mode}"
 
-    def kind_for(self, model: VideoCLIP, reading: Reading) -> str:
+    def kind_for(self, model: VideoCLIP, data_config: DataConfig) -> str:
         """Return the kind in which features of this model are stored, for clips read so.
 
         `auto` becomes the kind that rounds nothing. For taps this is bf16 where the model runs in bf16-mixed and fp32
@@ -79,43 +79,50 @@ class TapCache:
         """
         if self.kind != codec.AUTO and (self.kind, self.mode) != ("bf16", "trunk"):
             return self.kind
-        if self.mode == "taps" and (exact := _READ_LIVE.get(resolve(reading.precision, model.device))):
+        if self.mode == "taps" and (exact := _READ_LIVE.get(resolve(data_config.precision, model.device))):
             return exact
-        with autocast(reading.precision, model.device):
+        with autocast(data_config.precision, model.device):
             tokens = codec.exact_kind(token_type(model.backbone))
         return tokens if self.kind in (codec.AUTO, tokens) else "fp32"
 
-    def recipe(self, model: VideoCLIP, reading: Reading, draws: Draws | None = None) -> Recipe:
+    def cache_key(
+        self, model: VideoCLIP, data_config: DataConfig, augmented_views: AugmentedViews | None = None
+    ) -> CacheKey:
         """What decides the taps of this model's branch, read so."""
         levels = tuple(model.branch.levels)
-        return Recipe(
+        return CacheKey(
             tower=model.backbone.tower_fingerprint,
             preprocess=json.dumps(preprocess_fields(model.backbone.preprocess_config), sort_keys=True),
-            precision=resolve(reading.precision, model.device),
-            frames=reading.frames,
-            sampler=reading.sampler,
+            precision=resolve(data_config.precision, model.device),
+            frames=data_config.frames,
+            sampler=data_config.sampler,
             levels=levels if self.mode == "taps" else _trunk_of(model),
-            kind=self.kind_for(model, reading),
+            kind=self.kind_for(model, data_config),
             mode=self.mode,
-            drawn="" if draws is None else str(draws),
+            drawn="" if augmented_views is None else str(augmented_views),
         )
 
     def needs(
-        self, model: VideoCLIP, data: VideoData, reading: Reading | None = None, *, draws: Draws | None = None
+        self,
+        model: VideoCLIP,
+        data: VideoDataset,
+        data_config: DataConfig | None = None,
+        *,
+        augmented_views: AugmentedViews | None = None,
     ) -> int:
         """Bytes that the clips of `data` that are not there yet would take."""
-        reading = reading or trained_reading(model, data.terms)
-        recipe = self.recipe(model, reading, draws)
-        missing = _missing(Shards(self.folder / recipe.key), views_of(clip_keys(data), draws))
-        return _size(model, recipe, len(missing))
+        data_config = data_config or trained_data_config(model, data.protocol_spec)
+        cache_key = self.cache_key(model, data_config, augmented_views)
+        missing = _missing(Shards(self.folder / cache_key.key), views_of(clip_keys(data), augmented_views))
+        return _size(model, cache_key, len(missing))
 
     def store(
         self,
         model: VideoCLIP,
-        data: VideoData,
-        reading: Reading | None = None,
+        data: VideoDataset,
+        data_config: DataConfig | None = None,
         *,
-        draws: Draws | None = None,
+        augmented_views: AugmentedViews | None = None,
         progress: bool = False,
     ) -> TapStore:
         """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
@@ -125,74 +132,74 @@ class TapCache:
         too small, before anything is encoded, and for damaged files; ValueError for what has no taps to keep,
         VideoError as the reading says.
         """
-        reading = reading or trained_reading(model, data.terms)
-        check_storable(model, reading)
-        recipe = self.recipe(model, reading, draws)
-        shards = Shards(self.folder / recipe.key)
-        mend_recipe(shards.folder, recipe)
-        views = views_of(clip_keys(data), draws)
+        data_config = data_config or trained_data_config(model, data.protocol_spec)
+        check_storable(model, data_config)
+        cache_key = self.cache_key(model, data_config, augmented_views)
+        shards = Shards(self.folder / cache_key.key)
+        repair_cache_key(shards.folder, cache_key)
+        views = views_of(clip_keys(data), augmented_views)
         missing = _missing(shards, views)
-        self._check_room(_size(model, recipe, len(missing)))
-        if missing and (note := self._kept_otherwise(recipe, model, missing)):
+        self._check_room(_size(model, cache_key, len(missing)))
+        if missing and (note := self._kept_otherwise(cache_key, model, missing)):
             warnings.warn(note, ClipvidWarning, stacklevel=2)
         rows, lost = list(range(len(data))), []
         for view in views:
             todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
             if todo:
                 with _in_words(shards.folder):
-                    write_recipe(shards.folder, recipe)
-                for errors in self._filled(recipe, shards, model, data, view, todo, reading, progress=progress):
+                    write_cache_key(shards.folder, cache_key)
+                for errors in self._filled(cache_key, shards, model, data, view, todo, data_config, progress=progress):
                     lost.extend(errors)
             rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
         if not rows:
             raise ValueError(
                 f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
             )
-        kept = [_kept(model, recipe, shards, [str(view.keys[row]) for row in rows]) for view in views]
+        kept = [_kept(model, cache_key, shards, [str(view.keys[row]) for row in rows]) for view in views]
         return TapStore(
             kept[0],
             data.surviving(rows),
-            reading,
-            recipe.tower,
+            data_config,
+            cache_key.tower,
             unreadable=tuple(lost),
             texts=TextCache(self.folder),
-            origin=self.origin(model, reading),
-            draws=draws,
+            origin=self.origin(model, data_config),
+            augmented_views=augmented_views,
             others=tuple(kept[1:]),
         )
 
     def _filled(
         self,
-        recipe: Recipe,
+        cache_key: CacheKey,
         shards: Shards,
         model: VideoCLIP,
-        data: VideoData,
+        data: VideoDataset,
         view: View,
         rows: Sequence[int],
-        reading: Reading,
+        data_config: DataConfig,
         *,
         progress: bool,
     ) -> Iterator[tuple[VideoError, ...]]:
         """Write batch after batch; what of each could not be read."""
-        title = f"cache {data.name}" if view.draws is None else f"cache {data.name}, view {view.number + 1}"
-        some, clips = data.subset(rows), view.clips(model, data, reading, rows)
-        source = stream_taps(model, some, reading, to_keep=True, clips=clips, progress=progress, title=title)
+        title = f"cache {data.name}" if view.augmented_views is None else f"cache {data.name}, view {view.number + 1}"
+        some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
+        source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
         with closing(source) as stream:
             for taps, batch in stream:
                 if len(batch) and isinstance(taps, Taps):
                     written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
                     with _in_words(shards.folder):
-                        write_shard(shards.folder, written, _named(_to_keep(taps, recipe), recipe))
+                        write_shard(shards.folder, written, _named(_to_keep(taps, cache_key), cache_key))
                     shards.look()
                 yield batch.unreadable
 
-    def _kept_otherwise(self, recipe: Recipe, model: VideoCLIP, wanted: set[str]) -> str:
+    def _kept_otherwise(self, cache_key: CacheKey, model: VideoCLIP, wanted: set[str]) -> str:
         """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
-        levels, asked = tuple(model.branch.levels), recipe.kind if self.kind == codec.AUTO else self.kind
+        levels, asked = tuple(model.branch.levels), cache_key.kind if self.kind == codec.AUTO else self.kind
         held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
-        finest = sorted(codec.KINDS, key=lambda kind: -codec.FINENESS[kind])
-        others = [replace(recipe, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
-        for other in (other for other in others if other != recipe and (self.folder / other.key).is_dir()):
+        finest = sorted(codec.KINDS, key=lambda kind: -codec.FIDELITY[kind])
+        others = [replace(cache_key, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
+        for other in (other for other in others if other != cache_key and (self.folder / other.key).is_dir()):
             try:
                 shards = Shards(self.folder / other.key)
             except (CacheError, OSError):  # damaged, or another's: whoever reads it hears of it
@@ -203,12 +210,12 @@ class TapCache:
                     wanted = {key for key in wanted if key not in shards}
                     continue
                 self._noted.add(plain)
-                what = "views" if recipe.drawn else "clips"
+                what = "views" if cache_key.drawn else "clips"
                 there = (
                     f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
                     f"{other.mode}, not as kind {asked}, mode {self.mode}"
                 )
-                if codec.FINENESS[other.kind] < codec.FINENESS[asked]:
+                if codec.FIDELITY[other.kind] < codec.FIDELITY[asked]:
                     return f"{there}; {other.kind} is coarser, so they are encoded anew"
                 return (
                     f"{there}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
@@ -223,8 +230,8 @@ class TapCache:
         free = shutil.disk_usage(place).free
         if needed and needed > free - SPARE:
             raise CacheError(
-                f"{self.folder} needs {in_words(needed)} for clips that are not there yet, the disk has "
-                f"{in_words(free)}; choose another folder, mode trunk, a smaller kind (int8), or fewer frames"
+                f"{self.folder} needs {format_bytes(needed)} for clips that are not there yet, the disk has "
+                f"{format_bytes(free)}; choose another folder, mode trunk, a smaller kind (int8), or fewer frames"
             )
 
 
@@ -235,41 +242,42 @@ def _in_words(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CacheError(
-            f"{folder} cannot be written ({explained(error)}); what is there stays, and the next run goes on from it; "
+            f"{folder} cannot be written ({describe_os_error(error)}); what is there stays, and "
+            "the next run goes on from it; "
             "make room, or choose another folder"
         ) from error
 
 
 def _trunk_of(model: VideoCLIP) -> tuple[int]:
     """The lowest level that the branch reads: the others follow from it."""
-    check_rerunnable(model.backbone)
+    check_forward_from(model.backbone)
     if not model.branch.levels:
         raise ValueError("this branch reads no inner level, so there is no trunk to keep; choose mode taps")
     return (min(model.branch.levels),)
 
 
-def _live_type(recipe: Recipe) -> torch.dtype | None:
+def _live_type(cache_key: CacheKey) -> torch.dtype | None:
     """Return the type in which taps of that precision reach the branch, live (`VideoCLIP.encode_frames`) and stored.
 
     None is each tensor's own: in 16-mixed some of a tower's outputs are float16 and others float32.
     """
-    if recipe.precision == "bf16-mixed":
+    if cache_key.precision == "bf16-mixed":
         return torch.bfloat16
-    return None if recipe.precision == "16-mixed" and recipe.kind in ("fp16", "fp32") else torch.float32
+    return None if cache_key.precision == "16-mixed" and cache_key.kind in ("fp16", "fp32") else torch.float32
 
 
-def _to_keep(taps: Taps, recipe: Recipe) -> Taps:
+def _to_keep(taps: Taps, cache_key: CacheKey) -> Taps:
     """The levels that are kept; as the branch takes them, but for a trunk, which the tower takes again."""
-    chosen = taps.select(recipe.levels).to("cpu")
-    return chosen if recipe.mode == "trunk" else chosen.to(dtype=_live_type(recipe))
+    chosen = taps.select(cache_key.levels).to("cpu")
+    return chosen if cache_key.mode == "trunk" else chosen.to(dtype=_live_type(cache_key))
 
 
-def _kept(model: VideoCLIP, recipe: Recipe, shards: Shards, keys: Sequence[str]) -> KeptTaps | KeptTrunk:
-    held, live = recipe.levels, _live_type(recipe)
-    if recipe.mode == "taps":
-        return KeptTaps(shards, keys, held=held, levels=held, dtype=live)
-    one = KeptTaps(shards, keys, held=held, levels=held, dtype=None if live is None else torch.float32)
-    return KeptTrunk(one, model.backbone, model.branch.levels, precision=recipe.precision, dtype=live)
+def _kept(model: VideoCLIP, cache_key: CacheKey, shards: Shards, keys: Sequence[str]) -> CachedTaps | FirstLayerTaps:
+    held, live = cache_key.levels, _live_type(cache_key)
+    if cache_key.mode == "taps":
+        return CachedTaps(shards, keys, held=held, levels=held, dtype=live)
+    one = CachedTaps(shards, keys, held=held, levels=held, dtype=None if live is None else torch.float32)
+    return FirstLayerTaps(one, model.backbone, model.branch.levels, precision=cache_key.precision, dtype=live)
 
 
 def _missing(shards: Shards, views: Sequence[View]) -> set[str]:
@@ -277,9 +285,9 @@ def _missing(shards: Shards, views: Sequence[View]) -> set[str]:
     return {key for view in views for key in view.keys if key is not None and key not in shards}
 
 
-def _size(model: VideoCLIP, recipe: Recipe, clips: int) -> int:
+def _size(model: VideoCLIP, cache_key: CacheKey, clips: int) -> int:
     """Bytes of so many clips."""
-    return clips * clip_bytes(model.backbone.geometry(recipe.levels), recipe.frames, recipe.kind)
+    return clips * clip_bytes(model.backbone.geometry(cache_key.levels), cache_key.frames, cache_key.kind)
 
 
 def clip_bytes(geometry: Geometry, frames: int, kind: str) -> int:
@@ -294,14 +302,14 @@ def _fine(kind: str) -> str:
     return "bf16" if kind == "int8" else kind
 
 
-def _kind_of(name: str, tensor: Tensor, recipe: Recipe) -> str:
+def _kind_of(name: str, tensor: Tensor, cache_key: CacheKey) -> str:
     """Return how one tensor of taps is stored; in its own type where that rounds no more than the recipe's kind."""
-    if recipe.kind == "fp32" and _live_type(recipe) is None:
+    if cache_key.kind == "fp32" and _live_type(cache_key) is None:
         return codec.exact_kind(tensor.dtype)
-    return _fine(recipe.kind) if name == "frames" else recipe.kind
+    return _fine(cache_key.kind) if name == "frames" else cache_key.kind
 
 
-def _named(taps: Taps, recipe: Recipe) -> dict[str, Tensor]:
+def _named(taps: Taps, cache_key: CacheKey) -> dict[str, Tensor]:
     """Taps as the tensors of a file."""
     features = {f"patches.{level}": patch for level, patch in zip(taps.levels, taps.patches, strict=True)}
     features |= {f"cls.{level}": cls for level, cls in zip(taps.levels, taps.cls, strict=bool(taps.cls))}
@@ -309,6 +317,6 @@ def _named(taps: Taps, recipe: Recipe) -> dict[str, Tensor]:
     if taps.mask is not None:
         found["mask"] = taps.mask.to(torch.uint8)
     for name, tensor in [*features.items(), ("frames", taps.frames)]:
-        for part, value in codec.packed(tensor, _kind_of(name, tensor, recipe)).items():
+        for part, value in codec.packed(tensor, _kind_of(name, tensor, cache_key)).items():
             found[f"{name}.{part}" if part else name] = value
     return found

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvid.errors import CacheError
-from clipvid.features.cache_key import TextRecipe, mend_recipe, write_recipe
+from clipvid.features.cache_key import TextCacheKey, repair_cache_key, write_cache_key
 from clipvid.features.shards import SUFFIX, read_shard, write_shard
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.files import explained
+from clipvid.runtime.files import describe_os_error
 from clipvid.runtime.precision import resolve
 
 NAME = "embedding"
@@ -32,30 +32,30 @@ class TextCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def recipe(self, model: VideoCLIP, precision: str) -> TextRecipe:
+    def cache_key(self, model: VideoCLIP, precision: str) -> TextCacheKey:
         """What decides the embeddings of this model's text tower: it looks at all weights, so ask once for many ids."""
-        return TextRecipe(model.backbone.text_fingerprint, resolve(precision, model.device))
+        return TextCacheKey(model.backbone.text_fingerprint, resolve(precision, model.device))
 
     def embedded(
-        self, recipe: TextRecipe, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]
+        self, cache_key: TextCacheKey, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "m e"]:
         """The embeddings of these token ids, from the cache, else from `embed` and kept; float32, on the CPU.
 
         A row is known by the ids that the tower sees, cut as they are, and by its neighbours. Raises CacheError for a
         damaged file, and where none can be written.
         """
-        folder, name = self.folder / recipe.key, _hash(ids)
+        folder, name = self.folder / cache_key.key, _hash(ids)
         keys = [f"{name}:{row}" for row in range(len(ids))]
         path = folder / f"{name}{SUFFIX}"
         if path.exists():
-            mend_recipe(folder, recipe)
+            repair_cache_key(folder, cache_key)
             return read_shard(path, keys)[NAME]
         found = embed(ids).float().cpu()
         try:
-            write_recipe(folder, recipe)
+            write_cache_key(folder, cache_key)
             write_shard(folder, keys, {NAME: found}, name=name)
         except OSError as error:
-            raise CacheError(explained(error)) from error
+            raise CacheError(describe_os_error(error)) from error
         return found
 
 

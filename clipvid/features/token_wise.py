@@ -45,7 +45,7 @@ def match_all(
 ) -> Float[Tensor, "m n"]:
     """Similarity (M, N) of every text with every video; with `only`, of those pairs, the others minus infinity.
 
-    `tokens` cuts longer texts to so many (`Reading.tokens`).
+    `tokens` cuts longer texts to so many (`DataConfig.tokens`).
     """
     out = torch.full((len(texts), len(frames)), -torch.inf)
     for start in range(0, len(texts), chunk):

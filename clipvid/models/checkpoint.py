@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import whole_folder, write_tensors
+from clipvid.runtime.files import atomic_folder, write_tensors
 
 FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "branch.safetensors"
@@ -28,7 +28,7 @@ def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[st
     strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
     if strangers:
         raise FileExistsError(f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own")
-    with whole_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         write_tensors(beside / WEIGHTS, state)
         text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
         (beside / CONFIG).write_text(text, encoding="utf-8")

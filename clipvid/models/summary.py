@@ -18,7 +18,7 @@ from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.models.branches import Branch, preset_of
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
 """Operations of linear layers and convolutions: what the STAN paper counts as FLOPs. Attention's own products are
@@ -72,7 +72,7 @@ class Summary:
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
             **({"keys a patch": " + ".join(map(str, self.compared))} if self.compared else {}),
-            f"MACs a clip ({counted(self.frames, 'frame')})": f"{_giga(linear)} linear "
+            f"MACs a clip ({pluralize(self.frames, 'frame')})": f"{_giga(linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
             "three views": f"{_giga(3 * linear)} linear, as papers count",
@@ -133,11 +133,11 @@ def _trains(backbone: Backbone) -> str:
     named = [(name.startswith("visual."), p) for name, p in own if not name.startswith("logit_")]
     visual, text = ([p.requires_grad for is_visual, p in named if is_visual is wanted] for wanted in (True, False))
     if backbone.visual_trains:
-        parts.append(f"visual tower{'' if all(visual) else _extent(tower.vit_blocks(backbone.visual))}")
+        parts.append(f"visual tower{'' if all(visual) else _extent(vit.vit_blocks(backbone.visual))}")
     if backbone.lora_rank and backbone.text_trains:
         parts.append(f"LoRA of rank {backbone.lora_rank} on the text tower")
     elif backbone.text_trains:
-        parts.append(f"text tower{'' if all(text) else _extent(tower.text_tower_and_blocks(backbone.clip)[1])}")
+        parts.append(f"text tower{'' if all(text) else _extent(vit.text_tower_and_blocks(backbone.clip)[1])}")
     return ", ".join(parts)
 
 

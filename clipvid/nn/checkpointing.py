@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(run: Callable[..., Any], *given: Tensor | None) -> Any:
+def checkpointed(run: Callable[..., Any], *given: Tensor | None) -> Any:
     """`run(*given)`, of which the graph keeps `given` alone; the rest is made anew when its gradient is taken.
 
     The random state is replayed: the CPU's, and that of the GPU on which a tensor of `given` lies, so pass one of its.

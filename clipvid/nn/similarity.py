@@ -91,8 +91,8 @@ class Mug(nn.Module):
         # the cosine with a weighted mean of frames is the weighted mean of the cosines: no feature is needed again
         told_words = (_softmax(sharp, frames) * cosines).sum(dim=-1)  # (..., L)
         told_frames = (_softmax(sharp, tokens, dim=-2) * cosines).sum(dim=-2)  # (..., T)
-        counted = torch.ones_like(text_mask) if release else text_mask
-        of_words = _softmax(self.sharpness * told_words, counted)
+        pluralize = torch.ones_like(text_mask) if release else text_mask
+        of_words = _softmax(self.sharpness * told_words, pluralize)
         of_frames = _softmax(self.sharpness * told_frames, video_mask)
         if self.form == "frame_token_simple":
             return ((of_words * told_words).sum(dim=-1) + (of_frames * told_frames).sum(dim=-1)) / 2

@@ -22,7 +22,7 @@ GUARD = 'put the calls of that script under `if __name__ == "__main__":`'
 THREADS = ", or give workers=0, which decodes in threads"
 
 
-def processes(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
+def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
     """A pool of `workers` processes, fresh ones, or for heavy `loads` forked from a server that has imported them once.
 
     The server has no threads, which a fork would break, and needs milliseconds for a process, where a fresh interpreter

@@ -85,7 +85,7 @@ def _locked(path: Path) -> int | None:
         os.close(file)  # it was removed in the meantime, by the one who held it
 
 
-def explained(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What the operating system refused as a sentence of path and reason; an error with words of its own as it is."""
     if error.errno is None:
         return str(error)
@@ -97,7 +97,7 @@ def explained(error: OSError) -> str:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; rename it to `path` on success, delete it on any failure.
 
     An OSError that names no path, as that of a full disk, is given this one.
@@ -140,7 +140,7 @@ def _mode_of_a_new_file(path: Path) -> int:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give an empty folder beside `path` to fill; it takes the place of `path` on success, and is gone on failure.
 
     Raises FileExistsError when `path` is a file.

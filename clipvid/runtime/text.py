@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """The number with its noun, in the plural but for one.
 
-    >>> counted(1, "video"), counted(2, "class"), counted(0, "query")
+    >>> pluralize(1, "video"), pluralize(2, "class"), pluralize(0, "query")
     ('1 video', '2 classes', '0 queries')
     """
     if number == 1:

@@ -1,7 +1,1 @@
-"""Search of videos by text or by video: an index of embeddings that can be saved, loaded and added to."""
-
-from __future__ import annotations
-
-from clipvid.search.index import Hit, VideoIndex
-
-__all__ = ["Hit", "VideoIndex"]
+"""An index of videos, searched by a sentence, a video or an embedding."""

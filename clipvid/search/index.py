@@ -22,17 +22,16 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
-from clipvid.config.settings import Reading
-from clipvid.data.records import Record, VideoData
+from clipvid.config.settings import DataConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.features import clip_dataset
 from clipvid.features.embed import embed_batches, embed_frames, embed_texts
-from clipvid.features.encode import VideoEncoder
+from clipvid.features.encode import VideoEncoder, clip_dataset
 from clipvid.features.token_wise import match_all
-from clipvid.runtime.files import whole_folder
+from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 from clipvid.search.storage import FACTS, FORMAT, VECTORS, check_place, read_facts
 from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
 from clipvid.search.videos import expanded
@@ -56,7 +55,7 @@ class VideoIndex:
 
     Args:
         kind: flat compares a query with every video; ivf and hnsw answer sooner among very many and may miss some.
-        precision: floating-point type of all embeddings, those of queries too, as for evaluation (`Reading`).
+        precision: floating-point type of all embeddings, those of queries too, as for evaluation (`DataConfig`).
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class VideoIndex:
         kind: str = "flat",
         precision: str = "auto",
         unreadable: str = "skip",
-        batch_size: int = Reading.batch_size,
+        batch_size: int = DataConfig.batch_size,
         workers: int = 0,
         progress: bool = True,
         save_to: str | Path | None = None,
@@ -125,7 +124,7 @@ class VideoIndex:
         *,
         existing: str = "error",
         unreadable: str = "skip",
-        batch_size: int = Reading.batch_size,
+        batch_size: int = DataConfig.batch_size,
         workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -150,8 +149,8 @@ class VideoIndex:
             paths = [path for path in paths if path not in known]
         if self._vectors is None or not self._vectors.trained:
             check_enough(self.kind, len(known.union(paths)))  # before anything is embedded
-        reading = self._reading(batch_size=batch_size, workers=workers, unreadable=unreadable)
-        batches = embed_batches(self.model, _data(paths), reading, progress=progress, title="embedding")
+        data_config = self._reading(batch_size=batch_size, workers=workers, unreadable=unreadable)
+        batches = embed_batches(self.model, _data(paths), data_config, progress=progress, title="embedding")
         with closing(batches):
             for rows, places, lost in batches:
                 self._lose(lost)
@@ -205,7 +204,7 @@ class VideoIndex:
             raise ValueError(f"k must be 1 or more, got {k}")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
-                lost = f"; {counted(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
+                lost = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
                 raise ValueError(f"the index is empty{lost}; add videos first")
             if len(query) != self._vectors.width:
                 raise ValueError(
@@ -225,7 +224,7 @@ class VideoIndex:
         with self._lock.shared():  # only while the contents are copied: writing them may take long
             facts = self._facts()
             vectors = None if self._vectors is None else self._vectors.packed()
-        with whole_folder(folder) as beside:
+        with atomic_folder(folder) as beside:
             (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if vectors is not None:
                 (beside / VECTORS).write_bytes(vectors)
@@ -288,12 +287,12 @@ class VideoIndex:
     def __repr__(self) -> str:
         lost = f", {len(self._skipped)} skipped" if self._skipped else ""
         kind = "" if self.kind == "flat" else f", {self.kind}"
-        return f"VideoIndex({counted(len(self), 'video')}{lost}, {counted(self.frames, 'frame')} each{kind})"
+        return f"VideoIndex({pluralize(len(self), 'video')}{lost}, {pluralize(self.frames, 'frame')} each{kind})"
 
-    def _reading(self, **options: Any) -> Reading:
-        """Return how this index reads and embeds videos, with other options of a `Reading` beside its own."""
+    def _reading(self, **options: Any) -> DataConfig:
+        """Return how this index reads and embeds videos, with other options of a `DataConfig` beside its own."""
         own = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
-        return Reading(**own, **options)
+        return DataConfig(**own, **options)
 
     def _lose(self, errors: Iterable[VideoError]) -> None:
         """List files that cannot be read in `skipped`, and drop the rows that they had."""
@@ -334,5 +333,5 @@ def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
     return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
 
 
-def _data(paths: Iterable[Path]) -> VideoData:
-    return VideoData(tuple(Record(path) for path in paths), name="videos")
+def _data(paths: Iterable[Path]) -> VideoDataset:
+    return VideoDataset(tuple(Record(path) for path in paths), name="videos")

@@ -20,10 +20,14 @@ from torch import Tensor
 from clipvid.config.settings import TrainConfig
 from clipvid.data.dataset import Batch, ClipDataset, Pair
 from clipvid.data.loader import batches_of
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
-from clipvid.features import Draws, TapCache, TapStore, TextCache, augmented, clip_dataset, records_of
+from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.embed import embed_texts
+from clipvid.features.encode import clip_dataset
+from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.tap_cache import TapCache
+from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.profiling import awaited
@@ -32,7 +36,7 @@ from clipvid.video.augment import CONST_CL
 
 def open_feed(
     model: VideoCLIP,
-    data: VideoData | TapStore,
+    data: VideoDataset | TapStore,
     config: TrainConfig,
     *,
     cache: TapCache | None = None,
@@ -41,7 +45,7 @@ def open_feed(
     """The feed for `data`; DataError where clips lack what the task needs, before any is read."""
     if config.task == "selfsup":
         return open_pairs(model, data, config)
-    facts = records_of(data)
+    facts = dataset_of(data)
     needs = "caption" if config.task == "retrieval" else "label"
     without = [r.path for r in facts if (not r.captions if needs == "caption" else r.label is None)]
     if without or len(facts) < 2:
@@ -51,54 +55,59 @@ def open_feed(
             + (f", first {without[0]}" if without else "")
             + ("; they have classes: choose task recognition" if needs == "caption" and facts.classes else "")
         )
-    draws = Draws.of(config)
-    data = keep_taps(model, data, config, cache, draws=draws, progress=progress)
+    augmented_views = AugmentedViews.of(config)
+    data = keep_taps(model, data, config, cache, augmented_views=augmented_views, progress=progress)
     if isinstance(data, TapStore):
-        _check_drawn(data, config, draws)
+        _check_drawn(data, config, augmented_views)
         return StoredFeed(model, data, config)
-    if draws is not None:
-        raise ValueError(f"cache_views {draws.views} is for taps that are kept; give a cache, or cache_taps, too")
+    if augmented_views is not None:
+        raise ValueError(
+            f"cache_views {augmented_views.views} is for taps that are kept; give a cache, or cache_taps, too"
+        )
     return LiveFeed(model, data, config)
 
 
 def keep_taps(
     model: VideoCLIP,
-    data: VideoData | TapStore,
+    data: VideoDataset | TapStore,
     config: TrainConfig,
     cache: TapCache | None,
     *,
-    draws: Draws | None = None,
+    augmented_views: AugmentedViews | None = None,
     progress: bool,
-) -> VideoData | TapStore:
+) -> VideoDataset | TapStore:
     """A store of the clips' taps, on the disk with a cache, in memory with `cache_taps`; else the clips as they are."""
     if isinstance(data, TapStore) or not (config.cache_taps or cache is not None):
         return data
     if cache is not None:
-        return cache.store(model, data, config.reading, draws=draws, progress=progress)
-    return TapStore.encode(model, data, config.reading, draws=draws, progress=progress)
+        return cache.store(model, data, config.data_config, augmented_views=augmented_views, progress=progress)
+    return TapStore.encode(model, data, config.data_config, augmented_views=augmented_views, progress=progress)
 
 
-def _check_drawn(store: TapStore, config: TrainConfig, draws: Draws | None) -> None:
+def _check_drawn(store: TapStore, config: TrainConfig, augmented_views: AugmentedViews | None) -> None:
     """ValueError for augmentations that a store does not have."""
     if config.mixup:
         raise ValueError("mixup blends the pixels of two clips, and a TapStore has none; give the videos instead")
-    if draws is None and (asked := config.augmentations()):
+    if augmented_views is None and (asked := config.augmentations()):
         raise ValueError(
             f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead, or keep views "
             "that are drawn so (cache_views)"
         )
-    if store.draws != draws:
+    if store.augmented_views != augmented_views:
         raise ValueError(
-            f"the store of {store.data.name} keeps {_in_words(store.draws)}, training asks for {_in_words(draws)}; "
+            f"the store of {store.data.name} keeps {_in_words(store.augmented_views)}, "
+            f"training asks for {_in_words(augmented_views)}; "
             "make the store with Draws.of(config)"
         )
 
 
-def _in_words(draws: Draws | None) -> str:
-    return "one fixed view" if draws is None else f"{draws.views} views drawn by {draws}"
+def _in_words(augmented_views: AugmentedViews | None) -> str:
+    return "one fixed view" if augmented_views is None else f"{augmented_views.views} views drawn by {augmented_views}"
 
 
-def open_pairs(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig, *, use: str = "training") -> PairFeed:
+def open_pairs(
+    model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig, *, use: str = "training"
+) -> PairFeed:
     """The feed for self-supervision; ValueError for taps, DataError for a single video."""
     if isinstance(data, TapStore):
         raise ValueError(
@@ -140,11 +149,11 @@ class Work:
         *,
         mask: Tensor | None,
         text: Tensor,
-        owner: Tensor,
+        video_index: Tensor,
         labels: Tensor,
     ) -> None:
         self.place, self.video, self.mask = place, video, mask
-        self.text, self.owner, self.labels = text, owner, labels
+        self.text, self.video_index, self.labels = text, video_index, labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -161,7 +170,7 @@ class LiveFeed:
     least = 1
     """Fewest clips that make a batch."""
 
-    def __init__(self, model: VideoCLIP, data: VideoData, config: TrainConfig) -> None:
+    def __init__(self, model: VideoCLIP, data: VideoDataset, config: TrainConfig) -> None:
         self.model, self.data, self.config = model, data, config
         self.texts = _Texts(model, data, config)
         self.unreadable: tuple[VideoError, ...] = ()
@@ -173,7 +182,7 @@ class LiveFeed:
 
     def batches(self, epoch: int, *, start: int) -> Generator[Work, None, None]:
         self.dataset.set_epoch(epoch)
-        workers, device = self.config.reading.workers, self.model.device
+        workers, device = self.config.data_config.workers, self.model.device
         with closing(batches_of(self.dataset, self.plan(epoch)[start:], workers=workers, device=device)) as source:
             for place, batch in enumerate(source, start=start):
                 self._lost |= {error.path: error for error in batch.unreadable}
@@ -182,16 +191,16 @@ class LiveFeed:
                     yield self._work(place, batch, epoch)
 
     def _work(self, place: int, batch: Batch, epoch: int) -> Work:
-        text, owner = self.texts.draw(batch.index.tolist(), epoch)
+        text, video_index = self.texts.draw(batch.index.tolist(), epoch)
         whole = bool(batch.mask.all())  # asked of the CPU: a GPU would have to finish its queue first
         batch = batch.to(self.model.device, non_blocking=True)
         mask = None if whole else batch.mask
-        return Work(place, batch.video, mask=mask, text=text, owner=owner, labels=batch.labels)
+        return Work(place, batch.video, mask=mask, text=text, video_index=video_index, labels=batch.labels)
 
     def _dataset(self) -> ClipDataset:
         c = self.config
         transform = augmented(self.model.transform, c)
-        return clip_dataset(self.model, self.data, c.reading, transform=transform, random=True, seed=c.seed)
+        return clip_dataset(self.model, self.data, c.data_config, transform=transform, random=True, seed=c.seed)
 
 
 class PairFeed(LiveFeed):
@@ -204,9 +213,9 @@ class PairFeed(LiveFeed):
 
     def _dataset(self) -> ClipDataset:
         c = self.config
-        first, second = (replace(recipe, flip=c.selfsup.flip) for recipe in CONST_CL)
+        first, second = (replace(cache_key, flip=c.selfsup.flip) for cache_key in CONST_CL)
         pair = Pair(c.selfsup.stride, (first, second))
-        return clip_dataset(self.model, self.data, c.reading, random=True, pair=pair, seed=c.seed)
+        return clip_dataset(self.model, self.data, c.data_config, random=True, pair=pair, seed=c.seed)
 
 
 class StoredFeed:
@@ -227,8 +236,8 @@ class StoredFeed:
         jobs = (partial(self._video, store, rows) for rows in plan)
         with closing(awaited(store.in_turn(jobs))) as source:
             for place, (rows, video) in enumerate(zip(plan, source, strict=True), start=start):
-                text, owner = self.texts.draw(rows, epoch)
-                work = {"mask": None, "text": text, "owner": owner, "labels": labels[rows].to(device)}
+                text, video_index = self.texts.draw(rows, epoch)
+                work = {"mask": None, "text": text, "video_index": video_index, "labels": labels[rows].to(device)}
                 yield Work(place, video(), **work)
 
     def _video(self, store: TapStore, rows: Sequence[int]) -> Callable[[], Taps | StoredClips]:
@@ -242,7 +251,7 @@ class _Texts:
     """Embeddings of every training caption, made once where the text tower is frozen; else their token ids."""
 
     def __init__(
-        self, model: VideoCLIP, data: VideoData, config: TrainConfig, *, kept: TextCache | None = None
+        self, model: VideoCLIP, data: VideoDataset, config: TrainConfig, *, kept: TextCache | None = None
     ) -> None:
         self.seed, self.count, self.device = config.seed, config.captions_per_video, model.device
         self.rows: list[list[int]] = []
@@ -251,24 +260,26 @@ class _Texts:
             self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
             captions.extend(record.captions)
         needed = config.task == "retrieval"
-        tokens = config.reading.tokens if config.reading.tokens is not None else data.terms.tokens  # as evaluation does
+        tokens = (
+            config.data_config.tokens if config.data_config.tokens is not None else data.protocol_spec.tokens
+        )  # as evaluation does
         self.table = torch.zeros(0, 1)
         if needed and (model.backbone.text_trains or model.matcher is not None):
             self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit
         elif needed:
-            self.table = embed_texts(model, captions, precision=config.reading.precision, tokens=tokens, kept=kept)
+            self.table = embed_texts(model, captions, precision=config.data_config.precision, tokens=tokens, kept=kept)
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Captions of these clips and their owners; which captions is a function of (seed, epoch, clip)."""
         picked: list[int] = []
-        owner: list[int] = []
+        video_index: list[int] = []
         for place, index in enumerate(indices) if len(self.table) else ():
             rows = self.rows[index]
             if 0 < self.count < len(rows):
                 rows = Random(f"{self.seed} {epoch} {index}").sample(rows, self.count)
             picked += rows
-            owner += [place] * len(rows)
-        return self.table[picked].to(self.device), torch.tensor(owner, dtype=torch.long, device=self.device)
+            video_index += [place] * len(rows)
+        return self.table[picked].to(self.device), torch.tensor(video_index, dtype=torch.long, device=self.device)
 
 
 def plan(n: int, config: TrainConfig, *, epoch: int) -> list[list[int]]:

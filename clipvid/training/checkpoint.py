@@ -17,7 +17,7 @@ import torch
 
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import whole_file
+from clipvid.runtime.files import atomic_file
 
 OTHER = {
     "clips": "was trained on other clips; give those that it started with",
@@ -37,7 +37,7 @@ LATER = ("origin", "readable")
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state, whole or not at all; OSError where it cannot be written, such as on a full disk."""
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         try:
             torch.save(dict(state), beside)
         except RuntimeError as error:  # which tells of positions in a file, and not that a write failed

@@ -17,23 +17,24 @@ from typing import Any
 import torch
 
 from clipvid.config.settings import CHECKPOINT, TrainConfig
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 from clipvid.evaluation.results import data_hash
-from clipvid.features import TapCache, TapStore, records_of
+from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone import trainable
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import held
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 from clipvid.training.batches import LiveFeed, StoredFeed, keep_taps, open_feed, open_pairs
 from clipvid.training.trainer import Run, TrainResult, fabric_for
 
 
 def train(
     model: VideoCLIP,
-    train_data: VideoData | TapStore,
-    val_data: VideoData | TapStore | None = None,
+    train_data: VideoDataset | TapStore,
+    val_data: VideoDataset | TapStore | None = None,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
@@ -84,8 +85,8 @@ def train(
 
 def _train(
     model: VideoCLIP,
-    train_data: VideoData | TapStore,
-    val_data: VideoData | TapStore | None,
+    train_data: VideoDataset | TapStore,
+    val_data: VideoDataset | TapStore | None,
     config: TrainConfig,
     *,
     fabric: Any,
@@ -99,7 +100,7 @@ def _train(
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
     _set_trainable(model, config, (train_data, val_data))
-    model.branch.recompute_layers(config.recompute)
+    model.branch.set_activation_checkpointing(config.activation_checkpointing)
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
@@ -139,7 +140,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
     """Refuse before anything is encoded what would fail, or learn something else, at the first step."""
-    if model.branch._compiled_call_impl is not None and (config.chunk or config.recompute):
+    if model.branch._compiled_call_impl is not None and (config.chunk or config.activation_checkpointing):
         raise ValueError(
             "the branch is compiled, and its second pass would draw other chances; leave out chunk and recompute, or "
             "train a branch that is not compiled"
@@ -165,7 +166,7 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
         branch._compiled_call_impl = before
 
 
-def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoData | TapStore | None, *, progress: bool) -> None:
+def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
     """The loop: from where the run stands to the end of its last epoch."""
     with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():
@@ -192,13 +193,13 @@ def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
         model.eval()
 
 
-def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainConfig) -> None:
+def _prepare_head(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> None:
     """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
     if config.task != "recognition":
         return
-    facts = records_of(data)
+    facts = dataset_of(data)
     if len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has {counted(len(facts.classes), 'class')}; recognition needs two or more")
+        raise DataError(f"{facts.name} has {pluralize(len(facts.classes), 'class')}; recognition needs two or more")
     kind = TextClassifier if config.classifier == "text" else LinearClassifier
     if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
         return
@@ -208,7 +209,7 @@ def _prepare_head(model: VideoCLIP, data: VideoData | TapStore, config: TrainCon
         model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
 
 
-def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoData | TapStore | None]) -> None:
+def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDataset | TapStore | None]) -> None:
     """Set the part of the base model that trains; ValueError for taps that it would outrun."""
     if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
         raise ValueError(
@@ -225,31 +226,31 @@ def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDa
         )
 
 
-def _clips(parts: Sequence[VideoData | TapStore]) -> str:
+def _clips(parts: Sequence[VideoDataset | TapStore]) -> str:
     """A hash of these data sets."""
-    return " ".join(data_hash(records_of(part)) for part in parts)
+    return " ".join(data_hash(dataset_of(part)) for part in parts)
 
 
-def _origin(model: VideoCLIP, part: VideoData | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
+def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
     """What clips are read from, in words."""
     if isinstance(part, TapStore):
         return part.origin
     if cache is not None:
-        return cache.origin(model, config.reading)
+        return cache.origin(model, config.data_config)
     return TapStore.origin if config.cache_taps else "videos"
 
 
-def _check_validation(model: VideoCLIP, data: VideoData | TapStore | None, config: TrainConfig) -> None:
+def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, config: TrainConfig) -> None:
     """Refuse what validation cannot use before anything is encoded."""
     if config.task == "selfsup" and data is not None:
         open_pairs(model, data, config, use="validation")
-    if isinstance(data, TapStore) and data.draws is not None:
+    if isinstance(data, TapStore) and data.augmented_views is not None:
         raise ValueError(
             f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
             "videos, or on a store without draws"
         )
 
 
-def _to_validate_on(data: VideoData | TapStore) -> VideoData | TapStore:
+def _to_validate_on(data: VideoDataset | TapStore) -> VideoDataset | TapStore:
     """Validation picks an epoch, and reports no figure of a protocol."""
     return replace(data, data=data.data.allowing_fewer()) if isinstance(data, TapStore) else data.allowing_fewer()

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def matching(similarity: Float[Tensor, "m b"], owner: Int[Tensor, "m"], *, scale: float | Tensor) -> Float[Tensor, ""]:
+def matching(
+    similarity: Float[Tensor, "m b"], video_index: Int[Tensor, "m"], *, scale: float | Tensor
+) -> Float[Tensor, ""]:
     """Symmetric NCE over the similarities of captions (rows) and videos; caption m belongs to video owner[m].
 
     `scale` is 1 / temperature. With one caption a video this is the mean of the two directions, as open_clip and
@@ -23,12 +25,14 @@ def matching(similarity: Float[Tensor, "m b"], owner: Int[Tensor, "m"], *, scale
     """
     logits = scale * similarity
     videos = logits.shape[1]
-    captions = torch.bincount(owner, minlength=videos)
+    captions = torch.bincount(video_index, minlength=videos)
     if int(captions.min()) == 0:
         raise ValueError(f"video {int(captions.argmin())} of the batch has no caption; retrieval needs one for each")
-    text_to_video = F.cross_entropy(logits, owner)
-    log_probability = logits.log_softmax(dim=0)[torch.arange(len(owner), device=owner.device), owner]  # (M,)
-    video_to_text = -(log_probability / captions[owner]).sum() / videos
+    text_to_video = F.cross_entropy(logits, video_index)
+    log_probability = logits.log_softmax(dim=0)[
+        torch.arange(len(video_index), device=video_index.device), video_index
+    ]  # (M,)
+    video_to_text = -(log_probability / captions[video_index]).sum() / videos
     return (text_to_video + video_to_text) / 2
 
 

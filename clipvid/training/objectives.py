@@ -19,7 +19,7 @@ from clipvid.config.settings import TrainConfig
 from clipvid.errors import DataError
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.nn.checkpointing import recomputed
+from clipvid.nn.checkpointing import checkpointed
 from clipvid.runtime.inference import evaluating
 from clipvid.training import losses
 from clipvid.training.batches import PairFeed, StoredClips, Work
@@ -44,7 +44,7 @@ class Retrieval(nn.Module):
     def forward(self, work: Work) -> Tensor:
         frames, mask = self._clips(work)
         similarity = self.model.match(self._texts(work.text), frames, mask=mask)
-        return losses.matching(similarity, work.owner, scale=self._scale())
+        return losses.matching(similarity, work.video_index, scale=self._scale())
 
     def _clips(self, work: Work) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
         """Frame embeddings of the batch, and which frames count."""
@@ -77,7 +77,7 @@ class Retrieval(nn.Module):
         parts = []
         for places in torch.arange(count, device=self.model.device).split(self.chunk):  # there: see `recomputed`
             torch.clear_autocast_cache()  # a weight cast once for all chunks would sum their gradients in bf16
-            parts.append(recomputed(encode, places))
+            parts.append(checkpointed(encode, places))
         return parts
 
     def _scale(self) -> float | Tensor:

@@ -44,7 +44,7 @@ def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]
             if name.startswith("model.backbone.") and "lora_" not in name:
                 peak = config.clip_lr
             elif any(part in name for part in objective.model.branch.copied):
-                peak *= config.copied_lr
+                peak *= config.pretrained_lr_scale
             decays = parameter.ndim > 1 and not UNDECAYED.search(name)
             groups.setdefault((peak, decays), []).append(parameter)
     if not groups:

@@ -20,18 +20,18 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
-from clipvid.data.records import VideoData
+from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval
-from clipvid.features import TapStore
+from clipvid.features.source import TapStore
 from clipvid.models import branches
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import hash_of
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.files import whole_file
+from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.profiling import stage
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 from clipvid.training.batches import Work, open_pairs
 from clipvid.training.checkpoint import check_facts, read_checkpoint, write_checkpoint
 from clipvid.training.curves import Curves
@@ -61,7 +61,7 @@ class TrainResult:
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """One device, in the precision that `config` asks of it."""
     device = Fabric(accelerator=accelerator, devices=1).device
-    precision = resolve(config.reading.precision, device)
+    precision = resolve(config.data_config.precision, device)
     if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):  # Fabric warns of the latter itself
         return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
     # Fabric logs the precision at every run where it makes the plugin itself
@@ -112,9 +112,9 @@ class Run:
                 f"loss is {value} at step {self.steps} (epoch {self.epoch}); lower lr or raise warmup"
             )
         with stage("backward"):
-            self.fabric.backward(loss / self.config.accumulate)
+            self.fabric.backward(loss / self.config.accumulate_grad_batches)
         self.batch, self.added = work.place + 1, self.added + 1
-        if self.added == self.config.accumulate:
+        if self.added == self.config.accumulate_grad_batches:
             with stage("optimiser"):
                 self._move()
         self.losses.append(value)
@@ -127,7 +127,7 @@ class Run:
         self.optimizer.zero_grad()
         self.added = 0
 
-    def end_epoch(self, val_data: VideoData | TapStore | None) -> dict[str, float]:
+    def end_epoch(self, val_data: VideoDataset | TapStore | None) -> dict[str, float]:
         """Validate, keep the best weights, write the checkpoint of a finished epoch."""
         if not self.losses:
             raise DataError(f"no training video could be read in epoch {self.epoch + 1}; check the data set's root")
@@ -170,7 +170,7 @@ class Run:
         trainable.freeze(self.model.backbone)
         if self.out is not None:
             self.model.save(self.out / "best")
-            with whole_file(self.out / "history.json") as beside:
+            with atomic_file(self.out / "history.json") as beside:
                 beside.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
         over = self.resumed_at is not None and self.resumed_at == self.epoch
         return TrainResult(
@@ -238,7 +238,7 @@ class Run:
             return
         self.replanned.append(self.epoch)
         warnings.warn(
-            f"the run was planned for {counted(planned, 'epoch')} and goes on for {asked}: its learning rates are "
+            f"the run was planned for {pluralize(planned, 'epoch')} and goes on for {asked}: its learning rates are "
             f"planned anew from epoch {self.epoch + 1} on, so it will not equal a run of {asked} from the start",
             ClipvidWarning,
             stacklevel=5,
@@ -289,11 +289,11 @@ class Run:
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
 
-    def _score(self, val_data: VideoData | TapStore) -> float:
+    def _score(self, val_data: VideoDataset | TapStore) -> float:
         """The validation figure; torch's generator is left as it was."""
         if self.config.task == "selfsup":
             pairs = open_pairs(self.model, val_data, self.config)
             return -held_out_loss(self.wrapped, pairs, seed=self.config.seed)
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
-            return float(evaluate(self.model, val_data, self.config.reading)[SCORES[self.config.task]])
+            return float(evaluate(self.model, val_data, self.config.data_config)[SCORES[self.config.task]])

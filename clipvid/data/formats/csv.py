@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipvid.data.files import clip_exists
-from clipvid.data.records import Record, VideoData
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 
 PATH_COLUMNS = ("path", "file", "video")
@@ -33,7 +33,7 @@ def read_csv(
     classes: Sequence[str] | None,
     allow_missing: bool,
     check_files: bool,
-) -> VideoData:
+) -> VideoDataset:
     """Read a table, see the head of this file. `root` is the table, or the folder that holds it and the videos."""
     table = _find_table(root, annotations)
     folders = [table.parent] if root.is_file() else [root, table.parent]
@@ -48,7 +48,7 @@ def read_csv(
         Record(clip.path, tuple(clip.captions), clip.label, start=clip.start, end=clip.end) for clip in present
     )
     name = table.resolve().parent.name if table.stem == "captions" else table.stem
-    return VideoData(records, names, f"{name}:{split}" if split else name, missing, source=table)
+    return VideoDataset(records, names, f"{name}:{split}" if split else name, missing, source=table)
 
 
 def text_of(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Reader of named protocols: exactly the videos and captions that a protocol says, or a count of what is there instead.
 
-Contract: a protocol, a folder and a split in, a VideoData out. Annotation files are found by their usual names, read in
+Contract: a protocol, a folder and a split in, a VideoDataset out. Annotation files are found by their usual names,
+read in
 any layout (layouts.py), and matched with files of any suffix by name. Opens no video.
 """
 
@@ -15,9 +16,9 @@ from pathlib import Path
 from clipvid.data.files import exists, find_clips, is_video
 from clipvid.data.formats.annotations import Annotation, Entry, read_annotation
 from clipvid.data.formats.protocols import PROTOCOLS, Protocol, Split
-from clipvid.data.records import Record, Terms, VideoData
+from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")
 OFFICIAL = ("testTrainMulti_7030_splits", "ucfTrainTestlist")  # as HMDB51's and UCF101's archives unpack
@@ -47,7 +48,7 @@ def open_protocol(
     classes: Sequence[str] | None,
     allow_missing: bool,
     check_files: bool,
-) -> VideoData:
+) -> VideoDataset:
     """Read a split of a protocol. `annotations` names the file, or the folder of the files, where they lie elsewhere.
 
     A file given without a split is the split whose usual name it has. One of another name is a list of one's own, which
@@ -93,8 +94,8 @@ def open_protocol(
     told = f"{p.name}:{name}" if name else p.name
     told = f"{told}, list {listed[0].path.stem}" if own else told
     fewer, n_listed = allow_missing, len(clips) if own else None
-    terms = Terms(part.videos, p.frames, p.tokens, shared=p.by_template, fewer=fewer, listed=n_listed)
-    return VideoData(tuple(records), names, told, tuple(missing), terms, listed[0].path)
+    protocol_spec = ProtocolSpec(part.videos, p.frames, p.tokens, shared=p.by_template, fewer=fewer, listed=n_listed)
+    return VideoDataset(tuple(records), names, told, tuple(missing), protocol_spec, listed[0].path)
 
 
 def _split_of(p: Protocol, split: str | None, annotations: Path | None) -> tuple[str, Split]:
@@ -239,7 +240,7 @@ def _captioned(clips: Clips, where: _Places, *, source: Path) -> Clips:
         return clips
     if where.file is not None and not where.look(where.p.captions_in):
         raise DataError(
-            f"{source} lists {counted(len(clips), 'name')}, such as {next(iter(clips))[0]!r}, without captions; if "
+            f"{source} lists {pluralize(len(clips), 'name')}, such as {next(iter(clips))[0]!r}, without captions; if "
             f"they are videos of {where.p.name}, put {' or '.join(where.p.captions_in)} beside it"
         )
     known: dict[str, tuple[str, ...]] = {}
@@ -254,9 +255,9 @@ def _check_counts(p: Protocol, split: Split, name: str, clips: Clips, *, source:
         return
     found = (len(clips), sum(len(clip.captions) for clip in clips.values()))
     wanted = (split.videos, split.captions)
-    counted = [(want, have) for want, have in zip(wanted, found, strict=True) if want is not None]
-    more = any(have > want for want, have in counted)
-    if more or (not fewer and any(have < want for want, have in counted)):
+    pluralize = [(want, have) for want, have in zip(wanted, found, strict=True) if want is not None]
+    more = any(have > want for want, have in pluralize)
+    if more or (not fewer and any(have < want for want, have in pluralize)):
         captions = f" and {split.captions} captions" if split.captions is not None else ""
         advice = "it lists something else" if more else "get the complete file, or allow it (allow_missing)"
         raise DataError(

@@ -182,19 +182,20 @@ def checked_truth(truth: Any, shape: tuple[int, int]) -> ndarray:
     """The relevant items as indices (Q,) or as a boolean matrix (Q, N); ValueError for other shapes."""
     relevant = as_array(truth)
     if relevant.ndim == 1:
-        check_owners(relevant, shape)
+        check_video_index(relevant, shape)
         return relevant.astype(np.int64)
     if relevant.shape != shape:
         raise ValueError(f"truth must be (Q, N) like the scores {shape}, or (Q,), got {relevant.shape}")
     return relevant.astype(bool)
 
 
-def check_owners(owners: ndarray, shape: tuple[int, ...]) -> None:
+def check_video_index(video_indices: ndarray, shape: tuple[int, ...]) -> None:
     """ValueError for owners that are not one column a row."""
-    if owners.shape != shape[:1]:
-        raise ValueError(f"need one index a row, got {len(owners)} for {shape[0]} rows of scores {shape}")
-    wrong = np.flatnonzero((owners < 0) | (owners >= shape[1]))
+    if video_indices.shape != shape[:1]:
+        raise ValueError(f"need one index a row, got {len(video_indices)} for {shape[0]} rows of scores {shape}")
+    wrong = np.flatnonzero((video_indices < 0) | (video_indices >= shape[1]))
     if len(wrong):
         raise ValueError(
-            f"row {wrong[0]} belongs to column {owners[wrong[0]]}, but scores {shape} have columns 0 to {shape[1] - 1}"
+            f"row {wrong[0]} belongs to column {video_indices[wrong[0]]}, but scores {shape} have columns 0 to "
+            f"{shape[1] - 1}"
         )

@@ -23,7 +23,7 @@ from clipvid.evaluation.metrics.bootstrap import (
 )
 from clipvid.evaluation.metrics.ranking import hits, place
 from clipvid.evaluation.metrics.scores import Matrix, Rows, as_array, blocks
-from clipvid.runtime.text import counted
+from clipvid.runtime.text import pluralize
 
 
 class ClassResult(NamedTuple):
@@ -72,7 +72,7 @@ class RecognitionMetrics:
 
     def __str__(self) -> str:
         cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())
-        return f"{cells}  ({counted(self.n, 'video')}, {counted(self.n_classes, 'class')})"
+        return f"{cells}  ({pluralize(self.n, 'video')}, {pluralize(self.n_classes, 'class')})"
 
 
 def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:

@@ -90,7 +90,7 @@ def _table(names: Sequence[str], sides: Mapping[str, RankingMetrics]) -> str:
 
 def retrieval_metrics(
     similarity: Any,
-    owner: Any,
+    video_index: Any,
     *,
     ks: Sequence[int] = (1, 5, 10, 50),
     n_bootstrap: int = 1000,
@@ -107,7 +107,7 @@ def retrieval_metrics(
     expected share of queries with a relevant item among the first K, over all orders of tied items.
     """
     scores = as_scores(similarity)
-    truth = checked_truth(owner, scores.shape)
+    truth = checked_truth(video_index, scores.shape)
     if not isinstance(scores, Scores):
         raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
     options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
@@ -180,14 +180,14 @@ class Turned:
 class ByVideo:
     """Captioned videos as queries among captioned videos, each as its best caption: scores for video to text."""
 
-    def __init__(self, scores: Scores, owners: Num[ndarray, " m"]) -> None:
+    def __init__(self, scores: Scores, video_indices: Num[ndarray, " m"]) -> None:
         self.scores = scores
-        self.captioned, groups = np.unique(owners, return_inverse=True)
+        self.captioned, groups = np.unique(video_indices, return_inverse=True)
         self._order = np.argsort(groups, kind="stable")
         self._starts = np.searchsorted(groups[self._order], np.arange(len(self.captioned)))
         self.shape = len(self.captioned), len(self.captioned)
-        self.width = len(owners)
-        self._plain = np.array_equal(owners, np.arange(scores.shape[1]))
+        self.width = len(video_indices)
+        self._plain = np.array_equal(video_indices, np.arange(scores.shape[1]))
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
         if self._plain:  # one caption for each video, in order

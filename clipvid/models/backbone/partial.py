@@ -17,7 +17,7 @@ from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 
 
-def check_rerunnable(backbone: Backbone) -> None:
+def check_forward_from(backbone: Backbone) -> None:
     """BackboneError for a tower that cannot be run from an inner level on."""
     visual, trunk = backbone.visual, getattr(backbone.visual, "trunk", None)
     if trunk is None:
@@ -36,7 +36,7 @@ def check_rerunnable(backbone: Backbone) -> None:
         )
 
 
-def rerun(backbone: Backbone, taps: Taps, *, levels: Sequence[int]) -> Taps:
+def forward_from(backbone: Backbone, taps: Taps, *, levels: Sequence[int]) -> Taps:
     """Taps of `levels` from those of one level, none of them behind the others: the blocks between run again.
 
     `taps.frames` and the mask are passed on. Under autocast the tokens have the type that they have in a whole pass.

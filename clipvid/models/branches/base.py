@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.nn.attention import Block
-from clipvid.nn.checkpointing import recomputed
+from clipvid.nn.checkpointing import checkpointed
 
 
 class Branch(nn.Module):
@@ -38,7 +38,7 @@ class Branch(nn.Module):
         """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
         return []
 
-    def recompute_layers(self, on: bool) -> None:
+    def set_activation_checkpointing(self, on: bool) -> None:
         """Whether layers run again in the backward pass, so that what they compute need not be kept until then.
 
         Raises ValueError to switch it on for a branch without layers on the tower's tokens.
@@ -70,7 +70,7 @@ class LayeredBranch(Branch, ABC):
     """Of the levels that it reads; its grid is that of the dense tokens."""
     width: int
     """D of the dense tokens."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Set by `recompute_layers`."""
 
     def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
@@ -86,15 +86,19 @@ class LayeredBranch(Branch, ABC):
             state = self.advance(state, k, layer)
         return state
 
-    def recompute_layers(self, on: bool) -> None:
-        self.recompute = on
+    def set_activation_checkpointing(self, on: bool) -> None:
+        self.activation_checkpointing = on
 
     def through(
         self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
     ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
         """What a layer makes of the tokens; with `recompute` it runs again in the backward pass."""
         run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
-        return recomputed(run, cls, patch) if self.recompute and torch.is_grad_enabled() else run(cls, patch)
+        return (
+            checkpointed(run, cls, patch)
+            if self.activation_checkpointing and torch.is_grad_enabled()
+            else run(cls, patch)
+        )
 
     @abstractmethod
     def start(self, taps: Any) -> State:

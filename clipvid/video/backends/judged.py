@@ -1,4 +1,4 @@
-"""Reading with a decoder that PyAV judges: the file is refused where its frames would differ from PyAV's.
+"""DataConfig with a decoder that PyAV judges: the file is refused where its frames would differ from PyAV's.
 
 Contract: as _pyav. The first read of a file costs a probe beside it: its packets are listed, and its first frame is
 decoded with PyAV too. The verdict is remembered (_verdicts.py), so later reads of the same file go straight to the

@@ -16,7 +16,7 @@ AHEAD = 2
 """Results that are made or ready while one is used: the next, and one more for when that takes longer than usual."""
 
 
-def ahead(
+def prefetch(
     jobs: Iterable[Callable[[], T]], *, n: int = AHEAD, stop: Callable[[], object] = lambda: None
 ) -> Generator[T, None, None]:
     """Results of the jobs, which run one after another in a thread, at most `n` before they are asked for.
