@@ -100,3 +100,14 @@ def test_a_cycle_is_seen_and_counts_with_all_of_its_nodes():
     assert structure.cycles(graph) == [["b", "c"]]
     assert structure.height(graph) == 3
     assert structure.height({"a": {"b"}, "b": set()}) == 2
+
+
+def test_the_architecture_page_shows_every_room_with_its_sentence():
+    rows = [
+        f"| {height} | `{room}` | {sentence} |"
+        for height, rooms in enumerate(structure.LEVELS)
+        for room, sentence in rooms.items()
+    ]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- rooms:begin -->\n")[2].partition("<!-- rooms:end -->")[0]
+    assert shown.splitlines()[2:] == rows
