@@ -32,7 +32,7 @@ from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP, create_model
 from clipvid.runtime.profiling import profiled
-from clipvid.training.batches import plan
+from clipvid.training.batches import batch_order
 from clipvid.training.loop import train
 
 DEPTH = 4
@@ -42,7 +42,7 @@ class Ready:
     """Taps of whole batches, made before they are asked for; what a store reads from when nothing is to be read."""
 
     def __init__(self, store: TapStore, config: TrainConfig) -> None:
-        batches = [rows for epoch in range(config.epochs) for rows in plan(len(store), config, epoch=epoch)]
+        batches = [rows for epoch in range(config.epochs) for rows in batch_order(len(store), config, epoch=epoch)]
         self.batches = {tuple(rows): store.batch(rows) for rows in batches}
 
     def select(self, levels: Sequence[int]) -> Ready:

@@ -36,8 +36,8 @@ from clipvid.features.source import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
-from clipvid.training.batches import StoredClips, Work
 from clipvid.training.objectives import Retrieval
+from clipvid.training.train_batch import CachedClips, TrainBatch
 
 DISTINCT = 32
 EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -90,14 +90,14 @@ def stored(model: VideoCLIP, setup: Setup) -> TapStore:
     return TapStore(taps, VideoDataset(records), DataConfig(frames=setup.frames), "")
 
 
-def batch(model: VideoCLIP, store: TapStore, row: Row) -> Work:
+def batch(model: VideoCLIP, store: TapStore, row: Row) -> TrainBatch:
     """As the feed for a store makes it."""
     places = [i % DISTINCT for i in range(row.batch)]
-    clips = StoredClips(store, places, model.device)
+    clips = CachedClips(store, places, model.device)
     text = torch.randn(row.batch, model.embed_dim, generator=torch.Generator().manual_seed(1)).to(model.device)
     video_index = torch.arange(row.batch, device=model.device)
     video = clips if row.chunk else clips.gather(range(row.batch))
-    return Work(0, video, mask=None, text=F.normalize(text, dim=-1), video_index=video_index, labels=video_index)
+    return TrainBatch(0, video, mask=None, text=F.normalize(text, dim=-1), video_index=video_index, labels=video_index)
 
 
 def config(row: Row) -> TrainConfig:
@@ -142,7 +142,7 @@ def difference(setup: Setup, *, size: int, chunk: int) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True)) / largest
 
 
-class _Float(StoredClips):
+class _Float(CachedClips):
     """Taps read in float32, since no autocast takes them down."""
 
     def __init__(self, clips: Any) -> None:

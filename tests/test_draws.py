@@ -22,7 +22,7 @@ from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import create_model
 from clipvid.runtime.precision import autocast
-from clipvid.training.batches import StoredFeed, open_feed
+from clipvid.training.batches import CachedBatches, open_batches
 from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
@@ -31,6 +31,8 @@ CONFIG = TrainConfig(
     epochs=3, batch_size=4, cache_taps=True, cache_views=2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1,
     data_config=DATA_CONFIG,
 )  # fmt: skip
+PLAIN = replace(CONFIG, cache_views=0, crop_scale=None, flip=0.0, rand_augment=0)
+MIXED = TrainConfig(task="recognition", cache_views=2, mixup=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +106,10 @@ def test_more_views_are_added_to_those_that_are_there(model, data, tmp_path, mon
 
 
 def test_training_reads_the_views_in_turn(model, data, kept):
-    feed = open_feed(model, kept, CONFIG, progress=False)
-    assert isinstance(feed, StoredFeed)
+    feed = open_batches(model, kept, CONFIG, progress=False)
+    assert isinstance(feed, CachedBatches)
     for epoch in range(3):
-        rows = feed.plan(epoch)[1]
+        rows = feed.order(epoch)[1]
         work = next(iter(feed.batches(epoch, start=1)))
         assert isinstance(work.video, Taps)
         assert torch.equal(work.video.frames, kept.at(epoch).batch(rows).frames)
@@ -181,28 +183,27 @@ def in_memory(model, data) -> TapStore:
         ),
         (lambda m, d, s: TrainConfig(cache_views=-1), ValueError, "cache_views is a whole number from 0 on, got -1"),
         (
-            lambda m, d, s: open_feed(m, d, replace(CONFIG, cache_taps=False), progress=False),
+            lambda m, d, s: open_batches(m, d, replace(CONFIG, cache_taps=False), progress=False),
             ValueError,
-            "cache_views 2 is for taps that are kept",
+            "cache_views 2 needs cached taps",
         ),
         (
-            lambda m, d, s: open_feed(m, s, replace(CONFIG, flip=0.1), progress=False),
+            lambda m, d, s: open_batches(m, s, replace(CONFIG, flip=0.1), progress=False),
             ValueError,
-            "keeps .*flip.* 0.5.*training asks for .*flip.* 0.1",
+            "holds .*flip.* 0.5.*training asks for .*flip.* 0.1",
         ),
         (
-            lambda m, d, s: open_feed(m, s, replace(CONFIG, cache_views=0, crop_scale=None, flip=0.0, rand_augment=0),
-                                      progress=False),
+            lambda m, d, s: open_batches(m, s, PLAIN, progress=False),
             ValueError,
             "training asks for one fixed view",
         ),
         (
-            lambda m, d, s: open_feed(m, s, replace(CONFIG, cache_views=3), progress=False),
+            lambda m, d, s: open_batches(m, s, replace(CONFIG, cache_views=3), progress=False),
             ValueError,
-            "keeps 2 views drawn .*training asks for 3 views drawn",
+            "holds 2 augmented views .*training asks for 3 augmented views",
         ),
         (
-            lambda m, d, s: open_feed(m, s, TrainConfig(task="recognition", cache_views=2, mixup=0.3), progress=False),
+            lambda m, d, s: open_batches(m, s, MIXED, progress=False),
             ValueError,
             "mixup blends the pixels of two clips",
         ),

@@ -32,9 +32,10 @@ from clipvid.nn.attention import attend, by_products
 from clipvid.runtime.precision import autocast
 from clipvid.runtime.profiling import profiled
 from clipvid.search.index import VideoIndex
-from clipvid.training.batches import StoredFeed, Work
+from clipvid.training.batches import CachedBatches
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
+from clipvid.training.train_batch import TrainBatch
 from clipvid.training.trainer import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
@@ -174,10 +175,10 @@ def test_a_feed_brings_what_lies_on_the_cpu(clips):
     model = made()
     store = TapStore.encode(model, clips, DATA_CONFIG)
     config = TrainConfig(batch_size=2, captions_per_video=1, data_config=DATA_CONFIG)
-    feed = StoredFeed(model, replace(store, taps=store.taps.to("cpu")), config)
+    feed = CachedBatches(model, replace(store, taps=store.taps.to("cpu")), config)
     busy = torch.randn(2048, 2048, device=GPU)
     for epoch in range(4):
-        for rows, work in zip(feed.plan(epoch), feed.batches(epoch, start=0), strict=True):
+        for rows, work in zip(feed.order(epoch), feed.batches(epoch, start=0), strict=True):
             for _ in range(20):
                 busy = (busy @ busy).clamp_(-1, 1)
             assert work.video.frames.is_cuda
@@ -193,7 +194,7 @@ def test_chunks_and_recomputed_layers_give_the_gradient_of_the_whole_batch():
     text = embed_texts(model, [f"a shape number {i}" for i in range(6)], precision="32-true").double().to(GPU)
     video = torch.randint(0, 255, (6, 4, 3, *model.backbone.image_size), dtype=torch.uint8)
     model, video = model.double(), model.transform(video.to(GPU)).double()
-    work = Work(0, video, mask=None, text=text, video_index=torch.arange(6, device=GPU), labels=torch.zeros(6))
+    work = TrainBatch(0, video, mask=None, text=text, video_index=torch.arange(6, device=GPU), labels=torch.zeros(6))
     found = {}
     for name, changes, checkpointed in (
         ("whole", {}, False),
@@ -239,7 +240,7 @@ def test_a_run_that_stopped_goes_on_to_the_bit(clips, tmp_path, monkeypatch):
     whole = trained("whole")
     step, stops = Run.step, iter(range(3))
 
-    def until(run: Run, work: Work) -> float:
+    def until(run: Run, work: TrainBatch) -> float:
         if next(stops, None) is None:
             raise KeyboardInterrupt
         return step(run, work)

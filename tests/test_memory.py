@@ -15,9 +15,10 @@ from clipvid.features.source import TapStore
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP, attach, create_model
 from clipvid.training import objectives
-from clipvid.training.batches import LiveFeed, StoredClips, StoredFeed, Work
+from clipvid.training.batches import CachedBatches, LiveBatches
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
+from clipvid.training.train_batch import CachedClips, TrainBatch
 from clipvid.training.trainer import Run
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
@@ -61,15 +62,15 @@ def asked(**changes) -> TrainConfig:
     )
 
 
-def first_batch(model, data, config) -> Work:
-    feed = StoredFeed if isinstance(data, TapStore) else LiveFeed
+def first_batch(model, data, config) -> TrainBatch:
+    feed = CachedBatches if isinstance(data, TapStore) else LiveBatches
     return next(iter(feed(model, data, config).batches(0, start=0)))
 
 
 def gradients(model, data, config) -> dict[str, Tensor]:
-    """Of every parameter that trains, for one batch: of Work, or of the first one of a data set."""
+    """Of every parameter that trains, for one batch: of TrainBatch, or of the first one of a data set."""
     objective = Retrieval(model, config)
-    work = data if isinstance(data, Work) else first_batch(model, data, config)
+    work = data if isinstance(data, TrainBatch) else first_batch(model, data, config)
     torch.manual_seed(2)
     objective(work).backward()
     trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
@@ -120,7 +121,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(base, clips, case):
     assert apart(gradients(model, work, replace(config, chunk=3)), whole) < 1e-5
     exact = doubled(model)
     text = work.text.double() if work.text.is_floating_point() else work.text
-    work = Work(
+    work = TrainBatch(
         0, model.transform(work.video).double(), mask=None, text=text, video_index=work.video_index, labels=work.labels
     )
     assert apart_each(gradients(exact, work, replace(config, chunk=3)), gradients(exact, work, config)) < 1e-6
@@ -151,12 +152,12 @@ def test_padding_frames_are_left_out_whichever_chunk_they_are_in(base):
     video_index = torch.arange(5)
     given = {"mask": mask, "text": text, "video_index": video_index, "labels": video_index}
     store = TapStore(model.taps(video, mask=mask), VideoDataset(()), DATA_CONFIG, "")
-    sources = [(video, mask), (model.taps(video, mask=mask), None), (StoredClips(store, range(5), video.device), None)]
-    whole = Retrieval(model, asked())(Work(0, video, **given))
+    sources = [(video, mask), (model.taps(video, mask=mask), None), (CachedClips(store, range(5), video.device), None)]
+    whole = Retrieval(model, asked())(TrainBatch(0, video, **given))
     for source, own in sources:
-        loss = Retrieval(model, asked(chunk=2))(Work(0, source, **{**given, "mask": own}))
+        loss = Retrieval(model, asked(chunk=2))(TrainBatch(0, source, **{**given, "mask": own}))
         torch.testing.assert_close(loss, whole, atol=1e-5, rtol=0)
-    unmasked = Retrieval(model, asked())(Work(0, video, **{**given, "mask": None}))
+    unmasked = Retrieval(model, asked())(TrainBatch(0, video, **{**given, "mask": None}))
     assert float((unmasked - whole).detach().abs()) > 1e-4
 
 
@@ -215,10 +216,10 @@ def peak(model, store, *, size: int, chunk: int = 0) -> int:
     """Bytes that loss and gradient of so many stored clips need at once, their gradient among them."""
     config, places = asked(batch_size=size, chunk=chunk), list(range(size))
     video_index = torch.arange(size)
-    clips = StoredClips(store, places, model.device)
+    clips = CachedClips(store, places, model.device)
     given = {"mask": None, "text": torch.eye(size, model.embed_dim), "video_index": video_index, "labels": video_index}
     with Live() as live:
-        work = Work(0, clips if chunk else clips.gather(places), **given)
+        work = TrainBatch(0, clips if chunk else clips.gather(places), **given)
         Retrieval(model, config)(work).backward()
     model.zero_grad()
     return live.peak

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from clipvid.config.settings import TrainConfig
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import create_model
-from clipvid.training.batches import Work
 from clipvid.training.losses import classification, matching
 from clipvid.training.objectives import Recognition, Retrieval
+from clipvid.training.train_batch import TrainBatch
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def work(n=4, **changes):
         **changes,
     }
     video = given.pop("video", torch.randint(0, 255, (n, 2, 3, 48, 48), dtype=torch.uint8))
-    return Work(0, video, **given)
+    return TrainBatch(0, video, **given)
 
 
 def test_mixup_is_the_blend_of_the_batch_with_its_reverse_and_of_their_losses(model, monkeypatch):

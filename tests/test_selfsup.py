@@ -20,11 +20,12 @@ from clipvid.features.source import TapStore
 from clipvid.models.branches import IntermediateOptions
 from clipvid.models.factory import load
 from clipvid.models.video_clip import attach, create_model
-from clipvid.training.batches import PairFeed, Work
+from clipvid.training.batches import PairBatches
 from clipvid.training.loop import train
 from clipvid.training.objectives import held_out_loss
 from clipvid.training.selfsup.objective import SelfSupervised
 from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.training.train_batch import TrainBatch
 from clipvid.training.trainer import Run
 
 DATA_CONFIG = DataConfig(frames=4, batch_size=4, precision="32-true")
@@ -62,9 +63,9 @@ def pairs(videos: int = 3, frames: int = 5) -> torch.Tensor:
     return (colour + torch.randint(0, 56, (videos, 2, frames, 3, 32, 32))).to(torch.uint8)
 
 
-def work(video: torch.Tensor) -> Work:
+def work(video: torch.Tensor) -> TrainBatch:
     nothing = torch.zeros(0)
-    return Work(0, video, mask=None, text=nothing, video_index=nothing.long(), labels=nothing.long())
+    return TrainBatch(0, video, mask=None, text=nothing, video_index=nothing.long(), labels=nothing.long())
 
 
 def gradients(*modules: torch.nn.Module) -> dict[str, bool]:
@@ -295,7 +296,7 @@ def test_options_that_mean_nothing_are_refused(options, complaint):
 def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
     """All draws but that of mirroring are the same: one clip is the other's mirror image, also in the loader."""
     plain, mirrored = (
-        next(PairFeed(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
+        next(PairBatches(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
         for flip in (0.0, 1.0)
     )
     assert not torch.equal(plain, plain.flip(-1))
@@ -304,17 +305,17 @@ def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
 
 
 def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
-    feed = PairFeed(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
-    assert sorted(map(len, feed.plan(0))) == [2, 2]
+    feed = PairBatches(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+    assert sorted(map(len, feed.order(0))) == [2, 2]
     batches = list(feed.batches(0, start=0))
     assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
     assert torch.equal(next(feed.batches(0, start=1)).video, batches[1].video)
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
     skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = PairFeed(mini, broken, skip)
-    lost = next(place for place, rows in enumerate(feed.plan(0)) if 3 in rows)
-    assert [work.place for work in feed.batches(0, start=0)] == [1 - lost]
+    feed = PairBatches(mini, broken, skip)
+    lost = next(place for place, rows in enumerate(feed.order(0)) if 3 in rows)
+    assert [batch.index for batch in feed.batches(0, start=0)] == [1 - lost]
     assert [error.path.name for error in feed.unreadable] == ["x.mp4"]
 
 
@@ -324,12 +325,12 @@ def test_validation_is_the_same_at_every_call_and_leaves_no_trace(mini, shapes):
     for training in (True, False):
         torch.manual_seed(5 + training)
         before = torch.get_rng_state()
-        losses.append(held_out_loss(found.train(training), PairFeed(found.model, shapes, CONFIG), seed=0))
+        losses.append(held_out_loss(found.train(training), PairBatches(found.model, shapes, CONFIG), seed=0))
         assert torch.equal(torch.get_rng_state(), before)
         assert {module.training for module in found.local.modules()} == {training}
     assert losses[0] == losses[1]
     found.train().local.eval()
-    held_out_loss(found, PairFeed(found.model, shapes, CONFIG), seed=0)
+    held_out_loss(found, PairBatches(found.model, shapes, CONFIG), seed=0)
     assert found.training
     assert not any(module.training for module in found.local.modules())
 

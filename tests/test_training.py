@@ -26,7 +26,7 @@ from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import load
 from clipvid.models.video_clip import attach, create_model
 from clipvid.runtime.files import held
-from clipvid.training.batches import LiveFeed, plan
+from clipvid.training.batches import LiveBatches, batch_order
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule
 from clipvid.training.trainer import Run
@@ -144,11 +144,11 @@ def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
     data = replace(clips, records=long, protocol_spec=ProtocolSpec(tokens=6))
     precision = DATA_CONFIG.precision
     cut = embed_texts(mini, captions, tokens=6, precision=precision)
-    assert torch.equal(LiveFeed(mini, data, config()).texts.table, cut)
+    assert torch.equal(LiveBatches(mini, data, config()).texts.table, cut)
     assert not torch.equal(cut, embed_texts(mini, captions, precision=precision))
     asked = config(data_config=replace(DATA_CONFIG, tokens=9))
     own = embed_texts(mini, captions, tokens=9, precision=precision)
-    assert torch.equal(LiveFeed(mini, data, asked).texts.table, own)
+    assert torch.equal(LiveBatches(mini, data, asked).texts.table, own)
 
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
@@ -216,7 +216,7 @@ def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tm
     first = train(model, clips, clips, config(**changes), **run)
     assert len(first.history) < 50
     shutil.rmtree(tmp_path / "taps")
-    monkeypatch.setattr("clipvid.training.loop.open_feed", None)
+    monkeypatch.setattr("clipvid.training.loop.open_batches", None)
     again = fresh(mini)
     result = train(again, clips, clips, config(**changes), resume=True, **run)
     assert result.nothing_left
@@ -306,10 +306,10 @@ def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mi
     broken = tuple(Record(tmp_path / name, ("a red circle",), 0) for name in ("x.mp4", "y.mp4"))
     data = replace(clips, records=(*broken, *clips.records[:6]))
     settings = config(batch_size=2, keep_together=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = LiveFeed(mini, data, settings)
-    lost = feed.plan(0).index([0, 1])
-    assert [work.place for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
-    assert [work.place for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
+    feed = LiveBatches(mini, data, settings)
+    lost = feed.order(0).index([0, 1])
+    assert [work.index for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
+    assert [work.index for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
     places: list[int] = []
     monkeypatch.setattr(Run, "checkpoint_if_due", lambda run: places.append(run.batch))
     train(fresh(mini), data, None, replace(settings, epochs=1), progress=False)
@@ -334,10 +334,10 @@ def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
 
 def test_plan_keeps_neighbours_together_and_is_a_function_of_seed_and_epoch():
     settings = TrainConfig(batch_size=4, keep_together=2)
-    batches = plan(12, settings, epoch=0)
+    batches = batch_order(12, settings, epoch=0)
     assert sorted(i for b in batches for i in b) == list(range(12))
     assert all(b[i] + 1 == b[i + 1] and b[i] % 2 == 0 for b in batches for i in (0, 2))
-    assert plan(12, settings, epoch=0) == batches != plan(12, settings, epoch=1)
+    assert batch_order(12, settings, epoch=0) == batches != batch_order(12, settings, epoch=1)
 
 
 def test_schedule_rises_then_falls_to_zero():

@@ -22,7 +22,7 @@ from clipvid.features.encode import clip_dataset, stream_taps
 from clipvid.features.source import TapStore
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import create_model
-from clipvid.training.batches import LiveFeed, open_feed
+from clipvid.training.batches import LiveBatches, open_batches
 from clipvid.video.augment import ContrastiveView
 from clipvid.video.backends import pyav
 from clipvid.video.container.colour import Converter
@@ -342,8 +342,10 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
         TapStore.encode(model, data, data_config)
     store = TapStore.encode(model, data, DATA_CONFIG)
     with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):
-        open_feed(model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False)
-    feed = LiveFeed(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7))
+        open_batches(
+            model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False
+        )
+    feed = LiveBatches(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7))
     assert feed.dataset.views == Views()
     assert (feed.dataset.transform.rand_layers, feed.dataset.transform.rand_magnitude) == (2, 7)
     (work,) = feed.batches(0, start=0)
@@ -355,4 +357,4 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
 def test_crops_that_the_base_model_cannot_give_are_refused_before_training(model, data):
     model.transform = replace(model.transform, resize_mode="squash")
     with pytest.raises(ValueError, match=r"3 crops need .* got 'squash'"):
-        LiveFeed(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)))
+        LiveBatches(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)))

@@ -27,7 +27,7 @@ from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import held
 from clipvid.runtime.text import pluralize
-from clipvid.training.batches import LiveFeed, StoredFeed, keep_taps, open_feed, open_pairs
+from clipvid.training.batches import CachedBatches, LiveBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.trainer import Run, TrainResult, fabric_for
 
 
@@ -109,11 +109,11 @@ def _train(
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
     _check_validation(model, val_data, config)
-    source = open_feed(model, train_data, config, cache=cache, progress=progress)
+    source = open_batches(model, train_data, config, cache=cache, progress=progress)
     if val_data is not None:
-        val_data = _to_validate_on(keep_taps(model, val_data, config, cache, progress=progress))
+        val_data = _to_validate_on(encode_taps(model, val_data, config, cache, progress=progress))
     read = [source.data, *([] if val_data is None else [val_data])]
-    run.prepare(steps_an_epoch=len(source.plan(0)), readable=_clips(read))
+    run.prepare(steps_an_epoch=len(source.order(0)), readable=_clips(read))
     if state is not None:
         run.restore(state)
     del state  # weights and optimiser are the run's by now
@@ -166,14 +166,16 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
         branch._compiled_call_impl = before
 
 
-def _fit(run: Run, source: LiveFeed | StoredFeed, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
+def _fit(
+    run: Run, source: LiveBatches | CachedBatches, val_data: VideoDataset | TapStore | None, *, progress: bool
+) -> None:
     """The loop: from where the run stands to the end of its last epoch."""
     with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():
             run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
-                for step in batches:
-                    loss = run.step(step)
+                for batch in batches:
+                    loss = run.step(batch)
                     bar.update(run.steps - bar.n)
                     bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
                     curves("loss", loss, run.steps)

@@ -1,6 +1,6 @@
 """From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
 
-Contract: a model, a config and Work from the feed in, a scalar loss out; the mean loss over a feed that is held out.
+Contract: a model, a config and a TrainBatch in, a scalar loss out; the mean loss over held-out batches.
 Knows nothing of optimisers or files.
 """
 
@@ -22,8 +22,8 @@ from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.checkpointing import checkpointed
 from clipvid.runtime.inference import evaluating
 from clipvid.training import losses
-from clipvid.training.batches import PairFeed, StoredClips, Work
 from clipvid.training.selfsup.objective import SelfSupervised
+from clipvid.training.train_batch import BatchSource, CachedClips, TrainBatch
 
 
 class Retrieval(nn.Module):
@@ -41,22 +41,22 @@ class Retrieval(nn.Module):
         start = torch.tensor(math.log(self.scale))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
 
-    def forward(self, work: Work) -> Tensor:
-        frames, mask = self._clips(work)
-        similarity = self.model.match(self._texts(work.text), frames, mask=mask)
-        return losses.matching(similarity, work.video_index, scale=self._scale())
+    def forward(self, batch: TrainBatch) -> Tensor:
+        frames, mask = self._clips(batch)
+        similarity = self.model.match(self._texts(batch.text), frames, mask=mask)
+        return losses.matching(similarity, batch.video_index, scale=self._scale())
 
-    def _clips(self, work: Work) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
+    def _clips(self, batch: TrainBatch) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
         """Frame embeddings of the batch, and which frames count."""
 
         def encode(places: Tensor) -> tuple[Tensor, Tensor | None]:
-            video, mask = work.clips(places)
+            video, mask = batch.clips(places)
             return self.model.encode_clip(video, mask=mask)
 
         if not self.chunk:
-            assert not isinstance(work.video, StoredClips)  # read by the feed already
-            return self.model.encode_clip(work.video, mask=work.mask)
-        parts = self._in_chunks(encode, len(work))
+            assert not isinstance(batch.video, CachedClips)  # its taps are read already
+            return self.model.encode_clip(batch.video, mask=batch.mask)
+        parts = self._in_chunks(encode, len(batch))
         frames = torch.cat([of_chunk for of_chunk, _ in parts])
         if all(mask is None for _, mask in parts):
             return frames, None
@@ -94,17 +94,17 @@ class Recognition(nn.Module):
         self.model = model
         self.smoothing, self.mixup = config.label_smoothing, config.mixup
 
-    def forward(self, work: Work) -> Tensor:
-        video, mask, blend = work.video, work.mask, None
-        assert not isinstance(video, StoredClips)  # there are no chunks here
+    def forward(self, batch: TrainBatch) -> Tensor:
+        video, mask, blend = batch.video, batch.mask, None
+        assert not isinstance(video, CachedClips)  # there are no chunks here
         if self.mixup and isinstance(video, Tensor):
             share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
             video = self.model.transform(video)
             video = (1 - share) * video + share * video.flip(0)  # one share a batch, as ViViT
             mask = None if mask is None else mask | mask.flip(0)
-            blend = (work.labels.flip(0), share)
+            blend = (batch.labels.flip(0), share)
         logits = self.model.classify(video, mask=mask).float()
-        return losses.classification(logits, work.labels, smoothing=self.smoothing, blend=blend)
+        return losses.classification(logits, batch.labels, smoothing=self.smoothing, blend=blend)
 
 
 OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
@@ -112,19 +112,19 @@ OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
     "recognition": Recognition,
     "selfsup": SelfSupervised,
 }
-"""By task, its loss."""
+"""The objective of each task."""
 
 
 @torch.no_grad()
-def held_out_loss(objective: nn.Module, feed: PairFeed, *, seed: int) -> float:
-    """Mean loss in eval mode over the feed's pairs of epoch 0, with the same regions at every call.
+def held_out_loss(objective: nn.Module, source: BatchSource, *, seed: int) -> float:
+    """Return the mean loss in eval mode over the batches of epoch 0, with the same regions at every call.
 
     torch's CPU generator is left as it was. Raises DataError where no batch could be read.
     """
     with evaluating(objective), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good
-        with closing(feed.batches(0, start=0)) as batches:
-            found = [float(objective(work)) for work in batches]
-    if not found:
-        raise DataError(f"no two videos of {feed.data.name} could be read for validation; check the data set's root")
-    return sum(found) / len(found)
+        with closing(source.batches(0, start=0)) as batches:
+            values = [float(objective(batch)) for batch in batches]
+    if not values:
+        raise DataError(f"no two videos of {source.data.name} could be read for validation; check the data set's root")
+    return sum(values) / len(values)

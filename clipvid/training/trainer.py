@@ -32,11 +32,12 @@ from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.profiling import stage
 from clipvid.runtime.text import pluralize
-from clipvid.training.batches import Work, open_pairs
+from clipvid.training.batches import open_pairs
 from clipvid.training.checkpoint import check_facts, read_checkpoint, write_checkpoint
 from clipvid.training.curves import Curves
 from clipvid.training.objectives import OBJECTIVES, held_out_loss
 from clipvid.training.optim import adamw, parameter_groups, schedule
+from clipvid.training.train_batch import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ class Run:
         """Batches of the plan that lie behind."""
         return self.epoch * self.an_epoch + self.batch
 
-    def step(self, work: Work) -> float:
+    def step(self, batch: TrainBatch) -> float:
         """One batch: forward, backward, and the weights' move when `accumulate` batches have been added up."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(self.steps / self.total, warmup=self.config.warmup)
         with stage("loss"):
-            loss = self.wrapped(work)
+            loss = self.wrapped(batch)
             value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -113,7 +114,7 @@ class Run:
             )
         with stage("backward"):
             self.fabric.backward(loss / self.config.accumulate_grad_batches)
-        self.batch, self.added = work.place + 1, self.added + 1
+        self.batch, self.added = batch.index + 1, self.added + 1
         if self.added == self.config.accumulate_grad_batches:
             with stage("optimiser"):
                 self._move()

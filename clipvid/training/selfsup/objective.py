@@ -23,10 +23,10 @@ from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.branches import Branch, LayeredBranch, preset_of
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.pooling import mean_over_frames
-from clipvid.training.batches import Work
 from clipvid.training.losses import region_contrastive, two_view_contrastive
 from clipvid.training.selfsup.region_decoder import ProjectionHead, RegionDecoder
 from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
+from clipvid.training.train_batch import TrainBatch
 
 
 class SelfSupervised(nn.Module):
@@ -52,10 +52,10 @@ class SelfSupervised(nn.Module):
         """The model's own; ValueError where it is of no use to this objective."""
         return _layered(self.model.branch, self.options.split)
 
-    def forward(self, work: Work) -> Float[Tensor, ""]:
-        assert isinstance(work.video, Tensor)  # a PairFeed has no taps
+    def forward(self, batch: TrainBatch) -> Float[Tensor, ""]:
+        assert isinstance(batch.video, Tensor)  # pairs of clips, never taps
         o = self.options
-        whole, regions = self.parts(work.video, mask=work.mask)
+        whole, regions = self.parts(batch.video, mask=batch.mask)
         return o.global_weight * whole + o.local_weight * regions
 
     def parts(

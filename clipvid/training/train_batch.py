@@ -1,0 +1,79 @@
+"""One batch of training: clips or their taps, captions, labels.
+
+Contract: plain data from whoever makes batches to the objectives. Knows nothing of data sets, caches, losses or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from clipvid.data.records import VideoDataset
+from clipvid.models.backbone.taps import Taps
+
+
+@runtime_checkable
+class TapReader(Protocol):
+    """The interface of a store that reads the taps of clips by row."""
+
+    def batch(self, indices: Sequence[int]) -> Taps: ...
+
+
+class CachedClips:
+    """Clips whose taps are read from a store on demand, so that a large batch need not fit in memory."""
+
+    def __init__(self, store: TapReader, rows: Sequence[int], device: torch.device) -> None:
+        self.store, self.rows, self.device = store, rows, device
+
+    def gather(self, indices: Sequence[int] | Tensor) -> Taps:
+        """Return the taps of the clips at these indices into `rows`, on the device."""
+        chosen = indices.tolist() if isinstance(indices, Tensor) else indices
+        return self.store.batch([self.rows[index] for index in chosen]).to(self.device)
+
+
+class TrainBatch:
+    """Clips or taps, captions and labels of one batch; a plain object, which Fabric passes on unchanged.
+
+    Args:
+        index: position in the epoch's batch order; positions without a readable clip are left out.
+        video: clips (B, T, 3, S, S), pairs of clips (B, 2, T, 3, S, S), taps, or with gradient caching clips whose
+            taps are still to be read.
+        mask: False for frames that pad a shorter clip; None where no frame does.
+        text: embeddings (M, E) of the captions, or token ids (M, ctx) for a text tower that trains.
+        video_index: (M,), the row of the clip that each caption describes.
+        labels: (B,), class indices.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        video: Tensor | Taps | CachedClips,
+        *,
+        mask: Tensor | None,
+        text: Tensor,
+        video_index: Tensor,
+        labels: Tensor,
+    ) -> None:
+        self.index, self.video, self.mask = index, video, mask
+        self.text, self.video_index, self.labels = text, video_index, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def clips(self, rows: Int[Tensor, " n"]) -> tuple[Tensor | Taps, Bool[Tensor, "n t"] | None]:
+        """Return the clips of these rows and the mask of their frames."""
+        video = self.video[rows] if isinstance(self.video, Tensor) else self.video.gather(rows)
+        return video, None if self.mask is None else self.mask[rows]
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """The interface of a data set that is read in training batches."""
+
+    data: VideoDataset
+
+    def batches(self, epoch: int, *, start: int) -> Generator[TrainBatch, None, None]: ...
