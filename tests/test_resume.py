@@ -82,7 +82,7 @@ def test_every_setting_that_differs_is_named_with_both_values(mini, clips, tmp_p
     with pytest.raises(CheckpointError) as caught:
         train(fresh(mini), clips, None, other, resume=True, **run)
     differences = (
-        "data_config.frames: 3 there, 2 here, data_config.sampler: uniform there, dense here, seed: 0 there, 3 here"
+        "data_config.frames: 3 saved, 2 now, data_config.sampler: uniform saved, dense now, seed: 0 saved, 3 now"
     )
     assert f"another config ({differences}); choose another out, or that config" in str(caught.value)
 
@@ -112,7 +112,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_was_planned_an
 
 def test_fewer_epochs_than_were_trained_are_refused(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(), out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"epochs must be 2 or more to resume .*, got 1; of its 2 epochs 2 are"):
+    with pytest.raises(CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of its 2 epochs 2 are"):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
@@ -120,5 +120,5 @@ def test_fewer_epochs_that_end_a_run_before_its_first_validation_are_refused(min
     interrupted(monkeypatch, after=1)
     with pytest.raises(StoppedError):
         train(fresh(mini), clips, clips, config(epochs=9, validate_every=5), out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"epochs must be 2 or more to resume .*, got 1; of its 9 epochs 1 is"):
+    with pytest.raises(CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of its 9 epochs 1 is"):
         train(fresh(mini), clips, clips, config(epochs=1, validate_every=5), out=tmp_path, resume=True, progress=False)

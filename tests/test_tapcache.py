@@ -318,7 +318,10 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
     assert len(scores) == 2
     assert scores[0] == scores[1]
     assert main([*given, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
-    assert "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, here" in capsys.readouterr().err
+    assert (
+        "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, this run reads"
+        in capsys.readouterr().err
+    )
     assert main([*given, "--out", "a", "--resume", "true"]) == 0
     assert scores[0] in capsys.readouterr().out
     assert main(["cache", "ls", "taps"]) == 0

@@ -128,7 +128,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=30)
     assert not (tmp_path / "killed" / "best").exists()
-    reached = torch.load(place, weights_only=True)["place"]
+    reached = torch.load(place, weights_only=True)["position"]
     assert 0 < 4 * reached["epoch"] + reached["batch"] < 12, (tmp_path / "log").read_text()
     go_on(csv, tmp_path / "killed")
     expected, got = (load_file(tmp_path / out / "best" / "branch.safetensors") for out in ("whole", "killed"))
@@ -159,16 +159,16 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
         FileExistsError, match=r"holds a training run; go on with it \(resume=True\), or choose another out"
     ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 there, 0.002 here\)"):
+    with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 saved, 0.002 now\)"):
         train(fresh(mini), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)
 
 
 @pytest.mark.parametrize(
     ("options", "other"),
     [
-        (None, "here are videos"),
-        ({"kind": "int8"}, "here are a tap cache of kind int8 and mode taps"),
-        ({"mode": "trunk"}, "here are a tap cache of kind fp32 and mode trunk"),
+        (None, "this run reads videos"),
+        ({"kind": "int8"}, "this run reads a tap cache of kind int8 and mode taps"),
+        ({"mode": "trunk"}, "this run reads a tap cache of kind fp32 and mode trunk"),
     ],
 )
 def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, tmp_path, options, other):
@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
     run = {"out": tmp_path / "run", "progress": False}
     first = train(fresh(mini), clips, clips, config(epochs=1), cache=taps, **run)
     cache = None if options is None else TapCache(tmp_path / "other", **options)
-    message = f"checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, {other}; go on with what"
+    message = f"checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, {other}; give the same source"
     with pytest.raises(CheckpointError, match=message):
         train(fresh(mini), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"

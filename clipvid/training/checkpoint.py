@@ -1,7 +1,8 @@
-"""The checkpoint of a training run: written whole, read whole, and refused where it belongs to another run.
+"""The checkpoint of a training run: written atomically, and refused where it belongs to another run.
 
-Contract: a path, and by name what a run cannot change on its way (facts, in words or hashes), in; the state that was
-saved, or a CheckpointError that says what differs, out. Knows nothing of weights, data or what a state holds.
+Contract: a path and the run's metadata (names, settings and hashes that a run cannot change) in; the saved state out,
+or
+a CheckpointError that says what differs. Knows nothing of weights, data or the content of a state.
 """
 
 from __future__ import annotations
@@ -20,32 +21,35 @@ from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_file
 
 OTHER = {
-    "clips": "was trained on other clips; give those that it started with",
-    "origin": "was trained from {there}, here are {here}; go on with what it started with",
+    "clips": "was trained on other clips; give the clips that it started with",
+    "origin": "was trained from {saved}, this run reads {current}; give the same source",
     "config": "belongs to a run with another config ({changed}); choose another out, or that config",
     "base": "was trained on another base model, or on one whose frozen weights were trained otherwise before; load the "
     "model it started from",
     "branch": "was trained with another branch or similarity; give the options that it started with",
-    "readable": "was trained when other clips could be read; give those again, or start anew",
+    "readable": "was trained when other clips could be read; make the same clips readable, or start a new run",
 }
-"""What is said of a fact that differs."""
+"""Message for each entry of the metadata that differs."""
 EPOCHS = "epochs"
-"""The setting with which a run may go on though it decides the result: a `Run` plans anew and says so."""
+"""The one setting that decides the result and may still differ: a `Run` plans its learning rates anew and says so."""
 LATER = ("origin", "readable")
-"""Facts that checkpoints were first written without."""
+"""Metadata that the first checkpoints were written without."""
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state, whole or not at all; OSError where it cannot be written, such as on a full disk."""
-    with atomic_file(path) as beside:
+    """Write the state atomically; raise OSError where it cannot be written, such as on a full disk."""
+    with atomic_file(path) as draft:
         try:
-            torch.save(dict(state), beside)
-        except RuntimeError as error:  # which tells of positions in a file, and not that a write failed
+            torch.save(dict(state), draft)
+        except RuntimeError as error:  # its own text names offsets in the file, not the failed write
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
 
 
-def read_checkpoint(path: Path, facts: Mapping[str, str]) -> dict[str, Any] | None:
-    """The state of a checkpoint, None where there is none; CheckpointError for a damaged one, or another run's."""
+def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the state of a checkpoint, None where there is none.
+
+    Raises CheckpointError for a damaged file, and for the checkpoint of another run.
+    """
     if not path.exists():
         return None
     try:
@@ -54,17 +58,17 @@ def read_checkpoint(path: Path, facts: Mapping[str, str]) -> dict[str, Any] | No
         raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
     if not isinstance(state, dict) or not {*OTHER} - {*LATER} <= state.keys():
         raise CheckpointError(f"{path} is no checkpoint of a training run; remove it, or choose another out")
-    check_facts(path, state, facts)
+    check_metadata(path, state, metadata)
     return state
 
 
-def check_facts(path: Path, state: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """CheckpointError for the first fact that differs; one that was not known yet when it was written passes."""
-    for name, here in facts.items():
-        there = state.get(name, here)
-        changed = _differences(there, here) if name == "config" else ""
-        if there != here and (changed or name != "config"):
-            raise CheckpointError(f"{path} {OTHER[name].format(there=there, here=here, changed=changed)}")
+def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Raise CheckpointError for the first entry that differs; entries that the checkpoint lacks are not compared."""
+    for name, current in metadata.items():
+        saved = state.get(name, current)
+        changed = _differences(saved, current) if name == "config" else ""
+        if saved != current and (changed or name != "config"):
+            raise CheckpointError(f"{path} {OTHER[name].format(saved=saved, current=current, changed=changed)}")
 
 
 def free_settings(settings: Any, prefix: str = "") -> set[str]:
@@ -79,12 +83,13 @@ def free_settings(settings: Any, prefix: str = "") -> set[str]:
     return free
 
 
-def _differences(there: str, here: str) -> str:
+def _differences(saved: str, current: str) -> str:
     """Name each setting that decides the result and differs, with both values."""
     default = TrainConfig()
-    old, new = _flat(default.plain()) | _flat(json.loads(there)), _flat(json.loads(here))  # settings that came later
+    # Settings that are newer than the checkpoint had their default then
+    old, new = _flat(default.plain()) | _flat(json.loads(saved)), _flat(json.loads(current))
     compared = [name for name in old | new if name not in {*free_settings(default), EPOCHS}]
-    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in compared if old.get(k) != new.get(k))
+    return ", ".join(f"{k}: {old.get(k)} saved, {new.get(k)} now" for k in compared if old.get(k) != new.get(k))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Curves of a run, as TensorBoard shows them. The only file that imports tensorboard.
+"""Training curves for TensorBoard. The only file that imports tensorboard.
 
 Contract: name, value and step in, files in a folder out. Knows nothing of what the values mean.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Curves:
-    """A writer that does nothing without a folder; entered, it is the function that notes a value."""
+    """A writer of scalars that does nothing without a folder; as a context it gives the function that writes one."""
 
     def __init__(self, folder: Path | None) -> None:
         self.writer = None
@@ -22,9 +22,9 @@ class Curves:
     def __enter__(self) -> Callable[[str, float, int], None]:
         return self._write
 
-    def _write(self, name: str, value: float, at: int) -> None:
+    def _write(self, name: str, value: float, step: int) -> None:
         if self.writer is not None:
-            self.writer.add_scalar(name, value, at)
+            self.writer.add_scalar(name, value, step)
 
     def __exit__(self, *_: object) -> None:
         if self.writer is not None:

@@ -47,14 +47,14 @@ def train(
 
     The model is set to train mode for each epoch and comes back in eval mode.
 
-    With `val_data` the weights of the best validation are kept, without it the last. `out` receives checkpoints, the
-    best model (`out/best`), TensorBoard curves and history.json. `cache` is where taps of the videos are read from and
-    kept. torch's random generators go on afterwards as if nothing had been drawn.
+    With `val_data` the model ends with the weights of the best validation, without it with the last. `out` receives
+    checkpoints, the best model (`out/best`), TensorBoard curves and history.json. Taps are read from `cache` and
+    written to it. torch's random generators are left as they were.
 
-    `resume` goes on from the last checkpoint in `out`. A run that is over gives its result again (`nothing_left`), but
-    for the clips that could not be read. With more epochs it goes on: its learning rates are planned anew (`replanned`,
-    and a ClipvidWarning), so it does not equal a run of as many from the start. Settings that change no step and no
-    score, such as the workers, may differ from the first run's.
+    `resume` continues from the last checkpoint in `out`. A finished run gives its result again (`nothing_left`),
+    without the list of unreadable clips. With more epochs it continues: its learning rates are planned anew
+    (`replanned`, and a ClipvidWarning), so it does not equal a run that had as many epochs from the start. Settings
+    that change no step and no score, such as the workers, may differ from the first run's.
 
     Raises, before a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
     another run, which names each setting that differs, FileExistsError for a run that would be overwritten or that
@@ -95,7 +95,7 @@ def _train(
     cache: TapCache | None,
     progress: bool,
 ) -> TrainResult:
-    """Run `train`, whose settings are checked and whose folder is held by now."""
+    """Run `train` once its settings are checked and its folder is locked."""
     start = time.perf_counter()
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
@@ -111,7 +111,7 @@ def _train(
     _check_validation(model, val_data, config)
     source = open_batches(model, train_data, config, cache=cache, progress=progress)
     if val_data is not None:
-        val_data = _to_validate_on(encode_taps(model, val_data, config, cache, progress=progress))
+        val_data = _for_validation(encode_taps(model, val_data, config, cache, progress=progress))
     read = [source.data, *([] if val_data is None else [val_data])]
     run.prepare(steps_an_epoch=len(source.order(0)), readable=_clips(read))
     if state is not None:
@@ -126,7 +126,7 @@ def _train(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of `device` in the block, and put them back as they were after it."""
+    """Seed torch's generators of the CPU and of `device` for the block, and restore them after it."""
     gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
     with torch.random.fork_rng(devices=gpus), ExitStack() as after:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed devices that do not train
@@ -139,11 +139,11 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
-    """Refuse before anything is encoded what would fail, or learn something else, at the first step."""
+    """Refuse, before anything is encoded, settings of torch.compile that would fail at the first step."""
     if model.branch._compiled_call_impl is not None and (config.chunk or config.activation_checkpointing):
         raise ValueError(
-            "the branch is compiled, and its second pass would draw other chances; leave out chunk and recompute, or "
-            "train a branch that is not compiled"
+            "the branch is compiled, and its second pass would draw other random numbers; leave out chunk and "
+            "activation_checkpointing, or train a branch that is not compiled"
         )
     if config.compile and model.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -151,12 +151,14 @@ def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
         try:
             get_cpp_compiler()
         except RuntimeError as error:
-            raise ValueError("compile needs a C++ compiler on a CPU, such as g++, and none is here; drop it") from error
+            raise ValueError(
+                "compile needs a C++ compiler such as g++ on a CPU, and none is installed; leave it out"
+            ) from error
 
 
 @contextmanager
 def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
-    """The branch fused in the block where `config` asks for it, and after it as it was."""
+    """Compile the branch for the block, if `config` asks for it."""
     before = branch._compiled_call_impl
     if config.compile:
         branch.compile()
@@ -169,7 +171,7 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 def _fit(
     run: Run, source: LiveBatches | CachedBatches, val_data: VideoDataset | TapStore | None, *, progress: bool
 ) -> None:
-    """The loop: from where the run stands to the end of its last epoch."""
+    """Train from the run's position to the end of its last epoch."""
     with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():
             run.model.train()
@@ -196,23 +198,24 @@ def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
 
 
 def _prepare_head(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> None:
-    """Give a model that is to recognise a classifier for the data's classes, unless it has that one already."""
+    """Give the model a classifier for the data's classes, if the task needs one and the model has another."""
     if config.task != "recognition":
         return
-    facts = dataset_of(data)
-    if len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has {pluralize(len(facts.classes), 'class')}; recognition needs two or more")
+    dataset = dataset_of(data)
+    if len(dataset.classes) < 2:
+        count = pluralize(len(dataset.classes), "class")
+        raise DataError(f"{dataset.name} has {count}; recognition needs two or more")
     kind = TextClassifier if config.classifier == "text" else LinearClassifier
-    if isinstance(model.head, kind) and model.head.classes == tuple(facts.classes):
+    if isinstance(model.head, kind) and model.head.classes == tuple(dataset.classes):
         return
     if config.classifier == "text":
-        model.head = model.text_classifier(facts.classes, templates=config.templates)
+        model.head = model.text_classifier(dataset.classes, templates=config.templates)
     else:
-        model.head = LinearClassifier(model.embed_dim, facts.classes).to(model.device)
+        model.head = LinearClassifier(model.embed_dim, dataset.classes).to(model.device)
 
 
 def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDataset | TapStore | None]) -> None:
-    """Set the part of the base model that trains; ValueError for taps that it would outrun."""
+    """Set the part of the base model that trains; raise ValueError for cached taps of a tower that trains."""
     if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
         raise ValueError(
             f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
@@ -223,18 +226,18 @@ def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDa
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
         trainable.freeze(model.backbone)
         raise ValueError(
-            f"train_clip {config.train_clip!r} trains the visual tower, so taps made before are not its own; give the "
+            f"train_clip {config.train_clip!r} trains the visual tower, so cached taps would be outdated; give the "
             "videos"
         )
 
 
 def _clips(parts: Sequence[VideoDataset | TapStore]) -> str:
-    """A hash of these data sets."""
+    """Return a hash of these data sets."""
     return " ".join(data_hash(dataset_of(part)) for part in parts)
 
 
 def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | None, config: TrainConfig) -> str:
-    """What clips are read from, in words."""
+    """Describe the source of the clips for the checkpoint: videos, taps in memory or a cache."""
     if isinstance(part, TapStore):
         return part.origin
     if cache is not None:
@@ -243,16 +246,16 @@ def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | N
 
 
 def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, config: TrainConfig) -> None:
-    """Refuse what validation cannot use before anything is encoded."""
+    """Refuse data that validation cannot use, before anything is encoded."""
     if config.task == "selfsup" and data is not None:
         open_pairs(model, data, config, use="validation")
     if isinstance(data, TapStore) and data.augmented_views is not None:
         raise ValueError(
-            f"the store of {data.data.name} keeps views that were drawn by chance, for training; validate on the "
-            "videos, or on a store without draws"
+            f"the store of {data.data.name} holds augmented views for training; validate on the videos, or on a "
+            "store of fixed views"
         )
 
 
-def _to_validate_on(data: VideoDataset | TapStore) -> VideoDataset | TapStore:
-    """Validation picks an epoch, and reports no figure of a protocol."""
+def _for_validation(data: VideoDataset | TapStore) -> VideoDataset | TapStore:
+    """Allow missing videos: validation chooses an epoch and reports no metric of a protocol."""
     return replace(data, data=data.data.allowing_fewer()) if isinstance(data, TapStore) else data.allowing_fewer()

@@ -1,7 +1,7 @@
-"""From a batch to its loss: what each task trains. One class a task; all that trains is a parameter of it.
+"""Objectives: from a batch to its loss. One class per task; everything that trains is a parameter of it.
 
 Contract: a model, a config and a TrainBatch in, a scalar loss out; the mean loss over held-out batches.
-Knows nothing of optimisers or files.
+Knows nothing of optimizers or files.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from clipvid.training.train_batch import BatchSource, CachedClips, TrainBatch
 class Retrieval(nn.Module):
     """Contrastive loss between clips and captions, by the model's own similarity.
 
-    With `config.chunk` this is gradient caching (Gao et al. 2021, section 3). Embeddings are made chunk by chunk, and
-    nothing else of a chunk is kept; the loss is that of all of them. Backwards, its gradient with respect to the
-    embeddings comes first, and each chunk then runs again, with its own random numbers, to hand its share on.
+    With `config.chunk` this is gradient caching (Gao et al. 2021, section 3): embeddings are computed micro-batch by
+    micro-batch and nothing else is stored, and the loss is that of the whole batch. In the backward pass the gradient
+    with respect to the embeddings comes first; each micro-batch then runs again, with the same random numbers.
     """
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
@@ -47,37 +47,37 @@ class Retrieval(nn.Module):
         return losses.matching(similarity, batch.video_index, scale=self._scale())
 
     def _clips(self, batch: TrainBatch) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
-        """Frame embeddings of the batch, and which frames count."""
+        """Return the frame embeddings of the batch and the mask of their frames."""
 
-        def encode(places: Tensor) -> tuple[Tensor, Tensor | None]:
-            video, mask = batch.clips(places)
+        def encode(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            video, mask = batch.clips(rows)
             return self.model.encode_clip(video, mask=mask)
 
         if not self.chunk:
             assert not isinstance(batch.video, CachedClips)  # its taps are read already
             return self.model.encode_clip(batch.video, mask=batch.mask)
         parts = self._in_chunks(encode, len(batch))
-        frames = torch.cat([of_chunk for of_chunk, _ in parts])
+        frames = torch.cat([part for part, _ in parts])
         if all(mask is None for _, mask in parts):
             return frames, None
         masks = [frames.new_ones(f.shape[:2], dtype=torch.bool) if mask is None else mask for f, mask in parts]
         return frames, torch.cat(masks)
 
     def _texts(self, text: Tensor) -> Float[Tensor, "m e"] | TextTokens:
-        """What the similarity takes of the captions: embeddings as they came, or what the text tower makes of ids."""
+        """Return the text side of the similarity: given embeddings unchanged, token ids through the text tower."""
         if text.is_floating_point():
             return text
         if not self.chunk:
             return self.model.text_features(text)
-        parts = self._in_chunks(lambda places: self.model.text_features(text[places]), len(text))
+        parts = self._in_chunks(lambda rows: self.model.text_features(text[rows]), len(text))
         return torch.cat(parts) if isinstance(parts[0], Tensor) else TextTokens.joined(parts)
 
     def _in_chunks(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
-        """What `encode` says of places 0 to `count`, each chunk's graph to be built when its gradient is taken."""
+        """Apply `encode` to rows 0 to `count` in micro-batches, whose graphs are built when their gradient is taken."""
         parts = []
-        for places in torch.arange(count, device=self.model.device).split(self.chunk):  # there: see `recomputed`
-            torch.clear_autocast_cache()  # a weight cast once for all chunks would sum their gradients in bf16
-            parts.append(checkpointed(encode, places))
+        for rows in torch.arange(count, device=self.model.device).split(self.chunk):
+            torch.clear_autocast_cache()  # one cast shared by all micro-batches would sum their gradients in bf16
+            parts.append(checkpointed(encode, rows))
         return parts
 
     def _scale(self) -> float | Tensor:
@@ -87,7 +87,7 @@ class Retrieval(nn.Module):
 
 
 class Recognition(nn.Module):
-    """Cross entropy over the data's classes; with mixup, of clips blended with the batch in reverse order."""
+    """Cross entropy over the data's classes; with mixup, clips are blended with the batch in reverse order."""
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
@@ -96,11 +96,11 @@ class Recognition(nn.Module):
 
     def forward(self, batch: TrainBatch) -> Tensor:
         video, mask, blend = batch.video, batch.mask, None
-        assert not isinstance(video, CachedClips)  # there are no chunks here
+        assert not isinstance(video, CachedClips)  # recognition has no gradient caching
         if self.mixup and isinstance(video, Tensor):
             share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
             video = self.model.transform(video)
-            video = (1 - share) * video + share * video.flip(0)  # one share a batch, as ViViT
+            video = (1 - share) * video + share * video.flip(0)  # one share per batch, as in ViViT
             mask = None if mask is None else mask | mask.flip(0)
             blend = (batch.labels.flip(0), share)
         logits = self.model.classify(video, mask=mask).float()

@@ -1,7 +1,7 @@
-"""How weights move: which parameters learn at what rate and with what decay, and how rates change over a run.
+"""AdamW parameter groups and the learning-rate schedule.
 
-Contract: an objective around a VideoCLIP and a TrainConfig in, an optimiser's parameter groups out; each group says its
-peak rate. Knows nothing of data, losses or checkpoints.
+Contract: an objective around a VideoCLIP and a TrainConfig in, parameter groups out, each with its peak rate. Knows
+nothing of data, losses or checkpoints.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from torch import nn
 from clipvid.config.settings import TrainConfig
 
 UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|cls_position|bias|norm_weight)$")
-"""Names of tables, tokens, norms and biases that have more than one axis."""
+"""Names of position tables, tokens, norms and biases that have no weight decay though they have several axes."""
 
 
 def schedule(done: float, *, warmup: float) -> float:
-    """Share of the peak learning rate when a fraction `done` of all steps is behind: linear rise, then cosine to 0."""
+    """Return the learning rate relative to its peak after a fraction `done` of all steps: linear warmup, then
+    cosine."""
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def adamw(groups: Any, *, lr: float, device: str, scaled: bool = False) -> torch.optim.AdamW:
-    """AdamW with the betas of the STAN release, in one pass over each weight where torch has that: a fifth of the time
-    on a CPU.
+    """Return AdamW with the betas of the STAN release, fused where torch has that (a fifth of the time on a CPU).
 
-    `scaled`: behind a gradient scaler (16-mixed), where that form would unscale by itself and nothing could be clipped.
+    `scaled` is for runs with a gradient scaler (16-mixed): a fused step would unscale by itself, after clipping.
     """
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=device in ("cpu", "cuda") and not scaled)
 
 
 def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: the classifier at its own rate; norms, biases and tables without decay."""
+    """Return optimizer groups: the classifier at its own rate; norms, biases and position tables without decay.
+
+    Raises ValueError where nothing trains.
+    """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:

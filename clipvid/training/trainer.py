@@ -1,7 +1,7 @@
-"""One training run: its weights, optimiser and place in the data, the best epoch, and how all of it is kept.
+"""One training run: weights, optimizer, position in the data, best epoch, checkpoints.
 
-Contract: a model and a TrainConfig in; batches of a feed out of which `step` learns, epochs that `end_epoch` validates,
-checkpoints from which a run goes on to the bit. Knows nothing of how batches are made, or of what decides the order.
+Contract: a model and a TrainConfig in; `step` learns from one TrainBatch, `end_epoch` validates, and a run resumed from
+a checkpoint ends in the same bits as one that was never stopped. Knows nothing of how batches are made or ordered.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clipvid.runtime.precision import resolve
 from clipvid.runtime.profiling import stage
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import open_pairs
-from clipvid.training.checkpoint import check_facts, read_checkpoint, write_checkpoint
+from clipvid.training.checkpoint import check_metadata, read_checkpoint, write_checkpoint
 from clipvid.training.curves import Curves
 from clipvid.training.objectives import OBJECTIVES, held_out_loss
 from clipvid.training.optim import adamw, parameter_groups, schedule
@@ -42,9 +42,9 @@ from clipvid.training.train_batch import TrainBatch
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training did. `history` has one entry an epoch: epoch, loss, lr and, where validated, score.
+    """The outcome of training. `history` has one entry per epoch: epoch, loss, lr and, where validated, score.
 
-    `unreadable` are the clips that were left out: those to train on, and of taps those to validate on too.
+    `unreadable` lists the clips that were left out: of the training data, and of cached validation data too.
     """
 
     history: tuple[dict[str, float], ...]
@@ -54,23 +54,26 @@ class TrainResult:
     seconds: float
     unreadable: tuple[VideoError, ...] = ()
     nothing_left: bool = False
-    """True where the run that was resumed was over already, so that nothing was trained."""
+    """True where the resumed run was already over, so that nothing was trained."""
     replanned: tuple[int, ...] = ()
-    """Finished epochs at each resumption with another number of epochs, which planned the learning rates anew."""
+    """Epochs finished at each resumption with another number of epochs; the learning rates were planned anew there."""
 
 
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
-    """One device, in the precision that `config` asks of it."""
+    """Return a Fabric of one device in the precision that `config` asks for."""
     device = Fabric(accelerator=accelerator, devices=1).device
     precision = resolve(config.data_config.precision, device)
-    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):  # Fabric warns of the latter itself
+    if precision == "32-true" or (precision, device.type) == (
+        "16-mixed",
+        "cpu",
+    ):  # Fabric itself warns about fp16 on a CPU
         return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
-    # Fabric logs the precision at every run where it makes the plugin itself
+    # Fabric otherwise logs the precision on every run
     return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
 
 
 class Run:
-    """One training run: weights, optimiser, place in the data, and how to save and restore all of it."""
+    """One training run: weights, optimizer, position in the data, and how to save and restore all of it."""
 
     def __init__(
         self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None, clips: str, origin: str
@@ -78,31 +81,35 @@ class Run:
         self.model, self.config, self.fabric, self.out = model, config, fabric, out
         self.path = None if out is None else out / CHECKPOINT
         self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
-        groups = parameter_groups(self.objective, config)  # which refuses that nothing trains, before clips are read
+        groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
         optimizer = adamw(groups, lr=config.lr, device=fabric.device.type, scaled=scaled)
         self.wrapped, self.optimizer = fabric.setup(self.objective, optimizer)
-        self.clips, self.origin = clips, origin  # a hash of what it trains and validates on, and where that comes from
-        self.epoch = self.batch = 0  # of the plan: what comes next
-        self.added = 0  # batches whose gradients wait for the weights' move
+        self.clips, self.origin = clips, origin  # hash of the training and validation data, and their source
+        self.epoch = self.batch = 0  # the next epoch and the next position in its batch order
+        self.added = 0  # batches since the last optimizer step
         self.saved = 0  # `steps` at the last checkpoint
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
-        self.resumed_at: int | None = None  # `epoch` of the checkpoint that it goes on from
+        self.resumed_at: int | None = None  # epoch of the checkpoint that the run was resumed from
         self.replanned: list[int] = []
 
     def prepare(self, *, steps_an_epoch: int, readable: str) -> None:
+        """Set the length of the run and the hash of the clips that could be read."""
         self.an_epoch, self.readable = steps_an_epoch, readable
         self.total = max(1, steps_an_epoch * self.config.epochs)
 
     @property
     def steps(self) -> int:
-        """Batches of the plan that lie behind."""
+        """Number of batches done."""
         return self.epoch * self.an_epoch + self.batch
 
     def step(self, batch: TrainBatch) -> float:
-        """One batch: forward, backward, and the weights' move when `accumulate` batches have been added up."""
+        """Learn from one batch; the optimizer steps once every `accumulate_grad_batches`. Return the loss.
+
+        Raises FloatingPointError for a loss that is not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(self.steps / self.total, warmup=self.config.warmup)
         with stage("loss"):
@@ -117,11 +124,11 @@ class Run:
         self.batch, self.added = batch.index + 1, self.added + 1
         if self.added == self.config.accumulate_grad_batches:
             with stage("optimiser"):
-                self._move()
+                self._optimizer_step()
         self.losses.append(value)
         return value
 
-    def _move(self) -> None:
+    def _optimizer_step(self) -> None:
         if self.config.clip_norm:
             self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
         self.optimizer.step()
@@ -129,14 +136,14 @@ class Run:
         self.added = 0
 
     def end_epoch(self, val_data: VideoDataset | TapStore | None) -> dict[str, float]:
-        """Validate, keep the best weights, write the checkpoint of a finished epoch."""
+        """Validate, keep the best weights, write the checkpoint of the finished epoch; return its history entry."""
         if not self.losses:
             raise DataError(f"no training video could be read in epoch {self.epoch + 1}; check the data set's root")
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
         last = self.epoch + 1 == self.config.epochs
-        if last and self.added:  # fewer batches than `accumulate` were left
-            self._move()
+        if last and self.added:  # fewer batches than `accumulate_grad_batches` were left
+            self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
             with stage("validation", whole=True):
                 entry["score"] = self._score(val_data)
@@ -150,13 +157,13 @@ class Run:
         return entry
 
     def is_over(self) -> bool:
-        """The last epoch is behind, or patience is."""
+        """Return True after the last epoch, or when patience has run out."""
         validated = [e["epoch"] for e in self.history if "score" in e and e["epoch"] > self.best["epoch"]]
         patience = self.config.patience
         return self.epoch >= self.config.epochs or (patience is not None and len(validated) >= patience)
 
     def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
-        """Put the best weights into the model and record how it was made."""
+        """Load the best weights into the model, record how it was trained, and save it."""
         if self.best["state"] is not None:
             self.objective.load_state_dict(self.best["state"], strict=False)
         name = SCORES[self.config.task]
@@ -171,8 +178,8 @@ class Run:
         trainable.freeze(self.model.backbone)
         if self.out is not None:
             self.model.save(self.out / "best")
-            with atomic_file(self.out / "history.json") as beside:
-                beside.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
+            with atomic_file(self.out / "history.json") as draft:
+                draft.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
         over = self.resumed_at is not None and self.resumed_at == self.epoch
         return TrainResult(
             tuple(self.history),
@@ -186,24 +193,26 @@ class Run:
         )
 
     def checkpoint_if_due(self) -> None:
+        """Save every `checkpoint_every` batches."""
         if self.steps - self.saved >= self.config.checkpoint_every:
             self.save()
 
     def save(self) -> None:
+        """Write the checkpoint, if the run has a folder."""
         self.saved = self.steps
         if self.path is None or not self.fabric.is_global_zero:
             return
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
-            **self.facts,
+            **self.metadata,
             "readable": self.readable,
             "weights": self._trained(),
-            "gradients": gradients,  # of batches accumulated so far
+            "gradients": gradients,  # accumulated since the last optimizer step
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),  # of 16-mixed; empty for others
+            "scaler": self.fabric.strategy.precision.state_dict(),  # empty unless 16-mixed
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
-            "place": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
+            "position": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
             "history": self.history,
             "best": self.best,
             "replanned": self.replanned,
@@ -211,28 +220,29 @@ class Run:
         write_checkpoint(self.path, state)
 
     def last_state(self) -> dict[str, Any] | None:
-        """What the last checkpoint holds, None where there is none yet; the place in the plan is taken from it."""
+        """Read the last checkpoint, None where there is none yet, and take the position in the data from it."""
         if self.path is None:
             raise ValueError("resume needs out=, the folder of the run to go on with")
-        state = read_checkpoint(self.path, self.facts)
+        state = read_checkpoint(self.path, self.metadata)
         if state is not None:
-            place = state["place"]
-            self.epoch, self.batch, self.added, self.losses = (place[k] for k in ("epoch", "batch", "added", "losses"))
+            position = state["position"]
+            self.epoch, self.batch, self.added = (position[k] for k in ("epoch", "batch", "added"))
+            self.losses = position["losses"]
             self.history, self.best = state["history"], state["best"]
             self.resumed_at, self.replanned = self.epoch, list(state.get("replanned", ()))
             self._plan_anew(json.loads(state["config"])["epochs"])
         return state
 
     def _plan_anew(self, planned: int) -> None:
-        """Note and warn that the learning rates are planned for another number of epochs than `planned`.
+        """Record and warn that the learning rates are planned for another number of epochs than `planned`.
 
-        Raises CheckpointError for fewer epochs than were trained, or than it takes to choose one.
+        Raises CheckpointError for fewer epochs than were begun, or too few to choose a best one.
         """
         asked, begun = self.config.epochs, self.epoch + bool(self.batch)
         if asked < begun or (asked == self.epoch and self.best["state"] is None):
             least = max(begun, self.epoch + (self.best["state"] is None))
             raise CheckpointError(
-                f"epochs must be {least} or more to resume {self.path}, got {asked}; of its {planned} epochs "
+                f"epochs must be >= {least} to resume {self.path}, got {asked}; of its {planned} epochs "
                 f"{begun} {'is' if begun == 1 else 'are'} begun or done"
             )
         if asked == planned or self.is_over():
@@ -246,9 +256,9 @@ class Run:
         )
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint: weights, gradients, optimiser and chance."""
+        """Restore the state of a checkpoint: weights, gradients, optimizer and random generators."""
         assert self.path is not None
-        check_facts(self.path, state, {"readable": self.readable})
+        check_metadata(self.path, state, {"readable": self.readable})
         self.objective.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -261,37 +271,40 @@ class Run:
         self.saved = self.steps
 
     def bar(self, progress: bool):
+        """Return the progress bar of the whole run."""
         from tqdm import tqdm
 
         return tqdm(total=self.total, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
 
     def curves(self) -> Curves:
+        """Return the writer of the training curves."""
         return Curves(None if self.out is None else self.out / "tensorboard")
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What a run cannot change on its way."""
+    def metadata(self) -> dict[str, str]:
+        """Data, settings and model of the run, which a resumed run must share."""
         config = json.dumps(self.config.plain(), sort_keys=True)
-        made = {"base": self._base, "branch": self._made_of()}
-        return {"clips": self.clips, "origin": self.origin, "config": config, **made}
+        model = {"base": self._base, "branch": self._architecture()}
+        return {"clips": self.clips, "origin": self.origin, "config": config, **model}
 
-    def _made_of(self) -> str:
-        """Branch and similarity."""
-        made = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
-        return json.dumps(made, sort_keys=True)
+    def _architecture(self) -> str:
+        """Return the branch's options and the similarity as JSON."""
+        options = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
+        return json.dumps(options, sort_keys=True)
 
     @cached_property
     def _base(self) -> str:
-        """What stays as it is of the base model: its fingerprint, and frozen weights that were trained earlier."""
+        """Frozen part of the base model: its fingerprint, and a hash of weights that were trained earlier."""
         backbone = self.model.backbone
-        own = {n: p for n, p in backbone.clip.named_parameters() if n in backbone.trained and not p.requires_grad}
-        return " ".join([backbone.fingerprint, *([hash_of(own)] if own else [])])
+        parameters = backbone.clip.named_parameters()
+        frozen = {n: p for n, p in parameters if n in backbone.trained and not p.requires_grad}
+        return " ".join([backbone.fingerprint, *([hash_of(frozen)] if frozen else [])])
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
 
     def _score(self, val_data: VideoDataset | TapStore) -> float:
-        """The validation figure; torch's generator is left as it was."""
+        """Return the validation metric; torch's generator is left as it was."""
         if self.config.task == "selfsup":
             pairs = open_pairs(self.model, val_data, self.config)
             return -held_out_loss(self.wrapped, pairs, seed=self.config.seed)
