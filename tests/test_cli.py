@@ -284,7 +284,7 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
     error = refusal(
         capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true", "--val_fraction", "0.5"
     )
-    assert "was trained on other clips; give those that it started with" in error
+    assert "was trained on other clips; give the clips that it started with" in error
     Path("run/checkpoint.pt").write_bytes(Path("run/checkpoint.pt").read_bytes()[:1000])
     assert "is damaged or cut off" in refusal(
         capsys, "train", "videos/test", *options, "--out", "run", "--resume", "true"

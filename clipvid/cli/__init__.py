@@ -1,1 +1,1 @@
-"""What the command line can do: one function a command, in files by what they are for."""
+"""The command line: parse, call, print; one function per command."""

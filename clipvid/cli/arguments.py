@@ -1,4 +1,4 @@
-"""What the arguments of commands stand for: a device, a model, a data set; and how all of them name what was left out.
+"""Arguments of commands resolved to devices, models and data sets, and the report of files that were left out.
 
 Contract: words in, objects out, or a ValueError that says which option to change; what could not be read goes to
 standard error. Heavy modules load when they are needed. Knows nothing of what a command does with them.
@@ -20,7 +20,7 @@ from clipvid.models.backbone.names import MINI, builtin_names, check_branch, che
 from clipvid.runtime.files import require_writable
 
 DEFAULT_MODEL = MINI
-"""What a command takes where no model is named, and says so."""
+"""The model of a command that names none; the command says so."""
 
 
 def named_model(
@@ -32,7 +32,7 @@ def named_model(
     plain: str = "stan",
     shapes_only: bool = False,
 ) -> Any:
-    """A saved model where `name` is a folder of one, else the base model of that name with a branch.
+    """Return a saved model where `name` is a folder of one, else the base model of that name with a branch.
 
     Without a name it is DEFAULT_MODEL, which standard error then says: it is no model for videos of one's own.
     `chosen` are options of `create_model`, None for those not asked for; `plain` is the branch where none is; with
@@ -72,7 +72,7 @@ def check_names(model: str | None, branch: str | None = None, *, data: str | Non
 
 
 def _default_model(pretrained: str | None) -> str:
-    """The model where none is named, with a note of it; ValueError for weights without the model whose they are."""
+    """Return the default model, with a note of it; ValueError for weights without the model whose they are."""
     if pretrained is not None:
         raise ValueError(f"pretrained {pretrained} names weights of a base model; give that too, as --model ViT-B-32")
     print(
@@ -91,7 +91,7 @@ def refuse(reason: str, **options: object) -> None:
 
 
 def named_device(name: str) -> str:
-    """The device of that name; auto is a GPU where there is one."""
+    """Return the device of that name; auto is a GPU where there is one."""
     import torch
 
     gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -105,7 +105,7 @@ def named_device(name: str) -> str:
 
 
 def named_prompts(name: str) -> tuple[str, ...]:
-    """A set of prompts by name, or those of a text file, one a line, each with {} for the class name."""
+    """Return a set of prompts by name, or those of a text file, one a line, each with {} for the class name."""
     from clipvid.config.settings import PROMPT_SETS
 
     if name in PROMPT_SETS:
@@ -133,12 +133,12 @@ def require_new(*paths: str | Path | None, overwrite: bool) -> None:
 
 
 def profile_of(path: str | Path | None, *, asked: bool) -> Path | None:
-    """Where the profile of a command goes that writes this file; None where it has none or is not `asked` for one."""
+    """Return the path of the profile beside the file that a command writes; None without a file or if not `asked`."""
     return Path(path).with_suffix(".profile.json") if path is not None and asked else None
 
 
 def named_reading(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
-    """How clips are read: what was asked by name, the rest as the model was trained, or as a protocol's `terms` say."""
+    """Return the data config: settings asked by name, the others as in the model's training or the protocol."""
     from clipvid.config.settings import DataConfig
     from clipvid.data.records import NO_PROTOCOL
     from clipvid.features.encode import trained_data_config
@@ -155,7 +155,8 @@ def named_reading(model: Any, asked: Mapping[str, Any] | None, protocol_spec: An
 
 
 def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
-    """The tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode then."""
+    """Return the tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode
+    then."""
     from clipvid.features.tap_cache import TapCache
 
     if folder is None:
@@ -165,7 +166,7 @@ def named_cache(folder: str | None, *, kind: str | None, mode: str | None, optio
 
 
 def kept_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
-    """The clips as they are without a cache, else their taps from it, encoding what is missing."""
+    """Return the clips unchanged without a cache, else their taps from it, encoding what is missing."""
     if cache is None:
         return clips
     with notes_shown():
@@ -191,7 +192,7 @@ def notes_shown() -> Iterator[None]:
 
 
 def lasting(model: str | None, pretrained: str | None) -> dict[str, str | None]:
-    """A model and its weights as they are written down: paths whole, so that they hold from anywhere."""
+    """Return the note of a model and its weights for an index: paths whole, so that they hold from anywhere."""
     from clipvid.models.checkpoint import CONFIG
 
     model = model or DEFAULT_MODEL
@@ -203,7 +204,7 @@ def lasting(model: str | None, pretrained: str | None) -> dict[str, str | None]:
 
 
 def index_model(index: str, device: str) -> Any:
-    """The model that an index was built with, by the name in its note."""
+    """Return the model that an index was built with, by the name in its note."""
     from clipvid.search.index import VideoIndex
 
     note = VideoIndex.read_note(index)
@@ -227,7 +228,7 @@ def index_model(index: str, device: str) -> Any:
 
 
 def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:
-    """The data set; where no format is given, a table's, or `plain` for a folder without one.
+    """Return the data set; where no format is given, a table's, or `plain` for a folder without one.
 
     `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
     """
@@ -267,7 +268,7 @@ def splits_of(data: str, format: str | None) -> list[str]:
 
 
 def show_unreadable(unreadable: Sequence[Any]) -> None:
-    """What was left out, and why, on standard error."""
+    """Print the files that were left out, and why, on standard error."""
     if unreadable:
         from clipvid.data.dataset import describe_unreadable
 
@@ -276,7 +277,7 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
 
 @contextmanager
 def profiled_to(path: str | Path | None, *, asked: bool) -> Iterator[None]:
-    """Where `asked`, measure where the block's time goes, print it, and keep it as JSON in `path` if there is one."""
+    """Profile the block if `asked`: print its stages, and write them as JSON to `path` if there is one."""
     if not asked:
         yield
         return

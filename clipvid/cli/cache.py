@@ -7,7 +7,7 @@ load when a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 MEND = "the next run that reads what is there writes it anew; if none will, remove the folder"
-"""What to do about a folder of a cache whose recipe cannot be read."""
+"""Advice for a cache folder whose cache key cannot be read."""
 
 
 def list_caches(folder: str) -> None:

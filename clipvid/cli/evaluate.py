@@ -114,7 +114,7 @@ def evaluate(
 
 
 def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
-    """What scores a task; ValueError for another name than there is."""
+    """Return the function that scores a task; raise ValueError for an unknown task."""
     from clipvid.evaluation import evaluate as ev
 
     recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
@@ -125,7 +125,8 @@ def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
 
 
 def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extras: dict[str, Any]) -> None:
-    """What scoring refuses, before a cache is filled for it; and where the other task is meant, how to ask for it."""
+    """Raise what scoring would refuse, before a cache is filled; where the other task is meant, say how to ask for
+    it."""
     from clipvid.evaluation import evaluate as ev
 
     captioned, labelled = any(r.captions for r in videos), any(r.label is not None for r in videos)
@@ -145,7 +146,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extr
 
 
 def _tell(found: Any, out: str | None, report: str | None, *, queries: int) -> None:
-    """What was left out, and the files that were asked for."""
+    """Print the files that were left out, and write the files that were asked for."""
     show_unreadable(found.unreadable)
     if out is not None:
         print(f"result card: {found.save(out)}")
@@ -169,7 +170,7 @@ def _ask_for_split(data: str, format: str | None, split: str | None) -> None:
 
 
 def _check_numbers(queries: int, dual_softmax: float | None) -> None:
-    """What would otherwise be found wrong after hours."""
+    """Raise ValueError for numbers that would otherwise fail after hours."""
     if queries < 1:
         raise ValueError(f"report_queries starts at 1, got {queries}")
     from clipvid.evaluation.evaluate import check_dual_softmax
@@ -187,7 +188,7 @@ def _of_recognition(task: str, *, zero_shot: bool, by_class: bool, prompts: str 
 
 
 def _of_retrieval(task: str, **asked: Any) -> dict[str, Any]:
-    """What retrieval is asked beside its figures; ValueError where the task is another."""
+    """Return the extra options of retrieval; raise ValueError where the task is another."""
     extras = {name: value for name, value in asked.items() if value is not None}
     if task == "retrieval":
         best = {"best": 5} if extras.pop("report", None) else {}

@@ -49,11 +49,11 @@ GO_ON = {
     "data check": "; run it again, and the files that were looked at are not decoded again",
     "index": "; run it again with --add true to go on with what is embedded",
 }
-"""What to do after an interruption, where something is kept."""
+"""Advice after an interruption, for commands that can continue."""
 
 
 PAIR = "two numbers in brackets such as [0.5, 1.0]"
-"""How the line of an error calls a pair of floats."""
+"""Words for a pair of floats in an error message."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +156,7 @@ def _options_of(files: Sequence[Any]) -> list[tuple[Any, list[str]]]:
 
 
 def _set_in(files: Sequence[tuple[Any, list[str]]], error: str, words: Sequence[str]) -> str:
-    """The file that has the option which an error is about, as the end of its sentence; "" where none has."""
+    """Return the file of the option that an error is about, as the end of its sentence; "" where none has."""
     for path, names in reversed(files):
         for name in names:
             own = re.escape(name.rpartition(".")[2])
@@ -175,7 +175,7 @@ def _unknown(told: dict[Any, Any], known: set[str]) -> list[str]:
 
 
 def _near(option: str, known: Sequence[str]) -> str:
-    """Which options may be meant by one that is none, as the end of a sentence; "" where none is near."""
+    """Return the options nearest to an unknown one, as the end of a sentence; "" where none is near."""
     own, names = option.removeprefix("--"), [name.removeprefix("--") for name in known]
     if "data_config" in names:  # whose parts eval and embed take as one object
         names = list(dict.fromkeys([*names, *(f"data_config.{field.name}" for field in fields(DataConfig))]))
@@ -185,7 +185,7 @@ def _near(option: str, known: Sequence[str]) -> str:
 
 
 def _plainly(message: str) -> str:
-    """The parser's message in words of the command line, on one line."""
+    """Return the parser's message in words of the command line, on one line."""
     message = " ".join(message.split())
     message = re.sub(r"argument (--[\w.]+): expected one argument", r"\1 needs a value; a switch takes true", message)
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(\w+)'>", r"\1", message))
@@ -203,7 +203,7 @@ def _plainly(message: str) -> str:
 
 
 def _parser(words: Sequence[str]) -> Any:
-    """The parser of a command line; of a command that it does not name, only the line of help is made."""
+    """Return the parser of a command line; of a command that it does not name, only the line of help is made."""
     parser = _parser_class()(
         prog="clipvid", description="Turn any open_clip checkpoint into a video model.", version=__version__
     )
@@ -220,7 +220,7 @@ def _parser(words: Sequence[str]) -> Any:
 
 
 def _command(name: str) -> Any:
-    """The parser of one command."""
+    """Return the parser of one command."""
     parser = _parser_class()(description=_first_line(name))
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     if name == "summarize":  # a positional list, which is not derived from a signature

@@ -94,7 +94,7 @@ def embed(
 
 
 def _videos_in(place: Path) -> list[Path]:
-    """The video, or those of a folder; ValueError for a place without one, such as a table."""
+    """Return the video, or those of a folder; raise ValueError for a path without one, such as a table."""
     from clipvid.data.files import find_clips
 
     if not place.exists():

@@ -170,7 +170,7 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
 
 
 def _drawn_model(model: str | None, pretrained: str | None, chosen: dict[str, Any], *, seed: int) -> Any:
-    """The model, with the branch's first weights drawn by the seed."""
+    """Return the model, the branch's first weights drawn by the seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -190,7 +190,8 @@ def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None
 
 
 def _say_first(out: str, val_data: Any, config: TrainConfig, *, resume: bool, drawn: bool) -> None:
-    """Notes of what a user might not expect of this run; `drawn` where the validation videos were split off for it."""
+    """Print notes that a user might not expect of this run; `drawn` where the validation videos were split off for
+    it."""
     notes = []
     if resume and not (Path(out) / CHECKPOINT).exists():
         notes.append(f"{out} holds no run to resume; starting one")
@@ -217,7 +218,7 @@ def _train_and_val(
     shots: int | None,
     seed: int,
 ) -> tuple[Any, Any]:
-    """What to train on, and what to validate on: as named, else a part of the first."""
+    """Return training and validation data: as named, else a part of the training data is held out."""
     held_out = {"--val": val, "--val_split": val_split, "--shots": shots}
     if others := [name for name, value in held_out.items() if value is not None]:
         refuse(f"{others[0]} says what to validate on", val_fraction=fraction)
@@ -251,7 +252,7 @@ def _why_over(result: Any, config: TrainConfig) -> str:
 
 
 def _told(result: Any, val_data: Any, train_data: Any) -> str:
-    """The best epoch and its score in words; self-supervision is scored by its loss, which counts with a minus."""
+    """Describe the best epoch and its score; self-supervision is scored by its loss, which counts with a minus."""
     if result.best_score is None:
         return str(result.best_epoch)
     loss = result.score_name == SCORES["selfsup"]
@@ -260,7 +261,7 @@ def _told(result: Any, val_data: Any, train_data: Any) -> str:
 
 
 def _of_whom(val_data: Any, train_data: Any) -> str:
-    """How many videos the score is over, and whether the model knew them."""
+    """Describe the number of videos behind the score, and if the model was trained on them."""
     seen = {record.path.resolve() for record in train_data}
     known = sum(record.path.resolve() in seen for record in val_data)
     note = f", {'all' if known == len(val_data) else known} of them trained on" if known else ""

@@ -41,15 +41,15 @@ ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, f
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the demo is."""
+    """The size of the demo."""
 
     train_clips: int = 4000
     val_clips: int = 200
     test_clips: int = 400
     epochs: int = 4
-    """For retrieval; recognition starts from that branch and takes half of them."""
+    """Epochs of retrieval; recognition starts from that branch and takes half of them."""
     baseline_epochs: int = 20
-    """For each task of the order-blind baseline, whose steps are cheap: more than STAN gets."""
+    """Epochs per task of the order-blind baseline, whose steps are cheap: more than STAN gets."""
     depth: int = 2
     mixer: str = "conv_full"
     lr: float = 1e-3
@@ -129,13 +129,13 @@ def run(
 
 
 def load_backbone() -> Backbone:
-    """The embedded model, loaded by the path that any open_clip checkpoint takes."""
+    """Load the embedded model by the path that any open_clip checkpoint takes."""
     clip, tokenizer, base = load_clip(MINI)
     return Backbone(clip, tokenizer=tokenizer, base=base)
 
 
 def render_table(table: dict[str, Row]) -> str:
-    """The demo's one table, aligned for a terminal."""
+    """Return the demo's table, aligned for a terminal."""
     columns = list(next(iter(table.values())))
     cells = [
         ["", *columns],
@@ -152,7 +152,7 @@ def render_table(table: dict[str, Row]) -> str:
 
 
 def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
-    """How often a clip's caption beats the same caption with the motion reversed; ties count half."""
+    """Return the share of clips whose caption beats the same caption with the motion reversed; ties count half."""
     motions = [store.data.classes[r.label] for r in store.data if r.label is not None]
     own = [r.captions[0] for r in store.data]
     other = [text.replace(motion, motion_shapes.reverse(motion)) for text, motion in zip(own, motions, strict=True)]
@@ -163,7 +163,7 @@ def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
 
 
 def shuffled(store: TapStore, *, seed: int) -> TapStore:
-    """The clips with their frames in random order."""
+    """Return the clips with their frames in random order."""
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(store.data_config.frames, generator=generator) for _ in range(len(store))]
     return store.reordered(torch.stack(orders))
