@@ -57,7 +57,7 @@ _STEM = {
     "layernorm.bias": "norm.bias",
 }
 LEFT = ("classifier.", "pooler.")
-"""What heads of theirs have no place here."""
+"""Prefixes of their heads' weights, which are not loaded."""
 
 
 def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path) -> None:
@@ -105,7 +105,7 @@ def load_image_weights(
 
 
 def _positions(table: Tensor, stem: Stem, *, rows: int) -> Tensor:
-    """The image model's table (class token first) for the stem's grid, and for all of its frames."""
+    """Resize the image model's table (class token first) for the stem's grid, and for all of its frames."""
     side = round((len(table) - 1) ** 0.5)
     if side * side != len(table) - 1:
         raise CheckpointError(f"a table of {len(table)} positions is no square and a class token; give a plain ViT's")

@@ -79,7 +79,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of somebody else's checkpoint file; reads tensors only, never code."""
+    """Return the state dict of a third-party checkpoint file; reads tensors only, never code."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Split by owner: branch, vision tower, text tower, the two projections; without their prefixes."""
+    """Split by part: branch, vision tower, text tower, the two projections; without their prefixes."""
     groups: dict[str, dict[str, Tensor]] = {"branch": {}, "vision": {}, "text": {}, "projection": {}}
     strangers = []
     for key, value in state.items():
@@ -123,7 +123,7 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
 
 
 def _clip_state(groups: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """open_clip's names for both towers."""
+    """Return both towers under open_clip's names."""
     visual = {f"visual.{k}": v for k, v in _renamed(groups["vision"], _VISUAL).items()}
     text = _renamed(groups["text"], _TEXT)
     projection = groups["projection"]
@@ -150,7 +150,7 @@ def _renamed(tower: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
 
 
 def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the branch."""
+    """Return the branch under clipvid's names."""
     out = {"position.time": branch["STAN_time_embed.weight"]}
     blocks: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in branch.items():
@@ -166,7 +166,7 @@ def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(block: Mapping[str, Tensor], *, qkv: str, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """One layer renamed by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
+    """Rename one layer by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
     out = {_rename(k, table): v for k, v in block.items() if not re.match(r"self_attn\.[qkv]_proj\.", k)}
     for kind in ("weight", "bias"):
         parts = [

@@ -131,7 +131,7 @@ class Standalone(Branch):
 
 
 def video_transformer(options: StandaloneOptions) -> VideoTransformer:
-    """The untrained network of these options, without a head."""
+    """Build the untrained network of these options, without a head."""
     o, scheme = options, SCHEMES[options.scheme]
     side = o.image_size // o.patch
     stem = Stem(
