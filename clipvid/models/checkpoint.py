@@ -52,13 +52,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
+        saved_format = config["format"]
         missing = set(PARTS) - set(config)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
-    if found != FORMAT or missing:
+    if saved_format != FORMAT or missing:
         raise CheckpointError(
-            f"{path} has format {found} and lacks {sorted(missing)}; this version reads format {FORMAT}"
+            f"{path} has format {saved_format} and lacks {sorted(missing)}; this version reads format {FORMAT}"
         )
     return config
 

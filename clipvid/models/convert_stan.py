@@ -113,7 +113,7 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
             f"{path} holds weights that are neither tower nor branch: {', '.join(strangers[:4])} ({len(strangers)} in "
             "all); a model with a trained head of its own cannot be taken over without it"
         )
-    empty = [group for group, found in groups.items() if not found]
+    empty = [group for group, weights in groups.items() if not weights]
     if empty:
         raise CheckpointError(
             f"{path} is not a checkpoint of the released STAN code: no {' or '.join(empty)} weights among its "
@@ -184,12 +184,12 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     shapes = [
-        f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
-        for k in sorted(set(found) & set(wanted))
-        if found[k].shape != wanted[k].shape
+        f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}"
+        for k in sorted(set(state) & set(expected))
+        if state[k].shape != expected[k].shape
     ]
     problems = [
         f"{what}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"

@@ -67,7 +67,7 @@ def load(
 
 
 def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a training record with current field names; older ones name the part of CLIP that stayed frozen (`freeze`)."""
+    """Return a training record with current field names; older records name the frozen part of CLIP (`freeze`)."""
     if record is None or "freeze" not in record:
         return record
     trained = {"all": "none", "visual": "text", "none": "all"}.get(record["freeze"], record["freeze"])

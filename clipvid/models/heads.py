@@ -1,4 +1,4 @@
-"""Heads: what is asked of a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
+"""Heads on a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
 
 Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of towers, branches or files.
 """

@@ -262,7 +262,7 @@ class VideoCLIP(nn.Module):
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
-        """Turn the branch off within the block, leaving exactly CLIP's frame-mean baseline; other threads are unaffected."""
+        """Turn the branch off within the block, leaving CLIP's frame-mean baseline; other threads are unaffected."""
         token = _DISABLED.set((*_DISABLED.get(), self))
         try:
             yield
@@ -298,7 +298,7 @@ class VideoCLIP(nn.Module):
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 12) -> summary.Summary:
-        """What trains and what it costs for clips of `frames` frames; printing it gives a table.
+        """Return what trains and what it costs for clips of `frames` frames; printing it gives a table.
 
         Raises ValueError as `trainable_parameters` does.
         """
@@ -315,7 +315,7 @@ class VideoCLIP(nn.Module):
         return checkpoint.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
 
     def describe(self) -> dict[str, Any]:
-        """What this model is, as plain data for result cards."""
+        """Return the model's description as plain data for results."""
         base = self.backbone.base
         return {
             "base": base.name or "an object given by the caller",
@@ -354,7 +354,7 @@ class VideoCLIP(nn.Module):
 
 
 def _rounded(source: Taps | Pixels) -> Taps | Pixels:
-    """Under bf16 autocast taps in bfloat16, as they are kept: timm's ViTs put out float32 there, others do not."""
+    """Round taps to bfloat16 under bf16 autocast, as they are cached: timm's ViTs return float32 there."""
     if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
         return source
     rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16

@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {
 
 
 def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None) -> BranchOptions:
-    """Return the options of a named preset with `changes` applied; raise ValueError for a name or an option that does not exist."""
+    """Return the options of a named preset with `changes` applied; raise ValueError for an unknown name or option."""
     name_of = branch if isinstance(branch, str) else preset_of(branch)
     if isinstance(branch, str):
         check_branch(branch)
@@ -72,7 +72,7 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
 
 
 def build(backbone: Backbone, options: BranchOptions) -> Branch:
-    """Build the branch that `options` describe, on this backbone and its device; in float32 where the tower is in half."""
+    """Build the branch that `options` describe, on the backbone's device; in float32 where the tower is in half."""
     make = next(module for kind, module in KINDS.values() if kind is type(options))
     with torch.device(backbone.device):
         branch = make(backbone, options)

@@ -219,7 +219,7 @@ class Balance(nn.Module):
 
 
 class _GatedFusion(nn.Module):
-    """Frame embedding + gate(branch output); the gate is a linear that starts at zero, so step 0 is CLIP itself.
+    """Frame embedding + gate(branch output); the gate is a zero-initialised linear, so step 0 is CLIP.
 
     The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which is ours: the
     mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
