@@ -63,8 +63,8 @@ class VideoCLIP(nn.Module):
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
         self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
-        own = {} if branch.image_size is None else {"size": branch.image_size}
-        self.transform = replace(self._of_tower, **own)
+        size = {} if branch.image_size is None else {"size": branch.image_size}
+        self.transform = replace(self._of_tower, **size)
 
     def forget_copies(self) -> None:
         """Drop the copies of weights that passes under autocast use; they are made anew when next needed.
@@ -120,11 +120,11 @@ class VideoCLIP(nn.Module):
             return self._for_branch(read)
 
     def _for_branch(self, taps: Taps) -> Taps:
-        """Cast to the branch's floating-point type where the tower has another (half precision) and no autocast is on."""
-        own = next((p.dtype for p in self.branch.parameters()), torch.float32)
-        if self.backbone.dtype == own or torch.is_autocast_enabled(self.device.type):
+        """Cast to the branch's dtype where the tower has another (half precision) and no autocast is on."""
+        dtype = next((p.dtype for p in self.branch.parameters()), torch.float32)
+        if self.backbone.dtype == dtype or torch.is_autocast_enabled(self.device.type):
             return taps
-        return taps.to(dtype=own)
+        return taps.to(dtype=dtype)
 
     def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
         if isinstance(video, Tensor):
@@ -156,7 +156,7 @@ class VideoCLIP(nn.Module):
             if self.branch.reads_pixels and not isinstance(source, Pixels):
                 name = branches.preset_of(self.branch.options)
                 raise ValueError(
-                    f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
+                    f"branch {name} has a custom stem and reads pixels, not taps; give it the video itself"
                 )
             with stage("branch"):
                 return self._running_branch()(source)
@@ -262,7 +262,7 @@ class VideoCLIP(nn.Module):
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
-        """Turn the branch off within the block, leaving CLIP's frame-mean baseline; other threads are unaffected."""
+        """Turn the branch off within the block: exactly CLIP's frame-mean baseline, in this thread only."""
         token = _DISABLED.set((*_DISABLED.get(), self))
         try:
             yield
@@ -290,7 +290,7 @@ class VideoCLIP(nn.Module):
         return trainable.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
+        """Return names and parameters of all that trains: branch, heads, the base model's part of `set_trainable`.
 
         Raises ValueError for weights of the base model that require gradients without `set_trainable`.
         """

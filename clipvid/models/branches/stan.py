@@ -135,7 +135,7 @@ class STAN(LayeredBranch):
 
 
 def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[SpaceTimeBlock]:
-    """Build one branch layer per level: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3)."""
+    """Build one branch layer per level: a CLIP block within frames, a mixer across them (paper, section 3.2-3.3)."""
     o = options
     copies = backbone.copy_blocks(o.depth) if width == backbone.geometry(backbone.last_levels(1)).widths[0] else []
     heads = heads_of(copies, width)
@@ -157,8 +157,8 @@ class _Entry(nn.Module):
     def __init__(self, geometry: Geometry, *, place: int, width: int, project: bool) -> None:
         super().__init__()
         self.place = place
-        own = geometry.widths[place]
-        self.patch = _projection(own, width) if project or own != width else nn.Identity()
+        level_width = geometry.widths[place]
+        self.patch = _projection(level_width, width) if project or level_width != width else nn.Identity()
         self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
 
     def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
@@ -271,9 +271,9 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _projection(own: int, width: int) -> nn.Linear:
+def _projection(level_width: int, width: int) -> nn.Linear:
     """Build W_proj of eq. 5-6; it starts as the identity where it can, so that project and add agree at step 0."""
-    linear = nn.Linear(own, width, bias=own != width)
-    if own == width:
+    linear = nn.Linear(level_width, width, bias=level_width != width)
+    if level_width == width:
         nn.init.eye_(linear.weight)
     return linear
