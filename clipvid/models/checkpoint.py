@@ -24,7 +24,7 @@ PARTS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training
 
 
 def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
-    """Write both files; FileExistsError for a folder that holds anything else."""
+    """Write both files; raise FileExistsError for a folder that holds anything else."""
     strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
     if strangers:
         raise FileExistsError(f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own")
@@ -36,7 +36,7 @@ def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[st
 
 
 def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a base model's fingerprint, a branch's options, and weights."""
+    """Return the SHA-256 of a base model's fingerprint, a branch's options, and weights."""
     digest = hashlib.sha256(base.encode())
     digest.update(json.dumps(options, sort_keys=True).encode())
     for name, value in sorted(state.items()):
@@ -46,25 +46,25 @@ def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tenso
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a saved model; CheckpointError for another file or format."""
+    """Return the config of a saved model; raise CheckpointError for another file or format."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
+        saved_format = config["format"]
         missing = set(PARTS) - set(config)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
-    if found != FORMAT or missing:
+    if saved_format != FORMAT or missing:
         raise CheckpointError(
-            f"{path} has format {found} and lacks {sorted(missing)}; this version reads format {FORMAT}"
+            f"{path} has format {saved_format} and lacks {sorted(missing)}; this version reads format {FORMAT}"
         )
     return config
 
 
 def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a saved model by part: the first word of their names."""
+    """Return the tensors of a saved model by part: the first word of their names."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -80,7 +80,7 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """The folder itself, or the downloaded files of a hub repository ("org/name")."""
+    """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
     if Path(folder).is_dir():
         return Path(folder)
     name = str(folder).removeprefix("hf-hub:")

@@ -57,7 +57,7 @@ _STEM = {
     "layernorm.bias": "norm.bias",
 }
 LEFT = ("classifier.", "pooler.")
-"""What heads of theirs have no place here."""
+"""Prefixes of their heads' weights, which are not loaded."""
 
 
 def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path) -> None:
@@ -66,9 +66,11 @@ def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, 
     `state` is a state dict, or the path of a safetensors file. Raises CheckpointError, naming keys, when something is
     missing, left over, or of another shape.
     """
-    target, found = _target(model), _renamed(_read(state))
-    _check(target.state_dict(), found, hint="the scheme, frames, image_size, patch and tubelet they were trained with")
-    target.load_state_dict(found)
+    target, weights = _target(model), _renamed(_read(state))
+    _check(
+        target.state_dict(), weights, hint="the scheme, frames, image_size, patch and tubelet they were trained with"
+    )
+    target.load_state_dict(weights)
 
 
 def load_image_weights(
@@ -82,30 +84,30 @@ def load_image_weights(
     time and a temporal transformer keep their own start. The weights do not tell the number of heads: build the
     transformer with theirs. `state` as for `load_video_weights`; raises CheckpointError as it does.
     """
-    target, found = _target(model), _renamed(_read(state))
+    target, weights = _target(model), _renamed(_read(state))
     own = target.state_dict()
     stem = target.stem
     if stem.cls is None:  # the table's first row is the class token's
-        found.pop("stem.cls", None)
-    kernel, table = found.get("stem.conv.weight"), found.get("stem.space")
+        weights.pop("stem.cls", None)
+    kernel, table = weights.get("stem.conv.weight"), weights.get("stem.space")
     if kernel is not None and kernel.shape[2] == 1:
-        found["stem.conv.weight"] = inflated(kernel[:, :, 0], stem.tubelet, how=inflation)
+        weights["stem.conv.weight"] = inflated(kernel[:, :, 0], stem.tubelet, how=inflation)
     if table is not None:
-        found["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
+        weights["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
     ours = {k: v for k, v in own.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
     _check(
         {k: v for k, v in own.items() if k not in ours},
-        found,
+        weights,
         hint="the width, depth, heads and patch of the image model",
     )
-    target.load_state_dict(found, strict=False)
+    target.load_state_dict(weights, strict=False)
     for block in target.blocks:
         for step in cast(SpaceTimeBlock, block).steps:
             cast(AttentionStep, step).copy_attention(cast(SpaceTimeBlock, block).block)
 
 
 def _positions(table: Tensor, stem: Stem, *, rows: int) -> Tensor:
-    """The image model's table (class token first) for the stem's grid, and for all of its frames."""
+    """Resize the image model's table (class token first) for the stem's grid, and for all of its frames."""
     side = round((len(table) - 1) ** 0.5)
     if side * side != len(table) - 1:
         raise CheckpointError(f"a table of {len(table)} positions is no square and a class token; give a plain ViT's")
@@ -133,10 +135,10 @@ def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
     return model.branch.video
 
 
-def _check(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, hint: str) -> None:
-    wrong = sorted(set(own) ^ set(found)) or sorted(k for k in own if own[k].shape != found[k].shape)
+def _check(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, hint: str) -> None:
+    wrong = sorted(set(own) ^ set(weights)) or sorted(k for k in own if own[k].shape != weights[k].shape)
     if wrong:
-        told = [f"{k} {tuple(found[k].shape) if k in found else 'missing'}" for k in wrong[:4]]
+        told = [f"{k} {tuple(weights[k].shape) if k in weights else 'missing'}" for k in wrong[:4]]
         raise CheckpointError(
             f"these weights do not fit the video transformer: {', '.join(told)} ({len(wrong)} in all); build it with "
             + hint

@@ -79,7 +79,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of somebody else's checkpoint file; reads tensors only, never code."""
+    """Return the state dict of a third-party checkpoint file; reads tensors only, never code."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Split by owner: branch, vision tower, text tower, the two projections; without their prefixes."""
+    """Split by part: branch, vision tower, text tower, the two projections; without their prefixes."""
     groups: dict[str, dict[str, Tensor]] = {"branch": {}, "vision": {}, "text": {}, "projection": {}}
     strangers = []
     for key, value in state.items():
@@ -113,7 +113,7 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
             f"{path} holds weights that are neither tower nor branch: {', '.join(strangers[:4])} ({len(strangers)} in "
             "all); a model with a trained head of its own cannot be taken over without it"
         )
-    empty = [group for group, found in groups.items() if not found]
+    empty = [group for group, weights in groups.items() if not weights]
     if empty:
         raise CheckpointError(
             f"{path} is not a checkpoint of the released STAN code: no {' or '.join(empty)} weights among its "
@@ -123,7 +123,7 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
 
 
 def _clip_state(groups: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """open_clip's names for both towers."""
+    """Return both towers under open_clip's names."""
     visual = {f"visual.{k}": v for k, v in _renamed(groups["vision"], _VISUAL).items()}
     text = _renamed(groups["text"], _TEXT)
     projection = groups["projection"]
@@ -150,7 +150,7 @@ def _renamed(tower: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
 
 
 def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the branch."""
+    """Return the branch under clipvid's names."""
     out = {"position.time": branch["STAN_time_embed.weight"]}
     blocks: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in branch.items():
@@ -166,7 +166,7 @@ def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(block: Mapping[str, Tensor], *, qkv: str, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """One layer renamed by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
+    """Rename one layer by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
     out = {_rename(k, table): v for k, v in block.items() if not re.match(r"self_attn\.[qkv]_proj\.", k)}
     for kind in ("weight", "bias"):
         parts = [
@@ -184,12 +184,12 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     shapes = [
-        f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
-        for k in sorted(set(found) & set(wanted))
-        if found[k].shape != wanted[k].shape
+        f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}"
+        for k in sorted(set(state) & set(expected))
+        if state[k].shape != expected[k].shape
     ]
     problems = [
         f"{what}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"

@@ -67,7 +67,7 @@ def load(
 
 
 def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A training record in today's words; older ones name the part of CLIP that stayed frozen (`freeze`)."""
+    """Return a training record with current field names; older records name the frozen part of CLIP (`freeze`)."""
     if record is None or "freeze" not in record:
         return record
     trained = {"all": "none", "visual": "text", "none": "all"}.get(record["freeze"], record["freeze"])
@@ -89,7 +89,7 @@ def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, d
 
 
 def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lora: int) -> None:
-    """CheckpointError for a Backbone that carries training of which the saved model knows nothing."""
+    """Raise CheckpointError for a Backbone with trained weights that the saved model lacks."""
     own = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
     if own or backbone.lora_rank not in (0, text_lora):
         lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"

@@ -1,4 +1,4 @@
-"""Heads: what is asked of a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
+"""Heads on a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
 
 Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of towers, branches or files.
 """
@@ -52,7 +52,7 @@ Classifier = LinearClassifier | TextClassifier
 
 
 def to_config(head: Classifier | None) -> dict[str, Any] | None:
-    """A classifier as plain data, without its weights."""
+    """Return a classifier as plain data, without its weights."""
     if head is None:
         return None
     if isinstance(head, TextClassifier):
@@ -61,7 +61,7 @@ def to_config(head: Classifier | None) -> dict[str, Any] | None:
 
 
 def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier | None:
-    """A classifier of that kind, its weights still to be filled in."""
+    """Build a classifier of that kind, its weights still to be loaded."""
     if config is None:
         return None
     if config["kind"] == "linear":
@@ -70,7 +70,7 @@ def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier 
 
 
 def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) -> nn.Module | None:
-    """The token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
+    """Build the token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
 
     Raises ValueError for an unknown name, and where `branch` has `one_token` for all frames of a clip.
     """
@@ -87,7 +87,7 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
 
 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
-    """Every template filled with every class name, one list a class."""
+    """Fill every template with every class name, one list per class."""
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")

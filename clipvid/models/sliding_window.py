@@ -118,7 +118,7 @@ class _Stretch:
         return _Stretch(read, torch.cat([self.index, other.index]), torch.cat([self.time, other.time]))
 
     def without(self, n: int) -> _Stretch:
-        """Without its first `n` frames, which are freed."""
+        """Drop the first `n` frames and free their memory."""
         return _Stretch(_map(self.read, lambda t: t[:, n:].clone()), self.index[n:], self.time[n:])
 
 
@@ -180,14 +180,14 @@ def _windows(
 
 
 class _Block:
-    """Windows on their way out, in memory that was reserved for all of them."""
+    """Buffer of finished windows, in memory reserved for a full block."""
 
     def __init__(self, window: int) -> None:
         self.window, self.used = window, 0
         self.whole: Windows | None = None
 
     def add(self, video: Tensor, frames: Tensor, starts: Tensor, ends: Tensor) -> Iterator[Windows]:
-        """Take windows in; give the block out when it is full."""
+        """Add windows; yield the block when it is full."""
         taken = 0
         while taken < len(video):
             if self.whole is None:
@@ -205,7 +205,7 @@ class _Block:
                 yield from self.rest()
 
     def rest(self) -> Iterator[Windows]:
-        """What is in the block."""
+        """Yield the windows left in the block."""
         if self.whole is not None:
             n, whole = self.used, self.whole
             self.whole, self.used = None, 0
@@ -214,8 +214,8 @@ class _Block:
 
 def _batched(items: Iterable[T], n: int) -> Iterator[list[T]]:
     items = iter(items)
-    while some := list(islice(items, n)):
-        yield some
+    while batch := list(islice(items, n)):
+        yield batch
 
 
 def _map(read: Taps | Pixels, change: Callable[[Tensor], Tensor]) -> Taps | Pixels:
@@ -223,7 +223,7 @@ def _map(read: Taps | Pixels, change: Callable[[Tensor], Tensor]) -> Taps | Pixe
 
 
 def _joined(first: Taps | Pixels, second: Taps | Pixels) -> Taps | Pixels:
-    """Two stretches of one video, one after the other."""
+    """Concatenate two consecutive stretches of one video."""
     if isinstance(first, Pixels) or isinstance(second, Pixels):
         assert isinstance(first, Pixels)
         assert isinstance(second, Pixels)

@@ -1,4 +1,4 @@
-"""What a model costs before it runs: parameters, multiply-accumulates a clip, bytes of taps a clip.
+"""What a model costs before it runs: parameters, multiply-accumulates and bytes of taps per clip.
 
 Contract: backbone and branch in, numbers out; counts on the meta device, so nothing is computed and no memory is
 taken. Knows nothing of training or data.
@@ -53,11 +53,11 @@ class Summary:
     branch_macs: Macs
     taps_bytes: int
     trains: str
-    """In words: branch and heads, and what else."""
+    """Description of the trained parts: branch, heads, and the rest."""
     uncached: str | None
-    """Why nothing can be cached; None where taps can."""
+    """Reason why nothing can be cached; None where taps can."""
     reads: str | None = None
-    """What the branch reads, where that is not levels of the tower."""
+    """Input of the branch, where that is not levels of the tower."""
     compared: tuple[int, ...] = ()
     """Keys that a patch is compared with in each step of a layer, where its scheme says."""
 
@@ -108,7 +108,7 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
 
 
 def _reads(geometry: Geometry) -> str:
-    """The levels in words: "levels 9 to 12, 14x14 patches, width 768"."""
+    """Describe the levels: "levels 9 to 12, 14x14 patches, width 768"."""
     levels, widths = geometry.levels, sorted(set(geometry.widths))
     if not levels:
         return "the tower's frame embeddings"
@@ -118,7 +118,7 @@ def _reads(geometry: Geometry) -> str:
 
 
 def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
-    """The reason why what this branch reads cannot be cached; None where it can."""
+    """Return the reason why this branch's input cannot be cached; None where it can."""
     if branch.reads_pixels:
         return "cannot be cached: the branch has a stem of its own and reads pixels"
     if backbone.visual_trains:
@@ -127,7 +127,7 @@ def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
 
 
 def _trains(backbone: Backbone) -> str:
-    """What trains, in words."""
+    """Describe the trained parts."""
     parts = ["branch and heads"]
     own = backbone.clip.named_parameters()
     named = [(name.startswith("visual."), p) for name, p in own if not name.startswith("logit_")]
@@ -142,7 +142,7 @@ def _trains(backbone: Backbone) -> str:
 
 
 def _extent(blocks: Sequence[nn.Module]) -> str:
-    """Which of a tower's blocks train, in words, for a tower of which not all does."""
+    """Describe the trained blocks of a tower that trains in part."""
     trains = [any(p.requires_grad for p in block.parameters()) for block in blocks]
     numbers = [number for number, does in enumerate(trains, start=1) if does]
     if not numbers:
@@ -152,7 +152,7 @@ def _extent(blocks: Sequence[nn.Module]) -> str:
 
 
 def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
-    """Taps of the right shapes on the meta device."""
+    """Return taps of the right shapes on the meta device."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(batch, frames, *shape, device="meta", dtype=dtype)
@@ -163,7 +163,7 @@ def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.d
 
 
 def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
-    """Of what the branch needs of the tower: all of it, its lower blocks, or nothing."""
+    """Count the part of the tower that the branch needs: all of it, its lower blocks, or nothing."""
     if branch.reads_pixels:
         return Macs(0, 0)
     visual = _countable(backbone.visual)
@@ -191,7 +191,7 @@ def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames:
 
 
 def _countable(module: nn.Module) -> Any:
-    """A copy without memory whose weights all train: torch multiplies by the others in the operations of attention."""
+    """Return a meta copy whose weights all train: torch multiplies by the others in the operations of attention."""
     return vit.meta_copy(module).requires_grad_(True)
 
 
@@ -204,7 +204,7 @@ def _count(run: Callable[[], Any]) -> Macs:
 
 
 def _describe(options) -> str:
-    """The options that tell one branch from another at a glance."""
+    """Return the options that tell one branch from another at a glance."""
     names = (
         "scheme",
         "stem",

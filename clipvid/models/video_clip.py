@@ -63,8 +63,8 @@ class VideoCLIP(nn.Module):
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
         self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
-        own = {} if branch.image_size is None else {"size": branch.image_size}
-        self.transform = replace(self._of_tower, **own)
+        size = {} if branch.image_size is None else {"size": branch.image_size}
+        self.transform = replace(self._of_tower, **size)
 
     def forget_copies(self) -> None:
         """Drop the copies of weights that passes under autocast use; they are made anew when next needed.
@@ -81,7 +81,7 @@ class VideoCLIP(nn.Module):
 
     @property
     def branch_is_on(self) -> bool:
-        """False within `branch_disabled`, in the thread or task that entered it."""
+        """True outside `branch_disabled`; False inside it, in the thread or task that entered it."""
         return all(model is not self for model in _DISABLED.get())
 
     @property
@@ -103,13 +103,13 @@ class VideoCLIP(nn.Module):
         return self.backbone.embed_dim
 
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
-        """What the tower says about `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
+        """Return the tower's taps of `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
         video, mask = self._prepared(video, mask, self._of_tower)
         with stage("tower"):
             return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
-        """What the branch reads of `video`, and no more: taps, or pixels for a branch with a stem of its own."""
+        """Return only what the branch needs of `video`: taps, or pixels for a branch with a custom stem."""
         if not self.branch_is_on:
             return self.taps(video, mask=mask)
         video, mask = self._prepared(video, mask, self.transform)
@@ -120,11 +120,11 @@ class VideoCLIP(nn.Module):
             return self._for_branch(read)
 
     def _for_branch(self, taps: Taps) -> Taps:
-        """In the branch's floating-point type, where the tower has another (half precision) and no autocast is on."""
-        own = next((p.dtype for p in self.branch.parameters()), torch.float32)
-        if self.backbone.dtype == own or torch.is_autocast_enabled(self.device.type):
+        """Cast to the branch's dtype where the tower has another (half precision) and no autocast is on."""
+        dtype = next((p.dtype for p in self.branch.parameters()), torch.float32)
+        if self.backbone.dtype == dtype or torch.is_autocast_enabled(self.device.type):
             return taps
-        return taps.to(dtype=own)
+        return taps.to(dtype=dtype)
 
     def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
         if isinstance(video, Tensor):
@@ -134,7 +134,7 @@ class VideoCLIP(nn.Module):
         return video
 
     def _prepared(self, video: Tensor, mask: Tensor | None, transform: VideoTransform) -> tuple[Tensor, Tensor | None]:
-        """Checked, on the model's device, as the tower or the branch's own stem takes it."""
+        """Check `video`, move it to the model's device and preprocess it if it is uint8."""
         check_clips(video, mask)
         video = video.to(self.device)
         if not video.is_floating_point():
@@ -145,7 +145,7 @@ class VideoCLIP(nn.Module):
     def encode_frames(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t e"]:
-        """Frame embeddings (B, T, E), not normalised, with what the branch adds to them."""
+        """Embed each frame: (B, T, E), not normalised, including the branch's contribution."""
         source = _rounded(self._source(video, mask))
         needs_frames = self.branch.reads_frames or not self.branch_is_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
@@ -156,7 +156,7 @@ class VideoCLIP(nn.Module):
             if self.branch.reads_pixels and not isinstance(source, Pixels):
                 name = branches.preset_of(self.branch.options)
                 raise ValueError(
-                    f"branch {name} has a stem of its own and reads pixels, not taps; give it the video itself"
+                    f"branch {name} has a custom stem and reads pixels, not taps; give it the video itself"
                 )
             with stage("branch"):
                 return self._running_branch()(source)
@@ -166,7 +166,7 @@ class VideoCLIP(nn.Module):
         return source.frames
 
     def _running_branch(self) -> Any:
-        """The branch, or for passes in which it learns nothing its inference copy."""
+        """Return the branch, or its inference copy when neither gradients nor training mode are on."""
         learns = torch.is_grad_enabled() or self.branch.training
         return self.branch if learns else self._fused_branch.of(self.branch, grad=False)
 
@@ -185,13 +185,13 @@ class VideoCLIP(nn.Module):
     def forward(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b e"]:
-        """`encode_video`."""
+        """Return `encode_video(video, mask=mask)`."""
         return self.encode_video(video, mask=mask)
 
     def encode_clip(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
-        """Frame embeddings and the mask that says which frames count: what `match` compares with texts."""
+        """Return the frame embeddings and frame mask that `match` compares with texts."""
         source = self._source(video, mask)
         return self.encode_frames(source), source.mask
 
@@ -219,7 +219,7 @@ class VideoCLIP(nn.Module):
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
     def text_features(self, texts: str | Sequence[str] | Tensor) -> Float[Tensor, "m e"] | TextTokens:
-        """What this model's similarity takes of texts: normalised embeddings, or features of every token."""
+        """Return the text input of this model's similarity: normalised embeddings, or features of every token."""
         if self.matcher is None:
             return self.encode_text(texts)
         return self.backbone.encode_tokens(self._tokens(texts)).shortened()
@@ -231,7 +231,7 @@ class VideoCLIP(nn.Module):
         *,
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "m b"]:
-        """Similarity of all texts with all clips, from `text_features` and `encode_clip`; float32."""
+        """Compute the similarity of all texts with all clips from `text_features` and `encode_clip`; float32."""
         if isinstance(text, Tensor):
             with torch.autocast(frames.device.type, enabled=False):  # a matrix product would be rounded again
                 return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
@@ -249,20 +249,20 @@ class VideoCLIP(nn.Module):
     def classify(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b c"]:
-        """Logits of the head; ValueError for a model without one."""
+        """Return the logits of the head; raise ValueError for a model without one."""
         if self.head is None:
             raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
         return self.head(self.encode_video(video, normalize=False, mask=mask))
 
     @torch.no_grad()
     def text_classifier(self, classes: Sequence[str], *, templates: Sequence[str] = VIDEO_TEMPLATES) -> TextClassifier:
-        """A zero-shot classifier from class names: the normalised mean of each class's prompt embeddings."""
+        """Build a zero-shot classifier from class names: the normalised mean of each class's prompt embeddings."""
         means = [self.encode_text(texts).mean(dim=0) for texts in prompts(classes, templates)]
         return TextClassifier(torch.stack(means), classes, scale=self.backbone.logit_scale)
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
-        """Within the block the model is CLIP's own frame-mean baseline, exactly; in other threads it is as it was."""
+        """Turn the branch off within the block: exactly CLIP's frame-mean baseline, in this thread only."""
         token = _DISABLED.set((*_DISABLED.get(), self))
         try:
             yield
@@ -290,7 +290,7 @@ class VideoCLIP(nn.Module):
         return trainable.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of all that trains: branch, heads, and the part of the base model of `set_trainable`.
+        """Return names and parameters of all that trains: branch, heads, the base model's part of `set_trainable`.
 
         Raises ValueError for weights of the base model that require gradients without `set_trainable`.
         """
@@ -298,7 +298,7 @@ class VideoCLIP(nn.Module):
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 12) -> summary.Summary:
-        """What trains and what it costs for clips of `frames` frames; printing it gives a table.
+        """Return what trains and what it costs for clips of `frames` frames; printing it gives a table.
 
         Raises ValueError as `trainable_parameters` does.
         """
@@ -315,7 +315,7 @@ class VideoCLIP(nn.Module):
         return checkpoint.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
 
     def describe(self) -> dict[str, Any]:
-        """What this model is, as plain data for result cards."""
+        """Return the model's description as plain data for results."""
         base = self.backbone.base
         return {
             "base": base.name or "an object given by the caller",
@@ -354,7 +354,7 @@ class VideoCLIP(nn.Module):
 
 
 def _rounded(source: Taps | Pixels) -> Taps | Pixels:
-    """Under bf16 autocast taps in bfloat16, as they are kept: timm's ViTs put out float32 there, others do not."""
+    """Round taps to bfloat16 under bf16 autocast, as they are cached: timm's ViTs return float32 there."""
     if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
         return source
     rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16

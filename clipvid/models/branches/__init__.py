@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[type, Callable[..., Branch]]] = {
 
 
 def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None) -> BranchOptions:
-    """Options of a named preset, with `changes` applied; ValueError for a name or an option that does not exist."""
+    """Return the options of a named preset with `changes` applied; raise ValueError for an unknown name or option."""
     name_of = branch if isinstance(branch, str) else preset_of(branch)
     if isinstance(branch, str):
         check_branch(branch)
@@ -72,7 +72,7 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
 
 
 def build(backbone: Backbone, options: BranchOptions) -> Branch:
-    """The branch that `options` describe, on this backbone and its device; in float32 where the tower is in half."""
+    """Build the branch that `options` describe, on the backbone's device; in float32 where the tower is in half."""
     make = next(module for kind, module in KINDS.values() if kind is type(options))
     with torch.device(backbone.device):
         branch = make(backbone, options)
@@ -80,19 +80,19 @@ def build(backbone: Backbone, options: BranchOptions) -> Branch:
 
 
 def preset_of(options: BranchOptions) -> str:
-    """The name that a user would type for these options: of the preset that differs from them in the fewest fields."""
+    """Return the name of the preset that differs from these options in the fewest fields."""
     own = asdict(options)
     kin = {name: asdict(preset) for name, preset in BRANCHES.items() if type(preset) is type(options)}
     return min(kin, key=lambda name: sum(kin[name][field] != value for field, value in own.items()))
 
 
 def to_config(options: BranchOptions) -> dict[str, Any]:
-    """Options as plain data for config.json."""
+    """Return the options as plain data for config.json."""
     return {"kind": next(name for name, (kind, _) in KINDS.items() if kind is type(options)), **asdict(options)}
 
 
 def from_config(config: Mapping[str, Any]) -> BranchOptions:
-    """The inverse of `to_config`; ValueError for a kind or an option of another version."""
+    """Invert `to_config`; raise ValueError for a kind or an option of another version."""
     fields = dict(config)
     kind = fields.pop("kind", None)
     if kind not in KINDS:

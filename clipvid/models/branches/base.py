@@ -1,4 +1,4 @@
-"""What every branch is. Knows nothing of any particular branch."""
+"""Base classes of all branches. Knows nothing of any particular branch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Branch(nn.Module):
         return []
 
     def set_activation_checkpointing(self, on: bool) -> None:
-        """Whether layers run again in the backward pass, so that what they compute need not be kept until then.
+        """Set whether layers run again in the backward pass, which saves the memory of their activations.
 
         Raises ValueError to switch it on for a branch without layers on the tower's tokens.
         """
@@ -67,21 +67,21 @@ class LayeredBranch(Branch, ABC):
 
     layers: nn.ModuleList
     geometry: Geometry
-    """Of the levels that it reads; its grid is that of the dense tokens."""
+    """Geometry of the levels that it reads; its grid is that of the dense tokens."""
     width: int
     """D of the dense tokens."""
     activation_checkpointing: bool = False
-    """Set by `recompute_layers`."""
+    """State of activation checkpointing, set by `set_activation_checkpointing`."""
 
     def forward(self, taps: Taps | Pixels) -> Float[Tensor, "b t e"]:
         return self.finish(self.state(taps))
 
     def state(self, taps: Taps | Pixels) -> State:
-        """What leaves the last layer."""
+        """Return the state after the last layer."""
         return self.run(self.start(taps), 0, list(self.layers))
 
     def run(self, state: State, first: int, layers: list[nn.Module]) -> State:
-        """Through `layers`, which stand at places `first` and on."""
+        """Run `layers`, whose indices start at `first`."""
         for k, layer in enumerate(layers, start=first):
             state = self.advance(state, k, layer)
         return state
@@ -92,7 +92,7 @@ class LayeredBranch(Branch, ABC):
     def through(
         self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
     ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
-        """What a layer makes of the tokens; with `recompute` it runs again in the backward pass."""
+        """Run one layer on the tokens, under activation checkpointing if that is on."""
         run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
         return (
             checkpointed(run, cls, patch)
@@ -102,18 +102,18 @@ class LayeredBranch(Branch, ABC):
 
     @abstractmethod
     def start(self, taps: Any) -> State:
-        """What enters the first layer."""
+        """Return the state that enters the first layer."""
 
     @abstractmethod
     def advance(self, state: State, k: int, layer: nn.Module) -> State:
-        """Through one layer, which stands at place `k`."""
+        """Run the layer with index `k`."""
 
     @abstractmethod
     def finish(self, state: State) -> Float[Tensor, "b t e"]:
-        """What leaves the last layer as frame embeddings."""
+        """Turn the state after the last layer into frame embeddings."""
 
     def dense(self, state: State) -> Float[Tensor, "b t n d"]:
-        """The patches alone, on the tower's grid."""
+        """Return the patches alone, on the tower's grid."""
         return state.patch
 
 
@@ -131,7 +131,7 @@ class Borrowed:
 
 
 def heads_of(copies: list[nn.Module], width: int) -> int:
-    """As many heads as the tower's own blocks; 64 channels each where there is nothing to match."""
+    """Return the number of heads of the tower's blocks, or one per 64 channels if there are none to match."""
     if copies and isinstance(copies[0], Block):
         return copies[0].attention.heads
     return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)

@@ -49,13 +49,13 @@ class IntermediateOptions:
     """tower: the frozen tower runs up to the copied blocks. frame, tubelet: all of the tower is copied, with a stem of
     its own that trains and reads one frame or `tubelet` of them (ViViT); nothing can be cached then."""
     tubelet: int = 2
-    """Frames a tubelet."""
+    """Frames per tubelet."""
     inflation: Literal["central", "inflate", "random"] = "central"
     """How the stem of tubelets starts from CLIP's convolution (ViViT, section 3.4)."""
     position: Literal["time", "token"] = "time"
-    """What is trained of positions, zero at first: one vector a frame (TimeSformer), or one a token (ViViT)."""
+    """Trained positions, zero at first: one vector per frame (TimeSformer), or one per token (ViViT)."""
     time_size: int = 64
-    """Rows of that table; longer clips stretch it."""
+    """Rows of the position table; it is interpolated for longer clips."""
     temporal_depth: int = 0
     """Blocks of a temporal transformer over the frame embeddings that come out (ViViT's model 2)."""
     drop_path: float = 0.1
@@ -170,7 +170,7 @@ class Intermediate(LayeredBranch):
         return [] if o.mixer else compared(o.scheme, frames=frames, grid=g.grid, cls=g.class_token)
 
     def _entered(self, taps: Taps | Pixels) -> tuple[Tensor | None, Tensor]:
-        """Class tokens of the frames (B, T, D) or None, and patches, as they enter the first copied block."""
+        """Return class tokens of the frames (B, T, D) or None, and patches, as they enter the first copied block."""
         if self.stem is not None and isinstance(taps, Pixels):
             cls, patch = self.stem(taps.video)
             return (None if cls is None else cls[:, None].expand(-1, patch.shape[1], -1)), patch
@@ -198,7 +198,7 @@ def _layers(copies: list[nn.Module], options: IntermediateOptions, *, width: int
 
 
 def _stem(backbone: Backbone, options: IntermediateOptions) -> Stem:
-    """A stem of frames or tubelets with the tower's weights."""
+    """Build a stem of frames or tubelets with the tower's weights."""
     parts, o = backbone.stem_parts(), options
     tubelet = o.tubelet if o.stem == "tubelet" else 1
     grid = backbone.geometry((backbone.levels,)).grid

@@ -42,7 +42,7 @@ class PosteriorOptions:
 
 
 class Posterior(Branch):
-    """What comes after the tower: frames + gate(temporal transformer(frames))."""
+    """Temporal transformer after the tower: frames + gate(temporal transformer(frames))."""
 
     levels = ()  # reads nothing but the frame embeddings
 
@@ -67,8 +67,8 @@ class Refinement(nn.Module):
             nn.init.zeros_(self.gate.weight)
 
     def forward(self, frames: Float[Tensor, "b t e"], *, mask: Tensor | None = None) -> Float[Tensor, "b t e"]:
-        cls, found = self.temporal(frames, mask=mask)
-        return frames + self.gate(found if cls is None else cls[:, None])
+        cls, refined = self.temporal(frames, mask=mask)
+        return frames + self.gate(refined if cls is None else cls[:, None])
 
 
 def _depth(backbone: Backbone, options: PosteriorOptions) -> int:
@@ -78,7 +78,7 @@ def _depth(backbone: Backbone, options: PosteriorOptions) -> int:
 
 
 def over_frames(backbone: Backbone, options: PosteriorOptions) -> Refinement:
-    """The temporal transformer of these options, at the width of CLIP's embedding."""
+    """Build the temporal transformer of these options, at the width of CLIP's embedding."""
     o, width, depth = options, backbone.embed_dim, _depth(backbone, options)
     positions = None
     if o.init == "text":

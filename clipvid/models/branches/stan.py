@@ -135,7 +135,7 @@ class STAN(LayeredBranch):
 
 
 def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[SpaceTimeBlock]:
-    """One branch layer a level: a block of CLIP within each frame, a mixer across frames (paper, section 3.2-3.3)."""
+    """Build one branch layer per level: a CLIP block within frames, a mixer across them (paper, section 3.2-3.3)."""
     o = options
     copies = backbone.copy_blocks(o.depth) if width == backbone.geometry(backbone.last_levels(1)).widths[0] else []
     heads = heads_of(copies, width)
@@ -157,8 +157,8 @@ class _Entry(nn.Module):
     def __init__(self, geometry: Geometry, *, place: int, width: int, project: bool) -> None:
         super().__init__()
         self.place = place
-        own = geometry.widths[place]
-        self.patch = _projection(own, width) if project or own != width else nn.Identity()
+        level_width = geometry.widths[place]
+        self.patch = _projection(level_width, width) if project or level_width != width else nn.Identity()
         self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
 
     def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ class _Entry(nn.Module):
 
 
 class _Position(nn.Module):
-    """Adds where and when to the first level's patches, and starts the class token."""
+    """Spatial and temporal positions of the first level's patches, and the initial class token."""
 
     def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Balance(nn.Module):
 
 
 class _GatedFusion(nn.Module):
-    """Frame embedding + gate(what the branch saw); the gate is a linear that starts at zero, so step 0 is CLIP itself.
+    """Frame embedding + gate(branch output); the gate is a zero-initialised linear, so step 0 is CLIP.
 
     The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which is ours: the
     mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
@@ -267,13 +267,13 @@ _FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least: towers in half precision keep some of these weights in it, and some not."""
+    """Cast to float32 at least: towers in half precision keep some of these weights in it, and some not."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _projection(own: int, width: int) -> nn.Linear:
-    """W_proj of eq. 5-6; starts as the identity where it can, so that project and add agree at step 0."""
-    linear = nn.Linear(own, width, bias=own != width)
-    if own == width:
+def _projection(level_width: int, width: int) -> nn.Linear:
+    """Build W_proj of eq. 5-6; it starts as the identity where it can, so that project and add agree at step 0."""
+    linear = nn.Linear(level_width, width, bias=level_width != width)
+    if level_width == width:
         nn.init.eye_(linear.weight)
     return linear

@@ -53,7 +53,7 @@ class StandaloneOptions:
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     """gelu is exact (TimeSformer), gelu_tanh its approximation (ViViT)."""
     eps: float = 1e-6
-    """Of every LayerNorm."""
+    """Epsilon of every LayerNorm."""
     drop_path: float = 0.1
     """Stochastic depth of the last block."""
     drop: Literal["released", "clip"] = "released"
@@ -131,7 +131,7 @@ class Standalone(Branch):
 
 
 def video_transformer(options: StandaloneOptions) -> VideoTransformer:
-    """The untrained network of these options, without a head."""
+    """Build the untrained network of these options, without a head."""
     o, scheme = options, SCHEMES[options.scheme]
     side = o.image_size // o.patch
     stem = Stem(
