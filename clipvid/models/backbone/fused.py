@@ -2,7 +2,7 @@
 
 Contract: a module in; a module with the same call signature out, to be run under autocast. `trainable_copy`, the fused
 copy for training, shares every parameter and replaces torch's MultiheadAttention, which copies its projection for every
-copy for training, shares every parameter and replaces torch's MultiheadAttention, which copies its projection for each
+position of a batch of sequences. `frozen_copy`, the inference copy, also stores the cast weights: autocast casts
 frozen weights again at every pass; everything else is shared with the module and stays in float32. `FusedCopies` makes
 these copies on first use and again after a weight or an activation has changed. Knows nothing about towers or images.
 """

@@ -191,7 +191,7 @@ def text_tower_and_blocks(clip: Any) -> tuple[Any, list[Any]]:
 
 
 def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
-    """Return trainable copies of the text tower's first `depth` blocks, and its positions; raise BackboneError if too few."""
+    """Copy the text tower's first `depth` blocks, trainable, with its positions; raise BackboneError if too few."""
     text, blocks = text_tower_and_blocks(clip)
     if not blocks:
         raise BackboneError(
