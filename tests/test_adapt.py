@@ -372,7 +372,7 @@ def test_lora_changes_nothing_at_first_then_trains_alone_and_comes_back(model, c
         assert torch.equal(loaded.encode_text(TEXT), model.encode_text(TEXT))
         assert not torch.equal(loaded.encode_text(TEXT), before)
     assert loaded.fingerprint == model.fingerprint
-    with pytest.raises(ValueError, match="has LoRA of rank 4 already, 8 was asked for"):
+    with pytest.raises(ValueError, match="rank must be 4, the rank of the existing LoRA, got 8"):
         loaded.set_trainable(text_lora=8)
 
 

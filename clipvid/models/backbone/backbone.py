@@ -1,7 +1,7 @@
 """The frozen base model: any open_clip image-text model, and the multi-layer features (taps) that branches read.
 
-Contract: float frames (B, T, 3, S, S) in, Taps out; under no_grad unless trainable.py lets it train, always in eval
-mode. Knows nothing of where models come from, of branches, losses or files of videos.
+Contract: float frames (B, T, 3, S, S) in, Taps out; under no_grad unless trainable.py makes it train, always in eval
+mode. Knows nothing about where models come from, branches, losses or video files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from clipvid.nn.attention import Block
 class Backbone(nn.Module):
     """A frozen open_clip model that gives taps and text embeddings.
 
-    Takes over the model object it is given: its parameters stop requiring gradients and it stays in eval mode, also
-    when a surrounding module is set to train.
+    Modifies the given model object: its parameters no longer require gradients, and it stays in eval mode even when a
+    surrounding module is set to train.
     """
 
     def __init__(self, clip: nn.Module, *, tokenizer: Tokenizer | None = None, base: Base | None = None) -> None:
@@ -49,13 +49,10 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.base = base or Base()
         self._class_token = vit.has_class_token(visual)
-        self.trained: set[str] = (
-            set()
-        )  # parameters of `clip` that are not as they came: see clipvid.models.backbone.trainable
-        self.unfrozen: dict[str, str] = {}  # those of them that may still be as they came, with a hash of their values
-        self.trainable: frozenset[str] = (
-            frozenset()
-        )  # parameters of `clip` that train now: see clipvid.models.backbone.trainable
+        # Names of parameters of `clip`, managed by clipvid.models.backbone.trainable
+        self.trained: set[str] = set()  # parameters that may differ from the loaded weights
+        self.unfrozen: dict[str, str] = {}  # parameters unfrozen but perhaps unchanged, with a hash of their values
+        self.trainable: frozenset[str] = frozenset()  # parameters that train now
         self.visual_trains = self.text_trains = False
         self.lora_rank = 0
         self._hashes = WeightCache()
@@ -63,12 +60,12 @@ class Backbone(nn.Module):
         self.register_load_state_dict_post_hook(forget_after_load)
 
     def forget_copies(self) -> None:
-        """Drop everything computed from the weights, fused copies and fingerprints, until it is next asked for."""
+        """Drop everything computed from the weights (fused copies, fingerprints); it is computed again on demand."""
         for computed in (self._hashes, self._fused_visual, self._fused_text):
             computed.forget()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.forget_copies()  # before the weights move, so that both do not take memory at once
+        self.forget_copies()  # freed first, so copies and converted weights never share memory
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -87,7 +84,7 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the tower takes: its first kernel's type (towers in half precision keep some weights in float32)."""
+        """Input dtype of the tower: that of its first kernel (half-precision towers keep some weights in float32)."""
         first = next(self.visual.parameters())
         return next((p.dtype for p in self.visual.parameters() if p.ndim == 4), first.dtype)
 
@@ -98,32 +95,32 @@ class Backbone(nn.Module):
 
     @cached_property
     def preprocess_config(self) -> dict[str, Any]:
-        """open_clip's own description of how this model's images are resized and normalised."""
+        """open_clip's preprocessing config: how this model's images are resized and normalised."""
         return open_clip.preprocess_config(self.clip)
 
     @cached_property
     def preprocess(self) -> Any:
-        """The base model's own transform of one PIL image to a float tensor (3, S, S)."""
+        """The base model's transform from one PIL image to a float tensor (3, S, S)."""
         return open_clip.image_transform(self.preprocess_config)
 
     @property
     def logit_scale(self) -> float:
-        """1 / temperature of the base model's own image-text similarity."""
+        """Inverse temperature of the base model's image-text similarity."""
         scale = getattr(self.clip, "logit_scale", None)
         return float(scale.detach().exp()) if isinstance(scale, Tensor) and not scale.is_meta else 100.0
 
     @property
     def levels(self) -> int:
-        """How many levels the tower has: blocks of a ViT, stages of a convolutional tower."""
+        """Number of levels: blocks of a ViT, stages of a convolutional tower."""
         return len(self._shapes[0]) - 1
 
     @property
     def has_blocks(self) -> bool:
-        """It is a ViT: a stack of transformer blocks, with a level 0 before the first."""
+        """True for a ViT: a stack of transformer blocks, with a level 0 before the first."""
         return self._shapes[0][0] is not None
 
     def last_levels(self, depth: int) -> tuple[int, ...]:
-        """The last `depth` levels; BackboneError for more than there are."""
+        """Return the last `depth` levels; raise BackboneError if the tower has fewer."""
         if not 0 <= depth <= self.levels:
             raise BackboneError(
                 f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was asked for; "
@@ -136,7 +133,7 @@ class Backbone(nn.Module):
         return self._shapes[1]
 
     def geometry(self, levels: Sequence[int]) -> Geometry:
-        """Shapes of these levels, without running the tower."""
+        """Return the shapes of these levels without running the tower."""
         shapes = [self._shapes[0][level] for level in self._checked(levels)]
         axis = -1 if vit.speaks_tokens(self.visual) else 1
         widths = tuple(s[axis] for s in shapes if s is not None)
@@ -154,9 +151,9 @@ class Backbone(nn.Module):
 
     @cached_property
     def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
-        """Shapes of all levels for one image, the stem's first (None where it is no sequence), and the embedding width.
+        """Shapes of all levels for one image, the stem's first (None unless it is a sequence), and the embedding width.
 
-        One pass on the meta device, which leaves out what a ViT's blocks compute: each gives the shape that it takes.
+        Computed by one pass on the meta device; ViT blocks are skipped, as their output has the shape of their input.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = vit.meta_copy(self.visual)
@@ -175,62 +172,62 @@ class Backbone(nn.Module):
         mask: Bool[Tensor, "b t"] | None = None,
         embed: bool = True,
     ) -> Taps:
-        """One pass of the tower over all frames: these levels, their class tokens, and frame embeddings.
+        """Run the tower once over all frames; return these levels, their class tokens and the frame embeddings.
 
-        Without `embed` a ViT stops behind the last of the levels, and `frames` is (B, T, 0). Raises ValueError for
-        frames that are not of the base model's size.
+        Without `embed` a ViT stops after the highest of these levels, and `frames` is (B, T, 0). Raises ValueError for
+        frames whose size differs from the base model's.
         """
         if tuple(video.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"frames are {tuple(video.shape[-2:])}, this base model takes {self.image_size}; "
                 "use model.transform, or pass uint8 frames of any size"
             )
-        levels = self._checked(levels)  # now: it may run a copy of the tower, which must not be watched
+        levels = self._checked(levels)  # checked first: this may run the tower, and the hook below must not see it
         video, sizes = video.to(self.dtype), tuple(video.shape[:2])
         grad = self.visual_trains and torch.is_grad_enabled()
         visual = self.tower_to_run(grad=grad)
         with torch.set_grad_enabled(grad), vit.watched_stem(visual if 0 in levels else None) as stem:
             out = self.run(visual, video.flatten(0, 1), levels=levels, embed=embed)
-            found = self._tokens(out, levels, stem)
-            patches = tuple(found[level][0].unflatten(0, sizes) for level in levels)
-            cls = tuple(found[level][1].unflatten(0, sizes) for level in levels) if self._class_token else ()
+            tokens = self._tokens(out, levels, stem)
+            patches = tuple(tokens[level][0].unflatten(0, sizes) for level in levels)
+            cls = tuple(tokens[level][1].unflatten(0, sizes) for level in levels) if self._class_token else ()
             features = out.get("image_features")
             frames = video.new_zeros(*sizes, 0) if features is None else features.unflatten(0, sizes)
         return Taps(tuple(levels), patches, cls, frames, mask)
 
     def tower_to_run(self, *, grad: bool) -> Any:
-        """The tower as a pass takes it, with or without gradients: under autocast its fused copy, else itself."""
+        """Return the module that a pass runs: the tower's fused copy under autocast, else the tower."""
         return self._fused_visual.of(self.visual, grad=grad)
 
     def run(
         self, visual: Any, images: Float[Tensor, "b 3 h w"], *, levels: Sequence[int], embed: bool = True
     ) -> dict[str, Any]:
-        """open_clip's own intermediates of `visual` (this tower or a copy of it), and its features where asked."""
+        """Return open_clip's intermediates of `visual` (this tower or a copy), and its features if `embed`."""
         blocks = {level - 1 for level in self._checked(levels) if level}
         early = {} if embed or not self.has_blocks else {"intermediates_only": True, "stop_early": True}
         if not early:
-            blocks.add(self.levels - 1)  # some towers stop at the last level that is asked for, features or not
+            blocks.add(self.levels - 1)  # some towers stop at the last requested level and then give no features
         return visual.forward_intermediates(images, indices=sorted(blocks or {0}), **early, **self._format())
 
     def _tokens(
         self, out: Mapping[str, Any], levels: Sequence[int], stem: list[Tensor]
     ) -> dict[int, tuple[Tensor, ...]]:
-        """Level -> its patches (B·T, N, D), on the last level's grid, and where there is one its class token."""
+        """Return per level its patches (B·T, N, D) on the last level's grid, and its class token if there is one."""
         shape = self._shapes[0][-1]
         assert shape is not None
         grid = _grid(shape, self.image_size)
         prefix = out.get("image_intermediates_prefix") if self._class_token else None
-        found: dict[int, tuple[Tensor, ...]] = {}
-        given = sorted({level for level in levels if level})
-        for place, (number, level) in enumerate(zip(given, out["image_intermediates"], strict=False)):
-            found[number] = (_tokens(level, grid), *([prefix[place][:, 0]] if prefix else []))
+        tokens: dict[int, tuple[Tensor, ...]] = {}
+        requested = sorted({level for level in levels if level})
+        for index, (number, level) in enumerate(zip(requested, out["image_intermediates"], strict=False)):
+            tokens[number] = (_tokens(level, grid), *([prefix[index][:, 0]] if prefix else []))
         if stem:
-            own = vit.prefix_tokens(self.visual)
-            found[0] = (stem[0][:, own:], *([stem[0][:, 0]] if self._class_token else []))
-        return found
+            n_prefix = vit.prefix_tokens(self.visual)
+            tokens[0] = (stem[0][:, n_prefix:], *([stem[0][:, 0]] if self._class_token else []))
+        return tokens
 
     def tokenize(self, texts: Sequence[str], *, longest: int | None = None) -> Int[Tensor, "m ctx"]:
-        """Token ids, cut to the context length, or to `longest` tokens, with the end token kept."""
+        """Return token ids, cut to the context length or to `longest` tokens; the end token stays."""
         if self.tokenizer is None:
             raise ValueError(
                 "this model was attached without a tokenizer; pass tokenizer=open_clip.get_tokenizer(name), "
@@ -243,13 +240,13 @@ class Backbone(nn.Module):
         return text.cut(tokens, longest, pad=pad, end=end)
 
     def encode_text(self, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m e"]:
-        """CLIP's own text embeddings, projected, not normalised."""
+        """Return CLIP's text embeddings, projected, not normalised."""
         grad = self.text_trains and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad):
             return self._text(grad=grad).encode_text(tokens)
 
     def encode_tokens(self, tokens: Int[Tensor, "m ctx"]) -> text.TextTokens:
-        """What the text tower says of every token, projected, and which tokens are part of the caption."""
+        """Return the projected features of every token, and a mask of the tokens that belong to the caption."""
         if self.tokenizer is None:
             raise ValueError(
                 "words and padding cannot be told apart without the tokenizer; pass tokenizer= when attaching"
@@ -261,43 +258,43 @@ class Backbone(nn.Module):
         return text.TextTokens(features, text.token_mask(tokens, pad=pad, end=end))
 
     def copy_blocks(self, depth: int, *, class_token: bool = True) -> list[nn.Module]:
-        """Trainable copies of the tower's last `depth` blocks; empty where the tower has no ViT blocks."""
+        """Return trainable copies of the tower's last `depth` blocks; empty for a tower without ViT blocks."""
         return vit.copy_blocks(self.visual, depth, class_token=class_token)
 
     def copy_tail(self) -> vit.Tail:
-        """A trainable copy of the way from the last block to the embedding."""
+        """Return a trainable copy of the layers after the last block, up to the embedding."""
         return vit.Tail(self.visual)
 
     def stem_parts(self) -> vit.StemParts:
-        """The weights before the first block."""
+        """Return the weights before the first block."""
         return vit.stem_parts(self.visual)
 
     @property
     def n_text_blocks(self) -> int:
-        """How many blocks `copy_text_blocks` could copy; 0 for a text tower of another kind."""
+        """Number of blocks that `copy_text_blocks` can copy; 0 for a text tower of another kind."""
         return len(vit.text_tower_and_blocks(self.clip)[1])
 
     def copy_text_blocks(self, depth: int) -> tuple[list[Block], Float[Tensor, "positions d"]]:
-        """Trainable copies of the text tower's first `depth` blocks, and its table of positions."""
+        """Return trainable copies of the text tower's first `depth` blocks, and its position embeddings."""
         return vit.copy_text_blocks(self.clip, depth)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every weight, as it came: two equal ones are the same base model."""
+        """SHA-256 over every weight as loaded; equal for equal base models."""
         return hash_of(self.clip.state_dict())
 
     @property
     def tower_fingerprint(self) -> str:
-        """SHA-256 of the visual tower as it is now: taps of two models can be exchanged when these are equal."""
+        """SHA-256 of the visual tower as it is now; models with equal values can exchange taps."""
         return self._hashed("visual", self.visual, self.visual.state_dict())
 
     @property
     def text_fingerprint(self) -> str:
-        """SHA-256 of the text tower as it is now: equal token ids get equal embeddings when these are equal."""
+        """SHA-256 of the text tower as it is now; equal values give equal embeddings for equal token ids."""
         return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
 
     def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
-        """Return a hash of weights and of the parts without any, such as activations; remembered until one changes."""
+        """Return a hash of the weights and of weightless parts such as activations, cached until one changes."""
 
         def compute() -> str:
             return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
@@ -305,7 +302,7 @@ class Backbone(nn.Module):
         return self._hashes.get(name, module, compute)
 
     def _text(self, *, grad: bool) -> Any:
-        """The model to embed texts with; layers of LoRA are left as peft made them."""
+        """Return the model that embeds texts; with LoRA it is not fused, so that peft's layers stay as they are."""
         rest = _without_visual(self.clip)
         return rest if self.lora_rank else self._fused_text.of(rest, grad=grad)
 
@@ -315,20 +312,20 @@ class Backbone(nn.Module):
 
 
 def _without_visual(clip: Any) -> Any:
-    """The same model without its image tower, nor a decoder that writes captions."""
+    """Return the model without its image tower and caption decoder."""
     rest = copy.copy(clip)
     rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
     return rest
 
 
 def _text_weights(clip: Any) -> dict[str, Tensor]:
-    """All weights that decide a text's embedding."""
-    left_out = ("visual.", "text_decoder.", "logit_")
-    return {name: value for name, value in clip.state_dict().items() if not name.startswith(left_out)}
+    """Return the weights that determine a text's embedding."""
+    excluded = ("visual.", "text_decoder.", "logit_")
+    return {name: value for name, value in clip.state_dict().items() if not name.startswith(excluded)}
 
 
 def hash_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes."""
+    """Return the SHA-256 over names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -338,7 +335,7 @@ def hash_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of a level: read off a feature map, or inferred for tokens of an image of this aspect."""
+    """Return (h, w) of a level: a feature map's sides, or for tokens the grid that fits the image's aspect ratio."""
     if len(shape) == 4:
         return shape[-2], shape[-1]
     n = shape[1]
@@ -348,7 +345,7 @@ def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
 
 
 def _tokens(level: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A level as (B·T, N, D) tokens on the last level's grid; coarser by average pooling where it was finer."""
+    """Return a level as (B·T, N, D) tokens, feature maps average-pooled to the last level's grid."""
     if level.ndim == 3:
         return level
     if tuple(level.shape[-2:]) != grid:

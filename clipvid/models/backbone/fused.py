@@ -1,11 +1,10 @@
-"""Fused copies: a module of open_clip's or timm's with the same weights and fewer operations under autocast.
+"""Fused copies of open_clip and timm modules: the same weights, fewer operations under autocast.
 
-Contract: a module in; one of the same calls out, to be run under autocast. `trainable_copy`, the fused copy for
-training, shares every parameter and avoids the work of torch's MultiheadAttention on a batch of sequences (its
-projection is copied for every position). `frozen_copy`, the inference copy, also holds the weights that autocast would
-cast, cast once: autocast casts frozen weights at every pass. The rest is shared with the module and stays in float32.
-`FusedCopies` makes such copies when they are first asked for, and anew when a weight or an activation has changed.
-Knows nothing of towers or images.
+Contract: a module in; a module with the same call signature out, to be run under autocast. `trainable_copy`, the fused
+copy for training, shares every parameter and replaces torch's MultiheadAttention, which copies its projection for every
+position of a batch of sequences. `frozen_copy`, the inference copy, also stores the cast weights: autocast casts
+frozen weights again at every pass; everything else is shared with the module and stays in float32. `FusedCopies` makes
+these copies on first use and again after a weight or an activation has changed. Knows nothing about towers or images.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from clipvid.models.backbone.weight_cache import WeightCache, is_tracked, parts_
 from clipvid.nn.attention import QuickGELU, attend
 
 LARGE = 8
-"""Smallest side of a patch whose convolution is run as a linear: below, unfolding costs more than it saves."""
+"""Smallest patch side for which a convolution runs as a linear; for smaller ones unfolding costs more than it saves."""
 Make = Callable[[nn.Module, nn.Module], nn.Module | None]
-"""From a module and the one that it is part of to what takes its place, or None."""
+"""A function of a module and its parent that returns the replacement, or None to leave the module."""
 
 
 class FusedCopies:
-    """Fused copies of one module, for many threads; empty after the owner was copied or unpickled.
+    """Thread-safe fused copies of one module; empty after being copied or unpickled.
 
-    A copy is never written to once it is made: a changed weight makes another copy, and a pass that runs keeps its own.
-    `WeightCache` says which writes are noticed.
+    A copy is never modified: a changed weight gives a new copy, and a running pass goes on with the old one.
+    `WeightCache` documents which writes are noticed.
     """
 
     def __init__(self) -> None:
@@ -44,11 +43,10 @@ class FusedCopies:
         self._training: tuple[Any, nn.Module] | None = None
 
     def of(self, module: Any, *, grad: bool) -> Any:
-        """Return the module's copy for passes with or without gradients under autocast, elsewhere the module itself.
+        """Return the copy for passes with or without gradients under autocast; otherwise return the module itself.
 
-        Modules with weights of another type than float32 stay as they are, and so do shapes without weights (meta),
-        weights that were created in inference mode, and modules that torch.compile traces or has compiled or a CUDA
-        graph captures.
+        The module is also returned if it has weights that are not float32, on the meta device or created in inference
+        mode, if torch.compile traces or has compiled it, and while a CUDA graph is captured.
         """
         if torch.compiler.is_compiling() or module._compiled_call_impl is not None:
             return module
@@ -59,7 +57,7 @@ class FusedCopies:
         if any(w.dtype != torch.float32 for w in weights) or not is_tracked(module):
             return module
         if device == "cuda" and torch.cuda.is_current_stream_capturing():
-            return module  # a graph would go on reading the memory of a copy that is long gone
+            return module  # a captured graph would read the memory of a freed copy
         return self.trainable(module) if grad else self.frozen(module, torch.get_autocast_dtype(device))
 
     def frozen(self, module: nn.Module, dtype: torch.dtype) -> Any:
@@ -75,31 +73,31 @@ class FusedCopies:
             return self._training[1]
 
     def forget(self) -> None:
-        """Make every copy anew when it is next asked for."""
+        """Drop every copy; each is made again on demand."""
         self._inference.forget()
         with self._lock:
             self._training = None
 
     def __reduce__(self) -> tuple[type[FusedCopies], tuple[()]]:
-        return FusedCopies, ()  # the weights of a copied or unpickled owner are others
+        return FusedCopies, ()  # a copied or unpickled module has other weights
 
 
 def shared_by(module: nn.Module) -> Any:
-    """Return a value that differs once a training copy no longer shares a module's weights and parts."""
+    """Return a value that changes as soon as a training copy no longer shares the module's weights and parts."""
     return parts_of(module), [(id(w), w.data_ptr()) for w in weights_of(module)]
 
 
 def _inference_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():
-        made = frozen_copy(module, dtype)
+        copied = frozen_copy(module, dtype)
     device = next(module.parameters()).device
-    if device.type == "cuda":  # other threads may run it on streams of their own
+    if device.type == "cuda":  # other threads may run the copy on other streams
         torch.cuda.current_stream(device).synchronize()
-    return made
+    return copied
 
 
 def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same module with the weights of linears, patches and attention cast, and these run as this device likes."""
+    """Return a copy whose linears, patch convolutions and attention hold cast weights, in the device's fastest form."""
 
     def fused(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, _Folded):
@@ -113,19 +111,19 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             return FusedAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return None
 
-    made = _shared_copy(module)
-    for part in list(made.modules()):
+    copied = _shared_copy(module)
+    for part in list(copied.modules()):
         if _is_mlp(part):
             _fold_quick_gelu(part, dtype)
-    return _replaced(made, fused)
+    return _replaced(copied, fused)
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
-    """The same module and the same parameters, with fused attention and activation."""
+    """Return a copy that shares every parameter and has fused attention and activations."""
 
     def fused(part: nn.Module, parent: nn.Module) -> nn.Module | None:
         if isinstance(part, nn.MultiheadAttention) and _is_plain(part, parent):
-            linears = (_Given(w, b) for w, b in _linears_of(part))
+            linears = (_SharedLinear(w, b) for w, b in _linears_of(part))
             return FusedAttention(*linears, heads=part.num_heads, batch_first=part.batch_first)
         return QuickGELU() if type(part).__name__ == QuickGELU.__name__ else None
 
@@ -133,24 +131,24 @@ def trainable_copy(module: nn.Module) -> nn.Module:
 
 
 def _shared_copy(module: nn.Module) -> nn.Module:
-    """Modules anew, parameters and buffers the same objects."""
+    """Return a copy of the modules that shares all parameters and buffers."""
     memo: dict[int, Any] = {id(w): w for w in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, memo)
 
 
-def _replaced(made: nn.Module, make: Make) -> nn.Module:
-    for parent in list(made.modules()):
+def _replaced(copied: nn.Module, make: Make) -> nn.Module:
+    for parent in list(copied.modules()):
         for name, part in list(parent.named_children()):
             if (new := make(part, parent)) is not None:
                 setattr(parent, name, new)
-    return made
+    return copied
 
 
 class FrozenLinear(nn.Module):
-    """A linear of cast weights, in the order in which this machine's library multiplies them fastest.
+    """A linear with cast weights, stored in the layout that is fastest on its device.
 
-    `factors` multiply weight and bias; `then` is what oneDNN does to each value before it writes it ("swish", its name
-    of silu), where it multiplies (`orders`).
+    `factors` multiply weight and bias. `then` is the activation that oneDNN fuses into the product ("swish" is its name
+    for silu); it applies only if oneDNN multiplies (`orders`).
     """
 
     def __init__(
@@ -163,7 +161,7 @@ class FrozenLinear(nn.Module):
         then: str = "none",
     ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias  # as they were, for who reads them past `forward` (timm's EVA)
+        self.weight, self.bias = weight, bias  # uncast, for code that reads them directly (timm's EVA)
         self.dtype = dtype
         cast = (factors[0] * weight.detach()).to(dtype)
         cast_bias = None if bias is None else (factors[1] * bias.detach()).to(dtype)
@@ -174,40 +172,43 @@ class FrozenLinear(nn.Module):
 
 
 def _multiplier(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
-    """x W^T + b. On a CPU by oneDNN with its own order of weights, as torch's compiler does it: else every call orders
-    them anew, and writes the bias to the whole result before the product."""
+    """Return a function that computes x W^T + b.
+
+    On a CPU it uses oneDNN with packed weights, as torch's compiler does: otherwise every call packs the weights
+    again, and writes the bias to the full result before the product.
+    """
     if orders(weight, weight.dtype):
-        return _ordered(weight, bias, then)
+        return _packed_multiplier(weight, bias, then)
     return lambda x: F.linear(x, weight, bias)
 
 
 def orders(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies by this weight, cast to `dtype`, in an order of its own."""
-    return weight.device.type == "cpu" and _can_order(dtype)
+    """Return True if oneDNN multiplies by this weight, cast to `dtype`, in its packed layout."""
+    return weight.device.type == "cpu" and _can_pack(dtype)
 
 
-def _ordered(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
+def _packed_multiplier(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     multiply = torch.ops.mkldnn._linear_pointwise
     return lambda x: multiply(x, packed, bias, then, [], "")
 
 
 @cache
-def _can_order(dtype: torch.dtype) -> bool:
-    """oneDNN is there, and multiplies as it should: torch names these operations its own, and may change them."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Return True if oneDNN is available and computes correctly: these are private torch operations and may change."""
     x, weight, bias = (torch.linspace(-1, 1, n, dtype=dtype) for n in (96, 2048, 64))
     x, weight = x.view(3, 32), weight.view(64, 32)
     try:
-        found = [_ordered(weight, bias, then)(x) for then in ("none", "swish")]
+        results = [_packed_multiplier(weight, bias, then)(x) for then in ("none", "swish")]
     except (AttributeError, RuntimeError, TypeError):
         return False
     plain = F.linear(x, weight, bias).float()
-    right = zip(found, (plain, F.silu(plain)), strict=True)
-    return all(torch.allclose(got.float(), wanted, rtol=0.05, atol=0.05) for got, wanted in right)
+    pairs = zip(results, (plain, F.silu(plain)), strict=True)
+    return all(torch.allclose(got.float(), expected, rtol=0.05, atol=0.05) for got, expected in pairs)
 
 
 class FrozenPatches(nn.Module):
-    """A convolution that cuts an image into patches, as one product: the stem of a ViT."""
+    """A convolution that cuts an image into patches, as one matrix product: the stem of a ViT."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -224,12 +225,12 @@ class FrozenPatches(nn.Module):
 
 
 def _is_patches(conv: nn.Conv2d) -> bool:
-    whole = conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
-    return whole and conv.dilation == (1, 1) and min(conv.kernel_size) >= LARGE
+    no_overlap = conv.kernel_size == conv.stride and conv.groups == 1 and conv.padding in ((0, 0), "valid")
+    return no_overlap and conv.dilation == (1, 1) and min(conv.kernel_size) >= LARGE
 
 
 class FusedAttention(nn.Module):
-    """torch's MultiheadAttention for self-attention without weights, as open_clip calls it."""
+    """torch's MultiheadAttention for self-attention that returns no attention weights, as open_clip calls it."""
 
     def __init__(self, qkv: nn.Module, out: nn.Module, *, heads: int, batch_first: bool) -> None:
         super().__init__()
@@ -239,9 +240,9 @@ class FusedAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        assert query is key, "self-attention alone"
-        assert key is value, "self-attention alone"
-        assert not need_weights, "the kernel keeps no weights"
+        assert query is key, "fused attention computes self-attention only"
+        assert key is value, "fused attention computes self-attention only"
+        assert not need_weights, "fused attention returns no attention weights"
         x = query if self.batch_first else query.transpose(0, 1)
         b, length, d = x.shape
         q, k, v = self.qkv(x).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, A, L, d)
@@ -254,10 +255,16 @@ class FusedAttention(nn.Module):
 
 
 def _is_plain(attention: nn.MultiheadAttention, parent: nn.Module) -> bool:
-    """torch's own, with one projection and nothing beside it, in a block that asks it for self-attention alone."""
-    own = type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
-    alone = type(parent).__name__ == "ResidualAttentionBlock" and not hasattr(parent, "ln_1_kv")
-    return own and alone and attention.bias_k is None and not attention.add_zero_attn and not attention.dropout
+    """Return True for torch's attention with one packed projection and no extras, in a self-attention block."""
+    plain_projection = type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
+    self_attention = type(parent).__name__ == "ResidualAttentionBlock" and not hasattr(parent, "ln_1_kv")
+    return (
+        plain_projection
+        and self_attention
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+        and not attention.dropout
+    )
 
 
 def _linears_of(attention: nn.MultiheadAttention) -> list[tuple[Any, Any]]:
@@ -265,8 +272,8 @@ def _linears_of(attention: nn.MultiheadAttention) -> list[tuple[Any, Any]]:
     return [(attention.in_proj_weight, attention.in_proj_bias), (out.weight, out.bias)]
 
 
-class _Given(nn.Module):
-    """A linear of given tensors."""
+class _SharedLinear(nn.Module):
+    """A linear that shares the given tensors."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -277,23 +284,23 @@ class _Given(nn.Module):
 
 
 def _is_mlp(module: nn.Module) -> bool:
-    """Linear, QuickGELU, linear: open_clip's or ours."""
+    """Return True for linear, QuickGELU, linear, of open_clip or clipvid."""
     names = [type(part).__name__ for part in module.children()]
     return isinstance(module, nn.Sequential) and names == ["Linear", QuickGELU.__name__, "Linear"]
 
 
 def _fold_quick_gelu(mlp: Any, dtype: torch.dtype) -> None:
-    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, whose factors go into the linears before and behind it.
+    """Replace QuickGELU by silu: x sigmoid(1.702 x) = silu(1.702 x) / 1.702, both factors folded into the linears.
 
-    Where oneDNN multiplies it takes the silu along: a pass less over the largest tensor of a block.
+    If oneDNN multiplies, it fuses the silu too, which saves one pass over the largest tensor of a block.
     """
-    ordered = orders(mlp[0].weight, dtype)
-    mlp[0] = _Folded(mlp[0], (1.702, 1.702), then="swish" if ordered else "none")
-    mlp[1], mlp[2] = nn.Identity() if ordered else nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
+    packed = orders(mlp[0].weight, dtype)
+    mlp[0] = _Folded(mlp[0], (1.702, 1.702), then="swish" if packed else "none")
+    mlp[1], mlp[2] = nn.Identity() if packed else nn.SiLU(inplace=True), _Folded(mlp[2], (1 / 1.702, 1.0))
 
 
 class _Folded(nn.Module):
-    """A linear, the factors of its weight and bias and what follows, on its way to a FrozenLinear."""
+    """A linear to become a FrozenLinear, with the factors of its weight and bias and the activation to fuse."""
 
     def __init__(self, linear: nn.Linear, factors: tuple[float, float], *, then: str = "none") -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Names of base models and of branches, known before anything heavy is loaded: a wrong one is told at once.
+"""Names of base models and branches, available without heavy imports so that wrong names fail at once.
 
-Contract: a name in, nothing or a ValueError with the nearest names out. Reads which files open_clip brings, and imports
-neither it nor anything of clipvid. Knows nothing of models.
+Contract: a name in, nothing or a ValueError with the nearest names out. Lists open_clip's config files, and imports
+neither open_clip nor any of clipvid. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ BRANCHES = (
     *("space", "joint", "divided", "local_global", "axial", "vivit1", "vivit2", "vivit3", "vivit4"),
     *("timesformer", "timesformer-hr", "timesformer-l", "vivit-b1", "vivit-b2", "vivit-b3", "vivit-b4"),
 )
-"""Those of clipvid.models.branches.BRANCHES, which a test holds them to."""
+"""Names of clipvid.models.branches.BRANCHES; a test compares the two."""
 
 
 @cache
 def builtin_names() -> tuple[str, ...]:
-    """What open_clip names its models, each after a file of its own; none where these are not found."""
+    """Return open_clip's model names, the stems of its config files; empty if these are missing."""
     spec = find_spec("open_clip")
-    places = [] if spec is None else list(spec.submodule_search_locations or ())
-    return tuple(sorted(path.stem for place in places for path in Path(place, "model_configs").glob("*.json")))
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    return tuple(sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")))
 
 
 def check_name(name: str, known: Sequence[str]) -> None:
-    """ValueError for what is neither clipvid-mini, nor a tag or folder with its scheme, nor a `known` name."""
+    """Raise ValueError unless `name` is clipvid-mini, begins with a scheme of SCHEMES, or is one of `known`."""
     if name == MINI or name.startswith(SCHEMES) or name in known:
         return
     near = get_close_matches(name.replace("/", "-"), [*known, MINI], n=3)
@@ -48,6 +48,6 @@ def check_name(name: str, known: Sequence[str]) -> None:
 
 
 def check_branch(name: str) -> None:
-    """ValueError for a name that no branch has."""
+    """Raise ValueError for an unknown branch."""
     if name not in BRANCHES:
         raise ValueError(f"unknown branch {name!r}; choose one of {', '.join(BRANCHES)}")

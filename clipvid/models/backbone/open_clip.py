@@ -1,7 +1,7 @@
-"""Where base models come from: any model that open_clip knows, by name, tag, folder or checkpoint, or clipvid-mini.
+"""Loading of base models: any open_clip model, by name, tag, folder or checkpoint, or clipvid-mini.
 
-Contract: a name in; the model, its tokenizer and what is needed to load it again out. Also open_clip's description of
-how images are prepared. The only file that imports open_clip. Knows nothing of taps, branches or videos.
+Contract: a name in; the model, its tokenizer and the data to load it again out. Also open_clip's preprocessing config.
+The only file that imports open_clip. Knows nothing about taps, branches or videos.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True)
 class Base:
-    """Where a base model came from: enough to load it again. `name` None: an object that the caller built."""
+    """Name and weights of a base model, enough to load it again; `name` is None for a model built by the caller."""
 
     name: str | None = None
     pretrained: str | None = None
 
 
 @contextmanager
-def _root_logger_as_it_was() -> Iterator[None]:
-    """Keep `logging.info`, which open_clip calls, from giving a root logger without handlers one that stays."""
+def _root_logger_unchanged() -> Iterator[None]:
+    """Keep open_clip's calls of `logging.info` from adding a permanent handler to the root logger."""
     root, spare = logging.getLogger(), logging.lastResort
     if root.handlers or spare is None:
         yield
@@ -47,7 +47,7 @@ def _root_logger_as_it_was() -> Iterator[None]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep this thread's warnings out of the root log in the block: open_clip warns there of weights left out."""
+    """Keep this thread's warnings out of the root log in the block; open_clip warns about weights not loaded."""
     thread, root = threading.get_ident(), logging.getLogger()
 
     def passes(record: logging.LogRecord) -> bool:
@@ -60,16 +60,16 @@ def _without_warnings() -> Iterator[None]:
         root.removeFilter(passes)
 
 
-@_root_logger_as_it_was()
+@_root_logger_unchanged()
 def load_clip(
     name: str, pretrained: str | None = None, *, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Tokenizer, Base]:
     """Load an open_clip model with its tokenizer.
 
     `name` is one of `open_clip.list_models()`, an `hf-hub:` tag, a `local-dir:` folder or "clipvid-mini"; `pretrained`
-    a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" there are no
-    weights at all, only shapes, and a tokenizer that refuses to be used. Raises ValueError for names and tags that do
-    not exist, and where weights would silently be random; BackboneError where weights or tokenizer cannot be fetched.
+    a tag of that model, the path of a checkpoint, or "random" for untrained weights. On device "meta" the model
+    has shapes but no weights, and its tokenizer raises ValueError. Raises ValueError for names and tags that do
+    not exist, and if weights would silently be random; BackboneError if weights or tokenizer cannot be fetched.
     """
     import open_clip
 
@@ -83,7 +83,7 @@ def load_clip(
         what = f"{MINI} brings its" if base.name == MINI else f"{name.split(':')[0]}: names bring their"
         raise ValueError(f"{what} own weights; leave pretrained out")
     tag = None if pretrained == "random" else pretrained
-    # OpenAI's and some other weights were trained with QuickGELU; without it the same weights score points lower
+    # OpenAI's and some other weights were trained with QuickGELU and score points lower without it
     quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
     options: dict[str, Any] = {"force_quick_gelu": True} if quick else {}
     if shapes_only:
@@ -119,25 +119,25 @@ def _tokenizer(name: str) -> Any:
 
 
 def _unreachable(what: str, error: Exception) -> BackboneError:
-    """Of what some models take from a hub: tokenizers, descriptions of text towers."""
+    """Return the error for a part that comes from a hub, such as a tokenizer or a text tower's config."""
     cause = " ".join(str(error).split())
     return BackboneError(
-        f"{what} could not be loaded ({cause}); it comes from a hub: check the network, or attach a model and a "
-        "tokenizer of your own in Python"
+        f"{what} could not be loaded ({cause}); it comes from a hub: check the network, or attach a custom model "
+        "and tokenizer in Python"
     )
 
 
 def _no_tokenizer(_: list[str]) -> Tensor:
-    raise ValueError("a model of shapes alone (device meta) reads no text; load it on a device")
+    raise ValueError("a model on device meta has no tokenizer; load it on a device with memory, such as cpu")
 
 
 def mini_folder() -> Path:
-    """Folder of the embedded default model: inside the wheel, or in `assets/` of a checkout."""
-    here = Path(__file__).parents[2]
-    for folder in (here / "_assets" / MINI, here.parent / "assets" / MINI):
+    """Return the folder of the built-in default model: inside the wheel, or in `assets/` of a checkout."""
+    package = Path(__file__).parents[2]
+    for folder in (package / "_assets" / MINI, package.parent / "assets" / MINI):
         if (folder / "open_clip_config.json").is_file():
             return folder
-    raise BackboneError(f"{MINI} is not installed beside {here}; reinstall clipvid, or run scripts/train_mini.py")
+    raise BackboneError(f"{MINI} is not installed beside {package}; reinstall clipvid, or run scripts/train_mini.py")
 
 
 def _check_builtin(name: str, pretrained: str | None) -> None:
@@ -155,21 +155,21 @@ def _check_builtin(name: str, pretrained: str | None) -> None:
 
 
 def preprocess_config(clip: nn.Module) -> dict[str, Any]:
-    """open_clip's own description of how this model's images are resized and normalised."""
+    """Return open_clip's preprocessing config: how this model's images are resized and normalised."""
     from open_clip.model import get_model_preprocess_cfg
     from open_clip.transform import PreprocessCfg
 
-    known = {k: v for k, v in get_model_preprocess_cfg(clip).items() if k in PreprocessCfg.__dataclass_fields__}
-    return asdict(PreprocessCfg(**known))
+    fields = {k: v for k, v in get_model_preprocess_cfg(clip).items() if k in PreprocessCfg.__dataclass_fields__}
+    return asdict(PreprocessCfg(**fields))
 
 
 def image_transform(config: Mapping[str, Any]) -> Any:
-    """The transform of one PIL image to a float tensor (3, S, S) that such a description stands for."""
+    """Return the transform of a preprocessing config, from one PIL image to a float tensor (3, S, S)."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     return image_transform_v2(PreprocessCfg(**config), is_train=False)
 
 
 def preprocess_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a preprocess config that decides how pixels look; two equal ones give equal inputs."""
+    """Return the fields of a preprocessing config that affect pixels; equal fields give equal inputs."""
     return {k: config[k] for k in ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")}

@@ -1,7 +1,7 @@
-"""What a branch reads of a batch of clips: the tower's inner levels (Taps), or the frames themselves (Pixels).
+"""Inputs of a branch for a batch of clips: the tower's inner levels (Taps) or its frames (Pixels).
 
-Contract: plain data, safe to store and to move. Levels are numbered as the tower counts: level k is what block k put
-out, level 0 what went into the first block. Knows nothing of how a tower makes them, or of branches.
+Contract: plain data, safe to store and to move. Levels are numbered like the tower's blocks: level k is the
+output of block k, level 0 the input of the first block. Knows nothing about towers or branches.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, repr=False)
 class Taps:
-    """What the frozen tower says about a batch of clips.
+    """Features of a batch of clips from the frozen tower.
 
-    `patches` and `cls` hold the levels of `levels`, in that order: (B, T, N, D_k) and (B, T, D_k). All levels are
-    pooled to the last one's grid; `cls` is empty for towers without a class token. `frames` (B, T, E) are CLIP's own
+    `patches` and `cls` follow the order of `levels`: (B, T, N, D_k) and (B, T, D_k). All levels are
+    pooled to the last one's grid; `cls` is empty for towers without a class token. `frames` (B, T, E) are CLIP's
     frame embeddings, projected and not normalised. `mask` (B, T) is False for frames that only pad a shorter clip.
     """
 
@@ -34,7 +34,7 @@ class Taps:
         return sum(t.numel() * t.element_size() for t in (*self.patches, *self.cls, self.frames))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
-        """The same taps with `change` applied to every feature tensor; the mask only changes place, never type."""
+        """Return these taps with `change` applied to every feature tensor; the mask is passed on unchanged."""
         return replace(
             self,
             patches=tuple(change(p) for p in self.patches),
@@ -43,13 +43,15 @@ class Taps:
         )
 
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
-        """The taps of these clips, in this order."""
+        """Return the taps of these clips, in this order."""
         chosen = torch.as_tensor(rows)
-        picked = replace(self, mask=None).map(lambda t: t[chosen])  # no moment with as many masks as there were clips
+        picked = replace(self, mask=None).map(
+            lambda t: t[chosen]
+        )  # the mask is gathered last: its size must match the clips
         return picked if self.mask is None else replace(picked, mask=self.mask[chosen])
 
     def part(self, rows: Sequence[int]) -> Taps:
-        """As `gather`: what is in memory has no cheaper way to be a part."""
+        """Return `gather(rows)`: taps in memory have no cheaper way to be split."""
         return self.gather(rows)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Taps:
@@ -57,14 +59,14 @@ class Taps:
         return moved if self.mask is None else replace(moved, mask=self.mask.to(device=device))
 
     def select(self, levels: Sequence[int]) -> Taps:
-        """These levels only, in this order; ValueError for one that is not held."""
+        """Return these levels only, in this order; raise ValueError for a level that is missing."""
         require_levels(self.levels, levels)
-        places = [self.levels.index(level) for level in levels]
+        indices = [self.levels.index(level) for level in levels]
         return replace(
             self,
             levels=tuple(levels),
-            patches=tuple(self.patches[i] for i in places),
-            cls=tuple(self.cls[i] for i in places) if self.cls else (),
+            patches=tuple(self.patches[i] for i in indices),
+            cls=tuple(self.cls[i] for i in indices) if self.cls else (),
         )
 
     def __repr__(self) -> str:
@@ -74,7 +76,7 @@ class Taps:
 
 @dataclass(frozen=True, repr=False)
 class Pixels:
-    """Frames as the base model takes them, for a branch with a stem of its own."""
+    """Frames as the base model takes them, for a branch with its own stem."""
 
     video: Float[Tensor, "b t 3 h w"]
     mask: Bool[Tensor, "b t"] | None = None
@@ -89,7 +91,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shapes of some levels of one tower: width of each, grid of the last, whether there is a class token."""
+    """Shapes of selected levels of one tower: width of each, grid of the last, presence of a class token."""
 
     levels: tuple[int, ...]
     widths: tuple[int, ...]
@@ -103,7 +105,7 @@ class Geometry:
 
 
 def check_clips(video: Tensor, mask: Tensor | None) -> None:
-    """ValueError for what is no batch of clips (B, T, 3, H, W), or no mask (B, T) of theirs."""
+    """Raise ValueError unless video is (B, T, 3, H, W) with B, T >= 1 and mask (B, T) has a True in every row."""
     if video.ndim != 5 or video.shape[2] != 3:
         hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
         raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
@@ -114,13 +116,13 @@ def check_clips(video: Tensor, mask: Tensor | None) -> None:
 
 
 def require_levels(held: Sequence[int], wanted: Sequence[int]) -> None:
-    """ValueError for a level that taps do not hold."""
+    """Raise ValueError for a requested level that the taps lack."""
     if not set(wanted) <= set(held):
         raise ValueError(
-            f"these taps hold levels {_told(held)}, the branch reads {_told(wanted)}; encode the clips with a model of "
-            "that branch"
+            f"these taps hold levels {_format_levels(held)}, the branch reads {_format_levels(wanted)}; "
+            "encode the clips with a model of that branch"
         )
 
 
-def _told(levels: Sequence[int]) -> str:
+def _format_levels(levels: Sequence[int]) -> str:
     return ", ".join(str(level) for level in levels) or "none"

@@ -1,8 +1,8 @@
-"""What of the base model trains, beside the branch: nothing, the text tower, the last blocks, everything, or LoRA.
+"""Choice of the base model's parameters that train: none, the text tower, the last blocks, all, or LoRA.
 
-Contract: a Backbone and a mode in; its parameters switched on or off, their names kept so that a saved model can hold
-what was changed. Modes that train the visual tower give up cached taps. The only file that imports peft. Knows nothing
-of branches, losses or optimisers.
+Contract: a Backbone and a mode in; sets requires_grad on its parameters and records their names, so that a saved model
+includes every changed weight. Modes that train the visual tower cannot use cached taps. The only file that imports
+peft. Knows nothing about branches, losses or optimisers.
 Papers: STAN (CVPR 2023), section 4.1, trains all of CLIP at a tenth of the branch's rate; Hu et al., LoRA (ICLR 2022).
 """
 
@@ -25,13 +25,18 @@ from clipvid.runtime.optional import require
 
 MODES = ("none", "text", "last:N", "all")
 """Values of `set_trainable`: the part of the base model that trains beside the branch."""
-LORA_TARGETS = ("qkv", "out", "c_fc", "c_proj")  # of open_clip's blocks, once their attention is made of linears
+LORA_TARGETS = (
+    "qkv",
+    "out",
+    "c_fc",
+    "c_proj",
+)  # linears of open_clip's blocks after `_LinearAttention` replaces theirs
 HF_TARGETS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "dense", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """The parts of a model that train, with their numbers of parameters; parts without any are left out.
+    """Trainable parts of a model with their parameter counts; parts without parameters are omitted.
 
     >>> print(Trainable("text", {"branch": 1200, "text tower": 3400}))
     text: branch (1,200 parameters), text tower (3,400 parameters)
@@ -52,21 +57,21 @@ def set_trainable(
 
     none: nothing. text: the text tower. last:N: the last N blocks of both towers and the layers after them. all:
     both towers (the STAN paper's own mode). With `text` False the text tower trains in no mode; with `lora` its
-    adapters train. `upto` is the last level of the visual tower that runs (-1: it does not run at all; None: to its
-    end): blocks above it get no gradient, so they do not train.
+    adapters train. `upto` is the last level of the visual tower that runs (-1: the tower does not run; None: it runs to
+    its end): blocks above it get no gradient, so they do not train.
 
-    Raises ValueError for another mode and for last blocks of which none runs, BackboneError for a tower without blocks.
+    Raises ValueError for an unknown mode or if none of the last blocks runs, BackboneError for a tower without blocks.
     """
     check_train_clip("mode", mode)
     freeze(backbone)
     if mode == "none" and not lora:
         return trainable(backbone, mode)
-    _remember(backbone)
+    _store_fingerprint(backbone)
     chosen = _chosen(backbone, mode, text=text, lora=lora, upto=upto)
     weights = dict(backbone.clip.named_parameters())
     for name, parameter in weights.items():
         parameter.requires_grad_(name in chosen)
-    backbone.unfrozen = {name: _value(weights[name]) for name in chosen - backbone.trained}
+    backbone.unfrozen = {name: _hash_of_values(weights[name]) for name in chosen - backbone.trained}
     backbone.trained |= chosen
     backbone.trainable = frozenset(chosen)
     backbone.visual_trains = any(name.startswith("visual.") for name in chosen)
@@ -75,7 +80,7 @@ def set_trainable(
 
 
 def _chosen(backbone: Backbone, mode: str, *, text: bool, lora: bool, upto: int | None) -> set[str]:
-    """Names of the base model's parameters that train in this mode."""
+    """Return the names of the base model's parameters that train in this mode."""
     chosen = {name for name, _ in backbone.clip.named_parameters() if lora and "lora_" in name}
     for name, _ in backbone.clip.named_parameters():
         visual = name.startswith("visual.")
@@ -88,8 +93,8 @@ def _chosen(backbone: Backbone, mode: str, *, text: bool, lora: bool, upto: int 
     chosen -= _never_run(backbone, upto)
     if mode.startswith("last:") and not any(name.startswith("visual.") for name in chosen):
         raise ValueError(
-            f"mode {mode!r} names blocks of the visual tower that do not run: this branch reads what comes before "
-            "them and trains copies of its own; choose more blocks, or none, text or all"
+            f"mode {mode!r} names blocks of the visual tower that do not run: this branch reads earlier levels and "
+            "trains its own copies of these blocks; choose more blocks, or none, text or all"
         )
     return chosen
 
@@ -107,8 +112,8 @@ def trainable(backbone: Backbone, mode: str) -> Trainable:
 def check_trainable(backbone: Backbone) -> None:
     """Raise ValueError for weights of the base model that require gradients without `set_trainable`.
 
-    The towers run without gradients unless `set_trainable` says otherwise, so these would never move, and `save`
-    would leave them out.
+    The towers run without gradients unless `set_trainable` says otherwise, so these weights would never
+    change, and `save` would omit them.
     """
     by_hand = [
         name for name, p in backbone.clip.named_parameters() if p.requires_grad and name not in backbone.trainable
@@ -122,29 +127,32 @@ def check_trainable(backbone: Backbone) -> None:
 
 
 def add_text_lora(backbone: Backbone, rank: int) -> None:
-    """Give the linears of the text tower low-rank adapters, frozen so far; the tower computes the same at first.
+    """Add frozen low-rank adapters to the linears of the text tower; its output is unchanged until they train.
 
-    They are scaled by 2 (alpha is twice the rank). Raises MissingExtraError where peft is not installed.
+    The adapters are scaled by 2 (alpha is twice the rank). Raises ValueError for a rank < 1, a second rank or a trained
+    text tower, BackboneError for a tower without suitable linears, MissingExtraError if peft is not installed.
     """
     if rank < 1:
-        raise ValueError(f"rank starts at 1, got {rank}")
+        raise ValueError(f"rank must be an integer >= 1, got {rank}; 8 is a common choice")
     if backbone.lora_rank:
         if backbone.lora_rank == rank:
             return
-        raise ValueError(f"the text tower has LoRA of rank {backbone.lora_rank} already, {rank} was asked for")
+        raise ValueError(
+            f"rank must be {backbone.lora_rank}, the rank of the existing LoRA, got {rank}; attach a new model"
+        )
     if changed := [name for name in backbone.trained if not name.startswith("visual.")]:
         raise ValueError(
             f"the text tower was trained already ({len(changed)} weights); add LoRA before that, or not at all"
         )
     peft = require("peft", why="LoRA on the text tower", extra="lora")
-    _remember(backbone)
+    _store_fingerprint(backbone)
     text = _text_blocks(backbone.clip)
     for block in getattr(text, "resblocks", []):
-        block.attn = _OfLinears(block.attn)
+        block.attn = _LinearAttention(block.attn)
     names = {name.rpartition(".")[2] for name, module in text.named_modules() if isinstance(module, nn.Linear)}
     targets = sorted(names & set(LORA_TARGETS if hasattr(text, "resblocks") else HF_TARGETS))
     if not targets:
-        raise BackboneError(f"{type(text).__name__} has no linear that LoRA knows; train it (mode text)")
+        raise BackboneError(f"{type(text).__name__} has no linear that LoRA can adapt; train it instead (mode text)")
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     before = {id(p) for p in backbone.clip.parameters()}
     peft.inject_adapter_in_model(config, text)
@@ -156,43 +164,45 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
 
 
 def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) -> None:
-    """Put back what of the base model was trained; it is frozen after that. CheckpointError for what has no place."""
+    """Load the trained weights of the base model, then freeze it; raise CheckpointError for names that do not fit."""
     if text_lora:
         add_text_lora(backbone, text_lora)
-    own = dict(backbone.clip.named_parameters())
-    wrong = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
+    parameters = dict(backbone.clip.named_parameters())
+    wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
     if wrong:
         raise CheckpointError(f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all)")
     with torch.no_grad():
         for name, value in state.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
     backbone.trained |= set(state)
     freeze(backbone)
 
 
 def freeze(backbone: Backbone) -> None:
-    """Nothing of the base model trains from here on; what was trained stays as it is, and is known by name."""
-    own = dict(backbone.clip.named_parameters())
-    backbone.trained -= {name for name, value in backbone.unfrozen.items() if _value(own[name]) == value}
+    """Freeze the base model; trained weights keep their values, and `trained` their names."""
+    parameters = dict(backbone.clip.named_parameters())
+    backbone.trained -= {
+        name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
+    }
     backbone.unfrozen, backbone.trainable = {}, frozenset()
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
     backbone.forget_copies()
 
 
-def _value(parameter: Tensor) -> str:
-    """A hash of the numbers: torch's count of writes misses those through `.data`, as some optimisers write."""
+def _hash_of_values(parameter: Tensor) -> str:
+    """Return a hash of the values: torch's version counter misses writes through `.data`, as some optimisers do."""
     return "" if parameter.is_meta else hash_of({"": parameter})
 
 
-def _remember(backbone: Backbone) -> None:
-    """The fingerprint is that of the weights as they came: take it before any of them changes."""
-    if backbone.device.type != "meta":  # shapes have none
+def _store_fingerprint(backbone: Backbone) -> None:
+    """Compute the fingerprint of the loaded weights before any of them changes."""
+    if backbone.device.type != "meta":  # meta tensors have no values
         _ = backbone.fingerprint
 
 
 def _never_run(backbone: Backbone, upto: int | None) -> set[str]:
-    """Names of the visual tower's parameters that no pass touches when it stops behind level `upto`."""
+    """Return the names of the visual tower's parameters that are unused if it stops after level `upto`."""
     visual = backbone.visual
     if upto is None:
         return set()
@@ -203,11 +213,11 @@ def _never_run(backbone: Backbone, upto: int | None) -> set[str]:
 
 
 def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
-    """Names of the parameters of the last `depth` blocks of each tower, and of all that comes after the blocks."""
+    """Return the names of the parameters in the last `depth` blocks of each tower and in the layers after them."""
     visual = backbone.visual
     blocks = vit.vit_blocks(visual)
     if not blocks:
-        raise BackboneError(f"{type(visual).__name__} is no stack of blocks, so it has no last {depth}; choose all")
+        raise BackboneError(f"{type(visual).__name__} has no transformer blocks, so no last {depth}; choose all")
     if depth > len(blocks):
         raise ValueError(f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}")
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | vit.stem_parameters(visual)
@@ -228,16 +238,16 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
 
 
 def _text_blocks(clip: Any) -> nn.Module:
-    """The transformer of the text tower."""
+    """Return the transformer of the text tower."""
     text = getattr(clip, "text", clip)
     return text.transformer
 
 
-class _OfLinears(SelfAttention):
-    """torch's multi-head attention made of linears, which LoRA can stand beside.
+class _LinearAttention(SelfAttention):
+    """torch's multi-head attention built from linears, so that LoRA can adapt it.
 
-    peft's own adapter for it adds its weights to the frozen ones and takes them away again at every pass, so that
-    rounding moves what should stay frozen.
+    peft's adapter for MultiheadAttention adds its weights to the frozen ones and subtracts them again at every pass,
+    and the rounding changes the frozen weights.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -249,12 +259,12 @@ class _OfLinears(SelfAttention):
         self.out.load_state_dict(attention.out_proj.state_dict(), assign=True)
 
     def forward(self, x: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-        """As torch's: (B, L, D) and an additive mask, (L, L) or (B heads, L, L), in, a pair out."""
+        """Attend like torch's module: x (B, L, D), additive mask (L, L) or (B heads, L, L); return (output, None)."""
         pattern = None if attn_mask is None else partial(attend, mask=_as_bool(attn_mask, heads=self.heads))
         return super().forward(x, pattern=pattern), None
 
 
 def _as_bool(mask: Tensor, *, heads: int) -> Tensor:
-    """True where a key may be attended, (1, 1, L, L) or (B, heads, L, L), of torch's additive or boolean masks."""
+    """Convert torch's additive or boolean mask to True for allowed keys, (1, 1, L, L) or (B, heads, L, L)."""
     allowed = ~mask if mask.dtype == torch.bool else mask == 0
     return allowed[None, None] if allowed.ndim == 2 else allowed.unflatten(0, (-1, heads))

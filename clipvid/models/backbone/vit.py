@@ -1,7 +1,7 @@
-"""What differs between open_clip's visual towers: where the class token is, and what their blocks are made of.
+"""Differences between open_clip's visual towers: position of the class token, stem, form of the blocks.
 
-Contract: a visual tower in, facts about it or trainable copies of its blocks out. Reads attributes only, so it
-imports neither open_clip nor timm. Knows nothing of frames, taps or branches.
+Contract: a visual tower in, its properties or trainable copies of its parts out. Reads attributes only, so it
+imports neither open_clip nor timm. Knows nothing about frames, taps or branches.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from clipvid.nn.attention import Block, QuickGELU
 
 
 def prefix_tokens(visual: Any) -> int:
-    """Number of tokens before the patches: class token first, then registers; 0 for towers without any."""
+    """Return the number of tokens before the patches: class token, then registers; 0 for towers without any."""
     if hasattr(visual, "class_embedding"):
-        return 1  # open_clip's own VisionTransformer
+        return 1  # open_clip's VisionTransformer
     return int(getattr(getattr(visual, "trunk", visual), "num_prefix_tokens", 0))
 
 
@@ -35,27 +35,27 @@ def has_class_token(visual: Any) -> bool:
 
 
 def speaks_tokens(visual: Any) -> bool:
-    """True where the tower can give its levels as token sequences (ViTs), False where it gives feature maps."""
+    """Return True if the tower can give its levels as token sequences (ViTs), False if only as feature maps."""
     return hasattr(visual, "class_embedding") or hasattr(getattr(visual, "trunk", visual), "num_prefix_tokens")
 
 
 def vit_blocks(visual: Any) -> list[nn.Module]:
-    """The tower's transformer blocks, first to last; empty for towers that are not plain ViTs."""
+    """Return the tower's transformer blocks, first to last; empty for towers that are not plain ViTs."""
     if hasattr(visual, "class_embedding"):
         return list(visual.transformer.resblocks)
     return list(visual.trunk.blocks) if speaks_tokens(visual) else []
 
 
 def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn.Module]:
-    """Trainable copies of the tower's last `depth` blocks; empty where it has no such blocks.
+    """Return trainable copies of the tower's last `depth` blocks; empty if it has no such blocks.
 
-    Each gives its two residuals apart (`attention_residual`, `mlp_residual`): STAN averages the class token in between.
-    Blocks of the common form become `clipvid.nn.Block` with the same weights and the same function. Blocks with
-    rotary embeddings, attention of another kind or post-norm are kept whole. `class_token`: the copies will see one,
-    also where the tower has none.
+    Each copy computes its two residuals separately (`attention_residual`, `mlp_residual`), because STAN averages the
+    class token between them. Blocks of the common form become `clipvid.nn.Block` with the same weights and output.
+    Blocks with rotary embeddings, other attention or post-norm are copied unchanged (`WholeBlock`). Set `class_token`
+    if the copies will see a class token, even one that the tower lacks. Raises BackboneError for too large a depth.
     """
     blocks = vit_blocks(visual)
-    if not blocks or not all(_is_known(block) for block in blocks[-depth:]):
+    if not blocks or not all(_has_separable_residuals(block) for block in blocks[-depth:]):
         return []
     if depth > len(blocks):
         raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were asked for; lower depth")
@@ -67,7 +67,7 @@ def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn
 
 
 class WholeBlock(nn.Module):
-    """A timm block kept as it is, its two residuals asked for apart."""
+    """An unchanged copy of a timm block that computes its two residuals separately."""
 
     def __init__(self, block: Any, *, rope: Tensor | None, class_token: bool) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class WholeBlock(nn.Module):
         self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
         attention = self.block.attn
         if class_token and getattr(attention, "num_prefix_tokens", None) == 0:
-            attention.num_prefix_tokens = 1  # the branch's class token has no place in the grid to rotate by
+            attention.num_prefix_tokens = 1  # the branch's class token has no grid position to rotate by
         self.register_buffer("rope", None if rope is None else rope.detach().clone(), persistent=False)
 
     def attention_residual(self, x: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class WholeBlock(nn.Module):
 
 
 class Tail(nn.Module):
-    """A trainable copy of the way from the last block's tokens to the embedding: final norm, pooling, projection."""
+    """A trainable copy of the layers after the last block: final norm, pooling, projection."""
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
         trunk = getattr(visual, "trunk", visual)
-        memo: dict[int, Any] = {}  # what stands before the blocks' end is not copied
+        memo: dict[int, Any] = {}  # the stem and the blocks are not copied
         for name in ("transformer", "blocks", *_STEM_MODULES):
             if isinstance(getattr(trunk, name, None), nn.Module):
                 memo[id(getattr(trunk, name))] = nn.Identity()
@@ -113,13 +113,13 @@ class Tail(nn.Module):
 
     @property
     def reads_class_token(self) -> bool:
-        """The embedding is the class token's alone; patches of the last block reach nothing."""
+        """True if the embedding depends on the class token alone, not on the last block's patches."""
         if hasattr(self.visual, "trunk"):
             return self.visual.trunk.global_pool == "token" and getattr(self.visual.trunk, "attn_pool", None) is None
         return self.visual.pool_type == "tok" and self.visual.attn_pool is None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + N, D), not normed, to (B, E)."""
+        """Map tokens (B, prefix + N, D), before the final norm, to embeddings (B, E)."""
         if hasattr(self.visual, "trunk"):
             return self.visual.head(self.visual.trunk.forward_head(self.visual.trunk.norm(tokens)))
         pooled = self.visual._pool(tokens)[0]
@@ -127,16 +127,16 @@ class Tail(nn.Module):
 
 
 def stem_parameters(visual: Any) -> set[int]:
-    """Identities of the parameters that come before the first block."""
+    """Return the ids of the parameters before the first block."""
     trunk = getattr(visual, "trunk", visual)
-    found: set[int] = set()
+    identities: set[int] = set()
     for name in (*_STEM_MODULES, *_STEM_TENSORS):
         part = getattr(trunk, name, None)
         if isinstance(part, nn.Module):
-            found |= {id(p) for p in part.parameters()}
+            identities |= {id(p) for p in part.parameters()}
         elif isinstance(part, nn.Parameter):
-            found.add(id(part))
-    return found
+            identities.add(id(part))
+    return identities
 
 
 _STEM_MODULES = ("conv1", "patch_embed", "ln_pre", "norm_pre", "rope", "pos_drop")
@@ -145,7 +145,7 @@ _STEM_TENSORS = ("class_embedding", "positional_embedding", "cls_token", "pos_em
 
 @dataclass(frozen=True)
 class StemParts:
-    """The weights before the first block: convolution, class token, table of positions (class token first), norm."""
+    """The weights before the first block: convolution, class token, position embeddings (class token first), norm."""
 
     kernel: Tensor
     bias: Tensor | None
@@ -155,7 +155,7 @@ class StemParts:
 
 
 def stem_parts(visual: Any) -> StemParts:
-    """The stem of a plain ViT; BackboneError for one with another way in."""
+    """Return the stem of a plain ViT; raise BackboneError for a stem of another form."""
     if hasattr(visual, "class_embedding"):
         norm = visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None
         return StemParts(
@@ -184,14 +184,14 @@ def stem_parts(visual: Any) -> StemParts:
 
 
 def text_tower_and_blocks(clip: Any) -> tuple[Any, list[Any]]:
-    """The text tower and its blocks, where they are open_clip's own."""
+    """Return the text tower and its blocks; no blocks unless they are open_clip's ResidualAttentionBlock."""
     text = clip if hasattr(clip, "token_embedding") else getattr(clip, "text", None)
     blocks = list(getattr(getattr(text, "transformer", None), "resblocks", []))
     return text, [] if any(type(block).__name__ != "ResidualAttentionBlock" for block in blocks) else blocks
 
 
 def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
-    """Trainable copies of the text tower's first `depth` blocks and its positions; BackboneError where it has none."""
+    """Copy the text tower's first `depth` blocks, trainable, with its positions; raise BackboneError if too few."""
     text, blocks = text_tower_and_blocks(clip)
     if not blocks:
         raise BackboneError(
@@ -208,48 +208,48 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
 
 
 def _thread() -> int:
-    """Identity of this thread; 0 for all of them while torch.compile traces, which cannot follow the call."""
+    """Return this thread's id; 0 for every thread while torch.compile traces, as it cannot trace `get_ident`."""
     return 0 if torch.compiler.is_compiling() else get_ident()
 
 
 @contextmanager
 def watched_stem(visual: Any | None) -> Iterator[list[Tensor]]:
-    """While open, the input of the first block of `visual` is recorded: tokens (B·T, prefix + N, D) after the stem.
+    """Record the input of the first block of `visual` in the block: tokens (B·T, prefix + N, D) after the stem.
 
-    Passes of other threads are left out. Nothing is recorded where `visual` is None.
+    Passes of other threads are not recorded, and nothing is if `visual` is None.
     """
-    seen: list[Tensor] = []
+    stem_tokens: list[Tensor] = []
     thread: int | None = _thread()
     hook = None
 
     def record(_: nn.Module, args: tuple[Any, ...]) -> None:
         if _thread() == thread:
-            seen.append(args[0])
+            stem_tokens.append(args[0])
 
     if visual is not None:
         hook = vit_blocks(visual)[0].register_forward_pre_hook(record)
     try:
-        yield seen
+        yield stem_tokens
     finally:
-        thread = None  # a copy of the tower that another thread made meanwhile keeps the hook
+        thread = None  # silences the hook in copies of the tower made by other threads
         if hook is not None:
             hook.remove()
 
 
 def embeddings(visual: Any) -> tuple[nn.Parameter, nn.Parameter] | None:
-    """Class embedding (D) and position table (1 + N, D) of open_clip's own ViT; None for other towers."""
+    """Return class embedding (D) and position embeddings (1 + N, D) of open_clip's ViT; None for other towers."""
     return (visual.class_embedding, visual.positional_embedding) if hasattr(visual, "class_embedding") else None
 
 
 def head(visual: Any) -> tuple[Any, nn.Parameter] | None:
-    """(ln_post, proj) of towers whose embedding is proj(ln_post(class token)); None for all others."""
+    """Return (ln_post, proj) if the tower's embedding is proj(ln_post(class token)), else None."""
     if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.proj is None:
         return None
     return (visual.ln_post, visual.proj) if visual.pool_type == "tok" else None
 
 
 def meta_copy(module: nn.Module) -> Any:
-    """A copy with every weight on the meta device: shapes and operation counts without memory or time."""
+    """Return a copy with every weight on the meta device, to get shapes and operation counts at no cost."""
     memo: dict[int, object] = {}
     for p in module.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
@@ -277,55 +277,55 @@ def _from_open_clip(block) -> Block:
         eps=block.ln_1.eps,
         layer_scale=scaled,
     ).to(block.attn.in_proj_weight)
-    _take(new.norm1, block.ln_1)
-    _take(new.norm2, block.ln_2)
-    _fill(new.attention.qkv.weight, block.attn.in_proj_weight)
-    _fill(new.attention.qkv.bias, block.attn.in_proj_bias)
-    _take(new.attention.out, block.attn.out_proj)
-    _take(new.mlp[0], block.mlp.c_fc)
-    _take(new.mlp[2], block.mlp.c_proj)
+    _copy_state(new.norm1, block.ln_1)
+    _copy_state(new.norm2, block.ln_2)
+    _copy_tensor(new.attention.qkv.weight, block.attn.in_proj_weight)
+    _copy_tensor(new.attention.qkv.bias, block.attn.in_proj_bias)
+    _copy_state(new.attention.out, block.attn.out_proj)
+    _copy_state(new.mlp[0], block.mlp.c_fc)
+    _copy_state(new.mlp[2], block.mlp.c_proj)
     if scaled:
-        _fill(new.scale1, block.ls_1.gamma)
-        _fill(new.scale2, block.ls_2.gamma)
+        _copy_tensor(new.scale1, block.ls_1.gamma)
+        _copy_tensor(new.scale2, block.ls_2.gamma)
     return new
 
 
 def _from_timm(block) -> Block:
     scaled = not isinstance(block.ls1, nn.Identity)
-    usual = type(block.mlp).__name__ == "Mlp"
+    plain_mlp = type(block.mlp).__name__ == "Mlp"
     new = Block(
         block.attn.qkv.in_features,
         block.attn.num_heads,
-        hidden=block.mlp.fc1.out_features if usual else 1,
-        activation=_activation(block.mlp.act) if usual else nn.Identity,
+        hidden=block.mlp.fc1.out_features if plain_mlp else 1,
+        activation=_activation(block.mlp.act) if plain_mlp else nn.Identity,
         eps=block.norm1.eps,
         layer_scale=scaled,
         bias=block.attn.qkv.bias is not None,
     ).to(block.attn.qkv.weight)
-    _take(new.norm1, block.norm1)
-    _take(new.norm2, block.norm2)
-    _take(new.attention.qkv, block.attn.qkv)
-    _take(new.attention.out, block.attn.proj)
-    if usual:
-        _take(new.mlp[0], block.mlp.fc1)
-        _take(new.mlp[2], block.mlp.fc2)
-    else:  # a gated one is kept as it is
+    _copy_state(new.norm1, block.norm1)
+    _copy_state(new.norm2, block.norm2)
+    _copy_state(new.attention.qkv, block.attn.qkv)
+    _copy_state(new.attention.out, block.attn.proj)
+    if plain_mlp:
+        _copy_state(new.mlp[0], block.mlp.fc1)
+        _copy_state(new.mlp[2], block.mlp.fc2)
+    else:  # gated MLPs are copied unchanged
         new.mlp = copy.deepcopy(block.mlp)
     if scaled:
-        _fill(new.scale1, block.ls1.gamma)
-        _fill(new.scale2, block.ls2.gamma)
+        _copy_tensor(new.scale1, block.ls1.gamma)
+        _copy_tensor(new.scale2, block.ls2.gamma)
     return new
 
 
-def _is_known(block: Any) -> bool:
-    """True for blocks made of two norms, attention and MLP, whose two residuals can be told apart."""
+def _has_separable_residuals(block: Any) -> bool:
+    """Return True for blocks of two norms, attention and MLP, so that each residual can be computed alone."""
     return type(block).__name__ == "ResidualAttentionBlock" or all(
         hasattr(block, name) for name in ("norm1", "attn", "norm2", "mlp")
     )
 
 
 def _plain_attention(attention) -> bool:
-    """True for timm attention that is softmax(qk)v between two linears and nothing else."""
+    """Return True for timm attention that is only softmax(qk)v between two linears."""
     extras = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
     return type(attention).__name__ == "Attention" and all(e is None or isinstance(e, nn.Identity) for e in extras)
 
@@ -347,10 +347,10 @@ def _rotary(visual: Any) -> Tensor | None:
     return rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=trunk.patch_embed.grid_size)
 
 
-def _take(new: nn.Module, old: nn.Module) -> None:
+def _copy_state(new: nn.Module, old: nn.Module) -> None:
     new.load_state_dict(old.state_dict())
 
 
-def _fill(new: Tensor | None, old: Tensor) -> None:
+def _copy_tensor(new: Tensor | None, old: Tensor) -> None:
     assert new is not None
     new.data.copy_(old.data)

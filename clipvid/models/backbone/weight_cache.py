@@ -1,9 +1,9 @@
-"""Values computed from a module's weights, each remembered until a weight or a part of the module changes.
+"""Cache of values computed from a module's weights, valid until a weight or a part of the module changes.
 
-Contract: a module and a function in, its value out, from memory where nothing has changed since. Safe from many
+Contract: a module and a function in, the function's value out, cached while nothing changes. Safe from many
 threads. Writes that torch does not see are not noticed: through `.data`, through NumPy or DLPack views, by other
 processes and by replayed CUDA graphs. Call `forget` after those, or `torch.autograd.graph.increment_version(weight)`.
-Knows nothing of what the values are.
+Knows nothing about the values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 
 class WeightCache:
-    """Values by key, with the weights that each was computed from; empty after being copied or unpickled."""
+    """Values by key, each with a snapshot of its weights; empty after being copied or unpickled."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -38,7 +38,7 @@ class WeightCache:
             return entry[1]
 
     def forget(self) -> None:
-        """Compute every value anew when it is next asked for."""
+        """Drop every value; each is computed again on demand."""
         with self._lock:
             self._values.clear()
 
@@ -47,9 +47,9 @@ class WeightCache:
 
 
 class Snapshot:
-    """The weights of a module at one moment: the tensors, torch's count of writes to each, and the parts without any.
+    """State of a module at one moment: its weights, torch's version counter of each, and its weightless parts.
 
-    Optimizer steps count beside torch's own count, which fused optimizers do not raise.
+    Optimizer steps are tracked separately, because fused optimizers do not raise the version counters.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -63,20 +63,20 @@ class Snapshot:
             _SNAPSHOTS.add(self)
 
     def is_current(self, module: nn.Module) -> bool:
-        """True while every weight is the same tensor, in the same memory, unwritten since."""
+        """Return True if every weight is the same tensor in the same memory, not written since."""
         weights = list(weights_of(module))
         return (
             not self._stepped
             and len(weights) == len(self._weights)
             and all(
-                weight is seen and weight._version == version and weight.data_ptr() == alias.data_ptr()
-                for weight, (seen, alias, version) in zip(weights, self._weights, strict=True)
+                weight is saved and weight._version == version and weight.data_ptr() == alias.data_ptr()
+                for weight, (saved, alias, version) in zip(weights, self._weights, strict=True)
             )
             and parts_of(module) == self._parts
         )
 
     def note_step(self, stepped: set[int]) -> None:
-        """Take note that an optimizer has moved the tensors of these identities."""
+        """Record that an optimizer has changed the tensors with these ids."""
         self._stepped = self._stepped or not self._ids.isdisjoint(stepped)
 
 
@@ -103,21 +103,21 @@ def forget_after_load(module: Any, _: Any) -> None:
 
 
 def weights_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers."""
+    """Return all parameters and buffers of a module."""
     return chain(module.parameters(), module.buffers())
 
 
 def is_tracked(module: nn.Module) -> bool:
-    """True where torch counts writes: not for weights that were created in inference mode."""
+    """Return True if torch counts writes to every weight: it does not for weights created in inference mode."""
     return not any(weight.is_inference() for weight in weights_of(module))
 
 
 def parts_of(module: nn.Module) -> tuple[list[str], list[bool]]:
-    """Everything else that decides a module's result: its parts without weights, and the mode of each part."""
+    """Return the rest of a module's state: its weightless parts and the training mode of each part."""
     return plain_parts(module), [part.training for part in module.modules()]
 
 
 def plain_parts(module: nn.Module) -> list[str]:
-    """The parts of a module that compute without weights, such as activations."""
+    """Return the parts of a module without weights, such as activations, as text."""
     parts = ((part, chain(part._modules.values(), part._parameters.values())) for part in module.modules())
     return [repr(part) for part, members in parts if all(member is None for member in members)]
