@@ -119,7 +119,9 @@ def help_of(*words: str) -> str:
     return said.getvalue()
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = {"architecture.md", "glossary.md"}
+"""Pages of words alone, without an example to run."""
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in PROSE)]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
