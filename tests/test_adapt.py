@@ -346,7 +346,7 @@ def test_modes_and_towers_that_do_not_exist_are_refused(model):
 
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1)
     resnet = CLIP(16, CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64), text)
-    with pytest.raises(BackboneError, match="has no last 1; choose all"):
+    with pytest.raises(BackboneError, match="so no last 1; choose all"):
         attach(resnet, "posterior").set_trainable("last:1")
 
 
