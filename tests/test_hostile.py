@@ -27,7 +27,7 @@ REASONS = {  # what the message must say; everything else in the folder must wor
     "random_bytes.mp4": r"not a video that FFmpeg can open \(Invalid data",
     "truncated_no_moov.mp4": "index .moov box. is missing, the file is incomplete",
     "truncated_faststart.mp4": "cut off: 11 of 32 announced packets",
-    "truncated.mkv": "cut off: 0.52 s of 1.28 s are there",
+    "truncated.mkv": "cut off: 0.52 s of 1.28 s are in the file",
     "audio_only.mp4": r"no video stream \(it has audio\)",
     "subtitles_only.mkv": r"no video stream \(it has subtitle\)",
     "no_frames.mkv": "no frames",
