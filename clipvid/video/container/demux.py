@@ -213,7 +213,7 @@ def _refuse_cut_off(
     pause = max((after - before for before, after in itertools.pairwise(known)), default=0.0)
     near = pause if sniff.missing_bytes(container.name) else max(0.25, 2 * pause, 0.02 * declared)
     if declared - end > near:
-        reason = f"cut off: {end:.2f} s of {declared:.2f} s are there, {len(packets)} video packets"
+        reason = f"cut off: {end:.2f} s of {declared:.2f} s are in the file, {len(packets)} video packets"
         raise VideoError(path, reason, backend=BACKEND)
 
 
