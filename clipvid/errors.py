@@ -1,7 +1,7 @@
-"""Every error that clipvid raises on purpose, beside ValueError for a wrong argument.
+"""Errors that clipvid raises on purpose, in addition to ValueError for a wrong argument.
 
-Contract: the message gives the value, what is allowed and what to do next. All of them survive pickling, so that a
-loader worker can hand one to the main process as a value. Imports nothing of clipvid.
+Contract: the message gives the value, what is allowed and what to do next. All errors can be pickled, so a loader
+worker can return one to the main process as a value. Imports nothing of clipvid.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 class ClipvidError(Exception):
-    """Base of all errors below; the command line prints its message and exits with 1."""
+    """Base of all errors below; the command line prints the message and exits with 1."""
 
 
 class VideoError(ClipvidError):
-    """A video that cannot be read, or not faithfully: names the file, the backend and the cause."""
+    """A video that cannot be read, or not faithfully; names the file, the decoder and the cause."""
 
     def __init__(self, path: str | Path, reason: str, *, backend: str | None = None) -> None:
         self.path, self.reason, self.backend = Path(path), reason, backend
@@ -29,7 +29,7 @@ def _video_error(path: str, reason: str, backend: str | None) -> VideoError:
 
 
 class DataError(ClipvidError):
-    """An annotation file or a data set that does not say what its format promises; names file and line."""
+    """An annotation file or data set that violates its format; names file and line."""
 
 
 class BackboneError(ClipvidError):
@@ -37,20 +37,20 @@ class BackboneError(ClipvidError):
 
 
 class CheckpointError(ClipvidError):
-    """A saved model, checkpoint or index that does not fit what it is loaded into."""
+    """A saved model, checkpoint or index that is incompatible with the object it is loaded into."""
 
 
 class CacheError(ClipvidError):
-    """A tap cache that cannot be written, or whose files are not what was written; names folder or file."""
+    """A tap cache that cannot be written, or whose files have changed since; names folder or file."""
 
 
 class WorkerError(ClipvidError):
-    """A worker process that did not start, or ended before its work; says which, and what to do."""
+    """A worker process that did not start or ended early; names the cause and the next step."""
 
 
 class ClipvidWarning(UserWarning):
-    """What a user would want to know before it costs time; the command line prints it as a note."""
+    """A warning about something likely to cost the user time; the command line prints it as a note."""
 
 
 class MissingExtraError(ClipvidError, ImportError):
-    """An optional dependency is not installed; the message has the command that installs it."""
+    """An optional dependency that is not installed; the message has the command that installs it."""

@@ -345,7 +345,7 @@ def test_help_explains_every_setting(capsys):
         for field in fields(settings):
             assert f"{field.name} {'CONFIG' if is_dataclass(field.default_factory) else ''}".strip() in said
     assert "Peak learning rate of the branch" in said
-    assert "Longest caption in tokens, its end token kept when it is cut" in said
+    assert "Maximum caption length in tokens; a longer one is cut but keeps its end token." in said
     assert "Boxes in the middle frame of each clip" in said
 
 

@@ -1,4 +1,4 @@
-"""Checks of settings: fields of an options object against what is allowed. Imports nothing of clipvid."""
+"""Checks of settings: compare fields of an options object with their allowed values. Imports nothing of clipvid."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def choices(settings: Any, allowed: Mapping[str, Sequence[str]]) -> None:
-    """ValueError for a field that is none of its names."""
+    """Raise ValueError for a field whose value is not one of its allowed names."""
     for field, names in allowed.items():
         if (value := getattr(settings, field)) not in names:
             raise ValueError(f"unknown {field} {value!r}; choose one of {', '.join(names)}")
 
 
 def least(settings: Any, **bounds: int) -> None:
-    """ValueError for a field that is no whole number, or is below its bound."""
+    """Raise ValueError for a field that is not an integer or is below its bound."""
     for field, bound in bounds.items():
         value = getattr(settings, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
@@ -22,7 +22,7 @@ def least(settings: Any, **bounds: int) -> None:
 
 
 def probability(settings: Any, *fields: str, certain: bool = True) -> None:
-    """ValueError for a field outside [0, 1]; without `certain` 1 is outside too."""
+    """Raise ValueError for a field outside [0, 1], or outside [0, 1) without `certain`."""
     for field in fields:
         value = getattr(settings, field)
         if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 1 and not certain):
@@ -30,7 +30,7 @@ def probability(settings: Any, *fields: str, certain: bool = True) -> None:
 
 
 def shares(settings: Any, field: str) -> None:
-    """ValueError for a field that is no smallest and largest share of something."""
+    """Raise ValueError for a field that is not a pair (smallest, largest) of fractions in (0, 1]."""
     value = getattr(settings, field)
     pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
     if not pair or not 0 < value[0] <= value[1] <= 1:

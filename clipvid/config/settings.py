@@ -1,6 +1,7 @@
-"""Settings as dataclasses: how clips are read, how a branch is trained. The command line derives its options from them.
+"""Settings as dataclasses: how clips are read and how a branch is trained. The command line derives its options from
+them: a field's docstring is its help.
 
-Contract: plain data that checks itself; importing this file loads nothing heavy. Knows nothing of what the settings do.
+Contract: plain data that checks itself; importing this file loads nothing heavy. Does not know how settings are used.
 """
 
 from __future__ import annotations
@@ -22,59 +23,60 @@ PROMPT_SETS = {
     "photo": ("a photo of a {}.",),
     "person": ("a video of a person {}.",),
 }
-"""Prompts by name: clipvid's own, the class name alone (X-CLIP), CLIP's and ViFi-CLIP's, and Text4Vis's."""
+"""Named prompt sets: clipvid's own, the class name alone (X-CLIP), that of CLIP and ViFi-CLIP, and that of Text4Vis."""
 
 CHECKPOINT = "checkpoint.pt"
-"""In the folder of a training run: what it goes on from."""
+"""File name of the checkpoint in the folder of a training run, from which the run resumes."""
 INDEX = "index.json"
-"""In the folder of a search index: what it holds."""
+"""File name of the description in the folder of a search index."""
 _FREE = {"decides_result": False}
-"""Metadata of a setting that changes no step of training and no score: a run is resumed with any value of it."""
+"""Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
-"""Tasks, and the figure that picks the best epoch of each: the higher the better, so a loss counts with a minus."""
+"""Metric that selects the best epoch, by task; higher is better, so a loss is negated."""
 AVERAGES = ("logits", "probabilities")
-"""What recognition may average over the views of a clip."""
+"""Quantities that recognition can average over the views of a clip."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How clips are read for the tower: everything that decides pixels, and how many workers decode."""
+    """Settings for reading clips: everything that determines the pixels, and how many workers decode."""
 
     frames: int = 12
-    """T: frames a clip."""
+    """Frames per clip (T)."""
     sampler: str = "uniform"
-    """Which frames: uniform (middle of T equal segments, as STAN), linspace (as CLIP4Clip; pads and masks short
-    videos), dense."""
+    """Frame sampling: uniform (middle of T equal segments, as STAN), linspace (as CLIP4Clip; pads and masks short
+    videos) or dense."""
     temporal_views: int = 1
-    """Clips of a video that evaluation averages over, spread evenly; not with linspace. Training draws one clip."""
+    """Evenly spaced clips per video that evaluation averages over; not with linspace. Training samples one."""
     spatial_views: int = 1
-    """Crops of each clip that evaluation averages over: 1, the base model's own, or 3, from both ends and the middle
-    of the long side (as TimeSformer)."""
+    """Crops per clip that evaluation averages over: 1 (the base model's own crop) or 3 (both ends and the middle of the
+    long side, as TimeSformer)."""
     average: str = "logits"
-    """Of several views in recognition: logits (as ViViT and TimeSformer's release) or probabilities, after the softmax
-    (as STAN and TimeSformer's paper). Retrieval averages normalised embeddings."""
+    """Quantity averaged over views in recognition: logits (as ViViT and TimeSformer's release) or probabilities,
+    after the softmax (as STAN and TimeSformer's paper). Retrieval averages normalised embeddings."""
     tokens: int | None = None
-    """Longest caption in tokens, its end token kept when it is cut; None for all that the text tower takes."""
+    """Maximum caption length in tokens; a longer one is cut but keeps its end token. None: the text tower's maximum."""
     backend: str = "pyav"
     """Decoder: pyav, decord or torchcodec."""
     time_limit: float = field(default=600.0, metadata=_FREE)
-    """Seconds that a video may take to decode; one that takes longer is unreadable. 0 for no limit."""
+    """Seconds that decoding one video may take; a slower video counts as unreadable. 0 for no limit."""
     unreadable: str = field(default="raise", metadata=_FREE)
-    """raise: stop at a video that cannot be read. skip: leave it out and report it."""
+    """Behavior at a video that cannot be read: raise stops; skip leaves the video out and reports it."""
     batch_size: int = 16
-    """Clips a pass of the tower; every view counts as one."""
+    """Clips per forward pass of the tower; each view counts as a clip."""
     workers: int = field(default=0, metadata=_FREE)
-    """Processes that decode; 0 decodes in threads of this one, beside the tower."""
+    """Decoder processes; 0 decodes in threads of this process while the tower runs."""
     precision: str = "auto"
-    """auto, bf16-mixed, 16-mixed or 32-true; auto is bf16 where the hardware has it."""
+    """Floating-point precision: auto, bf16-mixed, 16-mixed or 32-true. auto is bf16-mixed if the hardware computes in
+    bf16, else 16-mixed on CUDA and 32-true elsewhere."""
 
     def __post_init__(self) -> None:
         checks.least(self, frames=1, batch_size=1, workers=0)
         if not 0 <= self.time_limit < math.inf:
             raise ValueError(f"time_limit is in seconds, 0 for none, got {self.time_limit}")
         if self.tokens is not None:
-            checks.least(self, tokens=3)  # a word between start and end
+            checks.least(self, tokens=3)  # the start token, one word and the end token
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):
             raise ValueError(
                 f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
@@ -89,41 +91,45 @@ class DataConfig:
 
     @property
     def views(self) -> int:
-        """V: clips of a video that evaluation averages over."""
+        """Clips per video that evaluation averages over (V)."""
         return self.temporal_views * self.spatial_views
 
 
 @dataclass(frozen=True)
 class SelfSupervision:
-    """Everything that decides ConST-CL, the objective that needs neither captions nor labels (Yuan et al. 2022)."""
+    """Settings of ConST-CL, the objective that needs neither captions nor labels (Yuan et al. 2022)."""
 
     global_weight: float = 1.0
-    """Of the loss between whole clips."""
+    """Weight of the loss between clips."""
     local_weight: float = 0.001
-    """Of the loss between regions: 0.001 as released; 1 is the plain sum, as descriptions of the paper have it."""
+    """Weight of the loss between regions: 0.001 as released; 1 gives the plain sum, as descriptions of the paper have
+    it."""
     temperature_global: float = 0.1
+    """Temperature of the loss between clips."""
     temperature_local: float = 0.2
+    """Temperature of the loss between regions."""
     regions: int = 8
     """Boxes in the middle frame of each clip."""
     generator: Literal["random", "lowlevel"] = "random"
-    """Where boxes come from: chance, which is enough, or segments of like colour in each clip (SLIC; some 24 ms a clip
-    on a core of a CPU). Boxes of one's own: `clipvid.training.selfsup.objective.SelfSupervised.parts`."""
+    """Source of the boxes: random, which is enough, or lowlevel, segments of similar colour in each clip (SLIC; about
+    24 ms per clip on one CPU core). Custom boxes: `clipvid.training.selfsup.objective.SelfSupervised.parts`."""
     context: int = 5
-    """Frames of the other clip, odd, in which a region is looked for; all of them in a clip that has fewer."""
+    """Frames of the other clip in which a region is searched for, an odd number; all frames if the clip has fewer."""
     split: int = 1
-    """Last layers of the branch that each loss has to itself (the Y split); 0 shares them all."""
+    """Last layers of the branch that each loss has to itself (the Y split); 0 shares all layers."""
     target: Literal["grad", "stopgrad"] = "grad"
-    """grad: both sides of a pair of regions learn (released). stopgrad: only the one that is predicted."""
+    """Gradient through a pair of regions: grad trains both sides (released), stopgrad only the predicted one."""
     norm: Literal["layer", "batch"] = "layer"
-    """Of the projection head: layer does with any batch, batch (released) wants a large one."""
+    """Normalisation in the projection head: layer works with any batch size, batch (released) needs a large one."""
     hidden: int = 2048
-    """Width of the projection head."""
+    """Hidden width of the projection head."""
     out: int = 128
-    """Width of what it puts out."""
+    """Output width of the projection head."""
     stride: int = 2
-    """Frames of the video from one of a clip to the next; the reading's sampler does not apply."""
+    """Step between consecutive frames of a clip, in video frames; the sampler of data_config does not apply."""
     flip: float = 0.5
-    """Probability of mirroring each of the two clips, as released. 0 where left and right mean something."""
+    """Probability of mirroring each of the two clips, as released. Use 0 for data where left and right differ in
+    meaning."""
 
     def __post_init__(self) -> None:
         checks.choices(self, _SELFSUP_CHOICES)
@@ -146,93 +152,97 @@ _SELFSUP_CHOICES = {"generator": ("random", "lowlevel"), "target": ("grad", "sto
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run; saved with the model it made."""
+    """Settings of a training run; saved with the trained model."""
 
     task: Literal["retrieval", "recognition", "selfsup"] = "retrieval"
-    """retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's classes.
-    selfsup: ConST-CL between two clips of each video, which needs neither captions nor labels."""
+    """Training task. retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's
+    classes. selfsup: ConST-CL between two clips of each video, without captions or labels."""
     epochs: int = 10
-    """Passes over the training data. A run resumed with another number plans the rest of its learning rates anew."""
+    """Passes over the training data. Resuming with another number reschedules the remaining learning rates."""
     batch_size: int = 32
-    """Clips a step; the contrastive loss takes its negatives from the batch, so larger is better there."""
+    """Clips per step; the contrastive loss takes its negatives from the batch, so larger is better there."""
     chunk: int = 0
-    """Clips a pass of the branch, and captions a pass of a text tower that trains: the gradient is that of the whole
-    batch, memory that of a chunk, each clip passes twice (Gao et al. 2021). 0: the batch in one pass. Retrieval
-    only."""
+    """Gradient caching (Gao et al. 2021): clips per pass of the branch, and captions per pass of a trained text tower.
+    The gradient is that of the full batch, the memory that of one chunk; each clip is computed twice. 0: the batch in
+    one pass. Retrieval only."""
     activation_checkpointing: bool = field(default=False, metadata=_FREE)
-    """Keep nothing of the branch's layers for the backward pass, and run them again there: less memory, more time."""
+    """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
+    time."""
     compile: bool = False
-    """Let torch.compile fuse the branch: shorter steps, after a minute or more of compiling on two cores for each size
-    of batch and for validation; needs a C++ compiler. A run that was resumed equals one that was not within rounding.
-    Not with chunk or recompute, whose second pass would draw other chances."""
+    """Compile the branch with torch.compile: shorter steps, after a minute or more of compiling on two cores for each
+    batch size and for validation; needs a C++ compiler. A resumed run equals an uninterrupted one within rounding. Not
+    with chunk or activation_checkpointing, whose second pass would draw different random numbers."""
     accumulate_grad_batches: int = 1
-    """Steps whose gradients are added up before the weights move."""
+    """Batches whose gradients are summed before each optimizer step."""
     lr: float = 3e-4
     """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
     pretrained_lr_scale: float = 0.1
-    """Learning rate, relative to `lr`, of the intra-frame blocks: copies of CLIP's, which a high rate would unlearn."""
+    """Learning rate of the intra-frame blocks, relative to `lr`. They start as copies of CLIP's blocks and would forget
+    them at a high rate."""
     train_clip: str = "none"
-    """The part of the base model that trains beside the branch: none; text (the text tower); last:N (the last N blocks
-    of both towers); all (the STAN paper's own mode). Recognition never trains the text tower."""
+    """Part of the base model that is trained with the branch: none; text (the text tower); last:N (the last N blocks of
+    both towers); all (as in the STAN paper). Recognition never trains the text tower."""
     clip_lr: float = 2e-6
-    """Peak learning rate of the base model's weights that train (the STAN paper's; a tenth of its branch's)."""
+    """Peak learning rate of the trained weights of the base model (the STAN paper's; a tenth of its branch's)."""
     text_lora: int = 0
     """Rank of LoRA adapters on the text tower, trained at `lr`; 0 for none. Needs the extra lora."""
     head_lr: float = 1e-3
-    """Peak learning rate of a linear classifier, which starts from nothing."""
+    """Peak learning rate of a linear classifier, which has no pretrained weights."""
     weight_decay: float = 0.05
-    """AdamW decay of matrices; norms, biases and position tables have none."""
+    """AdamW weight decay of matrices; norms, biases and position embeddings have none."""
     warmup: float = 0.1
-    """Fraction of all steps over which the learning rate rises linearly; cosine from there to zero."""
+    """Fraction of all steps over which the learning rate rises linearly; it then follows a cosine to zero."""
     clip_norm: float = 5.0
-    """Largest norm of the gradient; 0 switches clipping off."""
+    """Maximum gradient norm; 0 disables clipping."""
     temperature: float | None = None
-    """Temperature of the contrastive loss; None takes the base model's own."""
+    """Temperature of the contrastive loss; None uses the base model's."""
     learn_temperature: bool = False
-    """Train the temperature too, from that start."""
+    """Train the temperature too, starting from its initial value."""
     label_smoothing: float = 0.0
-    """s in (1 - s) y + s / C."""
+    """Label smoothing s: targets are (1 - s) y + s / C."""
     classifier: Literal["linear", "text"] = "linear"
-    """linear: a trained linear layer. text: cosine to the embeddings of the class names, which stay fixed."""
+    """Classifier of recognition. linear: a trained linear layer. text: cosine similarity to fixed embeddings of the
+    class names."""
     templates: tuple[str, ...] = VIDEO_TEMPLATES
     """Prompts of the text classifier."""
     captions_per_video: int = 1
-    """Captions drawn for a clip at each visit; 0 takes all of them."""
+    """Captions sampled per clip and epoch; 0 uses all of them."""
     keep_together: int = 1
-    """Clips that stand side by side in the data and share a batch: 2 makes each pair the other's hard negative."""
+    """Consecutive clips of the data that share a batch; with 2, the clips of each pair are hard negatives of each
+    other."""
     cache_taps: bool = False
-    """Encode every clip once and train from taps in memory; frames are then the same at every visit,
-    or those of cache_views."""
+    """Encode every clip once and train from taps in memory; the frames of a clip are then the same in every epoch, or
+    those of cache_views."""
     cache_views: int = 0
-    """Views of each training clip that taps are kept of, in memory or in --cache: drawn with random frames and the
-    augmentations below, and read in turn, one an epoch. 0: one fixed view."""
+    """Augmented views per training clip whose taps are cached, in memory or in --cache: sampled with random frames and
+    the augmentations below, and used in turn, one per epoch. 0: one fixed view."""
     crop_scale: tuple[float, float] | None = None
-    """Random resized crop: smallest and largest share of the frame; one crop a clip. With cached taps: only of
+    """Random resized crop, one per clip: smallest and largest fraction of the frame. With cached taps: only for
     cache_views."""
     flip: float = 0.0
-    """Probability of mirroring a clip. Harmful where left and right mean something. With cached taps: only
-    of cache_views."""
+    """Probability of mirroring a clip. Harmful for data where left and right differ in meaning. With cached taps: only
+    for cache_views."""
     rand_augment: int = 0
-    """Operations of RandAugment, alike for all frames of a clip (ViViT: 2); 0 none. With cached taps: only of
+    """RandAugment operations, the same for all frames of a clip (ViViT: 2); 0 for none. With cached taps: only for
     cache_views."""
     rand_magnitude: int = 10
-    """How strong those are, 0 to 30."""
+    """Magnitude of the RandAugment operations, 0 to 30."""
     mixup: float = 0.0
-    """Beta(mixup, mixup) gives the share of one clip and its label in a blend of two (Zhang et al. 2018; ViViT takes
-    0.1 for Epic Kitchens, 0.3 for Something-Something); 0 never blends. Not with cache_taps."""
+    """Mixup: two clips and their labels are blended with a weight from Beta(mixup, mixup) (Zhang et al. 2018; ViViT
+    takes 0.1 for Epic Kitchens, 0.3 for Something-Something); 0 for none. Not with cache_taps."""
     selfsup: SelfSupervision = field(default_factory=SelfSupervision)
-    """Of task selfsup: weights, temperatures, regions, Y split."""
+    """Settings of task selfsup: weights, temperatures, regions, Y split."""
     data_config: DataConfig = field(default_factory=DataConfig)
-    """How clips are read: frames, sampler, decoder, workers, precision."""
+    """Settings for reading clips: frames, sampler, decoder, workers, precision."""
     seed: int = 0
-    """Of everything random in training. The branch's first weights are drawn where the model is made: on the command
-    line by this seed too, in Python by torch.manual_seed before create_model."""
+    """Seed of everything random in training. The branch's weights are initialised when the model is created: on the
+    command line with this seed too, in Python with torch.manual_seed before create_model."""
     validate_every: int = 1
-    """Epochs between two validations."""
+    """Epochs between validations."""
     patience: int | None = field(default=None, metadata=_FREE)
-    """Validations without a better score before training stops; None never stops early."""
+    """Validations without a better score after which training stops; None never stops early."""
     checkpoint_every: int = field(default=200, metadata=_FREE)
-    """Steps between two checkpoints, beside the one at each epoch's end."""
+    """Steps between checkpoints, in addition to the one at the end of each epoch."""
 
     def __post_init__(self) -> None:
         checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
@@ -313,7 +323,7 @@ class TrainConfig:
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")
 
     def _check_rates(self) -> None:
-        """Refuse rates and sizes that would train backwards, or nothing."""
+        """Raise ValueError for rates and sizes outside their allowed range."""
         for name in (
             "lr",
             "pretrained_lr_scale",
@@ -333,22 +343,22 @@ class TrainConfig:
         checks.probability(self, "flip")
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON would give them back."""
+        """Return the settings as a dictionary of JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     def augmentations(self) -> list[str]:
-        """Names of the settings that change pixels at random."""
+        """Return the names of the enabled settings that change pixels at random."""
         return [name for name in ("crop_scale", "flip", "rand_augment", "mixup") if getattr(self, name)]
 
     def _check_unused(self) -> None:
-        """Refuse what is switched on and would change nothing, because another task alone looks at it."""
-        own = {"recognition": ("mixup", "label_smoothing"), "retrieval": ("temperature", "learn_temperature")}
+        """Raise ValueError for settings that are switched on but have no effect with this task or classifier."""
+        task_settings = {"recognition": ("mixup", "label_smoothing"), "retrieval": ("temperature", "learn_temperature")}
         if self.classifier == "text" and self.task != "recognition":
             raise ValueError(f"classifier 'text' is for task 'recognition', this one is {self.task!r}; leave it out")
-        for task, names in own.items():
-            asked = [name for name in names if getattr(self, name)] if self.task != task else []
-            if asked:
-                raise ValueError(f"{', '.join(asked)} is for task {task!r}, this one is {self.task!r}; leave it out")
+        for task, names in task_settings.items():
+            unused = [name for name in names if getattr(self, name)] if self.task != task else []
+            if unused:
+                raise ValueError(f"{', '.join(unused)} is for task {task!r}, this one is {self.task!r}; leave it out")
         if self.selfsup != SelfSupervision() and self.task != "selfsup":
             raise ValueError(f"selfsup's settings are for task 'selfsup', this one is {self.task!r}; leave them out")
         if self.clip_lr != TrainConfig.clip_lr and self.train_clip == "none":
