@@ -1,4 +1,4 @@
-"""DataConfig videos: which frame comes, upright and exact, on files of known content and on real ones of every
+"""Reading videos: which frame comes, upright and exact, on files of known content and on real ones of every
 format."""
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_refusals_stay_refusals(tmp_path, memory, openings, write_video, monkeyp
     if "finds" in reason:
         listing = judged.listing_of
         monkeypatch.setattr(judged, "listing_of", lambda path: listed_with_more(listing(path)))
-        reason = "finds 12 frames where there are 13"
+        reason = "finds 12 frames, PyAV finds 13"
     said = []
     for _ in range(2):
         with pytest.raises(VideoError, match=f"decord {reason}.*use backend='pyav'") as caught:

@@ -1,1 +1,1 @@
-"""Files to uint8 frames: containers, decoders, sampling, transforms."""
+"""Video files read as uint8 frames: containers, decoders, sampling, transforms."""

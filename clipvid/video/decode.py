@@ -1,4 +1,4 @@
-"""DataConfig videos: facts, chosen frames, clips. One door for three decoders, and for pictures.
+"""Reading videos: facts, chosen frames, clips. One door for three decoders, and for pictures.
 
 Contract: path in, uint8 RGB (T, 3, H, W) out, upright, in presentation order, exactly the frames asked for. A picture
 is a video of one frame, a folder of numbered pictures one of as many; a picture under a video's name is none of both.

@@ -1,1 +1,1 @@
-"""Decoders, one a file, behind the same call."""
+"""Video decoders, one per module, with a common interface."""

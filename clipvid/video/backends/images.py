@@ -1,9 +1,9 @@
-"""Pictures as videos: one picture is a video of one frame, a folder of pictures one of as many. The owner of Pillow.
+"""Pictures read as videos: a picture is a video of one frame, a folder has one frame per picture. Wraps Pillow.
 
-Contract: as the decoders in _frames.py, and the same whatever backend was asked for. A folder's pictures come in the
-order of the numbers in their names; a number that is missing is an error, since every frame after it would be another.
-Nothing says how fast such a video ran, so its times are unknown and a part in seconds cannot be taken. Transparency is
-dropped, as in videos.
+Contract: the same functions as the video decoders, used whichever backend is selected. Pictures of a folder are
+ordered by the numbers in their names; a missing number is an error, because it would shift the index of every later
+frame. The frame rate is unknown, so there are no times and no part in seconds can be selected. Transparency is dropped,
+as in videos.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 BACKEND = "pillow"
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Suffixes, in lower case, of files that are read as pictures."""
+"""Lower-case suffixes of the files that are read as pictures."""
 
 
 def are(path: str | Path) -> bool:
-    """Whether a path is for this file to read: a picture by its name, or a folder."""
-    return Path(path).suffix.lower() in SUFFIXES or os.path.isdir(path)  # which says no to impossible names
+    """Return True for the name of a picture file and for a folder: paths that this module reads."""
+    return Path(path).suffix.lower() in SUFFIXES or os.path.isdir(path)  # isdir returns False for invalid names.
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """How many pictures there are and the size of the first; every one is decoded."""
+    """Return the number of pictures, and the size and format of the first; every picture is decoded."""
     files = listed(path)
     sizes, kinds = zip(*(_decoded(file)[1:] for file in files), strict=True)
     return VideoInfo(
@@ -55,24 +55,24 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
-    """The chosen pictures, upright; only these are opened."""
+    """Return the selected pictures, upright, as uint8 (T, 3, H, W); only these are opened."""
     if choice.by_time:
         raise VideoError(
-            path, "pictures have no times; leave out start and end, or make a video of them", backend=BACKEND
+            path, "pictures have no times; leave out start and end, or encode them as a video", backend=BACKEND
         )
     clock, files = Clock(path, choice.time_limit, backend=BACKEND), listed(path)
-    wanted = choice.of((0.0,) * len(files))
-    in_range(wanted, path=path, frames=len(files), backend=BACKEND)
+    indices = choice.of((0.0,) * len(files))
+    in_range(indices, path=path, frames=len(files), backend=BACKEND)
     pictures = {}
-    for index in sorted(set(wanted)):
+    for index in sorted(set(indices)):
         clock.check()
         picture = _decoded(files[index]).pixels
         pictures[index] = picture if fit is None else fit(picture)
-    return stacked(pictures, wanted, path=path, backend=BACKEND)
+    return stacked(pictures, indices, path=path, backend=BACKEND)
 
 
 def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
-    """The pictures that `keep` keeps, one after another; it gets None for a time, which pictures have not."""
+    """Yield the pictures selected by `keep`, one at a time; it is called with the time None."""
     for index, file in enumerate(listed(path)):
         if keep(index, None):
             picture = _decoded(file).pixels
@@ -80,12 +80,12 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures that lie directly in `folder`, sorted by name, without the hidden ones."""
+    """Return the pictures directly in `folder`, sorted by name, without hidden files."""
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
 def listed(path: str | Path) -> list[Path]:
-    """The picture itself, or the pictures of a folder in the order of their numbers."""
+    """Return the picture itself, or the pictures of a folder in the ordered of their numbers."""
     if not Path(path).is_dir():
         return [Path(sniff.checked(path, backend=BACKEND))]
     files = pictures_in(Path(path))
@@ -94,21 +94,23 @@ def listed(path: str | Path) -> list[Path]:
     if len(files) == 1:
         return files
     numbered = {file: re.findall(r"\d+", file.stem)[-1:] for file in files}
-    if bare := sorted(file.name for file, number in numbered.items() if not number):
-        raise VideoError(path, f"pictures of a video need numbers in their names, {bare[0]} has none", backend=BACKEND)
-    order = sorted(files, key=lambda file: int(numbered[file][0]))
-    _check_numbers(path, order, [int(numbered[file][0]) for file in order])
-    return order
+    if unnumbered := sorted(file.name for file, number in numbered.items() if not number):
+        raise VideoError(
+            path, f"pictures of a video need numbers in their names, {unnumbered[0]} has none", backend=BACKEND
+        )
+    ordered = sorted(files, key=lambda file: int(numbered[file][0]))
+    _check_numbers(path, ordered, [int(numbered[file][0]) for file in ordered])
+    return ordered
 
 
 def _check_numbers(path: str | Path, files: Sequence[Path], numbers: Sequence[int]) -> None:
-    """VideoError where a number comes twice or the steps between numbers differ."""
+    """Raise VideoError if a number occurs twice or the steps between the numbers differ."""
     step = min((after - before for before, after in pairwise(numbers) if after > before), default=1)
     for (first, second), (before, after) in zip(pairwise(files), pairwise(numbers), strict=True):
         if after == before:
-            raise VideoError(path, f"{first.name} and {second.name} have one number", backend=BACKEND)
+            raise VideoError(path, f"{first.name} and {second.name} have the same number", backend=BACKEND)
         if after - before != step:
-            reason = f"between {first.name} and {second.name} pictures are missing (elsewhere numbers rise by {step})"
+            reason = f"pictures are missing between {first.name} and {second.name} (other numbers rise by {step})"
             raise VideoError(path, reason, backend=BACKEND)
 
 
@@ -120,7 +122,7 @@ class _Decoded(NamedTuple):
 
 
 def _decoded(file: Path) -> _Decoded:
-    """The upright picture in 8 bits, left channels-last in memory."""
+    """Decode a picture to upright 8-bit RGB, channels-last in memory."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -131,12 +133,16 @@ def _decoded(file: Path) -> _Decoded:
             opened = True
             check_pixels(*picture.size, path=file, backend=BACKEND)
             if (count := getattr(picture, "n_frames", 1)) > 1:
-                raise VideoError(file, f"{count} pictures in one file; make a video or a folder of it", backend=BACKEND)
+                raise VideoError(
+                    file,
+                    f"{count} pictures in one file; convert it to a video or a folder of pictures",
+                    backend=BACKEND,
+                )
             kind = (picture.format or "").lower()
             pixels = _in_8_bits(file, PIL.ImageOps.exif_transpose(picture), kind)
     except VideoError:
         raise
-    except Exception as error:  # of damaged files Pillow raises nearly every kind
+    except Exception as error:  # Pillow raises nearly any exception for damaged files.
         reason = f"damaged or cut off: {error}" if opened else sniff.why_not_a_video(str(file))
         raise VideoError(file, reason or f"not a picture that Pillow can open ({error})", backend=BACKEND) from error
     rgb = torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W)
@@ -144,7 +150,7 @@ def _decoded(file: Path) -> _Decoded:
 
 
 def _in_8_bits(file: Path, picture: Image, kind: str) -> np.ndarray:
-    """RGB (H, W, 3). Pillow would clip deeper values at 255 instead of scaling them."""
+    """Return 8-bit RGB (H, W, 3); deeper values are scaled, while Pillow would clip them at 255."""
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and kind == "png")
     if picture.mode in ("I", "F") and not deep:
         raise VideoError(file, f"its values are {picture.mode}, numbers of unknown range", backend=BACKEND)

@@ -1,8 +1,8 @@
-"""DataConfig with a decoder that PyAV judges: the file is refused where its frames would differ from PyAV's.
+"""Checked decoders: files are read by another decoder, and refused if its frames would differ from PyAV's.
 
-Contract: as _pyav. The first read of a file costs a probe beside it: its packets are listed, and its first frame is
-decoded with PyAV too. The verdict is remembered (_verdicts.py), so later reads of the same file go straight to the
-decoder. Knows no decoder but PyAV.
+Contract: the same as pyav.py. The first read of a file is slower: its packets are listed, and its first frame is
+decoded with PyAV as well. The verdict is remembered (verdicts.py), so later reads of the same file call the decoder
+directly. Knows nothing of any decoder but PyAV.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from clipvid.video.container.demux import listing as listing_of
 
 
 class Judged:
-    """The `probe` and `read` of a decoder.
+    """Provide `probe` and `read` of a decoder whose output is checked against PyAV.
 
     Args:
         backend: name of the decoder.
-        objection: names the kind of file that the decoder gets wrong, if a listing is of one.
-        opens: opens a path at the given video stream; the reader has the number of frames as its length.
-        picture: gives one frame of a reader, upright.
+        objection: function that names the kind of file the decoder reads wrongly, or returns None for a listing
+            of a file that it reads correctly.
+        opens: function that opens a path at the given video stream; the length of the reader is its frame count.
+        picture: function that returns one frame of a reader, upright.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Judged:
         self.backend, self._objection, self._opens, self._picture = backend, objection, opens, picture
 
     def probe(self, path: str | Path) -> VideoInfo:
-        """Return PyAV's facts, where the decoder agrees with them."""
+        """Return the metadata measured by PyAV; raise VideoError if the decoder disagrees with it."""
         info = pyav.probe(path)
         _, reader = self._accepted(path)
         if len(reader) != info.frames:
@@ -51,30 +52,33 @@ class Judged:
         return info
 
     def read(self, path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
-        """Return the chosen frames, upright."""
+        """Return the selected frames, upright, as uint8 (T, 3, H, W)."""
         clock = Clock(path, choice.time_limit, backend=self.backend)
         verdict, reader = self._accepted(path)
-        wanted = choice.of(verdict.times)
-        in_range(wanted, path=path, frames=verdict.frames, backend=self.backend)
+        indices = choice.of(verdict.times)
+        in_range(indices, path=path, frames=verdict.frames, backend=self.backend)
         pictures = {}
-        for index in sorted(set(wanted)):
+        for index in sorted(set(indices)):
             clock.check()
             picture = self._picture(path, reader, index)
             pictures[index] = picture if fit is None else fit(picture)
-        return stacked(pictures, wanted, path=path, backend=self.backend)
+        return stacked(pictures, indices, path=path, backend=self.backend)
 
     def _accepted(self, path: str | Path) -> tuple[Verdict, Any]:
-        """Return the verdict on a file that the decoder reads faithfully, and the open file; else VideoError."""
+        """Return the verdict on a file and its reader; raise VideoError if the decoder reads the file wrongly."""
         file = identity(path)
         verdict = None if file is None else memory().get(file, self.backend)
         if verdict is not None:
             self._refuse(path, verdict)
             reader = self._opens(path, verdict.stream)
-            if len(reader) == verdict.frames and identity(path) == file:  # else it changed before it was opened
+            if (
+                len(reader) == verdict.frames and identity(path) == file
+            ):  # Otherwise the file changed before it was opened.
                 return verdict, reader
         return self._probed(path)
 
     def _probed(self, path: str | Path) -> tuple[Verdict, Any]:
+        """Compare the decoder with PyAV, remember the verdict, and return it with the reader."""
         file = identity(path)
         listing, reader = listing_of(path), None
         if objection := self._objection(listing):
@@ -93,7 +97,7 @@ class Judged:
             raise VideoError(path, verdict.objection, backend=self.backend)
 
     def _difference(self, path: str | Path, reader: Any, listing: Listing) -> str | None:
-        """Return what an open file shows differently from PyAV, if anything."""
+        """Return the difference between an open file and PyAV's frames, or None."""
         if len(reader) != len(listing.times):
             return self._counts(len(reader), len(listing.times))
         if not pyav.same_first_frame(path, self._picture(path, reader, 0)):
@@ -101,4 +105,4 @@ class Judged:
         return None
 
     def _counts(self, count: int, expected: int) -> str:
-        return f"{self.backend} finds {count} frames where there are {expected}; use backend='pyav'"
+        return f"{self.backend} finds {count} frames, PyAV finds {expected}; use backend='pyav'"

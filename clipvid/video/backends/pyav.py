@@ -1,10 +1,10 @@
 """The default decoder, PyAV.
 
-Contract: frame k is the k-th frame of a full sequential decode, always. How many there are is first read off the
-packets (_packets.py), which costs milliseconds. A file is decoded from its start, unless a few frames of it can be
-reached from key frames (_seek.py) and come with the stamps that were promised; only frames that are wanted become RGB.
-The count is checked against the frames that came; where they disagree (hidden VP9 frames, broken stamps) the frames win
-and the choice is made again. PyAV silences FFmpeg's own log by default, so no global state is touched.
+Contract: frame k is always the k-th frame of a full sequential decode. The number of frames is first read from the
+packets (container/demux.py), which takes milliseconds. A file is decoded from its start, unless the requested frames
+can be reached from key frames (container/seek.py) and are decoded with the expected time stamps; only requested frames
+are converted to RGB. If the decoded frames disagree with the packets (hidden VP9 frames, broken time stamps), the
+frames are selected again by the decoded ones. PyAV silences FFmpeg's log by default, so no global state is touched.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Decode the whole video, without converting a frame to RGB, and say what came."""
-    listing(path)  # refuses cut-off files
+    """Return the metadata of a video, measured by decoding all of it without conversion to RGB."""
+    listing(path)  # raises VideoError for truncated files
     stamps: list[float | None] = []
     frame, last = None, 0.0
     with opened(path) as (container, stream):
@@ -53,7 +53,9 @@ def probe(path: str | Path) -> VideoInfo:
             last = seconds(frame.duration, frame.time_base) or 0.0
     assert frame is not None
     times = settled(stamps, rate=rate or 25.0)
-    if times[-1] and not 0.8 < rate * times[-1] / (len(times) - 1) < 1.25:  # headers may claim 1000 frames per second
+    if (
+        times[-1] and not 0.8 < rate * times[-1] / (len(times) - 1) < 1.25
+    ):  # Headers may declare 1000 frames per second.
         rate = (len(times) - 1) / times[-1]
     turned = orientation(frame)[0]
     return VideoInfo(
@@ -70,32 +72,35 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[Tensor, "t 3 h w"]:
-    """The chosen frames, upright."""
+    """Return the selected frames, upright, as uint8 (T, 3, H, W)."""
     clock = Clock(path, choice.time_limit, backend=BACKEND)
-    listed = listing(path, clock)
-    promised = listed.times
-    wanted = choice.of(promised)
-    jumps = None if listed.ladder is None else listed.ladder.jumps(wanted)
-    if jumps is not None and (reached := _decode_from(path, jumps, wanted, fit=fit, clock=clock)) is not None:
-        return stacked(reached, wanted, path=path, backend=BACKEND)
+    packets_listing = listing(path, clock)
+    expected_times = packets_listing.times
+    indices = choice.of(expected_times)
+    jumps = None if packets_listing.ladder is None else packets_listing.ladder.jumps(indices)
+    if (
+        jumps is not None
+        and (pictures_by_index := _decode_from(path, jumps, indices, fit=fit, clock=clock)) is not None
+    ):
+        return stacked(pictures_by_index, indices, path=path, backend=BACKEND)
     if choice.indices is not None:
-        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit, clock=clock)
-        if missing := [i for i in wanted if i not in pictures]:
+        pictures, times, _ = _decode(path, indices, last=max(indices), fit=fit, clock=clock)
+        if missing := [i for i in indices if i not in pictures]:
             in_range(missing, path=path, frames=len(times), backend=BACKEND)
-        return stacked(pictures, wanted, path=path, backend=BACKEND)
-    pictures, times, whole = _decode(path, wanted, until=choice.until, fit=fit, clock=clock)
-    foreseen = tuple(time for time in promised if time < choice.until)
-    if len(times) != len(foreseen) or (choice.by_time and times != foreseen):
-        wanted = choice.of(times if whole else probe(path).times)
-        pictures, times, _ = _decode(path, wanted, last=max(wanted), fit=fit, clock=clock)
-    in_range(wanted, path=path, frames=len(times), backend=BACKEND)
-    return stacked(pictures, wanted, path=path, backend=BACKEND)
+        return stacked(pictures, indices, path=path, backend=BACKEND)
+    pictures, times, reached_end = _decode(path, indices, until=choice.until, fit=fit, clock=clock)
+    expected = tuple(time for time in expected_times if time < choice.until)
+    if len(times) != len(expected) or (choice.by_time and times != expected):
+        indices = choice.of(times if reached_end else probe(path).times)
+        pictures, times, _ = _decode(path, indices, last=max(indices), fit=fit, clock=clock)
+    in_range(indices, path=path, frames=len(times), backend=BACKEND)
+    return stacked(pictures, indices, path=path, backend=BACKEND)
 
 
 def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
-    """The frames that `keep` keeps, one after another, holding one at a time; the file is decoded to its end."""
-    listed = listing(path)  # refuses cut-off files
-    sorted_times = listed.times if listed.container == "avi" else ()  # it stamps frames in the order of storage
+    """Yield the frames selected by `keep`, holding one at a time in memory; the file is decoded to its end."""
+    listed = listing(path)  # raises VideoError for truncated files
+    sorted_times = listed.times if listed.container == "avi" else ()  # AVI stamps frames in stored order.
     convert = Converter()
     first: float | None = None
     with opened(path) as (container, stream):
@@ -111,14 +116,14 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
 
 
 def same_first_frame(path: str | Path, picture: UInt8[Tensor, "3 h w"]) -> bool:
-    """Whether another decoder's first frame is ours: upright, of that size and, but for rounding, those colours."""
+    """Return True if `picture` is this decoder's first frame: same size and, up to rounding, the same colours."""
     pictures, _, _ = _decode(path, [0], last=0, fit=None, clock=Clock(path, None, backend=BACKEND))
     ours = pictures[0]
     return ours.shape == picture.shape and float((ours.float() - picture.float()).abs().mean()) <= 1
 
 
 def _frames(path: str | Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame in presentation order; VideoError at the first that does not decode, or if there is none."""
+    """Yield every frame in presentation order; raise VideoError at the first damaged frame, or if there is no frame."""
     import av.error
 
     done = 0
@@ -137,15 +142,15 @@ def _frames(path: str | Path, container: InputContainer, stream: VideoStream) ->
 
 def _decode(
     path: str | Path,
-    wanted: list[int],
+    indices: list[int],
     *,
     last: int | None = None,
     until: float = math.inf,
     fit: Fit | None,
     clock: Clock,
 ) -> tuple[dict[int, Tensor], tuple[float, ...], bool]:
-    """Pictures of the wanted frames, the times of all that begin before `until`, and whether the end was reached."""
-    needed, pictures, stamps, convert = set(wanted), {}, [], Converter()
+    """Return the pictures of `indices`, the times of all frames before `until`, and True if the end was reached."""
+    needed, pictures, stamps, convert = set(indices), {}, [], Converter()
     with opened(path) as (container, stream):
         rate = float(stream.average_rate or 25)
         frames = _frames(path, container, stream)
@@ -162,12 +167,12 @@ def _decode(
 
 
 def _decode_from(
-    path: str | Path, jumps: Sequence[Jump], wanted: Sequence[int], *, fit: Fit | None, clock: Clock
+    path: str | Path, jumps: Sequence[Jump], indices: Sequence[int], *, fit: Fit | None, clock: Clock
 ) -> dict[int, Tensor] | None:
-    """Pictures of the wanted frames, decoded from key frames; None where anything is not as the packets promised."""
+    """Return the pictures of `indices`, decoded from key frames; None if a frame disagrees with the packets."""
     import av.error
 
-    needed, pictures, convert = set(wanted), {}, Converter()
+    needed, pictures, convert = set(indices), {}, Converter()
     with opened(path) as (container, stream):
         for jump in jumps:
             try:
@@ -192,10 +197,12 @@ def _decode_from(
 
 
 def _after(container: InputContainer, stream: VideoStream, stamp: int) -> Iterator[VideoFrame]:
-    """Frames from the one of `stamp` on; none unless the next packet is that one."""
+    """Yield the frames from time stamp `stamp` on; none unless the next packet has that stamp."""
     for number, packet in enumerate(container.demux(stream)):
         if not number and packet.pts != stamp:
             return
         for frame in packet.decode():
-            if frame.pts is None or frame.pts >= stamp:  # what is shown before a key frame and stored after it
+            if (
+                frame.pts is None or frame.pts >= stamp
+            ):  # Frames stored after the key frame but shown before it are skipped.
                 yield frame

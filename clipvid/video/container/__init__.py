@@ -1,1 +1,1 @@
-"""What a file says of itself: format, packets, times, colour."""
+"""Container formats: file type, packets, frame times, seek points, colour conversion."""

@@ -1,8 +1,9 @@
-"""A decoded frame of FFmpeg as an upright RGB picture: the very pixels that the FFmpeg program writes.
+"""Conversion of decoded FFmpeg frames to upright RGB, pixel for pixel as the ffmpeg program writes them.
 
-Contract: `Converter()(frame)` is a uint8 (3, H, W) view, left channels-last in memory (resizing it so is several times
-faster). Colours go through libavfilter's `scale`, as in the program: it knows where a format's chroma samples lie,
-which a bare call of the scaler does not (up to 130 grey levels apart at sharp edges in 10 bits). Knows no files.
+Contract: `Converter()(frame)` is a uint8 (3, H, W) view, channels-last in memory because resizing is then several
+times faster. Colours go through libavfilter's `scale`, as in the ffmpeg program: it takes the position of the chroma
+samples from the format. A bare call of the scaler ignores it and differs by up to 130 grey levels at sharp edges in
+10-bit video. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ if TYPE_CHECKING:
 
 
 class Converter:
-    """Pictures of the frames of one file; frames that change their size or format on the way are no trouble."""
+    """Convert the frames of one file to RGB; size and pixel format may change from frame to frame."""
 
     def __init__(self) -> None:
-        self._made_for: tuple[object, ...] = ()
+        self._graph_format: tuple[object, ...] = ()
         self._graph: Graph | None = None
 
     def __call__(self, frame: VideoFrame) -> UInt8[Tensor, "3 h w"]:
         rgb = torch.from_numpy(self._rgb(frame).to_ndarray()).permute(2, 0, 1)  # (3, H, W)
-        turned, mirrored, upended = orientation(frame)
-        upright = rgb.transpose(1, 2) if turned else rgb
-        flips = [axis for axis, flip in ((2, mirrored), (1, upended)) if flip]
+        transposed, flip_x, flip_y = orientation(frame)
+        upright = rgb.transpose(1, 2) if transposed else rgb
+        flips = [axis for axis, flip in ((2, flip_x), (1, flip_y)) if flip]
         return upright.flip(flips) if flips else upright
 
     def _rgb(self, frame: VideoFrame) -> VideoFrame:
-        looks = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
-        if self._graph is None or looks != self._made_for:
-            self._graph, self._made_for = _scaler(frame), looks
+        frame_format = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
+        if self._graph is None or frame_format != self._graph_format:
+            self._graph, self._graph_format = _scaler(frame), frame_format
         self._graph.vpush(frame)
         return self._graph.vpull()
 
 
 def _scaler(frame: VideoFrame) -> Graph:
-    """The filters that the FFmpeg program puts between such a frame and rgb24."""
+    """Return the filter graph that the ffmpeg program builds to convert such a frame to rgb24."""
     from fractions import Fraction
 
     from av.filter import Graph
@@ -62,14 +63,14 @@ def _scaler(frame: VideoFrame) -> Graph:
 
 
 def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """What makes the frame upright: swap the axes, then mirror left-right, then up-down; from its display matrix.
+    """Return (transpose, flip left-right, flip up-down), applied in this order to turn the frame upright.
 
-    The matrix maps (x, y) to (a x + c y, b x + d y) and is stored as a b . c d . . . . in 16.16 fixed point. All eight
-    orientations of cameras are covered; an angle in between goes to the nearest, as in players.
+    The display matrix maps (x, y) to (a x + c y, b x + d y) and is stored as a b . c d . . . . in 16.16 fixed point.
+    All eight camera orientations are covered; other angles are rounded to the nearest one, as video players do.
     """
     from av.sidedata.sidedata import SideDataContainer
 
-    # frame.side_data would keep the frame, and whatever it holds, alive in a cycle
+    # frame.side_data creates a reference cycle, which delays freeing the frame and its decoder.
     matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue]
     if matrix is None:
         return False, False, False

@@ -1,7 +1,7 @@
-"""A file opened by FFmpeg, and what its packets say without decoding: how many frames, when, and whether all are there.
+"""Opening a file with FFmpeg, and listing its packets without decoding: frame count, frame times, completeness.
 
-Contract: a path in; its container and first real video stream, or a Listing, out. VideoError for what is no video, is
-encrypted, or ends before its header says so. Knows nothing of pictures.
+Contract: a path in; its container and first real video stream, or a `Listing`, out. Raises VideoError for a file that
+is not a video, is encrypted, or ends earlier than its header declares. Knows nothing of pixels.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ if TYPE_CHECKING:
 
 BACKEND = "pyav"
 NOT_FILES = {"hls", "dash", "concat", "sdp", "rtsp", "image2", "tty"}
-"""Formats that open other files or addresses by name, wait for a stream that never ends, or draw text."""
+"""FFmpeg formats that open other files or addresses, read streams that may never end, or render text."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the packets of a file promise, read without decoding."""
+    """Metadata of a video read from its packets, without decoding."""
 
     times: tuple[float, ...]
-    """Times of the frames, as seconds from the first; nearly always those of what decodes."""
+    """Frame times in seconds from the first frame; they nearly always equal those of the decoded frames."""
     stream: int
-    """Position of the chosen video stream in the file."""
+    """Index of the chosen video stream in the file."""
     streams: int
-    """How many video streams there are, cover pictures not counted."""
+    """Number of video streams, not counting cover pictures."""
     container: str
     codec: str
     pixels: str
-    """Pixel format. This and the two above as FFmpeg calls them."""
+    """Pixel format. Container, codec and pixel format are named as in FFmpeg."""
     width: int
     height: int
-    """Size as stored, before any rotation."""
+    """Height in pixels. Width and height are those of the stored picture, before rotation."""
     hidden: bool
-    """Whether an edit list cuts frames away."""
+    """True if an edit list removes frames."""
     leading: bool
-    """Whether frames are shown before the key frame that they are stored after (open groups of pictures)."""
+    """True if frames stored after a key frame are shown before it (open groups of pictures)."""
     reordered: bool
-    """Whether the codec stores frames in another order than it shows them (B-frames)."""
+    """True if frames are not stored in the order in which they are shown (B-frames)."""
     ladder: Ladder | None
-    """Where decoding can start, if the packets say for certain which frame is which."""
+    """Seek points; None if the packets do not determine the index of every frame."""
 
     @property
     def deep(self) -> bool:
-        """Whether a value of a pixel has more than 8 bits."""
+        """True if pixel values have more than 8 bits."""
         return re.search(r"\d(le|be)$", self.pixels) is not None
 
 
 def listing(path: str | Path, clock: Clock | None = None) -> Listing:
-    """What the packets promise; VideoError if the file is shorter than its header says."""
+    """Return the packet metadata of a file; raise VideoError if the file ends earlier than its header declares."""
     with opened(path) as (container, stream):
         packets, end = _demuxed(path, container, stream, clock)
         _refuse_cut_off(path, container, stream, packets=packets, end=end)
@@ -92,7 +92,7 @@ def listing(path: str | Path, clock: Clock | None = None) -> Listing:
 def _demuxed(
     path: str | Path, container: InputContainer, stream: VideoStream, clock: Clock | None
 ) -> tuple[list[Packet], float]:
-    """The packets of the stream in stored order, and how many seconds the data of all streams spans."""
+    """Return the packets of the stream in stored order, and the time span of the data of all streams in seconds."""
     import av.error
 
     packets, start, end = [], 0.0, 0.0
@@ -101,26 +101,27 @@ def _demuxed(
         for packet in container.demux():
             if clock is not None:
                 clock.check()
-            at = packet.pts if packet.pts is not None else packet.dts
-            if at is None and not packet.size:
-                continue  # the mark of the end, one per stream
-            if at is not None:
-                start = min(start, float(at * packet.time_base))
-                end = max(end, float((at + (packet.duration or 0)) * packet.time_base))
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is None and not packet.size:
+                continue  # An empty packet ends each stream.
+            if stamp is not None:
+                start = min(start, float(stamp * packet.time_base))
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
-            if packet.has_sidedata("encryption_info"):  # would decode to garbage
+            if packet.has_sidedata("encryption_info"):  # FFmpeg would decode such packets to noise.
                 raise VideoError(path, sniff.ENCRYPTED, backend=BACKEND)
-            facts = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
+            nal_properties = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
             hidden = packet.is_discard or not packet.size
             time = seconds(packet.pts, packet.time_base)
-            packets.append(Packet(time, packet.pts, packet.is_keyframe, hidden, facts))
+            packets.append(Packet(time, packet.pts, packet.is_keyframe, hidden, nal_properties))
     except av.error.FFmpegError as error:
         raise damaged(path, error, done=f"{len(packets)} of {announced(stream)} packets can be read") from error
     return packets, end - start
 
 
 def _leading(packets: list[Packet]) -> bool:
+    """Return True if a packet is shown before the key frame it is stored after."""
     key = -math.inf
     for packet in packets:
         if packet.time is not None and packet.key:
@@ -132,7 +133,7 @@ def _leading(packets: list[Packet]) -> bool:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The open file and its first video stream that is not a cover picture."""
+    """Open a file and yield its container and its first video stream that is not a cover picture."""
     import av.error
 
     absolute = sniff.checked(path, backend=BACKEND)
@@ -156,7 +157,7 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 @cache
 def _lenient() -> dict[str, Any]:
-    """Titles that are no UTF-8 are no reason to refuse a video; PyAV 19 knows that, and has no option for it."""
+    """Return the options that accept metadata in invalid UTF-8; PyAV 19 accepts it always and has no such option."""
     import av
 
     return {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
@@ -167,7 +168,7 @@ def _prepared(path: str | Path, stream: VideoStream) -> VideoStream:
     if context is None:
         raise VideoError(path, "its codec is unknown to this FFmpeg", backend=BACKEND)
     check_pixels(context.width, context.height, path=path, backend=BACKEND)
-    context.options = {"max_pixels": str(PIXEL_LIMIT)}  # for frames that differ from the header
+    context.options = {"max_pixels": str(PIXEL_LIMIT)}  # Frames can be larger than the header declares.
     context.thread_type = "AUTO"
     context.thread_count = decoder_threads()
     return stream
@@ -188,43 +189,48 @@ def _formats() -> str:
 
 
 def seconds(stamp: int | None, unit: Rational | None) -> float | None:
+    """Return a time stamp, counted in multiples of `unit`, in seconds; None if either is unknown."""
     return None if stamp is None or unit is None else float(stamp * Fraction(unit))
 
 
 def _refuse_cut_off(
     path: str | Path, container: InputContainer, stream: VideoStream, *, packets: list[Packet], end: float
 ) -> None:
-    """VideoError if the file ends before its header says so.
+    """Raise VideoError if the file ends earlier than its header declares.
 
-    MP4 and AVI have an index with one entry per packet: every one must be there. The others (Matroska, FLV) declare a
-    duration: their data must come near it, no matter of which stream. Near is twice the longest pause between two
-    frames (the last frame of a slide show lasts, but no packet says how long), at least 0.25 s and 2 %; where the
-    Matroska header also declares more bytes than there are, one pause. MP4 durations are not asked: players ignore
-    them, and edit lists change them.
+    MP4 and AVI have an index with one entry per packet, and all these packets must exist. Other containers (Matroska,
+    FLV) declare a duration, and the data of any of their streams must reach it within a tolerance: twice the longest
+    gap between two frames (no packet tells how long the last frame of a slide show lasts), at least 0.25 s and 2 %.
+    The tolerance is one gap if a Matroska header also declares more bytes than the file has. Durations of MP4 files
+    are not checked: players ignore them, and edit lists change them.
     """
     indexed, declared = len(stream.index_entries), (container.duration or 0) / 1_000_000
     if len(packets) < indexed:
-        raise VideoError(path, f"cut off: {len(packets)} of {indexed} announced packets are there", backend=BACKEND)
+        raise VideoError(
+            path, f"cut off: {len(packets)} of {indexed} announced packets are in the file", backend=BACKEND
+        )
     if "mp4" in container.format.name:
         return
     if container.format.name == "gif" and sniff.gif_ends_inside(container.name):
         raise VideoError(path, "cut off: the file ends in the middle of a picture", backend=BACKEND)
-    known = sorted(packet.time for packet in packets if packet.time is not None)
-    pause = max((after - before for before, after in itertools.pairwise(known)), default=0.0)
-    near = pause if sniff.missing_bytes(container.name) else max(0.25, 2 * pause, 0.02 * declared)
-    if declared - end > near:
+    times = sorted(packet.time for packet in packets if packet.time is not None)
+    longest_gap = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+    tolerance = longest_gap if sniff.missing_bytes(container.name) else max(0.25, 2 * longest_gap, 0.02 * declared)
+    if declared - end > tolerance:
         reason = f"cut off: {end:.2f} s of {declared:.2f} s are in the file, {len(packets)} video packets"
         raise VideoError(path, reason, backend=BACKEND)
 
 
 def announced(stream: VideoStream) -> int | str:
+    """Return the number of frames that the header declares, or a phrase for an unknown number."""
     return stream.frames or "an unknown number of"
 
 
 def damaged(path: str | Path, error: Exception, *, done: str) -> VideoError:
+    """Return the VideoError for a file that FFmpeg could read only up to `done`."""
     return VideoError(path, f"damaged or cut off: {done}, then {_cause(error)}", backend=BACKEND)
 
 
 def _cause(error: Exception) -> str:
-    """FFmpeg's words without the path, which VideoError names already."""
+    """Return FFmpeg's message without the path, because VideoError already names it."""
     return str(getattr(error, "strerror", None) or error)

@@ -1,9 +1,9 @@
-"""When a few frames of a long video are wanted: which key frames to start from, so that the rest is never decoded.
+"""Seek points: the key frames from which a few frames of a long video can be decoded without decoding the rest.
 
-Contract: pure facts of packets in, a plan out; no file is touched. A plan exists only for files whose frames are the
-packets in order of time and whose key frames stand alone (H.264 and HEVC in MP4 or Matroska), and only if it saves
-enough. It says which stamps must come out between a key frame and the last frame wanted of it: the decoder compares,
-and starts over from the first frame if anything differs. Damage before the key frame is not met, and not seen.
+Contract: packet metadata in, a list of `Jump`s out; no file is touched. Jumps exist only for files whose frames are
+the packets in order of time and whose key frames are independent (H.264 and HEVC in MP4 or Matroska), and only if they
+save enough decoding. Each jump lists the time stamps expected from its key frame to the last requested frame after it;
+the decoder compares them and restarts from the first frame if any differs. Damage in skipped parts is not detected.
 """
 
 from __future__ import annotations
@@ -15,64 +15,65 @@ from typing import Any, NamedTuple
 
 CONTAINERS = ("mov", "matroska")
 WARM_UP = 16
-"""What a jump costs, in frames: the decoder fills its threads and its reordering again."""
+"""Cost of a jump, in frames: the decoder has to refill its threads and its reorder buffer."""
 WORTH = 0.6
-"""A plan is taken if it decodes at most this share of what decoding from the start would."""
+"""Largest cost of the jumps that is worth seeking, as a fraction of the frames decoded from the start."""
 
 
 class Units(NamedTuple):
-    """What the network units of an H.264 or HEVC packet say of it."""
+    """Properties of an H.264 or HEVC packet, read from its NAL (network abstraction layer) units."""
 
     one: bool
-    """Whether it holds exactly one picture, which comes out whatever was decoded before."""
+    """True if the packet holds exactly one picture, and that picture is output whatever was decoded before."""
     alone: bool
-    """Whether nothing shown after that picture looks back across it."""
+    """True if no picture shown after this one refers to a picture before it."""
 
 
 class Packet(NamedTuple):
-    """What matters of one packet of the video stream."""
+    """Metadata of one packet of the video stream."""
 
     time: float | None
+    """Presentation time in seconds."""
     stamp: int | None
-    """Presentation time in the stream's own unit."""
+    """Presentation time in units of the stream's time base."""
     key: bool
     hidden: bool
     units: Units | None = None
-    """Of H.264 and HEVC."""
+    """NAL unit properties; None for codecs other than H.264 and HEVC."""
 
 
 @dataclass(frozen=True)
 class Jump:
-    """Frames to decode from one key frame on."""
+    """A run of frames to decode, starting at a key frame."""
 
     first: int
     """Index of the key frame."""
     stamps: tuple[int, ...]
-    """Of the frames from it to the last one wanted, in order of time: what the decoder must give."""
+    """Time stamps that the decoder must output, from the key frame to the last requested frame, in time order."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Stamps of all frames in order of time, and the indices of those that decoding can start from."""
+    """Time stamps of all frames in order of time, and the indices of the key frames that decoding can start from."""
 
     stamps: tuple[int, ...]
     starts: tuple[int, ...]
 
-    def jumps(self, wanted: Sequence[int]) -> list[Jump] | None:
-        """How to get the `wanted` frames; None if decoding from the start is about as fast, or one is out of range."""
-        if not wanted or not 0 <= min(wanted) <= max(wanted) < len(self.stamps):
+    def jumps(self, indices: Sequence[int]) -> list[Jump] | None:
+        """Return jumps to the frames `indices`; None if they save too little or an index is out of range."""
+        if not indices or not 0 <= min(indices) <= max(indices) < len(self.stamps):
             return None
-        last_of: dict[int, int] = {}
-        for index in sorted(set(wanted)):
-            last_of[self.starts[bisect_right(self.starts, index) - 1]] = index
-        cost = sum(last - start + 1 + WARM_UP for start, last in last_of.items())
-        if cost > WORTH * (max(wanted) + 1):
+        last_by_start: dict[int, int] = {}
+        for index in sorted(set(indices)):
+            last_by_start[self.starts[bisect_right(self.starts, index) - 1]] = index
+        cost = sum(last - start + 1 + WARM_UP for start, last in last_by_start.items())
+        if cost > WORTH * (max(indices) + 1):
             return None
-        return [Jump(start, self.stamps[start : last + 1]) for start, last in last_of.items()]
+        return [Jump(start, self.stamps[start : last + 1]) for start, last in last_by_start.items()]
 
 
 def ladder(packets: Sequence[Packet], *, container: str, codec: str) -> Ladder | None:
-    """The ladder of a file, or None if its packets do not say for certain which frame is which."""
+    """Return the seek points of a file, or None if its packets do not determine the index of every frame."""
     if codec not in ("h264", "hevc") or container.split(",")[0] not in CONTAINERS:
         return None
     stamps = sorted(p.stamp for p in packets if p.stamp is not None and p.units is not None and p.units.one)
@@ -85,18 +86,19 @@ def ladder(packets: Sequence[Packet], *, container: str, codec: str) -> Ladder |
 
 
 def units(codec: str, data: Any) -> Units:
-    """Facts of one packet, of anything with a buffer. H.264: ITU-T H.264, table 7-1; HEVC: H.265, table 7-1.
+    """Return the properties of one packet (any object with the buffer protocol).
 
-    Containers also call a recovery point a key frame, from which the picture only heals over some frames; the types
-    tell them apart. After an end of sequence, and at a broken link, HEVC's decoder drops pictures: no index is safe.
+    NAL unit types are those of ITU-T H.264, table 7-1, and H.265, table 7-1. Containers also mark recovery points as
+    key frames, although the picture is complete only some frames later; the unit types tell the two apart. After an
+    end of sequence, and at a broken link, HEVC decoders drop pictures, so the index of a frame is not certain there.
     """
-    found = _split(memoryview(data))
+    nal_units = _split(memoryview(data))
     if codec == "h264":
-        types = [unit[0] & 0x1F for unit in found]
-        first = [unit for unit, kind in zip(found, types, strict=True) if kind in (1, 2, 5) and unit[1] & 0x80]
+        types = [unit[0] & 0x1F for unit in nal_units]
+        first = [unit for unit, kind in zip(nal_units, types, strict=True) if kind in (1, 2, 5) and unit[1] & 0x80]
         ends, alone = {10, 11} & {*types}, 5 in types
-    else:  # pictures of a second layer (stereo) are none of the video's
-        base = [unit for unit in found if not ((unit[0] & 1) << 5 | unit[1] >> 3)]
+    else:  # Pictures of a second layer (stereo) do not belong to the video.
+        base = [unit for unit in nal_units if not ((unit[0] & 1) << 5 | unit[1] >> 3)]
         types = [(unit[0] >> 1) & 0x3F for unit in base]
         first = [unit for unit, kind in zip(base, types, strict=True) if kind < 32 and unit[2] & 0x80]
         ends, alone = {16, 17, 18, 36, 37} & {*types}, any(19 <= kind <= 21 for kind in types)
@@ -104,11 +106,11 @@ def units(codec: str, data: Any) -> Units:
 
 
 def _split(data: memoryview) -> list[bytes]:
-    """The first three bytes of every network unit of a packet, by their four-byte lengths or else by start codes."""
-    found, at = [], 0
-    while at + 5 <= len(data):
-        found.append(bytes(data[at + 4 : at + 7]).ljust(3, b"\0"))
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    if at == len(data):
-        return found
+    """Return the first three bytes of every NAL unit, delimited by four-byte lengths or else by start codes."""
+    prefixes, offset = [], 0
+    while offset + 5 <= len(data):
+        prefixes.append(bytes(data[offset + 4 : offset + 7]).ljust(3, b"\0"))
+        offset += 4 + int.from_bytes(data[offset : offset + 4], "big")
+    if offset == len(data):
+        return prefixes
     return [part[:3].ljust(3, b"\0") for part in bytes(data).split(b"\0\0\1")[1:] if part]

@@ -1,7 +1,7 @@
-"""What a file is before a decoder sees it: whether it can be opened, and why it may not be a video.
+"""Checks of a file before it is decoded: that it can be opened, and the likely reason why it is not a video.
 
-Contract: a path in, an absolute path or words for an error out. Reads at most the first bytes and box headers, never
-decodes. Knows nothing of any decoder.
+Contract: a path in, an absolute path or the text of an error out. Reads the first bytes and the structure of the
+container, never decodes. Knows nothing of any decoder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": 
 
 
 def checked(path: str | Path, *, backend: str) -> str:
-    """The absolute path of a readable regular file, else VideoError.
+    """Return the absolute path of a readable, non-empty regular file; raise VideoError for anything else.
 
-    Absolute because FFmpeg reads a relative name like `concat:a` or `-i` as a protocol or an option.
+    The path is absolute because FFmpeg takes a relative name like `concat:a` or `-i` for a protocol or an option.
     """
     try:
         absolute = os.path.abspath(os.fspath(path))
@@ -33,7 +33,7 @@ def checked(path: str | Path, *, backend: str) -> str:
     except FileNotFoundError as error:
         remote = " (clipvid reads files; download the address first)" if re.match(r"\w+:/", str(path)) else ""
         raise VideoError(path, f"no such file{remote}", backend=backend) from error
-    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in the name
+    except (OSError, ValueError) as error:  # A permission is missing, the name is too long or contains a NUL.
         raise VideoError(
             path, f"cannot be opened: {getattr(error, 'strerror', None) or error}", backend=backend
         ) from error
@@ -43,7 +43,7 @@ def checked(path: str | Path, *, backend: str) -> str:
 
 
 def why_not_a_video(path: str) -> str | None:
-    """The likely reason why no decoder understands the file, from its first bytes; None if they say nothing."""
+    """Return the likely reason why no decoder can read the file, judged by its first bytes; None if unclear."""
     with open(path, "rb") as file:
         head = file.read(1 << 16)
         boxes = _boxes(file) if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") else None
@@ -65,7 +65,7 @@ def why_not_a_video(path: str) -> str | None:
 
 
 def missing_bytes(path: str) -> int:
-    """How many bytes a Matroska or WebM file lacks of the length its header declares; 0 for other files."""
+    """Return how many bytes a Matroska or WebM file is shorter than its header declares; 0 for other formats."""
     with open(path, "rb") as file:
         if file.read(4) != b"\x1a\x45\xdf\xa3":
             return 0
@@ -75,12 +75,12 @@ def missing_bytes(path: str) -> int:
         file.seek(header, os.SEEK_CUR)
         if file.read(4) != b"\x18\x53\x80\x67":
             return 0
-        declared = _ebml_size(file)  # None while recording: the length is not known yet
+        declared = _ebml_size(file)  # None in a live recording, whose length was not known yet
         return max(0, file.tell() + declared - os.path.getsize(path)) if declared is not None else 0
 
 
 def gif_ends_inside(path: str) -> bool:
-    """Whether a GIF ends in the middle of a picture, of which FFmpeg would show the part that is there."""
+    """Return True if a GIF ends in the middle of a picture; FFmpeg would show the incomplete picture."""
     with open(path, "rb") as file:
         head = file.read(13)
         if head[:4] != b"GIF8" or len(head) < 13:
@@ -94,10 +94,10 @@ def gif_ends_inside(path: str) -> bool:
                 if len(picture) < 9:
                     return True
                 _skip_colours(file, picture[8])
-                whole = bool(file.read(1)) and _skip_blocks(file)  # the code size, then the pixels
+                complete = bool(file.read(1)) and _skip_blocks(file)  # code size, then pixels
             else:
-                whole = bool(file.read(1)) and _skip_blocks(file)  # an extension: its label, then its data
-            if not whole:
+                complete = bool(file.read(1)) and _skip_blocks(file)  # extension: label, then data
+            if not complete:
                 return True
         return False
 
@@ -108,7 +108,7 @@ def _skip_colours(file: BinaryIO, flags: int) -> None:
 
 
 def _skip_blocks(file: BinaryIO) -> bool:
-    """Skip blocks of up to 255 bytes to the empty one that ends them; False where the file ends before."""
+    """Skip blocks of up to 255 bytes up to and including the empty one; return False if the file ends before it."""
     while size := file.read(1):
         if size == b"\0":
             return True
@@ -118,7 +118,7 @@ def _skip_blocks(file: BinaryIO) -> bool:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """The size field of an EBML element; None for "unknown", which is all ones."""
+    """Return the size field of an EBML element; None if all its bits are ones (size unknown)."""
     first = file.read(1)
     if not first or first == b"\0":
         return None
@@ -128,17 +128,17 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _boxes(file: BinaryIO) -> set[bytes]:
-    """Names of the top-level boxes of an MP4 file, as far as they are whole."""
+    """Return the names of the complete top-level boxes of an MP4 file."""
     end = file.seek(0, os.SEEK_END)
-    names, at = set(), 0
-    while at + 8 <= end:
-        file.seek(at)
+    names, offset = set(), 0
+    while offset + 8 <= end:
+        file.seek(offset)
         header = file.read(16)
         size = int.from_bytes(header[:4], "big")
         if size == 1:
             size = int.from_bytes(header[8:16], "big")
-        if size < 8 or at + size > end:  # 0 means "to the end"; smaller is nonsense
+        if size < 8 or offset + size > end:  # Size 0 means "to the end of the file"; 1 to 7 are invalid.
             break
         names.add(header[4:8])
-        at += size
+        offset += size
     return names
