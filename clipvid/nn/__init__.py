@@ -1,1 +1,1 @@
-"""Layers that know only tensors: attention, the pre-norm block, cross-frame mixers. No CLIP, no video, no files."""
+"""Tensor-only layers: attention, the pre-norm block, cross-frame mixers. No CLIP, no video, no files."""

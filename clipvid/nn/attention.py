@@ -1,6 +1,6 @@
-"""Self-attention and the pre-norm transformer block that every branch is made of.
+"""Self-attention and the pre-norm transformer block that all branches share.
 
-Contract: token sequences (..., L, D) in, the same shape out; a block gives its two residuals apart, because STAN
+Contract: token sequences (..., L, D) in, the same shape out. A block exposes its two residuals separately, because STAN
 averages the class token between them. Knows nothing of frames, CLIP or losses.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SHORT = 640
-"""Longest key sequence for which plain matrix products train faster than torch's fused kernel on a bf16 CPU."""
+"""Longest key sequence, in tokens, for which plain matrix products train faster than torch's fused bf16 CPU kernel."""
 
 Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From q, k and v, each (B, A, L, d), to what attention mixes, of the same shape."""
+"""Attention function: takes q, k and v, each (B, A, L, d), and returns the mixed values in the same shape."""
 
 
 def attend(
@@ -29,27 +29,27 @@ def attend(
     *,
     mask: Bool[Tensor, "#b #a #l m"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
-    """Scaled dot-product attention; `mask` is True where a key may be attended.
+    """Return scaled dot-product attention; `mask` is True where a key may be attended.
 
-    torch's fused kernel, except for training on a CPU in bf16 with short sequences: there forward and backward together
-    take 1.7 (589 tokens) to 11 times (12 tokens) as long as by plain matrix products, though its forward alone is up to
-    three times as fast (`benchmarks/branch.py`).
+    Uses torch's fused kernel, except when training on a CPU in bf16 with short sequences. There the fused kernel's
+    forward and backward pass together take 1.7 (589 tokens) to 11 times (12 tokens) as long as plain matrix products,
+    although its forward pass alone is up to three times as fast (`benchmarks/branch.py`).
     """
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if learns and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if needs_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
         return by_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention as two batched matrix products, the scale in the first."""
-    groups = q.shape[:-2]
+    """Return attention as two batched matrix products, with the scale applied in the first."""
+    leading_shape = q.shape[:-2]
     q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))  # (B·A, L, d)
-    unread = q.new_empty(1, 1, 1)  # beta = 0
-    scores = torch.baddbmm(unread, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    unused_input = q.new_empty(1, 1, 1)  # baddbmm ignores it because beta is 0
+    scores = torch.baddbmm(unused_input, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     if mask is not None:
-        scores = scores.unflatten(0, groups).masked_fill(~mask, torch.finfo(scores.dtype).min).flatten(0, -3)
-    return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, groups)
+        scores = scores.unflatten(0, leading_shape).masked_fill(~mask, torch.finfo(scores.dtype).min).flatten(0, -3)
+    return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, leading_shape)
 
 
 class SelfAttention(nn.Module):
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+            raise ValueError(f"width must be divisible by heads, got {width} and {heads}; change one of them")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width)
@@ -70,29 +70,29 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         pattern: Pattern | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Attend within each sequence; `mask` (B, L) is False for keys that nobody may attend.
+        """Attend within each sequence; `mask` (B, L) is False for keys that no query may attend.
 
-        `pattern` takes the place of `attend`, for tokens that do not all attend to the same keys.
+        `pattern` replaces `attend` when the tokens do not all attend to the same keys.
         """
         b, length, d = x.shape
         q, k, v = self.qkv(x).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, A, L, d)
-        keys = None if mask is None else mask[:, None, None, :]
-        mixed = attend(q, k, v, mask=keys) if pattern is None else pattern(q, k, v)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        mixed = attend(q, k, v, mask=key_mask) if pattern is None else pattern(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(b, length, d))
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): the activation of OpenAI's CLIP weights."""
+    """The activation of OpenAI's CLIP weights: x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _QuickGELU.apply(x)
 
 
 class _QuickGELU(torch.autograd.Function):
-    """As silu(1.702 x) / 1.702: three passes over memory, and one back, where autograd would take nine.
+    """QuickGELU as silu(1.702 x) / 1.702: three memory passes forward and one backward, instead of autograd's nine.
 
-    A hidden layer is the largest tensor of a block; on a CPU a pass over it costs up to a fifth of the product that
-    made it. Of the two tensors that would be kept for the way back, one is left.
+    The hidden activation is the largest tensor of a block. On a CPU, one pass over it costs up to a fifth of the matrix
+    product that computed it. One tensor is saved for the backward pass instead of two.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ class _QuickGELU(torch.autograd.Function):
 
 
 class MLP(nn.Sequential):
-    """Linear, activation, linear."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden: int, *, activation: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__(nn.Linear(width, hidden), activation(), nn.Linear(hidden, width))
@@ -118,7 +118,7 @@ class MLP(nn.Sequential):
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(LN x), then x + mlp(LN x).
 
-    `attention_residual` and `mlp_residual` are the two terms on their own; `forward` is the ordinary block.
+    `attention_residual` and `mlp_residual` return the two terms separately; `forward` is the ordinary block.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""Which tokens of a clip attend to which: attention over time, space, rows, columns, windows or grids.
+"""Attention patterns over the tokens of a clip: time, space, rows, columns, windows or grids.
 
-Contract: any self-attention over sequences and the tokens of a clip in, what it adds to them out. Most kinds only fold
-the tokens into other sequences (`FOLDS`); the rest keep one sequence of the whole clip and choose its pairs
-(`PAIRINGS`). Masked frames are never attended. Knows nothing of weights, towers or branches.
-Papers: Bertasius et al., TimeSformer (ICML 2021), section 3; Arnab et al., ViViT (ICCV 2021), section 3.3. Windows of
-`local` are ours where the paper gives only their size: exactly half the height and width, shifted inwards at borders.
+Contract: a self-attention over sequences and the tokens of a clip in, the attention residual of each token out. Most
+kinds only regroup the tokens into other sequences (`FOLDS`). The others treat the clip as one sequence and restrict
+the query-key pairs (`PAIRINGS`). Masked frames are never attended. Knows nothing of weights, towers or branches.
+Papers: Bertasius et al., TimeSformer (ICML 2021), section 3; Arnab et al., ViViT (ICCV 2021), section 3.3. The paper
+gives only the size of the `local` windows; their position is ours: exactly half the height and width, shifted inwards
+at borders.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from clipvid.nn.attention import attend
 from clipvid.nn.pooling import mean_over_frames
 
-FOLDS = {  # the axes of (B, T, N, D) patches that make a sequence, and those that make the batch of sequences
+FOLDS = {  # einops patterns that split the axes of (B, T, N, D) patches into sequences and batches of sequences
     "time": "b t n d -> (b n) t d",
     "space": "b t n d -> (b t) n d",
     "joint": "b t n d -> b (t n) d",
@@ -29,7 +30,7 @@ FOLDS = {  # the axes of (B, T, N, D) patches that make a sequence, and those th
 }
 Shape = tuple[int, int, int]
 Attention = Callable[..., Tensor]
-"""Self-attention within sequences (groups, L, D); the keywords `mask` hides keys, `pattern` chooses pairs."""
+"""Self-attention within sequences (groups, L, D); keyword `mask` hides keys, `pattern` selects query-key pairs."""
 
 
 def attend_in_groups(
@@ -41,9 +42,9 @@ def attend_in_groups(
     cls: Float[Tensor, "b d"] | None = None,
     mask: Bool[Tensor, "b t"] | None = None,
 ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t n d"]]:
-    """Attend as `kind` says; the class token joins every sequence, and its answers are averaged.
+    """Apply attention of one `kind`; the class token joins every sequence, and its outputs are averaged.
 
-    Returns what attention gives for the class token (None without one) and for the patches.
+    Returns the attention output of the class token (None without one) and of the patches.
     """
     b, t, n = patch.shape[:3]
     fold = FOLDS.get(kind, FOLDS["joint"])
@@ -52,19 +53,19 @@ def attend_in_groups(
     if cls is not None:
         groups = len(tokens) // b
         tokens = torch.cat([cls[:, None].expand(-1, groups, -1).reshape(-1, 1, cls.shape[-1]), tokens], dim=1)
-    extras = {}
+    options = {}
     if kind in PAIRINGS:
-        extras["pattern"] = partial(PAIRINGS[kind], shape=(t, *grid), mask=mask)
+        options["pattern"] = partial(PAIRINGS[kind], shape=(t, *grid), mask=mask)
     elif mask is not None and kind in ("time", "joint"):  # the other kinds stay within a frame
-        extras["mask"] = _keys(mask, fold, n=n, cls=cls is not None)
-    out = attention(tokens, **extras)
+        options["mask"] = _key_mask(mask, fold, n=n, cls=cls is not None)
+    out = attention(tokens, **options)
     if cls is None:
         return None, _unfold(out, fold, b=b, t=t, n=n, sizes=sizes)
-    return _averaged(out[:, 0], kind, mask, b=b, t=t), _unfold(out[:, 1:], fold, b=b, t=t, n=n, sizes=sizes)
+    return _mean_cls(out[:, 0], kind, mask, b=b, t=t), _unfold(out[:, 1:], fold, b=b, t=t, n=n, sizes=sizes)
 
 
 def comparisons(kind: str, *, frames: int, grid: tuple[int, int], cls: bool) -> int:
-    """Keys that a patch is compared with in a step of this kind (TimeSformer, section 3.3 and figure 2)."""
+    """Return the number of keys per patch in attention of this kind (TimeSformer, section 3.3 and figure 2)."""
     h, w = grid
     keys = {
         "time": frames,
@@ -87,21 +88,23 @@ def local_windows(
     shape: Shape,
     mask: Bool[Tensor, "b t"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
-    """Patches attend to the half-height, half-width window around them in all frames, and to the class token.
+    """Attend from each patch to the half-height, half-width window around it in all frames, and to the class token.
 
-    The class token itself asks nothing: its rows are zero. Patches with the same window are attended together.
+    The class token has no query: its output rows are zero. Patches with the same window are computed together.
     """
     t, h, w = shape
     first = q.shape[2] - t * h * w  # 1 with a class token, else 0
     q5, k5, v5 = (x[:, :, first:].unflatten(2, shape) for x in (q, k, v))
     rows = []
-    for own_rows, seen_rows in _windows(h):
+    for q_rows, k_rows in _windows(h):
         columns = []
-        for own, seen in _windows(w):
-            keys = [_with_cls(x, y[:, :, :, seen_rows, seen].flatten(2, 4), first) for x, y in ((k, k5), (v, v5))]
-            window = (seen_rows.stop - seen_rows.start) * (seen.stop - seen.start)
-            found = attend(q5[:, :, :, own_rows, own].flatten(2, 4), *keys, mask=_frame_keys(mask, window, first=first))
-            columns.append(found.unflatten(2, (t, own_rows.stop - own_rows.start, own.stop - own.start)))
+        for q_cols, k_cols in _windows(w):
+            keys = [_with_cls(x, y[:, :, :, k_rows, k_cols].flatten(2, 4), first) for x, y in ((k, k5), (v, v5))]
+            window = (k_rows.stop - k_rows.start) * (k_cols.stop - k_cols.start)
+            mixed = attend(
+                q5[:, :, :, q_rows, q_cols].flatten(2, 4), *keys, mask=_frame_keys(mask, window, first=first)
+            )
+            columns.append(mixed.unflatten(2, (t, q_rows.stop - q_rows.start, q_cols.stop - q_cols.start)))
         rows.append(torch.cat(columns, dim=4))
     mixed = torch.cat(rows, dim=3).flatten(2, 4)
     return torch.cat([torch.zeros_like(q[:, :, :first]), mixed], dim=2)
@@ -115,16 +118,19 @@ def even_grid(
     shape: Shape,
     mask: Bool[Tensor, "b t"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
-    """Every token attends to every second patch along time, height and width, and to the class token.
+    """Attend from every token to every second patch along time, height and width, and to the class token.
 
-    Without one, a clip of whose frames 0, 2, 4, ... none counts would attend to nothing: ValueError.
+    Raises ValueError when there is no class token and a clip's frames 0, 2, 4, ... are all masked: its tokens would
+    have no keys.
     """
     first = q.shape[2] - shape[0] * shape[1] * shape[2]
     keys = [_with_cls(x, x[:, :, first:].unflatten(2, shape)[:, :, ::2, ::2, ::2].flatten(2, 4), first) for x in (k, v)]
-    seen, mask = -(-shape[1] // 2) * -(-shape[2] // 2), None if mask is None else mask[:, ::2]
+    window, mask = -(-shape[1] // 2) * -(-shape[2] // 2), None if mask is None else mask[:, ::2]
     if mask is not None and not first and not bool(mask.any(dim=1).all()):
-        raise ValueError("every second frame is masked in some clip, so its tokens have no keys; let masks end clips")
-    return attend(q, *keys, mask=_frame_keys(mask, seen, first=first))
+        raise ValueError(
+            "mask must leave one of frames 0, 2, 4, ... in each clip, got a clip with none; mask only the end of a clip"
+        )
+    return attend(q, *keys, mask=_frame_keys(mask, window, first=first))
 
 
 def time_and_space(
@@ -135,48 +141,50 @@ def time_and_space(
     shape: Shape,
     mask: Bool[Tensor, "b t"] | None = None,
 ) -> Float[Tensor, "b a l d"]:
-    """The first half of the heads attends over time, the second within the frame (ViViT's model 4, figure 6)."""
+    """Attend over time with the first half of the heads, within frames with the rest (ViViT's model 4, figure 6)."""
     t, half = shape[0], q.shape[1] // 2
     over_time = [rearrange(x[:, :half], "b a (t n) d -> (b n) a t d", t=t) for x in (q, k, v)]
     within = [rearrange(x[:, half:], "b a (t n) d -> (b t) a n d", t=t) for x in (q, k, v)]
     n = q.shape[2] // t
-    keys = None if mask is None else mask.repeat_interleave(n, dim=0)[:, None, None]
-    mixed = rearrange(attend(*over_time, mask=keys), "(b n) a t d -> b a (t n) d", n=n)
+    key_mask = None if mask is None else mask.repeat_interleave(n, dim=0)[:, None, None]
+    mixed = rearrange(attend(*over_time, mask=key_mask), "(b n) a t d -> b a (t n) d", n=n)
     return torch.cat([mixed, rearrange(attend(*within), "(b t) a n d -> b a (t n) d", t=t)], dim=1)
 
 
 PAIRINGS: dict[str, Callable[..., Tensor]] = {"local": local_windows, "grid": even_grid, "split": time_and_space}
-"""Kinds that choose pairs within one sequence of the whole clip."""
+"""Attention kinds that select query-key pairs within one sequence holding the entire clip."""
 
 
 def _windows(side: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of neighbours that see the same window along one axis, and that window."""
+    """Yield runs of neighbouring positions that share a window along one axis, each with its window."""
     size = max(1, side // 2)
     starts = [min(max(i - size // 2, 0), side - size) for i in range(side)]
     for start in sorted(set(starts)):
-        own = [i for i, s in enumerate(starts) if s == start]
-        yield slice(own[0], own[-1] + 1), slice(start, start + size)
+        positions = [i for i, s in enumerate(starts) if s == start]
+        yield slice(positions[0], positions[-1] + 1), slice(start, start + size)
 
 
-def _with_cls(x: Tensor, chosen: Tensor, first: int) -> Tensor:
-    return torch.cat([x[:, :, :first], chosen], dim=2) if first else chosen
+def _with_cls(x: Tensor, patches: Tensor, first: int) -> Tensor:
+    """Return `patches` with the class token of `x`, if any, in front."""
+    return torch.cat([x[:, :, :first], patches], dim=2) if first else patches
 
 
 def _frame_keys(mask: Tensor | None, window: int, *, first: int) -> Tensor | None:
-    """(B, T) as a mask of keys: `window` patches of each frame, behind `first` class tokens."""
+    """Expand a frame mask (B, T) to a key mask: `first` class tokens, then `window` patches per frame."""
     if mask is None:
         return None
     keys = mask.repeat_interleave(window, dim=1)
     return torch.cat([keys.new_ones(len(keys), first), keys], dim=1)[:, None, None]
 
 
-def _keys(mask: Tensor, fold: str, *, n: int, cls: bool) -> Tensor:
+def _key_mask(mask: Tensor, fold: str, *, n: int, cls: bool) -> Tensor:
+    """Expand a frame mask (B, T) to a key mask (groups, L) for sequences folded by `fold`."""
     keys = rearrange(mask[:, :, None, None].expand(-1, -1, n, 1), fold)[..., 0]
     return torch.cat([keys.new_ones(len(keys), 1), keys], dim=1) if cls else keys
 
 
-def _averaged(cls: Tensor, kind: str, mask: Tensor | None, *, b: int, t: int) -> Tensor:
-    """The class token's answers of all sequences of a clip -> their mean (B, D)."""
+def _mean_cls(cls: Tensor, kind: str, mask: Tensor | None, *, b: int, t: int) -> Tensor:
+    """Return the mean (B, D) of the class token's outputs over all sequences of a clip."""
     cls = cls.unflatten(0, (b, -1))
     if kind not in ("space", "height", "width"):
         return cls.mean(dim=1)
@@ -184,5 +192,6 @@ def _averaged(cls: Tensor, kind: str, mask: Tensor | None, *, b: int, t: int) ->
 
 
 def _unfold(out: Tensor, fold: str, *, b: int, t: int, n: int, sizes: dict[str, int]) -> Tensor:
+    """Return folded sequences as patches (B, T, N, D)."""
     axes, folded = fold.split(" -> ")
     return rearrange(out, f"{folded} -> {axes}", b=b, t=t, **(sizes or {"n": n}))

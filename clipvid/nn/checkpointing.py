@@ -1,7 +1,7 @@
-"""Run again in the backward pass what the forward pass did not keep: memory for time.
+"""Activation checkpointing: recompute activations in the backward pass to save memory at the cost of time.
 
-Contract: a function in, its values out; gradients are those of keeping everything, to the bit where kernels are
-deterministic, since the second run draws the same random numbers. Knows nothing of models.
+Contract: a function and its tensors in, its values out. Gradients equal those of a run without checkpointing, bit for
+bit where kernels are deterministic, because the second run draws the same random numbers. Knows nothing of models.
 Paper: Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
 """
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(run: Callable[..., Any], *given: Tensor | None) -> Any:
-    """`run(*given)`, of which the graph keeps `given` alone; the rest is made anew when its gradient is taken.
+def checkpointed(run: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    """Return `run(*inputs)`; autograd stores only `inputs` and recomputes the rest in the backward pass.
 
-    The random state is replayed: the CPU's, and that of the GPU on which a tensor of `given` lies, so pass one of its.
+    The random state is replayed for the CPU and for the GPU that holds a tensor of `inputs`. To replay a GPU's random
+    state, pass at least one tensor on that GPU.
     """
-    return checkpoint(run, *given, use_reentrant=False, preserve_rng_state=True)
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=True)

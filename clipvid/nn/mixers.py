@@ -1,9 +1,9 @@
-"""Cross-frame mixers: the modules with which a STAN layer lets the frames of a clip see each other.
+"""Cross-frame mixers: the modules of a STAN layer that exchange information between the frames of a clip.
 
-Contract: patch tokens (B, T, N, D) in, the residual to add to them out, zero for every mixer at step 0; frames whose
-mask is False neither give nor matter. Knows nothing of CLIP or of fusion.
-Paper: Liu et al., STAN (CVPR 2023), section 3.3 (cross-frame module): attention, eq. 8; convolution, eq. 9. Relational
-self-attention in their place is ours.
+Contract: patch tokens (B, T, N, D) in, the residual to add to them out. The residual of every mixer is zero at step 0.
+Frames whose mask is False do not influence the others. Knows nothing of CLIP or of fusion.
+Paper: Liu et al., STAN (CVPR 2023), section 3.3 (cross-frame module): attention, eq. 8; convolution, eq. 9. Using
+relational self-attention as a mixer is ours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from clipvid.nn.rsa import RSA
 
 
 class AttentionStep(nn.Module):
-    """Attention among patches along time (or as another `kind` of attention_patterns says), an identity at first.
+    """Attention among patches along time, or along another `kind` of attention_patterns; its residual starts at zero.
 
-    With `linear`, zero-initialised linear (drop path (MSA (LN x))): the step of TimeSformer and of released STAN, whose
-    `temporal_fc` it is. Without, the attention's own output projection starts at zero (ViViT's model 3; the paper
-    zeroes all of it, after which nothing but the bias could ever learn). With `cls_key` the class token is a key for
-    every patch (TimeSformer's eq. 11), but asks nothing.
+    With `linear`: zero-initialised linear (drop path (MSA (LN x))), the step of TimeSformer and of released STAN, where
+    the linear is called `temporal_fc`. Without it, the output projection of the attention starts at zero (ViViT's model
+    3; the paper zeroes the entire attention, after which only the bias could ever learn). With `cls_key` the class
+    token is a key for every patch (TimeSformer's eq. 11), but not a query.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class AttentionStep(nn.Module):
         _zero(self.out if isinstance(self.out, nn.Linear) else self.attention.out)
 
     def copy_attention(self, block: Block) -> None:
-        """Take norm and attention of a block of the same width, what starts at zero left as it is."""
+        """Copy norm and attention from a block of the same width, except for parameters that start at zero."""
         self.norm.load_state_dict(block.norm1.state_dict())
-        own = self.attention.state_dict()
-        learnt = block.attention.state_dict()
+        initial = self.attention.state_dict()
+        state = block.attention.state_dict()
         if isinstance(self.out, nn.Identity):
-            learnt |= {"out.weight": own["out.weight"], "out.bias": own["out.bias"]}
-        if "qkv.bias" not in learnt:
-            learnt["qkv.bias"] = torch.zeros_like(own["qkv.bias"])
-        self.attention.load_state_dict(learnt)
+            state |= {"out.weight": initial["out.weight"], "out.bias": initial["out.bias"]}
+        if "qkv.bias" not in state:
+            state["qkv.bias"] = torch.zeros_like(initial["qkv.bias"])
+        self.attention.load_state_dict(state)
 
     def forward(
         self,
@@ -71,21 +71,25 @@ class AttentionStep(nn.Module):
         cls: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b t n d"]:
         key = self.norm(cls) if self.cls_key and cls is not None else None
-        _, found = attend_in_groups(self._dropped, self.norm(x), kind=self.kind, grid=grid, cls=key, mask=mask)
-        return self.out(found)
+        _, mixed = attend_in_groups(
+            self._attend_with_drop_path, self.norm(x), kind=self.kind, grid=grid, cls=key, mask=mask
+        )
+        return self.out(mixed)
 
-    def _dropped(self, x: Tensor, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
+    def _attend_with_drop_path(
+        self, x: Tensor, *, mask: Tensor | None = None, pattern: Pattern | None = None
+    ) -> Tensor:
         mixed = self.attention(x, mask=mask, pattern=pattern)
-        return stochastic_depth(mixed, self.drop_path, "row", self.training)  # a row is one sequence, as released
+        return stochastic_depth(mixed, self.drop_path, "row", self.training)  # as released, a row is one sequence
 
 
 def attention_mixer(width: int, heads: int, *, drop_path: float = 0.0) -> AttentionStep:
-    """Each patch position attends to itself along time (STAN, eq. 8)."""
+    """Return attention along time for each patch position (STAN, eq. 8)."""
     return AttentionStep(width, heads, drop_path=drop_path)
 
 
 class ConvMixer(nn.Module):
-    """The paper's convolution: down to D/8, 3x1x1 along time, GELU, up; the way up starts at zero (eq. 9)."""
+    """The paper's convolution: down to D/8, 3x1x1 along time, GELU, up to D; `up` starts at zero (eq. 9)."""
 
     def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -99,7 +103,7 @@ class ConvMixer(nn.Module):
         self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t n d"]:
         n = x.shape[2]
-        tokens = _hide(self.down(x), mask)
+        tokens = _zero_masked(self.down(x), mask)
         tokens = F.gelu(self.conv(rearrange(tokens, "b t n d -> (b n) d t")))
         tokens = self.up(rearrange(tokens, "(b n) d t -> b t n d", n=n))
         return stochastic_depth(tokens, self.drop_path, "row", self.training)
@@ -118,7 +122,7 @@ class ConvFullMixer(nn.Module):
         self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t n d"]:
         h, w = grid
-        tokens = self.conv(rearrange(_hide(x, mask), "b t (h w) d -> b d t h w", h=h, w=w))
+        tokens = self.conv(rearrange(_zero_masked(x, mask), "b t (h w) d -> b d t h w", h=h, w=w))
         tokens = rearrange(tokens, "b d t h w -> b t (h w) d")
         return self.out(stochastic_depth(tokens, self.drop_path, "row", self.training))
 
@@ -126,9 +130,9 @@ class ConvFullMixer(nn.Module):
 class RSAMixer(nn.Module):
     """Relational self-attention over time and grid: zero-initialised linear (drop path (RSA (LN x))).
 
-    The linear plays the part of the last batch norm in the released network's blocks, which starts at zero too.
-    `queries` (default: channels of 32 or fewer each) and `bottleneck` keep the cost of fine grids down: per token, RSA
-    holds 3 (D / bottleneck / queries)^2 numbers. A `kernel` of (5, 1, 1) looks along time only.
+    The linear replaces the last batch norm in the blocks of the released network; that norm also starts at zero.
+    `queries` (default: at most 32 channels each) and `bottleneck` limit the cost on fine grids: per token, RSA stores
+    3 (D / bottleneck / queries)^2 numbers. A `kernel` of (5, 1, 1) relates tokens along time only.
     """
 
     def __init__(
@@ -146,7 +150,9 @@ class RSAMixer(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(bottleneck, int) or bottleneck < 1 or width % bottleneck:
-            raise ValueError(f"bottleneck must divide the width {width}, got {bottleneck}")
+            raise ValueError(
+                f"bottleneck must be an integer >= 1 that divides the width {width}, got {bottleneck}; 1 turns it off"
+            )
         inner = width // bottleneck
         if queries is None:
             queries = next(inner // d for d in range(min(32, inner), 0, -1) if inner % d == 0)
@@ -175,30 +181,33 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def mixer_options(name: str) -> dict[str, Any]:
-    """The options of a mixer that a user may change, and their defaults."""
-    known = inspect.signature(MIXERS[name]).parameters.values()
-    return {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
+    """Return the user-settable options of a mixer with their defaults."""
+    parameters = inspect.signature(MIXERS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
 
 
 def check_mixer(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError for a mixer that does not exist, and for options that it has not."""
+    """Raise ValueError for an unknown mixer name or an option that the mixer does not have."""
     if name not in MIXERS:
         raise ValueError(f"unknown mixer {name!r}; choose one of {', '.join(MIXERS)}")
-    known = mixer_options(name)
-    told = ", ".join(known) or "none"
+    defaults = mixer_options(name)
+    option_names = ", ".join(defaults) or "none"
     if not isinstance(options, Mapping):
-        raise ValueError(f"mixer_options are values by name, got {options!r}; mixer {name} has {told}")
+        raise ValueError(
+            f"mixer_options must be a mapping of names to values, got {options!r}; mixer {name} has {option_names}"
+        )
     for option in options:
-        if option not in known:
-            raise ValueError(f"mixer {name} has no option {option!r}; it has {told}")
+        if option not in defaults:
+            raise ValueError(f"mixer {name} has no option {option!r}; it has {option_names}")
 
 
-def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the masked frames, as a convolution's own padding would."""
+def _zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set masked frames to zero, so that a convolution treats them like its own padding."""
     return x if mask is None else x * mask[:, :, None, None].to(x.dtype)
 
 
 def _zero(linear: nn.Linear) -> nn.Linear:
+    """Initialise weight and bias to zero and return the layer."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
