@@ -144,7 +144,7 @@ def test_wrong_options_name_the_value_and_what_is_allowed():
         build(kernel_type="W")
     with pytest.raises(ValueError, match="unknown form 'dots'"):
         build(form="dots")
-    with pytest.raises(ValueError, match="width 12 is not divisible by 5 queries"):
+    with pytest.raises(ValueError, match="width must be divisible by queries, an integer >= 1, got 12 and 5"):
         RSA(12, queries=5)
-    with pytest.raises(ValueError, match=r"three odd numbers \(time, height, width\), got \(4, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"three odd numbers >= 1 \(time, height, width\), got \(4, 3, 3\)"):
         RSA(12, queries=3, kernel=(4, 3, 3))

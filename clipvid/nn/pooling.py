@@ -1,4 +1,4 @@
-"""Averages over the frames of a clip, and tables of time for any number of frames.
+"""Averages over the frames of a clip, and temporal position tables for any number of frames.
 
 Contract: pure functions of tensors; frames whose mask is False do not count. Knows nothing of towers or branches.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def mean_over_frames(x: Float[Tensor, "b t *rest"], mask: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b *rest"]:
-    """Mean over the frames whose mask is True."""
+    """Return the mean over the frames whose mask is True; over all frames when `mask` is None."""
     if mask is None:
         return x.mean(dim=1)
     weights = mask.to(x.dtype).view(*mask.shape, *[1] * (x.ndim - 2))
@@ -20,17 +20,18 @@ def mean_over_frames(x: Float[Tensor, "b t *rest"], mask: Bool[Tensor, "b t"] | 
 
 
 def stretched(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
-    """A table of time for `frames` frames: its first rows, or past its end all of it, stretched linearly."""
+    """Return the first `frames` rows of a temporal table, or all rows stretched linearly if it is too short."""
     if frames <= len(table):
         return table[:frames]
     return resized(table, frames)
 
 
 def resized(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t *rest"]:
-    """All of a table of time, stretched or squeezed linearly to `frames` rows, the first and last staying in place.
+    """Return a temporal table resized linearly to `frames` rows; its first and last row do not change.
 
-    The table itself where it has as many. Else as an image that keeps its width: torch's interpolation of sequences
-    takes one GPU thread a row, and for ViViT's table took most of a pass.
+    Returns the table itself if it already has `frames` rows. Otherwise it is interpolated as an image of constant
+    width, because torch's interpolation of sequences uses one GPU thread per row and took most of a forward pass for
+    ViViT's table.
     """
     if frames == len(table):
         return table
@@ -40,7 +41,7 @@ def resized(table: Float[Tensor, "rows *rest"], frames: int) -> Float[Tensor, "t
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
-    """Sines and cosines of wavelengths from 2 pi to 20000 pi, root-mean-square 1 (Vaswani et al. 2017, section 3.5)."""
+    """Return sinusoids of wavelengths 2 pi to 20000 pi, root-mean-square 1 (Vaswani et al. 2017, section 3.5)."""
     rates = 10000 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(length)[:, None] * rates
     return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]

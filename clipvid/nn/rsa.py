@@ -1,7 +1,7 @@
-"""RSA, relational self-attention: a position's kernel and its context are both made of relations to its neighbours.
+"""Relational self-attention (RSA): kernel and context of a position are both built from relations to its neighbours.
 
-Contract: (B, T, h, w, C) in, (B, T, h, w, C) out, no residual and no norm around it; neighbours beyond the border, and
-masked frames, count as zeros. The factored form is computed: nothing of size M x M exists, M = kt kh kw being the
+Contract: (B, T, h, w, C) in, (B, T, h, w, C) out, without residual or norm. Masked frames and neighbours beyond the
+border count as zeros. The factored form is computed, so no tensor of size M x M is created, where M = kt kh kw is the
 number of neighbours. Knows nothing of CLIP.
 Paper: Kim et al., Relational Self-Attention: What's Missing in Attention for Video Understanding (NeurIPS 2021).
 """
@@ -17,16 +17,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 PARTS = ("V", "R", "VplusR")
-"""Which terms take part, of the kernel and of the context: V basic, R relational, VplusR their sum."""
-EPS = 1e-6  # inside the square root of the L2 norm, as in the released code
+"""Terms of the kernel and of the context: V basic, R relational, VplusR their sum."""
+EPS = 1e-6  # added inside the square root of the L2 norm, as in the released code
 
 
 class RSA(nn.Module):
-    """y[l] = (kV[l] + kR[l]) (X_V + X_R) for L queries l; output channel l·C/L + c.
+    """Relational self-attention y[l] = (kV[l] + kR[l]) (X_V + X_R) for L queries l; output channel l·C/L + c.
 
-    With Q, K, V projected without bias and L2-normalised over channels (no softmax anywhere), and the neighbourhood's
-    X_K and X_V (M x C/L): kV = q P^T, kR = vec(q . X_K) H, X_R = X_V X_V^T G. H and P share a factor of rank C/L,
-    which lets the sum over neighbours come first: see `forward`.
+    Q, K and V are projected without bias and L2-normalised over channels, without softmax. With the neighbourhood's
+    X_K and X_V (M x C/L): kV = q P^T, kR = vec(q . X_K) H, X_R = X_V X_V^T G. H and P share a factor of rank C/L, so
+    `forward` can sum over the neighbours first.
     """
 
     def __init__(
@@ -46,18 +46,22 @@ class RSA(nn.Module):
         if form not in ("hadamard", "dot"):
             raise ValueError(f"unknown form {form!r}; choose one of hadamard, dot")
         if not isinstance(queries, int) or queries < 1 or width % queries:
-            raise ValueError(f"width {width} is not divisible by {queries} queries")
+            raise ValueError(
+                f"width must be divisible by queries, an integer >= 1, got {width} and {queries}; change one of them"
+            )
         if not _is_kernel(kernel):
-            raise ValueError(f"kernel must be three odd numbers (time, height, width), got {kernel!r}")
+            raise ValueError(
+                f"kernel must be three odd numbers >= 1 (time, height, width), got {kernel!r}; the paper uses (5, 7, 7)"
+            )
         self.queries, self.kernel_type, self.context_type = queries, kernel_type, context_type
-        self.d = d = width // queries  # channels of a query, of keys and of values, and the shared rank
+        self.d = d = width // queries  # channels of each query, key and value, and the shared rank
         self.padding = [k // 2 for k in kernel]
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, d, bias=False) if "R" in kernel_type else None
         self.v = nn.Linear(width, d, bias=False)
         neighbours = math.prod(kernel)
 
-        def conv(channels: int) -> nn.Parameter:  # kaiming normal over the fan out, as the released network
+        def conv(channels: int) -> nn.Parameter:  # Kaiming normal over the fan-out, as in the released network
             return nn.Parameter(torch.randn(channels, 1, *kernel) * (2 / (channels * neighbours)) ** 0.5)
 
         self.h1 = conv(d if form == "dot" else d * d) if "R" in kernel_type else None
@@ -72,44 +76,49 @@ class RSA(nn.Module):
         self, x: Float[Tensor, "b t h w c"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t h w c"]:
         q = _unit(self.q(x).unflatten(-1, (self.queries, self.d)))  # (B, T, h, w, L, d)
-        v = self._hidden(self.v(x), mask)
+        v = self._unit_unmasked(self.v(x), mask)
         kernel = q if self.kernel_type == "V" else torch.einsum("...lk,...ke->...le", q, self._keys(x, mask))
-        context = self._each(v, self.h2)  # V H2: (B, T, h, w, d of V, rank)
+        context = self._per_channel(v, self.h2)  # V H2: (B, T, h, w, d of V, rank)
         if self.g is not None:
-            mixed = self._each(v, self.g)  # V G
+            mixed = self._per_channel(v, self.g)  # V G
             if self.identity is not None:
                 mixed = mixed + self.identity
             context = torch.einsum("...vc,...ve->...ce", mixed, context)
         return torch.einsum("...le,...ce->...lc", kernel, context).flatten(-2)
 
     def _keys(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """K H1 + P1: (B, T, h, w, d of K, rank)."""
+        """Return K H1 + P1, (B, T, h, w, d of K, rank)."""
         assert self.k is not None
         assert self.h1 is not None
-        k = self._hidden(self.k(x), mask)
+        k = self._unit_unmasked(self.k(x), mask)
         if len(self.h1) == self.d:
-            keys = self._each(k, self.h1)
+            keys = self._per_channel(k, self.h1)
         else:
             keys = F.conv3d(k.movedim(-1, 1), self.h1, padding=self.padding, groups=self.d)
             keys = keys.unflatten(1, (self.d, self.d)).movedim((1, 2), (-2, -1))
         return keys if self.p1 is None else keys + self.p1
 
-    def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _unit_unmasked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """L2-normalise over channels and set masked frames to zero."""
         x = _unit(x)
         return x if mask is None else x.masked_fill(~mask[:, :, None, None, None], 0)
 
-    def _each(self, x: Float[Tensor, "b t h w d"], weight: Float[Tensor, "e 1 i j k"]) -> Float[Tensor, "b t h w d e"]:
-        """The same convolution of every channel on its own."""
+    def _per_channel(
+        self, x: Float[Tensor, "b t h w d"], weight: Float[Tensor, "e 1 i j k"]
+    ) -> Float[Tensor, "b t h w d e"]:
+        """Apply the same convolution to each channel separately."""
         b, d = x.shape[0], x.shape[-1]
         out = F.conv3d(x.movedim(-1, 1).flatten(0, 1)[:, None], weight, padding=self.padding)
         return out.unflatten(0, (b, d)).movedim((1, 2), (-2, -1))
 
 
 def _unit(x: Tensor) -> Tensor:
+    """L2-normalise over channels."""
     return x * (x.square().sum(dim=-1, keepdim=True) + EPS).rsqrt()
 
 
 def _is_kernel(kernel: object) -> bool:
+    """Return True for a sequence of three odd positive integers."""
     if not isinstance(kernel, Sequence) or len(kernel) != 3:
         return False
     return all(isinstance(k, int) and k >= 1 and k % 2 == 1 for k in kernel)
