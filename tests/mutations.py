@@ -58,7 +58,7 @@ def mutated(data: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 class TooLong(BaseException):
-    """DataConfig took longer than it may. No Exception, so that nothing on the way takes it for an error of the
+    """Reading took longer than it may. No Exception, so that nothing on the way takes it for an error of the
     file."""
 
 

@@ -1,6 +1,7 @@
 """Taps that lie on disk and are read when they are asked for: all levels of a branch, or one and the rest made from it.
 
-Contract: shards and the keys of clips in, Taps out, of the type that live taps of that precision have. `KeptTrunk` runs
+Contract: shards and the keys of clips in, Taps out, of the type that live taps of that precision have.
+`FirstLayerTaps` runs
 a few of the tower's blocks for each batch. Knows nothing of what decides a key, or of branches.
 """
 

@@ -50,7 +50,7 @@ def clip_dataset(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> ClipDataset:
-    """The clips of `data`, read as `reading` says and fitted to the model's input.
+    """The clips of `data`, read as `data_config` says and fitted to the model's input.
 
     `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation. `seed`
     and `names` are those of ClipDataset.

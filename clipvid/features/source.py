@@ -1,7 +1,8 @@
 """Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
 
 Contract: a model and a VideoDataset in, Taps by index out. Cached equals live for a model with the same tower, which a
-store checks: frames are sampled without chance, or views are drawn once (`Draws`). Knows nothing of losses or metrics.
+store checks: frames are sampled without chance, or views are drawn once (`AugmentedViews`). Knows nothing of losses
+or metrics.
 """
 
 from __future__ import annotations

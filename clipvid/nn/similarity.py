@@ -89,7 +89,7 @@ class Mug(nn.Module):
         cosines = _cosines(text if release else unpadded_text, video)  # (..., L, T)
         tokens, frames = text_mask[..., :, None], video_mask[..., None, :]
         sharp = self.sharpness * cosines.masked_fill(~tokens, 0)
-        # The similarity with a weighted mean of frames is the weighted mean of the cosines: features are not read again.
+        # Similarity to a weighted mean of frames is the weighted mean of the cosines; features are not read again.
         word_agreement = (_softmax(sharp, frames) * cosines).sum(dim=-1)  # (..., L)
         frame_agreement = (_softmax(sharp, tokens, dim=-2) * cosines).sum(dim=-2)  # (..., T)
         weighted_tokens = torch.ones_like(text_mask) if release else text_mask

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
             computed.forget()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.forget_copies()  # freed first, so copies and converted weights never share memory
+        self.forget_copies()  # freed first, so that copies and converted weights are not in memory together
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Backbone:
