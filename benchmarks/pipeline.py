@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clipvid.config.settings import DataConfig
 from clipvid.data import motion_shapes
-from clipvid.data.dataset import Batch
+from clipvid.data.batch import Batch
 from clipvid.data.files import find_clips
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import Record, VideoDataset

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clipvid.data.dataset import NO_LABEL, Batch, ClipDataset, collate, describe_unreadable
+from clipvid.data.batch import NO_LABEL, Batch, collate, describe_unreadable
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError
 from clipvid.video.sampling import linspace, uniform

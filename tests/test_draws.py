@@ -9,7 +9,8 @@ import torch
 
 from clipvid.cli.main import main
 from clipvid.config.settings import DataConfig, TrainConfig
-from clipvid.data.dataset import ClipDataset, collate
+from clipvid.data.batch import collate
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.evaluation.evaluate import evaluate_retrieval

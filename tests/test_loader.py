@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import loader, motion_shapes
-from clipvid.data.dataset import ClipDataset, collate
+from clipvid.data.batch import collate
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError, WorkerError

@@ -13,8 +13,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from clipvid.config.settings import DataConfig, TrainConfig
-from clipvid.data.dataset import ClipDataset, Pair, Views, collate
+from clipvid.data.batch import collate
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.records import Record, VideoDataset
+from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
 from clipvid.evaluation.evaluate import average_views, evaluate_recognition, evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos

@@ -270,7 +270,7 @@ def splits_of(data: str, format: str | None) -> list[str]:
 def show_unreadable(unreadable: Sequence[Any]) -> None:
     """Print the files that were left out, and why, on standard error."""
     if unreadable:
-        from clipvid.data.dataset import describe_unreadable
+        from clipvid.data.batch import describe_unreadable
 
         print(describe_unreadable(unreadable), file=sys.stderr)
 

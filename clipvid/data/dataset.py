@@ -1,4 +1,4 @@
-"""ClipDataset decodes the clips of a VideoDataset, one or several views of each, collate puts them into a Batch.
+"""ClipDataset: the clips of a VideoDataset, decoded on demand, in one view or several.
 
 Contract: an item is a pure function of (seed, epoch, index), or of a name in place of the index, so a resumed run,
 another number of workers or another batch size sees the same pixels. A file that cannot be read is an
@@ -13,127 +13,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
 from itertools import chain
 from random import Random
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from clipvid.data.batch import NO_LABEL, Clip, Spent
 from clipvid.data.interprocess import WorkerVideoError
 from clipvid.data.records import Record, VideoDataset
+from clipvid.data.views import ONE_VIEW, Pair, Views
 from clipvid.errors import VideoError
-from clipvid.runtime.text import pluralize
-from clipvid.video.augment import CONST_CL, ContrastiveView
 from clipvid.video.decode import BACKENDS, read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
 from clipvid.video.transforms import INTERPOLATIONS, VideoTransform
 
 UNREADABLE = ("raise", "skip")
-NO_LABEL = -1
-
-
-@dataclass(frozen=True)
-class Views:
-    """Fixed clips of a video whose predictions are averaged: each of `temporal` clips in `spatial` crops, in turn."""
-
-    temporal: int = 1
-    """Spread evenly over the video (`sampling.sample_views`)."""
-    spatial: int = 1
-    """1 or 3 (`VideoTransform.crops`)."""
-
-    def __post_init__(self) -> None:
-        if self.temporal < 1 or self.spatial not in (1, 3):
-            raise ValueError(f"temporal starts at 1 and spatial is 1 or 3, got {self.temporal} and {self.spatial}")
-
-    @property
-    def count(self) -> int:
-        return self.temporal * self.spatial
-
-    def __str__(self) -> str:
-        return f"{self.temporal} temporal x {self.spatial} spatial views"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two random clips of a video, drawn and augmented apart, that self-supervision brings together (ConST-CL)."""
-
-    stride: int = 2
-    """Frames from one of a clip to the next."""
-    recipes: tuple[ContrastiveView, ContrastiveView] = CONST_CL
-
-    count = 2
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"stride must be 1 or more, got {self.stride}")
-
-    def __str__(self) -> str:
-        return f"pairs of clips of stride {self.stride}"
-
-
-class Spent(NamedTuple):
-    """Seconds that making something took, wherever it was made."""
-
-    decode: float
-    transform: float
-
-
-NO_TIME = Spent(0.0, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A decoded clip, or several views of it (V, T, ...).
-
-    `mask` is False for frames that repeat the last one because the video has fewer.
-    """
-
-    video: UInt8[Tensor, "*v t 3 h w"]
-    mask: Bool[Tensor, "*v t"]
-    label: int
-    """NO_LABEL (-1) where the record has none."""
-    index: int
-    spent: Spent = NO_TIME
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Batch:
-    """Clips side by side; `index` is the place of each in the data set.
-
-    `video` and `mask` have an axis V behind B where a clip has several views.
-    """
-
-    video: UInt8[Tensor, "b *v t 3 h w"]
-    labels: Int64[Tensor, " b"]
-    index: Int64[Tensor, " b"]
-    mask: Bool[Tensor, "b *v t"]
-    unreadable: tuple[VideoError, ...] = ()
-    """Why the clips that are not here could not be read (only with `unreadable="skip"`)."""
-    spent: Spent = NO_TIME
-    """On all clips together."""
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __repr__(self) -> str:
-        lost = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Batch(video {tuple(self.video.shape)}{lost})"
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on `device`."""
-        return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in self._tensors().items()})
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 class ClipDataset(Dataset[Clip | VideoError]):
@@ -159,7 +57,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         transform: VideoTransform,
         sampler: str = "uniform",
         random: bool = False,
-        views: Views | Pair = Views(),
+        views: Views | Pair = ONE_VIEW,
         backend: str = "pyav",
         time_limit: int | float | None = None,
         unreadable: str = "raise",
@@ -190,7 +88,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
     def __repr__(self) -> str:
         how = "random" if self.random else "fixed"
-        views = "" if self.views == Views() else f" in {self.views}"
+        views = "" if self.views == ONE_VIEW else f" in {self.views}"
         return f"ClipDataset({self.data!r}, {self.frames} {how} frames{views}, {self.sampler}, {self.backend})"
 
     @property
@@ -330,24 +228,3 @@ def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: 
         raise ValueError(f"random draws one clip of a video, got {views}; pass random=False, or Pair for two")
     sample_views(sampler, 1, 1, views=views.temporal)  # what it refuses, it refuses of any video
     transform.check_crops(views.spatial)
-
-
-def collate(items: Sequence[Clip | VideoError]) -> Batch:
-    """Put items into a Batch. The unreadable ones go to its `unreadable`; if there is no other, B, T and S are 0."""
-    clips = [item for item in items if isinstance(item, Clip)]
-    return Batch(
-        video=torch.stack([clip.video for clip in clips]) if clips else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
-        labels=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
-        index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
-        mask=torch.stack([clip.mask for clip in clips]) if clips else torch.empty(0, 0, dtype=torch.bool),
-        unreadable=tuple(item for item in items if isinstance(item, VideoError)),
-        spent=Spent(*(float(sum(seconds)) for seconds in zip(NO_TIME, *(clip.spent for clip in clips), strict=True))),
-    )
-
-
-def describe_unreadable(errors: Sequence[VideoError]) -> str:
-    """What a report says of skipped files: how many, and the reason of each; "" when there are none."""
-    if not errors:
-        return ""
-    count = pluralize(len(errors), "video")
-    return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])

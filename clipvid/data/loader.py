@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.data.dataset import Batch, Clip, ClipDataset, collate
+from clipvid.data.batch import Batch, Clip, ClipSource, collate
 from clipvid.errors import VideoError
 from clipvid.runtime.concurrency import THREADS, end_unguarded_import, loader_death, never_started
 from clipvid.runtime.prefetch import prefetch
@@ -33,7 +33,7 @@ MOST = 8
 
 
 def batches_of(
-    dataset: ClipDataset, plan: Sequence[Sequence[int]], *, workers: int = 0, device: torch.device | str = "cpu"
+    dataset: ClipSource, plan: Sequence[Sequence[int]], *, workers: int = 0, device: torch.device | str = "cpu"
 ) -> Generator[Batch, None, None]:
     """The batches that `plan` lists by the clips in them, two ahead of their use; close it where you leave it early.
 
@@ -64,12 +64,13 @@ def _threads(device: torch.device) -> int:
 
 
 def _by_processes(
-    dataset: ClipDataset, plan: Sequence[Sequence[int]], *, workers: int, pin: bool
+    dataset: ClipSource, plan: Sequence[Sequence[int]], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     end_unguarded_import()
     started = torch.zeros((), dtype=torch.int64).share_memory_()
+    clips: Any = dataset  # DataLoader asks for a length and items alone
     loader = DataLoader(
-        dataset,
+        clips,
         batch_sampler=[list(rows) for rows in plan],
         num_workers=workers,
         collate_fn=_sent,
@@ -120,7 +121,7 @@ def _sent(items: Sequence[Clip | VideoError]) -> _Sent:
 
 
 def _by_threads(
-    dataset: ClipDataset, plan: Sequence[Sequence[int]], *, threads: int, pin: bool
+    dataset: ClipSource, plan: Sequence[Sequence[int]], *, threads: int, pin: bool
 ) -> Generator[Batch, None, None]:
     over = Event()
     clips = dataset.stopping(over.is_set)

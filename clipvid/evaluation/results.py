@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from clipvid.config.settings import DataConfig
-from clipvid.data.dataset import Views
 from clipvid.data.records import VideoDataset
+from clipvid.data.views import Views
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics, paired_bootstrap
 from clipvid.runtime.files import atomic_file

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from clipvid.config.settings import DataConfig
-from clipvid.data.dataset import Batch, ClipDataset, Pair, Views
+from clipvid.data.batch import Batch
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import NO_PROTOCOL, ProtocolSpec, VideoDataset
+from clipvid.data.views import Pair, Views
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import inference

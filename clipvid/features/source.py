@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipvid.config.settings import DataConfig
-from clipvid.data.dataset import NO_LABEL
+from clipvid.data.batch import NO_LABEL
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews, View, views_of

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from clipvid.config.settings import TrainConfig
-from clipvid.data.dataset import Batch, ClipDataset, Pair
+from clipvid.data.batch import Batch
+from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
 from clipvid.data.records import VideoDataset
+from clipvid.data.views import Pair
 from clipvid.errors import DataError, VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.embed import embed_texts
