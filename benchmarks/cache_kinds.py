@@ -25,7 +25,8 @@ from clipvid.evaluation.evaluate import queries
 from clipvid.evaluation.metrics import Products, retrieval_metrics
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.tap_cache import TapCache
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import resolve
 from clipvid.training.loop import train
 

@@ -30,7 +30,8 @@ from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.profiling import profiled
 from clipvid.training.batches import batch_order
 from clipvid.training.loop import train

@@ -34,7 +34,8 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.features.embed import embed_videos
 from clipvid.features.encode import clip_dataset
 from clipvid.models.backbone.open_clip import MINI
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast, resolve
 from clipvid.runtime.profiling import Profile, profiled
 

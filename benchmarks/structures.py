@@ -52,8 +52,8 @@ from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.branches import choose
-from clipvid.models.factory import load
-from clipvid.models.video_clip import VideoCLIP, attach
+from clipvid.models.factory import attach, load
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import autocast, resolve
 from clipvid.training.loop import train

@@ -21,7 +21,8 @@ from torch import nn
 
 import clipvid
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.video_clip import VideoCLIP, attach
+from clipvid.models.factory import attach
+from clipvid.models.video_clip import VideoCLIP
 
 FAMILIES = {  # one small member of each
     "ViT with class token": "ViT-S-32-alt",

@@ -21,8 +21,9 @@ from cells import COMMIT, invocation, machine, peak_memory, result_of, write_jso
 from rates import Step, take_turns
 
 from clipvid.models.backbone.open_clip import MINI
+from clipvid.models.factory import create_model
 from clipvid.models.sliding_window import encode_windows
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
 from clipvid.video.decode import stream
 

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from clipvid.evaluation.evaluate import zero_shot as zero_shot
     from clipvid.models.backbone.taps import Taps as Taps
     from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
+    from clipvid.models.factory import attach as attach
+    from clipvid.models.factory import create_model as create_model
     from clipvid.models.factory import load as load
     from clipvid.models.video_clip import VideoCLIP as VideoCLIP
-    from clipvid.models.video_clip import attach as attach
-    from clipvid.models.video_clip import create_model as create_model
     from clipvid.search.index import VideoIndex as VideoIndex
     from clipvid.training.loop import train as train
     from clipvid.video.decode import read_video as read_video
 
 _OWNERS = {
-    "create_model": "clipvid.models.video_clip",
-    "attach": "clipvid.models.video_clip",
+    "create_model": "clipvid.models.factory",
+    "attach": "clipvid.models.factory",
     "load": "clipvid.models.factory",
     "VideoCLIP": "clipvid.models.video_clip",
     "load_stan_checkpoint": "clipvid.models.convert_stan",

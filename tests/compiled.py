@@ -10,7 +10,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.models.video_clip import attach, create_model
+from clipvid.models.factory import attach, create_model
 from clipvid.runtime.precision import autocast
 from clipvid.training.loop import train
 

@@ -11,8 +11,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.features.embed import embed_videos
 from clipvid.features.source import TapStore
-from clipvid.models.factory import load
-from clipvid.models.video_clip import attach, create_model
+from clipvid.models.factory import attach, create_model, load
 from clipvid.training.loop import train
 from clipvid.training.optim import parameter_groups
 from clipvid.training.trainer import Run

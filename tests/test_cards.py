@@ -20,7 +20,7 @@ from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval
 from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
 from clipvid.evaluation.results import compare, data_hash, read_result
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=8, precision="32-true")
 

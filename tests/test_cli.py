@@ -22,7 +22,7 @@ from clipvid.cli.main import main
 from clipvid.config.settings import DataConfig, SelfSupervision, TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.branches import BRANCHES
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsy
 def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(
     videos, capsys, monkeypatch, value
 ):
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
+    monkeypatch.setattr("clipvid.models.factory.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
     assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
 

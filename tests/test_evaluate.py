@@ -24,7 +24,7 @@ from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import trained_data_config
 from clipvid.features.source import TapStore
 from clipvid.models.backbone import text
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=8, precision="32-true")
 

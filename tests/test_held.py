@@ -71,7 +71,7 @@ def test_of_many_that_begin_at_once_one_at_a_time_gets_it(tmp_path):
 @pytest.mark.parametrize("command", ["index", "demo"])
 def test_a_command_leaves_a_folder_alone_that_another_one_fills(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
+    monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.demo.tour.run", None)
     Path("videos").mkdir()
     with held("out", whole=command == "index"):

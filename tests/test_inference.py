@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.runtime.inference import _PASSES, evaluating, inference
 
 

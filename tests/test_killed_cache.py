@@ -11,7 +11,7 @@ import torch
 from clipvid.config.settings import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 CLIPS, KILLS = 40, 20
@@ -30,7 +30,7 @@ from clipvid.features import tap_cache as disk
 from clipvid.features.shards import Shards, check_shard, shard_files
 from clipvid.config.settings import DataConfig
 from clipvid.data.open import open_dataset
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 
 torch.set_num_threads(1)
 root, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])

@@ -25,7 +25,7 @@ from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError, WorkerError
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.runtime.prefetch import prefetch
 from clipvid.training.loop import train
 from clipvid.video.backends import judged, verdicts

@@ -13,7 +13,7 @@ from clipvid.evaluation.metrics import retrieval_metrics
 from clipvid.features import token_wise
 from clipvid.features.embed import embed_frames, embed_texts
 from clipvid.features.token_wise import candidates, match_all, reranked
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 from clipvid.nn.pooling import mean_over_frames
 from clipvid.search.index import VideoIndex
 from clipvid.training.loop import train

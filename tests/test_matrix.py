@@ -16,8 +16,7 @@ from clipvid.errors import BackboneError
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches import BRANCHES, choose
-from clipvid.models.factory import load
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach, load
 from clipvid.nn.mixers import MIXERS
 from clipvid.nn.similarity import SIMILARITIES
 from clipvid.training.loop import train

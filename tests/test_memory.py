@@ -13,7 +13,8 @@ from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.text import TextTokens
-from clipvid.models.video_clip import VideoCLIP, attach, create_model
+from clipvid.models.factory import attach, create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.training import objectives
 from clipvid.training.batches import CachedBatches, LiveBatches
 from clipvid.training.loop import train

@@ -19,9 +19,8 @@ import clipvid
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.factory import load
+from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier, TextClassifier
-from clipvid.models.video_clip import attach
 from clipvid.training.losses import classification, matching
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}

@@ -23,7 +23,7 @@ import clipvid
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.evaluation.evaluate import evaluate_retrieval
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 from clipvid.training.loop import train
 
 ROOT = Path(clipvid.__file__).parent

@@ -27,7 +27,7 @@ def test_the_demonstration_model_is_taken_with_a_word_unless_it_is_named(clips, 
         raise ValueError(f"{name} was made")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", made)
+    monkeypatch.setattr("clipvid.models.factory.create_model", made)
     words = [command, str(clips), *(["--val", str(clips)] if command == "train" else [])]
     assert main(words) == 1
     assert NO_MODEL in capsys.readouterr().err
@@ -58,7 +58,7 @@ def test_an_epoch_that_very_few_videos_choose_is_told(clips, tmp_path, monkeypat
     def made(*_: object, **__: object) -> None:
         raise ValueError("a model would be made")
 
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", made)
+    monkeypatch.setattr("clipvid.models.factory.create_model", made)
 
     def told(*options: str) -> str:
         words = ["train", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run"), *options]
@@ -81,7 +81,7 @@ def test_a_compilation_is_announced(clips, tmp_path, monkeypatch, capsys):
     def made(*_: object, **__: object) -> None:
         raise ValueError("a model would be made")
 
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", made)
+    monkeypatch.setattr("clipvid.models.factory.create_model", made)
     words = ["train", str(clips), "--val", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run")]
     assert main([*words, "--compile", "true"]) == 1
     assert "note: the first steps compile the branch, which takes a minute or more" in capsys.readouterr().err

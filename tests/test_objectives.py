@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from clipvid.config.settings import TrainConfig
+from clipvid.models.factory import create_model
 from clipvid.models.heads import LinearClassifier
-from clipvid.models.video_clip import create_model
 from clipvid.training.losses import classification, matching
 from clipvid.training.objectives import Recognition, Retrieval
 from clipvid.training.train_batch import TrainBatch

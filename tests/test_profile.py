@@ -15,7 +15,7 @@ from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.features.embed import embed_videos
 from clipvid.features.source import TapStore
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.runtime.profiling import awaited, beside, profiled, stage
 from clipvid.training.loop import train
 

@@ -25,7 +25,7 @@ from clipvid.models.backbone.fused import (
     orders,
     trainable_copy,
 )
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.nn.attention import QuickGELU
 from clipvid.runtime import precision as precisions
 

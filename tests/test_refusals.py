@@ -31,7 +31,7 @@ def work(tmp_path_factory) -> Path:
 def idle(work, monkeypatch) -> Path:
     """The same, where no model can be made and none loaded."""
     monkeypatch.chdir(work)
-    monkeypatch.setattr("clipvid.models.video_clip.create_model", None)
+    monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.models.factory.load", None)
     return work
 
@@ -324,7 +324,7 @@ def test_an_option_without_its_value_is_told_what_it_needs(capsys, option):
 
 
 def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work, tmp_path, monkeypatch, capsys):
-    from clipvid.models.video_clip import create_model
+    from clipvid.models.factory import create_model
 
     monkeypatch.chdir(tmp_path)
     create_model("clipvid-mini", branch="mean").save("model")

@@ -13,7 +13,8 @@ from test_training import DATA_CONFIG, config, fresh, weights
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.training.checkpoint import free_settings
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule

@@ -19,7 +19,7 @@ from clipvid.errors import CheckpointError
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos
 from clipvid.features.token_wise import match_all
 from clipvid.models.backbone import fused as quick
-from clipvid.models.video_clip import create_model
+from clipvid.models.factory import create_model
 from clipvid.search.index import VideoIndex
 from clipvid.search.storage import FACTS
 

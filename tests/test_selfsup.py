@@ -17,9 +17,8 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.features.source import TapStore
-from clipvid.models.branches import IntermediateOptions
-from clipvid.models.factory import load
-from clipvid.models.video_clip import attach, create_model
+from clipvid.models.branches.intermediate import IntermediateOptions
+from clipvid.models.factory import attach, create_model, load
 from clipvid.training.batches import PairBatches
 from clipvid.training.loop import train
 from clipvid.training.objectives import held_out_loss

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.branches import BRANCHES, build, choose, from_config, to_config
+from clipvid.models.branches import BRANCHES, build, choose, from_config
 from clipvid.models.branches.stan import STAN, StanOptions
 from clipvid.nn.attention import SelfAttention, attend
 from clipvid.nn.mixers import MIXERS
@@ -183,7 +183,7 @@ def test_drop_path_grows_linearly_and_is_off_in_eval(backbone):
 
 def test_a_mixers_own_options_are_checked_by_name_and_survive_the_config(backbone):
     asked = choose("stan", {"depth": 2, "mixer": "rsa", "mixer_options": {"kernel": [3, 1, 1], "bottleneck": 2}})
-    branch = build(backbone, from_config(json.loads(json.dumps(to_config(asked)))))
+    branch = build(backbone, from_config(json.loads(json.dumps(asked.to_config()))))
     assert branch.layers[1].steps[0].relate.h2.shape[2:] == (3, 1, 1)
     assert branch.layers[1].steps[0].down.out_features == 16
     with pytest.raises(ValueError, match="mixer rsa has no option 'kernels'; it has kernel, queries, bottleneck"):
@@ -194,7 +194,7 @@ def test_a_mixers_own_options_are_checked_by_name_and_survive_the_config(backbon
 
 @pytest.mark.parametrize("name", list(BRANCHES))
 def test_options_survive_the_config(name):
-    assert from_config(to_config(BRANCHES[name])) == BRANCHES[name]
+    assert from_config(BRANCHES[name].to_config()) == BRANCHES[name]
 
 
 def test_wrong_options_name_the_value_and_the_choices(backbone):

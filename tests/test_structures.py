@@ -7,9 +7,9 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels
-from clipvid.models.branches import BRANCHES, build, choose, from_config, to_config
+from clipvid.models.branches import BRANCHES, build, choose, from_config
 from clipvid.models.branches.intermediate import PRESETS, Intermediate, IntermediateOptions
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.nn.mixers import MIXERS
 from clipvid.nn.pooling import mean_over_frames
 
@@ -154,7 +154,7 @@ def test_text_blocks_of_another_width_are_refused(backbone):
 
 @pytest.mark.parametrize("name", list(BRANCHES))
 def test_options_survive_the_config(name):
-    assert from_config(to_config(BRANCHES[name])) == BRANCHES[name]
+    assert from_config(BRANCHES[name].to_config()) == BRANCHES[name]
 
 
 def test_combinations_that_cannot_be_are_refused_with_the_reason(backbone):

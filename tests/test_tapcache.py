@@ -21,7 +21,7 @@ from clipvid.features.embed import embed_videos
 from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.video_clip import attach, create_model
+from clipvid.models.factory import attach, create_model
 from clipvid.runtime.files import write_tensors
 from clipvid.training.loop import train
 

@@ -23,7 +23,8 @@ from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=4, precision="32-true")

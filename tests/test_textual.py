@@ -18,7 +18,7 @@ from transformers import BertConfig, M2M100Config, MT5Config, PreTrainedTokenize
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.open_clip import load_clip
 from clipvid.models.backbone.text import special_tokens, token_features, token_mask
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 
 VISION: dict[str, Any] = {"layers": 1, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 16}
 TEXT: dict[str, Any] = {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}

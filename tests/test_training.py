@@ -23,8 +23,7 @@ from clipvid.evaluation.metrics import retrieval_metrics
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
-from clipvid.models.factory import load
-from clipvid.models.video_clip import attach, create_model
+from clipvid.models.factory import attach, create_model, load
 from clipvid.runtime.files import held
 from clipvid.training.batches import LiveBatches, batch_order
 from clipvid.training.loop import train

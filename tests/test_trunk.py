@@ -24,7 +24,8 @@ from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.partial import forward_from
-from clipvid.models.video_clip import VideoCLIP, attach, create_model
+from clipvid.models.factory import attach, create_model
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")

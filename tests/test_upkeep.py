@@ -15,7 +15,8 @@ from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of, prune
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.text_cache import TextCache
-from clipvid.models.video_clip import VideoCLIP, create_model
+from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 
 READINGS = [DataConfig(frames=2, precision="32-true"), DataConfig(frames=3, precision="32-true")]
 DAMAGE = {

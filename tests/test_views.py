@@ -22,8 +22,8 @@ from clipvid.evaluation.evaluate import average_views, evaluate_recognition, eva
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import clip_dataset, stream_taps
 from clipvid.features.source import TapStore
+from clipvid.models.factory import create_model
 from clipvid.models.heads import LinearClassifier
-from clipvid.models.video_clip import create_model
 from clipvid.training.batches import LiveBatches, open_batches
 from clipvid.video.augment import ContrastiveView
 from clipvid.video.backends import pyav

@@ -14,7 +14,7 @@ from numbered import WRITTEN, write
 import clipvid
 from clipvid.demo.tour import load_backbone
 from clipvid.errors import VideoError
-from clipvid.models.video_clip import attach
+from clipvid.models.factory import attach
 from clipvid.video.decode import read, stream
 
 

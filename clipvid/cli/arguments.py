@@ -39,8 +39,7 @@ def named_model(
     `shapes_only` a base model has no weights.
     """
     from clipvid.models.checkpoint import CONFIG
-    from clipvid.models.factory import load
-    from clipvid.models.video_clip import create_model
+    from clipvid.models.factory import create_model, load
 
     chosen = chosen or {}
     if name is None:

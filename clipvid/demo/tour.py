@@ -27,8 +27,10 @@ from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
-from clipvid.models.branches import BRANCHES, BranchOptions, choose
-from clipvid.models.video_clip import VideoCLIP, attach
+from clipvid.models.branches import BRANCHES, choose
+from clipvid.models.branches.base import BranchOptions
+from clipvid.models.factory import attach
+from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.search.index import VideoIndex
 from clipvid.training.loop import TrainResult, train

@@ -26,7 +26,6 @@ from clipvid.features.encode import stream_taps, trained_data_config
 from clipvid.features.text_cache import TextCache
 from clipvid.features.transfer import sent
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches import preset_of
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.prefetch import prefetch
 
@@ -171,7 +170,7 @@ def check_storable(model: VideoCLIP, data_config: DataConfig) -> None:
         )
     if model.branch.reads_pixels:
         raise ValueError(
-            f"branch {preset_of(model.branch.options)} has a stem of its own and reads pixels, so it has no taps to "
+            f"branch {model.branch.options.preset()} has a stem of its own and reads pixels, so it has no taps to "
             "keep; train it without cache_taps"
         )
 

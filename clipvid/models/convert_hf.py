@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from clipvid.errors import CheckpointError
-from clipvid.models.branches import preset_of
 from clipvid.models.branches.standalone import Standalone
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.mixers import AttentionStep
@@ -129,7 +128,7 @@ def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
         return model
     if not isinstance(model.branch, Standalone):
         raise CheckpointError(
-            f"the model's branch is {preset_of(model.branch.options)}, which has no place for these weights; create "
+            f"the model's branch is {model.branch.options.preset()}, which has no place for these weights; create "
             "it with branch='timesformer' or 'vivit-b1'"
         )
     return model.branch.video

@@ -18,7 +18,8 @@ from clipvid.errors import CheckpointError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Tokenizer
 from clipvid.models.branches.stan import PRESETS, STAN
-from clipvid.models.video_clip import VideoCLIP, attach
+from clipvid.models.factory import attach
+from clipvid.models.video_clip import VideoCLIP
 
 BRANCH = "STAN_"
 _LAYER = {  # one CLIPEncoderLayer, Hugging Face -> open_clip; q, k and v are joined apart

@@ -1,7 +1,7 @@
-"""Saved models back from disk or a hub: the base they name, the branch they hold, and every reason to refuse them.
+"""Makers of video models: attach a branch to a CLIP in memory, load a base model by name, load a saved model.
 
-Contract: a folder or repository in, a VideoCLIP equal to the one that was saved out, or CheckpointError. Knows nothing
-of training or data.
+Contract: an open_clip model, a name or a saved folder in; a VideoCLIP in eval mode out, or an error that says what does
+not fit. Knows nothing of training or data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,56 @@ from clipvid.models import branches, checkpoint, heads
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.models.branches.base import BranchOptions
 from clipvid.models.video_clip import VideoCLIP
+
+
+def attach(
+    clip: nn.Module | Backbone,
+    branch: str | BranchOptions = "stan",
+    *,
+    tokenizer: Tokenizer | None = None,
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
+    base: Base | None = None,
+) -> VideoCLIP:
+    """Turn an open_clip model that you hold into a video model.
+
+    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
+    to train mode by itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan,
+    mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
+    `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
+
+    Raises ValueError for names that do not exist, BackboneError for a model whose tower cannot be tapped.
+    """
+    backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
+    asked = dict(options or {})
+    asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
+    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    return model.eval()
+
+
+def create_model(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    branch: str | BranchOptions = "stan",
+    depth: int | None = None,
+    mixer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    similarity: str = "mean",
+    device: torch.device | str = "cpu",
+) -> VideoCLIP:
+    """Load any open_clip model and attach a branch to it; the result is in eval mode.
+
+    `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
+    a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.
+    """
+    clip, tokenizer, base = load_clip(name, pretrained, device=device)
+    chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)
 
 
 def load(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.runtime.inference import inference
-from clipvid.video.decode import stream
 from clipvid.video.transforms import VideoTransform
 
 T = TypeVar("T")
@@ -63,12 +61,10 @@ class Windows:
 
 def encode_windows(
     model: WindowEncoder,
-    path: str | Path,
+    frames: Iterator[tuple[int, float | None, Tensor]],
     *,
     window: int = 12,
     stride: int = 1,
-    every: int = 1,
-    fps: int | float | None = None,
     chunk: int = 32,
     batch_size: int = 8,
     precision: str = "auto",
@@ -77,7 +73,7 @@ def encode_windows(
     """Embed all windows of `window` frames of a video, `stride` frames apart, the last one ending with the video.
 
     Args:
-        every, fps: which frames there are at all: every so manyth, or so many a second (`clipvid.video.stream`).
+        frames: number, seconds and picture of every frame in order (`video.decode.stream`).
         chunk: frames that the tower encodes at once.
         batch_size: windows that the branch reads at once.
         precision: as for evaluation.
@@ -93,7 +89,7 @@ def encode_windows(
             raise ValueError(f"{name} starts at 1, got {value}")
     return _windows(
         model,
-        _chunks(model, stream(path, every=every, fps=fps, fit=model.transform.fit), chunk=chunk, precision=precision),
+        _chunks(model, frames, chunk=chunk, precision=precision),
         window=window,
         stride=stride,
         batch_size=batch_size,

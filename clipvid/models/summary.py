@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
-from clipvid.models.branches import Branch, preset_of
+from clipvid.models.branches.base import Branch
 from clipvid.runtime.text import pluralize
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
@@ -221,7 +221,7 @@ def _describe(options) -> str:
     told = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if told.get("stem", "tower") != "tower":
         told.pop("depth", None)  # all blocks are copied
-    return f"{preset_of(options)}, " + ", ".join(f"{k} {v}" for k, v in told.items())
+    return f"{options.preset()}, " + ", ".join(f"{k} {v}" for k, v in told.items())
 
 
 def _giga(macs: int) -> str:

@@ -6,12 +6,12 @@ of the base model, which is named and fingerprinted. Knows nothing of optimisers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +19,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipvid.config.settings import VIDEO_TEMPLATES
-from clipvid.models import branches, checkpoint, heads, summary
+from clipvid.models import checkpoint, heads, summary
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.fused import FusedCopies
-from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.models.backbone.open_clip import Tokenizer, preprocess_fields
 from clipvid.models.backbone.taps import Pixels, Taps, check_clips
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.backbone.weight_cache import forget_after_load
-from clipvid.models.branches import Branch, BranchOptions
+from clipvid.models.branches.base import Branch
 from clipvid.models.heads import Classifier, TextClassifier, prompts, similarity_head
+from clipvid.models.sliding_window import Windows, encode_windows
 from clipvid.nn.pooling import mean_over_frames
 from clipvid.runtime.profiling import stage
+from clipvid.video.decode import stream
 from clipvid.video.transforms import VideoTransform
-
-if TYPE_CHECKING:
-    from clipvid.models.sliding_window import Windows
-
 
 _DISABLED: ContextVar[tuple[VideoCLIP, ...]] = ContextVar("clipvid_disabled", default=())
 """Models whose branch is off, in this thread or task."""
@@ -56,7 +54,7 @@ class VideoCLIP(nn.Module):
         self.backbone, self.branch = backbone, branch
         self.head: Classifier | None = head
         self.similarity = similarity
-        kind = branches.preset_of(branch.options)
+        kind = branch.options.preset()
         self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
         self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
@@ -154,7 +152,7 @@ class VideoCLIP(nn.Module):
             )
         if self.branch_is_on:
             if self.branch.reads_pixels and not isinstance(source, Pixels):
-                name = branches.preset_of(self.branch.options)
+                name = self.branch.options.preset()
                 raise ValueError(
                     f"branch {name} has a custom stem and reads pixels, not taps; give it the video itself"
                 )
@@ -207,11 +205,12 @@ class VideoCLIP(nn.Module):
     ) -> Iterator[Windows]:
         """Embed all windows of `window` frames of a video of any length, `stride` frames apart, in constant memory.
 
-        Each frame passes the tower once. `every`, `fps` and the rest are those of `sliding_window.encode_windows`.
+        Each frame passes the tower once. `every` and `fps` choose frames: every n-th, or so many per
+        second (`video.decode.stream`). `batches` are the batch sizes, precision and normalisation of
+        `sliding_window.encode_windows`.
         """
-        from clipvid.models.sliding_window import encode_windows
-
-        return encode_windows(self, path, window=window, stride=stride, every=every, fps=fps, **batches)
+        frames = stream(path, every=every, fps=fps, fit=self.transform.fit)
+        return encode_windows(self, frames, window=window, stride=stride, **batches)
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
         """Embed strings or token ids (M, ctx) with the text tower; long texts are cut, the end token kept."""
@@ -312,7 +311,7 @@ class VideoCLIP(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
         own = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
-        return checkpoint.fingerprint(self.backbone.fingerprint, branches.to_config(self.branch.options), own)
+        return checkpoint.fingerprint(self.backbone.fingerprint, self.branch.options.to_config(), own)
 
     def describe(self) -> dict[str, Any]:
         """Return the model's description as plain data for results."""
@@ -322,8 +321,8 @@ class VideoCLIP(nn.Module):
             "pretrained": base.pretrained,
             "base fingerprint": self.backbone.fingerprint,
             "fingerprint": self.fingerprint,
-            "branch": branches.preset_of(self.branch.options),
-            "options": branches.to_config(self.branch.options),
+            "branch": self.branch.options.preset(),
+            "options": self.branch.options.to_config(),
             "similarity": self.similarity,
             "branch on": self.branch_is_on,
         }
@@ -345,7 +344,7 @@ class VideoCLIP(nn.Module):
             "base": {"name": base.name, "pretrained": base.pretrained, "fingerprint": self.backbone.fingerprint},
             "preprocess": preprocess_fields(self.backbone.preprocess_config),
             "clip": {"text_lora": self.backbone.lora_rank},
-            "branch": branches.to_config(self.branch.options),
+            "branch": self.branch.options.to_config(),
             "similarity": self.similarity,
             "head": heads.to_config(self.head),
             "training": self.training_record,
@@ -359,51 +358,3 @@ def _rounded(source: Taps | Pixels) -> Taps | Pixels:
         return source
     rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     return source.to(dtype=torch.bfloat16) if rounds else source
-
-
-def attach(
-    clip: nn.Module | Backbone,
-    branch: str | BranchOptions = "stan",
-    *,
-    tokenizer: Tokenizer | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    similarity: str = "mean",
-    base: Base | None = None,
-) -> VideoCLIP:
-    """Turn an open_clip model that you hold into a video model.
-
-    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
-    to train mode by itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan,
-    mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
-    `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
-
-    Raises ValueError for names that do not exist, BackboneError for a model whose tower cannot be tapped.
-    """
-    backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
-    asked = dict(options or {})
-    asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
-    return model.eval()
-
-
-def create_model(
-    name: str,
-    pretrained: str | None = None,
-    *,
-    branch: str | BranchOptions = "stan",
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    similarity: str = "mean",
-    device: torch.device | str = "cpu",
-) -> VideoCLIP:
-    """Load any open_clip model and attach a branch to it; the result is in eval mode.
-
-    `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
-    a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.
-    """
-    clip, tokenizer, base = load_clip(name, pretrained, device=device)
-    chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)

@@ -24,7 +24,6 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval
 from clipvid.features.source import TapStore
-from clipvid.models import branches
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import hash_of
 from clipvid.models.video_clip import VideoCLIP
@@ -289,7 +288,7 @@ class Run:
 
     def _architecture(self) -> str:
         """Return the branch's options and the similarity as JSON."""
-        options = {"branch": branches.to_config(self.model.branch.options), "similarity": self.model.similarity}
+        options = {"branch": self.model.branch.options.to_config(), "similarity": self.model.similarity}
         return json.dumps(options, sort_keys=True)
 
     @cached_property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,26 @@ from torch import Tensor, nn
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.nn.attention import Block
 from clipvid.nn.checkpointing import checkpointed
+
+
+@dataclass(frozen=True)
+class BranchOptions:
+    """Base of the options of a branch; every field of a subclass has a default."""
+
+    kind: ClassVar[str]
+    """Name of the branch's kind in config.json."""
+    presets: ClassVar[dict[str, Any]]
+    """Named options of this kind; the command line and `create_model` accept the names."""
+
+    def preset(self) -> str:
+        """Return the name of the preset that differs from these options in the fewest fields."""
+        values = asdict(self)
+        presets = {name: asdict(options) for name, options in self.presets.items()}
+        return min(presets, key=lambda name: sum(presets[name][field] != value for field, value in values.items()))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options as plain data for config.json."""
+        return {"kind": self.kind, **asdict(self)}
 
 
 class Branch(nn.Module):

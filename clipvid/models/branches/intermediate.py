@@ -21,7 +21,7 @@ from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.models.branches.base import LayeredBranch, State, heads_of
+from clipvid.models.branches.base import BranchOptions, LayeredBranch, State, heads_of
 from clipvid.models.branches.posterior import PosteriorOptions, over_frames
 from clipvid.nn.attention import Block
 from clipvid.nn.mixers import MIXERS, check_mixer
@@ -31,7 +31,7 @@ from clipvid.nn.stem import Stem, inflated
 
 
 @dataclass(frozen=True)
-class IntermediateOptions:
+class IntermediateOptions(BranchOptions):
     """Everything that decides an intermediate structure; saved with it."""
 
     scheme: str = "divided"
@@ -106,6 +106,7 @@ PRESETS: dict[str, IntermediateOptions] = {
     "vivit3": IntermediateOptions("factorised", position="token", time_size=16, drop="clip"),
     "vivit4": IntermediateOptions("dot_product", position="token", time_size=16, drop="clip"),
 }
+IntermediateOptions.kind, IntermediateOptions.presets = "intermediate", PRESETS
 
 
 class Intermediate(LayeredBranch):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches.base import Branch
+from clipvid.models.branches.base import Branch, BranchOptions
 from clipvid.nn.attention import MLP
 from clipvid.nn.pooling import mean_over_frames
 
 
 @dataclass(frozen=True)
-class MeanOptions:
+class MeanOptions(BranchOptions):
     """Everything that decides a mean branch; saved with it."""
 
     hidden: int = 0
@@ -28,6 +28,10 @@ class MeanOptions:
 
     def __post_init__(self) -> None:
         checks.least(self, hidden=0)
+
+
+PRESETS = {"mean": MeanOptions()}
+MeanOptions.kind, MeanOptions.presets = "mean", PRESETS
 
 
 class Mean(Branch):

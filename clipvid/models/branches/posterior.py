@@ -16,12 +16,12 @@ from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches.base import Branch, heads_of
+from clipvid.models.branches.base import Branch, BranchOptions, heads_of
 from clipvid.nn.temporal import TemporalTransformer, plain_blocks
 
 
 @dataclass(frozen=True)
-class PosteriorOptions:
+class PosteriorOptions(BranchOptions):
     """Everything that decides a posterior branch; saved with it."""
 
     depth: int | None = None
@@ -39,6 +39,10 @@ class PosteriorOptions:
     def __post_init__(self) -> None:
         checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
         checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
+
+
+PRESETS = {"posterior": PosteriorOptions(), "seqtransf": PosteriorOptions(init="text", fusion="release")}
+PosteriorOptions.kind, PosteriorOptions.presets = "posterior", PRESETS
 
 
 class Posterior(Branch):

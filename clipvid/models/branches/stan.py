@@ -23,7 +23,7 @@ from clipvid.errors import BackboneError
 from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Taps
-from clipvid.models.branches.base import Borrowed, LayeredBranch, State, heads_of
+from clipvid.models.branches.base import Borrowed, BranchOptions, LayeredBranch, State, heads_of
 from clipvid.nn.attention import Block
 from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.motion import LocalMotion
@@ -32,7 +32,7 @@ from clipvid.nn.spacetime import SpaceTimeBlock
 
 
 @dataclass(frozen=True)
-class StanOptions:
+class StanOptions(BranchOptions):
     """Everything that decides a STAN branch; saved with it."""
 
     depth: int = 4
@@ -95,6 +95,7 @@ PRESETS: dict[str, StanOptions] = {
         fusion="balanced", merge="balanced", position="clip", class_start="own", time_init="normal"
     ),
 }
+StanOptions.kind, StanOptions.presets = "stan", PRESETS
 
 
 class STAN(LayeredBranch):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels
-from clipvid.models.branches.base import Branch
+from clipvid.models.branches.base import Branch, BranchOptions
 from clipvid.nn.spacetime import SCHEMES, compared, scheme_blocks
 from clipvid.nn.stem import Stem
 from clipvid.nn.temporal import TemporalTransformer, plain_blocks
@@ -26,7 +26,7 @@ from clipvid.nn.video_transformer import VideoTransformer
 
 
 @dataclass(frozen=True)
-class StandaloneOptions:
+class StandaloneOptions(BranchOptions):
     """Everything that decides a video transformer; saved with it. The defaults are TimeSformer's base variant."""
 
     scheme: str = "divided"
@@ -104,6 +104,7 @@ PRESETS: dict[str, StandaloneOptions] = {
     "vivit-b3": replace(_VIVIT, scheme="factorised", class_token=False),
     "vivit-b4": replace(_VIVIT, scheme="dot_product", class_token=False),
 }
+StandaloneOptions.kind, StandaloneOptions.presets = "standalone", PRESETS
 
 
 class Standalone(Branch):

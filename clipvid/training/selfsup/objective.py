@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clipvid.config.settings import SelfSupervision, TrainConfig
 from clipvid.errors import DataError
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.models.branches import Branch, LayeredBranch, preset_of
+from clipvid.models.branches.base import Branch, LayeredBranch
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.pooling import mean_over_frames
 from clipvid.training.losses import region_contrastive, two_view_contrastive
@@ -145,7 +145,7 @@ def _layered(branch: Branch, split: int) -> LayeredBranch:
     """The branch; ValueError where it has no tokens to pool regions from, or fewer layers than are to be split."""
     if not isinstance(branch, LayeredBranch):
         raise ValueError(
-            f"ConST-CL pools regions from the dense tokens between a branch's layers, and {preset_of(branch.options)} "
+            f"ConST-CL pools regions from the dense tokens between a branch's layers, and {branch.options.preset()} "
             "has no layers on the tower's tokens; choose a side branch (stan) or an intermediate one (divided, vivit1)"
         )
     if split > len(branch.layers):
