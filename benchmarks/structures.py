@@ -48,6 +48,7 @@ from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import TEMPLATES, load_backbone
 from clipvid.evaluation import evaluate
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
@@ -85,9 +86,7 @@ class Bench:
         key = _key(len(data), self.budget.videos, _reading(), TAPPED, tower, precision)
         path = self.work / "taps" / f"{split}-{key}.pt"
         if not path.exists():
-            made = TapStore.encode(
-                attach(self.backbone, choose("stan", {"depth": 3})), data, DATA_CONFIG, progress=True
-            )
+            made = encode_dataset(attach(self.backbone, choose("stan", {"depth": 3})), data, DATA_CONFIG, progress=True)
             assert made.taps.levels == TAPPED
             assert made.taps.mask is None
             assert not made.unreadable

@@ -10,7 +10,7 @@ from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.features.embed import embed_videos
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.factory import attach, create_model, load
 from clipvid.training.loop import train
 from clipvid.training.optim import parameter_groups
@@ -149,7 +149,7 @@ def _interrupted(model, clips, settings, out):
 
 
 def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
-    store = TapStore.encode(model, clips, DATA_CONFIG)
+    store = encode_dataset(model, clips, DATA_CONFIG)
     with pytest.raises(ValueError, match="cached taps would be outdated"):
         train(model, store, None, config(train_clip="last:1"), progress=False)
     with pytest.raises(ValueError, match="whose taps cannot be cached"):
@@ -158,7 +158,7 @@ def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
 
 
 def test_taps_of_another_tower_are_refused(model, clips):
-    store = TapStore.encode(model, clips, DATA_CONFIG)
+    store = encode_dataset(model, clips, DATA_CONFIG)
     other = create_model("clipvid-mini", depth=1)
     before = embed_videos(other, store).video
     train(other, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
@@ -166,7 +166,7 @@ def test_taps_of_another_tower_are_refused(model, clips):
     for read in (lambda: embed_videos(other, store), lambda: train(other, store, None, config(), progress=False)):
         with pytest.raises(ValueError, match=r"the taps of noise were made by a tower with fingerprint \w{12}, this"):
             read()
-    assert not torch.equal(embed_videos(other, TapStore.encode(other, clips, DATA_CONFIG)).video, before)
+    assert not torch.equal(embed_videos(other, encode_dataset(other, clips, DATA_CONFIG)).video, before)
 
 
 def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
@@ -258,7 +258,7 @@ def test_what_could_train_and_never_moved_counts_as_it_came(model, clips, tmp_pa
     model.set_trainable("last:1")
     model.set_trainable("none")
     assert not model.backbone.trained
-    store = TapStore.encode(model, clips, DATA_CONFIG)
+    store = encode_dataset(model, clips, DATA_CONFIG)
     with pytest.raises(ValueError, match="cached taps would be outdated"):
         train(model, store, None, config(train_clip="last:1"), progress=False)
     assert not model.backbone.trained

@@ -18,6 +18,7 @@ from clipvid.features import tap_cache
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.clip_keys import clip_keys
 from clipvid.features.embed import embed_videos
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
@@ -51,7 +52,7 @@ def model():
 def kept(request, model, data, tmp_path_factory) -> TapStore:
     data_config = replace(DATA_CONFIG, precision="bf16-mixed") if "bf16" in request.param else DATA_CONFIG
     if request.param == "memory":
-        return TapStore.encode(model, data, data_config, augmented_views=DRAWS)
+        return encode_dataset(model, data, data_config, augmented_views=DRAWS)
     return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, data_config, augmented_views=DRAWS)
 
 
@@ -80,7 +81,7 @@ def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept)
 
 
 def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, kept):
-    fixed = TapStore.encode(model, data, DATA_CONFIG).batch(range(10)).frames.float()
+    fixed = encode_dataset(model, data, DATA_CONFIG).batch(range(10)).frames.float()
     first, second, third = (kept.at(epoch).batch(range(10)).frames.float() for epoch in range(3))
     assert not torch.allclose(first, second, atol=1e-2)
     assert not torch.allclose(first, fixed, atol=1e-2)
@@ -124,7 +125,7 @@ def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data,
     some, skip = replace(data, records=tuple(records)), replace(DATA_CONFIG, unreadable="skip")
     for store in (
         TapCache(tmp_path / "taps").store(model, some, skip, augmented_views=DRAWS),
-        TapStore.encode(model, some, skip, augmented_views=DRAWS),
+        encode_dataset(model, some, skip, augmented_views=DRAWS),
     ):
         assert [error.path for error in store.unreadable] == [broken]
         assert [record.path for record in store.data] == [r.path for r in records if r.path != broken]
@@ -133,7 +134,7 @@ def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data,
 
 def test_training_from_drawn_views_validates_on_the_fixed_one(model, data):
     scores = []
-    fixed = TapStore.encode(model, data, DATA_CONFIG)
+    fixed = encode_dataset(model, data, DATA_CONFIG)
     for val in (data, fixed):
         torch.manual_seed(0)
         found = train(create_model("clipvid-mini", depth=2), data, val, CONFIG, progress=False)
@@ -170,7 +171,7 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
 
 @pytest.fixture(scope="module")
 def in_memory(model, data) -> TapStore:
-    return TapStore.encode(model, data, DATA_CONFIG, augmented_views=DRAWS)
+    return encode_dataset(model, data, DATA_CONFIG, augmented_views=DRAWS)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_
 from clipvid.evaluation.results import read_result, summarize
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import trained_data_config
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.backbone import text
 from clipvid.models.factory import create_model
 
@@ -55,7 +55,7 @@ def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
     with pytest.raises(DataError, match="allow it with allow_missing"):
         zero_shot(model, broken, skip)
     with pytest.raises(DataError, match="19 are here"):
-        evaluate_retrieval(model, TapStore.encode(model, broken, skip))
+        evaluate_retrieval(model, encode_dataset(model, broken, skip))
 
 
 def test_where_fewer_are_allowed_n_stands_beside_every_figure(model, broken, tmp_path):
@@ -115,14 +115,14 @@ def test_retrieval_is_scored_with_the_captions_cut(model, data):
     short = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5))
     assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, DATA_CONFIG).metrics.t2v.ranks.tolist()
     assert short.to_dict()["data_config"]["tokens"] == 5
-    store = TapStore.encode(model, data, DATA_CONFIG)
+    store = encode_dataset(model, data, DATA_CONFIG)
     stored = evaluate_retrieval(model, store, replace(DATA_CONFIG, tokens=5))
     assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
     protocol = replace(data, protocol_spec=ProtocolSpec(tokens=5, frames=3))
     assert (
         evaluate_retrieval(model, protocol, DATA_CONFIG).data_config.tokens == 5
     )  # also where other settings are given
-    assert TapStore.encode(model, protocol).data_config.frames == 3
+    assert encode_dataset(model, protocol).data_config.frames == 3
 
 
 def test_equal_captions_are_right_for_each_others_videos(model, data):

@@ -22,7 +22,7 @@ from clipvid.demo.tour import load_backbone
 from clipvid.evaluation.evaluate import evaluate_retrieval
 from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import attach, load
@@ -157,7 +157,7 @@ def test_taps_that_were_kept_are_the_live_ones(clips, tmp_path, mode):
 def test_copies_wait_for_nobody_and_readers_for_copies(clips):
     """Each copy comes late, is read later than the next one comes, and its memory is given back before that."""
     model = made()
-    kept = TapStore.encode(model, clips, DATA_CONFIG)
+    kept = encode_dataset(model, clips, DATA_CONFIG)
     store = replace(kept, taps=kept.taps.to("cpu"))
     copying, found, wanted = transfer._stream(model.device), [], []
     for rows in ([0, 1], [2, 3], [4, 5], [6, 7]):
@@ -173,7 +173,7 @@ def test_copies_wait_for_nobody_and_readers_for_copies(clips):
 
 def test_a_feed_brings_what_lies_on_the_cpu(clips):
     model = made()
-    store = TapStore.encode(model, clips, DATA_CONFIG)
+    store = encode_dataset(model, clips, DATA_CONFIG)
     config = TrainConfig(batch_size=2, captions_per_video=1, data_config=DATA_CONFIG)
     feed = CachedBatches(model, replace(store, taps=store.taps.to("cpu")), config)
     busy = torch.randn(2048, 2048, device=GPU)
@@ -234,7 +234,7 @@ def test_a_run_that_stopped_goes_on_to_the_bit(clips, tmp_path, monkeypatch):
     def trained(name: str, *, resume: bool = False) -> dict[str, torch.Tensor]:
         model = made()
         run = {"out": tmp_path / name, "resume": resume, "progress": False, "accelerator": "cuda"}
-        train(model, TapStore.encode(model, clips, DATA_CONFIG), None, config, **run)
+        train(model, encode_dataset(model, clips, DATA_CONFIG), None, config, **run)
         return {n: p.detach().cpu() for n, p in model.branch.named_parameters()}
 
     whole = trained("whole")

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches import BRANCHES, choose
 from clipvid.models.factory import attach, load
@@ -83,9 +83,9 @@ def tower(request, tmp_path_factory, write_video):
         records.append(Record(path, captions=(f"clip {'x' * i} of noise",), label=i % 2))
     data = VideoDataset(tuple(records), classes=("even", "odd"), name="noise")
     encoder = attach(backbone, "stan", depth=3)
-    store = TapStore.encode(encoder, data, DATA_CONFIG)
-    stem = TapStore.encode(attach(backbone, choose("joint", {"depth": None})), data, DATA_CONFIG)
-    low = TapStore.encode(attach(backbone, "joint", depth=2), data, DATA_CONFIG)
+    store = encode_dataset(encoder, data, DATA_CONFIG)
+    stem = encode_dataset(attach(backbone, choose("joint", {"depth": None})), data, DATA_CONFIG)
+    low = encode_dataset(attach(backbone, "joint", depth=2), data, DATA_CONFIG)
     return request.param, backbone, data, {(1, 2, 3): store, (0,): stem, (1,): low}
 
 

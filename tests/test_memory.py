@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data.records import Record, VideoDataset
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.factory import attach, create_model
@@ -135,7 +136,7 @@ def doubled(model: VideoCLIP) -> VideoCLIP:
 
 def test_from_stored_taps_too_of_which_a_chunk_alone_is_read_at_a_time(base, clips, monkeypatch):
     model = made(base)
-    store = TapStore.encode(model, clips, DATA_CONFIG)
+    store = encode_dataset(model, clips, DATA_CONFIG)
     whole = gradients(model, store, asked())
     sizes: list[int] = []
     read = TapStore.batch

@@ -14,7 +14,7 @@ from clipvid.cli.main import main
 from clipvid.config.settings import DataConfig, TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.features.embed import embed_videos
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.factory import attach
 from clipvid.runtime.profiling import awaited, beside, profiled, stage
 from clipvid.training.loop import train
@@ -134,7 +134,7 @@ def test_embedding_and_training_say_where_their_time_went(tiny_clip, clips):
     assert set(live.seconds) == {"other", "waiting for data", "normalise", "tower", "branch"}
     assert set(live.beside) == {"decode", "transform"}
     assert min(live.beside.values()) > 0
-    store = TapStore.encode(model, clips, DataConfig(frames=2))
+    store = encode_dataset(model, clips, DataConfig(frames=2))
     with profiled() as cached:
         config = TrainConfig(task="recognition", epochs=1, batch_size=4, data_config=DataConfig(frames=2))
         train(model, store, store, config, progress=False)

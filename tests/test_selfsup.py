@@ -16,7 +16,7 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.branches.intermediate import IntermediateOptions
 from clipvid.models.factory import attach, create_model, load
 from clipvid.training.batches import PairBatches
@@ -265,7 +265,7 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
     with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out flip"):
         replace(CONFIG, flip=0.5)
     model = attach(tiny_clip, depth=2)
-    store = TapStore.encode(model, shapes.subset([0, 1]), DATA_CONFIG)
+    store = encode_dataset(model, shapes.subset([0, 1]), DATA_CONFIG)
     for data in ((store, None), (shapes, store)):
         with pytest.raises(ValueError, match="a TapStore keeps the taps of one; give the videos"):
             train(model, *data, CONFIG, progress=False)

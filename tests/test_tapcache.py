@@ -18,7 +18,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CacheError
 from clipvid.features import codec, tap_cache
 from clipvid.features.embed import embed_videos
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import attach, create_model
@@ -254,13 +254,13 @@ def test_training_from_disk_is_training_from_memory(model, data, tmp_path, data_
         return train(fresh, store, store, config, progress=False).history
 
     assert trained(TapCache(tmp_path).store(model, some, data_config)) == trained(
-        TapStore.encode(model, some, data_config)
+        encode_dataset(model, some, data_config)
     )
 
 
 @both
 def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path, data_config):
-    kept, held = TapCache(tmp_path).store(model, data, data_config), TapStore.encode(model, data, data_config)
+    kept, held = TapCache(tmp_path).store(model, data, data_config), encode_dataset(model, data, data_config)
     rows, order = [7, 2, 2], torch.tensor([[2, 0, 1]]).repeat(12, 1)
     for a, b in (
         (kept.subset(rows).batch([0, 2]), held.subset(rows).batch([0, 2])),

@@ -19,6 +19,7 @@ from clipvid.errors import CacheError
 from clipvid.evaluation.evaluate import evaluate_retrieval
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.text_cache import TextCache
@@ -130,7 +131,7 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, 
 def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes, precision):
     data_config = replace(DATA_CONFIG, precision=precision)
     store = TapCache(tmp_path).store(model, data, data_config)
-    held = TapStore.encode(model, data, data_config)
+    held = encode_dataset(model, data, data_config)
     live, kept, again = (evaluate_retrieval(model, clips) for clips in (held, store, store))
     assert len(passes) == 2
     assert live.metrics.to_dict() == kept.metrics.to_dict() == again.metrics.to_dict()

@@ -21,7 +21,7 @@ from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.evaluation.metrics import retrieval_metrics
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import attach, create_model, load
 from clipvid.runtime.files import held
@@ -82,7 +82,7 @@ def test_recognition_learns_to_tell_two_classes(mini, clips):
 
 def test_cached_taps_train_and_score_exactly_as_live_clips(mini, clips):
     """The tower is frozen and frames are the same: only where taps come from differs."""
-    store = TapStore.encode(mini_with(mini, 2), clips, DATA_CONFIG)
+    store = encode_dataset(mini_with(mini, 2), clips, DATA_CONFIG)
     live, cached = fresh(mini), fresh(mini)
     a = embed_videos(live, clips, DATA_CONFIG).video
     b = embed_videos(cached, store).video
@@ -187,7 +187,7 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
 def test_a_run_from_taps_in_memory_goes_on_from_a_store(mini, clips, tmp_path):
     run, asked = {"out": tmp_path, "progress": False}, config(epochs=1, cache_taps=True)
     first = train(fresh(mini), clips, None, asked, **run)
-    store = TapStore.encode(mini_with(mini, 2), clips, DATA_CONFIG)
+    store = encode_dataset(mini_with(mini, 2), clips, DATA_CONFIG)
     assert train(fresh(mini), store, None, asked, resume=True, **run).history == first.history
 
 
@@ -323,7 +323,7 @@ def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path)
 
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
-    store = TapStore.encode(attach(mini.backbone, depth=3), clips, DATA_CONFIG)
+    store = encode_dataset(attach(mini.backbone, depth=3), clips, DATA_CONFIG)
     assert store.read_by(attach(mini.backbone, depth=1)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
     blind = attach(mini.backbone, "mean", options={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)

@@ -20,6 +20,7 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.embed import embed_videos
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
@@ -102,7 +103,7 @@ def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(dat
         store = cache.store(model, data, data_config)
         assert torch.equal(unit(model, store), live)
     levels = model.branch.levels
-    everything = TapStore.encode(model, data, data_config)
+    everything = encode_dataset(model, data, data_config)
     whole, kept = everything.batch(range(4)), store.batch(range(4))  # a batch as it was encoded: others may round apart
     assert kept.levels == levels
     for wanted, found in zip(

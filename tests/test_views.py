@@ -21,7 +21,7 @@ from clipvid.errors import VideoError
 from clipvid.evaluation.evaluate import average_views, evaluate_recognition, evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import clip_dataset, stream_taps
-from clipvid.features.source import TapStore
+from clipvid.features.memory import encode_dataset
 from clipvid.models.factory import create_model
 from clipvid.models.heads import LinearClassifier
 from clipvid.training.batches import LiveBatches, open_batches
@@ -341,8 +341,8 @@ def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
 def test_views_are_not_stored_and_training_draws_one(model, data):
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
     with pytest.raises(ValueError, match="a TapStore keeps no views for evaluation, got temporal_views=2 and spatial"):
-        TapStore.encode(model, data, data_config)
-    store = TapStore.encode(model, data, DATA_CONFIG)
+        encode_dataset(model, data, data_config)
+    store = encode_dataset(model, data, DATA_CONFIG)
     with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):
         open_batches(
             model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False

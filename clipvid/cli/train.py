@@ -26,32 +26,11 @@ from clipvid.cli.arguments import (
     splits_of,
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
-from clipvid.runtime.files import held, require_writable
+from clipvid.runtime.files import require_writable
 from clipvid.runtime.text import pluralize
 
 FEW = 10
 """Validation videos below which each is more than ten points of a score."""
-
-
-def demo(
-    out: str = "clipvid-demo", train_clips: int = 4000, test_clips: int = 400, epochs: int = 4, seed: int = 0
-) -> None:
-    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
-
-    Args:
-        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
-        train_clips: clips to train on, an even number: each comes with itself played backwards.
-        test_clips: clips to score on, an even number from 10 to 5120.
-        epochs: passes over the training clips for retrieval; recognition goes on for half as many. The order-blind
-            baseline gets five times as many for each.
-        seed: of videos, weights and order.
-    """
-    from clipvid.demo.tour import Plan, run
-
-    require_writable(Path(out) / "results.json")
-    plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
-    with held(out):
-        run(out, plan)
 
 
 def info(

@@ -24,6 +24,7 @@ from clipvid.data import motion_shapes
 from clipvid.evaluation import evaluate
 from clipvid.evaluation.metrics import percent, share_interval
 from clipvid.features.embed import embed_texts, embed_videos
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
@@ -102,7 +103,7 @@ def run(
     backbone = load_backbone()
     options = choose("stan", {"depth": plan.depth, "mixer": plan.mixer, "drop_path": 0.0})
     encoder = attach(backbone, options)
-    stores = {split: TapStore.encode(encoder, part, data_config, progress=True) for split, part in data.items()}
+    stores = {split: encode_dataset(encoder, part, data_config, progress=True) for split, part in data.items()}
     say("3/5  training for retrieval (captions), then from there for recognition (motions); the baseline the same way")
     table, models, runs = _train_and_score(backbone, options, stores, plan=plan)
     seconds = time.perf_counter() - start

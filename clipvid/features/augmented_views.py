@@ -8,16 +8,11 @@ what else is in it, nor the seed of a training decides a kept view. Knows nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clipvid.config import checks
-from clipvid.config.settings import DataConfig, TrainConfig
-from clipvid.data.dataset import ClipDataset
-from clipvid.data.records import VideoDataset
-from clipvid.features.encode import clip_dataset
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.config.settings import TrainConfig
 from clipvid.video.transforms import VideoTransform
 
 
@@ -60,31 +55,3 @@ def augmented(base: VideoTransform, settings: TrainConfig | AugmentedViews) -> V
     """A base model's transform with the augmentations of these settings."""
     crop, rand = {"crop_scale": settings.crop_scale, "flip": settings.flip}, settings.rand_augment
     return replace(base, **crop, rand_layers=rand, rand_magnitude=settings.rand_magnitude)
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of every clip of a data set: `keys` are their names in a cache, None where a file cannot be opened."""
-
-    keys: Sequence[str | None]
-    augmented_views: AugmentedViews | None = None
-    number: int = 0
-
-    def clips(self, model: VideoCLIP, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
-        """Some of the clips of `data`, to be decoded; fixed ones where nothing is drawn."""
-        some = data.subset(rows)
-        if self.augmented_views is None:
-            return clip_dataset(model, some, data_config)
-        names = [str(self.keys[row]) for row in rows]
-        transform = augmented(model.transform, self.augmented_views)
-        found = clip_dataset(model, some, data_config, transform=transform, random=True, names=names)
-        found.set_epoch(self.number)
-        return found
-
-
-def views_of(keys: Sequence[str | None], augmented_views: AugmentedViews | None) -> list[View]:
-    """The views to keep of clips with these keys: one, or those that are drawn."""
-    if augmented_views is None:
-        return [View(keys)]
-    named = [[None if key is None else f"{key}:{number}" for key in keys] for number in range(augmented_views.views)]
-    return [View(some, augmented_views, number) for number, some in enumerate(named)]

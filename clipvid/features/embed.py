@@ -187,7 +187,7 @@ def embed_texts(
     cached: Callable[[Any], Tensor] = embed
     if kept is not None:
         assert has_taps(model), "cached embeddings are those of a VideoCLIP"
-        cached = partial(kept.embedded, kept.cache_key(model, precision), embed=embed)
+        cached = partial(kept.embedded, kept.cache_key(model.backbone, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), chunk):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,7 @@ from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of, in_order
 from clipvid.data.records import NO_PROTOCOL, ProtocolSpec, VideoDataset
 from clipvid.data.views import Pair, Views
+from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import inference
@@ -138,3 +140,31 @@ def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTO
 
 def _no_taps() -> Taps:
     return Taps((), (), (), torch.zeros(0, 0, 0))
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of every clip of a data set: `keys` are their names in a cache, None where a file cannot be opened."""
+
+    keys: Sequence[str | None]
+    augmented_views: AugmentedViews | None = None
+    number: int = 0
+
+    def clips(self, model: VideoCLIP, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
+        """Some of the clips of `data`, to be decoded; fixed ones where nothing is drawn."""
+        some = data.subset(rows)
+        if self.augmented_views is None:
+            return clip_dataset(model, some, data_config)
+        names = [str(self.keys[row]) for row in rows]
+        transform = augmented(model.transform, self.augmented_views)
+        found = clip_dataset(model, some, data_config, transform=transform, random=True, names=names)
+        found.set_epoch(self.number)
+        return found
+
+
+def views_of(keys: Sequence[str | None], augmented_views: AugmentedViews | None) -> list[View]:
+    """The views to keep of clips with these keys: one, or those that are drawn."""
+    if augmented_views is None:
+        return [View(keys)]
+    named = [[None if key is None else f"{key}:{number}" for key in keys] for number in range(augmented_views.views)]
+    return [View(some, augmented_views, number) for number, some in enumerate(named)]

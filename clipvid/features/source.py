@@ -8,7 +8,6 @@ or metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -19,10 +18,8 @@ from clipvid.config.settings import DataConfig
 from clipvid.data.batch import NO_LABEL
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
-from clipvid.features.augmented_views import AugmentedViews, View, views_of
+from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cached_taps import FirstLayerTaps
-from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import stream_taps, trained_data_config
 from clipvid.features.text_cache import TextCache
 from clipvid.features.transfer import sent
 from clipvid.models.backbone.taps import Taps
@@ -72,40 +69,6 @@ class TapStore:
         one place, and a thread that leaves autocast would clear what a training step has there.
         """
         return (job() for job in jobs) if isinstance(self.taps, FirstLayerTaps) else prefetch(jobs)
-
-    @classmethod
-    def encode(
-        cls,
-        model: VideoCLIP,
-        data: VideoDataset,
-        data_config: DataConfig | None = None,
-        *,
-        augmented_views: AugmentedViews | None = None,
-        progress: bool = False,
-    ) -> TapStore:
-        """Decode every clip once, or once a drawn view, and keep what the frozen tower says.
-
-        Memory: `taps.nbytes`, times the number of drawn views. Raises as TapCache.store does, but for its disk.
-        """
-        data_config = data_config or trained_data_config(model, data.protocol_spec)
-        check_storable(model, data_config)
-        rows, parts, lost = range(len(data)), [], []
-        for view in views_of([None] * len(data) if augmented_views is None else clip_keys(data), augmented_views):
-            taps, kept, errors = _encoded(model, data, data_config, view, rows, progress=progress)
-            place = {row: at for at, row in enumerate(rows)}
-            parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
-            rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
-        tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
-        kept_clips = data.surviving(rows)
-        return cls(
-            parts[0],
-            kept_clips,
-            data_config,
-            tower,
-            unreadable=tuple(lost),
-            augmented_views=augmented_views,
-            others=others,
-        )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -173,42 +136,3 @@ def check_storable(model: VideoCLIP, data_config: DataConfig) -> None:
             f"branch {model.branch.options.preset()} has a stem of its own and reads pixels, so it has no taps to "
             "keep; train it without cache_taps"
         )
-
-
-def _encoded(
-    model: VideoCLIP, data: VideoDataset, data_config: DataConfig, view: View, rows: Sequence[int], *, progress: bool
-) -> tuple[Taps, list[int], list[VideoError]]:
-    """Taps of a view of some clips, which of them could be read, and why the others could not."""
-    parts: list[Taps] = []
-    kept: list[int] = []
-    lost: list[VideoError] = []
-    some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
-    title = f"encode {data.name}"
-    source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
-    with closing(source) as stream:
-        for taps, batch in stream:
-            lost.extend(batch.unreadable)
-            if len(batch) and isinstance(taps, Taps):
-                parts.append(taps.to("cpu"))
-                kept.extend(rows[place] for place in batch.index.tolist())
-    if not parts:
-        raise ValueError(
-            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
-        )
-    return _concatenated(parts), kept, lost
-
-
-def _concatenated(parts: Sequence[Taps]) -> Taps:
-    levels = range(len(parts[0].levels))
-    masks = None
-    if any(p.mask is not None for p in parts):
-        masks = torch.cat(
-            [torch.ones(p.frames.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
-        )
-    return Taps(
-        parts[0].levels,
-        tuple(torch.cat([p.patches[k] for p in parts]) for k in levels),
-        tuple(torch.cat([p.cls[k] for p in parts]) for k in levels) if parts[0].cls else (),
-        torch.cat([p.frames for p in parts]),
-        masks,
-    )

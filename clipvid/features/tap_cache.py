@@ -24,11 +24,11 @@ from clipvid.config.settings import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError, ClipvidWarning, VideoError
 from clipvid.features import codec
-from clipvid.features.augmented_views import AugmentedViews, View, views_of
+from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
 from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps
 from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import stream_taps, trained_data_config
+from clipvid.features.encode import View, stream_taps, trained_data_config, views_of
 from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
 from clipvid.features.source import TapStore, check_storable

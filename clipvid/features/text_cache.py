@@ -18,7 +18,7 @@ from torch import Tensor
 from clipvid.errors import CacheError
 from clipvid.features.cache_key import TextCacheKey, repair_cache_key, write_cache_key
 from clipvid.features.shards import SUFFIX, read_shard, write_shard
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.backbone.backbone import Backbone
 from clipvid.runtime.files import describe_os_error
 from clipvid.runtime.precision import resolve
 
@@ -32,9 +32,9 @@ class TextCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def cache_key(self, model: VideoCLIP, precision: str) -> TextCacheKey:
-        """What decides the embeddings of this model's text tower: it looks at all weights, so ask once for many ids."""
-        return TextCacheKey(model.backbone.text_fingerprint, resolve(precision, model.device))
+    def cache_key(self, backbone: Backbone, precision: str) -> TextCacheKey:
+        """Return the key of this text tower's embeddings; it hashes all weights, so ask once for many ids."""
+        return TextCacheKey(backbone.text_fingerprint, resolve(precision, backbone.device))
 
     def embedded(
         self, cache_key: TextCacheKey, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]

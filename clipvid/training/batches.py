@@ -26,6 +26,7 @@ from clipvid.errors import DataError, VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.embed import embed_texts
 from clipvid.features.encode import clip_dataset
+from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.text_cache import TextCache
@@ -84,7 +85,7 @@ def encode_taps(
         return data
     if cache is not None:
         return cache.store(model, data, config.data_config, augmented_views=augmented_views, progress=progress)
-    return TapStore.encode(model, data, config.data_config, augmented_views=augmented_views, progress=progress)
+    return encode_dataset(model, data, config.data_config, augmented_views=augmented_views, progress=progress)
 
 
 def _check_augmented_views(store: TapStore, config: TrainConfig, augmented_views: AugmentedViews | None) -> None:

@@ -15,8 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.video.backends import decord, images, pyav, torchcodec
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
+from clipvid.video.backends.judged import Judged
 from clipvid.video.sampling import sample
 
 __all__ = [
@@ -42,7 +42,16 @@ __all__ = [
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
-_DECODERS: dict[str, ModuleType] = {"pyav": pyav, "decord": decord, "torchcodec": torchcodec}
+_DECODERS: dict[str, Any] = {
+    "pyav": pyav,
+    **{
+        module.BACKEND: Judged(
+            module.BACKEND, objection=module.objection, opens=module.open_reader, picture=module.picture
+        )
+        for module in (decord, torchcodec)
+    },
+}
+"""Decoders by name; all but PyAV are checked against it."""
 BACKENDS = tuple(_DECODERS)
 PICTURE_SUFFIXES = images.SUFFIXES
 pictures_in = images.pictures_in
@@ -242,7 +251,7 @@ def _counted(indices: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-def _decoder(backend: str, path: str | Path) -> ModuleType:
+def _decoder(backend: str, path: str | Path) -> Any:
     if backend not in _DECODERS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     return images if images.are(path) else _DECODERS[backend]

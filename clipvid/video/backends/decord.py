@@ -18,26 +18,25 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
-from clipvid.video.backends.judged import Judged
 from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
 BACKEND = "decord"
 CONTAINERS = ("mov", "matroska", "avi", "flv", "ogg")
 CODECS = ("h264", "hevc", "mpeg4", "h263", "mjpeg", "theora")
-"""What decord was seen to read like PyAV, frame by frame, under the conditions of `_objection`."""
+"""What decord was seen to read like PyAV, frame by frame, under the conditions of `objection`."""
 SMALLEST = 16
 """Sides below this fail in decord (its frame buffers are padded)."""
 
 
-def _picture(path: str | Path, reader: Any, index: int) -> UInt8[Tensor, "3 h w"]:
+def picture(path: str | Path, reader: Any, index: int) -> UInt8[Tensor, "3 h w"]:
     try:
         return torch.from_numpy(reader[index].asnumpy()).permute(2, 0, 1)  # (3, H, W)
     except Exception as error:  # decord raises its own kinds, all of them plain Exceptions
         raise VideoError(path, f"frame {index} does not decode ({_cause(error)})", backend=BACKEND) from error
 
 
-def _objection(listing: Listing) -> str | None:
+def objection(listing: Listing) -> str | None:
     """The kind of file that decord gets wrong and this one is, if any; each was seen with files of known content."""
     container, codec = listing.container.split(",")[0], listing.codec
     if codec in ("vp8", "vp9"):
@@ -61,7 +60,7 @@ def _objection(listing: Listing) -> str | None:
     return None
 
 
-def _opened(path: str | Path, stream: int) -> Any:
+def open_reader(path: str | Path, stream: int) -> Any:
     del stream  # decord takes the first, and files with several are refused
     decord = require("decord", why="backend='decord'")
     decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
@@ -78,7 +77,3 @@ def _opened(path: str | Path, stream: int) -> Any:
 def _cause(error: Exception) -> str:
     """The first line of decord's message, without the source lines that it names before the cause."""
     return re.sub(r"\[[\d:]+\] \S+: ", "", next(iter(str(error).splitlines()), type(error).__name__))
-
-
-_DECORD = Judged(BACKEND, objection=_objection, opens=_opened, picture=_picture)
-probe, read = _DECORD.probe, _DECORD.read

@@ -16,14 +16,13 @@ from torch import Tensor
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
-from clipvid.video.backends.judged import Judged
 from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
 BACKEND = "torchcodec"
 
 
-def _objection(listing: Listing) -> str | None:
+def objection(listing: Listing) -> str | None:
     """Return the kind of file that torchcodec gets wrong and this one is, if any."""
     if listing.container in ("mpeg", "mpegts"):
         return "MPEG streams, where frames come shifted, or in the size of the first"
@@ -49,7 +48,7 @@ def _decoders() -> ModuleType:
         ) from error
 
 
-def _opened(path: str | Path, stream: int) -> Any:
+def open_reader(path: str | Path, stream: int) -> Any:
     """A decoder in exact mode, which scans the packets instead of trusting the header's frame rate."""
     decoders = _decoders()
     try:
@@ -63,12 +62,8 @@ def _opened(path: str | Path, stream: int) -> Any:
         raise VideoError(path, f"cannot be opened ({error}); try backend='pyav'", backend=BACKEND) from error
 
 
-def _frame(path: str | Path, decoder: Any, index: int) -> UInt8[Tensor, "3 h w"]:
+def picture(path: str | Path, decoder: Any, index: int) -> UInt8[Tensor, "3 h w"]:
     try:
         return decoder.get_frame_at(index).data
     except (RuntimeError, IndexError) as error:
         raise VideoError(path, f"frame {index} does not decode ({error})", backend=BACKEND) from error
-
-
-_TORCHCODEC = Judged(BACKEND, objection=_objection, opens=_opened, picture=_frame)
-probe, read = _TORCHCODEC.probe, _TORCHCODEC.read

@@ -1,0 +1,94 @@
+"""Taps of a data set in memory: every clip is decoded and passed through the frozen tower once.
+
+Contract: a model and a VideoDataset in, a TapStore out. Knows nothing of disks, losses or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import torch
+
+from clipvid.config.settings import DataConfig
+from clipvid.data.records import VideoDataset
+from clipvid.errors import VideoError
+from clipvid.features.augmented_views import AugmentedViews
+from clipvid.features.clip_keys import clip_keys
+from clipvid.features.encode import View, stream_taps, trained_data_config, views_of
+from clipvid.features.source import TapStore, check_storable
+from clipvid.models.backbone.taps import Taps
+from clipvid.models.video_clip import VideoCLIP
+
+
+def encode_dataset(
+    model: VideoCLIP,
+    data: VideoDataset,
+    data_config: DataConfig | None = None,
+    *,
+    augmented_views: AugmentedViews | None = None,
+    progress: bool = False,
+) -> TapStore:
+    """Encode every clip once, or once per augmented view, and hold the taps in memory.
+
+    Memory: `taps.nbytes` times the number of views. Raises ValueError for data without taps to cache, or of which no
+    video could be read, and VideoError as the data config says.
+    """
+    data_config = data_config or trained_data_config(model, data.protocol_spec)
+    check_storable(model, data_config)
+    rows, parts, lost = range(len(data)), [], []
+    for view in views_of([None] * len(data) if augmented_views is None else clip_keys(data), augmented_views):
+        taps, kept, errors = _encoded(model, data, data_config, view, rows, progress=progress)
+        place = {row: at for at, row in enumerate(rows)}
+        parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
+        rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
+    tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
+    kept_clips = data.surviving(rows)
+    return TapStore(
+        parts[0],
+        kept_clips,
+        data_config,
+        tower,
+        unreadable=tuple(lost),
+        augmented_views=augmented_views,
+        others=others,
+    )
+
+
+def _encoded(
+    model: VideoCLIP, data: VideoDataset, data_config: DataConfig, view: View, rows: Sequence[int], *, progress: bool
+) -> tuple[Taps, list[int], list[VideoError]]:
+    """Taps of a view of some clips, which of them could be read, and why the others could not."""
+    parts: list[Taps] = []
+    kept: list[int] = []
+    lost: list[VideoError] = []
+    some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
+    title = f"encode {data.name}"
+    source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
+    with closing(source) as stream:
+        for taps, batch in stream:
+            lost.extend(batch.unreadable)
+            if len(batch) and isinstance(taps, Taps):
+                parts.append(taps.to("cpu"))
+                kept.extend(rows[place] for place in batch.index.tolist())
+    if not parts:
+        raise ValueError(
+            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+        )
+    return _concatenated(parts), kept, lost
+
+
+def _concatenated(parts: Sequence[Taps]) -> Taps:
+    levels = range(len(parts[0].levels))
+    masks = None
+    if any(p.mask is not None for p in parts):
+        masks = torch.cat(
+            [torch.ones(p.frames.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
+        )
+    return Taps(
+        parts[0].levels,
+        tuple(torch.cat([p.patches[k] for p in parts]) for k in levels),
+        tuple(torch.cat([p.cls[k] for p in parts]) for k in levels) if parts[0].cls else (),
+        torch.cat([p.frames for p in parts]),
+        masks,
+    )
