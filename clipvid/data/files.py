@@ -1,7 +1,7 @@
-"""Finding clips on the disk: which suffixes count, and which folders are walked.
+"""Discovery of clips on disk: the suffixes of video files and the search through folders.
 
-Contract: orders are sorted, hence the same on every machine; hidden files and folders are never entered.
-Knows nothing of annotations or of what files show.
+Contract: results are sorted, hence the same on every machine; hidden files and folders are skipped.
+Knows nothing of annotations or of the content of videos.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ VIDEO_SUFFIXES = frozenset({
     ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
-"""Suffixes, in lower case, of files taken for videos."""
+"""Lower-case suffixes of video files."""
 
 
 def is_video(path: Path) -> bool:
-    """Whether the name says that a file is a video; the suffix counts in upper case too."""
+    """Return True if the suffix of `path` is that of a video, in lower or upper case."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:
-    """Every video below `folder`, sorted; with `bare`, files without any suffix too. Links are followed, once each."""
-    found: list[Path] = []
+    """Return every video below `folder`, sorted; `bare` adds files without a suffix. Follow each link once."""
+    videos: list[Path] = []
     entered = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in entered:  # a link that leads back up
+        if real in entered:  # a link back to an ancestor
             folders.clear()
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [path for path in files if is_video(path) or (bare and not path.suffix)]
-    return sorted(found)
+        videos += [path for path in files if is_video(path) or (bare and not path.suffix)]
+    return sorted(videos)
 
 
 def find_clips(folder: Path, *, bare: bool = False) -> list[Path]:
-    """Every video below `folder`; where there is none, the pictures below it, sorted.
+    """Return every video below `folder`, sorted, or the picture clips below it if there is no video.
 
-    A folder below that holds pictures and nothing deeper is one clip, any other picture is a clip of one frame.
+    A sub-folder that holds pictures and no deeper clips is one clip; any other picture is a clip of one frame.
     """
     return find_videos(folder, bare=bare) or sorted(_picture_clips(folder, entered=set()))
 
 
 def _picture_clips(folder: Path, *, entered: set[str]) -> list[Path]:
-    top = not entered
+    is_top = not entered
     real = os.path.realpath(folder)
-    if real in entered:  # a link that leads back up
+    if real in entered:  # a link back to an ancestor
         return []
     entered.add(real)
-    deeper = [clip for below in subfolders(folder) for clip in _picture_clips(below, entered=entered)]
-    own = pictures_in(folder)
-    return [folder] if own and not deeper and not top else [*own, *deeper]
+    deeper = [clip for child in subfolders(folder) for clip in _picture_clips(child, entered=entered)]
+    pictures = pictures_in(folder)
+    return [folder] if pictures and not deeper and not is_top else [*pictures, *deeper]
 
 
 def clip_exists(path: Path) -> bool:
-    """Whether `path` is a file or a folder of pictures."""
+    """Return True if `path` is a file or a folder of pictures."""
     return exists(path) or (path.is_dir() and bool(pictures_in(path)))
 
 
 def files_of(clip: Path) -> list[Path]:
-    """The files of a clip: itself, or the pictures of a folder."""
+    """Return the files of a clip: the file itself, or the pictures of a folder."""
     return pictures_in(clip) if clip.is_dir() else [clip]
 
 
 def content_hash(clip: Path) -> str:
-    """SHA-256 of size, first, middle and last 64 KiB of each file: equal for copies, and read in a moment."""
+    """Return a SHA-256 of size and first, middle and last 64 KiB of each file: equal for copies, fast to compute."""
     digest, part = hashlib.sha256(), 1 << 16
     for name in files_of(clip):
         size = name.stat().st_size
@@ -85,12 +85,12 @@ def content_hash(clip: Path) -> str:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders directly in `folder`, sorted by name, without the hidden ones."""
+    """Return the folders directly in `folder`, sorted by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def exists(path: Path) -> bool:
-    """Whether `path` is a file; a name that the file system cannot hold is not."""
+    """Return True if `path` is a file; False also for a name that the file system does not support."""
     try:
         return path.is_file()
     except OSError:

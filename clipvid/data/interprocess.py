@@ -1,6 +1,6 @@
-"""Errors on their way out of a loader's worker process, which torch rebuilds from printed text.
+"""A VideoError that survives the way from a loader's worker process to the main process.
 
-Contract: a VideoError in, one with the same path, reason and backend on the other side. Knows nothing of decoding.
+Contract: a VideoError raised in a worker arrives with the same path, reason and backend. Knows nothing of decoding.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from clipvid.errors import VideoError
 
 
 class WorkerVideoError(VideoError):
-    """A VideoError on its way out of a loader worker, which must arrive as a VideoError.
+    """A VideoError that carries its fields through torch's loader as text.
 
-    torch rebuilds a worker's exception by calling its type with the printed traceback, and makes a RuntimeError of
-    types that take more. So the facts travel in the printed text, and this type finds them there.
+    torch re-raises a worker's exception by calling its type with the printed traceback, and falls back to RuntimeError
+    for types that need more arguments. The fields are therefore appended to the message as JSON and parsed from it.
     """
 
     MARK = " [clipvid] "
 
     def __init__(self, text: str) -> None:
-        facts, _ = json.JSONDecoder().raw_decode(text.rpartition(self.MARK)[2])
-        super().__init__(facts["path"], facts["reason"], backend=facts["backend"])
-        if "Original Traceback" not in text:  # still in the worker: what is printed here is what will be parsed
+        fields, _ = json.JSONDecoder().raw_decode(text.rpartition(self.MARK)[2])
+        super().__init__(fields["path"], fields["reason"], backend=fields["backend"])
+        if "Original Traceback" not in text:  # in the worker, whose printed message the main process parses
             self.args = (text,)
 
     @classmethod
     def printed(cls, error: VideoError) -> str:
-        facts = {"path": str(error.path), "reason": error.reason, "backend": error.backend}
-        return f"{error}{cls.MARK}{json.dumps(facts)}"
+        """Return the message of `error` with its fields as JSON behind it."""
+        fields = {"path": str(error.path), "reason": error.reason, "backend": error.backend}
+        return f"{error}{cls.MARK}{json.dumps(fields)}"
