@@ -389,7 +389,7 @@ def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, 
 @pytest.mark.parametrize("option", ["--limit 0", "--limit -1", "--longest -1", "--workers -1"])
 def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsys, option):
     error = refusal(capsys, "data", "check", "csv", "videos/test", *option.split())
-    assert "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on" in error
+    assert "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an" in error
 
 
 def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):

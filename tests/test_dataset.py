@@ -208,7 +208,7 @@ def test_a_loader_can_pin_batches(data):
         ({"sampler": "unifrom"}, "sampler must be one of uniform, linspace, dense, got 'unifrom'"),
         ({"backend": "cv2"}, "backend must be one of pyav"),
         ({"unreadable": "zeros"}, "unreadable must be one of raise, skip"),
-        ({"frames": 0}, "frames must be 1 or more, got 0"),
+        ({"frames": 0}, "frames must be an integer >= 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused_at_once(data, options, message):

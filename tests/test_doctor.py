@@ -73,7 +73,7 @@ def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, 
         shutil.copy("a.mp4", f"{folder}/a.mp4")
     assert main(["data", "check", "folder", "one/clips"]) == 0
     assert (
-        "no classes and no captions, enough for search and task selfsup; recognition wants" in capsys.readouterr().out
+        "no classes and no captions, enough for search and task selfsup; recognition needs" in capsys.readouterr().out
     )
     assert main(["data", "check", "folder", "one"]) == 0
     assert "1 class, 0 captions\n" in capsys.readouterr().out

@@ -56,5 +56,5 @@ def test_split_gives_small_classes_a_training_video_and_hits_the_total():
     assert len(VideoDataset(tuple(records), tuple("abcd")).split(0.01)[1]) == 1
     with pytest.raises(ValueError, match=r"too few videos to hold out 0\.5"):
         VideoDataset(tuple(records[:1]), tuple("abcd")).split(0.5)
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.0"):
+    with pytest.raises(ValueError, match=r"> 0 and < 1, got 1\.0"):
         VideoDataset(tuple(records), tuple("abcd")).split(1.0)

@@ -197,9 +197,9 @@ def test_the_first_clip_of_a_pair_is_made_by_the_first_recipe_and_the_second_by_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": Pair()}, "a Pair is two random clips, got random=False"),
-        ({"views": Pair(), "random": True, "transform": VideoTransform(16, flip=0.5)}, "augmented by its own recipes"),
-        ({"views": Views(2), "random": True}, "random draws one clip of a video, got 2 temporal x 1 spatial views"),
+        ({"views": Pair()}, "random must be True for a Pair, got False"),
+        ({"views": Pair(), "random": True, "transform": VideoTransform(16, flip=0.5)}, "must not augment a Pair"),
+        ({"views": Views(2), "random": True}, "views must be a single view if random, got 2 temporal x 1 spatial views"),
         ({"views": Views(2), "sampler": "linspace"}, "linspace .* got views=2"),
         ({"views": Views(1, 3), "transform": VideoTransform(16, resize_mode="squash")}, "3 crops need .* got 'squash'"),
     ],
@@ -212,8 +212,8 @@ def test_views_that_cannot_be_are_refused_before_a_file_is_opened(data, options,
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Views(0), "temporal starts at 1 and spatial is 1 or 3, got 0 and 1"),
-        (lambda: Pair(stride=0), "stride must be 1 or more, got 0"),
+        (lambda: Views(0), "temporal must be an integer >= 1 and spatial must be 1 or 3, got 0 and 1"),
+        (lambda: Pair(stride=0), "stride must be an integer >= 1, got 0"),
         (lambda: DataConfig(temporal_views=0), "temporal_views starts at 1 and spatial_views is 1 or 3, got 0 and 1"),
         (lambda: DataConfig(spatial_views=2), "spatial_views is 1 or 3, got 1 and 2"),
         (lambda: DataConfig(sampler="linspace", temporal_views=2), "one temporal view, got 2; take sampler uniform or"),

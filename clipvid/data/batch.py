@@ -1,7 +1,7 @@
 """Decoded clips and batches of them.
 
-Contract: plain tensors and numbers. A clip that could not be read is a VideoError beside the others; it never becomes
-zeros or another clip. Knows nothing of files, decoders or models.
+Contract: plain tensors and numbers. An unreadable clip is reported as a VideoError; it never becomes zeros or another
+clip. Knows nothing of files, decoders or models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_LABEL = -1
 
 
 class Spent(NamedTuple):
-    """Seconds that making something took, wherever it was made."""
+    """Seconds spent on decoding and on transforms, summed over threads and processes."""
 
     decode: float
     transform: float
@@ -34,22 +34,22 @@ NO_TIME = Spent(0.0, 0.0)
 class Clip:
     """A decoded clip, or several views of it (V, T, ...).
 
-    `mask` is False for frames that repeat the last one because the video has fewer.
+    `mask` is False for padding: copies of the last frame, where the video has too few frames.
     """
 
     video: UInt8[Tensor, "*v t 3 h w"]
     mask: Bool[Tensor, "*v t"]
     label: int
-    """NO_LABEL (-1) where the record has none."""
+    """Class index, or NO_LABEL (-1) if the record has none."""
     index: int
     spent: Spent = NO_TIME
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """Clips side by side; `index` is the place of each in the data set.
+    """Stacked clips; `index` holds the position of each in the data set.
 
-    `video` and `mask` have an axis V behind B where a clip has several views.
+    `video` and `mask` have an axis V after B if clips have several views.
     """
 
     video: UInt8[Tensor, "b *v t 3 h w"]
@@ -57,23 +57,23 @@ class Batch:
     index: Int64[Tensor, " b"]
     mask: Bool[Tensor, "b *v t"]
     unreadable: tuple[VideoError, ...] = ()
-    """Why the clips that are not here could not be read (only with `unreadable="skip"`)."""
+    """Errors of the clips left out because they could not be read (only with `unreadable="skip"`)."""
     spent: Spent = NO_TIME
-    """On all clips together."""
+    """Seconds spent on all clips together."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __repr__(self) -> str:
-        lost = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Batch(video {tuple(self.video.shape)}{lost})"
+        suffix = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
+        return f"Batch(video {tuple(self.video.shape)}{suffix})"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in self._tensors().items()})
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
+        """Return the batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ class ClipSource(Protocol):
 
 
 def collate(items: Sequence[Clip | VideoError]) -> Batch:
-    """Put items into a Batch. The unreadable ones go to its `unreadable`; if there is no other, B, T and S are 0."""
+    """Stack items into a Batch, with VideoErrors in `unreadable`; B, T and S are 0 if no clip is readable."""
     clips = [item for item in items if isinstance(item, Clip)]
     return Batch(
         video=torch.stack([clip.video for clip in clips]) if clips else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
@@ -103,8 +103,8 @@ def collate(items: Sequence[Clip | VideoError]) -> Batch:
 
 
 def describe_unreadable(errors: Sequence[VideoError]) -> str:
-    """What a report says of skipped files: how many, and the reason of each; "" when there are none."""
+    """Return the number of skipped files and the reason for each, one per line; "" if there are none."""
     if not errors:
         return ""
     count = pluralize(len(errors), "video")
-    return "\n".join([f"{count} could not be read and took no part:", *(f"  {error}" for error in errors)])
+    return "\n".join([f"{count} could not be read (left out):", *(f"  {error}" for error in errors)])

@@ -1,8 +1,8 @@
-"""The data set doctor: what a protocol expects against what is on the disk, file by file, before anything is measured.
+"""Check of a data set, file by file, before training or evaluation.
 
-Contract: a data set (its records, and the files it lacks) in, a Report out: expected and found, missing, unreadable
-with the reason, twins, suspicious files and captions. Files are decoded once each, in processes of their own; what was
-found of each is appended to a log at once, so an interrupted run goes on where it was. Knows nothing of models.
+Contract: a data set with its list of missing files in, a Report out: numbers of expected and readable videos, missing
+files, unreadable files with the reason, duplicates, suspicious files and captions. Each file is decoded once, in a
+worker process; its outcome is logged at once, so that an interrupted check resumes. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ LOG, REPORT = "probes.jsonl", "report.json"
 LOADS = ("clipvid.video.decode",)
 FATAL = "ended the process that decoded it, twice"
 ONCE = "ended the process that decoded it"
-"""Error that earlier versions logged after one death, which may have had another cause; such a file is tried again."""
+"""Error logged by earlier versions after a single death, perhaps of another cause; such a file is decoded again."""
 SHOWN = 10
-"""Files that the summary names of each kind before it goes on to count."""
+"""Number of files that the summary lists per section before it only counts the rest."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `str()` is the summary, `to_dict()` all of it."""
+    """Outcome of a check; `str()` gives the summary, `to_dict()` everything."""
 
     name: str
     expected: int
-    """Videos that the annotations name."""
+    """Number of videos that the annotations name."""
     readable: int
     missing: tuple[str, ...]
     unreadable: Mapping[str, str]
@@ -50,55 +50,58 @@ class Report:
     duplicates: tuple[tuple[str, ...], ...]
     """Files with the same content."""
     suspicious: Mapping[str, str]
-    """Path -> what is odd about it."""
+    """Path -> why the file is suspicious."""
     captions: Mapping[str, str]
-    """Path -> what is odd about its captions."""
+    """Path -> why its captions are suspicious."""
     kinds: Mapping[str, int]
-    """Codec and container -> files."""
+    """Codec, or "unreadable" -> number of files."""
     probed: int
-    """Files that this run decoded; the rest was known from an earlier one."""
+    """Number of files decoded by this run; the outcomes of the others come from the log."""
     seconds: float
     protocol: int | None = None
-    """Videos that the protocol has, which may be more than a list of one's own names; None for other data."""
+    """Number of videos of the protocol, perhaps more than a custom list names; None for other data."""
     n_classes: int = 0
     n_captions: int = 0
     root: str = ""
-    """Where the data set was opened, absolute; empty where that was not told."""
+    """Absolute path of the folder where the data set was opened; empty if not given."""
 
     @property
     def healthy(self) -> bool:
-        """Nothing is missing or unreadable."""
+        """True if no file is missing or unreadable."""
         return not self.missing and not self.unreadable
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        rate = f"{self.probed / self.seconds:.1f} files a second" if self.seconds > 0 and self.probed else "nothing new"
-        other = self.protocol is not None and self.protocol != self.expected
+        rate = (
+            f"{self.probed / self.seconds:.1f} files per second" if self.seconds > 0 and self.probed else "nothing new"
+        )
+        differs = self.protocol is not None and self.protocol != self.expected
         lines = [
             f"{self.name}: {self.readable} of {self.expected} videos can be read ({self.probed} decoded now, {rate})"
-            + (f"; the protocol has {self.protocol}" if other else ""),
-            *([self._told()] if len(self.missing) < self.expected else []),
+            + (f"; the protocol has {self.protocol}" if differs else ""),
+            *([self._contents()] if len(self.missing) < self.expected else []),
         ]
         if kinds := sorted(self.kinds.items(), key=lambda kind: -kind[1]):
             lines.append("kinds: " + ", ".join(f"{name} {count}" for name, count in kinds))
-        lines += _some("missing", [(path, "") for path in self.missing])
-        lines += _some("unreadable", list(self.unreadable.items()))
-        lines += _some("suspicious", list(self.suspicious.items()))
-        lines += _some("captions", list(self.captions.items()))
-        lines += _some(
+        lines += _section("missing", [(path, "") for path in self.missing])
+        lines += _section("unreadable", list(self.unreadable.items()))
+        lines += _section("suspicious", list(self.suspicious.items()))
+        lines += _section("captions", list(self.captions.items()))
+        lines += _section(
             "duplicates",
             [(duplicates[0], "same content as " + ", ".join(duplicates[1:])) for duplicates in self.duplicates],
         )
         return "\n".join(lines)
 
-    def _told(self) -> str:
-        """What the videos come with, which decides what they can be used for."""
+    def _contents(self) -> str:
+        """Return the line on classes and captions, which decide the tasks that the videos can be used for."""
         if not self.n_classes and not self.n_captions:
             return (
-                "no classes and no captions, enough for search and task selfsup; recognition wants one sub-folder a "
-                "class, retrieval a csv file with captions"
+                "no classes and no captions, enough for search and task selfsup; recognition needs one sub-folder "
+                "per class, retrieval a csv file with captions"
             )
         return f"{pluralize(self.n_classes, 'class')}, {pluralize(self.n_captions, 'caption')}"
 
@@ -113,101 +116,104 @@ def check(
     root: str | Path | None = None,
     progress: bool = False,
 ) -> Report:
-    """Look at every file of `data`, as `read_dataset` gives them with allow_missing, and write `out`/report.json.
+    """Check every file of `data`, as read by `read_dataset` with allow_missing, and write `out`/report.json.
 
     Args:
-        out: folder for the log and the report; with the log of an earlier run there, only new and changed files are
+        out: folder for the log and the report; if it has the log of an earlier run, only new and changed files are
             decoded.
-        workers: processes that decode; 0 takes one a core.
-        limit: seconds that a file may take before it counts as unreadable.
-        longest: captions of more words are listed; None for no limit.
-        root: where the data were opened; with their name it tells this data set from others.
+        workers: number of decoding processes; 0 starts one per core.
+        limit: seconds of decoding after which a file counts as unreadable.
+        longest: maximum caption length in words; longer captions are reported. None for no limit.
+        root: folder where the data set was opened; together with its name it identifies the data set.
 
-    Raises ValueError for numbers that these cannot be, FileExistsError where `out` has another data set's report, and
-    WorkerError where no worker process starts, as in a script without `if __name__ == "__main__":`.
+    Raises ValueError for numbers out of range, FileExistsError if `out` holds the report of another data set, and
+    WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
     from tqdm import tqdm
 
     if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
         raise ValueError(
-            "workers starts at 0 (one a core), limit is in seconds above 0 and longest in words from 1 on, got "
-            f"{workers}, {limit} and {longest}"
+            "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an integer "
+            f">= 1 or None, got {workers}, {limit} and {longest}"
         )
-    out, place = Path(out), "" if root is None else str(Path(root).resolve())
-    _check_same(out / REPORT, name=data.name, root=place)
+    out, resolved_root = Path(out), "" if root is None else str(Path(root).resolve())
+    _check_same(out / REPORT, name=data.name, root=resolved_root)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     paths = sorted({record.path for record in data})
-    known = dict(_logged(out / LOG))
-    todo = [path for path in paths if _stale(path, known.get(str(path), {}), limit=limit)]
-    workers = min(workers or os.cpu_count() or 1, len(todo))
+    outcomes = dict(_logged(out / LOG))
+    stale = [path for path in paths if _stale(path, outcomes.get(str(path), {}), limit=limit)]
+    workers = min(workers or os.cpu_count() or 1, len(stale))
     bar = tqdm(
         total=len(paths),
-        initial=len(paths) - len(todo),
+        initial=len(paths) - len(stale),
         desc=f"check {data.name}",
         unit="file",
         disable=not (progress and paths),
-        postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if todo else None,  # takes seconds
+        # Processes take seconds to start.
+        postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if stale else None,
     )
     with bar, (out / LOG).open("a", encoding="utf-8") as log:
-        for found in _probed(todo, workers=workers, limit=limit):
-            log.write(json.dumps(found) + "\n")
+        for outcome in _probed(stale, workers=workers, limit=limit):
+            log.write(json.dumps(outcome) + "\n")
             log.flush()
-            known[found["path"]] = found
+            outcomes[outcome["path"]] = outcome
             bar.set_postfix_str("", refresh=False)
             bar.update()
-    facts = {str(path): known[str(path)] for path in paths}
-    report = _report(data, facts, probed=len(todo), seconds=time.perf_counter() - start, longest=longest)
-    report = replace(report, root=place)
+    current = {str(path): outcomes[str(path)] for path in paths}
+    report = _report(data, current, probed=len(stale), seconds=time.perf_counter() - start, longest=longest)
+    report = replace(report, root=resolved_root)
     with atomic_file(out / REPORT) as beside:
         beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
 
 
 def _check_same(report: Path, *, name: str, root: str) -> None:
-    """FileExistsError for a report of another data set; one that cannot be read, or is older than roots, is no such."""
+    """Raise FileExistsError if `report` is of another data set; ignore an unreadable file and an empty root."""
     try:
-        told = json.loads(report.read_text(encoding="utf-8"))
-        other, place = told["name"], told.get("root", "")
+        earlier = json.loads(report.read_text(encoding="utf-8"))
+        earlier_name, earlier_root = earlier["name"], earlier.get("root", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if other != name or (place and root and place != root):
+    if earlier_name != name or (earlier_root and root and earlier_root != root):
         raise FileExistsError(
-            f"{report} is about {other}{f' in {place}' if place else ''}, and would be overwritten; give another --out"
+            f"{report} is about {earlier_name}{f' in {earlier_root}' if earlier_root else ''}, and would be "
+            "overwritten; give another --out"
         )
 
 
-def _stale(path: Path, known: Mapping[str, Any], *, limit: int | float) -> bool:
-    """It changed since, or took longer than it was given then and may take longer now."""
-    return known.get("stamp") != _stamp(path) or known.get("limit", limit) < limit or known.get("error") == ONCE
+def _stale(path: Path, outcome: Mapping[str, Any], *, limit: int | float) -> bool:
+    """Return True if the file changed since its outcome was logged, or timed out under a shorter limit."""
+    return outcome.get("stamp") != _stamp(path) or outcome.get("limit", limit) < limit or outcome.get("error") == ONCE
 
 
 def _report(
-    data: VideoDataset, facts: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
+    data: VideoDataset, outcomes: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
 ) -> Report:
-    unreadable = {path: found["error"] for path, found in facts.items() if "error" in found}
+    """Return the report on `data` from the outcome of each path."""
+    unreadable = {path: outcome["error"] for path, outcome in outcomes.items() if "error" in outcome}
     suspicious: dict[str, str] = {}
     captions: dict[str, str] = {}
     kinds: dict[str, int] = {}
-    for found in facts.values():
-        kind = "unreadable" if "error" in found else found["info"]["codec"]
+    for outcome in outcomes.values():
+        kind = "unreadable" if "error" in outcome else outcome["info"]["codec"]
         kinds[kind] = kinds.get(kind, 0) + 1
     for record in data:
         path = str(record.path)
-        info = facts[path].get("info")
-        if info is not None and (odd := _odd(info, record.end)):
-            suspicious[path] = odd
+        info = outcomes[path].get("info")
+        if info is not None and (reason := _oddity(info, record.end)):
+            suspicious[path] = reason
         if longest is not None and (long := [c for c in record.captions if len(c.split()) > longest]):
             captions[path] = f"{len(long)} of {len(record.captions)} have more than {longest} words"
         if len(set(record.captions)) < len(record.captions):
             captions.setdefault(path, "the same caption more than once")
     by_content: dict[str, list[str]] = {}
-    for path, found in facts.items():
-        by_content.setdefault(found["content"], []).append(path)
+    for path, outcome in outcomes.items():
+        by_content.setdefault(outcome["content"], []).append(path)
     return Report(
         name=data.name,
         expected=data.n_files,
-        readable=len(facts) - len(unreadable),
+        readable=len(outcomes) - len(unreadable),
         missing=tuple(str(path) for path in data.missing),
         unreadable=unreadable,
         duplicates=tuple(tuple(paths) for paths in by_content.values() if len(paths) > 1),
@@ -222,8 +228,8 @@ def _report(
     )
 
 
-def _odd(info: Mapping[str, Any], end: float | None) -> str | None:
-    """What makes a readable video suspicious."""
+def _oddity(info: Mapping[str, Any], end: float | None) -> str | None:
+    """Return why a readable video is suspicious, or None."""
     if info["frames"] == 1:
         return "a single frame"
     if end is not None and end > info["duration"] + 1:
@@ -234,29 +240,29 @@ def _odd(info: Mapping[str, Any], end: float | None) -> str | None:
 
 
 def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Iterator[dict[str, Any]]:
-    """Yield the facts of each file, as they come.
+    """Yield the outcome of each file, in the order of completion.
 
-    A worker that dies ends the pool. Each file that was in work then is tried again, alone in a fresh worker, and is
-    blamed once two workers died with it as their only file.
+    A worker that dies breaks the pool. Each file then being decoded is tried again, alone in a new worker, and is
+    reported as fatal once two workers died with it as their only file.
     """
-    left = deque(paths)
-    while left:
+    remaining = deque(paths)
+    while remaining:
         interrupted: list[Path] = []
-        yield from _in_pool(left, interrupted, workers=min(workers, len(left)), limit=limit)
+        yield from _in_pool(remaining, interrupted, workers=min(workers, len(remaining)), limit=limit)
         for path in interrupted:
             yield _alone(path, limit=limit, tries=1 if len(interrupted) == 1 else 2)
 
 
 def _in_pool(
-    left: deque[Path], interrupted: list[Path], *, workers: int, limit: int | float
+    remaining: deque[Path], interrupted: list[Path], *, workers: int, limit: int | float
 ) -> Iterator[dict[str, Any]]:
-    """Yield the facts of files taken off `left`, until a worker dies: `interrupted` gets the files in work then."""
+    """Yield outcomes of files taken off `remaining`; when a worker dies, add unfinished files to `interrupted`."""
     pool = process_pool(workers, loads=LOADS)
     pending: dict[Future[dict[str, Any]], Path] = {}
     try:
-        while (left and not interrupted) or pending:
-            while left and not interrupted and len(pending) < workers:  # no more: what waits would be interrupted too
-                path = left.popleft()
+        while (remaining and not interrupted) or pending:
+            while remaining and not interrupted and len(pending) < workers:  # a queued file would be interrupted too
+                path = remaining.popleft()
                 try:
                     pending[pool.submit(_probe, path, limit)] = path
                 except BrokenProcessPool:
@@ -272,7 +278,7 @@ def _in_pool(
 
 
 def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
-    """Return the facts of a file from a worker of its own, or that it ended that many of them."""
+    """Return the outcome of a file decoded alone in a worker, or a fatal one after `tries` workers died."""
     for _ in range(tries):
         pool = process_pool(1, loads=LOADS)
         try:
@@ -285,26 +291,26 @@ def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
 
 
 def _probe(path: Path, limit: int | float) -> dict[str, Any]:
-    """One file, in a process of its own: its facts, or why it cannot be read."""
+    """Decode one file in a worker process; return its metadata, or the reason why it cannot be read."""
     from clipvid.video.decode import probe
 
-    found: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
+    outcome: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
     try:
         with _limited(limit):
             info = asdict(probe(path))
-            return {**found, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
+            return {**outcome, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
     except VideoError as error:
-        return {**found, "error": error.reason}
+        return {**outcome, "error": error.reason}
     except _TookTooLongError:
-        return {**found, "limit": limit, "error": f"took more than {limit:g} s to decode"}
+        return {**outcome, "limit": limit, "error": f"took more than {limit:g} s to decode"}
 
 
 class _TookTooLongError(BaseException):
-    """Not an OSError, as TimeoutError is, which readers of files handle."""
+    """Decoding exceeded its limit. Unlike TimeoutError this is no OSError, so no reader of files catches it."""
 
 
-class _limited:  # noqa: N801  # reads as a word where it is used
-    """_TookTooLongError after so many seconds; only where a signal can be had (not on Windows)."""
+class _limited:  # noqa: N801  # lower case like other context managers
+    """Context manager that raises _TookTooLongError after `seconds`; without effect on Windows, which has no timer."""
 
     def __init__(self, seconds: int | float) -> None:
         self.seconds = seconds if hasattr(signal, "setitimer") else 0.0
@@ -323,29 +329,30 @@ class _limited:  # noqa: N801  # reads as a word where it is used
 
 
 def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What earlier runs found; a last line that was cut off is none."""
+    """Yield (path, outcome) from the log of earlier runs, without lines that were cut off."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found = json.loads(line)
-            yield found["path"], found
+            outcome = json.loads(line)
+            yield outcome["path"], outcome
         except (ValueError, KeyError, TypeError):
             continue
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of change: a file with the same is not decoded again."""
+    """Return the size and modification time of a clip; a file with the logged ones is not decoded again."""
     try:
-        facts = [file.stat() for file in files_of(path)]
+        stats = [file.stat() for file in files_of(path)]
     except OSError as error:
-        raise DataError(f"{path} was there when the data set was opened and is not any more; run it again") from error
-    return [sum(fact.st_size for fact in facts), max(fact.st_mtime_ns for fact in facts)]
+        raise DataError(f"{path} was removed after the data set was opened; run the check again") from error
+    return [sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
 
 
-def _some(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:
-    if not found:
+def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the lines of one section of the summary, none if it has no entries."""
+    if not entries:
         return []
-    lines = [f"{kind}: {len(found)}"]
-    lines += [f"  {path}" + (f": {reason}" if reason else "") for path, reason in found[:SHOWN]]
-    return lines + ([f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else [])
+    lines = [f"{kind}: {len(entries)}"]
+    lines += [f"  {path}" + (f": {reason}" if reason else "") for path, reason in entries[:SHOWN]]
+    return lines + ([f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else [])

@@ -1,9 +1,8 @@
 """ClipDataset: the clips of a VideoDataset, decoded on demand, in one view or several.
 
-Contract: an item is a pure function of (seed, epoch, index), or of a name in place of the index, so a resumed run,
-another number of workers or another batch size sees the same pixels. A file that cannot be read is an
-error or is reported in the batch: it never becomes zeros or another clip. Pixels stay uint8; the model scales them.
-Knows nothing of models.
+Contract: an item is a pure function of (seed, epoch, index), or of a name instead of the index, so a resumed run,
+another number of workers or another batch size gives the same pixels. An unreadable file raises or is reported in the
+batch; it never becomes zeros or another clip. Pixels stay uint8, since the model scales them. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ UNREADABLE = ("raise", "skip")
 
 
 class ClipDataset(Dataset[Clip | VideoError]):
-    """The clips of `data`, decoded when asked for; use it with a DataLoader and `collate_fn=collate`.
+    """The clips of `data`, decoded on access; use it with a DataLoader and `collate_fn=collate`.
 
     Args:
-        frames: frames a clip; a video with fewer repeats frames (uniform) or is padded and masked (linspace).
-        random: draw frames at random within the sampler's rule, and augment if the transform has augmentations.
-        views: how many clips an item has. Views() one, as (T, 3, S, S); more are for evaluation and not with `random`.
-            Pair() two random ones for self-supervision, as (2, T, 3, S, S); needs `random`, brings its own
-            augmentation, and takes every `stride`-th frame in place of the sampler. Decoded in one pass either way.
-        time_limit: seconds that a video may take to decode; one that takes longer cannot be read.
-        unreadable: "raise" stops at a file that cannot be read, "skip" gives its VideoError as the item.
-        seed: with the epoch (`set_epoch`) and the index it decides all that is random.
-        names: what decides in place of the index, one a clip: draws that should outlive the order of the data.
+        frames: frames per clip; a shorter video repeats frames (uniform) or is padded and masked (linspace).
+        random: sample frames at random within the sampler's rule, and augment if the transform has augmentations.
+        views: Views() gives one clip (T, 3, S, S); several views (V, T, 3, S, S) are for evaluation and exclude
+            `random`. Pair() gives two random clips (2, T, 3, S, S) for self-supervision; it needs `random`, has its own
+            augmentation, and takes every `stride`-th frame instead of using the sampler. All are decoded in one pass.
+        time_limit: seconds of decoding after which a video counts as unreadable.
+        unreadable: "raise" stops at an unreadable file, "skip" gives its VideoError as the item.
+        seed: determines all randomness, together with the epoch (`set_epoch`) and the index.
+        names: one name per clip, used instead of its index, so that random views do not depend on the data's order.
     """
 
     def __init__(
@@ -72,14 +71,14 @@ class ClipDataset(Dataset[Clip | VideoError]):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if frames < 1:
-            raise ValueError(f"frames must be 1 or more, got {frames}")
+            raise ValueError(f"frames must be an integer >= 1, got {frames}; it is the number of frames per clip")
         if names is not None and len(names) != len(data):
-            raise ValueError(f"names has one for each clip, got {len(names)} for {len(data)} clips")
+            raise ValueError(f"names must have one entry per clip, got {len(names)} for {len(data)} clips")
         _check_views(views, sampler=sampler, random=random, transform=transform)
         self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
         self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
         self.time_limit, self.names = time_limit, names
-        # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
+        # Shared memory lets workers that outlive an epoch (persistent_workers) see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._stopped: Callable[[], bool] = _never
 
@@ -87,27 +86,28 @@ class ClipDataset(Dataset[Clip | VideoError]):
         return len(self.data)
 
     def __repr__(self) -> str:
-        how = "random" if self.random else "fixed"
+        mode = "random" if self.random else "fixed"
         views = "" if self.views == ONE_VIEW else f" in {self.views}"
-        return f"ClipDataset({self.data!r}, {self.frames} {how} frames{views}, {self.sampler}, {self.backend})"
+        return f"ClipDataset({self.data!r}, {self.frames} {mode} frames{views}, {self.sampler}, {self.backend})"
 
     @property
     def epoch(self) -> int:
+        """Epoch number, one of the inputs of all randomness."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn from now on; call it before the loader is iterated."""
+        """Set the epoch of all later random choices; call it before iterating over the loader."""
         self._epoch.fill_(epoch)
 
     def stopping(self, stopped: Callable[[], bool]) -> ClipDataset:
-        """The same clips, given up with CancelledError between two frames once `stopped()` is true."""
-        twin = copy(self)
-        twin._stopped = stopped
-        return twin
+        """Return the same clips; decoding them raises CancelledError between two frames once `stopped()` is true."""
+        dataset = copy(self)
+        dataset._stopped = stopped
+        return dataset
 
     def __getitem__(self, index: int) -> Clip | VideoError:
         record = self.data[index]
-        index = range(len(self))[index]  # -1 and len - 1 are one clip, and draw alike
+        index = range(len(self))[index]  # -1 and len - 1 are the same clip and need the same random numbers
         watch = _Watch()
         try:
             video = self._read(record, index, watch)
@@ -140,7 +140,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
             return list(chain(*sample_views(self.sampler, total, self.frames, views=views.temporal)))
 
         def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
-            if self.random:  # equal draws give all frames of a clip the same augmentation
+            if self.random:  # a new, equal generator per frame gives all frames of a clip the same augmentation
                 return self.transform.augment(frame, self._draw("augment", index))
             return torch.cat(list(self.transform.crops(frame, views.spatial)), dim=-1)
 
@@ -148,30 +148,30 @@ class ClipDataset(Dataset[Clip | VideoError]):
         return rearrange(frames, "(k t) c h (p w) -> (k p) t c h w", k=views.temporal, p=views.spatial)
 
     def _pair(self, record: Record, index: int, pair: Pair, watch: _Watch) -> UInt8[Tensor, "2 t 3 h w"]:
-        look = {"size": self.transform.target, "interpolation": INTERPOLATIONS[self.transform.interpolation]}
+        options = {"size": self.transform.target, "interpolation": INTERPOLATIONS[self.transform.interpolation]}
 
         def choose(total: int) -> list[int]:
             return list(chain(*two_clips(total, self.frames, stride=pair.stride, rng=self._draw("frames", index))))
 
         def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
-            # the crops of both clips, since a frame does not know which of them it is for, and may be for both
-            crops = [cache_key.crop(frame, draw("crop", view), **look) for view, cache_key in enumerate(pair.recipes)]
+            # A frame may belong to either clip or to both, so it gets the crops of both.
+            crops = [recipe.crop(frame, rng("crop", view), **options) for view, recipe in enumerate(pair.recipes)]
             return torch.cat(crops, dim=-1)
 
-        def draw(purpose: str, view: int) -> Random:
+        def rng(purpose: str, view: int) -> Random:
             return self._draw(f"{purpose} {view}", index)
 
         frames = self._decoded(record, choose, fit, watch)
         clips = rearrange(frames, "(k t) c h (p w) -> k p t c h w", k=2, p=2)
-        return torch.stack([r.recolour(clips[v, v], draw("colour", v)) for v, r in enumerate(pair.recipes)])
+        return torch.stack([recipe.recolour(clips[v, v], rng("colour", v)) for v, recipe in enumerate(pair.recipes)])
 
     def _decoded(
         self, record: Record, choose: Callable[[int], list[int]], fit: Callable[[Tensor], Tensor], watch: _Watch
     ) -> UInt8[Tensor, "_ 3 h _"]:
-        """The chosen frames of all views, one after another, from one pass over the file.
+        """Return the chosen frames of all views, one view after another, from one pass over the file.
 
-        `fit` gets one frame at a time, so that large ones stay bounded. A decoder keeps one picture a frame: several
-        crops of it lie side by side in that picture.
+        `fit` gets one frame at a time, which bounds memory. A decoder stores one image per frame, so several crops
+        of a frame lie side by side in that image.
         """
 
         def fitted(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
@@ -185,9 +185,9 @@ class ClipDataset(Dataset[Clip | VideoError]):
             return read_part(record.path, choose, **part, backend=self.backend, fit=fitted, time_limit=self.time_limit)
 
     def _draw(self, purpose: str, index: int) -> Random:
-        """A source of its own for each purpose: how many numbers one takes does not shift the others."""
-        who = index if self.names is None else self.names[index]
-        return Random(f"{self.seed} {self.epoch} {who} {purpose}")
+        """Return a separate generator per purpose, so that the numbers used for one do not shift those of another."""
+        name = index if self.names is None else self.names[index]
+        return Random(f"{self.seed} {self.epoch} {name} {purpose}")
 
 
 def _never() -> bool:
@@ -195,14 +195,14 @@ def _never() -> bool:
 
 
 class _Watch:
-    """Where the seconds of one clip went, from when this is made."""
+    """Timer that divides the seconds of one clip, from its construction on, into decoding and transforms."""
 
     def __init__(self) -> None:
         self.start, self.decode = time.perf_counter(), 0.0
 
     @contextmanager
     def decoding(self, sign: int = 1) -> Iterator[None]:
-        """The block decodes; with -1 it is a part of such a block that does not."""
+        """Add the time of the block to decoding; with sign -1 subtract it, for transforms inside decoding."""
         start = time.perf_counter()
         try:
             yield
@@ -211,20 +211,23 @@ class _Watch:
 
     @property
     def spent(self) -> Spent:
+        """Seconds so far of decoding and of everything else."""
         return Spent(self.decode, time.perf_counter() - self.start - self.decode)
 
 
 def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: VideoTransform) -> None:
-    """ValueError for views that sampler, chance or transform rule out, before any file is opened."""
+    """Raise ValueError for views that sampler, random sampling or transform exclude, before any file is opened."""
     if isinstance(views, Pair):
         if not random:
-            raise ValueError("a Pair is two random clips, got random=False; pass random=True, or Views for fixed ones")
+            raise ValueError("random must be True for a Pair, got False; pass random=True, or Views for fixed clips")
         if transform.crop_scale is not None or transform.flip or transform.rand_layers:
             raise ValueError(
-                "a Pair is augmented by its own recipes; leave crop_scale, flip and rand_layers out of the transform"
+                "transform must not augment a Pair, which has its recipes; leave out crop_scale, flip and rand_layers"
             )
         return
     if random and views.count > 1:
-        raise ValueError(f"random draws one clip of a video, got {views}; pass random=False, or Pair for two")
-    sample_views(sampler, 1, 1, views=views.temporal)  # what it refuses, it refuses of any video
+        raise ValueError(
+            f"views must be a single view if random, got {views}; pass random=False, or Pair for two clips"
+        )
+    sample_views(sampler, 1, 1, views=views.temporal)  # raises for every video, or for none
     transform.check_crops(views.spatial)

@@ -1,8 +1,8 @@
-"""Batches of a ClipDataset while the last one is still in use: decoded beside the tower, which need not wait for them.
+"""Loader of a ClipDataset: decodes the next batches in threads or processes while the current one is in use.
 
-Contract: a dataset and the clips of each batch in; the batches in that order out, the same whatever decodes them. An
-unreadable file is an error at its own batch, a worker that ends a WorkerError. No thread or process outlives the
-iteration. What decoding took goes to the profile, if there is one. Knows nothing of models.
+Contract: a dataset and the clip indices of each batch in; batches in that order out, identical for threads and
+processes. An unreadable file raises at its own batch, a worker that dies raises WorkerError. No thread or process
+outlives the iteration. Decoding times go to the active profile, if any. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -28,59 +28,59 @@ from clipvid.runtime.profiling import awaited, beside
 from clipvid.video.backends.verdicts import Entry, Key, memory
 from clipvid.video.decode import decode_in_one_thread
 
-MOST = 8
-"""Threads that decode at most."""
+MAX_THREADS = 8
+"""Maximum number of decoding threads."""
 
 
 def batches_of(
-    dataset: ClipSource, plan: Sequence[Sequence[int]], *, workers: int = 0, device: torch.device | str = "cpu"
+    dataset: ClipSource, batch_order: Sequence[Sequence[int]], *, workers: int = 0, device: torch.device | str = "cpu"
 ) -> Generator[Batch, None, None]:
-    """The batches that `plan` lists by the clips in them, two ahead of their use; close it where you leave it early.
+    """Yield the batches of `batch_order`, decoded two ahead of their use; close the generator if you stop early.
 
-    `workers` is a number of processes; 0 decodes in threads of this one, which needs no copies between processes and
-    runs as fast, since decoders and resizing let go of Python's lock. `device` is where batches will go: page-locked
-    memory for CUDA.
+    `workers` is the number of processes; 0 decodes in threads of this process, without copies between processes and as
+    fast, since decoders and resizing release the GIL. `device` is the destination of the batches: page-locked memory is
+    used for CUDA.
     """
     pin = torch.device(device).type == "cuda"
     source = (
-        _by_processes(dataset, plan, workers=workers, pin=pin)
+        _by_processes(dataset, batch_order, workers=workers, pin=pin)
         if workers
-        else _by_threads(dataset, plan, threads=_threads(torch.device(device)), pin=pin)
+        else _by_threads(dataset, batch_order, threads=_threads(torch.device(device)), pin=pin)
     )
-    with closing(awaited(source)) as found:
-        for batch in found:
+    with closing(awaited(source)) as batches:
+        for batch in batches:
             beside(**batch.spent._asdict())
             yield batch
 
 
 def in_order(n: int, size: int) -> list[range]:
-    """The plan of n clips in their order, `size` a batch."""
+    """Return the batch order of `n` clips in their original order, `size` clips per batch."""
     return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _threads(device: torch.device) -> int:
-    """One where the tower computes on the same cores, else one a core."""
-    return 1 if device.type == "cpu" else min(torch.get_num_threads(), MOST)
+    """Return 1 if the tower computes on the CPU, else one thread per core up to MAX_THREADS."""
+    return 1 if device.type == "cpu" else min(torch.get_num_threads(), MAX_THREADS)
 
 
 def _by_processes(
-    dataset: ClipSource, plan: Sequence[Sequence[int]], *, workers: int, pin: bool
+    dataset: ClipSource, batch_order: Sequence[Sequence[int]], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     end_unguarded_import()
     started = torch.zeros((), dtype=torch.int64).share_memory_()
     clips: Any = dataset  # DataLoader asks for a length and items alone
     loader = DataLoader(
         clips,
-        batch_sampler=[list(rows) for rows in plan],
+        batch_sampler=[list(rows) for rows in batch_order],
         num_workers=workers,
-        collate_fn=_sent,
-        worker_init_fn=partial(_begin, started, memory().entries()),
-        generator=torch.Generator(),  # the loader's own draw must not move the training's random state
+        collate_fn=_collate_for_sending,
+        worker_init_fn=partial(_start_worker, started, memory().entries()),
+        generator=torch.Generator(),  # keeps the loader off the global random state
         pin_memory=pin,
     )
     try:
         batches: Any = iter(loader)
-    except BrokenPipeError:  # under start methods other than fork, a worker ended before it was told its work
+    except BrokenPipeError:  # a worker died before it received its arguments (start methods other than fork)
         raise never_started(THREADS) from None
     try:
         for sent in batches:
@@ -91,12 +91,12 @@ def _by_processes(
         if death is None:
             raise
         raise (death if started or get_start_method() == "fork" else never_started(THREADS)) from error
-    finally:  # now, not when the last reference goes: an error that is kept would keep the processes
+    finally:  # at once: a stored exception would otherwise keep the processes alive
         batches._shutdown_workers()
 
 
-def _begin(started: Tensor, verdicts: Mapping[Key, Entry], worker: int) -> None:
-    """Prepare a worker: it starts from the verdicts of this process, and sends those that it adds."""
+def _start_worker(started: Tensor, verdicts: Mapping[Key, Entry], worker: int) -> None:
+    """Prepare a worker: load the verdicts of the main process and start collecting new ones."""
     started.fill_(1)
     memory().learn(verdicts)
     memory().news = {}
@@ -104,43 +104,42 @@ def _begin(started: Tensor, verdicts: Mapping[Key, Entry], worker: int) -> None:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A batch on its way out of a worker, with the verdicts on files that it took; workers last no longer than a plan,
-    and the next ones should not ask again.
-    """
+    """A batch sent by a worker with its new verdicts on files, so that the workers of later epochs reuse them."""
 
     batch: Batch
     verdicts: Mapping[Key, Entry]
 
     def pin_memory(self) -> _Sent:
+        """Return a copy with the batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
         return replace(self, batch=self.batch.pin_memory())
 
 
-def _sent(items: Sequence[Clip | VideoError]) -> _Sent:
+def _collate_for_sending(items: Sequence[Clip | VideoError]) -> _Sent:
     news, memory().news = memory().news or {}, {}
     return _Sent(collate(items), news)
 
 
 def _by_threads(
-    dataset: ClipSource, plan: Sequence[Sequence[int]], *, threads: int, pin: bool
+    dataset: ClipSource, batch_order: Sequence[Sequence[int]], *, threads: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    over = Event()
-    clips = dataset.stopping(over.is_set)
+    stopped = Event()
+    clips = dataset.stopping(stopped.is_set)
     pool = ThreadPoolExecutor(
         threads, thread_name_prefix="clipvid-decode", initializer=decode_in_one_thread if threads > 1 else None
     )
 
-    def jobs() -> Iterator[Callable[[], Batch]]:
-        for rows in plan:
-            yield partial(_assembled, [pool.submit(clips.__getitem__, row) for row in rows], pin=pin)
+    def pending_batches() -> Iterator[Callable[[], Batch]]:
+        for rows in batch_order:
+            yield partial(_collate_futures, [pool.submit(clips.__getitem__, row) for row in rows], pin=pin)
 
     def stop() -> None:
-        over.set()
+        stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
     with pool:
-        yield from prefetch(jobs(), stop=stop)
+        yield from prefetch(pending_batches(), stop=stop)
 
 
-def _assembled(clips: Sequence[Future[Clip | VideoError]], *, pin: bool) -> Batch:
+def _collate_futures(clips: Sequence[Future[Clip | VideoError]], *, pin: bool) -> Batch:
     batch = collate([clip.result() for clip in clips])
     return batch.pin_memory() if pin else batch

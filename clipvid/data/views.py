@@ -12,19 +12,22 @@ from clipvid.video.augment import CONST_CL, ContrastiveView
 
 @dataclass(frozen=True)
 class Views:
-    """Fixed clips of a video whose predictions are averaged: each of `temporal` clips in `spatial` crops, in turn."""
+    """Fixed views of a video whose predictions are averaged: `temporal` clips, each in `spatial` crops."""
 
     temporal: int = 1
-    """Spread evenly over the video (`sampling.sample_views`)."""
+    """Number of clips, spread evenly over the video (`sampling.sample_views`)."""
     spatial: int = 1
-    """1 or 3 (`VideoTransform.crops`)."""
+    """Number of crops per clip, 1 or 3 (`VideoTransform.crops`)."""
 
     def __post_init__(self) -> None:
         if self.temporal < 1 or self.spatial not in (1, 3):
-            raise ValueError(f"temporal starts at 1 and spatial is 1 or 3, got {self.temporal} and {self.spatial}")
+            raise ValueError(
+                f"temporal must be an integer >= 1 and spatial must be 1 or 3, got {self.temporal} and {self.spatial}"
+            )
 
     @property
     def count(self) -> int:
+        """Number of views per video."""
         return self.temporal * self.spatial
 
     def __str__(self) -> str:
@@ -32,22 +35,22 @@ class Views:
 
 
 ONE_VIEW = Views()
-"""The one view of a video that training and most evaluations read."""
+"""The single view that training and most evaluations use."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two random clips of a video, drawn and augmented apart, that self-supervision brings together (ConST-CL)."""
+    """Two random clips of a video, sampled and augmented independently: the positive pair of ConST-CL."""
 
     stride: int = 2
-    """Frames from one of a clip to the next."""
+    """Distance in frames between consecutive frames of a clip."""
     recipes: tuple[ContrastiveView, ContrastiveView] = CONST_CL
 
     count = 2
 
     def __post_init__(self) -> None:
         if self.stride < 1:
-            raise ValueError(f"stride must be 1 or more, got {self.stride}")
+            raise ValueError(f"stride must be an integer >= 1, got {self.stride}")
 
     def __str__(self) -> str:
         return f"pairs of clips of stride {self.stride}"
