@@ -79,7 +79,7 @@ def test_class_numbers_stay_the_labels_they_are(table):
 def test_given_classes_fix_the_label_order_by_name_or_number(table):
     text = "path,label\na.mp4,walk\nb.mp4,0\n"
     assert [record.label for record in table(text, classes=["run", "walk"])] == [1, 0]
-    with pytest.raises(DataError, match="line 2: label 'walk' is none of the 2 classes"):
+    with pytest.raises(DataError, match="line 2: label 'walk' is none of the 2 given classes"):
         table(text, classes=["run", "jump"])
 
 
@@ -93,7 +93,7 @@ def test_parts_of_one_file_are_separate_records_with_their_times(table):
     [
         ("name,caption\na.mp4,x\n", "line 1: no column one of path, file, video; the columns are name, caption"),
         ("path,text\na.mp4,x\n", "line 1: no column caption or label"),
-        ("path,caption,caption\na.mp4,x,y\n", "line 1: column 'caption' comes more than once"),
+        ("path,caption,caption\na.mp4,x,y\n", "line 1: duplicate column 'caption'"),
         ("path,caption\n", "no row below the header"),
         ("", "no column"),
         ("path,caption\na.mp4,x\nb.mp4,  \n", "line 3: the caption is empty"),
@@ -102,8 +102,8 @@ def test_parts_of_one_file_are_separate_records_with_their_times(table):
         ("path,caption\na.mp4,a dog, running\n", "line 2: 3 fields, but the header has 2"),
         ('path,caption\na.mp4,"a dog\nb.mp4,x\n', "line 3: .*quote"),
         ("path,label\na.mp4,run\nb.mp4,run\na.mp4,walk\n", "line 4: a.mp4 has label 'walk', but line 2 says 'run'"),
-        ("path,caption,start\na.mp4,x,soon\n", "line 2: start must be seconds from 0, got 'soon'"),
-        ("path,caption,end\na.mp4,x,nan\n", "line 2: end must be seconds from 0, got 'nan'"),
+        ("path,caption,start\na.mp4,x,soon\n", "line 2: start must be a number of seconds >= 0, got 'soon'"),
+        ("path,caption,end\na.mp4,x,nan\n", "line 2: end must be a number of seconds >= 0, got 'nan'"),
         ("path,caption,start,end\na.mp4,x,3,2\n", "line 2: start must come before end"),
     ],
 )
@@ -188,7 +188,7 @@ def test_splits_are_folders_below_the_root(tmp_path):
         open_dataset("folder", tmp_path)
     with pytest.raises(DataError, match=r"below .* are train, val"):
         open_dataset("folder", tmp_path, split="test")
-    with pytest.raises(DataError, match="walk is none of the 1 classes"):
+    with pytest.raises(DataError, match="walk is none of the 1 given classes"):
         open_dataset("folder", tmp_path, split="val", classes=["run"])
 
 
@@ -244,12 +244,12 @@ def test_lists_of_ids_take_their_captions_from_the_json(msrvtt):
     by_name = open_dataset("msrvtt", msrvtt, annotations=listed, allow_missing=True)
     assert by_name.records == train.records
     assert by_name.name == "msrvtt:train-9k"
-    with pytest.raises(DataError, match="msrvtt train-9k has 9000 videos and 180000 captions, but here are 2 and 4"):
+    with pytest.raises(DataError, match="msrvtt train-9k has 9000 videos and 180000 captions, but got 2 and 4"):
         open_dataset("msrvtt", msrvtt, annotations=listed)
 
 
 def test_a_named_split_of_another_size_is_refused(msrvtt):
-    with pytest.raises(DataError, match="msrvtt-1ka train has 9000 videos and 180000 captions, but here are 2 and 4"):
+    with pytest.raises(DataError, match="msrvtt-1ka train has 9000 videos and 180000 captions, but got 2 and 4"):
         open_dataset("msrvtt-1ka", msrvtt, split="train")
 
 
@@ -272,7 +272,7 @@ def test_ids_without_captions_and_missing_videos_are_refused(msrvtt):
     [
         ("{]", "line 1: not JSON"),
         ('{"video0.mp4": []}', "line 1: 'video0.mp4' must have captions"),
-        ("[]", "line 1: no layout that is known"),
+        ("[]", "line 1: unknown layout"),
         ('{"videos": [{"id": 1}], "sentences": []}', "line 1: an entry without video_id"),
     ],
 )
@@ -327,5 +327,5 @@ def test_wrong_arguments_are_refused_by_name(tmp_path):
         open_dataset("cvs", tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="different names"):
+    with pytest.raises(ValueError, match="unique names"):
         open_dataset("csv", tmp_path, classes=["run", "run"])

@@ -242,10 +242,10 @@ def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path, mo
     stamps = [record.path.stat().st_mtime_ns for record in first.records]
     assert write_dataset(tmp_path, "train", 4) == first
     assert [record.path.stat().st_mtime_ns for record in first.records] == stamps
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other"):
         write_dataset(tmp_path, "train", 4, seed=1)
     monkeypatch.setattr(motion_shapes, "DEAL", motion_shapes.DEAL + 1)
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other"):
         write_dataset(tmp_path, "train", 4)
 
 
@@ -281,5 +281,5 @@ def test_two_processes_write_the_same_files_as_one(tmp_path):
 
 
 def test_a_split_of_pairs_cannot_have_an_odd_number_of_clips(tmp_path):
-    with pytest.raises(ValueError, match="positive and even, since clips come in pairs, got 3"):
+    with pytest.raises(ValueError, match="n must be an even integer >= 2, got 3"):
         write_dataset(tmp_path, "test", 3)

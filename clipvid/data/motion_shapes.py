@@ -1,8 +1,8 @@
-"""MotionShapes: a tiny world in which only the order of frames tells what happens.
+"""MotionShapes: a small synthetic data set in which only the order of frames determines the caption.
 
 Contract: one coloured shape with a dark dot on its rim moves over a textured background, beside a smaller distractor.
 Motions come in pairs, and a clip of a motion is a clip of its partner played backwards (`render(scene.reversed())` is
-`render(scene)[::-1]`, bit for bit), so neither a frame nor the unordered set of frames tells the two apart.
+`render(scene)[::-1]`, bit for bit), so neither a frame nor the unordered set of frames distinguishes the two.
 Everything is a pure function of (seed, split, index). Knows nothing of models.
 """
 
@@ -52,14 +52,14 @@ PAIRS = (
 MOTIONS = tuple(itertools.chain.from_iterable(PAIRS))
 SPLITS = ("train", "val", "test")
 
-LOOK = 1  # raise it when a change alters how a scene looks: clipvid-mini is trained anew, finished folders not reused
-DEAL = 2  # raise it when a change alters which scenes a split holds: finished folders of another deal are not reused
+LOOK = 1  # increment if scenes look different: retrain clipvid-mini; finished folders are then not reused
+DEAL = 2  # increment if splits hold different scenes: finished folders are then not reused
 _PARTNER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 _OBJECTS = tuple(itertools.product(COLOURS, SHAPES, SIZES, BACKGROUNDS))
 
 
 def reverse(motion: str) -> str:
-    """The motion that a clip shows when it is played backwards."""
+    """Return the motion that a clip of `motion` shows when played backwards."""
     if motion not in _PARTNER:
         raise ValueError(f"unknown motion {motion!r}; choose one of {', '.join(MOTIONS)}")
     return _PARTNER[motion]
@@ -67,7 +67,7 @@ def reverse(motion: str) -> str:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip shows, in words, and the seed of all that the words leave open (path, speed, frame size, ...)."""
+    """Content of a clip in words, and the seed of everything else (path, speed, frame size, ...)."""
 
     colour: str
     shape: str
@@ -84,25 +84,27 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """Sentence that describes the clip."""
         return f"a {self.size} {self.colour} {self.shape} {self.motion} over a {self.background} background"
 
     def reversed(self) -> Scene:
-        """The same clip played backwards."""
+        """Return the scene of the same clip played backwards."""
         return replace(self, motion=reverse(self.motion))
 
     @property
     def fps(self) -> int:
+        """Frames per second."""
         return _plan(self).fps
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """Clip `index` of a split.
+    """Return the scene of clip `index` of a split.
 
-    Clips 2k and 2k+1 share the words of object and background, and their motions are each other's reverse: the
-    reversed caption of every clip is the caption of its neighbour. In `train` words and motions are drawn at random,
-    and clip 2k+1 is clip 2k played backwards: the same frames, told apart by their order alone. In `val` and `test`
-    the two are drawn independently (path, colour shade, speed, ...), motions are balanced over every ten clips,
-    and no caption occurs twice in the split, which therefore ends at 5120 clips.
+    Clips 2k and 2k+1 share the words for object and background, and their motions are each other's reverse, so the
+    reversed caption of a clip is the caption of its neighbour. In `train`, words and motions are random, and clip 2k+1
+    is clip 2k played backwards: the same frames in another order. In `val` and `test` the two are sampled independently
+    (path, colour shade, speed, ...), motions are balanced over every ten clips, and captions are unique within the
+    split, which therefore ends at 5120 clips.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -114,7 +116,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         return Scene(*words, motion=pair[index % 2], seed=key)
     limit = len(_OBJECTS) * len(MOTIONS)
     if not 0 <= index < limit:
-        raise ValueError(f"clip {index} of {split}: captions are unique there, so indices end at {limit - 1}")
+        raise ValueError(f"clip {index} of {split} does not exist: captions are unique, so indices end at {limit - 1}")
     group, member = divmod(index, 2)
     row, pair = divmod(group, len(PAIRS))
     return Scene(*_OBJECTS[_deal(key[:2])[pair][row]], motion=PAIRS[pair][member], seed=key)
@@ -122,33 +124,33 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
 @functools.lru_cache(maxsize=8)
 def _deal(key: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
-    """For each pair of motions an order of all objects."""
+    """Return a random order of all objects for each pair of motions."""
     rng = np.random.default_rng(key)
     return tuple(tuple(rng.permutation(len(_OBJECTS)).tolist()) for _ in PAIRS)
 
 
 def render(scene: Scene) -> UInt8[ndarray, "t h w 3"]:
-    """All frames of a scene, RGB."""
+    """Return all frames of a scene, RGB (T, H, W, 3) uint8."""
     plan = _plan(scene)
     frames = _draw(plan, scene.background, np.arange(plan.frames))
-    return frames if scene.motion == _pair(scene)[0] else np.ascontiguousarray(frames[::-1])
+    return frames if scene.motion == _motion_pair(scene)[0] else np.ascontiguousarray(frames[::-1])
 
 
 def render_still(scene: Scene, *, at: float = 0.5) -> UInt8[ndarray, "h w 3"]:
-    """The frame at fraction `at` (0 first, 1 last) of the clip, without drawing the others."""
+    """Return the frame at fraction `at` (0 first, 1 last) of the clip, RGB (H, W, 3) uint8; draw no other frame."""
     if not 0 <= at <= 1:
-        raise ValueError(f"at is a fraction of the clip in [0, 1], got {at}")
+        raise ValueError(f"at must be a fraction of the clip in [0, 1], got {at}")
     plan = _plan(scene)
     frame = round(at * (plan.frames - 1))
-    frame = frame if scene.motion == _pair(scene)[0] else plan.frames - 1 - frame
+    frame = frame if scene.motion == _motion_pair(scene)[0] else plan.frames - 1 - frame
     return _draw(plan, scene.background, np.array([frame]))[0]
 
 
-def _pair(scene: Scene) -> tuple[str, str]:
+def _motion_pair(scene: Scene) -> tuple[str, str]:
     return PAIRS[MOTIONS.index(scene.motion) // 2]
 
 
-# --------------------------------------------------------------------------------------------------- what is drawn
+# --------------------------------------------------------------------------------------------------- drawing
 
 
 @dataclass(frozen=True)
@@ -158,23 +160,23 @@ class _Plan:
     frames: int
     fps: int
     figures: tuple[Figure, ...]
-    seed: int  # of the background
+    seed: int  # seed of the background
 
 
 def _plan(scene: Scene) -> _Plan:
-    """Draw everything that the words leave open; it never depends on which motion of the pair the scene names."""
-    pair = PAIRS.index(_pair(scene))
+    """Sample everything that the words leave open, equal for both motions of a pair."""
+    pair = PAIRS.index(_motion_pair(scene))
     rng = np.random.default_rng((*scene.seed, 1))
     side, aspect = rng.uniform(72, 112), rng.uniform(0.8, 1.25) if rng.random() < 0.6 else 1.0
     height, width = (2 * round(side * scale / 2) for scale in (aspect**-0.5, aspect**0.5))
     frames, fps = int(rng.integers(16, 41)), int(rng.integers(10, 31))
     main = _main_figure(scene, pair, frames, height=height, width=width, rng=rng)
-    other = _distractor(scene, frames, height=height, width=width, rng=rng)
-    return _Plan(height, width, frames, fps, (other, main), int(rng.integers(2**31)))
+    distractor = _distractor(scene, frames, height=height, width=width, rng=rng)
+    return _Plan(height, width, frames, fps, (distractor, main), int(rng.integers(2**31)))
 
 
 def _progress(frames: int, rng: np.random.Generator) -> ndarray:
-    """(T,) from 0 to 1: rest, move with some easing, rest."""
+    """Return the progress of a motion (T,) from 0 to 1: rest, eased motion, rest."""
     start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
     u = np.clip((np.linspace(0, 1, frames) - start) / (end - start), 0, 1)
     ease = rng.uniform(0, 1)
@@ -182,30 +184,32 @@ def _progress(frames: int, rng: np.random.Generator) -> ndarray:
 
 
 def _main_figure(scene: Scene, pair: int, frames: int, *, height: int, width: int, rng: np.random.Generator) -> Figure:
-    """The captioned shape, performing the first motion of its pair."""
+    """Return the captioned shape, performing the first motion of its pair."""
     size = SIZES[scene.size] * (height * width) ** 0.5 * rng.uniform(0.95, 1.05)
     u, still = _progress(frames, rng), np.ones(frames)
     path = {"x": still, "y": still, "radius": size * still, "angle": rng.uniform(0, 2 * np.pi) * still, "alpha": still}
     if pair == 2:
-        path["radius"] = size * rng.uniform(1.22, 1.32) ** (2 * u - 1)  # symmetric about the size that the word names
+        path["radius"] = size * rng.uniform(1.22, 1.32) ** (2 * u - 1)  # symmetric about the nominal size
     elif pair == 3:
-        path["angle"] = path["angle"] + np.radians(rng.uniform(120, 290)) * u  # y points down: growing is clockwise
+        path["angle"] = (
+            path["angle"] + np.radians(rng.uniform(120, 290)) * u
+        )  # y points down, so growing angles turn clockwise
     elif pair == 4:
         path["alpha"] = u
-    room = 0.9 * path["radius"].max()
-    for axis, length, moves in (("x", width, pair == 0), ("y", height, pair == 1)):
-        low, high = room, length - room
-        if moves:
+    margin = 0.9 * path["radius"].max()
+    for axis, length, is_moving in (("x", width, pair == 0), ("y", height, pair == 1)):
+        low, high = margin, length - margin
+        if is_moving:
             span = rng.uniform(0.65, 1) * (high - low)
             first = rng.uniform(low, high - span)
-            path[axis] = first + span * (1 - u)  # the first motions are left and up
+            path[axis] = first + span * (1 - u)  # the first motions of the pairs are left and up
         else:
             path[axis] = rng.uniform(low, high) * still
     return Figure(scene.shape, _shade(scene.colour, rng), dot=True, **path)
 
 
 def _distractor(scene: Scene, frames: int, *, height: int, width: int, rng: np.random.Generator) -> Figure:
-    """A smaller shape of another colour and form that rests or drifts in any direction."""
+    """Return a smaller shape of another colour and form that rests or drifts in any direction."""
     colour = rng.choice([name for name in COLOURS if name != scene.colour])
     shape = rng.choice([name for name in SHAPES if name != scene.shape])
     size = rng.uniform(0.06, 0.08) * (height * width) ** 0.5
@@ -235,19 +239,19 @@ def _draw(plan: _Plan, background: str, times: ndarray) -> UInt8[ndarray, "t h w
     return frames
 
 
-# ---------------------------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------------------------- writing
 
 
 def write_clip(path: str | Path, frames: UInt8[ndarray, "t h w 3"], *, fps: int) -> None:
-    """Encode frames as H.264 in mp4, so finely that which frame came first leaves no trace in the pixels."""
+    """Encode RGB frames as H.264 in mp4, finely enough that coding artefacts do not reveal the order of frames."""
     import av
 
     with atomic_file(path) as beside, av.open(str(beside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # clips are encoded side by side instead
-        # one quantiser for all frames: rate control, and ipratio's default, would favour some of them
+        stream.codec_context.thread_count = 1  # parallelism comes from encoding several clips at once
+        # One quantiser for all frames: rate control and the default ipratio would favour some frames.
         stream.options = {"preset": "ultrafast", "tune": "zerolatency", "qp": "14", "x264-params": "ipratio=1"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -259,19 +263,19 @@ def write_dataset(
 ) -> VideoDataset:
     """Write clips 0 .. n-1 of a split as `root/split/00001.mp4` ... with `captions.csv` (path, caption, label).
 
-    The folder appears whole or not at all; an interrupted run goes on from the clips it has finished, and a finished
-    folder of the same content is reused. Labels are motions, numbered as in MOTIONS. More than one worker starts fresh
-    Python processes, so a script calls this under `if __name__ == "__main__"`.
+    The folder appears only when complete; an interrupted run resumes after the clips it has finished, and a finished
+    folder of the same content is reused. Labels are motions, numbered as in MOTIONS. More than one worker starts new
+    Python processes, so a script must call this under `if __name__ == "__main__"`.
     """
     if n < 1 or n % 2:
-        raise ValueError(f"n must be positive and even, since clips come in pairs, got {n}")
+        raise ValueError(f"n must be an even integer >= 2, got {n}; clips come in pairs")
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    draw_scene(seed, split, n - 1)  # refuses an unknown split, or more clips than it has
+        raise ValueError(f"workers must be an integer >= 1, got {workers}")
+    draw_scene(seed, split, n - 1)  # raises for an unknown split and for more clips than it has
     folder, content = Path(root) / split, {"look": LOOK, "deal": DEAL, "split": split, "seed": seed, "n": n}
     if folder.exists():
         if _content(folder) != content:
-            raise ValueError(f"{folder} holds something else than {content}; delete it or choose another root")
+            raise ValueError(f"{folder} holds something other than {content}; delete it or choose another root")
     else:
         partial = folder.with_name(f"{split}.partial")
         if partial.exists() and _content(partial) != content:
@@ -280,8 +284,8 @@ def write_dataset(
         (partial / "content.json").write_text(json.dumps(content))
         _write_clips(partial, split, n, seed=seed, workers=workers, progress=progress)
         _write_captions(partial, split, n, seed=seed)
-        for torn in partial.glob("*.part"):  # left by a run that was killed
-            torn.unlink()
+        for unfinished in partial.glob("*.part"):  # left by a killed run
+            unfinished.unlink()
         os.replace(partial, folder)
     scenes = (draw_scene(seed, split, i) for i in range(n))
     records = tuple(
@@ -316,11 +320,12 @@ def _write_clips(folder: Path, split: str, n: int, *, seed: int, workers: int, p
     chunks = [missing[i : i + step] for i in range(0, len(missing), step)]
     job = functools.partial(_write_chunk, folder, split, seed)
     with tqdm(total=n, initial=n - len(missing), desc=f"render {split}", unit="clip", disable=not progress) as bar:
-        for done in _each(job, chunks, workers=workers):
-            bar.update(done)
+        for n_written in _map_chunks(job, chunks, workers=workers):
+            bar.update(n_written)
 
 
-def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: int) -> Iterator[int]:
+def _map_chunks(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: int) -> Iterator[int]:
+    """Yield the result of each chunk, in order, computed in `workers` processes."""
     if workers == 1 or len(chunks) < 2:
         yield from map(job, chunks)
         return
@@ -328,8 +333,8 @@ def _each(job: Callable[[list[int]], int], chunks: list[list[int]], *, workers: 
         try:
             yield from pool.map(job, chunks)
         except BrokenProcessPool as error:
-            reason = "a worker process that renders clips was ended, perhaps for lack of memory"
-            raise WorkerError(f"{reason}; run it again with fewer workers, clips that are there stay") from error
+            reason = "a worker process died while rendering clips, perhaps for lack of memory"
+            raise WorkerError(f"{reason}; run it again with fewer workers; finished clips are reused") from error
 
 
 def _write_chunk(folder: Path, split: str, seed: int, indices: list[int]) -> int:

@@ -1,8 +1,8 @@
-"""How MotionShapes looks: anti-aliased figures and textures, drawn with numpy.
+"""Drawing of MotionShapes: anti-aliased figures and textures in numpy.
 
 Contract: figures are signed distance functions blended into uint8 RGB frames in place, all frames of a clip at once.
-Changing a pixel here changes the data set and what clipvid-mini was trained on: raise `LOOK` in shapes.py with it.
-Knows nothing of scenes, motions and captions.
+A changed pixel changes the data set and the training data of clipvid-mini: increment `LOOK` in motion_shapes.py with
+it. Knows nothing of scenes, motions and captions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DOT = (22, 22, 26)
 
 @dataclass(frozen=True)
 class Figure:
-    """One shape over time, in pixels and radians; every field of (T,) or a scalar."""
+    """One shape over time, in pixels and radians; x, y, radius, angle and alpha are (T,), colour is RGB (3,)."""
 
     shape: str
     colour: ndarray
@@ -30,11 +30,12 @@ class Figure:
     dot: bool
 
     def at(self, frames: ndarray) -> Figure:
+        """Return the figure at the given frame indices only."""
         return replace(self, **{name: getattr(self, name)[frames] for name in ("x", "y", "radius", "angle", "alpha")})
 
 
 def texture(name: str, height: int, width: int, rng: np.random.Generator) -> UInt8[ndarray, "h w 3"]:
-    """A texture of two muted tones, at any angle."""
+    """Return a texture of two muted tones at a random angle, RGB (H, W, 3) uint8."""
     tone = rng.uniform(100, 190) + rng.uniform(-12, 12, (2, 3))
     tone += np.array([[1], [-1]]) * rng.uniform(22, 34) * rng.choice([-1, 1])
     side, turn = (height * width) ** 0.5, rng.uniform(0, 2 * np.pi)
@@ -59,7 +60,7 @@ def paint(frames: UInt8[ndarray, "t h w 3"], figure: Figure) -> None:
     radius = figure.radius.astype(np.float32)[:, None, None]
     x = (steps[None, None, :] - (figure.x - left).astype(np.float32)[:, None, None]) / radius  # (T, 1, P)
     y = (steps[None, :, None] - (figure.y - top).astype(np.float32)[:, None, None]) / radius  # (T, P, 1)
-    cos, sin = (f(figure.angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    cos, sin = (function(figure.angle).astype(np.float32)[:, None, None] for function in (np.cos, np.sin))
     along, across = cos * x + sin * y, cos * y - sin * x  # (T, P, P) in the figure's own axes, radius 1
     cover = np.clip(0.5 - _distance(figure.shape, along, across) * radius, 0, 1)
     dot = np.clip(0.5 - (np.hypot(along - 0.7, across) - 0.28) * radius, 0, 1) if figure.dot else np.zeros_like(cover)
@@ -75,7 +76,7 @@ def paint(frames: UInt8[ndarray, "t h w 3"], figure: Figure) -> None:
 
 
 def _distance(shape: str, x: ndarray, y: ndarray) -> ndarray:
-    """Signed distance to a shape of radius 1 (negative inside; exact near the edges that anti-aliasing needs)."""
+    """Return the signed distance to a shape of radius 1 (negative inside; exact near edges, for anti-aliasing)."""
     if shape == "circle":
         return np.hypot(x, y) - 0.88
     if shape == "square":
@@ -95,7 +96,10 @@ def _distance(shape: str, x: ndarray, y: ndarray) -> ndarray:
 
 
 def _star(x: ndarray, y: ndarray) -> ndarray:
-    """A pentagram is what lies inside at least four of its five lines: the second largest distance decides."""
+    """Return the signed distance to a pentagram, the second largest distance to its five lines.
+
+    A point is inside if it lies on the inner side of at least four of them.
+    """
     largest, second = np.full_like(x, -np.inf), np.full_like(x, -np.inf)
     for turn in np.radians(36 + 72 * np.arange(5)):
         d = np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y - np.float32(0.309)

@@ -1,8 +1,8 @@
-"""open_dataset: one door to every annotation format, and the readers of class folders and of plain ones.
+"""open_dataset: the entry point for all annotation formats, and the readers of class folders and plain folders.
 
-Contract: a reader returns a VideoDataset whose records' files exist, with those that do not in `missing`, or raises
-DataError that says which file, line or folder is wrong. `open_dataset` refuses missing files, `read_dataset` does not.
-Formats with more to them have their own file: tables.py ("csv") and protocols.py. Opens no video.
+Contract: a reader returns a VideoDataset of existing files, with the others in `missing`, or raises DataError naming
+the wrong file, line or folder. `open_dataset` refuses missing files, `read_dataset` does not. The readers of tables
+and protocols are in formats/. Opens no video.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipvid.data.formats.protocols import PROTOCOLS
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 
-_SHOWN = 5  # files that an error names before it goes on to count
+_SHOWN = 5  # number of files that an error lists before it only counts the rest
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -36,12 +36,11 @@ def open_dataset(
 
     Args:
         root: the folder of the videos; for "csv" also the table itself.
-        split: which part to read; the formats without splits refuse it.
-        annotations: the annotation file, or its folder, where it is not in or below `root`.
+        split: name of the split to read; formats without splits refuse it.
+        annotations: the annotation file, or its folder, if it is not in or below `root`.
         classes: class names in label order, so that two data sets share their labels; default: sorted names.
-        allow_missing: leave out the videos that do not exist (they are listed in `.missing`) instead of an error, where
-            some do.
-        check_files: False reads the annotations alone and does not look whether the videos exist.
+        allow_missing: leave out missing videos and list them in `.missing`; an error only if all are missing.
+        check_files: False reads only the annotations, without checking that the videos exist.
     """
     data = read_dataset(
         name,
@@ -52,7 +51,7 @@ def open_dataset(
         allow_missing=allow_missing,
         check_files=check_files,
     )
-    _refuse_missing(data, root, allow=allow_missing)
+    _check_missing(data, root, allow=allow_missing)
     return data
 
 
@@ -66,15 +65,15 @@ def read_dataset(
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoDataset:
-    """As `open_dataset`, but missing files never raise, even where all are: `missing` lists them.
+    """Read a data set like `open_dataset`, but list missing files in `missing` without raising, even if all are.
 
-    `allow_missing` then allows annotations with fewer videos or captions than the protocol has. Raises DataError for
-    annotations that cannot be read, ValueError for a name or split that is not known.
+    `allow_missing` then only allows annotations with fewer videos or captions than the protocol has. Raises DataError
+    for invalid annotations and unknown splits, ValueError for an unknown format.
     """
     if name not in READERS:
         raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
     if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
-        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+        raise ValueError(f"classes must be a list of unique names, got {classes!r}")
     root, annotations = Path(root), None if annotations is None else Path(annotations)
     for path in (root, annotations):
         if path is not None and not path.exists() and (check_files or path == annotations):
@@ -90,31 +89,31 @@ def read_dataset(
 
 
 def none_there(root: str | Path) -> str:
-    """What to say where none of the data's videos exists."""
+    """Return the advice for a data set of which no video exists."""
     folder = root if Path(root).is_dir() else Path(root).parent
     return f"none of them is in {folder}; is it the folder of the videos?"
 
 
-def _refuse_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None:
-    """DataError that counts the missing files and names the first, unless they are allowed and some remain."""
+def _check_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None:
+    """Raise DataError with the missing files, unless missing files are allowed and some videos exist."""
     if not data.missing or (allow and len(data)):
         return
-    more = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
+    suffix = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
     advice = none_there(root)
     if len(data):
-        advice = f"fetch them, or allow it (allow_missing) to go on without them{_anyway(data.protocol_spec)}"
+        advice = f"fetch them, or allow it (allow_missing) to go on without them{_short_list_note(data.protocol_spec)}"
     raise DataError(
         f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
-        f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{more}; {advice}"
+        f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{suffix}; {advice}"
     )
 
 
-def _anyway(protocol_spec: ProtocolSpec) -> str:
-    """Why a short list of one's own would be refused next, so that it is said at once."""
+def _short_list_note(protocol_spec: ProtocolSpec) -> str:
+    """Return a note that evaluation will refuse a short custom list too, so that both problems show at once."""
     if protocol_spec.listed is None or protocol_spec.videos is None or protocol_spec.listed >= protocol_spec.videos:
         return ""
     listed, expected = protocol_spec.listed, protocol_spec.videos
-    return f", as figures need anyway: the list names {listed} videos, the protocol has {expected}"
+    return f", as metrics need anyway: the list names {listed} videos, the protocol has {expected}"
 
 
 def read_folder(
@@ -126,17 +125,17 @@ def read_folder(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Sub-folder = class, with its videos at any depth; a folder of videos alone gives clips without labels.
+    """Read a folder with one sub-folder per class, videos at any depth; a folder of videos alone has no labels.
 
-    A class without videos may hold pictures, which are clips of one frame, or folders of pictures, which are one clip.
+    A class without videos may hold pictures, each a clip of one frame, or folders of pictures, each one clip.
     """
-    del allow_missing, check_files  # what is listed from the disk exists
+    del allow_missing, check_files  # files listed from the disk exist
     if annotations is not None:
         raise ValueError('"folder" reads no annotations; for a table use "csv"')
     folder = root / split if split else root
     if not folder.is_dir():
         splits = ", ".join(path.name for path in subfolders(root)) if root.is_dir() else ""
-        raise DataError(f"{folder} is no folder" + (f"; below {root} are {splits}" if splits else ""))
+        raise DataError(f"{folder} is not a folder" + (f"; below {root} are {splits}" if splits else ""))
     name = f"{root.name}:{split}" if split else root.name
     loose = sorted(path for path in folder.iterdir() if is_video(path) and path.is_file() and path.name[0] != ".")
     groups = {path.name: find_clips(path) for path in subfolders(folder)}
@@ -146,11 +145,11 @@ def read_folder(
         return VideoDataset(tuple(Record(path) for path in loose), name=name)
     _check_groups(folder, loose=loose, groups=groups)
     names = tuple(sorted(groups) if classes is None else classes)
-    number = {label: index for index, label in enumerate(names)}
-    unknown = sorted(set(groups) - set(number))
+    label_by_name = {class_name: index for index, class_name in enumerate(names)}
+    unknown = sorted(set(groups) - set(label_by_name))
     if unknown:
-        raise DataError(f"{folder / unknown[0]} is none of the {len(names)} classes given")
-    records = [Record(path, label=number[label]) for label, paths in groups.items() for path in paths]
+        raise DataError(f"{folder / unknown[0]} is none of the {len(names)} given classes")
+    records = [Record(path, label=label_by_name[class_name]) for class_name, paths in groups.items() for path in paths]
     return VideoDataset(tuple(records), names, name)
 
 
@@ -163,11 +162,11 @@ def read_videos(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Every video below a folder, at any depth and whatever the folders are called: clips without captions or labels.
+    """Read every video below a folder, at any depth, as clips without captions or labels.
 
-    For self-supervision, search and anything else that asks for no more. `split` is a folder in `root`.
+    Self-supervision and search need no more. `split` is a folder in `root`.
     """
-    del allow_missing, check_files  # what is listed from the disk exists
+    del allow_missing, check_files  # files listed from the disk exist
     if annotations is not None or classes:
         raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
     folder = root / split if split else root
@@ -178,6 +177,7 @@ def read_videos(
 
 
 def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list[Path]]) -> None:
+    """Raise DataError for loose videos beside classes, splits instead of classes, and empty classes."""
     if loose:
         raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):

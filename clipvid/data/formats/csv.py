@@ -2,9 +2,9 @@
 
 Contract: columns `path` (or `file`, `video`), `caption` and/or `label`, and perhaps `start`, `end` (seconds) and
 `split`; others are ignored. UTF-8, with commas, tabs or semicolons. Rows of one clip become one Record with several
-captions, in the order of the table; a caption that is repeated for a clip is kept, since published protocols count
-such. Whatever the table does not say clearly is a DataError that names the file and the line.
-Read with the csv module, not pandas: it knows the line of every row and takes no caption ("null", "NA") for a gap.
+captions, in table order; repeated captions of a clip are kept, since published protocols count them. Ambiguous content
+raises DataError with file and line. Read with the csv module, not pandas: it gives the line of every row, and never
+reads a caption such as "null" or "NA" as a missing value.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def read_csv(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Read a table, see the head of this file. `root` is the table, or the folder that holds it and the videos."""
+    """Read a table as described at the top of this file; `root` is the table, or the folder with it and the videos."""
     table = _find_table(root, annotations)
     folders = [table.parent] if root.is_file() else [root, table.parent]
     rows = list(_rows(table))
     names = _class_names(rows, table=table, given=classes)
-    chosen = _of_split(rows, split=split, table=table)
-    clips = _merge(chosen, table=table, folders=folders, names=names)
+    rows_of_split = _select_split(rows, split=split, table=table)
+    clips = _merge(rows_of_split, table=table, folders=folders, names=names)
     absent = {clip.path for clip in clips if check_files and not clip_exists(clip.path)}
     present = [clip for clip in clips if clip.path not in absent]
     missing = tuple(dict.fromkeys(clip.path for clip in clips if clip.path in absent))
@@ -52,7 +52,7 @@ def read_csv(
 
 
 def text_of(path: Path) -> str:
-    """The text of an annotation file in UTF-8, without its byte-order mark; another encoding is a DataError."""
+    """Return the text of a UTF-8 annotation file without byte-order mark; raise DataError for other encodings."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -68,10 +68,10 @@ def text_of(path: Path) -> str:
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names in lower case, and (line, row) pairs; blank lines are left out and fields are stripped."""
+    """Return lower-case column names and (line, row) pairs, without blank lines and with stripped fields."""
     text = text_of(path)
-    head = text.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=head.count)  # the header has names only, so what stands between them delimits
+    header = text.split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=header.count)  # a header has only names, so its most frequent candidate delimits
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
     columns: list[str] = []
@@ -96,7 +96,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 @dataclass
 class _Row:
-    """A row as text, with the line it ends on; None for a column that the table does not have."""
+    """A row with the line it ends on; a field is None if the table lacks its column."""
 
     line: int
     path: str
@@ -109,7 +109,7 @@ class _Row:
 
 @dataclass
 class _Clip:
-    """The rows of one clip, put together."""
+    """All rows of one clip, merged."""
 
     path: Path
     line: int
@@ -120,7 +120,7 @@ class _Clip:
 
 
 def splits_in(root: Path) -> list[str]:
-    """Names of the splits in the table that `root` is or holds; none where it has no such column."""
+    """Return the split names in the table at or in `root`, [] if it has no column of splits."""
     return list(dict.fromkeys(row.split for row in _rows(_find_table(root, None)) if row.split is not None))
 
 
@@ -134,22 +134,25 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
     named = [path for path in tables if path.stem == "captions"]
     if len(tables) == 1 or len(named) == 1:
         return named[0] if named else tables[0]
-    found = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
-    raise DataError(f"{table} holds {found}; name the one to read (annotations)")
+    content = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
+    raise DataError(f"{table} holds {content}; name the one to read (annotations)")
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line 1: column {twice[0]!r} comes more than once")
+    duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}")
 
 
 def _rows(table: Path) -> Iterator[_Row]:
+    """Yield the validated rows of a table."""
     columns, rows = read_table(table)
     path_column = next((name for name in PATH_COLUMNS if name in columns), None)
     if path_column is None or not {"caption", "label"} & set(columns):
-        lacks = f"one of {', '.join(PATH_COLUMNS)}" if path_column is None else "caption or label"
-        raise DataError(f"{table}, line 1: no column {lacks}; the columns are {', '.join(columns) or '(none)'}")
+        missing_columns = f"one of {', '.join(PATH_COLUMNS)}" if path_column is None else "caption or label"
+        raise DataError(
+            f"{table}, line 1: no column {missing_columns}; the columns are {', '.join(columns) or '(none)'}"
+        )
     if not rows:
         raise DataError(f"{table}: no row below the header")
     for line, row in rows:
@@ -163,6 +166,7 @@ def _rows(table: Path) -> Iterator[_Row]:
 
 
 def _seconds(text: str | None, where: str) -> float | None:
+    """Return a time in seconds, None for an empty field."""
     if not text:
         return None
     try:
@@ -170,24 +174,24 @@ def _seconds(text: str | None, where: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise DataError(f"{where} must be seconds from 0, got {text!r}")
+        raise DataError(f"{where} must be a number of seconds >= 0, got {text!r}")
     return value
 
 
 def _class_names(rows: Sequence[_Row], *, table: Path, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Class names in label order. Taken over all splits, so that the splits of one table share their labels."""
+    """Return class names in label order, from all splits of the table, so that its splits share their labels."""
     if given is not None:
         return tuple(given)
     labels = {row.label for row in rows if row.label is not None}
     if not all(label.isascii() and label.isdigit() for label in labels):
         return tuple(sorted(labels))
-    most = max((int(label) for label in labels), default=-1)
-    if most >= _MAX_CLASSES:
-        raise DataError(f"{table}: label {most} is too large to be a class number; name the classes (classes)")
-    return tuple(str(number) for number in range(most + 1))  # a number stays the index it is
+    largest = max((int(label) for label in labels), default=-1)
+    if largest >= _MAX_CLASSES:
+        raise DataError(f"{table}: label {largest} is too large to be a class number; name the classes (classes)")
+    return tuple(str(number) for number in range(largest + 1))  # keeps each number as its own label index
 
 
-def _of_split(rows: list[_Row], *, split: str | None, table: Path) -> list[_Row]:
+def _select_split(rows: list[_Row], *, split: str | None, table: Path) -> list[_Row]:
     splits = list(dict.fromkeys(row.split for row in rows if row.split is not None))
     if split is None:
         return rows
@@ -197,6 +201,7 @@ def _of_split(rows: list[_Row], *, split: str | None, table: Path) -> list[_Row]
 
 
 def _merge(rows: Sequence[_Row], *, table: Path, folders: Sequence[Path], names: Sequence[str]) -> list[_Clip]:
+    """Merge rows of equal path and times into clips; raise DataError for conflicting labels."""
     clips: dict[tuple[str, float | None, float | None], _Clip] = {}
     index = {name: number for number, name in enumerate(names)}
     for row in rows:
@@ -216,15 +221,16 @@ def _merge(rows: Sequence[_Row], *, table: Path, folders: Sequence[Path], names:
 
 
 def _label(row: _Row, *, index: dict[str, int], table: Path) -> int:
+    """Return the class index of a row, given by name or by number."""
     text = row.label or ""
     if text in index:
         return index[text]
-    if text.isascii() and text.isdigit() and int(text) < len(index):  # numbers beside a list of class names
+    if text.isascii() and text.isdigit() and int(text) < len(index):  # a class number, given with a list of class names
         return int(text)
-    raise DataError(f"{table}, line {row.line}: label {text!r} is none of the {len(index)} classes given")
+    raise DataError(f"{table}, line {row.line}: label {text!r} is none of the {len(index)} given classes")
 
 
 def _locate(name: str, folders: Sequence[Path]) -> Path:
-    """The first folder's file that exists; where none does, the path that a user would expect."""
-    places = [folder / name for folder in folders]  # an absolute name stays as it is
-    return next((place for place in places if clip_exists(place)), places[0])
+    """Return the first existing path below `folders`, or the expected path if none exists."""
+    candidates = [folder / name for folder in folders]  # joining an absolute name gives the name itself
+    return next((path for path in candidates if clip_exists(path)), candidates[0])

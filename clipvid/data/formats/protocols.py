@@ -1,7 +1,7 @@
-"""Named protocols: which videos and captions a result on MSR-VTT, DiDeMo, Kinetics, ... is over. Plain data, no code.
+"""Named protocols: the videos and captions of evaluations on MSR-VTT, DiDeMo, Kinetics, ... Plain data, no code.
 
-Counts are those of the official annotation files; where these could not be counted, None: nothing is checked then.
-`protocol_reader.py` reads them.
+Counts are those of the official annotation files, or None if these could not be counted; None is not checked.
+`protocol_reader.py` reads data sets by these definitions.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Split:
-    """The part of a data set that a figure is over."""
+    """Part of a data set that metrics are computed over."""
 
     files: tuple[str, ...]
-    """Names under which the file circulates that lists the videos; `*` stands for anything, and then all are read."""
+    """Usual names of the file that lists the videos; with a `*` in the name, all matching files are read."""
     videos: int | None = None
     captions: int | None = None
     keep: tuple[str, ...] = ()
-    """Of a file with several splits, the values of its field; of HMDB51's files, the code."""
+    """Values of the split field to select from a file of several splits; for HMDB51's files, the code."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a figure under this name means."""
+    """Definition of a named evaluation protocol."""
 
     name: str
     task: Literal["retrieval", "recognition"]
     splits: Mapping[str, Split]
     default: str | None = "test"
-    """Split that is read where none is asked for."""
+    """Split that is read if none is given."""
     captions_in: tuple[str, ...] = ()
-    """Files with the captions of all videos, where a split's own file only lists ids."""
+    """Files with the captions of all videos, for splits whose files only list ids."""
     paragraph: bool = False
-    """All descriptions of a video, joined by spaces, are its one caption (paragraph-to-video retrieval)."""
+    """True if all descriptions of a video, joined by spaces, form its single caption (paragraph-to-video retrieval)."""
     class_files: tuple[str, ...] = ()
     """Files with the class names in label order."""
     coded: bool = False
-    """HMDB51: a file for each class, and in it a code for each video."""
+    """True for HMDB51: one file per class, with one code per video."""
     class_in_name: str = ""
-    """What follows the class in the names of the videos, as a pattern: with it, lists of numbers are checked."""
+    """Regular expression for the text after the class in video names, used to check lists of class numbers."""
     frames: int = 12
-    """Frames a clip that the field uses."""
+    """Frames per clip in common use."""
     tokens: int | None = None
-    """Longest caption in tokens that the field uses (the end token is kept when one is cut); None for all that the text
-    tower takes."""
+    """Maximum caption length in tokens in common use (truncation keeps the end token); None for the limit of the text
+    tower."""
     by_template: bool = False
-    """The class of a video is its caption, and right for all videos of the class."""
+    """True if the class of a video is its caption, correct for all videos of the class."""
     note: str = ""
 
 
@@ -89,7 +89,7 @@ PROTOCOLS: dict[str, Protocol] = {
             paragraph=True,
             frames=64,
             tokens=64,
-            note="1004 test videos: the official file has 1037 file names, 33 videos stand there under two suffixes; "
+            note="1004 test videos: the official file has 1037 file names, with 33 videos under two suffixes; "
             "papers have tested on 824 to 1036",
         ),
         Protocol(
@@ -166,7 +166,7 @@ PROTOCOLS: dict[str, Protocol] = {
             default="val",
             by_template=True,
             frames=12,
-            note="174 texts, each right for all of its videos; papers also test on 12 videos a text: give their "
+            note="174 texts, each correct for all of its videos; papers also test on 12 videos per text: give their "
             "list as annotations",
         ),
         Protocol(
