@@ -135,9 +135,7 @@ def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(t
     require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
     assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
     (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
-    with pytest.raises(
-        DataError, match="test has 1000 videos and 1000 captions, but got 899 and 899; get the com"
-    ):
+    with pytest.raises(DataError, match="test has 1000 videos and 1000 captions, but got 899 and 899; get the com"):
         open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / PAIRS, check_files=False)
 
 
