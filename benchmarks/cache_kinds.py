@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from cells import COMMIT, machine, write_json
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
-from clipvid.evaluation.evaluate import queries
 from clipvid.evaluation.metrics import Products, retrieval_metrics
+from clipvid.evaluation.retrieval import queries
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import create_model

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.features.source import TapStore

@@ -30,7 +30,8 @@ from cells import COMMIT, invocation, machine, peak_memory, result_of, write_jso
 from torch import Tensor
 
 import clipvid
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.taps import Taps

@@ -25,7 +25,7 @@ import torch
 from cells import COMMIT, invocation, machine, result_of, write_json
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data import motion_shapes
 from clipvid.data.batch import Batch
 from clipvid.data.files import find_clips

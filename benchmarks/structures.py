@@ -47,7 +47,8 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import TEMPLATES, load_backbone
-from clipvid.evaluation import evaluate
+from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
 from clipvid.models.backbone.backbone import Backbone
@@ -190,7 +191,7 @@ def best_rate(bench: Bench, name: str) -> float:
 def without_training(bench: Bench) -> dict[str, Any]:
     """CLIP's own mean over frames."""
     model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
-    motion = evaluate.zero_shot(model, test, templates=TEMPLATES)["top-1"]
+    motion = zero_shot(model, test, templates=TEMPLATES)["top-1"]
     return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
 
 
@@ -207,21 +208,21 @@ def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     model.branch.load_state_dict(load(bench.model(name, seed), base=bench.backbone).branch.state_dict())
     config = _config(bench.budget, "recognition", seed, lr=best_rate(bench, name))
     result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
-    figures = {"motion top-1": evaluate.evaluate_recognition(model, stores["test"])["top-1"]}
+    figures = {"motion top-1": evaluate_recognition(model, stores["test"])["top-1"]}
     return {"figures": figures, "lr": config.lr, "history": result.history}
 
 
 def few_tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
     """The validation score of a learning rate for the clips without labels."""
     model, _ = _from_few(bench, name, bench.budget.tuning_seed, rate=rate)
-    return {"score": evaluate.evaluate_recognition(model, bench.store("val"))["top-1"]}
+    return {"score": evaluate_recognition(model, bench.store("val"))["top-1"]}
 
 
 def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     """Motion top-1 from a few labelled clips a class, after what PRETRAINED says."""
     rate = None if PRETRAINED[name] is None else best_rate(bench, name)
     model, losses = _from_few(bench, name, seed, rate=rate)
-    figures = {"motion top-1": evaluate.evaluate_recognition(model, bench.store("test"))["top-1"]}
+    figures = {"motion top-1": evaluate_recognition(model, bench.store("test"))["top-1"]}
     return {"figures": figures, "pretraining lr": rate, "pretraining losses": losses}
 
 
@@ -248,7 +249,7 @@ def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tupl
 
 def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
     """R@1 and R@5 in both directions."""
-    found = evaluate.evaluate_retrieval(model, store)
+    found = evaluate_retrieval(model, store)
     return {figure: found[figure] for figure in FIGURES}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clipvid.config.settings import DataConfig, SelfSupervision
+from clipvid.config.data_config import DataConfig
+from clipvid.config.selfsup import SelfSupervision
 
 DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)
 TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from clipvid.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from clipvid.config.settings import DataConfig as DataConfig
+    from clipvid.config.data_config import DataConfig as DataConfig
     from clipvid.config.settings import TrainConfig as TrainConfig
     from clipvid.data.open import open_dataset as open_dataset
-    from clipvid.evaluation.evaluate import evaluate_recognition as evaluate_recognition
-    from clipvid.evaluation.evaluate import evaluate_retrieval as evaluate_retrieval
-    from clipvid.evaluation.evaluate import zero_shot as zero_shot
+    from clipvid.evaluation.recognition import evaluate_recognition as evaluate_recognition
+    from clipvid.evaluation.recognition import zero_shot as zero_shot
+    from clipvid.evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
     from clipvid.models.backbone.taps import Taps as Taps
     from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
     from clipvid.models.factory import attach as attach
@@ -44,10 +44,10 @@ _OWNERS = {
     "open_dataset": "clipvid.data.open",
     "train": "clipvid.training.loop",
     "TrainConfig": "clipvid.config.settings",
-    "DataConfig": "clipvid.config.settings",
-    "evaluate_retrieval": "clipvid.evaluation.evaluate",
-    "evaluate_recognition": "clipvid.evaluation.evaluate",
-    "zero_shot": "clipvid.evaluation.evaluate",
+    "DataConfig": "clipvid.config.data_config",
+    "evaluate_retrieval": "clipvid.evaluation.retrieval",
+    "evaluate_recognition": "clipvid.evaluation.recognition",
+    "zero_shot": "clipvid.evaluation.recognition",
     "VideoIndex": "clipvid.search.index",
 }
 

@@ -8,7 +8,8 @@ import tempfile
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.factory import attach, create_model
 from clipvid.runtime.precision import autocast

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.features.embed import embed_videos

@@ -11,7 +11,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.video.augment import CONST_CL, ContrastiveView, RandAugment, crop_box
 from clipvid.video.transforms import VideoTransform
 

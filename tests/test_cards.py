@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec, VideoDataset
 from clipvid.errors import CheckpointError
-from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
+from clipvid.evaluation.compare import compare
 from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
-from clipvid.evaluation.results import compare, data_hash, read_result
+from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.results import data_hash, read_result
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.models.factory import create_model
 

@@ -19,7 +19,9 @@ from refused import refusal
 from safetensors.torch import load_file
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, SelfSupervision, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.selfsup import SelfSupervision
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import create_model

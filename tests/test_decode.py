@@ -374,7 +374,7 @@ def test_a_video_that_takes_too_long_is_an_error(written, backend):
 
 
 def test_every_clip_of_a_data_set_has_a_time_limit(written):
-    from clipvid.config.settings import DataConfig
+    from clipvid.config.data_config import DataConfig
     from clipvid.data.dataset import ClipDataset
     from clipvid.data.records import Record, VideoDataset
     from clipvid.video.transforms import VideoTransform

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.batch import collate
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
-from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features import tap_cache
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.clip_keys import clip_keys

@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import PROMPT_SETS, DataConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import PROMPT_SETS
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
-from clipvid.evaluation.evaluate import base_to_novel, evaluate_recognition, evaluate_retrieval, queries, zero_shot
+from clipvid.evaluation.compare import summarize
 from clipvid.evaluation.html_report import write_report
 from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
-from clipvid.evaluation.results import read_result, summarize
+from clipvid.evaluation.recognition import base_to_novel, evaluate_recognition, zero_shot
+from clipvid.evaluation.results import read_result
+from clipvid.evaluation.retrieval import evaluate_retrieval, queries
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import trained_data_config
 from clipvid.features.memory import encode_dataset
@@ -174,7 +177,7 @@ def test_few_shots_are_so_many_videos_of_every_class():
     assert [r.label for r in cut.few_shot(3, seed=1)] == [0] * 6 + [1] * 6 + [2] * 6  # clips of a video stay together
     with pytest.raises(ValueError, match="set has classes with fewer than 4 videos: b"):
         data.few_shot(4)
-    with pytest.raises(ValueError, match="from 1, got 0"):
+    with pytest.raises(ValueError, match="integer >= 1, got 0"):
         data.few_shot(0)
 
 

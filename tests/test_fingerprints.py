@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipvid.models.backbone.backbone import Backbone, hash_of
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.fingerprint import hash_of
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import load_backbone
-from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset

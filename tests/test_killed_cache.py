@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import create_model
@@ -28,7 +28,7 @@ import torch
 from clipvid.features.tap_cache import TapCache
 from clipvid.features import tap_cache as disk
 from clipvid.features.shards import Shards, check_shard, shard_files
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.open import open_dataset
 from clipvid.models.factory import create_model
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data import loader, motion_shapes
 from clipvid.data.batch import collate
 from clipvid.data.dataset import ClipDataset

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
-from clipvid.evaluation.evaluate import evaluate_retrieval, video_indices
 from clipvid.evaluation.metrics import retrieval_metrics
+from clipvid.evaluation.retrieval import evaluate_retrieval, video_indices
 from clipvid.features import token_wise
 from clipvid.features.embed import embed_frames, embed_texts
 from clipvid.features.token_wise import candidates, match_all, reranked

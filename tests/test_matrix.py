@@ -10,7 +10,8 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.vision_transformer import VisionTransformer
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.memory import encode_dataset

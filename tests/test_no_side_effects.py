@@ -20,9 +20,10 @@ import pytest
 import torch
 
 import clipvid
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
-from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.models.factory import create_model
 from clipvid.training.loop import train
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.features.embed import embed_videos
 from clipvid.features.memory import encode_dataset

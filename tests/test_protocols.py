@@ -14,7 +14,7 @@ from clipvid.data.formats.protocols import PROTOCOLS
 from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec
 from clipvid.errors import DataError
-from clipvid.evaluation.evaluate import queries
+from clipvid.evaluation.retrieval import queries
 from clipvid.features.embed import require_whole
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"

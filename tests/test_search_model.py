@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from test_search import ColourModel
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, SelfSupervision, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.selfsup import SelfSupervision
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CacheError

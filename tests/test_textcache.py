@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError
-from clipvid.evaluation.evaluate import evaluate_retrieval
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of
 from clipvid.features.memory import encode_dataset

@@ -14,12 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval, zero_shot
 from clipvid.evaluation.metrics import retrieval_metrics
+from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache

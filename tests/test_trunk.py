@@ -15,7 +15,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.errors import BackboneError

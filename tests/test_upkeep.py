@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipvid.cli.main import main
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.features.embed import embed_texts

@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data.batch import collate
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
-from clipvid.evaluation.evaluate import average_views, evaluate_recognition, evaluate_retrieval
+from clipvid.evaluation.recognition import average_views, evaluate_recognition
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import clip_dataset, stream_taps
 from clipvid.features.memory import encode_dataset
@@ -269,10 +271,10 @@ def test_embeddings_of_views_are_those_of_each_view_alone(model, data):
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, data, average, monkeypatch):
-    from clipvid.evaluation import evaluate
+    from clipvid.evaluation import recognition
 
-    scored, metrics = [], evaluate.recognition_metrics
-    monkeypatch.setattr(evaluate, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
+    scored, metrics = [], recognition.recognition_metrics
+    monkeypatch.setattr(recognition, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3, average=average)
     found = evaluate_recognition(model, data, data_config)
     for index in range(4):
@@ -286,10 +288,10 @@ def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, 
 
 
 def test_retrieval_ranks_by_the_mean_of_the_views_unit_embeddings(model, data, monkeypatch):
-    from clipvid.evaluation import evaluate
+    from clipvid.evaluation import retrieval
 
-    scored, metrics = [], evaluate.retrieval_metrics
-    monkeypatch.setattr(evaluate, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
+    scored, metrics = [], retrieval.retrieval_metrics
+    monkeypatch.setattr(retrieval, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
     data_config = replace(DATA_CONFIG, temporal_views=3)
     found = evaluate_retrieval(model, data, data_config)
     text = embed_texts(model, [c for r in data for c in r.captions], precision="32-true")

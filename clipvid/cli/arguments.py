@@ -138,7 +138,7 @@ def profile_of(path: str | Path | None, *, asked: bool) -> Path | None:
 
 def named_reading(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
     """Return the data config: settings asked by name, the others as in the model's training or the protocol."""
-    from clipvid.config.settings import DataConfig
+    from clipvid.config.data_config import DataConfig
     from clipvid.data.records import NO_PROTOCOL
     from clipvid.features.encode import trained_data_config
 

@@ -115,10 +115,10 @@ def evaluate(
 
 def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
     """Return the function that scores a task; raise ValueError for an unknown task."""
-    from clipvid.evaluation import evaluate as ev
+    from clipvid.evaluation import recognition, retrieval
 
-    recognise = ev.zero_shot if zero_shot else ev.evaluate_recognition
-    scorers: dict[str, Callable[..., Any]] = {"retrieval": ev.evaluate_retrieval, "recognition": recognise}
+    recognise = recognition.zero_shot if zero_shot else recognition.evaluate_recognition
+    scorers: dict[str, Callable[..., Any]] = {"retrieval": retrieval.evaluate_retrieval, "recognition": recognise}
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     return scorers[task]
@@ -127,7 +127,7 @@ def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
 def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extras: dict[str, Any]) -> None:
     """Raise what scoring would refuse, before a cache is filled; where the other task is meant, say how to ask for
     it."""
-    from clipvid.evaluation import evaluate as ev
+    from clipvid.evaluation import recognition, retrieval
 
     captioned, labelled = any(r.captions for r in videos), any(r.label is not None for r in videos)
     if task == "retrieval" and labelled and not captioned:
@@ -138,9 +138,9 @@ def _check_scorable(model: Any, videos: Any, task: str, *, zero_shot: bool, extr
     if task == "recognition" and captioned and not labelled:
         raise DataError(f"{videos.name} has captions and no classes; give --task retrieval to score this model by them")
     if task == "recognition":
-        ev.check_recognition(model, videos, zero_shot=zero_shot)
+        recognition.check_recognition(model, videos, zero_shot=zero_shot)
     else:
-        ev.check_retrieval(
+        retrieval.check_retrieval(
             model, videos, **{k: v for k, v in extras.items() if k in ("rerank", "dual_softmax", "bank")}
         )
 
@@ -173,7 +173,7 @@ def _check_numbers(queries: int, dual_softmax: float | None) -> None:
     """Raise ValueError for numbers that would otherwise fail after hours."""
     if queries < 1:
         raise ValueError(f"report_queries starts at 1, got {queries}")
-    from clipvid.evaluation.evaluate import check_dual_softmax
+    from clipvid.evaluation.retrieval import check_dual_softmax
 
     check_dual_softmax(dual_softmax)
 
@@ -207,7 +207,7 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
         draws: how often the queries are drawn again.
         seed: of the draws.
     """
-    from clipvid.evaluation.results import compare as side_by_side
+    from clipvid.evaluation.compare import compare as side_by_side
     from clipvid.evaluation.results import read_result
 
     print(side_by_side(read_result(a), read_result(b), n=draws, seed=seed))
@@ -219,8 +219,8 @@ def summarize(cards: list[str]) -> None:
     Args:
         cards: JSON files that `clipvid eval --out` wrote, of the same data.
     """
+    from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
-    from clipvid.evaluation.results import summarize as over_runs
 
     print(over_runs([read_result(card) for card in cards]))
 

@@ -19,7 +19,8 @@ from clipvid.cli import cache as keeping
 from clipvid.cli import evaluate as measuring
 from clipvid.cli import search as finding
 from clipvid.cli import train
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.runtime.files import describe_os_error, held, require_writable
 from clipvid.runtime.malloc import keep_freed
 from clipvid.runtime.version import __version__

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+FREE = {"decides_result": False}
+"""Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
+
 
 def choices(settings: Any, allowed: Mapping[str, Sequence[str]]) -> None:
     """Raise ValueError for a field whose value is not one of its allowed names."""

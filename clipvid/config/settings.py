@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from clipvid.config import checks
+from clipvid.config.data_config import DataConfig
+from clipvid.config.selfsup import SelfSupervision
 
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
@@ -29,125 +31,8 @@ CHECKPOINT = "checkpoint.pt"
 """File name of the checkpoint in the folder of a training run, from which the run resumes."""
 INDEX = "index.json"
 """File name of the description in the folder of a search index."""
-_FREE = {"decides_result": False}
-"""Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
-PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"}
 """Metric that selects the best epoch, by task; higher is better, so a loss is negated."""
-AVERAGES = ("logits", "probabilities")
-"""Quantities that recognition can average over the views of a clip."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Settings for reading clips: everything that determines the pixels, and how many workers decode."""
-
-    frames: int = 12
-    """Frames per clip (T)."""
-    sampler: str = "uniform"
-    """Frame sampling: uniform (middle of T equal segments, as STAN), linspace (as CLIP4Clip; pads and masks short
-    videos) or dense."""
-    temporal_views: int = 1
-    """Evenly spaced clips per video that evaluation averages over; not with linspace. Training samples one."""
-    spatial_views: int = 1
-    """Crops per clip that evaluation averages over: 1 (the base model's own crop) or 3 (both ends and the middle of the
-    long side, as TimeSformer)."""
-    average: str = "logits"
-    """Quantity averaged over views in recognition: logits (as ViViT and TimeSformer's release) or probabilities,
-    after the softmax (as STAN and TimeSformer's paper). Retrieval averages normalised embeddings."""
-    tokens: int | None = None
-    """Maximum caption length in tokens; a longer one is cut but keeps its end token. None: the text tower's maximum."""
-    backend: str = "pyav"
-    """Decoder: pyav, decord or torchcodec."""
-    time_limit: float = field(default=600.0, metadata=_FREE)
-    """Seconds that decoding one video may take; a slower video counts as unreadable. 0 for no limit."""
-    unreadable: str = field(default="raise", metadata=_FREE)
-    """Behavior at a video that cannot be read: raise stops; skip leaves the video out and reports it."""
-    batch_size: int = 16
-    """Clips per forward pass of the tower; each view counts as a clip."""
-    workers: int = field(default=0, metadata=_FREE)
-    """Decoder processes; 0 decodes in threads of this process while the tower runs."""
-    precision: str = "auto"
-    """Floating-point precision: auto, bf16-mixed, 16-mixed or 32-true. auto is bf16-mixed if the hardware computes in
-    bf16, else 16-mixed on CUDA and 32-true elsewhere."""
-
-    def __post_init__(self) -> None:
-        checks.least(self, frames=1, batch_size=1, workers=0)
-        if not 0 <= self.time_limit < math.inf:
-            raise ValueError(f"time_limit is in seconds, 0 for none, got {self.time_limit}")
-        if self.tokens is not None:
-            checks.least(self, tokens=3)  # the start token, one word and the end token
-        if self.temporal_views < 1 or self.spatial_views not in (1, 3):
-            raise ValueError(
-                f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
-                f"{self.spatial_views}"
-            )
-        if self.temporal_views > 1 and self.sampler == "linspace":
-            raise ValueError(
-                f"linspace goes from the first frame to the last and has one temporal view, got {self.temporal_views}; "
-                "take sampler uniform or dense"
-            )
-        checks.choices(self, {"average": AVERAGES})
-
-    @property
-    def views(self) -> int:
-        """Clips per video that evaluation averages over (V)."""
-        return self.temporal_views * self.spatial_views
-
-
-@dataclass(frozen=True)
-class SelfSupervision:
-    """Settings of ConST-CL, the objective that needs neither captions nor labels (Yuan et al. 2022)."""
-
-    global_weight: float = 1.0
-    """Weight of the loss between clips."""
-    local_weight: float = 0.001
-    """Weight of the loss between regions: 0.001 as released; 1 gives the plain sum, as descriptions of the paper have
-    it."""
-    temperature_global: float = 0.1
-    """Temperature of the loss between clips."""
-    temperature_local: float = 0.2
-    """Temperature of the loss between regions."""
-    regions: int = 8
-    """Boxes in the middle frame of each clip."""
-    generator: Literal["random", "lowlevel"] = "random"
-    """Source of the boxes: random, which is enough, or lowlevel, segments of similar colour in each clip (SLIC; about
-    24 ms per clip on one CPU core). Custom boxes: `clipvid.training.selfsup.objective.SelfSupervised.parts`."""
-    context: int = 5
-    """Frames of the other clip in which a region is searched for, an odd number; all frames if the clip has fewer."""
-    split: int = 1
-    """Last layers of the branch that each loss has to itself (the Y split); 0 shares all layers."""
-    target: Literal["grad", "stopgrad"] = "grad"
-    """Gradient through a pair of regions: grad trains both sides (released), stopgrad only the predicted one."""
-    norm: Literal["layer", "batch"] = "layer"
-    """Normalisation in the projection head: layer works with any batch size, batch (released) needs a large one."""
-    hidden: int = 2048
-    """Hidden width of the projection head."""
-    out: int = 128
-    """Output width of the projection head."""
-    stride: int = 2
-    """Step between consecutive frames of a clip, in video frames; the sampler of data_config does not apply."""
-    flip: float = 0.5
-    """Probability of mirroring each of the two clips, as released. Use 0 for data where left and right differ in
-    meaning."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, _SELFSUP_CHOICES)
-        checks.least(self, regions=1, context=1, hidden=1, out=1, stride=1)
-        if self.context % 2 == 0:
-            raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
-        if self.split < 0:
-            raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
-        checks.probability(self, "flip")
-        for name in ("temperature_global", "temperature_local"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        weights = self.global_weight, self.local_weight
-        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-            raise ValueError(f"global_weight and local_weight are 0 or more, and not both 0, got {weights}")
-
-
-_SELFSUP_CHOICES = {"generator": ("random", "lowlevel"), "target": ("grad", "stopgrad"), "norm": ("layer", "batch")}
 
 
 @dataclass(frozen=True)
@@ -165,7 +50,7 @@ class TrainConfig:
     """Gradient caching (Gao et al. 2021): clips per pass of the branch, and captions per pass of a trained text tower.
     The gradient is that of the full batch, the memory that of one chunk; each clip is computed twice. 0: the batch in
     one pass. Retrieval only."""
-    activation_checkpointing: bool = field(default=False, metadata=_FREE)
+    activation_checkpointing: bool = field(default=False, metadata=checks.FREE)
     """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
     time."""
     compile: bool = False
@@ -239,9 +124,9 @@ class TrainConfig:
     command line with this seed too, in Python with torch.manual_seed before create_model."""
     validate_every: int = 1
     """Epochs between validations."""
-    patience: int | None = field(default=None, metadata=_FREE)
+    patience: int | None = field(default=None, metadata=checks.FREE)
     """Validations without a better score after which training stops; None never stops early."""
-    checkpoint_every: int = field(default=200, metadata=_FREE)
+    checkpoint_every: int = field(default=200, metadata=checks.FREE)
     """Steps between checkpoints, in addition to the one at the end of each epoch."""
 
     def __post_init__(self) -> None:

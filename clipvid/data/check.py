@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.files import content_hash, files_of
+from clipvid.data.files import content_hash
+from clipvid.data.probe_file import probe_file, stamp_of
 from clipvid.data.records import VideoDataset
-from clipvid.errors import DataError, VideoError
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.text import pluralize
@@ -184,7 +183,7 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
 
 def _stale(path: Path, outcome: Mapping[str, Any], *, limit: int | float) -> bool:
     """Return True if the file changed since its outcome was logged, or timed out under a shorter limit."""
-    return outcome.get("stamp") != _stamp(path) or outcome.get("limit", limit) < limit or outcome.get("error") == ONCE
+    return outcome.get("stamp") != stamp_of(path) or outcome.get("limit", limit) < limit or outcome.get("error") == ONCE
 
 
 def _report(
@@ -264,7 +263,7 @@ def _in_pool(
             while remaining and not interrupted and len(pending) < workers:  # a queued file would be interrupted too
                 path = remaining.popleft()
                 try:
-                    pending[pool.submit(_probe, path, limit)] = path
+                    pending[pool.submit(probe_file, path, limit)] = path
                 except BrokenProcessPool:
                     interrupted.append(path)
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -282,50 +281,12 @@ def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
     for _ in range(tries):
         pool = process_pool(1, loads=LOADS)
         try:
-            return pool.submit(_probe, path, limit).result()
+            return pool.submit(probe_file, path, limit).result()
         except BrokenProcessPool:
             continue
         finally:
             pool.shutdown(cancel_futures=True)
-    return {"path": str(path), "stamp": _stamp(path), "content": content_hash(path), "error": FATAL}
-
-
-def _probe(path: Path, limit: int | float) -> dict[str, Any]:
-    """Decode one file in a worker process; return its metadata, or the reason why it cannot be read."""
-    from clipvid.video.decode import probe
-
-    outcome: dict[str, Any] = {"path": str(path), "stamp": _stamp(path), "content": content_hash(path)}
-    try:
-        with _limited(limit):
-            info = asdict(probe(path))
-            return {**outcome, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
-    except VideoError as error:
-        return {**outcome, "error": error.reason}
-    except _TookTooLongError:
-        return {**outcome, "limit": limit, "error": f"took more than {limit:g} s to decode"}
-
-
-class _TookTooLongError(BaseException):
-    """Decoding exceeded its limit. Unlike TimeoutError this is no OSError, so no reader of files catches it."""
-
-
-class _limited:  # noqa: N801  # lower case like other context managers
-    """Context manager that raises _TookTooLongError after `seconds`; without effect on Windows, which has no timer."""
-
-    def __init__(self, seconds: int | float) -> None:
-        self.seconds = seconds if hasattr(signal, "setitimer") else 0.0
-
-    def __enter__(self) -> None:
-        if self.seconds:
-            signal.signal(signal.SIGALRM, self._raise)
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        if self.seconds:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _raise(self, *_: object) -> None:
-        raise _TookTooLongError
+    return {"path": str(path), "stamp": stamp_of(path), "content": content_hash(path), "error": FATAL}
 
 
 def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -338,15 +299,6 @@ def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield outcome["path"], outcome
         except (ValueError, KeyError, TypeError):
             continue
-
-
-def _stamp(path: Path) -> list[int]:
-    """Return the size and modification time of a clip; a file with the logged ones is not decoded again."""
-    try:
-        stats = [file.stat() for file in files_of(path)]
-    except OSError as error:
-        raise DataError(f"{path} was removed after the data set was opened; run the check again") from error
-    return [sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
 
 
 def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from clipvid.video.decode import pictures_in
+from clipvid.video.backends.images import pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({

@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvid import plots
-from clipvid.config.settings import DataConfig, TrainConfig
+from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.evaluation import evaluate
 from clipvid.evaluation.metrics import percent, share_interval
+from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.results import EvaluationResult
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
@@ -178,7 +181,7 @@ def _train_and_score(
     zero = attach(backbone, "mean")
     table = {
         ROWS[0]: _retrieval(zero, stores["test"])
-        | {"motion top-1": _top1(evaluate.zero_shot(zero, stores["test"], templates=TEMPLATES))}
+        | {"motion top-1": _top1(zero_shot(zero, stores["test"], templates=TEMPLATES))}
     }
     mean = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
     runs: dict[str, TrainResult] = {}
@@ -199,10 +202,10 @@ def _train_and_score(
         runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], config)
         models = {"retrieval": retriever, "recognition": recogniser}
         table[name] = _retrieval(retriever, stores["test"])
-        table[name]["motion top-1"] = _top1(evaluate.evaluate_recognition(recogniser, stores["test"]))
+        table[name]["motion top-1"] = _top1(evaluate_recognition(recogniser, stores["test"]))
     mixed = shuffled(stores["test"], seed=plan.seed)
     table[ROWS[3]] = _retrieval(models["retrieval"], mixed)
-    table[ROWS[3]]["motion top-1"] = _top1(evaluate.evaluate_recognition(models["recognition"], mixed))
+    table[ROWS[3]]["motion top-1"] = _top1(evaluate_recognition(models["recognition"], mixed))
     return table, models, runs
 
 
@@ -221,7 +224,7 @@ def _config(task: Literal["retrieval", "recognition"], plan: Plan, *, epochs: in
 
 
 def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
-    found = evaluate.evaluate_retrieval(model, store).metrics
+    found = evaluate_retrieval(model, store).metrics
     return {
         "R@1 text to video": _score(found.t2v["R@1"], found.t2v.intervals["R@1"]),
         "R@1 video to text": _score(found.v2t["R@1"], found.v2t.intervals["R@1"]),
@@ -229,7 +232,7 @@ def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     }
 
 
-def _top1(found: evaluate.EvaluationResult) -> Score:
+def _top1(found: EvaluationResult) -> Score:
     return _score(found["top-1"], found.metrics.intervals["top-1"])
 
 
@@ -249,7 +252,7 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
         plots.training_curve(
             own, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
         )
-    confusion = evaluate.evaluate_recognition(models["recognition"], store).metrics.confusion
+    confusion = evaluate_recognition(models["recognition"], store).metrics.confusion
     plots.confusion_matrix(
         confusion, store.data.classes, folder / "confusion.png", title="Motions, STAN on the test clips"
     )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.loader import in_order
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError

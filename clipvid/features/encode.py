@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.batch import Batch
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of, in_order

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import torch
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews

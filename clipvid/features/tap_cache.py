@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError, ClipvidWarning, VideoError
 from clipvid.features import codec

@@ -1,7 +1,6 @@
-"""VideoCLIP: a frozen image-text model with a branch, and how to make, save and load one.
+"""VideoCLIP: a frozen image-text model with a trainable branch.
 
-Contract: clips and texts in, embeddings of one space out. Saved models hold the branch, its heads and what was trained
-of the base model, which is named and fingerprinted. Knows nothing of optimisers, data sets or indices.
+Contract: clips and texts in, embeddings of one space out. Knows nothing of optimizers, data sets or indices.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.fused import FusedCopies
 from clipvid.models.backbone.open_clip import Tokenizer, preprocess_fields
-from clipvid.models.backbone.taps import Pixels, Taps, check_clips
+from clipvid.models.backbone.taps import Pixels, Taps, check_clips, rounded_for_autocast
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.backbone.weight_cache import forget_after_load
 from clipvid.models.branches.base import Branch
@@ -144,7 +143,7 @@ class VideoCLIP(nn.Module):
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b t e"]:
         """Embed each frame: (B, T, E), not normalised, including the branch's contribution."""
-        source = _rounded(self._source(video, mask))
+        source = rounded_for_autocast(self._source(video, mask))
         needs_frames = self.branch.reads_frames or not self.branch_is_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
             raise ValueError(
@@ -350,11 +349,3 @@ class VideoCLIP(nn.Module):
             "training": self.training_record,
         }
         return checkpoint.write_model(folder, config, self._state())
-
-
-def _rounded(source: Taps | Pixels) -> Taps | Pixels:
-    """Round taps to bfloat16 under bf16 autocast, as they are cached: timm's ViTs return float32 there."""
-    if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
-        return source
-    rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    return source.to(dtype=torch.bfloat16) if rounds else source

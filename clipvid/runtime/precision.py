@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from clipvid.config.settings import PRECISIONS
+from clipvid.config.data_config import PRECISIONS
 
 NATIVE_BF16 = "CLIPVID_NATIVE_BF16"
 """Environment variable that stands in for the hardware's answer in `native_bf16`: 1 for yes, 0 for no."""

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
-from clipvid.config.settings import DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_frames, embed_texts

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipvid.config.settings import INDEX, PRECISIONS
+from clipvid.config.data_config import PRECISIONS
+from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.search.stores.faiss import KINDS
 

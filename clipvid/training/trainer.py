@@ -22,10 +22,11 @@ from torch import Tensor
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
-from clipvid.evaluation.evaluate import evaluate_recognition, evaluate_retrieval
+from clipvid.evaluation.recognition import evaluate_recognition
+from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.source import TapStore
 from clipvid.models.backbone import trainable
-from clipvid.models.backbone.backbone import hash_of
+from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import resolve

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from clipvid.data.files import exists, find_clips, is_video
+from clipvid.data.files import exists
 from clipvid.data.formats.annotations import Annotation, Entry, read_annotation
 from clipvid.data.formats.protocols import PROTOCOLS, Protocol, Split
+from clipvid.data.formats.video_files import VideoFiles, expected_name, stem_of
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.runtime.text import pluralize
@@ -77,14 +78,14 @@ def open_protocol(
     complete = lists if len(clips) == chosen.videos else ()
     names = _class_names(p, finder, given=classes, complete=complete) if p.task == "recognition" else ()
     labels = _Labels(p, names, lists)
-    files = _Files(root) if check_files else None
+    files = VideoFiles(root) if check_files else None
     records, missing = [], [Path(key[0]) for key in uncaptioned]
     for key, clip in clips.items():
         if key in uncaptioned:
             continue
-        path = files.find(clip.entry) if files else root / _expected_name(clip.entry)
+        path = files.find(clip.entry) if files else root / expected_name(clip.entry)
         if path is None:
-            missing.append(root / _expected_name(clip.entry))
+            missing.append(root / expected_name(clip.entry))
             continue
         captions = (" ".join(clip.captions),) if p.paragraph and clip.captions else tuple(clip.captions)
         label = labels.index_of(clip.entry) if names else None
@@ -230,7 +231,7 @@ def _group_entries(entries: Sequence[Entry]) -> Clips:
     """Merge the entries of each clip, in the order of their first entries."""
     clips: Clips = {}
     for entry in entries:
-        clips.setdefault((_stem(entry.video), entry.start, entry.end), _Clip(entry)).captions.extend(entry.captions)
+        clips.setdefault((stem_of(entry.video), entry.start, entry.end), _Clip(entry)).captions.extend(entry.captions)
     return clips
 
 
@@ -245,7 +246,7 @@ def _add_captions(clips: Clips, finder: _AnnotationFinder, *, source: Path) -> C
         )
     captions_by_name: dict[str, tuple[str, ...]] = {}
     for path in finder.find(finder.p.captions_in):
-        captions_by_name |= {_stem(entry.video): entry.captions for entry in read_annotation(path).entries}
+        captions_by_name |= {stem_of(entry.video): entry.captions for entry in read_annotation(path).entries}
     return {key: _Clip(clip.entry, list(captions_by_name.get(key[0], ()))) for key, clip in clips.items()}
 
 
@@ -320,33 +321,3 @@ class _Labels:
 def _normalize(name: str) -> str:
     """Return the lower-case letters and digits of a class name: "brush_hair" and "BrushHair" are equal."""
     return "".join(c for c in name.lower() if c.isalnum())
-
-
-def _stem(video: str) -> str:
-    """Return the name without folder, and without the suffix of a video or trailing dots."""
-    path = Path(video)
-    return path.stem if is_video(path) else path.name.rstrip(".")  # ids may contain dots
-
-
-def _expected_name(entry: Entry) -> str:
-    """Return the file name that a user would expect."""
-    return entry.video if is_video(Path(entry.video)) else f"{entry.video.rstrip('.')}.mp4"
-
-
-class _Files:
-    """Index of clips below a folder by name, ignoring suffix and case; the first in sorted order wins."""
-
-    def __init__(self, root: Path) -> None:
-        self.files: dict[str, Path] = {}
-        for path in find_clips(root):
-            name = path.name if path.is_dir() else path.stem  # folder names may contain dots
-            self.files.setdefault(name.lower(), path)
-
-    def find(self, entry: Entry) -> Path | None:
-        """Return the file of an entry, or None."""
-        stem = _stem(entry.video).lower()
-        names = [stem]
-        if entry.start is not None and entry.end is not None:  # Kinetics' file names contain the times
-            times = f"{round(entry.start):06d}_{round(entry.end):06d}"
-            names = [f"{stem}_{times}", stem]
-        return next((self.files[name] for name in names if name in self.files), None)

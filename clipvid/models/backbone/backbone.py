@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
 from clipvid.models.backbone import open_clip, text, vit
+from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.backbone.fused import FusedCopies
 from clipvid.models.backbone.open_clip import Base, Tokenizer
 from clipvid.models.backbone.taps import Geometry, Taps
@@ -322,16 +323,6 @@ def _text_weights(clip: Any) -> dict[str, Tensor]:
     """Return the weights that determine a text's embedding."""
     excluded = ("visual.", "text_decoder.", "logit_")
     return {name: value for name, value in clip.state_dict().items() if not name.startswith(excluded)}
-
-
-def hash_of(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, shapes, dtypes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:

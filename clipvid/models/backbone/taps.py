@@ -115,6 +115,14 @@ def check_clips(video: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
 
 
+def rounded_for_autocast(source: Taps | Pixels) -> Taps | Pixels:
+    """Round taps to bfloat16 under bf16 autocast, as they are cached: timm's ViTs return float32 there."""
+    if isinstance(source, Pixels) or (device := source.frames.device.type) == "meta":
+        return source
+    rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return source.to(dtype=torch.bfloat16) if rounds else source
+
+
 def require_levels(held: Sequence[int], wanted: Sequence[int]) -> None:
     """Raise ValueError for a requested level that the taps lack."""
     if not set(wanted) <= set(held):

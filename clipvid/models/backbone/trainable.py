@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from clipvid.config.settings import check_train_clip
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.models.backbone import vit
-from clipvid.models.backbone.backbone import Backbone, hash_of
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.nn.attention import SelfAttention, attend
 from clipvid.runtime.optional import require
 

@@ -7,10 +7,9 @@ imports neither open_clip nor timm. Knows nothing about frames, taps or branches
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
-from clipvid.nn.attention import Block, QuickGELU
+from clipvid.models.backbone.block_copies import copy_block, from_open_clip, has_separable_residuals, rotary_table
+from clipvid.nn.attention import Block
 
 
 def prefix_tokens(visual: Any) -> int:
@@ -55,45 +55,15 @@ def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn
     if the copies will see a class token, even one that the tower lacks. Raises BackboneError for too large a depth.
     """
     blocks = vit_blocks(visual)
-    if not blocks or not all(_has_separable_residuals(block) for block in blocks[-depth:]):
+    if not blocks or not all(has_separable_residuals(block) for block in blocks[-depth:]):
         return []
     if depth > len(blocks):
         raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were asked for; lower depth")
-    rope = _rotary(visual)
-    copies = [_copy_block(block, rope=rope, class_token=class_token) for block in blocks[-depth:]]
+    rope = rotary_table(visual)
+    copies = [copy_block(block, rope=rope, class_token=class_token) for block in blocks[-depth:]]
     for layer in copies:
         layer.requires_grad_(True)
     return copies
-
-
-class WholeBlock(nn.Module):
-    """An unchanged copy of a timm block that computes its two residuals separately."""
-
-    def __init__(self, block: Any, *, rope: Tensor | None, class_token: bool) -> None:
-        super().__init__()
-        self.block: Any = copy.deepcopy(block)
-        self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
-        attention = self.block.attn
-        if class_token and getattr(attention, "num_prefix_tokens", None) == 0:
-            attention.num_prefix_tokens = 1  # the branch's class token has no grid position to rotate by
-        self.register_buffer("rope", None if rope is None else rope.detach().clone(), persistent=False)
-
-    def attention_residual(self, x: Tensor) -> Tensor:
-        attention = self.block.attn if self.rope is None else partial(self.block.attn, rope=self.rope)
-        if self.post_norm:
-            return self.block.norm1(attention(x))
-        return self._scaled(attention(self.block.norm1(x)), "1")
-
-    def mlp_residual(self, x: Tensor) -> Tensor:
-        if self.post_norm:
-            return self.block.norm2(self.block.mlp(x))
-        return self._scaled(self.block.mlp(self.block.norm2(x)), "2")
-
-    def _scaled(self, residual: Tensor, which: str) -> Tensor:
-        gamma = getattr(self.block, f"gamma_{which}", None)
-        if gamma is not None:
-            return gamma * residual
-        return getattr(self.block, f"ls{which}", nn.Identity())(residual)
 
 
 class Tail(nn.Module):
@@ -166,7 +136,7 @@ def stem_parts(visual: Any) -> StemParts:
     positions: Any = getattr(trunk, "pos_embed", None)
     cls = getattr(trunk, "cls_token", None)
     norm = getattr(trunk, "norm_pre", nn.Identity())
-    plain = isinstance(conv, nn.Conv2d) and isinstance(positions, Tensor) and _rotary(visual) is None
+    plain = isinstance(conv, nn.Conv2d) and isinstance(positions, Tensor) and rotary_table(visual) is None
     grid = trunk.patch_embed.grid_size if plain else (0, 0)
     rows = grid[0] * grid[1] + (cls is not None)
     if not plain or tuple(positions.shape) != (1, rows, conv.out_channels):
@@ -201,7 +171,7 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
     if depth > len(blocks):
         raise BackboneError(f"the text tower has {len(blocks)} blocks, {depth} were asked for; lower depth")
     assert text is not None
-    copies = [_from_open_clip(block) for block in blocks[:depth]]
+    copies = [from_open_clip(block) for block in blocks[:depth]]
     for block in copies:
         block.requires_grad_(True)
     return copies, text.positional_embedding.detach().clone()
@@ -256,101 +226,3 @@ def meta_copy(module: nn.Module) -> Any:
     for b in module.buffers():
         memo[id(b)] = torch.empty_like(b, device="meta")
     return copy.deepcopy(module, memo)
-
-
-def _copy_block(block: Any, *, rope: Tensor | None, class_token: bool) -> nn.Module:
-    kind = type(block).__name__
-    if kind == "ResidualAttentionBlock":
-        return _from_open_clip(block)
-    if kind == "Block" and rope is None and _plain_attention(block.attn):
-        return _from_timm(block)
-    return WholeBlock(block, rope=rope, class_token=class_token)
-
-
-def _from_open_clip(block) -> Block:
-    scaled = not isinstance(block.ls_1, nn.Identity)
-    new = Block(
-        block.attn.embed_dim,
-        block.attn.num_heads,
-        hidden=block.mlp.c_fc.out_features,
-        activation=_activation(block.mlp.gelu),
-        eps=block.ln_1.eps,
-        layer_scale=scaled,
-    ).to(block.attn.in_proj_weight)
-    _copy_state(new.norm1, block.ln_1)
-    _copy_state(new.norm2, block.ln_2)
-    _copy_tensor(new.attention.qkv.weight, block.attn.in_proj_weight)
-    _copy_tensor(new.attention.qkv.bias, block.attn.in_proj_bias)
-    _copy_state(new.attention.out, block.attn.out_proj)
-    _copy_state(new.mlp[0], block.mlp.c_fc)
-    _copy_state(new.mlp[2], block.mlp.c_proj)
-    if scaled:
-        _copy_tensor(new.scale1, block.ls_1.gamma)
-        _copy_tensor(new.scale2, block.ls_2.gamma)
-    return new
-
-
-def _from_timm(block) -> Block:
-    scaled = not isinstance(block.ls1, nn.Identity)
-    plain_mlp = type(block.mlp).__name__ == "Mlp"
-    new = Block(
-        block.attn.qkv.in_features,
-        block.attn.num_heads,
-        hidden=block.mlp.fc1.out_features if plain_mlp else 1,
-        activation=_activation(block.mlp.act) if plain_mlp else nn.Identity,
-        eps=block.norm1.eps,
-        layer_scale=scaled,
-        bias=block.attn.qkv.bias is not None,
-    ).to(block.attn.qkv.weight)
-    _copy_state(new.norm1, block.norm1)
-    _copy_state(new.norm2, block.norm2)
-    _copy_state(new.attention.qkv, block.attn.qkv)
-    _copy_state(new.attention.out, block.attn.proj)
-    if plain_mlp:
-        _copy_state(new.mlp[0], block.mlp.fc1)
-        _copy_state(new.mlp[2], block.mlp.fc2)
-    else:  # gated MLPs are copied unchanged
-        new.mlp = copy.deepcopy(block.mlp)
-    if scaled:
-        _copy_tensor(new.scale1, block.ls1.gamma)
-        _copy_tensor(new.scale2, block.ls2.gamma)
-    return new
-
-
-def _has_separable_residuals(block: Any) -> bool:
-    """Return True for blocks of two norms, attention and MLP, so that each residual can be computed alone."""
-    return type(block).__name__ == "ResidualAttentionBlock" or all(
-        hasattr(block, name) for name in ("norm1", "attn", "norm2", "mlp")
-    )
-
-
-def _plain_attention(attention) -> bool:
-    """Return True for timm attention that is only softmax(qk)v between two linears."""
-    extras = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
-    return type(attention).__name__ == "Attention" and all(e is None or isinstance(e, nn.Identity) for e in extras)
-
-
-def _activation(module: nn.Module) -> Callable[[], nn.Module]:
-    return QuickGELU if type(module).__name__ == "QuickGELU" else partial(copy.deepcopy, module)
-
-
-def _rotary(visual: Any) -> Tensor | None:
-    trunk = getattr(visual, "trunk", None)
-    rope = getattr(trunk, "rope", None)
-    if trunk is None or rope is None:
-        return None
-    if getattr(trunk, "rope_mixed", False):
-        raise BackboneError(
-            f"{type(trunk).__name__} learns a rotary embedding for every depth, which a side branch cannot copy; "
-            "choose another base model"
-        )
-    return rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=trunk.patch_embed.grid_size)
-
-
-def _copy_state(new: nn.Module, old: nn.Module) -> None:
-    new.load_state_dict(old.state_dict())
-
-
-def _copy_tensor(new: Tensor | None, old: Tensor) -> None:
-    assert new is not None
-    new.data.copy_(old.data)

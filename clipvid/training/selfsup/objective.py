@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from clipvid.config.settings import SelfSupervision, TrainConfig
+from clipvid.config.selfsup import SelfSupervision
+from clipvid.config.settings import TrainConfig
 from clipvid.errors import DataError
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.branches.base import Branch, LayeredBranch

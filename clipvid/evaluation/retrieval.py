@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from clipvid.config.settings import AVERAGES, VIDEO_TEMPLATES, DataConfig
+from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
-from clipvid.errors import DataError, VideoError
+from clipvid.evaluation.describe import describe_evaluation, require_each
 from clipvid.evaluation.metrics import (
     DualSoftmax,
     Hubness,
@@ -28,42 +28,19 @@ from clipvid.evaluation.metrics import (
     Products,
     QueryBank,
     RankingMetrics,
-    RecognitionMetrics,
     RetrievalMetrics,
     Scores,
     best_items,
     hubness,
     ranking_metrics,
-    recognition_metrics,
     retrieval_metrics,
 )
-from clipvid.evaluation.results import EvaluationResult, Facts, Found, data_hash
+from clipvid.evaluation.results import EvaluationResult, Found
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_whole, resolve_data_config
 from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.token_wise import candidates, match_all, reranked
-from clipvid.models.heads import Classifier, TextClassifier
-from clipvid.models.heads import prompts as filled
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.pooling import mean_over_frames
-from clipvid.runtime.inference import evaluating
-from clipvid.runtime.precision import resolve
-
-
-@dataclass(frozen=True)
-class BaseToNovel:
-    """Recognition of classes that were learned and of classes that were not."""
-
-    base: EvaluationResult[RecognitionMetrics]
-    novel: EvaluationResult[RecognitionMetrics]
-
-    @property
-    def harmonic_mean(self) -> float:
-        """Of the two top-1 accuracies: high only where both are."""
-        base, novel = self.base["top-1"], self.novel["top-1"]
-        return 2 * base * novel / (base + novel) if base + novel else 0.0
-
-    def __str__(self) -> str:
-        return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
 
 
 def evaluate_retrieval(
@@ -101,7 +78,7 @@ def evaluate_retrieval(
     texts, truth = queries(found.data)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
-    facts = _facts(model, found.data, found.unreadable, data_config)
+    facts = describe_evaluation(model, found.data, found.unreadable, data_config)
     bank_scores = None
     if ask.bank:
         bank_scores = Products(embed(ask.bank), F.normalize(found.video, dim=-1))
@@ -122,7 +99,7 @@ def check_retrieval(
     """ValueError or DataError for what `evaluate_retrieval` refuses, before a clip is read."""
     facts = dataset_of(data)
     require_whole(facts, len(facts))
-    _need(facts, "caption", [bool(r.captions) for r in facts])
+    require_each(facts, "caption", [bool(r.captions) for r in facts])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
@@ -133,29 +110,6 @@ def check_retrieval(
     check_dual_softmax(dual_softmax)
     if bank and set(bank) <= set(queries(facts)[0]):  # QB-Norm would then be a dual softmax over the test set
         raise ValueError(f"all {len(bank)} captions of the bank are queries; give those of training videos")
-
-
-def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_shot: bool = False) -> None:
-    """ValueError or DataError for what `evaluate_recognition`, or `zero_shot`, refuses, before a clip is read."""
-    facts = dataset_of(data)
-    if zero_shot and len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
-    _check_labels(facts, facts.classes if zero_shot else _classifier(model).classes)
-
-
-def _classifier(model: VideoCLIP) -> Classifier:
-    if model.head is None:
-        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
-    return model.head
-
-
-def _check_labels(facts: VideoDataset, known: Sequence[str]) -> None:
-    """DataError for videos without a label, or with those of other classes than the known ones."""
-    if facts.classes and tuple(facts.classes) != tuple(known):
-        others = f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(known)}"
-        raise DataError(f"{others}; open the data with the classifier's classes")
-    require_whole(facts, len(facts))
-    _need(facts, "label", [r.label is not None for r in facts])
 
 
 def check_dual_softmax(temperature: float | None) -> None:
@@ -206,7 +160,7 @@ def _token_wise(
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
     frames, kept, lost = embed_frames(model, data, data_config, progress=progress)
     texts, truth = queries(kept)
-    facts = _facts(model, kept, lost, data_config)
+    facts = describe_evaluation(model, kept, lost, data_config)
     if rerank is None:
         score = partial(match_all, model, frames=frames, precision=data_config.precision, tokens=data_config.tokens)
         scores = Matrix(score(texts))
@@ -227,94 +181,6 @@ def _token_wise(
     return EvaluationResult(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
 
 
-def evaluate_recognition(
-    model: VideoCLIP,
-    data: VideoDataset | TapStore,
-    data_config: DataConfig | None = None,
-    *,
-    head: Classifier | None = None,
-    prompts: Sequence[str] = (),
-    progress: bool = False,
-    seed: int = 0,
-) -> EvaluationResult[RecognitionMetrics]:
-    """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
-
-    `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
-    classes are not the classifier's, in its order.
-    """
-    classifier = head if head is not None else _classifier(model)
-    _check_labels(dataset_of(data), classifier.classes)
-    found = embed_videos(model, data, data_config, whole=True, progress=progress)
-    with evaluating(classifier), torch.no_grad():
-        logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
-    data_config = resolve_data_config(model, data, data_config)
-    scores = average_views(logits.unflatten(0, found.views.shape[:2]), data_config.average)
-    labels = torch.tensor([r.label for r in found.data])
-    metrics = recognition_metrics(scores, labels, seed=seed)
-    facts = replace(_facts(model, found.data, found.unreadable, data_config), prompts=tuple(prompts))
-    return EvaluationResult(metrics, facts, classes=classifier.classes)
-
-
-def zero_shot(
-    model: VideoCLIP,
-    data: VideoDataset | TapStore,
-    data_config: DataConfig | None = None,
-    *,
-    templates: Sequence[str] = VIDEO_TEMPLATES,
-    progress: bool = False,
-) -> EvaluationResult[RecognitionMetrics]:
-    """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
-    check_recognition(model, data, zero_shot=True)
-    precision = resolve_data_config(model, data, data_config).precision
-    head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
-    return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)
-
-
-def _named_classes(
-    model: VideoCLIP, classes: Sequence[str], templates: Sequence[str], *, precision: str
-) -> TextClassifier:
-    """Return `model.text_classifier` of these names, its texts embedded at the precision of the videos."""
-    texts = [text for of_class in filled(classes, templates) for text in of_class]
-    means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
-    return TextClassifier(means, classes, scale=model.backbone.logit_scale).to(model.device)
-
-
-def base_to_novel(
-    model: VideoCLIP,
-    data: VideoDataset,
-    data_config: DataConfig | None = None,
-    *,
-    base: Sequence[str],
-    templates: Sequence[str] = VIDEO_TEMPLATES,
-    progress: bool = False,
-) -> BaseToNovel:
-    """How well a model that learned the classes `base` knows them, and all others of `data` by their names alone.
-
-    Both are recognised among their own names, zero-shot. Train on `base, novel = train.base_novel()`, its first half,
-    with classifier="text", and give `base.classes` here.
-    """
-    novel = [name for name in data.classes if name not in base]
-    halves = data.of_classes(base), data.of_classes(novel)
-    return BaseToNovel(
-        *(zero_shot(model, half, data_config, templates=templates, progress=progress) for half in halves)
-    )
-
-
-def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
-    """Class scores of clips from the logits of their views: the mean logit, or the log of the mean probability.
-
-    The log ranks as the probability does, and classes whose probability is too small for a float keep their order.
-    Both are the logits themselves for one view.
-    """
-    if average not in AVERAGES:
-        raise ValueError(f"unknown average {average!r}; choose one of {', '.join(AVERAGES)}")
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    if average == "logits":
-        return logits.mean(dim=1)
-    return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
-
-
 def video_indices(data: VideoDataset) -> Int[Tensor, " m"]:
     """For every caption of `data`, in order, the row of its video."""
     return torch.tensor([row for row, record in enumerate(data) for _ in record.captions])
@@ -333,31 +199,3 @@ def queries(data: VideoDataset) -> tuple[list[str], Tensor]:
     for column, record in enumerate(data):
         truth[[place[caption] for caption in record.captions], column] = True
     return texts, truth
-
-
-def _facts(model: VideoCLIP, kept: VideoDataset, lost: tuple[VideoError, ...], data_config: DataConfig) -> Facts:
-    return Facts(
-        model.describe(),
-        kept.name,
-        len(kept),
-        kept.protocol_spec.videos,
-        data_hash(kept),
-        data_config,
-        resolve(data_config.precision, model.device),
-        tuple(str(path) for path in kept.missing),
-        lost,
-        listed=kept.protocol_spec.listed,
-    )
-
-
-def _need(data: VideoDataset, what: str, has: Sequence[bool]) -> None:
-    without = [record.path for record, ok in zip(data, has, strict=True) if not ok]
-    if without:
-        raise DataError(
-            f"{len(without)} of {len(data)} videos of {data.name} have no {what}, first {without[0]}; give it one, or "
-            "leave them out of the data"
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

@@ -1,0 +1,164 @@
+"""Recognition of a data set by a model: its classifier, zero-shot by class names, base-to-novel.
+
+Contract: model and data in, an EvaluationResult out with metrics, intervals, N and what could not be read. Embeddings
+come from features/embed.py, metrics from metrics/. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvid.config.data_config import AVERAGES, DataConfig
+from clipvid.config.settings import VIDEO_TEMPLATES
+from clipvid.data.records import VideoDataset
+from clipvid.errors import DataError
+from clipvid.evaluation.describe import describe_evaluation, require_each
+from clipvid.evaluation.metrics import (
+    RecognitionMetrics,
+    recognition_metrics,
+)
+from clipvid.evaluation.results import EvaluationResult
+from clipvid.features.embed import embed_texts, embed_videos, require_whole, resolve_data_config
+from clipvid.features.source import TapStore, dataset_of
+from clipvid.models.heads import Classifier, TextClassifier
+from clipvid.models.heads import prompts as filled
+from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.inference import evaluating
+
+
+@dataclass(frozen=True)
+class BaseToNovel:
+    """Recognition of classes that were learned and of classes that were not."""
+
+    base: EvaluationResult[RecognitionMetrics]
+    novel: EvaluationResult[RecognitionMetrics]
+
+    @property
+    def harmonic_mean(self) -> float:
+        """Of the two top-1 accuracies: high only where both are."""
+        base, novel = self.base["top-1"], self.novel["top-1"]
+        return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+    def __str__(self) -> str:
+        return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
+
+
+def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_shot: bool = False) -> None:
+    """ValueError or DataError for what `evaluate_recognition`, or `zero_shot`, refuses, before a clip is read."""
+    facts = dataset_of(data)
+    if zero_shot and len(facts.classes) < 2:
+        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
+    _check_labels(facts, facts.classes if zero_shot else _classifier(model).classes)
+
+
+def _classifier(model: VideoCLIP) -> Classifier:
+    if model.head is None:
+        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
+    return model.head
+
+
+def _check_labels(facts: VideoDataset, known: Sequence[str]) -> None:
+    """DataError for videos without a label, or with those of other classes than the known ones."""
+    if facts.classes and tuple(facts.classes) != tuple(known):
+        others = f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(known)}"
+        raise DataError(f"{others}; open the data with the classifier's classes")
+    require_whole(facts, len(facts))
+    require_each(facts, "label", [r.label is not None for r in facts])
+
+
+def evaluate_recognition(
+    model: VideoCLIP,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
+    *,
+    head: Classifier | None = None,
+    prompts: Sequence[str] = (),
+    progress: bool = False,
+    seed: int = 0,
+) -> EvaluationResult[RecognitionMetrics]:
+    """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
+
+    `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
+    classes are not the classifier's, in its order.
+    """
+    classifier = head if head is not None else _classifier(model)
+    _check_labels(dataset_of(data), classifier.classes)
+    found = embed_videos(model, data, data_config, whole=True, progress=progress)
+    with evaluating(classifier), torch.no_grad():
+        logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
+    data_config = resolve_data_config(model, data, data_config)
+    scores = average_views(logits.unflatten(0, found.views.shape[:2]), data_config.average)
+    labels = torch.tensor([r.label for r in found.data])
+    metrics = recognition_metrics(scores, labels, seed=seed)
+    facts = replace(describe_evaluation(model, found.data, found.unreadable, data_config), prompts=tuple(prompts))
+    return EvaluationResult(metrics, facts, classes=classifier.classes)
+
+
+def zero_shot(
+    model: VideoCLIP,
+    data: VideoDataset | TapStore,
+    data_config: DataConfig | None = None,
+    *,
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+    progress: bool = False,
+) -> EvaluationResult[RecognitionMetrics]:
+    """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
+    check_recognition(model, data, zero_shot=True)
+    precision = resolve_data_config(model, data, data_config).precision
+    head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
+    return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)
+
+
+def _named_classes(
+    model: VideoCLIP, classes: Sequence[str], templates: Sequence[str], *, precision: str
+) -> TextClassifier:
+    """Return `model.text_classifier` of these names, its texts embedded at the precision of the videos."""
+    texts = [text for of_class in filled(classes, templates) for text in of_class]
+    means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
+    return TextClassifier(means, classes, scale=model.backbone.logit_scale).to(model.device)
+
+
+def base_to_novel(
+    model: VideoCLIP,
+    data: VideoDataset,
+    data_config: DataConfig | None = None,
+    *,
+    base: Sequence[str],
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+    progress: bool = False,
+) -> BaseToNovel:
+    """How well a model that learned the classes `base` knows them, and all others of `data` by their names alone.
+
+    Both are recognised among their own names, zero-shot. Train on `base, novel = train.base_novel()`, its first half,
+    with classifier="text", and give `base.classes` here.
+    """
+    novel = [name for name in data.classes if name not in base]
+    halves = data.of_classes(base), data.of_classes(novel)
+    return BaseToNovel(
+        *(zero_shot(model, half, data_config, templates=templates, progress=progress) for half in halves)
+    )
+
+
+def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
+    """Class scores of clips from the logits of their views: the mean logit, or the log of the mean probability.
+
+    The log ranks as the probability does, and classes whose probability is too small for a float keep their order.
+    Both are the logits themselves for one view.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"unknown average {average!r}; choose one of {', '.join(AVERAGES)}")
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if average == "logits":
+        return logits.mean(dim=1)
+    return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
