@@ -111,3 +111,10 @@ def test_the_architecture_page_shows_every_room_with_its_sentence():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     shown = page.partition("<!-- rooms:begin -->\n")[2].partition("<!-- rooms:end -->")[0]
     assert shown.splitlines()[2:] == rows
+
+
+def test_the_structure_keeps_its_limits():
+    figures = structure.measure(PACKAGE)
+    assert not {name: figures[name] for name, limit in structure.LIMITS.items() if figures[name] > limit}
+    assert not structure.long_files(PACKAGE)
+    assert len(structure.long_functions(PACKAGE)) <= 2

@@ -142,37 +142,53 @@ def index(
     if not Path(videos).exists():
         raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
     require_writable(out, folder=True)
-    known = (Path(out) / INDEX).is_file()
-    if add and known:
+    exists = (Path(out) / INDEX).is_file()
+    if add and exists:
         given = {"model": model, "pretrained": pretrained, "frames": frames, "kind": kind, "precision": precision}
         refuse(f"{out} knows its model, frames, kind and precision", **given)
-    kept = f"{out.rstrip('/')}.profile.json"
     with held(out, whole=True):
-        if not add and known:
-            raise FileExistsError(f"{out} holds an index; give --add true to go on with it, or another --out")
-        if not known and Path(out).exists() and any(Path(out).iterdir()):
-            raise FileExistsError(
-                f"{out} holds other files, and an index needs a folder of its own; give another --out"
-            )
-        from clipvid.features.encode import trained_data_config  # which takes seconds, and refuses none of the above
-        from clipvid.search.index import VideoIndex
-
+        _check_index_folder(Path(out), exists=exists, add=add)
         if add:
-            found = VideoIndex.load(out, index_model(out, device))
+            from clipvid.search.index import VideoIndex
+
+            index = VideoIndex.load(out, index_model(out, device))
         else:
-            video_model = named_model(model, pretrained, device=device, plain="mean")
-            data_config = trained_data_config(video_model)
-            frames = data_config.frames if frames is None else frames
-            chosen = {"kind": kind or "flat", "precision": precision or "auto"}
-            found = VideoIndex(video_model, frames=frames, sampler=data_config.sampler, **chosen)
-            found.note = lasting(model, pretrained)
-        with found.saving_to(out), profiled_to(kept, asked=profile):  # which keeps what an interruption leaves
-            found.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
-    if not len(found):
-        show_unreadable(found.skipped)
+            settings = {"frames": frames, "kind": kind, "precision": precision}
+            index = _new_index(model, pretrained, device=device, settings=settings)
+        # An interruption leaves a saved index
+        with index.saving_to(out), profiled_to(f"{out.rstrip('/')}.profile.json", asked=profile):
+            index.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+    if not len(index):
+        show_unreadable(index.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
-    print(f"{pluralize(len(found), 'video')} in {out}")
-    show_unreadable(found.skipped)
+    print(f"{pluralize(len(index), 'video')} in {out}")
+    show_unreadable(index.skipped)
+
+
+def _check_index_folder(out: Path, *, exists: bool, add: bool) -> None:
+    """Raise FileExistsError for an index that is not to be extended, and for a folder of other files."""
+    if exists and not add:
+        raise FileExistsError(f"{out} holds an index; give --add true to go on with it, or another --out")
+    if not exists and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds other files, and an index needs a folder of its own; give another --out")
+
+
+def _new_index(model: str | None, pretrained: str | None, *, device: str, settings: dict[str, Any]) -> Any:
+    """Return an empty index of the named model, with its data config where `settings` leave it open."""
+    from clipvid.features.encode import trained_data_config
+    from clipvid.search.index import VideoIndex
+
+    video_model = named_model(model, pretrained, device=device, plain="mean")
+    data_config = trained_data_config(video_model)
+    index = VideoIndex(
+        video_model,
+        frames=data_config.frames if settings["frames"] is None else settings["frames"],
+        sampler=data_config.sampler,
+        kind=settings["kind"] or "flat",
+        precision=settings["precision"] or "auto",
+    )
+    index.note = lasting(model, pretrained)
+    return index
 
 
 def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int = 0, device: str = "auto") -> None:

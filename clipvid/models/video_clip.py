@@ -41,9 +41,8 @@ _DISABLED: ContextVar[tuple[VideoCLIP, ...]] = ContextVar("clipvid_disabled", de
 class VideoCLIP(nn.Module):
     """A video model made of a frozen base model and a branch that trains.
 
-    `head` is an optional classifier for recognition, `similarity` what retrieval compares: "mean" (the cosine of the
-    mean over frames) or a token-wise head, "wti", "mug" or "mug_simple". Build one with `attach`, `create_model` or
-    `load`.
+    `head` is an optional classifier; `similarity` is what retrieval compares: "mean" (cosine of the mean over frames),
+    "wti", "mug" or "mug_simple" (token-wise heads). Build one with `attach`, `create_model` or `load`.
     """
 
     def __init__(
