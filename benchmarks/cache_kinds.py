@@ -32,7 +32,7 @@ from clipvid.runtime.precision import resolve
 from clipvid.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "cache_kinds.json"
-WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "trunk"), ("int8", "trunk"))
+WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "first_layer"), ("int8", "first_layer"))
 DEPTH, FRAMES = 4, 8
 
 

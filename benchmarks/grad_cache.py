@@ -102,7 +102,9 @@ def batch(model: VideoCLIP, store: TapStore, row: Row) -> TrainBatch:
 
 
 def config(row: Row) -> TrainConfig:
-    return TrainConfig(batch_size=row.batch, chunk=row.chunk, activation_checkpointing=row.activation_checkpointing)
+    return TrainConfig(
+        batch_size=row.batch, micro_batch_size=row.chunk, activation_checkpointing=row.activation_checkpointing
+    )
 
 
 def measured(setup: Setup, row: Row) -> dict[str, Any]:
@@ -190,7 +192,7 @@ def main() -> None:
     rows = [alone(setup, row) for row in ways]
     for row in rows[2:]:
         row["of small and embeddings"] = row["peak MiB"] / (rows[0]["peak MiB"] + embeddings)
-    apart = difference(setup, size=args.small, chunk=max(1, args.small // 4))
+    apart = difference(setup, size=args.small, micro_batch_size=max(1, args.small // 4))
     told = {"embeddings MiB": embeddings, "gradient MiB": weights, "gradients apart": apart}
     print(json.dumps(told), [row["of small and embeddings"] for row in rows[2:]])
     write_json(args.out, {"command": invocation(), **vars(setup), **told, "commit": COMMIT, **machine(), "rows": rows})

@@ -47,7 +47,7 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import TEMPLATES, load_backbone
-from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.memory import encode_dataset
 from clipvid.features.source import TapStore
@@ -191,7 +191,7 @@ def best_rate(bench: Bench, name: str) -> float:
 def without_training(bench: Bench) -> dict[str, Any]:
     """CLIP's own mean over frames."""
     model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
-    motion = zero_shot(model, test, templates=TEMPLATES)["top-1"]
+    motion = evaluate_zero_shot(model, test, templates=TEMPLATES)["top-1"]
     return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipvid.config.settings import TrainConfig as TrainConfig
     from clipvid.data.open import open_dataset as open_dataset
     from clipvid.evaluation.recognition import evaluate_recognition as evaluate_recognition
-    from clipvid.evaluation.recognition import zero_shot as zero_shot
+    from clipvid.evaluation.recognition import evaluate_zero_shot as evaluate_zero_shot
     from clipvid.evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
     from clipvid.models.backbone.taps import Taps as Taps
     from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
@@ -47,7 +47,7 @@ _OWNERS = {
     "DataConfig": "clipvid.config.data_config",
     "evaluate_retrieval": "clipvid.evaluation.retrieval",
     "evaluate_recognition": "clipvid.evaluation.recognition",
-    "zero_shot": "clipvid.evaluation.recognition",
+    "evaluate_zero_shot": "clipvid.evaluation.recognition",
     "VideoIndex": "clipvid.search.index",
 }
 
@@ -65,7 +65,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "DataConfig",
     "evaluate_retrieval",
     "evaluate_recognition",
-    "zero_shot",
+    "evaluate_zero_shot",
     "VideoIndex",
 ]
 

@@ -139,9 +139,9 @@ def pipeline(found: Mapping[str, Any]) -> str:
 
 
 def chunks(found: Mapping[str, Any]) -> str:
-    head = ("batch", "chunk", "layers recomputed", "peak MiB", "seconds a step")
+    head = ("batch", "micro_batch_size", "layers recomputed", "peak MiB", "seconds a step")
     rows = [
-        (str(row["batch"]), str(row["chunk"] or "-"), "yes" if row["activation_checkpointing"] else "no",
+        (str(row["batch"]), str(row["micro_batch_size"] or "-"), "yes" if row["activation_checkpointing"] else "no",
          f"{row['peak MiB']:.0f}",
          _digits(row["s a step"]))
         for row in found["rows"]

@@ -18,7 +18,7 @@ from clipvid.data.records import ProtocolSpec, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.compare import compare
 from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
-from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import data_hash, read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
@@ -156,7 +156,7 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
 
 def test_cards_say_what_else_decides_the_figures(model, data):
     plain, photo = (
-        zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
+        evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
     assert (plain["prompts"], photo["prompts"]) == (["{}"], ["a photo of a {}."])
     assert "prompts a photo of a {}." in compare(plain, photo, n=20)

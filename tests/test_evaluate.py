@@ -20,7 +20,7 @@ from clipvid.errors import DataError
 from clipvid.evaluation.compare import summarize
 from clipvid.evaluation.html_report import write_report
 from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
-from clipvid.evaluation.recognition import base_to_novel, evaluate_recognition, zero_shot
+from clipvid.evaluation.recognition import base_to_novel, evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval, queries
 from clipvid.features.embed import embed_texts, embed_videos
@@ -56,7 +56,7 @@ def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
     with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the figures would be over an easier gal"):
         evaluate_retrieval(model, broken, skip)
     with pytest.raises(DataError, match="allow it with allow_missing"):
-        zero_shot(model, broken, skip)
+        evaluate_zero_shot(model, broken, skip)
     with pytest.raises(DataError, match="19 are here"):
         evaluate_retrieval(model, encode_dataset(model, broken, skip))
 
@@ -199,7 +199,7 @@ def test_class_names_are_embedded_at_the_precision_of_the_videos(model, data, mo
 
     monkeypatch.setattr(type(model), "encode_text", spy)
     for precision in ("32-true", "bf16-mixed"):
-        zero_shot(model, data, replace(DATA_CONFIG, precision=precision))
+        evaluate_zero_shot(model, data, replace(DATA_CONFIG, precision=precision))
     assert seen == [False, True]
 
 
@@ -207,8 +207,8 @@ def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
     learned = data.base_novel()[1].classes  # of a training set whose counts are the other way round
     found = base_to_novel(model, data, DATA_CONFIG, base=learned)
     base, novel = data.of_classes(learned), data.of_classes([c for c in data.classes if c not in learned])
-    assert found.base["top-1"] == zero_shot(model, base, DATA_CONFIG)["top-1"]
-    assert found.novel["top-1"] == zero_shot(model, novel, DATA_CONFIG)["top-1"]
+    assert found.base["top-1"] == evaluate_zero_shot(model, base, DATA_CONFIG)["top-1"]
+    assert found.novel["top-1"] == evaluate_zero_shot(model, novel, DATA_CONFIG)["top-1"]
     first, second = found.base["top-1"], found.novel["top-1"]
     assert found.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
     assert "harmonic mean" in str(found)

@@ -146,7 +146,7 @@ def test_attention_is_the_plain_products_in_both_directions(tokens):
         close(got.grad, want.grad, 0.04)
 
 
-@pytest.mark.parametrize("mode", ["taps", "trunk"])
+@pytest.mark.parametrize("mode", ["taps", "first_layer"])
 def test_taps_that_were_kept_are_the_live_ones(clips, tmp_path, mode):
     """Equal bits in `taps`; a trunk runs its last blocks again."""
     model = made()
@@ -199,7 +199,7 @@ def test_chunks_and_recomputed_layers_give_the_gradient_of_the_whole_batch():
     found = {}
     for name, changes, checkpointed in (
         ("whole", {}, False),
-        ("chunks", {"chunk": 2}, False),
+        ("chunks", {"micro_batch_size": 2}, False),
         ("checkpointed", {}, True),
     ):
         model.branch.set_activation_checkpointing(checkpointed)

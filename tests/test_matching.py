@@ -51,10 +51,10 @@ def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
         whole = model.match(model.text_features(words), frames.embeddings, mask=frames.mask)
     torch.testing.assert_close(match_all(model, words, frames, precision="32-true"), whole, atol=1e-6, rtol=0)
     monkeypatch.setattr(token_wise, "PIECE", 100)
-    pieces = match_all(model, words, frames, precision="32-true", chunk=5)
+    pieces = match_all(model, words, frames, precision="32-true", batch_size=5)
     torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=0)
     only = torch.rand(whole.shape) > 0.5
-    some = match_all(model, words, frames, only=only, precision="32-true", chunk=5)
+    some = match_all(model, words, frames, only=only, precision="32-true", batch_size=5)
     torch.testing.assert_close(some[only], whole[only], atol=1e-6, rtol=0)
     assert (some[~only] == -torch.inf).all()
 

@@ -121,13 +121,15 @@ def test_chunks_give_the_gradient_of_the_whole_batch(base, clips, case):
     whole = gradients(model, work, config)
     assert {"log_scale"} < set(whole)
     assert CASES[case].get("train_clip", "none") == "none" or any("ln_final" in name for name in whole)
-    assert apart(gradients(model, work, replace(config, chunk=3)), whole) < 1e-5
+    assert apart(gradients(model, work, replace(config, micro_batch_size=3)), whole) < 1e-5
     exact = doubled(model)
     text = work.text.double() if work.text.is_floating_point() else work.text
     work = TrainBatch(
         0, model.transform(work.video).double(), mask=None, text=text, video_index=work.video_index, labels=work.labels
     )
-    assert apart_each(gradients(exact, work, replace(config, chunk=3)), gradients(exact, work, config)) < 1e-6
+    assert (
+        apart_each(gradients(exact, work, replace(config, micro_batch_size=3)), gradients(exact, work, config)) < 1e-6
+    )
 
 
 def doubled(model: VideoCLIP) -> VideoCLIP:
@@ -142,7 +144,7 @@ def test_from_stored_taps_too_of_which_a_chunk_alone_is_read_at_a_time(base, cli
     sizes: list[int] = []
     read = TapStore.batch
     monkeypatch.setattr(TapStore, "batch", lambda self, rows: sizes.append(len(rows)) or read(self, rows))
-    assert apart(gradients(model, store, asked(chunk=3)), whole) < 1e-5
+    assert apart(gradients(model, store, asked(micro_batch_size=3)), whole) < 1e-5
     assert sizes == [3, 3, 1, *sizes[3:]]
     assert sorted(sizes[3:]) == [1, 3, 3], "and once more, backwards"
 
@@ -158,7 +160,7 @@ def test_padding_frames_are_left_out_whichever_chunk_they_are_in(base):
     sources = [(video, mask), (model.taps(video, mask=mask), None), (CachedClips(store, range(5), video.device), None)]
     whole = Retrieval(model, asked())(TrainBatch(0, video, **given))
     for source, own in sources:
-        loss = Retrieval(model, asked(chunk=2))(TrainBatch(0, source, **{**given, "mask": own}))
+        loss = Retrieval(model, asked(micro_batch_size=2))(TrainBatch(0, source, **{**given, "mask": own}))
         torch.testing.assert_close(loss, whole, atol=1e-5, rtol=0)
     unmasked = Retrieval(model, asked())(TrainBatch(0, video, **{**given, "mask": None}))
     assert float((unmasked - whole).detach().abs()) > 1e-4
@@ -168,7 +170,7 @@ def test_padding_frames_are_left_out_whichever_chunk_they_are_in(base):
 def test_what_a_layer_leaves_out_at_random_it_leaves_out_again(base, clips, monkeypatch, activation_checkpointing):
     """Against the same chunks with everything kept: what chunks draw differs from what the whole batch would."""
     model = made(base, drop=0.5, train_clip="text")
-    config = asked(chunk=2, learn_temperature=True)
+    config = asked(micro_batch_size=2, learn_temperature=True)
     model.branch.set_activation_checkpointing(activation_checkpointing)
     got = gradients(model, clips, config)
     state = torch.get_rng_state()
@@ -184,7 +186,7 @@ def test_what_a_layer_leaves_out_at_random_it_leaves_out_again(base, clips, monk
 def test_chunks_add_their_gradients_up_in_float32_also_where_they_compute_in_bf16(base, clips):
     model = made(base)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        whole, got = (gradients(model, clips, asked(chunk=chunk)) for chunk in (0, 1))
+        whole, got = (gradients(model, clips, asked(micro_batch_size=chunk)) for chunk in (0, 1))
     name = "model.branch.layers.1.block.mlp.0.weight"
     rounded = [float((g[name] == g[name].bfloat16()).float().mean()) for g in (whole, got)]
     assert rounded[0] == 1, "of a batch in one pass it comes in bf16"
@@ -217,7 +219,7 @@ class Live(TorchDispatchMode):
 
 def peak(model, store, *, size: int, chunk: int = 0) -> int:
     """Bytes that loss and gradient of so many stored clips need at once, their gradient among them."""
-    config, places = asked(batch_size=size, chunk=chunk), list(range(size))
+    config, places = asked(batch_size=size, micro_batch_size=chunk), list(range(size))
     video_index = torch.arange(size)
     clips = CachedClips(store, places, model.device)
     given = {"mask": None, "text": torch.eye(size, model.embed_dim), "video_index": video_index, "labels": video_index}
@@ -256,7 +258,7 @@ def test_pixels_become_floats_a_chunk_at_a_time(base, clips, monkeypatch):
     sizes: list[int] = []
     prepare = VideoCLIP._prepared
     monkeypatch.setattr(VideoCLIP, "_prepared", lambda self, v, *a: sizes.append(len(v)) or prepare(self, v, *a))
-    gradients(model, clips, asked(chunk=2))
+    gradients(model, clips, asked(micro_batch_size=2))
     assert sorted(sizes) == [1, 1, 2, 2, 2, 2, 2, 2], "each clip passes twice"
 
 
@@ -264,7 +266,9 @@ def test_a_run_in_chunks_has_the_losses_of_one_without(base, clips):
     losses = []
     for chunk in (0, 2):
         model = made(base)
-        config = asked(epochs=4, batch_size=4, warmup=0.0, chunk=chunk, learn_temperature=True, cache_taps=True)
+        config = asked(
+            epochs=4, batch_size=4, warmup=0.0, micro_batch_size=chunk, learn_temperature=True, cache_taps=True
+        )
         losses.append([entry["loss"] for entry in train(model, clips, None, config, progress=False).history])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)  # four epochs let the order of sums grow
     assert losses[0][0] - losses[0][-1] > 0.1
@@ -272,7 +276,12 @@ def test_a_run_in_chunks_has_the_losses_of_one_without(base, clips):
 
 def test_a_run_in_chunks_that_broke_off_ends_in_the_bits_of_one_that_did_not(base, clips, tmp_path, monkeypatch):
     config = asked(
-        epochs=2, batch_size=3, chunk=2, activation_checkpointing=True, checkpoint_every=1, captions_per_video=1
+        epochs=2,
+        batch_size=3,
+        micro_batch_size=2,
+        activation_checkpointing=True,
+        checkpoint_every=1,
+        captions_per_video=1,
     )
 
     def run(out, *, resume=False):
@@ -330,19 +339,22 @@ def test_captions_of_unequal_length_are_filled_up_with_tokens_that_do_not_count(
     [
         ({"task": "recognition"}, "'recognition' is a mean over clips, so accumulate adds up smaller batches"),
         ({"task": "selfsup"}, "'selfsup' compares regions across the batch"),
-        ({"batch_size": 2}, "got chunk=2 and batch_size=2; take a smaller chunk, or 0"),
-        ({"chunk": -1}, "chunk is a whole number from 0 on, got -1"),
+        ({"batch_size": 2}, "micro_batch_size must be below batch_size 2, got 2; lower it, or give 0"),
+        ({"micro_batch_size": -1}, "micro_batch_size is a whole number from 0 on, got -1"),
     ],
 )
 def test_chunks_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        TrainConfig(**{"chunk": 2, "batch_size": 4, **changes})
+        TrainConfig(**{"micro_batch_size": 2, "batch_size": 4, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"chunk": 2}, "compile and chunk do not go together: a compiled pass draws other chances; drop one"),
+        (
+            {"micro_batch_size": 2},
+            "compile and micro_batch_size do not go together: a compiled pass draws other chances; drop one",
+        ),
         ({"activation_checkpointing": True}, "compile and activation_checkpointing do not go together"),
         ({"task": "selfsup"}, "selfsup runs the branch in parts, which compile does not fuse; leave out compile"),
     ],

@@ -17,7 +17,7 @@ PACKAGE = Path(clipvid.__file__).parent
 PUBLIC = [
     "VideoCLIP", "VideoIndex", "Taps", "TrainConfig", "DataConfig",
     "create_model", "attach", "load", "load_stan_checkpoint",
-    "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "zero_shot",
+    "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "evaluate_zero_shot",
 ]  # fmt: skip
 
 

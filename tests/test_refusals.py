@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
         ("train --cache_kind int8", "nothing is kept without --cache; leave out --cache_kind int8"),
         ("train --cache_mode taps", "nothing is kept without --cache; leave out --cache_mode taps"),
         ("eval --cache_kind bf16", "nothing is kept without --cache; leave out --cache_kind bf16"),
-        ("eval --cache_mode trunk", "nothing is kept without --cache; leave out --cache_mode trunk"),
+        ("eval --cache_mode first_layer", "nothing is kept without --cache; leave out --cache_mode first_layer"),
         ("embed --cache_kind fp32", "nothing is kept without --taps; leave out --cache_kind fp32"),
         ("train --shots 1 --val_fraction 0.1", "--shots says what to validate on; leave out --val_fraction 0.1"),
         ("train --val x --val_fraction 0.5", "--val says what to validate on; leave out --val_fraction 0.5"),
@@ -297,7 +297,7 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
     ("words", "said"),
     [
         ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
-        ("--task recognition", "this model has no classifier; train one (task recognition), or use zero_shot"),
+        ("--task recognition", "this model has no classifier; train one (task recognition), or use evaluate_zero_shot"),
         ("--format videos", "4 of 4 videos of test have no caption, first "),
         ("--format folder", "test has classes and no captions, which retrieval compares; give --zero_shot true"),
         ("--format folder --task recognition", "this model has no classifier; train one (task recognition), or use"),

@@ -59,7 +59,7 @@ def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
 @pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
 def test_the_kind_follows_the_precision_unless_one_is_asked_for(model, tmp_path, precision, kind):
     data_config = replace(DATA_CONFIG, precision=precision)
-    for mode in ("taps", "trunk"):
+    for mode in ("taps", "first_layer"):
         assert TapCache(tmp_path, mode=mode).cache_key(model, data_config).kind == kind
         assert TapCache(tmp_path, mode=mode).origin(model, data_config) == f"a tap cache of kind {kind} and mode {mode}"
     for asked in codec.KINDS:
@@ -154,7 +154,9 @@ def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_p
     assert cache.cache_key(model, same) == cache.cache_key(model, DATA_CONFIG)
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("fp32", "taps"), ("fp32", "trunk"), ("int8", "taps"), ("int8", "trunk")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("fp32", "taps"), ("fp32", "first_layer"), ("int8", "taps"), ("int8", "first_layer")]
+)
 def test_clips_that_are_there_as_another_kind_or_mode_are_pointed_out(model, data, tmp_path, kind, mode):
     TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
     advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"

@@ -20,7 +20,7 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.evaluation.metrics import retrieval_metrics
-from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     [
         (None, "this run reads videos"),
         ({"kind": "int8"}, "this run reads a tap cache of kind int8 and mode taps"),
-        ({"mode": "trunk"}, "this run reads a tap cache of kind fp32 and mode trunk"),
+        ({"mode": "first_layer"}, "this run reads a tap cache of kind fp32 and mode first_layer"),
     ],
 )
 def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, tmp_path, options, other):
@@ -376,11 +376,11 @@ def test_a_collapsed_model_scores_chance_not_everything():
 
 
 def test_zero_shot_is_recognition_with_class_names(mini, clips):
-    found = zero_shot(fresh(mini), clips, DATA_CONFIG, templates=("a {} clip",))
+    found = evaluate_zero_shot(fresh(mini), clips, DATA_CONFIG, templates=("a {} clip",))
     assert found.metrics.n == 8
     assert 0 <= found["top-1"] <= 100
     with pytest.raises(DataError, match=r"has no class names"):
-        zero_shot(fresh(mini), unlabelled(clips), DATA_CONFIG)
+        evaluate_zero_shot(fresh(mini), unlabelled(clips), DATA_CONFIG)
 
 
 def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path):

@@ -99,7 +99,7 @@ def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(dat
     live = unit(model, data, data_config)
     with model.branch_disabled():
         assert (unit(model, data, data_config) - live).abs().max() > 0.1, "the branch says something"
-    cache = TapCache(tmp_path, mode="trunk")
+    cache = TapCache(tmp_path, mode="first_layer")
     for _ in range(2):  # made now, and read again
         store = cache.store(model, data, data_config)
         assert torch.equal(unit(model, store), live)
@@ -113,7 +113,7 @@ def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(dat
         assert torch.equal(wanted.to(found.dtype), found)
     assert torch.equal(everything.batch([5, 0]).frames.to(kept.frames.dtype), store.batch([5, 0]).frames)
     exact = TapCache(tmp_path / "taps", kind=cache.cache_key(model, data_config).kind)
-    sizes = [c.needs(model, data, data_config) for c in (exact, TapCache(tmp_path / "trunk", mode="trunk"))]
+    sizes = [c.needs(model, data, data_config) for c in (exact, TapCache(tmp_path / "first_layer", mode="first_layer"))]
     assert sizes[1] < sizes[0] / len(levels) + len(data) * 3 * (4 * model.embed_dim + 1)  # and the frame embeddings
 
 
@@ -124,7 +124,7 @@ def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, mo
     assert torch.equal(unit(model, store), unit(model, data, data_config))
 
 
-@pytest.mark.parametrize("mode", ["taps", "trunk"])
+@pytest.mark.parametrize("mode", ["taps", "first_layer"])
 def test_cached_is_live_to_the_bit_in_16_mixed_too(data, tmp_path, model, mode):
     data_config = replace(DATA_CONFIG, precision="16-mixed")
     live = unit(model, data.subset(range(3)), data_config)
@@ -138,7 +138,7 @@ def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
     for precision in ("bf16-mixed", "32-true"):
         data_config = replace(DATA_CONFIG, precision=precision)
         live = unit(model, data, data_config)
-        for mode in ("taps", "trunk"):
+        for mode in ("taps", "first_layer"):
             for kind, far in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
                 store = TapCache(tmp_path / f"{kind}-{mode}", kind=kind, mode=mode).store(model, data, data_config)
                 assert (unit(model, store) - live).abs().max() <= far, (precision, mode, kind)
@@ -147,22 +147,22 @@ def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
 def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path):
     for trunk, why in (("EVA", "Eva is not a plain ViT"), ("ConvNeXt", "ConvNeXt is not a plain ViT")):
         with pytest.raises(BackboneError, match=f"{why}.*cache all levels with mode taps"):
-            TapCache(tmp_path, mode="trunk").store(attach(tiny(trunk), depth=2), data, DATA_CONFIG)
+            TapCache(tmp_path, mode="first_layer").store(attach(tiny(trunk), depth=2), data, DATA_CONFIG)
     with pytest.raises(BackboneError, match="register tokens, which its blocks need"):
-        TapCache(tmp_path, mode="trunk").needs(attach(tiny("registers"), depth=2), data, DATA_CONFIG)
-    with pytest.raises(ValueError, match="this branch reads no inner level, so there is no trunk to keep"):
-        TapCache(tmp_path, mode="trunk").store(create_model("clipvid-mini", branch="mean"), data, DATA_CONFIG)
-    with pytest.raises(ValueError, match="unknown mode 'stem'; choose one of taps, trunk"):
+        TapCache(tmp_path, mode="first_layer").needs(attach(tiny("registers"), depth=2), data, DATA_CONFIG)
+    with pytest.raises(ValueError, match="this branch reads no inner level, so there is no first layer to cache"):
+        TapCache(tmp_path, mode="first_layer").store(create_model("clipvid-mini", branch="mean"), data, DATA_CONFIG)
+    with pytest.raises(ValueError, match="unknown mode 'stem'; choose one of taps, first_layer"):
         TapCache(tmp_path, mode="stem")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(data, tmp_path):
     model = create_model("clipvid-mini", depth=3)
-    recipes = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "trunk")]
+    recipes = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "first_layer")]
     assert recipes[0].key != recipes[1].key
     assert recipes[1].levels == (4,)
-    store = TapCache(tmp_path, mode="trunk").store(model, data, DATA_CONFIG)
+    store = TapCache(tmp_path, mode="first_layer").store(model, data, DATA_CONFIG)
     shallow, deep = attach(model.backbone, depth=2), attach(model.backbone, depth=4)
     assert torch.equal(store.read_by(shallow).batch([1]).patches[0], store.batch([1]).patches[1])
     assert not store.read_by(create_model("clipvid-mini", branch="mean")).batch([1]).patches
@@ -199,7 +199,7 @@ def test_training_from_a_trunk_is_training_from_taps(data, tmp_path, precision):
         config = TrainConfig(task="recognition", epochs=2, batch_size=1, data_config=data_config)
         return train(model, store, store, config, progress=False).history
 
-    assert trained("trunk") == trained("taps")
+    assert trained("first_layer") == trained("taps")
 
 
 def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatch):
@@ -217,11 +217,20 @@ def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatc
         "2",
     ]
     options += ["--data_config.precision", "32-true"]
-    given = ["train", str(many[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", "--cache_mode", "trunk"]
+    given = [
+        "train",
+        str(many[0].path.parent),
+        "--val_fraction",
+        "0.3",
+        "--cache",
+        "taps",
+        "--cache_mode",
+        "first_layer",
+    ]
     assert main([*given, *options]) == 0
     capsys.readouterr()
     assert main(["cache", "ls", "taps"]) == 0
     said = capsys.readouterr().out
     assert "12 clips" in said
     assert "levels 5, " in said
-    assert ", trunk, tower" in said
+    assert ", first_layer, tower" in said

@@ -52,7 +52,9 @@ def plainly(model, path, rows: torch.Tensor) -> torch.Tensor:
     [(12, 1, 1, 32, 8), (8, 3, 1, 5, 2), (4, 9, 1, 7, 3), (5, 2, 3, 64, 1), (12, 12, 5, 1, 4), (60, 1, 1, 32, 8)],
 )
 def test_every_window_is_the_plain_encoding_of_its_frames(model, path, window, stride, every, chunk, batch_size):
-    found = encoded(model, path, window=window, stride=stride, every=every, chunk=chunk, batch_size=batch_size)
+    found = encoded(
+        model, path, window=window, stride=stride, every=every, tower_batch_size=chunk, batch_size=batch_size
+    )
     kept = list(range(0, 60, every))
     starts = list(range(0, len(kept) - window + 1, stride))
     if starts[-1] != len(kept) - window:
@@ -71,14 +73,14 @@ def test_every_kind_of_branch_slides(path, branch):
     if branch == "timesformer":
         options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
     model = attach(load_backbone(), branch, options=options)
-    found = encoded(model, path, window=4, stride=20, chunk=16)
+    found = encoded(model, path, window=4, stride=20, tower_batch_size=16)
     torch.testing.assert_close(found.video, plainly(model, path, found.frames), atol=1e-5, rtol=0)
 
 
 def test_each_frame_passes_the_tower_once(model, path, monkeypatch):
     frames, reads = [], type(model).reads
     monkeypatch.setattr(type(model), "reads", lambda self, v, **k: frames.append(v.shape[1]) or reads(self, v, **k))
-    encoded(model, path, window=12, stride=1, chunk=13)
+    encoded(model, path, window=12, stride=1, tower_batch_size=13)
     assert sum(frames) == 60
     assert max(frames) == 13
 
@@ -124,7 +126,7 @@ def test_pictures_slide_without_times(model, tmp_path):
 
 
 def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
-    for wrong in ({"window": 0}, {"stride": 0}, {"chunk": 0}, {"batch_size": -1}):
+    for wrong in ({"window": 0}, {"stride": 0}, {"tower_batch_size": 0}, {"batch_size": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
             model.encode_windows(path, **wrong)  # at once, before anything is iterated
     with pytest.raises(ValueError, match="not both"):

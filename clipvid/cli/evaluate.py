@@ -80,7 +80,7 @@ def evaluate(
         report_queries: how many of them, the worst first.
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
         cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
-        cache_mode: taps (when left out) or trunk, as that cache was made.
+        cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace the files of out, report and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.
@@ -117,7 +117,7 @@ def _scorer(task: str, *, zero_shot: bool) -> Callable[..., Any]:
     """Return the function that scores a task; raise ValueError for an unknown task."""
     from clipvid.evaluation import recognition, retrieval
 
-    recognise = recognition.zero_shot if zero_shot else recognition.evaluate_recognition
+    recognise = recognition.evaluate_zero_shot if zero_shot else recognition.evaluate_recognition
     scorers: dict[str, Callable[..., Any]] = {"retrieval": retrieval.evaluate_retrieval, "recognition": recognise}
     if task not in scorers:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")

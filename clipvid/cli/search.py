@@ -53,7 +53,7 @@ def embed(
         pretrained: weights of a base model.
         taps: folder of a tap cache (`clipvid train --cache`): what is there is read, what is missing encoded and kept.
         cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
-        cache_mode: taps (when left out) or trunk, as that cache was made.
+        cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace the files of out and profile where they are there.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         profile: also print where the time went, and write it beside out, in a file ending in .profile.json.

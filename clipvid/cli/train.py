@@ -116,7 +116,8 @@ def fine_tune(  # not `train`: jsonargparse would look that up in the package, a
         allow_missing: go on without videos that the annotations name and that are not there.
         cache: folder in which the frozen tower's taps are kept for this and later runs: each clip is encoded once.
         cache_kind: auto (when left out), the type of the precision; bf16, fp16, fp32, or int8, the smallest.
-        cache_mode: taps (when left out); or trunk, one level for all: less place, the last blocks run for each batch.
+        cache_mode: taps (when left out); or first_layer, one level for all: less place, the last blocks run for each
+        batch.
         device: auto (a GPU where there is one), cpu, cuda or mps.
         resume: go on from the last checkpoint in out; with more epochs than it was planned for, the learning rates of
             the rest are planned anew.

@@ -46,9 +46,10 @@ class TrainConfig:
     """Passes over the training data. Resuming with another number reschedules the remaining learning rates."""
     batch_size: int = 32
     """Clips per step; the contrastive loss takes its negatives from the batch, so larger is better there."""
-    chunk: int = 0
+    micro_batch_size: int = 0
     """Gradient caching (Gao et al. 2021): clips per pass of the branch, and captions per pass of a trained text tower.
-    The gradient is that of the full batch, the memory that of one chunk; each clip is computed twice. 0: the batch in
+    The gradient is that of the full batch, the memory that of one micro_batch_size; each clip is computed twice. 0:
+    the batch in
     one pass. Retrieval only."""
     activation_checkpointing: bool = field(default=False, metadata=checks.FREE)
     """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
@@ -56,7 +57,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the branch with torch.compile: shorter steps, after a minute or more of compiling on two cores for each
     batch size and for validation; needs a C++ compiler. A resumed run equals an uninterrupted one within rounding. Not
-    with chunk or activation_checkpointing, whose second pass would draw different random numbers."""
+    with micro_batch_size or activation_checkpointing, whose second pass would draw different random numbers."""
     accumulate_grad_batches: int = 1
     """Batches whose gradients are summed before each optimizer step."""
     lr: float = 3e-4
@@ -182,27 +183,27 @@ class TrainConfig:
             checks.least(self, patience=1)
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
-        self._check_chunk()
+        self._check_micro_batches()
         self._check_compile()
         self._check_unused()
 
-    def _check_chunk(self) -> None:
-        checks.least(self, chunk=0)
-        if self.chunk and self.task != "retrieval":
+    def _check_micro_batches(self) -> None:
+        checks.least(self, micro_batch_size=0)
+        if self.micro_batch_size and self.task != "retrieval":
             others = {
                 "recognition": "is a mean over clips, so accumulate adds up smaller batches to the same gradient",
-                "selfsup": "compares regions across the batch, which chunk does not keep; lower batch_size",
+                "selfsup": "compares regions across the batch, which micro_batch_size does not keep; lower batch_size",
             }
-            raise ValueError(f"chunk is for task 'retrieval'; the loss of {self.task!r} {others[self.task]}")
-        if self.chunk >= self.batch_size:
+            raise ValueError(f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {others[self.task]}")
+        if self.micro_batch_size >= self.batch_size:
             raise ValueError(
-                f"chunk is a part of the batch, got chunk={self.chunk} and batch_size={self.batch_size}; take a "
-                "smaller chunk, or 0 for the batch in one pass"
+                f"micro_batch_size must be below batch_size {self.batch_size}, got {self.micro_batch_size}; lower it, "
+                "or give 0 for the batch in one pass"
             )
 
     def _check_compile(self) -> None:
-        if self.compile and (self.chunk or self.activation_checkpointing):
-            other = "chunk" if self.chunk else "activation_checkpointing"
+        if self.compile and (self.micro_batch_size or self.activation_checkpointing):
+            other = "micro_batch_size" if self.micro_batch_size else "activation_checkpointing"
             raise ValueError(f"compile and {other} do not go together: a compiled pass draws other chances; drop one")
         if self.compile and self.task == "selfsup":
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")

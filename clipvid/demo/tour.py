@@ -23,7 +23,7 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.evaluation.metrics import percent, share_interval
-from clipvid.evaluation.recognition import evaluate_recognition, zero_shot
+from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
@@ -181,7 +181,7 @@ def _train_and_score(
     zero = attach(backbone, "mean")
     table = {
         ROWS[0]: _retrieval(zero, stores["test"])
-        | {"motion top-1": _top1(zero_shot(zero, stores["test"], templates=TEMPLATES))}
+        | {"motion top-1": _top1(evaluate_zero_shot(zero, stores["test"], templates=TEMPLATES))}
     }
     mean = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
     runs: dict[str, TrainResult] = {}

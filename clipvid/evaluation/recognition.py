@@ -59,7 +59,7 @@ def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_s
 
 def _classifier(model: VideoCLIP) -> Classifier:
     if model.head is None:
-        raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
+        raise ValueError("this model has no classifier; train one (task recognition), or use evaluate_zero_shot")
     return model.head
 
 
@@ -100,7 +100,7 @@ def evaluate_recognition(
     return EvaluationResult(metrics, facts, classes=classifier.classes)
 
 
-def zero_shot(
+def evaluate_zero_shot(
     model: VideoCLIP,
     data: VideoDataset | TapStore,
     data_config: DataConfig | None = None,
@@ -141,7 +141,7 @@ def base_to_novel(
     novel = [name for name in data.classes if name not in base]
     halves = data.of_classes(base), data.of_classes(novel)
     return BaseToNovel(
-        *(zero_shot(model, half, data_config, templates=templates, progress=progress) for half in halves)
+        *(evaluate_zero_shot(model, half, data_config, templates=templates, progress=progress) for half in halves)
     )
 
 

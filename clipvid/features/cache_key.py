@@ -19,8 +19,8 @@ from clipvid.runtime.text import pluralize
 RECIPE = "cache_key.json"
 TEXT = "text-"
 """With this the names of folders of caption embeddings begin."""
-MODES = ("taps", "trunk")
-"""What is kept of the tower: taps, every level that the branch reads; trunk, the lowest of them alone."""
+MODES = ("taps", "first_layer")
+"""What is kept of the tower: taps, every level that the branch reads; first_layer, the lowest of them alone."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CacheKey:
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
         told = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
-        more = [", trunk"] if self.mode == "trunk" else []
+        more = [", first_layer"] if self.mode == "first_layer" else []
         more += [f", views drawn by {self.drawn}"] if self.drawn else []
         return f"{told}{''.join(more)}, tower {self.tower[:12]}"
 

@@ -170,7 +170,7 @@ def embed_texts(
     *,
     precision: str = "auto",
     tokens: int | None = None,
-    chunk: int = 256,
+    batch_size: int = 256,
     kept: TextCache | None = None,
 ) -> Tensor:
     """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
@@ -190,9 +190,9 @@ def embed_texts(
         cached = partial(kept.embedded, kept.cache_key(model.backbone, precision), embed=embed)
     distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
     parts = []
-    for start in range(0, len(distinct), chunk):
+    for start in range(0, len(distinct), batch_size):
         with stage("text"):
-            part: Any = list(distinct)[start : start + chunk]
+            part: Any = list(distinct)[start : start + batch_size]
             part = model.backbone.tokenize(part, longest=tokens) if has_taps(model) else part
             parts.append(cached(part))
     return torch.cat(parts)[[distinct[text] for text in texts]]

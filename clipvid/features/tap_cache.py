@@ -53,7 +53,8 @@ class TapCache:
         """Open a cache in `folder`, which need not exist yet.
 
         `kind` is how features are stored: auto, which rounds nothing (`kind_for`), or one of `codec.KINDS`. `mode` says
-        which features: taps, or trunk, the lowest level alone. Raise ValueError for any other kind or mode, and where
+        which features: taps, or first_layer, the lowest level alone. Raise ValueError for any other kind or mode, and
+        where
         the folder cannot be made.
         """
         for name, value, allowed in (("kind", kind, (codec.AUTO, *codec.KINDS)), ("mode", mode, MODES)):
@@ -77,7 +78,7 @@ class TapCache:
         follows the type of the tower's tokens. A trunk asked for as bf16 is stored as fp32 where tokens are not
         bfloat16: rounded in the middle of the tower, they would end elsewhere.
         """
-        if self.kind != codec.AUTO and (self.kind, self.mode) != ("bf16", "trunk"):
+        if self.kind != codec.AUTO and (self.kind, self.mode) != ("bf16", "first_layer"):
             return self.kind
         if self.mode == "taps" and (exact := _READ_LIVE.get(resolve(data_config.precision, model.device))):
             return exact
@@ -96,7 +97,7 @@ class TapCache:
             precision=resolve(data_config.precision, model.device),
             frames=data_config.frames,
             sampler=data_config.sampler,
-            levels=levels if self.mode == "taps" else _trunk_of(model),
+            levels=levels if self.mode == "taps" else _first_layer_of(model),
             kind=self.kind_for(model, data_config),
             mode=self.mode,
             drawn="" if augmented_views is None else str(augmented_views),
@@ -196,7 +197,7 @@ class TapCache:
     def _kept_otherwise(self, cache_key: CacheKey, model: VideoCLIP, wanted: set[str]) -> str:
         """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
         levels, asked = tuple(model.branch.levels), cache_key.kind if self.kind == codec.AUTO else self.kind
-        held = {"taps": levels, "trunk": (min(levels),) if levels else ()}
+        held = {"taps": levels, "first_layer": (min(levels),) if levels else ()}
         finest = sorted(codec.KINDS, key=lambda kind: -codec.FIDELITY[kind])
         others = [replace(cache_key, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
         for other in (other for other in others if other != cache_key and (self.folder / other.key).is_dir()):
@@ -231,7 +232,7 @@ class TapCache:
         if needed and needed > free - SPARE:
             raise CacheError(
                 f"{self.folder} needs {format_bytes(needed)} for clips that are not there yet, the disk has "
-                f"{format_bytes(free)}; choose another folder, mode trunk, a smaller kind (int8), or fewer frames"
+                f"{format_bytes(free)}; choose another folder, mode first_layer, a smaller kind (int8), or fewer frames"
             )
 
 
@@ -248,11 +249,11 @@ def _in_words(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _trunk_of(model: VideoCLIP) -> tuple[int]:
+def _first_layer_of(model: VideoCLIP) -> tuple[int]:
     """The lowest level that the branch reads: the others follow from it."""
     check_forward_from(model.backbone)
     if not model.branch.levels:
-        raise ValueError("this branch reads no inner level, so there is no trunk to keep; choose mode taps")
+        raise ValueError("this branch reads no inner level, so there is no first layer to cache; choose mode taps")
     return (min(model.branch.levels),)
 
 
@@ -269,7 +270,7 @@ def _live_type(cache_key: CacheKey) -> torch.dtype | None:
 def _to_keep(taps: Taps, cache_key: CacheKey) -> Taps:
     """The levels that are kept; as the branch takes them, but for a trunk, which the tower takes again."""
     chosen = taps.select(cache_key.levels).to("cpu")
-    return chosen if cache_key.mode == "trunk" else chosen.to(dtype=_live_type(cache_key))
+    return chosen if cache_key.mode == "first_layer" else chosen.to(dtype=_live_type(cache_key))
 
 
 def _kept(model: VideoCLIP, cache_key: CacheKey, shards: Shards, keys: Sequence[str]) -> CachedTaps | FirstLayerTaps:

@@ -41,16 +41,16 @@ def match_all(
     only: Bool[Tensor, "m n"] | None = None,
     precision: str = "auto",
     tokens: int | None = None,
-    chunk: int = 256,
+    batch_size: int = 256,
 ) -> Float[Tensor, "m n"]:
     """Similarity (M, N) of every text with every video; with `only`, of those pairs, the others minus infinity.
 
     `tokens` cuts longer texts to so many (`DataConfig.tokens`).
     """
     out = torch.full((len(texts), len(frames)), -torch.inf)
-    for start in range(0, len(texts), chunk):
+    for start in range(0, len(texts), batch_size):
         with inference(model, precision):
-            words = model.text_features(model.backbone.tokenize(texts[start : start + chunk], longest=tokens))
+            words = model.text_features(model.backbone.tokenize(texts[start : start + batch_size], longest=tokens))
         assert isinstance(words, TextTokens)
         rows = slice(start, start + len(words))
         with evaluating(model):  # not `inference`: under autocast similarities would be rounded

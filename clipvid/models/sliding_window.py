@@ -65,7 +65,7 @@ def encode_windows(
     *,
     window: int = 12,
     stride: int = 1,
-    chunk: int = 32,
+    tower_batch_size: int = 32,
     batch_size: int = 8,
     precision: str = "auto",
     normalize: bool = True,
@@ -74,7 +74,7 @@ def encode_windows(
 
     Args:
         frames: number, seconds and picture of every frame in order (`video.decode.stream`).
-        chunk: frames that the tower encodes at once.
+        tower_batch_size: frames that the tower encodes at once.
         batch_size: windows that the branch reads at once.
         precision: as for evaluation.
 
@@ -84,12 +84,17 @@ def encode_windows(
     >>> found = list(model.encode_windows("match.mp4", window=8, fps=4))                       # doctest: +SKIP
     >>> best = (torch.cat([w.video for w in found]) @ model.encode_text("a goal").T).argmax()  # doctest: +SKIP
     """
-    for name, value in (("window", window), ("stride", stride), ("chunk", chunk), ("batch_size", batch_size)):
+    for name, value in (
+        ("window", window),
+        ("stride", stride),
+        ("tower_batch_size", tower_batch_size),
+        ("batch_size", batch_size),
+    ):
         if value < 1:
             raise ValueError(f"{name} starts at 1, got {value}")
     return _windows(
         model,
-        _chunks(model, frames, chunk=chunk, precision=precision),
+        _chunks(model, frames, tower_batch_size=tower_batch_size, precision=precision),
         window=window,
         stride=stride,
         batch_size=batch_size,
@@ -119,10 +124,10 @@ class _Stretch:
 
 
 def _chunks(
-    model: WindowEncoder, frames: Iterator[tuple[int, float | None, Tensor]], *, chunk: int, precision: str
+    model: WindowEncoder, frames: Iterator[tuple[int, float | None, Tensor]], *, tower_batch_size: int, precision: str
 ) -> Iterator[_Stretch]:
     """The video as the tower reads it, some frames at a time."""
-    for shown in _batched(frames, chunk):
+    for shown in _batched(frames, tower_batch_size):
         numbers, times, pictures = zip(*shown, strict=True)
         with inference(model, precision):
             read = model.reads(torch.stack(pictures)[None])
@@ -132,7 +137,7 @@ def _chunks(
 
 def _windows(
     model: WindowEncoder,
-    chunks: Iterable[_Stretch],
+    parts: Iterable[_Stretch],
     *,
     window: int,
     stride: int,
@@ -157,9 +162,9 @@ def _windows(
                 video = model.encode_video(source, normalize=normalize).float().cpu()
             yield from block.add(video, held.index[rows], held.time[rows[:, 0]], held.time[rows[:, -1]])
 
-    for chunk in chunks:
-        held = chunk if held is None else held.then(chunk)
-        seen += len(chunk)
+    for part in parts:
+        held = part if held is None else held.then(part)
+        seen += len(part)
         starts = list(range(done, seen - window + 1, stride))
         yield from encoded(starts, length=window)
         done += stride * len(starts)

@@ -248,7 +248,7 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "b c"]:
         """Return the logits of the head; raise ValueError for a model without one."""
         if self.head is None:
-            raise ValueError("this model has no classifier; train one (task recognition), or use zero_shot")
+            raise ValueError("this model has no classifier; train one (task recognition), or use evaluate_zero_shot")
         return self.head(self.encode_video(video, normalize=False, mask=mask))
 
     @torch.no_grad()

@@ -209,7 +209,7 @@ class CachedBatches:
 
     def _video(self, store: TapStore, rows: Sequence[int]) -> Callable[[], Taps | CachedClips]:
         """Read the taps of a batch ahead of its use; with gradient caching only name them, to be read on demand."""
-        if self.config.chunk:
+        if self.config.micro_batch_size:
             return partial(CachedClips, store, rows, self.model.device)
         return store.sent(rows, self.model.device)
 

@@ -140,10 +140,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
     """Refuse, before anything is encoded, settings of torch.compile that would fail at the first step."""
-    if model.branch._compiled_call_impl is not None and (config.chunk or config.activation_checkpointing):
+    if model.branch._compiled_call_impl is not None and (config.micro_batch_size or config.activation_checkpointing):
         raise ValueError(
-            "the branch is compiled, and its second pass would draw other random numbers; leave out chunk and "
-            "activation_checkpointing, or train a branch that is not compiled"
+            "the branch is compiled, and its second pass would draw other random numbers; leave out "
+            "micro_batch_size and activation_checkpointing, or train a branch that is not compiled"
         )
     if config.compile and model.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler

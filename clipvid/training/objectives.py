@@ -29,14 +29,15 @@ from clipvid.training.train_batch import BatchSource, CachedClips, TrainBatch
 class Retrieval(nn.Module):
     """Contrastive loss between clips and captions, by the model's own similarity.
 
-    With `config.chunk` this is gradient caching (Gao et al. 2021, section 3): embeddings are computed micro-batch by
+    With `config.micro_batch_size` this is gradient caching (Gao et al. 2021, section 3): embeddings are computed
+    micro-batch by
     micro-batch and nothing else is stored, and the loss is that of the whole batch. In the backward pass the gradient
     with respect to the embeddings comes first; each micro-batch then runs again, with the same random numbers.
     """
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
-        self.model, self.chunk = model, config.chunk
+        self.model, self.micro_batch_size = model, config.micro_batch_size
         self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
         start = torch.tensor(math.log(self.scale))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
@@ -53,10 +54,10 @@ class Retrieval(nn.Module):
             video, mask = batch.clips(rows)
             return self.model.encode_clip(video, mask=mask)
 
-        if not self.chunk:
+        if not self.micro_batch_size:
             assert not isinstance(batch.video, CachedClips)  # its taps are read already
             return self.model.encode_clip(batch.video, mask=batch.mask)
-        parts = self._in_chunks(encode, len(batch))
+        parts = self._in_micro_batches(encode, len(batch))
         frames = torch.cat([part for part, _ in parts])
         if all(mask is None for _, mask in parts):
             return frames, None
@@ -67,15 +68,15 @@ class Retrieval(nn.Module):
         """Return the text side of the similarity: given embeddings unchanged, token ids through the text tower."""
         if text.is_floating_point():
             return text
-        if not self.chunk:
+        if not self.micro_batch_size:
             return self.model.text_features(text)
-        parts = self._in_chunks(lambda rows: self.model.text_features(text[rows]), len(text))
+        parts = self._in_micro_batches(lambda rows: self.model.text_features(text[rows]), len(text))
         return torch.cat(parts) if isinstance(parts[0], Tensor) else TextTokens.joined(parts)
 
-    def _in_chunks(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
+    def _in_micro_batches(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
         """Apply `encode` to rows 0 to `count` in micro-batches, whose graphs are built when their gradient is taken."""
         parts = []
-        for rows in torch.arange(count, device=self.model.device).split(self.chunk):
+        for rows in torch.arange(count, device=self.model.device).split(self.micro_batch_size):
             torch.clear_autocast_cache()  # one cast shared by all micro-batches would sum their gradients in bf16
             parts.append(checkpointed(encode, rows))
         return parts
