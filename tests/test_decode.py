@@ -382,5 +382,5 @@ def test_every_clip_of_a_data_set_has_a_time_limit(written):
     data = VideoDataset((Record(written["closed.mp4"]),))
     with pytest.raises(VideoError, match="took more than"):
         ClipDataset(data, frames=4, transform=VideoTransform(16), time_limit=1e-9)[0]
-    with pytest.raises(ValueError, match="time_limit is in seconds, 0 for none, got -1"):
+    with pytest.raises(ValueError, match="time_limit must be a finite number of seconds >= 0, got -1"):
         DataConfig(time_limit=-1.0)

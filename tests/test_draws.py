@@ -178,13 +178,13 @@ def in_memory(model, data) -> TapStore:
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda m, d, s: TrainConfig(cache_taps=True, flip=0.5), ValueError, "draw views to keep: cache_views, such"),
+        (lambda m, d, s: TrainConfig(cache_taps=True, flip=0.5), ValueError, "cache augmented views: cache_views"),
         (
             lambda m, d, s: TrainConfig(task="recognition", cache_taps=True, cache_views=2, mixup=0.3),
             ValueError,
             "mixup blends the pixels of two clips",
         ),
-        (lambda m, d, s: TrainConfig(cache_views=-1), ValueError, "cache_views is a whole number from 0 on, got -1"),
+        (lambda m, d, s: TrainConfig(cache_views=-1), ValueError, "cache_views must be an integer >= 0, got -1"),
         (
             lambda m, d, s: open_batches(m, d, replace(CONFIG, cache_taps=False), progress=False),
             ValueError,
@@ -219,8 +219,8 @@ def in_memory(model, data) -> TapStore:
         (lambda m, d, s: evaluate_retrieval(m, s), ValueError, "drawn by chance, for training; evaluate the videos"),
         (lambda m, d, s: embed_videos(m, s, DATA_CONFIG), ValueError, "drawn by chance, for training"),
         (lambda m, d, s: ClipDataset(d, frames=2, transform=m.transform, names=["a"]), ValueError, "got 1 for 10"),
-        (lambda m, d, s: AugmentedViews(0), ValueError, "views is a whole number from 1 on, got 0"),
-        (lambda m, d, s: AugmentedViews(2, flip=2.0), ValueError, "flip is a probability"),
+        (lambda m, d, s: AugmentedViews(0), ValueError, "views must be an integer >= 1, got 0"),
+        (lambda m, d, s: AugmentedViews(2, flip=2.0), ValueError, "flip must be a probability"),
     ],
 )  # fmt: skip
 def test_what_drawn_views_cannot_do_is_refused(model, data, in_memory, act, error, message):

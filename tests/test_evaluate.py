@@ -110,7 +110,7 @@ def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
     assert torch.equal(text.cut(cut, 500, pad=pad, end=end), cut)
     without_end = text.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
     assert without_end.tolist() == [[5, 6, 7, 1, 1, 1]]
-    with pytest.raises(ValueError, match="tokens is a whole number from 3 on, got 2"):
+    with pytest.raises(ValueError, match="tokens must be an integer >= 3, got 2"):
         DataConfig(tokens=2)
 
 

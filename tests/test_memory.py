@@ -337,10 +337,10 @@ def test_captions_of_unequal_length_are_filled_up_with_tokens_that_do_not_count(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "recognition"}, "'recognition' is a mean over clips, so accumulate adds up smaller batches"),
+        ({"task": "recognition"}, "'recognition' is a mean over clips: lower batch_size and raise"),
         ({"task": "selfsup"}, "'selfsup' compares regions across the batch"),
         ({"batch_size": 2}, "micro_batch_size must be below batch_size 2, got 2; lower it, or give 0"),
-        ({"micro_batch_size": -1}, "micro_batch_size is a whole number from 0 on, got -1"),
+        ({"micro_batch_size": -1}, "micro_batch_size must be an integer >= 0, got -1"),
     ],
 )
 def test_chunks_that_make_no_sense_are_refused(changes, said):
@@ -353,7 +353,7 @@ def test_chunks_that_make_no_sense_are_refused(changes, said):
     [
         (
             {"micro_batch_size": 2},
-            "compile and micro_batch_size do not go together: a compiled pass draws other chances; drop one",
+            "compile and micro_batch_size do not go together: a compiled second pass draws other random numbers; drop",
         ),
         ({"activation_checkpointing": True}, "compile and activation_checkpointing do not go together"),
         ({"task": "selfsup"}, "selfsup runs the branch in parts, which compile does not fuse; leave out compile"),

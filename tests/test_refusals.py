@@ -219,7 +219,7 @@ def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
             "index videos --out tables --add true --model clipvid-mini",
             "tables holds other files, and an index needs a folder",
         ),
-        ("train videos/test --lr -1", "lr is above 0 and finite, got -1.0"),
+        ("train videos/test --lr -1", "lr must be above 0 and finite, got -1.0"),
     ],
 )
 def test_what_is_given_in_place_of_something_else_is_said(idle, capsys, words, said):
@@ -272,9 +272,9 @@ def test_a_file_of_options_is_read(idle, capsys, tmp_path):
     words = 'lr: -2\ndata_config:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
     path.write_text(words)
     error = refusal(capsys, "train", "videos/test", "--config", str(path))
-    assert f"lr is above 0 and finite, got -2.0 (lr is set in {path})" in error
+    assert f"lr must be above 0 and finite, got -2.0 (lr is set in {path})" in error
     error = refusal(capsys, "train", "videos/test", "--config", str(path), "--lr", "-3")
-    assert error == "clipvid train: lr is above 0 and finite, got -3.0\n"
+    assert error == "clipvid train: lr must be above 0 and finite, got -3.0\n"
 
 
 @pytest.mark.parametrize(

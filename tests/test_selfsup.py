@@ -264,7 +264,7 @@ def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
 def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shapes):
     with pytest.raises(ValueError, match="cannot be cached; leave out cache_taps"):
         replace(CONFIG, cache_taps=True)
-    with pytest.raises(ValueError, match="ConST-CL's own recipes; leave out flip"):
+    with pytest.raises(ValueError, match="as ConST-CL does; leave out flip"):
         replace(CONFIG, flip=0.5)
     model = attach(tiny_clip, depth=2)
     store = encode_dataset(model, shapes.subset([0, 1]), DATA_CONFIG)
@@ -278,11 +278,11 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"context": 4}, "context is odd"),
-        ({"regions": 0}, "regions is a whole number from 1 on, got 0"),
-        ({"split": -1}, "split is a number of layers, 0 for none, got -1"),
-        ({"flip": 1.5}, r"flip is a probability in \[0, 1\], got 1.5"),
-        ({"temperature_local": 0.0}, "temperature_local must be above 0, got 0.0"),
+        ({"context": 4}, "context must be an odd integer"),
+        ({"regions": 0}, "regions must be an integer >= 1, got 0"),
+        ({"split": -1}, "split must be an integer >= 0, got -1"),
+        ({"flip": 1.5}, r"flip must be a probability in \[0, 1\], got 1.5"),
+        ({"temperature_local": 0.0}, "temperature_local must be above 0 and finite, got 0.0"),
         ({"global_weight": 0.0, "local_weight": 0.0}, "not both 0"),
     ],
 )

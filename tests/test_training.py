@@ -276,7 +276,7 @@ def test_training_refuses_what_it_cannot_use(mini, clips):
         train(fresh(mini), unlabelled(clips), None, config(task="recognition"), progress=False)
     with pytest.raises(ValueError, match="nothing to train: branch 'mean'"):
         train(attach(mini.backbone, "mean"), clips, None, config(), progress=False)
-    with pytest.raises(ValueError, match="warmup is a fraction"):
+    with pytest.raises(ValueError, match="warmup must be a fraction"):
         TrainConfig(warmup=2.0)
 
 

@@ -259,14 +259,14 @@ def test_files_as_transformers_writes_them_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"heads": 0}, "heads is a whole number from 1 on, got 0"),
-        ({"patch": 0}, "patch is a whole number from 1 on, got 0"),
-        ({"depth": 0}, "depth is a whole number from 1 on, got 0"),
+        ({"heads": 0}, "heads must be an integer >= 1, got 0"),
+        ({"patch": 0}, "patch must be an integer >= 1, got 0"),
+        ({"depth": 0}, "depth must be an integer >= 1, got 0"),
         ({"width": 30}, "width must be a multiple of heads, got 30 and 12"),
         ({"frames": 3, "tubelet": 2}, "must be a multiple of tubelet, got 3 and 2"),
-        ({"drop_path": 1.5}, r"drop_path is a probability in \[0, 1\), got 1.5"),
+        ({"drop_path": 1.5}, r"drop_path must be a probability in \[0, 1\), got 1.5"),
         ({"eps": 0.0}, "eps must be above 0"),
-        ({"keep": 0}, "keep is a whole number from 1 on, got 0"),
+        ({"keep": 0}, "keep must be an integer >= 1, got 0"),
     ],
 )
 def test_numbers_that_make_no_transformer_are_refused(wrong, complaint):

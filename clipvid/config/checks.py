@@ -21,7 +21,7 @@ def least(settings: Any, **bounds: int) -> None:
     for field, bound in bounds.items():
         value = getattr(settings, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            raise ValueError(f"{field} is a whole number from {bound} on, got {value!r}")
+            raise ValueError(f"{field} must be an integer >= {bound}, got {value!r}")
 
 
 def probability(settings: Any, *fields: str, certain: bool = True) -> None:
@@ -29,7 +29,7 @@ def probability(settings: Any, *fields: str, certain: bool = True) -> None:
     for field in fields:
         value = getattr(settings, field)
         if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 1 and not certain):
-            raise ValueError(f"{field} is a probability in [0, 1{']' if certain else ')'}, got {value!r}")
+            raise ValueError(f"{field} must be a probability in [0, 1{']' if certain else ')'}, got {value!r}")
 
 
 def shares(settings: Any, field: str) -> None:
@@ -37,4 +37,6 @@ def shares(settings: Any, field: str) -> None:
     value = getattr(settings, field)
     pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
     if not pair or not 0 < value[0] <= value[1] <= 1:
-        raise ValueError(f"{field} is the smallest and the largest share, in (0, 1], such as (0.5, 1.0), got {value!r}")
+        raise ValueError(
+            f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}"
+        )

@@ -51,18 +51,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         checks.least(self, frames=1, batch_size=1, workers=0)
         if not 0 <= self.time_limit < math.inf:
-            raise ValueError(f"time_limit is in seconds, 0 for none, got {self.time_limit}")
+            raise ValueError(
+                f"time_limit must be a finite number of seconds >= 0, got {self.time_limit}; 0 sets no limit"
+            )
         if self.tokens is not None:
             checks.least(self, tokens=3)  # the start token, one word and the end token
         if self.temporal_views < 1 or self.spatial_views not in (1, 3):
             raise ValueError(
-                f"temporal_views starts at 1 and spatial_views is 1 or 3, got {self.temporal_views} and "
-                f"{self.spatial_views}"
+                f"temporal_views must be an integer >= 1 and spatial_views must be 1 or 3, got "
+                f"{self.temporal_views} and {self.spatial_views}"
             )
         if self.temporal_views > 1 and self.sampler == "linspace":
             raise ValueError(
-                f"linspace goes from the first frame to the last and has one temporal view, got {self.temporal_views}; "
-                "take sampler uniform or dense"
+                "temporal_views must be 1 with sampler linspace, which spans the whole video, got "
+                f"{self.temporal_views}; choose sampler uniform or dense"
             )
         checks.choices(self, {"average": AVERAGES})
 

@@ -52,16 +52,18 @@ class SelfSupervision:
         checks.choices(self, _SELFSUP_CHOICES)
         checks.least(self, regions=1, context=1, hidden=1, out=1, stride=1)
         if self.context % 2 == 0:
-            raise ValueError(f"context is odd, the middle frame and as many on either side, got {self.context}")
+            raise ValueError(
+                f"context must be an odd integer, got {self.context}; it is the middle frame and as many on either side"
+            )
         if self.split < 0:
-            raise ValueError(f"split is a number of layers, 0 for none, got {self.split}")
+            raise ValueError(f"split must be an integer >= 0, got {self.split}; it counts layers, 0 for none")
         checks.probability(self, "flip")
         for name in ("temperature_global", "temperature_local"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         weights = self.global_weight, self.local_weight
         if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-            raise ValueError(f"global_weight and local_weight are 0 or more, and not both 0, got {weights}")
+            raise ValueError(f"global_weight and local_weight must be finite and >= 0, and not both 0, got {weights}")
 
 
 _SELFSUP_CHOICES = {"generator": ("random", "lowlevel"), "target": ("grad", "stopgrad"), "norm": ("layer", "batch")}

@@ -49,8 +49,7 @@ class TrainConfig:
     micro_batch_size: int = 0
     """Gradient caching (Gao et al. 2021): clips per pass of the branch, and captions per pass of a trained text tower.
     The gradient is that of the full batch, the memory that of one micro_batch_size; each clip is computed twice. 0:
-    the batch in
-    one pass. Retrieval only."""
+    the batch in one pass. Retrieval only."""
     activation_checkpointing: bool = field(default=False, metadata=checks.FREE)
     """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
     time."""
@@ -135,7 +134,7 @@ class TrainConfig:
         self._check_selfsup()
         check_train_clip("train_clip", self.train_clip)
         if self.text_lora < 0:
-            raise ValueError(f"text_lora is a rank, 0 for none, got {self.text_lora}")
+            raise ValueError(f"text_lora must be an integer >= 0, got {self.text_lora}; it is a rank, 0 for none")
         checks.least(
             self,
             epochs=1,
@@ -151,23 +150,27 @@ class TrainConfig:
                 f"retrieval takes its negatives from the batch, got batch_size={self.batch_size}; take 2 or more"
             )
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
+            raise ValueError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
         if self.batch_size % self.keep_together:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of keep_together {self.keep_together}")
+            raise ValueError(
+                f"batch_size must be a multiple of keep_together, got {self.batch_size} and {self.keep_together}"
+            )
         if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 30:
             raise ValueError(
-                f"rand_augment starts at 0 and rand_magnitude is 0 to 30, got {self.rand_augment} and "
-                f"{self.rand_magnitude}"
+                f"rand_augment must be an integer >= 0 and rand_magnitude must be within 0 to 30, got "
+                f"{self.rand_augment} and {self.rand_magnitude}"
             )
         if not 0 <= self.mixup < math.inf:
-            raise ValueError(f"mixup is the parameter of a Beta distribution, 0 or more, got {self.mixup}")
+            raise ValueError(
+                f"mixup must be >= 0 and finite, got {self.mixup}; it is the parameter of a Beta distribution"
+            )
         checks.least(self, cache_views=0)
         if self.cache_taps and self.mixup:
             raise ValueError("mixup blends the pixels of two clips, and taps have none; leave out mixup, or the cache")
         if self.cache_taps and self.augmentations() and not self.cache_views:
             raise ValueError(
-                f"cache_taps keeps one fixed view of each clip; leave out {', '.join(self.augmentations())} or the "
-                "cache, or draw views to keep: cache_views, such as 4"
+                f"cache_taps stores one fixed view per clip; leave out {', '.join(self.augmentations())} or the cache, "
+                "or cache augmented views: cache_views, such as 4"
             )
         if self.cache_taps and self.train_clip not in ("none", "text"):
             raise ValueError(
@@ -175,9 +178,9 @@ class TrainConfig:
             )
         if self.cache_taps and self.data_config.views > 1:
             raise ValueError(
-                f"cached taps are of one clip a video, got "
+                "cached taps hold one clip per video, got "
                 f"data_config.temporal_views={self.data_config.temporal_views} and "
-                f"data_config.spatial_views={self.data_config.spatial_views}; leave them at 1, or the cache out"
+                f"data_config.spatial_views={self.data_config.spatial_views}; leave them at 1, or leave out the cache"
             )
         if self.patience is not None:
             checks.least(self, patience=1)
@@ -191,8 +194,8 @@ class TrainConfig:
         checks.least(self, micro_batch_size=0)
         if self.micro_batch_size and self.task != "retrieval":
             others = {
-                "recognition": "is a mean over clips, so accumulate adds up smaller batches to the same gradient",
-                "selfsup": "compares regions across the batch, which micro_batch_size does not keep; lower batch_size",
+                "recognition": "is a mean over clips: lower batch_size and raise accumulate_grad_batches instead",
+                "selfsup": "compares regions across the batch, which micro-batches would split; lower batch_size",
             }
             raise ValueError(f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {others[self.task]}")
         if self.micro_batch_size >= self.batch_size:
@@ -204,7 +207,9 @@ class TrainConfig:
     def _check_compile(self) -> None:
         if self.compile and (self.micro_batch_size or self.activation_checkpointing):
             other = "micro_batch_size" if self.micro_batch_size else "activation_checkpointing"
-            raise ValueError(f"compile and {other} do not go together: a compiled pass draws other chances; drop one")
+            raise ValueError(
+                f"compile and {other} do not go together: a compiled second pass draws other random numbers; drop one"
+            )
         if self.compile and self.task == "selfsup":
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")
 
@@ -221,8 +226,8 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
-                least = "above 0" if name == "lr" else "0 or more"
-                raise ValueError(f"{name} is {least} and finite, got {value}")
+                constraint = "above 0" if name == "lr" else ">= 0"
+                raise ValueError(f"{name} must be {constraint} and finite, got {value}")
         checks.probability(self, "label_smoothing", certain=False)
         if self.crop_scale is not None:
             checks.shares(self, "crop_scale")
@@ -248,7 +253,9 @@ class TrainConfig:
         if self.selfsup != SelfSupervision() and self.task != "selfsup":
             raise ValueError(f"selfsup's settings are for task 'selfsup', this one is {self.task!r}; leave them out")
         if self.clip_lr != TrainConfig.clip_lr and self.train_clip == "none":
-            raise ValueError("clip_lr is the learning rate of CLIP, of which train_clip 'none' trains nothing; drop it")
+            raise ValueError(
+                "clip_lr is the learning rate of CLIP, but train_clip 'none' trains no part of it; drop it"
+            )
         if self.templates != VIDEO_TEMPLATES and self.classifier != "text":
             raise ValueError(f"templates are for classifier 'text', this one is {self.classifier!r}; leave them out")
 
@@ -257,17 +264,17 @@ class TrainConfig:
             return
         if self.batch_size < 2:
             raise ValueError(
-                f"selfsup takes its negatives from the other videos of a batch, got batch_size={self.batch_size}; take "
-                "2 or more, as many as memory holds"
+                f"selfsup takes its negatives from the other videos of the batch, got batch_size={self.batch_size}; "
+                "take 2 or more, as many as memory holds"
             )
         for name in ("cache_taps", "cache_views"):
             if getattr(self, name):
                 raise ValueError(
-                    f"selfsup cuts two random clips of a video at each visit, which cannot be cached; leave out {name}"
+                    f"selfsup samples two random clips per video and epoch, which cannot be cached; leave out {name}"
                 )
         if self.augmentations():
             raise ValueError(
-                "selfsup augments its two clips by ConST-CL's own recipes; leave out "
+                "selfsup augments its two clips as ConST-CL does; leave out "
                 f"{', '.join(self.augmentations())} (its own mirroring: selfsup.flip)"
             )
 
