@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import clipvid
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.malloc import keep_freed
+from clipvid.runtime.malloc import keep_freed_memory
 from clipvid.runtime.precision import autocast
 from clipvid.training.losses import matching
 from clipvid.training.optim import adamw
@@ -217,7 +217,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or result_of(__file__, args.device)
     if args.keep_freed:
-        keep_freed()
+        keep_freed_memory()
     if args.peak:
         print(json.dumps(peak(*args.peak, size=args.batch)))
         return

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from clipvid.runtime.malloc import keep_freed
+from clipvid.runtime.malloc import keep_freed_memory
 
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
@@ -35,7 +35,7 @@ def faults_of_five_steps():
 
 
 as_it_comes = faults_of_five_steps()
-assert keep_freed()
+assert keep_freed_memory()
 print(as_it_comes, faults_of_five_steps())
 """
 

@@ -11,31 +11,31 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid.runtime.files import held
+from clipvid.runtime.files import lock_folder
 
 pytest.importorskip("fcntl")
 KILLED = """
 import os, signal, sys
-from clipvid.runtime.files import held
+from clipvid.runtime.files import lock_folder
 
-with held(sys.argv[1]):
+with lock_folder(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_what_is_held_is_refused_by_name_and_nothing_of_it_stays(tmp_path, whole):
-    with held(tmp_path / "run", whole=whole):
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_is_held_is_refused_by_name_and_nothing_of_it_stays(tmp_path, outside):
+    with lock_folder(tmp_path / "run", outside=outside):
         with pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}/run; wait until it ends, or"):
-            held(tmp_path / "run", whole=whole).__enter__()
-        with held(tmp_path / "other"):
+            lock_folder(tmp_path / "run", outside=outside).__enter__()
+        with lock_folder(tmp_path / "other"):
             pass
-        assert (tmp_path / "run").exists() is not whole
+        assert (tmp_path / "run").exists() is not outside
     assert not list(tmp_path.iterdir())
 
 
 def test_what_was_written_stays(tmp_path):
-    with held(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         (tmp_path / "run" / "checkpoint.pt").write_text("")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
 
@@ -44,7 +44,7 @@ def test_a_killed_run_leaves_nothing_that_holds(tmp_path):
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / ".lock").exists()
-    with held(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         pass
 
 
@@ -53,7 +53,7 @@ def test_of_many_that_begin_at_once_one_at_a_time_gets_it(tmp_path):
 
     def attempt(number: int) -> int:
         try:
-            with held(tmp_path / "run"):
+            with lock_folder(tmp_path / "run"):
                 inside.append(number)
                 most.append(len(inside))
                 (tmp_path / "run" / "file").write_text(str(number))
@@ -74,6 +74,6 @@ def test_a_command_leaves_a_folder_alone_that_another_one_fills(tmp_path, monkey
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.demo.tour.run", None)
     Path("videos").mkdir()
-    with held("out", whole=command == "index"):
+    with lock_folder("out", outside=command == "index"):
         error = refusal(capsys, command, *(["videos"] if command == "index" else []), "--out", "out")
     assert error.startswith(f"clipvid {command}: another run is writing to out; wait until it ends, or choose another")

@@ -73,7 +73,7 @@ def test_the_switch_stands_in_for_the_hardware(hardware, answer, cpu, cuda):
 @pytest.mark.parametrize("answer", ["", "yes", "2"])
 def test_another_value_of_the_switch_is_refused(monkeypatch, answer):
     monkeypatch.setenv("CLIPVID_NATIVE_BF16", answer)
-    with pytest.raises(ValueError, match=rf"CLIPVID_NATIVE_BF16 must be 0 or 1, got '{answer}'; unset it to go by the"):
+    with pytest.raises(ValueError, match=rf"CLIPVID_NATIVE_BF16 must be 0 or 1, got '{answer}'; unset it to test the"):
         resolve("auto", CPU)
 
 

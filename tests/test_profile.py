@@ -37,7 +37,7 @@ def test_stages_add_up_and_an_inner_one_takes_its_time_out_of_the_outer():
 
 
 def test_a_whole_stage_keeps_what_happens_inside_it():
-    with profiled() as found, stage("validation", whole=True), stage("tower"):
+    with profiled() as found, stage("validation", complete=True), stage("tower"):
         beside(decode=1.0)
         time.sleep(0.01)
     assert found.seconds["validation"] >= 0.01
@@ -92,7 +92,7 @@ def test_threads_profile_their_own_blocks_at_the_same_time():
 
 
 def test_a_profile_inside_a_profile_is_refused():
-    with profiled(), pytest.raises(ValueError, match="profiled already"), profiled():
+    with profiled(), pytest.raises(ValueError, match="profiled already; use"), profiled():
         pass
 
 

@@ -50,13 +50,13 @@ def placed(command: str, place: str) -> list[str]:
 def test_a_place_below_a_file_is_refused_before_a_model_is_loaded(idle, capsys, command):
     error = refusal(capsys, *placed(command, "file/out"))
     assert "cannot be written: " in error
-    assert f"{idle / 'file'} is no folder; choose another place" in error
+    assert f"{idle / 'file'} is not a folder; choose another place" in error
 
 
 @pytest.mark.parametrize("command", OUTS)
 def test_a_place_without_rights_is_refused_before_a_model_is_loaded(idle, capsys, monkeypatch, command):
     monkeypatch.setattr(os, "access", lambda place, mode: False)  # root may write anywhere
-    assert f"cannot be written: {idle} may not be changed" in refusal(capsys, *placed(command, "new/out"))
+    assert f"cannot be written: {idle} is not writable" in refusal(capsys, *placed(command, "new/out"))
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_a_place_without_rights_is_refused_before_a_model_is_loaded(idle, capsys
         ("eval videos/test --report videos", "videos is a folder, a file should go there; name a file in it"),
         ("embed videos/test --out folder.safetensors", "folder.safetensors is a folder, a file should go there"),
         ("index videos/test --out file", "file is a file, a folder should go there; choose another name"),
-        ("train videos/test --out file", "/file is no folder; choose another place"),
+        ("train videos/test --out file", "/file is not a folder; choose another place"),
         ("train videos/test --cache file", "file is a file, a folder should go there; choose another name"),
         ("eval videos/test --cache file", "file is a file, a folder should go there; choose another name"),
         ("embed videos/test --taps file", "file is a file, a folder should go there; choose another name"),
-        ("data check csv videos/test --out file", "/file is no folder; choose another place"),
-        ("demo --out file", "/file is no folder; choose another place"),
+        ("data check csv videos/test --out file", "/file is not a folder; choose another place"),
+        ("demo --out file", "/file is not a folder; choose another place"),
         ("cache ls file", "file is a file, a tap cache is a folder"),
         ("cache verify file", "file is a file, a tap cache is a folder"),
         ("cache prune file", "file is a file, a tap cache is a folder"),

@@ -26,7 +26,7 @@ from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import attach, create_model, load
-from clipvid.runtime.files import held
+from clipvid.runtime.files import lock_folder
 from clipvid.training.batches import LiveBatches, batch_order
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule
@@ -154,7 +154,10 @@ def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
-    with held(tmp_path), pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}; wait until"):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}; wait until"),
+    ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
     with pytest.raises(
         FileExistsError, match=r"holds a training run; go on with it \(resume=True\), or choose another out"

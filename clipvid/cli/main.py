@@ -21,8 +21,8 @@ from clipvid.cli import search as finding
 from clipvid.cli import train
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
-from clipvid.runtime.files import describe_os_error, held, require_writable
-from clipvid.runtime.malloc import keep_freed
+from clipvid.runtime.files import describe_os_error, lock_folder, require_writable
+from clipvid.runtime.malloc import keep_freed_memory
 from clipvid.runtime.version import __version__
 
 
@@ -43,7 +43,7 @@ def demo(
 
     require_writable(Path(out) / "results.json")
     plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
-    with held(out):
+    with lock_folder(out):
         run(out, plan)
 
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in GROUPS:
             name, given = f"{name} {given.action}", given[given.action]
         if argv is None and name == "train":  # a process of its own, which ends with the command
-            keep_freed()
+            keep_freed_memory()
         COMMANDS[name](**_arguments(name, vars(given)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         told = describe_os_error(error) if isinstance(error, OSError) else str(error)

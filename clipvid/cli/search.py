@@ -27,7 +27,7 @@ from clipvid.cli.arguments import (
     show_unreadable,
 )
 from clipvid.config.settings import INDEX
-from clipvid.runtime.files import held, require_writable
+from clipvid.runtime.files import lock_folder, require_writable
 from clipvid.runtime.text import pluralize
 
 
@@ -146,7 +146,7 @@ def index(
     if add and exists:
         given = {"model": model, "pretrained": pretrained, "frames": frames, "kind": kind, "precision": precision}
         refuse(f"{out} knows its model, frames, kind and precision", **given)
-    with held(out, whole=True):
+    with lock_folder(out, outside=True):
         _check_index_folder(Path(out), exists=exists, add=add)
         if add:
             from clipvid.search.index import VideoIndex

@@ -1,7 +1,7 @@
-"""Processes for work beside this one: none copies torch's threads, and none outlives the process that asked for it.
+"""Worker processes: none copies torch's threads, and none outlives the process that started it.
 
-Contract: a pool in which functions of modules run, in this process's working directory; its environment is that of the
-first pool. A worker that cannot start is a WorkerError before any work is given to it. Knows nothing of the work.
+Contract: a pool that runs module-level functions in this process's working directory; its environment is that of the
+first pool. If a worker cannot start, WorkerError is raised before any work is submitted. Knows nothing of the work.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from multiprocessing import current_process, get_all_start_methods, get_context,
 from clipvid.errors import WorkerError
 
 GUARD = 'put the calls of that script under `if __name__ == "__main__":`'
+"""Advice for a script that starts worker processes when it is imported."""
 THREADS = ", or give workers=0, which decodes in threads"
+"""Advice that callers who decode append to it."""
 
 
 def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecutor:
-    """A pool of `workers` processes, fresh ones, or for heavy `loads` forked from a server that has imported them once.
+    """Return a pool of `workers` fresh processes; for heavy `loads`, fork them from a server that imported them once.
 
-    The server has no threads, which a fork would break, and needs milliseconds for a process, where a fresh interpreter
-    needs seconds to import torch. It is multiprocessing's own, one for the life of this process: what it preloads is
-    set here, for whoever else uses it too. Windows has none.
+    The server has no threads, which a fork would break. It starts a process in milliseconds; a fresh interpreter needs
+    seconds to import torch. It is multiprocessing's fork server, one for the life of this process, so every other user
+    of it gets the modules that are preloaded here. Windows has none.
+
+    Raises WorkerError if a worker ends before it can work.
     """
     end_unguarded_import()
     if loads and "forkserver" in get_all_start_methods():
@@ -37,7 +41,7 @@ def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecu
         context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        pool.submit(os.getpid).result()  # a process that answers has imported the script that started it
+        pool.submit(os.getpid).result()  # an answer shows that the worker could import the script
     except BrokenProcessPool:
         pool.shutdown()
         raise never_started() from None
@@ -50,7 +54,7 @@ def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecu
 def end_unguarded_import() -> None:
     """End a worker process that is still importing the script that started it, before it starts workers itself.
 
-    multiprocessing would raise an error in each worker, and the parent says what is missing anyway.
+    multiprocessing would raise an error in each worker; the parent's error already explains the cause.
     """
     if getattr(current_process(), "_inheriting", False):
         logging.getLogger(__name__).error("a worker process imports the script that started it; %s", GUARD)
@@ -71,7 +75,7 @@ def never_started(advice: str = "") -> WorkerError:
 def loader_death(error: RuntimeError) -> WorkerError | None:
     """Return the error for a killed worker of torch's DataLoader if `error` reports one, else None.
 
-    torch has no type for it, and raises it wherever the main thread is when the worker dies.
+    torch has no exception type for it, and raises it wherever the main thread is when the worker dies.
     """
     if not str(error).startswith("DataLoader worker (pid"):
         return None
@@ -82,9 +86,10 @@ def loader_death(error: RuntimeError) -> WorkerError | None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed, perhaps before it began, would wait for work for ever.
+    """Make this worker end with its parent, also a killed one, instead of waiting for work for ever.
 
-    Ctrl-C reaches workers too: they finish what they are at, and the parent, which cancels the rest, says what it was.
+    Ctrl-C reaches workers too and is ignored there: they finish their current job, and the parent cancels the others
+    and reports the interruption.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, daemon=True).start()

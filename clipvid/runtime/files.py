@@ -1,7 +1,7 @@
-"""Files and folders written whole or not at all: write beside, then rename; and where none can be written, said early.
-Also folders that one process alone may fill.
+"""Atomic files and folders: each is written under a temporary name, then renamed. Also folder locks, and early checks
+that a path can be written.
 
-Contract: paths in; files and folders out, or what the operating system said in plain words. Imports nothing of clipvid.
+Contract: paths in; files and folders out, or the operating system's error in plain words. Imports nothing of clipvid.
 """
 
 from __future__ import annotations
@@ -23,53 +23,56 @@ except ImportError:  # Windows has no such locks
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
-    """ValueError where `whole_file`, or with `folder` `whole_folder`, could not write `path`: now, not after hours."""
+    """Raise ValueError if `atomic_file`, or with `folder` `atomic_folder`, could not write `path`.
+
+    Call it before hours of work, not after them.
+    """
     if os.path.isdir(path) and not folder:
         raise ValueError(f"{path} is a folder, a file should go there; name a file in it")
     if os.path.isfile(path) and folder:
         raise ValueError(f"{path} is a file, a folder should go there; choose another name")
-    place = next((parent for parent in Path(path).absolute().parents if os.path.lexists(parent)), path)
-    if not os.path.isdir(place):
-        raise ValueError(f"{path} cannot be written: {place} is no folder; choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written: {place} may not be changed; choose another place")
+    nearest = next((parent for parent in Path(path).absolute().parents if os.path.lexists(parent)), path)
+    if not os.path.isdir(nearest):
+        raise ValueError(f"{path} cannot be written: {nearest} is not a folder; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: {nearest} is not writable; choose another place")
 
 
 @contextmanager
-def held(folder: str | Path, *, whole: bool = False) -> Iterator[None]:
-    """Fill `folder` alone in the block: FileExistsError where another process, or another block, holds it.
+def lock_folder(folder: str | Path, *, outside: bool = False) -> Iterator[None]:
+    """Lock `folder` for this block alone. Raise FileExistsError if another process or another block holds the lock.
 
-    What is held is a file .lock in it; beside it, named after it, with `whole`, for a folder that is replaced as one.
-    The system frees it when its process ends, however it ends, so one that a killed process left means nothing. Where
-    the file system has no locks nothing is held.
+    The lock is a file .lock in the folder; with `outside`, for a folder that is replaced as a whole, a file next to it
+    that is named after it. The system releases the lock when its process ends, however it ends, so a lock file that a
+    killed process left behind locks nothing. File systems without locks are left unlocked.
     """
-    place = Path(folder).absolute()
-    lock = place.with_name(f".{place.name}.lock") if whole else place / ".lock"
-    made = not lock.parent.exists()
-    file = _locked(lock)
+    path = Path(folder).absolute()
+    lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
+    created = not lock.parent.exists()
+    file = _open_locked(lock)
     if file is None:
         raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
     try:
         yield
     finally:
-        if fcntl is None:  # Windows, which removes no open file
+        if fcntl is None:  # Windows cannot remove an open file
             os.close(file)
         with suppress(OSError):
-            lock.unlink()  # while it is held, so that whoever opened it meanwhile can see that it is gone
+            lock.unlink()  # still locked, so that a process that opened it meanwhile notices the removal
         if fcntl is not None:
             os.close(file)
-        with suppress(OSError):  # where it holds something by now
-            if made:
+        with suppress(OSError):  # the folder may have been filled
+            if created:
                 lock.parent.rmdir()
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor of the file that holds its lock, None where another does."""
+def _open_locked(path: Path) -> int | None:
+    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # whoever made the folder has just removed it
+        except FileNotFoundError:  # the process that created the folder has just removed it
             continue
         try:
             if fcntl is not None:
@@ -77,30 +80,30 @@ def _locked(path: Path) -> int | None:
         except BlockingIOError:
             os.close(file)
             return None
-        except OSError:  # no locks here, as on some network file systems
+        except OSError:  # some network file systems have no locks
             return file
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
-        os.close(file)  # it was removed in the meantime, by the one who held it
+        os.close(file)  # the previous holder removed the file in the meantime
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the operating system refused as a sentence of path and reason; an error with words of its own as it is."""
+    """Return an operating system error as a sentence of path and reason; an error without errno as its own text."""
     if error.errno is None:
         return str(error)
     reason = (error.strerror or "unknown error").lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; make room, or choose another place"
-    path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))  # of a draft, what it is to be
+    path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))  # a temporary file's target
     return f"{path} cannot be read or changed: {reason}" if path else reason
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` on success, delete it on any failure.
+    """Yield a temporary path beside `path` to write to; rename it to `path` on success, delete it on any failure.
 
-    An OSError that names no path, as that of a full disk, is given this one.
+    An OSError without a file name, such as that of a full disk, gets the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield beside
         os.replace(beside, path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # as a write to a full disk, which knows no path
+        if error.errno is not None and error.filename is None:  # such as a write to a full disk
             error.filename = str(path)
         raise
     finally:
@@ -117,15 +120,17 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; OSError where it cannot be written, such as on a full disk."""
+    """Write a safetensors file. Raise OSError if it cannot be written, such as on a full disk."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-    except SafetensorError as error:  # which is no OSError, though its cause is
+    except SafetensorError as error:  # safetensors wraps the OSError
         raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
-    path.chmod(_mode_of_a_new_file(path))  # safetensors writes for the owner alone; others share caches and models
+    path.chmod(
+        _mode_of_a_new_file(path)
+    )  # safetensors gives access to the owner alone, but caches and models are shared
 
 
 def _mode_of_a_new_file(path: Path) -> int:
@@ -141,9 +146,9 @@ def _mode_of_a_new_file(path: Path) -> int:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder beside `path` to fill; it takes the place of `path` on success, and is gone on failure.
+    """Yield an empty temporary folder beside `path` to fill; rename it to `path` on success, delete it on any failure.
 
-    Raises FileExistsError when `path` is a file.
+    Raises FileExistsError if `path` is a file.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():

@@ -1,8 +1,7 @@
-"""Passes that learn nothing: eval mode, no gradients, one floating-point type; safe from any number of threads.
+"""Inference passes: eval mode, no gradients, one precision; safe from any number of threads.
 
-Contract: `inference` goes around each such pass, and nothing else decides these three things for it; `evaluating` is
-its eval mode alone. Between two passes a model is in the mode its user left it in. Knows nothing of taps, data sets or
-indices.
+Contract: `inference` wraps each such pass and alone decides these three settings; `evaluating` is its eval mode alone.
+Between two passes a model is in the mode its user left it in. Knows nothing of taps, data sets or indices.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from clipvid.runtime.precision import autocast
 
 _LOCK = threading.Lock()
 _PASSES: dict[nn.Module, int] = {}
-"""Passes that keep a part in eval mode, for each part whose mode outside them is training."""
+"""Number of passes that keep a part in eval mode, for each part that is otherwise in training mode."""
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def evaluating(model: object) -> Iterator[None]:
     """Keep `model` and all its parts in eval mode during the block; afterwards each part is in its former mode.
 
     Blocks may nest and overlap across threads, also for models that share parts: the first to enter switches a part
-    to eval mode, the last to leave restores it. An object that is no torch module has no mode, and nothing happens.
+    to eval mode, the last to leave restores it. An object that is no torch module has no mode and stays as it is.
     """
     with _LOCK:
         parts = [part for part in _parts(model) if _enter(part)]
@@ -50,16 +49,16 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 def _parts(model: object) -> Iterator[nn.Module]:
-    """Yield a module and all below it; as `modules()`, which takes several times as long, but shared ones repeat."""
+    """Yield a module and all modules below it, shared ones repeatedly; several times as fast as `modules()`."""
     stack = [model] if isinstance(model, nn.Module) else []
     while stack:
         part = stack.pop()
         yield part
-        stack.extend(below for below in part._modules.values() if below is not None)
+        stack.extend(child for child in part._modules.values() if child is not None)
 
 
 def _enter(part: nn.Module) -> bool:
-    """Switch a part to eval mode and count the pass; False for a part whose user keeps it in eval mode."""
+    """Switch a part to eval mode and count the pass; return False for a part whose user keeps it in eval mode."""
     passes = _PASSES.get(part, 0)
     if not passes and not part.training:
         return False
@@ -69,6 +68,7 @@ def _enter(part: nn.Module) -> bool:
 
 
 def _leave(part: nn.Module) -> None:
+    """Count the end of a pass; after the last one, switch the part back to training mode."""
     _PASSES[part] -= 1
     if not _PASSES[part]:
         del _PASSES[part]

@@ -1,6 +1,6 @@
-"""A lock for an index that many threads search while one changes it.
+"""A readers-writer lock for an index that many threads search while one changes it.
 
-Contract: any number of readers at once, or one writer alone. Not reentrant. Knows nothing of what it guards.
+Contract: any number of readers at once, or one writer alone. Not reentrant. Knows nothing of the data that it guards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class SharedLock:
-    """Many readers or one writer; readers that come while a writer waits let it go first, so that it is not starved."""
+    """A lock for many readers or one writer; new readers wait behind a waiting writer, so that it is not starved."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -49,4 +49,4 @@ class SharedLock:
                 self._changed.notify_all()
 
     def __reduce__(self) -> tuple[type[SharedLock], tuple[()]]:
-        return SharedLock, ()  # a copied or pickled index has a free lock of its own
+        return SharedLock, ()  # a copied or pickled index gets a new, free lock

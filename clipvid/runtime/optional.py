@@ -1,4 +1,4 @@
-"""Imports of optional dependencies, with one message when they are absent. Imports nothing of clipvid but errors."""
+"""Imports of optional dependencies, with one message if they are missing. Imports nothing of clipvid but errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipvid.errors import MissingExtraError
 
 
 def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:
-    """Import `module`, or raise MissingExtraError that says what needs it and how to install it."""
+    """Import `module`. Raise MissingExtraError, with its user and how to install it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Which floating-point type to compute in. Knows torch and devices, nothing of models."""
+"""Floating-point precision of a run, by device. Knows torch and devices, nothing of models."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from clipvid.config.data_config import PRECISIONS
 
 NATIVE_BF16 = "CLIPVID_NATIVE_BF16"
-"""Environment variable that stands in for the hardware's answer in `native_bf16`: 1 for yes, 0 for no."""
+"""Environment variable that overrides the hardware test of `native_bf16`: 1 for yes, 0 for no."""
 _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-_EMULATING = ("AVX512_CORE", "AVX512_CORE_VNNI")  # oneDNN has AVX-512 kernels for bf16 here, which compute in float32
+_EMULATING = ("AVX512_CORE", "AVX512_CORE_VNNI")  # oneDNN's AVX-512 bf16 kernels compute in float32
 _TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def native_bf16(device: torch.device) -> bool:
     """Return whether `device` multiplies bfloat16 matrices in hardware; emulated, it is far slower than float32.
 
-    The environment variable `CLIPVID_NATIVE_BF16` overrules what the hardware says. Raise ValueError where it is
-    neither 0 nor 1.
+    The environment variable `CLIPVID_NATIVE_BF16` overrides the hardware test. Raises ValueError if it is neither 0
+    nor 1.
     """
     if device.type not in ("cpu", "cuda"):
         return False
@@ -28,7 +28,7 @@ def native_bf16(device: torch.device) -> bool:
     if answer is None:
         return _cpu_has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
     if answer not in ("0", "1"):
-        raise ValueError(f"{NATIVE_BF16} must be 0 or 1, got {answer!r}; unset it to go by the hardware")
+        raise ValueError(f"{NATIVE_BF16} must be 0 or 1, got {answer!r}; unset it to test the hardware")
     return answer == "1"
 
 
@@ -44,7 +44,7 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which a model runs at this precision."""
+    """Return the context in which a model runs at this precision."""
     dtype = _TYPES.get(resolve(precision, device))
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 

@@ -1,7 +1,7 @@
-"""Work a little ahead of whoever uses its results: a thread that has the next ones ready.
+"""Prefetching: a thread prepares the next results while the caller uses the last one.
 
-Contract: jobs in, their results in the same order out; an error comes where its result would have. The thread has ended
-when the iteration has: at its end, closed early, interrupted, or by an error. Imports nothing of clipvid.
+Contract: jobs in, their results in the same order out; an error is raised in place of its result. The thread ends with
+the iteration: at its end, closed early, interrupted, or by an error. Imports nothing of clipvid.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 AHEAD = 2
-"""Results that are made or ready while one is used: the next, and one more for when that takes longer than usual."""
+"""Default number of results prefetched while one is used: the next, and one more in case that one is slow."""
 
 
 def prefetch(
     jobs: Iterable[Callable[[], T]], *, n: int = AHEAD, stop: Callable[[], object] = lambda: None
 ) -> Generator[T, None, None]:
-    """Results of the jobs, which run one after another in a thread, at most `n` before they are asked for.
+    """Yield the results of the jobs, which run one after another in a thread, at most `n` ahead of their use.
 
-    `jobs` itself is iterated by the caller's thread. `stop` is called once the iteration ends, however it does, before
-    the thread is waited for: it may tell a running job to give up. Close the generator where you leave it early.
+    `jobs` itself is iterated in the caller's thread. `stop` is called when the iteration ends, however it ends, before
+    the thread is joined: it may tell a running job to give up. Close the generator if you leave it early.
     """
     pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="clipvid-ahead")

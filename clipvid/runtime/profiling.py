@@ -1,8 +1,8 @@
-"""Where the time of a run goes: a stopwatch that stages of the work switch, by name, while a block is profiled.
+"""Wall-clock profile of a run: seconds per named stage.
 
-Contract: `profiled()` around a run; `stage`, `awaited` and `beside` inside the library report to it and do nothing
-where nobody profiles. Stages of the thread that profiles never overlap, so their seconds add up to the run's. Work of
-other threads and processes is told apart, since it goes on beside the rest. Imports nothing of clipvid.
+Contract: `profiled()` wraps a run; `stage`, `awaited` and `beside` inside the library report to it and do nothing when
+no profile is active. Stages of the profiled thread never overlap, so their seconds add up to the run's. Parallel work
+of other threads and processes is counted separately. Imports nothing of clipvid.
 """
 
 from __future__ import annotations
@@ -20,56 +20,56 @@ WAITING, OTHER = "waiting for data", "other"
 
 
 class Profile:
-    """Seconds by stage. Printing it gives a table, `plain()` what a JSON file should say."""
+    """Seconds by stage. Printing it gives a table, `plain()` a dictionary of JSON types."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """Of the run's own thread, by stage; they add up to `total`."""
+        """Seconds of the run's own thread, by stage; they add up to `total`."""
         self.beside: dict[str, float] = {}
-        """Of threads and processes that work beside it (decode, transform), summed over all of them."""
-        self._stages, self._whole = [OTHER], False
+        """Seconds of parallel threads and processes by stage (decode, transform), summed over all of them."""
+        self._stages, self._in_complete_stage = [OTHER], False
         self._since = time.perf_counter()
 
     @property
     def total(self) -> float:
-        """Seconds that the run took."""
+        """Duration of the run in seconds."""
         return sum(self.seconds.values())
 
     def plain(self) -> dict[str, Any]:
-        """The figures as JSON takes them."""
+        """Return the seconds as a dictionary of JSON types."""
         return {"total seconds": self.total, "seconds": self.seconds, "beside": self.beside}
 
     def __str__(self) -> str:
-        whole = self.total or 1.0
-        rows = [(name, f"{s:9.2f} s {100 * s / whole:5.1f} %") for name, s in self.seconds.items()]
+        total = self.total or 1.0
+        rows = [(name, f"{s:9.2f} s {100 * s / total:5.1f} %") for name, s in self.seconds.items()]
         rows += [("in all", f"{self.total:9.2f} s")]
         rows += [(f"{name}, beside", f"{s:9.2f} s") for name, s in self.beside.items()]
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}} {told}" for name, told in rows)
+        return "\n".join(f"{name:<{width}} {value}" for name, value in rows)
 
     def _charge(self) -> None:
-        """Put the time since the last switch to the stage that it was spent in."""
+        """Add the time since the last switch to the stage in which it was spent."""
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # or a kernel would count for the stage that waits for it
+            torch.cuda.synchronize()  # else a kernel counts for the stage that waits for it
         now, name = time.perf_counter(), self._stages[-1]
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
 
     @contextmanager
-    def _stage(self, name: str, *, whole: bool) -> Iterator[None]:
+    def _stage(self, name: str, *, complete: bool) -> Iterator[None]:
         self._charge()
         self._stages.append(name)
-        self._whole = whole
+        self._in_complete_stage = complete
         try:
             yield
         finally:
             self._charge()
             self._stages.pop()
-            self._whole = False
+            self._in_complete_stage = False
 
 
 class _Running(threading.local):
-    """The profile of each thread, None where it measures nothing."""
+    """The active profile of each thread, or None."""
 
     profile: Profile | None = None
 
@@ -79,17 +79,17 @@ _running = _Running()
 
 @contextmanager
 def profiled() -> Iterator[Profile]:
-    """Measure the block: what the library does in it, stage by stage; complete when the block ends.
+    """Measure the library's work in the block, stage by stage; the profile is complete when the block ends.
 
-    Threads may each profile a block of their own. Raises ValueError inside another profiled block of the same thread.
+    Each thread may profile its own block. Raises ValueError inside another profiled block of the same thread.
 
-    >>> with profiled() as found:
+    >>> with profiled() as profile:
     ...     time.sleep(0.01)
-    >>> list(found.seconds)
+    >>> list(profile.seconds)
     ['other']
     """
     if _running.profile is not None:
-        raise ValueError("a block is profiled already; its profile has what this one would have")
+        raise ValueError("this thread is profiled already; use the profile of the outer block")
     profile = _running.profile = Profile()
     try:
         yield profile
@@ -98,25 +98,25 @@ def profiled() -> Iterator[Profile]:
         _running.profile = None
 
 
-def stage(name: str, *, whole: bool = False) -> AbstractContextManager[None]:
-    """The block is a stage of this name; a stage inside it takes its time out of it, unless it is a `whole` one."""
-    here = _running.profile
-    if here is None or here._whole:
+def stage(name: str, *, complete: bool = False) -> AbstractContextManager[None]:
+    """Count the block's time for the stage `name`, without that of stages inside it; with `complete`, all of it."""
+    profile = _running.profile
+    if profile is None or profile._in_complete_stage:
         return nullcontext()
-    return here._stage(name, whole=whole)
+    return profile._stage(name, complete=complete)
 
 
 def beside(**seconds: float) -> None:
-    """Add seconds that other threads or processes worked, by name of the stage."""
-    here = _running.profile
-    if here is None or here._whole:
+    """Add seconds of work in other threads or processes, by name of the stage."""
+    profile = _running.profile
+    if profile is None or profile._in_complete_stage:
         return
     for name, value in seconds.items():
-        here.beside[name] = here.beside.get(name, 0.0) + value
+        profile.beside[name] = profile.beside.get(name, 0.0) + value
 
 
 def awaited(items: Iterable[T]) -> Generator[T, None, None]:
-    """The same items; the time until each comes counts as waiting for data."""
+    """Yield the items; count the time until each arrives as waiting for data."""
     source = iter(items)
     try:
         while True:

@@ -1,10 +1,10 @@
-"""Numbers in sentences. Imports nothing of clipvid."""
+"""Numbers and nouns for messages. Imports nothing of clipvid."""
 
 from __future__ import annotations
 
 
 def pluralize(number: int, noun: str) -> str:
-    """The number with its noun, in the plural but for one.
+    """Return the number with its noun, plural unless the number is 1.
 
     >>> pluralize(1, "video"), pluralize(2, "class"), pluralize(0, "query")
     ('1 video', '2 classes', '0 queries')

@@ -25,7 +25,7 @@ from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone import trainable
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.files import held
+from clipvid.runtime.files import lock_folder
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import CachedBatches, LiveBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.trainer import Run, TrainResult, fabric_for
@@ -65,7 +65,7 @@ def train(
         raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
     if cache is not None:
         replace(config, cache_taps=True)  # which refuses what taps cannot give
-    with nullcontext() if out is None else held(out):
+    with nullcontext() if out is None else lock_folder(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
             raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")
         fabric = fabric_for(config, accelerator)

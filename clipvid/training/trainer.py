@@ -145,7 +145,7 @@ class Run:
         if last and self.added:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
-            with stage("validation", whole=True):
+            with stage("validation", complete=True):
                 entry["score"] = self._score(val_data)
         score = entry.get("score")
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
