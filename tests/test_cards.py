@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,13 +43,14 @@ def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_pa
     found = evaluate_retrieval(model, data, DATA_CONFIG)
     card = read_result(found.save(tmp_path / "a.json"))
     assert card["model"]["base"] == "clipvid-mini"
-    assert card["model"]["base fingerprint"] == model.backbone.fingerprint
+    assert card["model"]["base_fingerprint"] == model.backbone.fingerprint
+    assert card["model"]["branch_on"] is model.branch_is_on
     assert card["model"]["fingerprint"] == model.fingerprint
     facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
     assert card["data"] | {"hash": ""} == facts | {"unreadable": []}
     assert card["data_config"]["frames"] == 2
     assert card["precision"] == "32-true"
-    side = card["figures"]["t2v"]
+    side = card["metrics"]["t2v"]
     assert side["R@1"] == pytest.approx(100 * np.mean(side["each"]["R@1"]))
     assert side["MnR"] == pytest.approx(np.mean(side["each"]["MnR"]))
     assert {"R@50", "mAP", "nDCG"} <= set(side)
@@ -106,11 +108,11 @@ def test_two_cards_are_compared_query_by_query(model, data):
     a = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
     worse = json.loads(json.dumps(a))
     for side in ("t2v", "v2t"):
-        worse["figures"][side]["R@1"] = 0.0
-        worse["figures"][side]["each"]["R@1"] = [0.0] * 12
+        worse["metrics"][side]["R@1"] = 0.0
+        worse["metrics"][side]["each"]["R@1"] = [0.0] * 12
     text = compare(a, worse, n=500)
     row = next(line for line in text.splitlines() if line.startswith("t2v R@1 "))
-    assert f"{-a['figures']['t2v']['R@1']:+.2f}" in row
+    assert f"{-a['metrics']['t2v']['R@1']:+.2f}" in row
     assert float(row.split()[-1]) < 0.05
     same = next(line for line in text.splitlines() if line.startswith("t2v R@5 "))
     assert same.split()[-1] == "1"
@@ -144,14 +146,48 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     assert "result card: a.json" in said
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
-    (tmp_path / "b.json").write_text('{"format": 1}')
+    (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
-    assert "is no whole result card" in capsys.readouterr().err
-    (tmp_path / "b.json").write_text("nonsense")
-    for text in ("nonsense", "[]", '{"format": 1, "task": "retrieval", "figures": {}, "data": {}, "model": {}}'):
-        (tmp_path / "b.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"is no (whole )?result card"):
-            read_result("b.json")
+    assert "is an incomplete result card: task, precision, model, data, data_config, metrics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "is no result card"),
+        ("[]", "is no result card"),
+        ('{"task": "retrieval"}', "is no result card: KeyError"),
+        (
+            '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
+            r"has result format 1, .* reads 2; evaluate the",
+        ),
+        ('{"format": 3, "metrics": 5}', "has result format 3, .* reads 2; evaluate the model again"),
+        (
+            '{"format": 2, "metrics": 5, "model": {"base": ""}}',
+            "model.branch, model.fingerprint, data,.* metrics missing",
+        ),
+        ('{"format": 2, "task": "retrieval", "metrics": {"t2v": {}, "v2t": 5}}', "metrics.v2t missing"),
+    ],
+)
+def test_another_file_or_format_is_refused(tmp_path, text, message):
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_result(tmp_path / "b.json")
+
+
+def test_the_keys_of_a_saved_result_are_snake_case(model, data):
+    """Names of metrics are no keys of the format: they stand below "metrics", and beside counts in `by_class`."""
+
+    def keys(value):
+        if isinstance(value, dict):
+            return {*value, *(name for part in value.values() for name in keys(part))}
+        return {name for part in value for name in keys(part)} if isinstance(value, list) else set()
+
+    recognised = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
+    for evaluation in (recognised, evaluate_retrieval(model, data, DATA_CONFIG, hubs=True)):
+        result = evaluation.to_dict()
+        result.pop("metrics")
+        assert not [name for name in keys(result) - {"top-1"} if not re.fullmatch("[a-z0-9_]+", name)]
 
 
 def test_cards_say_what_else_decides_the_figures(model, data):

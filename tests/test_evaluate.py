@@ -223,7 +223,7 @@ def test_classes_are_told_one_by_one(model, data):
     evaluation = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     table = evaluation.class_table().splitlines()
     assert len(table) == 1 + len(data.classes)
-    card = evaluation.to_dict()["by class"]
+    card = evaluation.to_dict()["by_class"]
     assert [row["class"] for row in card] == list(data.classes)
     seen = [row for row in card if row["videos"]]
     assert np.mean([row["top-1"] for row in seen]) == pytest.approx(evaluation["mean class"])
@@ -317,7 +317,7 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     for seed in range(3):
         card = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
         card["model"]["fingerprint"] = str(seed)
-        card["figures"]["t2v"]["R@1"] = 40.0 + 2 * seed
+        card["metrics"]["t2v"]["R@1"] = 40.0 + 2 * seed
         cards.append(card)
         (tmp_path / f"{seed}.json").write_text(json.dumps(card))
     line = next(line for line in summarize(cards).splitlines() if line.startswith("t2v R@1 "))

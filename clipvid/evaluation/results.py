@@ -26,7 +26,7 @@ from clipvid.runtime.files import atomic_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
 """A direction's name, its figures, and every query's own."""
@@ -134,12 +134,12 @@ class EvaluationResult(Generic[Metrics]):
         }
         if isinstance(self.metrics, RecognitionMetrics):
             card |= {"task": "recognition", "prompts": list(facts.prompts)}
-            return {**card, "figures": self.metrics.to_dict(), "by class": self._by_class()}
+            return {**card, "metrics": self.metrics.to_dict(), "by_class": self._by_class()}
         return {
             **card,
             "task": "retrieval",
             "similarity": self.similarity,
-            "figures": self.metrics.to_dict(),
+            "metrics": self.metrics.to_dict(),
             "adjusted": {name: metrics.to_dict() for name, metrics in self.adjusted.items()},
             "hubs": None if self.hubs is None else self.hubs._asdict(),
         }
@@ -151,7 +151,7 @@ class EvaluationResult(Generic[Metrics]):
         lines = [f"{'class':<{width}}  videos   top-1  taken for{self._mark()}"]
         for row in rows:
             top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
-            taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
+            taken = f"{row['taken_for']} ({row['percent']:.1f})" if row["taken_for"] else ""
             lines.append(f"{row['class']:<{width}}  {row['videos']:>6}  {top1:>6}  {taken}".rstrip())
         return "\n".join(lines)
 
@@ -163,7 +163,7 @@ class EvaluationResult(Generic[Metrics]):
                 "class": name,
                 "videos": result.videos,
                 "top-1": result.top1,
-                "taken for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
+                "taken_for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
                 "percent": result.mistaken,
             }
             for name, result in zip(self.classes, self.metrics.by_class(), strict=True)
@@ -245,34 +245,49 @@ NEEDED = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
     "data_config": ("frames", "temporal_views", "spatial_views"),
-    "figures": (),
+    "metrics": (),
 }
-"""What a card must have for comparisons."""
+"""Keys that comparisons need, by part of a result, besides `task` and `precision`."""
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A card that was saved; CheckpointError for another file."""
+    """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
     if not Path(path).is_file():
         raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = card["format"]
-        whole = all(place in card.get(part, {}) for part, places in NEEDED.items() for place in places)
-        whole = whole and {"task", "precision"} <= set(card) and bool(directions(card))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        version = card["format"]
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
-    if found == FORMAT and not whole:
+    if version != FORMAT:  # checked first: the keys of another format are other ones
         raise CheckpointError(
-            f"{path} is no whole result card: parts that comparisons need are missing; evaluate again"
+            f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
+            "with clipvid eval --out"
         )
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; evaluate the model again")
+    if missing := _missing_keys(card):
+        raise CheckpointError(
+            f"{path} is an incomplete result card: {', '.join(missing)} missing; evaluate the model again"
+        )
     return card
+
+
+def _missing_keys(card: Mapping[str, Any]) -> list[str]:
+    """Return the keys that comparisons need and `card` lacks, nested ones with dots."""
+    missing = [name for name in ("task", "precision") if name not in card]
+    for part, keys in NEEDED.items():
+        values = card.get(part)
+        if not isinstance(values, Mapping) or not values:
+            missing.append(part)
+            continue
+        missing += [f"{part}.{key}" for key in keys if key not in values]
+        if part == "metrics" and card.get("task") == "retrieval":
+            missing += [f"{part}.{side}" for side in ("t2v", "v2t") if not isinstance(values.get(side), Mapping)]
+    return missing
 
 
 def directions(card: Mapping[str, Any]) -> list[Side]:
     """Of a card's figures each direction; recognition has one."""
-    figures = card["figures"]
+    figures = card["metrics"]
     sides = figures.items() if card["task"] == "retrieval" else [("", figures)]
     return [(name, numbers_of(side), side.get("each", {})) for name, side in sides]
 
