@@ -389,7 +389,7 @@ def test_a_paired_comparison_finds_a_difference_that_is_there_and_none_that_is_n
     assert found.p < 0.01
     assert found.interval[0] <= found.mean <= found.interval[1]
     assert paired_bootstrap(a, a, n=200).p == 1.0
-    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a card writes a third
+    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a result writes a third
     drawn = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
     assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(drawn)
     assert drawn > 0.9

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
-from clipvid.evaluation.results import Facts, data_hash
+from clipvid.evaluation.results import EvaluationMetadata, data_hash
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import resolve
 
 
 def describe_evaluation(
     model: VideoCLIP, kept: VideoDataset, lost: tuple[VideoError, ...], data_config: DataConfig
-) -> Facts:
-    return Facts(
+) -> EvaluationMetadata:
+    return EvaluationMetadata(
         model.describe(),
         kept.name,
         len(kept),

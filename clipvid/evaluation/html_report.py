@@ -48,7 +48,7 @@ def write_report(
     """
     from tqdm import tqdm
 
-    found = evaluation.found
+    found = evaluation.top_results
     if found is None or not isinstance(evaluation.metrics, RetrievalMetrics):
         raise ValueError("this evaluation kept no videos to show; evaluate retrieval with best=5 or so")
     if queries < 1:
@@ -59,7 +59,7 @@ def write_report(
     strip = cache(_strip)
     sections = []
     for query in tqdm(failed[:queries], desc="report", unit="query", disable=not progress):
-        right = found.right(query)
+        right = found.relevant_videos(query)
         figures = [_figure(found.data[video], strip, right=True, text="right:") for video in right[:3]]
         for place, video in enumerate(found.best[query], start=1):
             figures.append(_figure(found.data[int(video)], strip, right=int(video) in right, text=f"no. {place}:"))
@@ -69,8 +69,8 @@ def write_report(
     summary = f"{len(failed)} of {len(ranks)} captions did not find their video first" + (
         f"; here are {shown}." if failed else "."
     )
-    what = f"{evaluation.facts.model['base']}, {evaluation.facts.model['branch']}"
-    title = f"{escape(evaluation.facts.data)}: captions that did not find their video ({escape(what)})"
+    what = f"{evaluation.metadata.model['base']}, {evaluation.metadata.model['branch']}"
+    title = f"{escape(evaluation.metadata.data)}: captions that did not find their video ({escape(what)})"
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"</head><body><h1>{title}</h1><pre>{escape(str(evaluation))}</pre><p>{summary}</p>{''.join(sections)}"

@@ -84,7 +84,7 @@ def evaluate_recognition(
 ) -> EvaluationResult[RecognitionMetrics]:
     """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
 
-    `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
+    `prompts` are those that `head` was made of. Raises DataError when a video has no label, or the data's
     classes are not the classifier's, in its order.
     """
     classifier = head if head is not None else _classifier(model)

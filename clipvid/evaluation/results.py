@@ -1,8 +1,8 @@
-"""Result cards: what an evaluation found and on what, as text and as a JSON file; and two of them side by side.
+"""Results: what an evaluation found and on what, as text and as a JSON file; and two of them side by side.
 
-Contract: metrics and facts in, a card out that says enough to repeat or to doubt it: model and its fingerprint, data
+Contract: metrics and facts in, a result out that says enough to repeat or to doubt it: model and its fingerprint, data
 and their hash, N, how clips were read, precision, versions, figures with intervals, and every query's own result, so
-that cards can be compared without the models. Knows nothing of how anything was computed.
+that results can be compared without the models. Knows nothing of how anything was computed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class EvaluationMetadata:
     """What was measured: the model, the data, and how they met."""
 
     model: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Facts:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class TopResults:
     """What each caption found: texts (M), what is right for them (M,) or (M, N), and their best videos (M, k)."""
 
     texts: list[str]
@@ -64,7 +64,7 @@ class Found:
     best: np.ndarray
     data: VideoDataset
 
-    def right(self, query: int) -> list[int]:
+    def relevant_videos(self, query: int) -> list[int]:
         """The videos that are right for a caption."""
         of = self.truth[query]
         return [int(of)] if of.ndim == 0 else of.nonzero()[:, 0].tolist()
@@ -72,10 +72,10 @@ class Found:
 
 @dataclass(frozen=True)
 class EvaluationResult(Generic[Metrics]):
-    """Figures and what they were measured on; `str()` prints all of it, `to_dict()` is the card."""
+    """Figures and what they were measured on; `str()` prints all of it, `to_dict()` is the result."""
 
     metrics: Metrics
-    facts: Facts
+    metadata: EvaluationMetadata
     similarity: str | None = None
     """What retrieval compared; None for recognition."""
     adjusted: Mapping[str, RetrievalMetrics | RankingMetrics] = field(default_factory=dict)
@@ -83,22 +83,22 @@ class EvaluationResult(Generic[Metrics]):
     figures that judge each query by itself."""
     hubs: Hubness | None = None
     """Of the gallery in text to video."""
-    found: Found | None = None
-    """The videos that each caption found first, if they were asked for; not part of the card."""
+    top_results: TopResults | None = None
+    """The videos that each caption found first, if they were asked for; not part of the result."""
     classes: tuple[str, ...] = ()
     """Of recognition, in label order."""
 
     @property
     def n_videos(self) -> int:
-        return self.facts.n_videos
+        return self.metadata.n_videos
 
     @property
     def data_config(self) -> DataConfig:
-        return self.facts.data_config
+        return self.metadata.data_config
 
     @property
     def unreadable(self) -> tuple[VideoError, ...]:
-        return self.facts.unreadable
+        return self.metadata.unreadable
 
     def __getitem__(self, name: str) -> float:
         """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
@@ -113,30 +113,30 @@ class EvaluationResult(Generic[Metrics]):
         return sides[side][figure]
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain data."""
-        facts = self.facts
-        card: dict[str, Any] = {
+        """The result as plain data."""
+        metadata = self.metadata
+        result: dict[str, Any] = {
             "format": FORMAT,
             "clipvid": __version__,
             "torch": torch.__version__,
-            "model": dict(facts.model),
+            "model": dict(metadata.model),
             "data": {
-                "name": facts.data,
-                "videos": facts.n_videos,
-                "expected": facts.expected,
-                "listed": facts.listed,
-                "hash": facts.data_hash,
-                "missing": list(facts.missing),
-                "unreadable": [str(error) for error in facts.unreadable],
+                "name": metadata.data,
+                "videos": metadata.n_videos,
+                "expected": metadata.expected,
+                "listed": metadata.listed,
+                "hash": metadata.data_hash,
+                "missing": list(metadata.missing),
+                "unreadable": [str(error) for error in metadata.unreadable],
             },
-            "data_config": asdict(facts.data_config),
-            "precision": facts.precision,
+            "data_config": asdict(metadata.data_config),
+            "precision": metadata.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
-            card |= {"task": "recognition", "prompts": list(facts.prompts)}
-            return {**card, "metrics": self.metrics.to_dict(), "by_class": self._by_class()}
+            result |= {"task": "recognition", "prompts": list(metadata.prompts)}
+            return {**result, "metrics": self.metrics.to_dict(), "by_class": self._by_class()}
         return {
-            **card,
+            **result,
             "task": "retrieval",
             "similarity": self.similarity,
             "metrics": self.metrics.to_dict(),
@@ -170,25 +170,25 @@ class EvaluationResult(Generic[Metrics]):
         ]
 
     def save(self, path: str | Path) -> Path:
-        """Write the card, whole or not at all."""
+        """Write the result, whole or not at all."""
         with atomic_file(path) as beside:
             beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return Path(path)
 
     def __str__(self) -> str:
-        facts = self.facts
-        lost = [f"{len(facts.missing)} missing"] if facts.missing else []
-        lost += [f"{len(facts.unreadable)} left out because they could not be read"] if facts.unreadable else []
+        metadata = self.metadata
+        lost = [f"{len(metadata.missing)} missing"] if metadata.missing else []
+        lost += [f"{len(metadata.unreadable)} left out because they could not be read"] if metadata.unreadable else []
         how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
         of = "".join(f", {part}" for part in lost)
-        count = count_videos(facts.n_videos, facts.expected, facts.listed, lost=of)
-        lines = [f"{facts.data}: {count}; {self._clips()}{how}, {facts.precision}"]
+        count = count_videos(metadata.n_videos, metadata.expected, metadata.listed, lost=of)
+        lines = [f"{metadata.data}: {count}; {self._clips()}{how}, {metadata.precision}"]
         lines.append(self._told(self.metrics))
         for name, metrics in self.adjusted.items():
             lines += [f"{name}:", self._told(metrics)]
         if self.hubs is not None:
             hubs = self.hubs
-            share = f"{100 * hubs.never:.1f} % of the {facts.n_videos} videos"
+            share = f"{100 * hubs.never:.1f} % of the {metadata.n_videos} videos"
             lines.append(
                 f"hubs: {share} are in no query's best {hubs.k}, one is in {hubs.most} of them; skewness "
                 f"{hubs.skewness:.2f}"
@@ -198,7 +198,7 @@ class EvaluationResult(Generic[Metrics]):
     @property
     def short(self) -> bool:
         """Whether there were fewer videos than the protocol has: the figures are not the protocol's."""
-        return self.facts.expected is not None and self.facts.n_videos < self.facts.expected
+        return self.metadata.expected is not None and self.metadata.n_videos < self.metadata.expected
 
     def _told(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
         """The figures; over too few videos, N stands beside each line of them."""
@@ -208,12 +208,12 @@ class EvaluationResult(Generic[Metrics]):
         """N, where it is not the protocol's; a list of one's own is no part of the protocol's."""
         if not self.short:
             return ""
-        n, expected = self.facts.n_videos, self.facts.expected
-        return f"  (N = {n}; the protocol has {expected})" if self.facts.listed else f"  (N = {n} of {expected})"
+        n, expected = self.metadata.n_videos, self.metadata.expected
+        return f"  (N = {n}; the protocol has {expected})" if self.metadata.listed else f"  (N = {n} of {expected})"
 
     def _clips(self) -> str:
         """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
-        data_config = self.facts.data_config
+        data_config = self.metadata.data_config
         if data_config.views == 1:
             return pluralize(data_config.frames, "frame")
         if isinstance(self.metrics, RecognitionMetrics):
@@ -241,7 +241,7 @@ def data_hash(data: VideoDataset) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-NEEDED = {
+REQUIRED_KEYS = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
     "data_config": ("frames", "temporal_views", "spatial_views"),
@@ -253,42 +253,40 @@ NEEDED = {
 def read_result(path: str | Path) -> dict[str, Any]:
     """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
     if not Path(path).is_file():
-        raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
+        raise CheckpointError(f"there is no result {path}; make one with clipvid eval --out")
     try:
-        card = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = card["format"]
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = result["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
+        raise CheckpointError(f"{path} is no result: {error!r}; make one with clipvid eval --out") from error
     if version != FORMAT:  # checked first: the keys of another format are other ones
         raise CheckpointError(
             f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
             "with clipvid eval --out"
         )
-    if missing := _missing_keys(card):
-        raise CheckpointError(
-            f"{path} is an incomplete result card: {', '.join(missing)} missing; evaluate the model again"
-        )
-    return card
+    if missing := _missing_keys(result):
+        raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
+    return result
 
 
-def _missing_keys(card: Mapping[str, Any]) -> list[str]:
-    """Return the keys that comparisons need and `card` lacks, nested ones with dots."""
-    missing = [name for name in ("task", "precision") if name not in card]
-    for part, keys in NEEDED.items():
-        values = card.get(part)
+def _missing_keys(result: Mapping[str, Any]) -> list[str]:
+    """Return the keys that comparisons need and `result` lacks, nested ones with dots."""
+    missing = [name for name in ("task", "precision") if name not in result]
+    for part, keys in REQUIRED_KEYS.items():
+        values = result.get(part)
         if not isinstance(values, Mapping) or not values:
             missing.append(part)
             continue
         missing += [f"{part}.{key}" for key in keys if key not in values]
-        if part == "metrics" and card.get("task") == "retrieval":
+        if part == "metrics" and result.get("task") == "retrieval":
             missing += [f"{part}.{side}" for side in ("t2v", "v2t") if not isinstance(values.get(side), Mapping)]
     return missing
 
 
-def directions(card: Mapping[str, Any]) -> list[Side]:
-    """Of a card's figures each direction; recognition has one."""
-    figures = card["metrics"]
-    sides = figures.items() if card["task"] == "retrieval" else [("", figures)]
+def directions(result: Mapping[str, Any]) -> list[Side]:
+    """Of a result's figures each direction; recognition has one."""
+    figures = result["metrics"]
+    sides = figures.items() if result["task"] == "retrieval" else [("", figures)]
     return [(name, numbers_of(side), side.get("each", {})) for name, side in sides]
 
 

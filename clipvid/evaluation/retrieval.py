@@ -35,7 +35,7 @@ from clipvid.evaluation.metrics import (
     ranking_metrics,
     retrieval_metrics,
 )
-from clipvid.evaluation.results import EvaluationResult, Found
+from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_whole, resolve_data_config
 from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.token_wise import candidates, match_all, reranked
@@ -69,7 +69,7 @@ def evaluate_retrieval(
     """
     check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     data_config = resolve_data_config(model, data, data_config)
-    ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
+    ask = _ExtraMetrics(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, data_config, ask, rerank=rerank, progress=progress)
     found = embed_videos(model, data, data_config, whole=True, progress=progress)
@@ -84,7 +84,7 @@ def evaluate_retrieval(
         bank_scores = Products(embed(ask.bank), F.normalize(found.video, dim=-1))
     adjusted = ask.adjusted(scores, bank_scores, truth)
     return EvaluationResult(
-        metrics, facts, "mean", adjusted, ask.hubness(scores), ask.found(scores, texts, truth, found.data)
+        metrics, facts, "mean", adjusted, ask.hubness(scores), ask.top_results(scores, texts, truth, found.data)
     )
 
 
@@ -119,7 +119,7 @@ def check_dual_softmax(temperature: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ExtraMetrics:
     """What is to be shown beside the plain figures."""
 
     dual_softmax: float | None
@@ -128,8 +128,8 @@ class _Asked:
     best: int
     seed: int
 
-    def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoDataset) -> Found | None:
-        return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
+    def top_results(self, scores: Any, texts: list[str], truth: Tensor, data: VideoDataset) -> TopResults | None:
+        return TopResults(texts, truth, best_items(scores, self.best), data) if self.best else None
 
     def hubness(self, scores: Any) -> Hubness | None:
         return hubness(scores) if self.hubs else None
@@ -151,7 +151,7 @@ def _token_wise(
     model: VideoCLIP,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
-    ask: _Asked,
+    ask: _ExtraMetrics,
     *,
     rerank: int | None,
     progress: bool,
@@ -168,7 +168,7 @@ def _token_wise(
         metrics = retrieval_metrics(scores, truth, seed=ask.seed)
         adjusted = ask.adjusted(scores, bank, truth)
         return EvaluationResult(
-            metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept)
+            metrics, facts, name, adjusted, ask.hubness(scores), ask.top_results(scores, texts, truth, kept)
         )
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=data_config.precision, tokens=data_config.tokens) @ pooled.T
@@ -177,8 +177,8 @@ def _token_wise(
     again = match_all(model, texts, frames, only=of_texts | of_videos, **cut)
     ranked = [reranked(similarity, again, chosen) for chosen in (of_texts, of_videos)]
     forth, back = (retrieval_metrics(scores, truth, seed=ask.seed) for scores in ranked)
-    found = ask.found(ranked[0], texts, truth, kept)
-    return EvaluationResult(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
+    found = ask.top_results(ranked[0], texts, truth, kept)
+    return EvaluationResult(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), top_results=found)
 
 
 def video_indices(data: VideoDataset) -> Int[Tensor, " m"]:

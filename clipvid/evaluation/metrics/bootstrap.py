@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 """Share of draws that an interval covers."""
 
 LEVEL = 1e-6
-"""Mean differences that count as none: result cards keep six digits, and a third is none of them."""
+"""Mean differences that count as none: results keep six digits, and a third is none of them."""
 
 QUERIES_A_KIND = 12
 """Drawing how often one kind comes costs about as much as drawing and counting this many queries."""

@@ -1,4 +1,4 @@
-"""Result cards: they say what was measured, two of them are compared query by query, and other data are refused."""
+"""Results: they say what was measured, two of them are compared query by query, and other data are refused."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
-def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
+def test_a_result_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
     found = evaluate_retrieval(model, data, DATA_CONFIG)
-    card = read_result(found.save(tmp_path / "a.json"))
-    assert card["model"]["base"] == "clipvid-mini"
-    assert card["model"]["base_fingerprint"] == model.backbone.fingerprint
-    assert card["model"]["branch_on"] is model.branch_is_on
-    assert card["model"]["fingerprint"] == model.fingerprint
+    result = read_result(found.save(tmp_path / "a.json"))
+    assert result["model"]["base"] == "clipvid-mini"
+    assert result["model"]["base_fingerprint"] == model.backbone.fingerprint
+    assert result["model"]["branch_on"] is model.branch_is_on
+    assert result["model"]["fingerprint"] == model.fingerprint
     facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
-    assert card["data"] | {"hash": ""} == facts | {"unreadable": []}
-    assert card["data_config"]["frames"] == 2
-    assert card["precision"] == "32-true"
-    side = card["metrics"]["t2v"]
+    assert result["data"] | {"hash": ""} == facts | {"unreadable": []}
+    assert result["data_config"]["frames"] == 2
+    assert result["precision"] == "32-true"
+    side = result["metrics"]["t2v"]
     assert side["R@1"] == pytest.approx(100 * np.mean(side["each"]["R@1"]))
     assert side["MnR"] == pytest.approx(np.mean(side["each"]["MnR"]))
     assert {"R@50", "mAP", "nDCG"} <= set(side)
@@ -104,7 +104,7 @@ def test_token_wise_scores_are_adjusted_too_and_re_ranked_ones_refused(data, sim
     assert f", {similarity} of the best 3 by mean, 32-true" in str(again)
 
 
-def test_two_cards_are_compared_query_by_query(model, data):
+def test_two_results_are_compared_query_by_query(model, data):
     a = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
     worse = json.loads(json.dumps(a))
     for side in ("t2v", "v2t"):
@@ -123,7 +123,7 @@ def test_two_cards_are_compared_query_by_query(model, data):
         compare(a, other)
 
 
-def test_recognition_cards_are_compared_too(model, data):
+def test_recognition_results_are_compared_too(model, data):
     head = model.text_classifier(data.classes)
     a = evaluate_recognition(model, data, DATA_CONFIG, head=head).to_dict()
     assert "similarity" not in a
@@ -134,7 +134,7 @@ def test_recognition_cards_are_compared_too(model, data):
         compare(a, evaluate_retrieval(model, data, DATA_CONFIG).to_dict())
 
 
-def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monkeypatch):
+def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, monkeypatch):
     root = data[0].path.parent.parent if (data[0].path.parent.parent / "captions.csv").exists() else data[0].path.parent
     table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
     monkeypatch.chdir(tmp_path)
@@ -143,20 +143,20 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
     said = capsys.readouterr().out
     assert "dual softmax, T=100" in said
-    assert "result card: a.json" in said
+    assert "result: a.json" in said
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
     (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
-    assert "is an incomplete result card: task, precision, model, data, data_config, metrics" in capsys.readouterr().err
+    assert "is an incomplete result: task, precision, model, data, data_config, metrics" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "is no result card"),
-        ("[]", "is no result card"),
-        ('{"task": "retrieval"}', "is no result card: KeyError"),
+        ("nonsense", "is no result"),
+        ("[]", "is no result"),
+        ('{"task": "retrieval"}', "is no result: KeyError"),
         (
             '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
             r"has result format 1, .* reads 2; evaluate the",
@@ -190,7 +190,7 @@ def test_the_keys_of_a_saved_result_are_snake_case(model, data):
         assert not [name for name in keys(result) - {"top-1"} if not re.fullmatch("[a-z0-9_]+", name)]
 
 
-def test_cards_say_what_else_decides_the_figures(model, data):
+def test_results_say_what_else_decides_the_figures(model, data):
     plain, photo = (
         evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
@@ -218,9 +218,9 @@ def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
         "msrvtt-1ka, list own: 12 of the 13 videos listed, 1 missing (the protocol has 1000); 2 fr"
     )
     assert [line.endswith("  (N = 12; the protocol has 1000)") for line in said[1:4]] == [True] * 3
-    card = found.to_dict()
-    assert [card["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
-    assert "msrvtt-1ka, list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(card, card)
+    result = found.to_dict()
+    assert [result["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
+    assert "list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(result, result)
 
 
 def test_a_list_of_ones_own_that_is_long_enough_is_not_marked(model, data):
@@ -236,4 +236,4 @@ def test_figures_have_one_name_each(model, data):
     for name in ("V2T R@1", "foo R@1", "R@3"):
         with pytest.raises(KeyError, match="figures are R@1, R@5"):
             found[name]
-    assert found.facts.model["branch"] == "mean"
+    assert found.metadata.model["branch"] == "mean"
