@@ -322,7 +322,7 @@ def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_
 ):
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
-    assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
+    assert f"dual_softmax must be a finite number > 0, got {float(value.lstrip('.'))}; it" in error
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
     ).read_text()
     failed = int((found.metrics.t2v.ranks > 1).sum())
     assert page.count("<section>") == failed > 5
-    assert f"{failed} of 19 captions did not find their video first; here are all of them" in page
+    assert f"{failed} of 19 captions did not rank their video first; shown: all of them" in page
     assert "&lt;b&gt;not bold&lt;/b&gt; &amp; more" in page
     assert "<b>not" not in page
     assert "no such file" in page
@@ -328,9 +328,9 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert "of 3 runs" in summarize(results)
     other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9
-    with pytest.raises(ValueError, match="they differ in reading frames"):
+    with pytest.raises(ValueError, match="got different data_config.frames"):
         summarize([results[0], other])
-    with pytest.raises(ValueError, match="one and the same model"):
+    with pytest.raises(ValueError, match="the same fingerprint twice"):
         summarize([results[0], results[0]])
-    with pytest.raises(ValueError, match="two results or more, got 1"):
+    with pytest.raises(ValueError, match="two or more, got 1"):
         summarize(results[:1])
