@@ -183,7 +183,7 @@ def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
     assert "unknown model 'my-rnu/best': no folder that there is" in error
     assert "its tags are openai, " in refusal(capsys, "info", "ViT-B-16", "--pretrained", "nix")
     assert "a folder, but none that clipvid saved" in refusal(capsys, "info", "videos")
-    assert "there is no result card a.json" in refusal(capsys, "compare", "a.json", "b.json")
+    assert "there is no result a.json" in refusal(capsys, "compare", "a.json", "b.json")
     error = refusal(capsys, "eval", "videos/test", "--task", "retrieval", "--zero_shot", "true")
     assert "zero_shot: only recognition has classes, the task is retrieval" in error
     table = "videos/test/captions.csv"
@@ -322,7 +322,7 @@ def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_
 ):
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
-    assert f"dual_softmax multiplies the scores and must be above 0 and finite, got {float(value.lstrip('.'))}" in error
+    assert f"dual_softmax must be a finite number > 0, got {float(value.lstrip('.'))}; it" in error
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_
     [
         ("train", "usage: clipvid train DATA [options]"),
         ("data check", "usage: clipvid data check NAME ROOT [options]"),
-        ("summarize", "usage: clipvid summarize CARDS ... [options]"),
+        ("summarize", "usage: clipvid summarize RESULTS ... [options]"),
     ],
 )
 def test_help_begins_with_a_line_of_what_must_be_given(capsys, words, usage):

@@ -67,8 +67,8 @@ def test_where_fewer_are_allowed_n_stands_beside_every_figure(model, broken, tmp
     figures = [line for line in str(found).splitlines() if re.match(r"(t2v|v2t)", line)]
     assert len(figures) == 4
     assert all(line.endswith("(N = 19 of 20)") for line in figures)
-    card = read_result(found.save(tmp_path / "card.json"))
-    assert (card["data"]["videos"], card["data"]["expected"]) == (19, 20)
+    result = read_result(found.save(tmp_path / "result.json"))
+    assert (result["data"]["videos"], result["data"]["expected"]) == (19, 20)
     assert "N =" not in str(
         evaluate_retrieval(model, replace(broken, records=broken.records[1:], protocol_spec=ProtocolSpec()))
     )
@@ -78,7 +78,7 @@ def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
     whole = replace(data, protocol_spec=ProtocolSpec(videos=20, frames=3, tokens=16))
     train, val = whole.split(0.5)
     assert (train.protocol_spec.videos, val.protocol_spec.videos, val.protocol_spec.tokens) == (None, None, 16)
-    assert val.name == f"{data.name}, 10 of 20 videos"  # so no card names the protocol for a part of it
+    assert val.name == f"{data.name}, 10 of 20 videos"  # so no result names the protocol for a part of it
     assert whole.subset(range(20)).name == data.subset([0]).name == data.name
     assert val.subset(range(3)).name == f"{data.name}, 3 of 20 videos"
     listed = replace(data, protocol_spec=ProtocolSpec(videos=1000, listed=20))
@@ -223,9 +223,9 @@ def test_classes_are_told_one_by_one(model, data):
     evaluation = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     table = evaluation.class_table().splitlines()
     assert len(table) == 1 + len(data.classes)
-    card = evaluation.to_dict()["by class"]
-    assert [row["class"] for row in card] == list(data.classes)
-    seen = [row for row in card if row["videos"]]
+    result = evaluation.to_dict()["by_class"]
+    assert [row["class"] for row in result] == list(data.classes)
+    seen = [row for row in result if row["videos"]]
     assert np.mean([row["top-1"] for row in seen]) == pytest.approx(evaluation["mean class"])
     with pytest.raises(ValueError, match="only recognition has classes"):
         evaluate_retrieval(model, data, DATA_CONFIG).class_table()
@@ -235,10 +235,10 @@ def test_the_best_items_are_those_of_a_sort(model, data):
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 5, (7, 11)).astype(float)
     assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
-    found = evaluate_retrieval(model, data, DATA_CONFIG, best=3).found
+    found = evaluate_retrieval(model, data, DATA_CONFIG, best=3).top_results
     assert found is not None
     assert found.best.shape == (20, 3)
-    assert evaluate_retrieval(model, data, DATA_CONFIG).found is None
+    assert evaluate_retrieval(model, data, DATA_CONFIG).top_results is None
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
@@ -248,11 +248,11 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
     found = evaluate_retrieval(model, whole, DATA_CONFIG, best=2)
     gone = replace(whole, records=(replace(odd, path=tmp_path / "gone.mp4"), *whole.records[1:]))
     page = write_report(
-        replace(found, found=replace(found.found, data=gone)), tmp_path / "failures.html", queries=100
+        replace(found, top_results=replace(found.top_results, data=gone)), tmp_path / "failures.html", queries=100
     ).read_text()
     failed = int((found.metrics.t2v.ranks > 1).sum())
     assert page.count("<section>") == failed > 5
-    assert f"{failed} of 19 captions did not find their video first; here are all of them" in page
+    assert f"{failed} of 19 captions did not rank their video first; shown: all of them" in page
     assert "&lt;b&gt;not bold&lt;/b&gt; &amp; more" in page
     assert "<b>not" not in page
     assert "no such file" in page
@@ -313,24 +313,24 @@ def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, m
 
 
 def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys):
-    cards = []
+    results = []
     for seed in range(3):
-        card = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
-        card["model"]["fingerprint"] = str(seed)
-        card["figures"]["t2v"]["R@1"] = 40.0 + 2 * seed
-        cards.append(card)
-        (tmp_path / f"{seed}.json").write_text(json.dumps(card))
-    line = next(line for line in summarize(cards).splitlines() if line.startswith("t2v R@1 "))
+        result = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
+        result["model"]["fingerprint"] = str(seed)
+        result["metrics"]["t2v"]["R@1"] = 40.0 + 2 * seed
+        results.append(result)
+        (tmp_path / f"{seed}.json").write_text(json.dumps(result))
+    line = next(line for line in summarize(results).splitlines() if line.startswith("t2v R@1 "))
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
-    cards[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
-    assert "of 3 runs" in summarize(cards)
-    other = json.loads(json.dumps(cards[1]))
+    results[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
+    assert "of 3 runs" in summarize(results)
+    other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9
-    with pytest.raises(ValueError, match="they differ in reading frames"):
-        summarize([cards[0], other])
-    with pytest.raises(ValueError, match="one and the same model"):
-        summarize([cards[0], cards[0]])
-    with pytest.raises(ValueError, match="two cards or more, got 1"):
-        summarize(cards[:1])
+    with pytest.raises(ValueError, match="got different data_config.frames"):
+        summarize([results[0], other])
+    with pytest.raises(ValueError, match="the same fingerprint twice"):
+        summarize([results[0], results[0]])
+    with pytest.raises(ValueError, match="two or more, got 1"):
+        summarize(results[:1])

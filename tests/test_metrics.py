@@ -130,7 +130,7 @@ def test_infinite_scores_are_ordinary_scores():
 
 @pytest.mark.parametrize(
     ("video_index", "message"),
-    [([0, 3, 1], "row 1 belongs to column 3"), ([0, -1, 1], "column -1"), ([0, 1], "one index a row, got 2 for 3")],
+    [([0, 3, 1], "row 1 .*, got 3"), ([0, -1, 1], "a column, got -1"), ([0, 1], "one entry per row, got 2 for 3")],
 )
 def test_wrong_owners_are_refused_by_row(video_index, message):
     with pytest.raises(ValueError, match=message):
@@ -150,7 +150,7 @@ def test_truth_of_another_shape_is_refused():
 def test_empty_scores_and_zero_k_are_refused():
     with pytest.raises(ValueError, match=r"not empty, got \(0, 4\)"):
         retrieval_metrics(np.zeros((0, 4)), np.zeros(0, dtype=int))
-    with pytest.raises(ValueError, match="from 1"):
+    with pytest.raises(ValueError, match="integers >= 1"):
         retrieval_metrics(np.eye(2), np.arange(2), ks=(0,))
 
 
@@ -258,7 +258,7 @@ def test_class_mean_weighs_rare_classes_like_common_ones():
 
 
 def test_unlabelled_clips_are_refused():
-    with pytest.raises(ValueError, match="row 1 belongs to column -1"):
+    with pytest.raises(ValueError, match="row 1 of video_index must be a column, got -1"):
         recognition_metrics(np.zeros((2, 3)), np.array([0, -1]))
 
 
@@ -363,7 +363,7 @@ def test_adjusted_scores_are_their_formulas_in_any_blocks(monkeypatch):
         )
         got = QueryBank(Matrix(values), Matrix(bank), beta=5.0, k=2).rows(slice(0, 23))
         np.testing.assert_allclose(np.exp(got), expected, rtol=1e-10)
-    with pytest.raises(ValueError, match="QueryBank scores one direction alone"):
+    with pytest.raises(ValueError, match="scores of both directions, got QueryBank"):
         retrieval_metrics(QueryBank(Matrix(values), Matrix(bank)), np.arange(23) % 17)
     with pytest.raises(ValueError, match="the bank has scores of 17 items, the queries of 5"):
         QueryBank(Matrix(values[:, :5]), Matrix(bank))
@@ -389,13 +389,13 @@ def test_a_paired_comparison_finds_a_difference_that_is_there_and_none_that_is_n
     assert found.p < 0.01
     assert found.interval[0] <= found.mean <= found.interval[1]
     assert paired_bootstrap(a, a, n=200).p == 1.0
-    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a card writes a third
+    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a result writes a third
     drawn = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
     assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(drawn)
     assert drawn > 0.9
     other = rng.permutation(a)
     assert paired_bootstrap(a, other, n=2000).p > 0.05
-    with pytest.raises(ValueError, match="needs the same queries twice"):
+    with pytest.raises(ValueError, match="scores of the same queries, got"):
         paired_bootstrap(a, a[1:])
 
 

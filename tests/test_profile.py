@@ -187,6 +187,6 @@ def test_train_writes_its_profile_into_the_run(tmp_path, table):
 
 
 def test_eval_writes_its_profile_beside_the_card(tmp_path, table):
-    card = tmp_path / "card.json"
-    assert main(["eval", str(table), "--data_config.frames", "2", "--out", str(card), *ASKED]) == 0
-    assert "text" in seconds(tmp_path / "card.profile.json")
+    result = tmp_path / "result.json"
+    assert main(["eval", str(table), "--data_config.frames", "2", "--out", str(result), *ASKED]) == 0
+    assert "text" in seconds(tmp_path / "result.profile.json")

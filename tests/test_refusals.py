@@ -296,7 +296,7 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--rerank 3", "rerank takes the number of videos to look at again with a token-wise similarity, got 3 for a"),
+        ("--rerank 3", "rerank must be an integer >= 1 and needs a token-wise similarity, got 3 for a model whose"),
         ("--task recognition", "this model has no classifier; train one (task recognition), or use evaluate_zero_shot"),
         ("--format videos", "4 of 4 videos of test have no caption, first "),
         ("--format folder", "test has classes and no captions, which retrieval compares; give --zero_shot true"),

@@ -163,12 +163,12 @@ def at_hand(data, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def taps(at_hand) -> Path:
-    """A cache that an evaluation made, with its card beside it."""
+    """A cache that an evaluation made, with its result beside it."""
     assert main(["eval", at_hand, "--cache", "taps", "--out", "made.json", *OPTIONS]) == 0
     return Path("taps")
 
 
-def test_eval_with_a_cache_gives_the_card_that_eval_without_one_gives(at_hand, taps):
+def test_eval_with_a_cache_gives_the_result_that_eval_without_one_gives(at_hand, taps):
     assert main(["eval", at_hand, "--out", "live.json", *OPTIONS]) == 0
     assert json.loads(Path("live.json").read_text()) == json.loads(Path("made.json").read_text())
 

@@ -75,7 +75,7 @@ def evaluate(
         dual_softmax: also show figures after a dual softmax of this temperature (100), which sees all queries at once.
         bank: also show figures after QB-Norm with the captions of this split of the data (train) as its bank.
         allow_missing: score a protocol with fewer videos than it has; N then stands beside every figure.
-        out: JSON file for the result card, which `clipvid compare` reads.
+        out: JSON file for the result, which `clipvid compare` reads.
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: how many of them, the worst first.
         cache: folder of a tap cache, as for train: what is there is read, what is missing encoded and kept.
@@ -149,7 +149,7 @@ def _tell(found: Any, out: str | None, report: str | None, *, queries: int) -> N
     """Print the files that were left out, and write the files that were asked for."""
     show_unreadable(found.unreadable)
     if out is not None:
-        print(f"result card: {found.save(out)}")
+        print(f"result: {found.save(out)}")
     if report is not None:
         from clipvid.evaluation.html_report import write_report
 
@@ -199,7 +199,7 @@ def _of_retrieval(task: str, **asked: Any) -> dict[str, Any]:
 
 
 def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
-    """Print two result cards side by side, with the p-value of every difference (paired bootstrap over the queries).
+    """Print two results side by side, with the p-value of every difference (paired bootstrap over the queries).
 
     Args:
         a: JSON file that `clipvid eval --out` wrote.
@@ -213,16 +213,16 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
     print(side_by_side(read_result(a), read_result(b), n=draws, seed=seed))
 
 
-def summarize(cards: list[str]) -> None:
-    """Print mean and standard deviation of every figure over result cards of runs that differ in their seed.
+def summarize(results: list[str]) -> None:
+    """Print mean and standard deviation of every figure over results of runs that differ in their seed.
 
     Args:
-        cards: JSON files that `clipvid eval --out` wrote, of the same data.
+        results: JSON files that `clipvid eval --out` wrote, of the same data.
     """
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
-    print(over_runs([read_result(card) for card in cards]))
+    print(over_runs([read_result(result) for result in results]))
 
 
 def check_data(

@@ -247,7 +247,7 @@ def _command(name: str) -> Any:
     parser = _parser_class()(description=_first_line(name))
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     if name == "summarize":  # a positional list, which is not derived from a signature
-        parser.add_argument("cards", nargs="+", help="JSON files that `clipvid eval --out` wrote, of the same data")
+        parser.add_argument("results", nargs="+", help="JSON files that `clipvid eval --out` wrote, of the same data")
     else:
         parser.add_function_arguments(COMMANDS[name], as_positional=True, skip={"config"})
     if name == "train":

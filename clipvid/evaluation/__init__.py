@@ -1,1 +1,1 @@
-"""Scores, and how sure they are."""
+"""Evaluation of models on data sets: metrics with confidence intervals, saved results and reports."""

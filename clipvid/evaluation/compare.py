@@ -17,85 +17,89 @@ from clipvid.runtime.text import pluralize
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, n: int = 10_000, seed: int = 0) -> str:
-    """Two cards side by side, figure by figure, with the paired-bootstrap p-value of each difference.
+    """Return a table of two saved results: every metric, its difference b - a, and the paired-bootstrap p-value.
 
-    Raises ValueError for cards of other tasks or other data: their queries are not the same.
+    `n` bootstrap samples are drawn with `seed`. Raises ValueError if task or data differ: the queries are not the same.
     """
     _check_comparable(a, b)
-    lines = [f"{name}: {_said(card)}" for name, card in (("a", a), ("b", b))]
+    lines = [f"{name}: {_description(result)}" for name, result in (("a", a), ("b", b))]
     lines.append(f"{'':<14}{'a':>8}{'b':>8}{'b - a':>9}   {'95 %':<18}p")
-    for (side, ours, own), (_, theirs, their) in zip(directions(a), directions(b), strict=True):
-        for figure in (f for f in ours if f in theirs):
-            name = f"{side} {figure}".strip()
-            line = f"{name:<14}{ours[figure]:>8.2f}{theirs[figure]:>8.2f}{theirs[figure] - ours[figure]:>+9.2f}"
-            if figure in own and figure in their:
-                scale = 1 if figure == "MnR" else 100
-                found = paired_bootstrap(np.asarray(own[figure]), np.asarray(their[figure]), n=n, seed=seed)
-                low, high = (scale * limit for limit in found.interval)
-                span = f"[{low:+.2f}, {high:+.2f}]"
-                line += f"   {span:<18}{found.p:.3g}"
+    for (direction, side_a, each_a), (_, side_b, each_b) in zip(directions(a), directions(b), strict=True):
+        for metric in (m for m in side_a if m in side_b):
+            name = f"{direction} {metric}".strip()
+            line = f"{name:<14}{side_a[metric]:>8.2f}{side_b[metric]:>8.2f}{side_b[metric] - side_a[metric]:>+9.2f}"
+            if metric in each_a and metric in each_b:
+                scale = 1 if metric == "MnR" else 100
+                difference = paired_bootstrap(np.asarray(each_a[metric]), np.asarray(each_b[metric]), n=n, seed=seed)
+                low, high = (scale * limit for limit in difference.interval)
+                interval = f"[{low:+.2f}, {high:+.2f}]"
+                line += f"   {interval:<18}{difference.p:.3g}"
             lines.append(line)
     return "\n".join(lines)
 
 
-def summarize(cards: Sequence[Mapping[str, Any]]) -> str:
-    """Runs of one recipe with other seeds: mean and standard deviation (n - 1) of every figure.
+def summarize(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return mean and standard deviation (n - 1) of every metric over runs that differ in their seed only.
 
-    Raises ValueError for fewer than two cards, for cards of other tasks or other data, and for the same model twice.
+    Raises ValueError for fewer than two results, for different tasks, data or settings, and for duplicate models.
     """
-    if len(cards) < 2:
-        raise ValueError(f"mean and deviation need two cards or more, got {len(cards)}")
-    for card in cards[1:]:
-        _check_comparable(cards[0], card)
-    for card in cards[1:]:
-        if differing := [name for name, value in _recipe(card).items() if value != _recipe(cards[0])[name]]:
+    if len(results) < 2:
+        raise ValueError(f"results must be two or more, got {len(results)}; a standard deviation needs them")
+    for result in results[1:]:
+        _check_comparable(results[0], result)
+    for result in results[1:]:
+        if differing := [name for name, value in _settings(result).items() if value != _settings(results[0])[name]]:
             raise ValueError(
-                f"the cards are not of runs of one recipe: they differ in {', '.join(differing)}; compare takes two of "
-                "any recipe"
+                f"results must differ in their seed only, got different {', '.join(differing)}; use compare for two "
+                "results of different settings"
             )
-    known = [card["model"]["fingerprint"] for card in cards]
-    if len(set(known)) < len(known):
-        raise ValueError("two of the cards are of one and the same model, not of runs of their own")
-    lines = [_said(cards[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(cards)} runs"]
-    for sides in zip(*(directions(card) for card in cards), strict=True):
-        for figure in (name for name in sides[0][1] if all(name in numbers for _, numbers, _ in sides)):
-            values = [numbers[figure] for _, numbers, _ in sides]
-            name = f"{sides[0][0]} {figure}".strip()
+    fingerprints = [result["model"]["fingerprint"] for result in results]
+    if len(set(fingerprints)) < len(fingerprints):
+        raise ValueError("results must be of different models, got the same fingerprint twice; give one result per run")
+    lines = [_description(results[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(results)} runs"]
+    for sides in zip(*(directions(result) for result in results), strict=True):
+        for metric in (name for name in sides[0][1] if all(name in metrics for _, metrics, _ in sides)):
+            values = [metrics[metric] for _, metrics, _ in sides]
+            name = f"{sides[0][0]} {metric}".strip()
             runs = "  ".join(f"{value:.2f}" for value in values)
             lines.append(f"{name:<14}{statistics.fmean(values):>8.2f}{statistics.stdev(values):>8.2f}   {runs}")
     return "\n".join(lines)
 
 
-def _recipe(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs with other seeds have in common: all that decides figures."""
-    idle = ("batch_size", "workers", "time_limit")
-    model = {f"model {name}": value for name, value in card["model"].items() if name != "fingerprint"}
-    data_config = {f"reading {name}": value for name, value in card["data_config"].items() if name not in idle}
-    return {**model, **data_config, **{name: card.get(name) for name in ("similarity", "prompts", "precision")}}
+def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that affect metrics, which runs that differ in their seed only have in common."""
+    ignored = ("batch_size", "workers", "time_limit")
+    model = {f"model.{name}": value for name, value in result["model"].items() if name != "fingerprint"}
+    data_config = {f"data_config.{name}": value for name, value in result["data_config"].items() if name not in ignored}
+    return {**model, **data_config, **{name: result.get(name) for name in ("similarity", "prompts", "precision")}}
 
 
 def _check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raise ValueError if task or data differ."""
     if a["task"] != b["task"]:
-        raise ValueError(f"the cards are of {a['task']} and of {b['task']}; compare cards of one task")
+        raise ValueError(
+            f"results must be of one task, got {a['task']} and {b['task']}; compare results of the same task"
+        )
     if a["data"]["hash"] != b["data"]["hash"]:
         raise ValueError(
-            f"the cards are not of the same queries: {a['data']['name']} ({a['data']['videos']} videos, hash "
+            f"results must be of the same queries, got {a['data']['name']} ({a['data']['videos']} videos, hash "
             f"{a['data']['hash'][:8]}) and {b['data']['name']} ({b['data']['videos']}, {b['data']['hash'][:8]}); "
             "evaluate both models on the same files and captions"
         )
 
 
-def _said(card: Mapping[str, Any]) -> str:
-    model, data, data_config = card["model"], card["data"], card["data_config"]
-    what, prompts, tokens = card.get("similarity"), card.get("prompts"), data_config.get("tokens")
+def _description(result: Mapping[str, Any]) -> str:
+    """Return model, data and settings of a result in one line."""
+    model, data, data_config = result["model"], result["data"], result["data_config"]
+    similarity, prompts, tokens = result.get("similarity"), result.get("prompts"), data_config.get("tokens")
     views = data_config["temporal_views"] * data_config["spatial_views"]
     parts = [
         f"{model['base']}, {model['branch']} ({model['fingerprint'][:8]}); {data['name']}",
         count_videos(data["videos"], data["expected"], data.get("listed")),
         pluralize(data_config["frames"], "frame") + ("" if views == 1 else f" x {views} views"),
-        *([] if what in (None, "mean") else [what]),
+        *([] if similarity in (None, "mean") else [similarity]),
         *([f"captions of {tokens} tokens"] if tokens else []),
         *([f"prompts {', '.join(prompts)}"] if prompts else []),
-        card["precision"],
+        result["precision"],
     ]
     return ", ".join(parts)

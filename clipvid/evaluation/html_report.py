@@ -1,8 +1,7 @@
-"""Where retrieval fails, as a page to look at: every query whose video was not found first, with film strips.
+"""HTML report of failed retrieval queries: captions whose video does not have rank 1, with film strips.
 
-Contract: an evaluation that kept its best videos in, one HTML file out that needs nothing else (pictures inside, no
-script, no address). Videos are read again for their strips; one that cannot be read is named in its place. Knows
-nothing of models.
+Contract: an evaluation with `top_results` in, one self-contained HTML file out (embedded pictures, no script, no
+link). Videos are decoded again for their strips; an unreadable one is listed with the reason. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -35,64 +34,69 @@ figure.right img { border-color: #1a7f37; } figcaption { font-size: 13px; color:
 figure.right figcaption { color: #1a7f37; font-weight: 600; }
 """
 FRAMES = 6
-"""Frames of a strip."""
+"""Number of frames per film strip."""
 
 
 def write_report(
     evaluation: EvaluationResult[RetrievalMetrics], path: str | Path, *, queries: int = 50, progress: bool = False
 ) -> Path:
-    """Write the `queries` captions that text-to-video retrieval failed worst, worst first.
+    """Write a page of the captions whose video has the worst text-to-video rank, worst first, at most `queries`.
 
-    Each comes with the rank of its video, a strip of that video, and strips of the videos found instead. Raises
-    ValueError for an evaluation that did not keep the best videos of its queries (`evaluate_retrieval(best=5)`).
+    Each has the rank of its video, a film strip of that video, and film strips of the best-ranked videos. Raises
+    ValueError for an evaluation without `top_results` (request them with `evaluate_retrieval(best=5)`).
     """
     from tqdm import tqdm
 
-    found = evaluation.found
-    if found is None or not isinstance(evaluation.metrics, RetrievalMetrics):
-        raise ValueError("this evaluation kept no videos to show; evaluate retrieval with best=5 or so")
+    top_results = evaluation.top_results
+    if top_results is None or not isinstance(evaluation.metrics, RetrievalMetrics):
+        raise ValueError(
+            "evaluation must be of retrieval with top_results, and has none; call evaluate_retrieval with best=5"
+        )
     if queries < 1:
-        raise ValueError(f"queries is a number of captions to show, from 1, got {queries}")
+        raise ValueError(f"queries must be an integer >= 1, got {queries}; it is the number of captions to show")
     ranks = evaluation.metrics.t2v.ranks
     order = np.argsort(-ranks, kind="stable")
     failed = [int(query) for query in order if ranks[query] > 1]
     strip = cache(_strip)
     sections = []
     for query in tqdm(failed[:queries], desc="report", unit="query", disable=not progress):
-        right = found.right(query)
-        figures = [_figure(found.data[video], strip, right=True, text="right:") for video in right[:3]]
-        for place, video in enumerate(found.best[query], start=1):
-            figures.append(_figure(found.data[int(video)], strip, right=int(video) in right, text=f"no. {place}:"))
-        head = f"<h2>{escape(found.texts[query])} <small>rank of its video: {ranks[query]:g}</small></h2>"
+        relevant = top_results.relevant_videos(query)
+        figures = [_figure(top_results.data[video], strip, right=True, text="right:") for video in relevant[:3]]
+        for rank, video in enumerate(top_results.best[query], start=1):
+            figures.append(
+                _figure(top_results.data[int(video)], strip, right=int(video) in relevant, text=f"no. {rank}:")
+            )
+        head = f"<h2>{escape(top_results.texts[query])} <small>rank of its video: {ranks[query]:g}</small></h2>"
         sections.append(f"<section>{head}{''.join(figures)}</section>")
     shown = f"the {len(sections)} worst of them" if len(failed) > len(sections) else "all of them, the worst first"
-    summary = f"{len(failed)} of {len(ranks)} captions did not find their video first" + (
-        f"; here are {shown}." if failed else "."
+    summary = f"{len(failed)} of {len(ranks)} captions did not rank their video first" + (
+        f"; shown: {shown}." if failed else "."
     )
-    what = f"{evaluation.facts.model['base']}, {evaluation.facts.model['branch']}"
-    title = f"{escape(evaluation.facts.data)}: captions that did not find their video ({escape(what)})"
+    model = f"{evaluation.metadata.model['base']}, {evaluation.metadata.model['branch']}"
+    title = f"{escape(evaluation.metadata.data)}: captions that did not rank their video first ({escape(model)})"
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"</head><body><h1>{title}</h1><pre>{escape(str(evaluation))}</pre><p>{summary}</p>{''.join(sections)}"
         "</body></html>\n"
     )
-    with atomic_file(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    with atomic_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return Path(path)
 
 
 def _figure(record: Record, strip: Callable[[Record], str | VideoError], *, right: bool, text: str) -> str:
+    """Return a `figure` element with the film strip of a video, or with the reason why there is none."""
     picture = strip(record)
     part = "" if record.start is None and record.end is None else f", {record.start or 0:g} to {record.end or 'end'} s"
-    said = f"<figcaption>{text} {escape(record.path.name)}{part}</figcaption>"
+    caption = f"<figcaption>{text} {escape(record.path.name)}{part}</figcaption>"
     if isinstance(picture, VideoError):
-        return f"<figure>{said}<figcaption>{escape(picture.reason)}</figcaption></figure>"
+        return f"<figure>{caption}<figcaption>{escape(picture.reason)}</figcaption></figure>"
     kind = ' class="right"' if right else ""
-    return f'<figure{kind}><img alt="" loading="lazy" src="data:image/jpeg;base64,{picture}">{said}</figure>'
+    return f'<figure{kind}><img alt="" loading="lazy" src="data:image/jpeg;base64,{picture}">{caption}</figure>'
 
 
 def _strip(record: Record) -> str | VideoError:
-    """The film strip in base64, or why there is none."""
+    """Return the film strip as a JPEG in base64, or the error of an unreadable video."""
 
     def choose(total: int) -> list[int]:
         return sample("uniform", total, min(total, FRAMES))

@@ -27,7 +27,7 @@ from clipvid.evaluation.results import EvaluationResult
 from clipvid.features.embed import embed_texts, embed_videos, require_whole, resolve_data_config
 from clipvid.features.source import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
-from clipvid.models.heads import prompts as filled
+from clipvid.models.heads import prompts as fill_templates
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import evaluating
 
@@ -41,7 +41,7 @@ class BaseToNovel:
 
     @property
     def harmonic_mean(self) -> float:
-        """Of the two top-1 accuracies: high only where both are."""
+        """Harmonic mean of both top-1 accuracies in percent; 0 if either is 0."""
         base, novel = self.base["top-1"], self.novel["top-1"]
         return 2 * base * novel / (base + novel) if base + novel else 0.0
 
@@ -50,26 +50,27 @@ class BaseToNovel:
 
 
 def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_shot: bool = False) -> None:
-    """ValueError or DataError for what `evaluate_recognition`, or `zero_shot`, refuses, before a clip is read."""
-    facts = dataset_of(data)
-    if zero_shot and len(facts.classes) < 2:
-        raise DataError(f"{facts.name} has no class names; zero-shot recognition needs two or more")
-    _check_labels(facts, facts.classes if zero_shot else _classifier(model).classes)
+    """Raise the ValueError or DataError of `evaluate_recognition` (or of zero-shot recognition) before decoding."""
+    dataset = dataset_of(data)
+    if zero_shot and len(dataset.classes) < 2:
+        raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
+    _check_labels(dataset, dataset.classes if zero_shot else _classifier(model).classes)
 
 
 def _classifier(model: VideoCLIP) -> Classifier:
+    """Return the model's classifier; raise ValueError if it has none."""
     if model.head is None:
         raise ValueError("this model has no classifier; train one (task recognition), or use evaluate_zero_shot")
     return model.head
 
 
-def _check_labels(facts: VideoDataset, known: Sequence[str]) -> None:
-    """DataError for videos without a label, or with those of other classes than the known ones."""
-    if facts.classes and tuple(facts.classes) != tuple(known):
-        others = f"{facts.name} has classes {_few(facts.classes)}, the classifier {_few(known)}"
-        raise DataError(f"{others}; open the data with the classifier's classes")
-    require_whole(facts, len(facts))
-    require_each(facts, "label", [r.label is not None for r in facts])
+def _check_labels(data: VideoDataset, classes: Sequence[str]) -> None:
+    """Raise DataError for videos without a label, or if the data's classes are not the classifier's `classes`."""
+    if data.classes and tuple(data.classes) != tuple(classes):
+        mismatch = f"{data.name} has classes {_abbreviated(data.classes)}, the classifier {_abbreviated(classes)}"
+        raise DataError(f"{mismatch}; open the data with the classifier's classes")
+    require_whole(data, len(data))
+    require_each(data, "label", [r.label is not None for r in data])
 
 
 def evaluate_recognition(
@@ -82,22 +83,22 @@ def evaluate_recognition(
     progress: bool = False,
     seed: int = 0,
 ) -> EvaluationResult[RecognitionMetrics]:
-    """Top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
+    """Return top-1, top-5, mean class accuracy and confusion matrix of the model's classifier (or of `head`).
 
-    `prompts` are those that `head` was made of, for the card. Raises DataError when a video has no label, or the data's
-    classes are not the classifier's, in its order.
+    `prompts` are the templates `head` was made of, for the metadata. Raises DataError if a video has no label, or if
+    the data's classes are not the classifier's, in its order.
     """
     classifier = head if head is not None else _classifier(model)
     _check_labels(dataset_of(data), classifier.classes)
-    found = embed_videos(model, data, data_config, whole=True, progress=progress)
+    videos = embed_videos(model, data, data_config, whole=True, progress=progress)
     with evaluating(classifier), torch.no_grad():
-        logits = classifier(found.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
+        logits = classifier(videos.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
     data_config = resolve_data_config(model, data, data_config)
-    scores = average_views(logits.unflatten(0, found.views.shape[:2]), data_config.average)
-    labels = torch.tensor([r.label for r in found.data])
+    scores = average_views(logits.unflatten(0, videos.views.shape[:2]), data_config.average)
+    labels = torch.tensor([r.label for r in videos.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
-    facts = replace(describe_evaluation(model, found.data, found.unreadable, data_config), prompts=tuple(prompts))
-    return EvaluationResult(metrics, facts, classes=classifier.classes)
+    metadata = replace(describe_evaluation(model, videos.data, videos.unreadable, data_config), prompts=tuple(prompts))
+    return EvaluationResult(metrics, metadata, classes=classifier.classes)
 
 
 def evaluate_zero_shot(
@@ -108,7 +109,7 @@ def evaluate_zero_shot(
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
 ) -> EvaluationResult[RecognitionMetrics]:
-    """Recognition without training: the class whose name, put into `templates`, is nearest to the video."""
+    """Classify videos without training: predict the class whose name, put into `templates`, is nearest to the video."""
     check_recognition(model, data, zero_shot=True)
     precision = resolve_data_config(model, data, data_config).precision
     head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
@@ -118,8 +119,8 @@ def evaluate_zero_shot(
 def _named_classes(
     model: VideoCLIP, classes: Sequence[str], templates: Sequence[str], *, precision: str
 ) -> TextClassifier:
-    """Return `model.text_classifier` of these names, its texts embedded at the precision of the videos."""
-    texts = [text for of_class in filled(classes, templates) for text in of_class]
+    """Return `model.text_classifier` of these classes, with texts embedded at `precision`, as the videos are."""
+    texts = [text for class_prompts in fill_templates(classes, templates) for text in class_prompts]
     means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
     return TextClassifier(means, classes, scale=model.backbone.logit_scale).to(model.device)
 
@@ -133,10 +134,10 @@ def base_to_novel(
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
 ) -> BaseToNovel:
-    """How well a model that learned the classes `base` knows them, and all others of `data` by their names alone.
+    """Evaluate a model that was trained on the classes `base`, on these and on all other classes of `data`.
 
-    Both are recognised among their own names, zero-shot. Train on `base, novel = train.base_novel()`, its first half,
-    with classifier="text", and give `base.classes` here.
+    Each group is recognised zero-shot among its own class names. Train with classifier="text" on the first half of
+    `base, novel = train.base_novel()`, and pass `base.classes` here.
     """
     novel = [name for name in data.classes if name not in base]
     halves = data.of_classes(base), data.of_classes(novel)
@@ -146,10 +147,10 @@ def base_to_novel(
 
 
 def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor, "n c"]:
-    """Class scores of clips from the logits of their views: the mean logit, or the log of the mean probability.
+    """Return class scores per clip from the logits of its views: the mean logit, or the log of the mean probability.
 
-    The log ranks as the probability does, and classes whose probability is too small for a float keep their order.
-    Both are the logits themselves for one view.
+    The log ranks classes as the probability does, also where probabilities underflow. With a single view the scores are
+    its logits.
     """
     if average not in AVERAGES:
         raise ValueError(f"unknown average {average!r}; choose one of {', '.join(AVERAGES)}")
@@ -160,5 +161,6 @@ def average_views(logits: Float[Tensor, "n v c"], average: str) -> Float[Tensor,
     return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
-def _few(names: Sequence[str]) -> str:
+def _abbreviated(names: Sequence[str]) -> str:
+    """Return the first three names, and the count if there are more."""
     return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""Result cards: what an evaluation found and on what, as text and as a JSON file; and two of them side by side.
+"""Results of evaluations: metrics with the metadata needed to repeat them, as text and as a JSON file.
 
-Contract: metrics and facts in, a card out that says enough to repeat or to doubt it: model and its fingerprint, data
-and their hash, N, how clips were read, precision, versions, figures with intervals, and every query's own result, so
-that cards can be compared without the models. Knows nothing of how anything was computed.
+Contract: metrics and metadata in, a result out. It names the model and its fingerprint, the data and their hash, N, the
+data config, the precision and the versions, and has metrics with intervals and per-query scores, so that results can be
+compared without the models. Knows nothing of how anything was computed.
 """
 
 from __future__ import annotations
@@ -26,132 +26,133 @@ from clipvid.runtime.files import atomic_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
-"""A direction's name, its figures, and every query's own."""
+"""Name of a retrieval direction, its metrics, and per-query scores by metric."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What was measured: the model, the data, and how they met."""
+class EvaluationMetadata:
+    """Model, data and settings of an evaluation."""
 
     model: Mapping[str, Any]
-    """`describe` of the model: base, fingerprints, branch, similarity."""
+    """Output of `VideoCLIP.describe`: base, fingerprints, branch, similarity."""
     data: str
     n_videos: int
     expected: int | None
-    """How many videos the protocol has; None for data of one's own."""
+    """Number of videos in the protocol; None for custom data."""
     data_hash: str
-    """Of file names, times, captions and labels, in order: two evaluations of equal hashes asked the same queries."""
+    """Hash of file names, times, captions and labels, in order; evaluations with equal hashes have the same queries."""
     data_config: DataConfig
     precision: str
     missing: tuple[str, ...] = ()
-    """Files that the annotations name and that were not there."""
+    """Paths of annotated files that do not exist."""
     unreadable: tuple[VideoError, ...] = ()
     prompts: tuple[str, ...] = ()
-    """Words around the class names, where a video was recognised by these."""
+    """Prompt templates of zero-shot recognition; empty otherwise."""
     listed: int | None = None
-    """How many videos a list of one's own names, which stood in place of the protocol's; None without one."""
+    """Number of videos in a custom list that replaced the protocol's; None without one."""
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What each caption found: texts (M), what is right for them (M,) or (M, N), and their best videos (M, k)."""
+class TopResults:
+    """Best videos of each caption: texts (M), relevant videos (M,) or (M, N), best videos (M, k) and the data (N)."""
 
     texts: list[str]
     truth: torch.Tensor
     best: np.ndarray
     data: VideoDataset
 
-    def right(self, query: int) -> list[int]:
-        """The videos that are right for a caption."""
-        of = self.truth[query]
-        return [int(of)] if of.ndim == 0 else of.nonzero()[:, 0].tolist()
+    def relevant_videos(self, query: int) -> list[int]:
+        """Return the rows of the videos that are relevant to the caption with this index."""
+        relevant = self.truth[query]
+        return [int(relevant)] if relevant.ndim == 0 else relevant.nonzero()[:, 0].tolist()
 
 
 @dataclass(frozen=True)
 class EvaluationResult(Generic[Metrics]):
-    """Figures and what they were measured on; `str()` prints all of it, `to_dict()` is the card."""
+    """Metrics and metadata of an evaluation; `str()` is a summary, `to_dict()` is the content of a saved result."""
 
     metrics: Metrics
-    facts: Facts
+    metadata: EvaluationMetadata
     similarity: str | None = None
-    """What retrieval compared; None for recognition."""
+    """Name of the similarity that ranked the videos; None for recognition."""
     adjusted: Mapping[str, RetrievalMetrics | RankingMetrics] = field(default_factory=dict)
-    """The same scores adjusted by what is known of the other queries, by the adjustment's name: not comparable with
-    figures that judge each query by itself."""
+    """Metrics by name of a score adjustment that uses the other queries; not comparable with `metrics`, where each
+    query is ranked on its own."""
     hubs: Hubness | None = None
-    """Of the gallery in text to video."""
-    found: Found | None = None
-    """The videos that each caption found first, if they were asked for; not part of the card."""
+    """Hubness of the gallery in text-to-video retrieval."""
+    top_results: TopResults | None = None
+    """Best videos of each caption, if requested with `best`; not saved."""
     classes: tuple[str, ...] = ()
-    """Of recognition, in label order."""
+    """Class names of recognition, in label order."""
 
     @property
     def n_videos(self) -> int:
-        return self.facts.n_videos
+        return self.metadata.n_videos
 
     @property
     def data_config(self) -> DataConfig:
-        return self.facts.data_config
+        return self.metadata.data_config
 
     @property
     def unreadable(self) -> tuple[VideoError, ...]:
-        return self.facts.unreadable
+        return self.metadata.unreadable
 
     def __getitem__(self, name: str) -> float:
-        """One figure: "R@1" (text to video), "v2t R@1", "top-1", ..."""
+        """Return one metric: "R@1" (text to video), "v2t R@1", "top-1", ..."""
         if isinstance(self.metrics, RecognitionMetrics):
             return self.metrics[name]
-        side, _, figure = name.rpartition(" ")
+        side, _, metric = name.rpartition(" ")
         sides = {"": self.metrics.t2v, "t2v": self.metrics.t2v, "v2t": self.metrics.v2t}
-        if side not in sides or figure not in sides[side].values:
+        if side not in sides or metric not in sides[side].values:
             raise KeyError(
-                f"{name}; figures are {', '.join(self.metrics.t2v.values)}, those of v2t with v2t before them"
+                f"unknown metric {name}; metrics are {', '.join(self.metrics.t2v.values)}, with the prefix 'v2t ' for "
+                "video to text"
             )
-        return sides[side][figure]
+        return sides[side][metric]
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain data."""
-        facts = self.facts
-        card: dict[str, Any] = {
+        """Return the result as plain data, ready for JSON."""
+        metadata = self.metadata
+        result: dict[str, Any] = {
             "format": FORMAT,
             "clipvid": __version__,
             "torch": torch.__version__,
-            "model": dict(facts.model),
+            "model": dict(metadata.model),
             "data": {
-                "name": facts.data,
-                "videos": facts.n_videos,
-                "expected": facts.expected,
-                "listed": facts.listed,
-                "hash": facts.data_hash,
-                "missing": list(facts.missing),
-                "unreadable": [str(error) for error in facts.unreadable],
+                "name": metadata.data,
+                "videos": metadata.n_videos,
+                "expected": metadata.expected,
+                "listed": metadata.listed,
+                "hash": metadata.data_hash,
+                "missing": list(metadata.missing),
+                "unreadable": [str(error) for error in metadata.unreadable],
             },
-            "data_config": asdict(facts.data_config),
-            "precision": facts.precision,
+            "data_config": asdict(metadata.data_config),
+            "precision": metadata.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
-            card |= {"task": "recognition", "prompts": list(facts.prompts)}
-            return {**card, "figures": self.metrics.to_dict(), "by class": self._by_class()}
+            result |= {"task": "recognition", "prompts": list(metadata.prompts)}
+            return {**result, "metrics": self.metrics.to_dict(), "by_class": self._by_class()}
         return {
-            **card,
+            **result,
             "task": "retrieval",
             "similarity": self.similarity,
-            "figures": self.metrics.to_dict(),
+            "metrics": self.metrics.to_dict(),
             "adjusted": {name: metrics.to_dict() for name, metrics in self.adjusted.items()},
             "hubs": None if self.hubs is None else self.hubs._asdict(),
         }
 
     def class_table(self) -> str:
-        """Recognition class by class, the worst first: videos, top-1, and what they are taken for instead."""
+        """Return a table of classes, worst first: videos, top-1, and the class most often predicted instead."""
         rows = sorted(self._by_class(), key=lambda row: (row["top-1"] is None, row["top-1"]))
         width = max((len(row["class"]) for row in rows), default=0)
-        lines = [f"{'class':<{width}}  videos   top-1  taken for{self._mark()}"]
+        lines = [f"{'class':<{width}}  videos   top-1  taken for{self._count_mark()}"]
         for row in rows:
             top1 = "-" if row["top-1"] is None else f"{row['top-1']:.1f}"
-            taken = f"{row['taken for']} ({row['percent']:.1f})" if row["taken for"] else ""
+            taken = f"{row['taken_for']} ({row['percent']:.1f})" if row["taken_for"] else ""
             lines.append(f"{row['class']:<{width}}  {row['videos']:>6}  {top1:>6}  {taken}".rstrip())
         return "\n".join(lines)
 
@@ -163,119 +164,134 @@ class EvaluationResult(Generic[Metrics]):
                 "class": name,
                 "videos": result.videos,
                 "top-1": result.top1,
-                "taken for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
+                "taken_for": None if result.mistaken_for is None else self.classes[result.mistaken_for],
                 "percent": result.mistaken,
             }
             for name, result in zip(self.classes, self.metrics.by_class(), strict=True)
         ]
 
     def save(self, path: str | Path) -> Path:
-        """Write the card, whole or not at all."""
-        with atomic_file(path) as beside:
-            beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the result as JSON, atomically; return the path."""
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return Path(path)
 
     def __str__(self) -> str:
-        facts = self.facts
-        lost = [f"{len(facts.missing)} missing"] if facts.missing else []
-        lost += [f"{len(facts.unreadable)} left out because they could not be read"] if facts.unreadable else []
-        how = "" if self.similarity in (None, "mean") else f", {self.similarity}"
-        of = "".join(f", {part}" for part in lost)
-        count = count_videos(facts.n_videos, facts.expected, facts.listed, lost=of)
-        lines = [f"{facts.data}: {count}; {self._clips()}{how}, {facts.precision}"]
-        lines.append(self._told(self.metrics))
+        metadata = self.metadata
+        excluded = [f"{len(metadata.missing)} missing"] if metadata.missing else []
+        excluded += [f"{len(metadata.unreadable)} unreadable and left out"] if metadata.unreadable else []
+        similarity = "" if self.similarity in (None, "mean") else f", {self.similarity}"
+        suffix = "".join(f", {part}" for part in excluded)
+        count = count_videos(metadata.n_videos, metadata.expected, metadata.listed, excluded=suffix)
+        lines = [f"{metadata.data}: {count}; {self._views()}{similarity}, {metadata.precision}"]
+        lines.append(self._marked(self.metrics))
         for name, metrics in self.adjusted.items():
-            lines += [f"{name}:", self._told(metrics)]
+            lines += [f"{name}:", self._marked(metrics)]
         if self.hubs is not None:
             hubs = self.hubs
-            share = f"{100 * hubs.never:.1f} % of the {facts.n_videos} videos"
+            share = f"{100 * hubs.never:.1f} % of the {metadata.n_videos} videos"
             lines.append(
-                f"hubs: {share} are in no query's best {hubs.k}, one is in {hubs.most} of them; skewness "
+                f"hubs: {share} are in no query's best {hubs.k}, the largest hub is in {hubs.most}; skewness "
                 f"{hubs.skewness:.2f}"
             )
         return "\n".join(lines)
 
     @property
     def short(self) -> bool:
-        """Whether there were fewer videos than the protocol has: the figures are not the protocol's."""
-        return self.facts.expected is not None and self.facts.n_videos < self.facts.expected
+        """True for fewer videos than the protocol has, whose metrics are not comparable with the protocol's."""
+        return self.metadata.expected is not None and self.metadata.n_videos < self.metadata.expected
 
-    def _told(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
-        """The figures; over too few videos, N stands beside each line of them."""
-        return "\n".join(line + self._mark() for line in str(metrics).split("\n"))
+    def _marked(self, metrics: RetrievalMetrics | RankingMetrics | RecognitionMetrics) -> str:
+        """Return the metrics as text, each line with N if there are fewer videos than the protocol has."""
+        return "\n".join(line + self._count_mark() for line in str(metrics).split("\n"))
 
-    def _mark(self) -> str:
-        """N, where it is not the protocol's; a list of one's own is no part of the protocol's."""
+    def _count_mark(self) -> str:
+        """Return N as a suffix if it is below the protocol's; a custom list is not called a part of the protocol."""
         if not self.short:
             return ""
-        n, expected = self.facts.n_videos, self.facts.expected
-        return f"  (N = {n}; the protocol has {expected})" if self.facts.listed else f"  (N = {n} of {expected})"
+        n, expected = self.metadata.n_videos, self.metadata.expected
+        return f"  (N = {n}; the protocol has {expected})" if self.metadata.listed else f"  (N = {n} of {expected})"
 
-    def _clips(self) -> str:
-        """What a video was judged by. All three numbers have names: papers write "4x3" for either order of views."""
-        data_config = self.facts.data_config
+    def _views(self) -> str:
+        """Return frames and views as text, each number with its name: papers write "4x3" for either order of views."""
+        data_config = self.metadata.data_config
         if data_config.views == 1:
             return pluralize(data_config.frames, "frame")
         if isinstance(self.metrics, RecognitionMetrics):
-            how = f"{data_config.average} averaged"
+            average = f"{data_config.average} averaged"
         else:
-            how = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
+            average = "embeddings averaged" if self.similarity == "mean" else "frames of all views"
         views = Views(data_config.temporal_views, data_config.spatial_views)
-        return f"{pluralize(data_config.frames, 'frame')} x {views}, {how}"
+        return f"{pluralize(data_config.frames, 'frame')} x {views}, {average}"
 
 
-def count_videos(n: int, expected: int | None, listed: int | None, *, lost: str = "") -> str:
-    """How many videos figures are over, of how many: of the protocol's, or of those that a list of one's own names."""
+def count_videos(n: int, expected: int | None, listed: int | None, *, excluded: str = "") -> str:
+    """Return the number of evaluated videos as text, out of those of the protocol or of a custom list."""
     short = expected is not None and n < expected
     if listed is None:
-        return f"{n} of {expected} videos{lost}" if short else f"{pluralize(n, 'video')}{lost}"
-    return f"{n} of the {listed} videos listed{lost}" + (f" (the protocol has {expected})" if short else "")
+        return f"{n} of {expected} videos{excluded}" if short else f"{pluralize(n, 'video')}{excluded}"
+    return f"{n} of the {listed} videos listed{excluded}" + (f" (the protocol has {expected})" if short else "")
 
 
 def data_hash(data: VideoDataset) -> str:
-    """SHA-256 over file names, times, captions, labels and classes, in order, and whether equal captions are one query;
-    folders may differ.
+    """Return the SHA-256 of file names, times, captions, labels, classes and the protocol's `shared` flag, in order.
+
+    Folders are not part of it.
     """
-    told: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
-    told = [told, list(data.classes), *(["shared"] if data.protocol_spec.shared else [])]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    content: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
+    content = [content, list(data.classes), *(["shared"] if data.protocol_spec.shared else [])]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-NEEDED = {
+REQUIRED_KEYS = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
     "data_config": ("frames", "temporal_views", "spatial_views"),
-    "figures": (),
+    "metrics": (),
 }
-"""What a card must have for comparisons."""
+"""Keys that comparisons need, by part of a result, besides `task` and `precision`."""
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A card that was saved; CheckpointError for another file."""
+    """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
     if not Path(path).is_file():
-        raise CheckpointError(f"there is no result card {path}; make one with clipvid eval --out")
+        raise CheckpointError(f"there is no result {path}; write one with clipvid eval --out")
     try:
-        card = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = card["format"]
-        whole = all(place in card.get(part, {}) for part, places in NEEDED.items() for place in places)
-        whole = whole and {"task", "precision"} <= set(card) and bool(directions(card))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no result card: {error!r}; make one with clipvid eval --out") from error
-    if found == FORMAT and not whole:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = result["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a saved result: {error!r}; write one with clipvid eval --out") from error
+    if version != FORMAT:  # checked before the keys, which differ between formats
         raise CheckpointError(
-            f"{path} is no whole result card: parts that comparisons need are missing; evaluate again"
+            f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
+            "with clipvid eval --out"
         )
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; evaluate the model again")
-    return card
+    if missing := _missing_keys(result):
+        raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
+    return result
 
 
-def directions(card: Mapping[str, Any]) -> list[Side]:
-    """Of a card's figures each direction; recognition has one."""
-    figures = card["figures"]
-    sides = figures.items() if card["task"] == "retrieval" else [("", figures)]
-    return [(name, numbers_of(side), side.get("each", {})) for name, side in sides]
+def _missing_keys(result: Mapping[str, Any]) -> list[str]:
+    """Return the keys that comparisons need and `result` lacks, nested ones with dots."""
+    missing = [name for name in ("task", "precision") if name not in result]
+    for part, keys in REQUIRED_KEYS.items():
+        values = result.get(part)
+        if not isinstance(values, Mapping) or not values:
+            missing.append(part)
+            continue
+        missing += [f"{part}.{key}" for key in keys if key not in values]
+        if part == "metrics" and result.get("task") == "retrieval":
+            missing += [f"{part}.{side}" for side in ("t2v", "v2t") if not isinstance(values.get(side), Mapping)]
+    return missing
 
 
-def numbers_of(side: Mapping[str, Any]) -> dict[str, float]:
+def directions(result: Mapping[str, Any]) -> list[Side]:
+    """Return each retrieval direction of a result; recognition has a single one without a name."""
+    metrics = result["metrics"]
+    sides = metrics.items() if result["task"] == "retrieval" else [("", metrics)]
+    return [(name, metrics_of(side), side.get("each", {})) for name, side in sides]
+
+
+def metrics_of(side: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a direction, without counts, intervals and per-query scores."""
     return {name: value for name, value in side.items() if isinstance(value, float)}

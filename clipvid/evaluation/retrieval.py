@@ -1,8 +1,7 @@
-"""Scores of a model on a data set: text-video retrieval, recognition, zero-shot recognition.
+"""Text-video retrieval of a data set by a model.
 
-Contract: model and data in, an Evaluation out that carries its figures with intervals, how many clips they are over,
-and what could not be read. Embeddings come from embedding.py, figures from metrics. Knows nothing of
-training.
+Contract: model and data in, an EvaluationResult out with metrics, intervals, N and what could not be read. Embeddings
+come from features/embed.py, metrics from metrics/. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from clipvid.evaluation.metrics import (
     ranking_metrics,
     retrieval_metrics,
 )
-from clipvid.evaluation.results import EvaluationResult, Found
+from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_whole, resolve_data_config
 from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.token_wise import candidates, match_all, reranked
@@ -56,35 +55,35 @@ def evaluate_retrieval(
     progress: bool = False,
     seed: int = 0,
 ) -> EvaluationResult[RetrievalMetrics]:
-    """Text-to-video and video-to-text retrieval over all captions and videos of `data`.
+    """Evaluate text-to-video and video-to-text retrieval over all captions and videos of `data`.
 
     Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
-    intervals are 95 % bootstrap over queries. A model with a token-wise similarity scores all pairs by it or, with
-    `rerank`, only the so many best of each query by the cosine of the means.
+    intervals are 95 % bootstrap over queries. A model with a token-wise similarity scores all pairs with it or, with
+    `rerank`, only the best `rerank` items of each query by the cosine of the means.
 
-    Beside these figures, and never in their place, those of adjusted scores: `dual_softmax` is its temperature (100 for
-    cosines), `bank` captions of training videos for QB-Norm. `hubs` adds how unevenly the videos are found, and `best`
-    keeps the so many videos that each caption finds first (for `html_report`). Raises DataError when a video has no
-    caption, and for fewer videos than the data's protocol has, unless it was opened with allow_missing.
+    Metrics of adjusted scores are returned separately, in `adjusted`: `dual_softmax` is the temperature of a dual
+    softmax (100 for cosines), `bank` captions of training videos for QB-Norm. `hubs` adds the hubness of the gallery;
+    `best` stores that many best videos per caption (for `html_report`). Raises DataError if a video has no caption, and
+    for fewer videos than the data's protocol has, unless it was opened with allow_missing.
     """
     check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     data_config = resolve_data_config(model, data, data_config)
-    ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
+    extra = _ExtraMetrics(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
-        return _token_wise(model, data, data_config, ask, rerank=rerank, progress=progress)
-    found = embed_videos(model, data, data_config, whole=True, progress=progress)
-    kept = data.texts if isinstance(data, TapStore) else None
-    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, kept=kept)
-    texts, truth = queries(found.data)
-    scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
+        return _token_wise(model, data, data_config, extra, rerank=rerank, progress=progress)
+    videos = embed_videos(model, data, data_config, whole=True, progress=progress)
+    text_cache = data.texts if isinstance(data, TapStore) else None
+    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, kept=text_cache)
+    texts, truth = queries(videos.data)
+    scores = Products(embed(texts), F.normalize(videos.video, dim=-1))  # avoids a full score matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
-    facts = describe_evaluation(model, found.data, found.unreadable, data_config)
+    metadata = describe_evaluation(model, videos.data, videos.unreadable, data_config)
     bank_scores = None
-    if ask.bank:
-        bank_scores = Products(embed(ask.bank), F.normalize(found.video, dim=-1))
-    adjusted = ask.adjusted(scores, bank_scores, truth)
+    if extra.bank:
+        bank_scores = Products(embed(extra.bank), F.normalize(videos.video, dim=-1))
+    adjusted = extra.adjusted(scores, bank_scores, truth)
     return EvaluationResult(
-        metrics, facts, "mean", adjusted, ask.hubness(scores), ask.found(scores, texts, truth, found.data)
+        metrics, metadata, "mean", adjusted, extra.hubness(scores), extra.top_results(scores, texts, truth, videos.data)
     )
 
 
@@ -96,31 +95,35 @@ def check_retrieval(
     dual_softmax: float | None = None,
     bank: Sequence[str] = (),
 ) -> None:
-    """ValueError or DataError for what `evaluate_retrieval` refuses, before a clip is read."""
-    facts = dataset_of(data)
-    require_whole(facts, len(facts))
-    require_each(facts, "caption", [bool(r.captions) for r in facts])
+    """Raise the ValueError or DataError of `evaluate_retrieval` before decoding."""
+    dataset = dataset_of(data)
+    require_whole(dataset, len(dataset))
+    require_each(dataset, "caption", [bool(r.captions) for r in dataset])
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
-            f"rerank takes the number of videos to look at again with a token-wise similarity, got {rerank} for a "
-            f"model whose similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
+            f"rerank must be an integer >= 1 and needs a token-wise similarity, got {rerank} for a model whose "
+            f"similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
         )
     if rerank is not None and (dual_softmax is not None or bank):
-        raise ValueError("dual_softmax and bank adjust the scores of all pairs, rerank has those of some; drop one")
+        raise ValueError(
+            "rerank must be left out with dual_softmax or bank, which adjust the scores of all pairs; drop one"
+        )
     check_dual_softmax(dual_softmax)
-    if bank and set(bank) <= set(queries(facts)[0]):  # QB-Norm would then be a dual softmax over the test set
-        raise ValueError(f"all {len(bank)} captions of the bank are queries; give those of training videos")
+    if bank and set(bank) <= set(queries(dataset)[0]):  # QB-Norm would be a dual softmax over the test set
+        raise ValueError(
+            f"bank must hold other captions than the queries, got {len(bank)} queries; give those of training videos"
+        )
 
 
 def check_dual_softmax(temperature: float | None) -> None:
-    """ValueError for a temperature that is none; None asks for no dual softmax."""
+    """Raise ValueError for an invalid temperature of a dual softmax; None means no dual softmax."""
     if temperature is not None and not 0 < temperature < math.inf:
-        raise ValueError(f"dual_softmax multiplies the scores and must be above 0 and finite, got {temperature}")
+        raise ValueError(f"dual_softmax must be a finite number > 0, got {temperature}; it multiplies the scores")
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is to be shown beside the plain figures."""
+class _ExtraMetrics:
+    """Requested additions to the plain metrics."""
 
     dual_softmax: float | None
     bank: tuple[str, ...]
@@ -128,74 +131,79 @@ class _Asked:
     best: int
     seed: int
 
-    def found(self, scores: Any, texts: list[str], truth: Tensor, data: VideoDataset) -> Found | None:
-        return Found(texts, truth, best_items(scores, self.best), data) if self.best else None
+    def top_results(self, scores: Any, texts: list[str], truth: Tensor, data: VideoDataset) -> TopResults | None:
+        """Return the best videos of each caption if they were requested."""
+        return TopResults(texts, truth, best_items(scores, self.best), data) if self.best else None
 
     def hubness(self, scores: Any) -> Hubness | None:
+        """Return the hubness of the gallery if it was requested."""
         return hubness(scores) if self.hubs else None
 
     def adjusted(
         self, scores: Scores, bank: Scores | None, truth: Tensor
     ) -> dict[str, RetrievalMetrics | RankingMetrics]:
-        found: dict[str, RetrievalMetrics | RankingMetrics] = {}
+        """Return the metrics of adjusted scores by a description of the adjustment."""
+        metrics: dict[str, RetrievalMetrics | RankingMetrics] = {}
         if self.dual_softmax is not None:
-            name = f"dual softmax, T={self.dual_softmax:g} (each query is scored by what all others find)"
-            found[name] = retrieval_metrics(DualSoftmax(scores, self.dual_softmax), truth, seed=self.seed)
+            name = f"dual softmax, T={self.dual_softmax:g} (scores of a query depend on all queries)"
+            metrics[name] = retrieval_metrics(DualSoftmax(scores, self.dual_softmax), truth, seed=self.seed)
         if bank is not None:
             name = f"QB-Norm, text to video, bank of {bank.shape[0]} training captions"
-            found[name] = ranking_metrics(QueryBank(scores, bank), truth, seed=self.seed)
-        return found
+            metrics[name] = ranking_metrics(QueryBank(scores, bank), truth, seed=self.seed)
+        return metrics
 
 
 def _token_wise(
     model: VideoCLIP,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
-    ask: _Asked,
+    extra: _ExtraMetrics,
     *,
     rerank: int | None,
     progress: bool,
 ) -> EvaluationResult[RetrievalMetrics]:
-    """Retrieval by the model's token-wise similarity, of all pairs or of each query's best."""
+    """Evaluate retrieval by the model's token-wise similarity, for all pairs or to rerank the best of each query."""
     name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
-    frames, kept, lost = embed_frames(model, data, data_config, progress=progress)
-    texts, truth = queries(kept)
-    facts = describe_evaluation(model, kept, lost, data_config)
+    frames, dataset, unreadable = embed_frames(model, data, data_config, progress=progress)
+    texts, truth = queries(dataset)
+    metadata = describe_evaluation(model, dataset, unreadable, data_config)
     if rerank is None:
         score = partial(match_all, model, frames=frames, precision=data_config.precision, tokens=data_config.tokens)
         scores = Matrix(score(texts))
-        bank = Matrix(score(ask.bank)) if ask.bank else None
-        metrics = retrieval_metrics(scores, truth, seed=ask.seed)
-        adjusted = ask.adjusted(scores, bank, truth)
+        bank = Matrix(score(extra.bank)) if extra.bank else None
+        metrics = retrieval_metrics(scores, truth, seed=extra.seed)
+        adjusted = extra.adjusted(scores, bank, truth)
         return EvaluationResult(
-            metrics, facts, name, adjusted, ask.hubness(scores), ask.found(scores, texts, truth, kept)
+            metrics, metadata, name, adjusted, extra.hubness(scores), extra.top_results(scores, texts, truth, dataset)
         )
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=data_config.precision, tokens=data_config.tokens) @ pooled.T
-    of_texts, of_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
-    cut = {"precision": data_config.precision, "tokens": data_config.tokens}
-    again = match_all(model, texts, frames, only=of_texts | of_videos, **cut)
-    ranked = [reranked(similarity, again, chosen) for chosen in (of_texts, of_videos)]
-    forth, back = (retrieval_metrics(scores, truth, seed=ask.seed) for scores in ranked)
-    found = ask.found(ranked[0], texts, truth, kept)
-    return EvaluationResult(replace(forth, v2t=back.v2t), facts, name, hubs=ask.hubness(ranked[0]), found=found)
+    for_texts, for_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
+    options = {"precision": data_config.precision, "tokens": data_config.tokens}
+    reranking = match_all(model, texts, frames, only=for_texts | for_videos, **options)
+    ranked = [reranked(similarity, reranking, chosen) for chosen in (for_texts, for_videos)]
+    t2v, v2t = (retrieval_metrics(scores, truth, seed=extra.seed) for scores in ranked)
+    top_results = extra.top_results(ranked[0], texts, truth, dataset)
+    return EvaluationResult(
+        replace(t2v, v2t=v2t.v2t), metadata, name, hubs=extra.hubness(ranked[0]), top_results=top_results
+    )
 
 
 def video_indices(data: VideoDataset) -> Int[Tensor, " m"]:
-    """For every caption of `data`, in order, the row of its video."""
+    """Return the row of the video of every caption of `data`, in order."""
     return torch.tensor([row for row, record in enumerate(data) for _ in record.captions])
 
 
 def queries(data: VideoDataset) -> tuple[list[str], Tensor]:
-    """Texts to look for, and what is right for each: the row of its video (M,), or a matrix (M, N) of all that are.
+    """Return the query texts, and the relevant videos of each: a row (M,), or a boolean matrix (M, N).
 
-    The matrix is for data whose equal captions mean the same (`ProtocolSpec.shared`): each text is then one query.
+    The matrix is for data whose equal captions are one query (`ProtocolSpec.shared`), relevant to several videos.
     """
     if not data.protocol_spec.shared:
         return [c for r in data for c in r.captions], video_indices(data)
     texts = list(dict.fromkeys(caption for record in data for caption in record.captions))
-    place = {text: row for row, text in enumerate(texts)}
+    row_of = {text: row for row, text in enumerate(texts)}
     truth = torch.zeros(len(texts), len(data), dtype=torch.bool)
     for column, record in enumerate(data):
-        truth[[place[caption] for caption in record.captions], column] = True
+        truth[[row_of[caption] for caption in record.captions], column] = True
     return texts, truth

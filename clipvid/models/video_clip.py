@@ -317,12 +317,12 @@ class VideoCLIP(nn.Module):
         return {
             "base": base.name or "an object given by the caller",
             "pretrained": base.pretrained,
-            "base fingerprint": self.backbone.fingerprint,
+            "base_fingerprint": self.backbone.fingerprint,
             "fingerprint": self.fingerprint,
             "branch": self.branch.options.preset(),
             "options": self.branch.options.to_config(),
             "similarity": self.similarity,
-            "branch on": self.branch_is_on,
+            "branch_on": self.branch_is_on,
         }
 
     def _state(self) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.storage import FACTS, FORMAT, VECTORS, check_place, read_facts
+from clipvid.search.storage import FACTS, FORMAT, VECTORS, check_place, read_metadata
 from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
 from clipvid.search.videos import expanded
 
@@ -248,7 +248,7 @@ class VideoIndex:
     def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
         """Read an index of `save`. CheckpointError if another model made it, or if the files are damaged."""
         folder = Path(folder)
-        facts = read_facts(folder)
+        facts = read_metadata(folder)
         if facts["fingerprint"] != model.fingerprint:
             raise CheckpointError(
                 f"{folder} was made by another model (fingerprint {facts['fingerprint'][:12]}, this one is "
@@ -266,7 +266,7 @@ class VideoIndex:
     @staticmethod
     def read_note(folder: str | Path) -> dict[str, str | None]:
         """The note of a saved index, without its model: what `clipvid search` needs to load that model."""
-        return read_facts(Path(folder)).get("note", {})
+        return read_metadata(Path(folder)).get("note", {})
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -28,7 +28,7 @@ def check_place(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; an index is saved to a folder")
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Read what is written beside the vectors; CheckpointError if it is damaged.
 
     An index that names no kind is flat, one that names no precision is auto.

@@ -1,7 +1,7 @@
-"""Metrics that people can trust: ties counted as chance would break them, N beside every figure, intervals.
+"""Retrieval and recognition metrics: the expectation over random orders of ties, with N and confidence intervals.
 
-Contract: scores in, numbers out; no model, no files, nothing random but the seeded bootstrap. Rows are queries, columns
-are the gallery.
+Contract: scores in, numbers out; no model, no files, no randomness except the seeded bootstrap. Rows are queries,
+columns are the gallery.
 """
 
 from clipvid.evaluation.metrics.bootstrap import (

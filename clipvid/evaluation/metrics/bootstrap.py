@@ -1,6 +1,6 @@
-"""How sure a figure is: bootstrap intervals, and whether two models differ on the same queries.
+"""Bootstrap confidence intervals of metrics, and the paired comparison of two models on the same queries.
 
-Contract: one number a query in, intervals and p-values out; random only by the seed. Knows nothing of ranks or models.
+Contract: one number per query in, intervals and p-values out; random only by the seed. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from jaxtyping import Float64, Shaped
 from numpy import ndarray
 
 Interval = tuple[float, float]
+"""Lower and upper limit."""
 
 CONFIDENCE = 0.95
-"""Share of draws that an interval covers."""
+"""Share of bootstrap samples that an interval covers."""
 
-LEVEL = 1e-6
-"""Mean differences that count as none: result cards keep six digits, and a third is none of them."""
+TOLERANCE = 1e-6
+"""Mean differences up to this size count as zero: saved results round to six digits, which a third does not have."""
 
-QUERIES_A_KIND = 12
-"""Drawing how often one kind comes costs about as much as drawing and counting this many queries."""
+QUERIES_PER_KIND = 12
+"""Number of queries whose resampling costs about as much as one multinomial count of a kind."""
 
 
 def bootstrap_interval(
@@ -33,27 +34,32 @@ def bootstrap_interval(
     n: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """95 % percentile interval of `statistic` over `n` resamplings, with replacement, of the rows of `scores`."""
+    """Return the 95 % percentile interval of `statistic` over `n` bootstrap samples of the rows of `scores`.
+
+    Raises ValueError without scores or for n < 1.
+    """
     if len(scores) == 0 or n < 1:
-        raise ValueError(f"need scores and n >= 1, got {len(scores)} scores and n={n}")
+        raise ValueError(
+            f"a bootstrap needs scores and n >= 1, got {len(scores)} scores and n={n}; take n = 1000 or more"
+        )
     rng = np.random.default_rng(seed)
-    drawn = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
-    return _middle(drawn)
+    samples = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
+    return _central_interval(samples)
 
 
 def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0) -> Interval:
-    """Interval of a share of `hits` within [0, 1].
+    """Return the 95 % interval of the mean of `hits`, within [0, 1].
 
-    The bootstrap's; where all queries hit, or none does, or all tie alike, resampling cannot vary that, and three of
-    three would look as sure as three thousand of three thousand: then it is the score interval (Wilson 1927).
+    It is the bootstrap interval, or the score interval (Wilson 1927) if all hits are equal: resampling does not vary
+    equal values, so three hits of three would get the same interval as three thousand of three thousand.
     """
-    if (sure := _of_equal(hits)) is not None:
-        return sure
+    if (wilson := _wilson_interval(hits)) is not None:
+        return wilson
     return bootstrap_interval(hits, n=n, seed=seed)
 
 
 def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
-    """Mean over the classes present of their mean hit; rows are (hit, class)."""
+    """Return the mean over the classes present of their mean hit; rows are (hit, class)."""
     classes = rows[:, 1].astype(np.int64)
     counts = np.bincount(classes)
     return float((np.bincount(classes, weights=rows[:, 0])[counts > 0] / counts[counts > 0]).mean())
@@ -62,57 +68,59 @@ def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
 def class_mean_interval(
     hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0
 ) -> Interval:
-    """Interval of the mean over classes of their share of `hits`.
+    """Return the 95 % interval of the mean over classes of their mean hit.
 
-    The bootstrap's. Where the hits of each class are equal, as one class all right and another all wrong, resampling
-    varies the mean only by leaving classes out: then the widest of the bootstrap's, that of the classes' own score
-    intervals put together (Zou and Donner 2008, section 2), and where all hits are equal that of all of them.
+    It is the bootstrap interval unless the hits within each class are equal, such as one class all right and another
+    all wrong. Resampling then varies the mean only by leaving classes out, so the result is the widest of the bootstrap
+    interval, the combined score intervals of the classes (Zou and Donner 2008, section 2) and, if all hits are equal,
+    the score interval of all hits.
     """
     rows = np.stack([hits, classes], axis=1)
-    drawn = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed)
+    resampled = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed)
     by_class = [hits[classes == label] for label in np.unique(classes)]
-    own = [interval for some in by_class if (interval := _of_equal(some)) is not None]
-    if len(own) < len(by_class):
-        return drawn
-    mean, shares = class_mean(rows), np.array([some[0] for some in by_class], dtype=np.float64)
-    below, above = np.sqrt(((np.array(own).T - shares) ** 2).sum(axis=1)) / len(own)
-    found = [drawn, (mean - float(below), mean + float(above)), _of_equal(hits) or drawn]
-    return min(low for low, _ in found), max(high for _, high in found)
+    wilson = [interval for group in by_class if (interval := _wilson_interval(group)) is not None]
+    if len(wilson) < len(by_class):
+        return resampled
+    mean, shares = class_mean(rows), np.array([group[0] for group in by_class], dtype=np.float64)
+    below, above = np.sqrt(((np.array(wilson).T - shares) ** 2).sum(axis=1)) / len(wilson)
+    intervals = [resampled, (mean - float(below), mean + float(above)), _wilson_interval(hits) or resampled]
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
 
 
 def ranking_intervals(
     shares: Mapping[str, Float64[ndarray, " q"]], ranks: Float64[ndarray, " q"], *, n: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % intervals of the means of shares, as `share_interval` has them, and of the ranks' median MdR and mean MnR.
+    """Return the 95 % intervals of the means of `shares` (see `share_interval`), and of the ranks' MdR and MnR.
 
-    All figures over the same draws. Queries that are alike in every figure are one kind, and a draw is how often each
-    kind came: counted in the draws of `bootstrap_interval` with this seed, or, where queries are many and kinds few,
-    drawn as such (multinomial), which is the same distribution.
+    All metrics use the same bootstrap samples. Queries with equal values in every metric are of one kind, and a sample
+    is the number of queries of each kind: counted in the samples of `bootstrap_interval` with this seed or, for many
+    queries of few kinds, drawn from the multinomial distribution, which is the same distribution.
     """
     if len(ranks) == 0 or n < 1:
-        raise ValueError(f"need ranks and n >= 1, got {len(ranks)} ranks, n={n}")
+        raise ValueError(f"a bootstrap needs ranks and n >= 1, got {len(ranks)} ranks, n={n}; take n = 1000 or more")
     rng, total = np.random.default_rng(seed), len(ranks)
-    values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # by rank
+    values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # sorted by rank
     counts = np.bincount(kind, minlength=len(values))
-    multinomial, middle = QUERIES_A_KIND * len(values) < total, ((total - 1) // 2, total // 2)
+    multinomial, median_positions = QUERIES_PER_KIND * len(values) < total, ((total - 1) // 2, total // 2)
     means, medians = np.empty((n, values.shape[1])), np.empty(n)
-    for draw in range(n):
+    for sample in range(n):
         if multinomial:
             times = rng.multinomial(total, counts / total)
         else:
             times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
-        means[draw] = times @ values / total
-        medians[draw] = values[np.searchsorted(np.cumsum(times), middle, side="right"), 0].mean()
-    drawn = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
-    found = {name: _middle(some) for name, some in drawn.items()}
-    sure = {name: _of_equal(hits) for name, hits in shares.items()}
-    return found | {name: interval for name, interval in sure.items() if interval is not None}
+        means[sample] = times @ values / total
+        medians[sample] = values[np.searchsorted(np.cumsum(times), median_positions, side="right"), 0].mean()
+    samples = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
+    intervals = {name: _central_interval(sampled) for name, sampled in samples.items()}
+    wilson = {name: _wilson_interval(hits) for name, hits in shares.items()}
+    return intervals | {name: interval for name, interval in wilson.items() if interval is not None}
 
 
-def _of_equal(hits: Shaped[ndarray, " q"]) -> Interval | None:
-    """Wilson's score interval where all are equal: hits, misses, or shares of ties.
+def _wilson_interval(hits: Shaped[ndarray, " q"]) -> Interval | None:
+    """Return Wilson's score interval if all `hits` are equal, else None.
 
-    Between 0 and 1 it is that of as many hits and misses with this mean, which vary more than any other shares.
+    A share between 0 and 1 (of a tie) gets the interval of that many hits and misses with this mean, whose variance is
+    the largest possible.
     """
     if not len(hits) or not np.all(hits == hits[0]):
         return None
@@ -123,14 +131,14 @@ def _of_equal(hits: Shaped[ndarray, " q"]) -> Interval | None:
     return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
-def _middle(drawn: Shaped[ndarray, " n"] | Sequence[float]) -> Interval:
-    """What all but the lowest and the highest draws lie between."""
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def _central_interval(samples: Shaped[ndarray, " n"] | Sequence[float]) -> Interval:
+    """Return the percentile interval of bootstrap samples, at the level of `CONFIDENCE`."""
+    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 class Difference(NamedTuple):
-    """Of b from a: the mean, its 95 % interval, and the two-sided p-value of no difference."""
+    """Mean difference b - a over queries, its 95 % interval, and the two-sided p-value of no difference."""
 
     mean: float
     interval: Interval
@@ -140,29 +148,32 @@ class Difference(NamedTuple):
 def paired_bootstrap(
     a: Shaped[ndarray, " _"], b: Shaped[ndarray, " _"], *, n: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Compare two models on the same queries, drawn again together; ValueError for other numbers of queries.
+    """Compare two models on the same queries by `n` bootstrap samples of the pairs of scores.
 
-    p is twice the share of draws in which the mean difference lies on the other side of 0, ties (`LEVEL`) counted half,
-    one added above and below (Davison and Hinkley 1997, section 4.2.3): it is never 0.
+    p is twice the share of samples whose mean difference lies on the other side of 0, with ties (`TOLERANCE`) counted
+    half and one added to numerator and denominator (Davison and Hinkley 1997, section 4.2.3), so it is never 0. Raises
+    ValueError if the numbers of queries differ, or for n < 1.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"a paired comparison needs the same queries twice, got {a.shape} and {b.shape}")
+        raise ValueError(
+            f"a and b must be scores of the same queries, got {a.shape} and {b.shape}; evaluate both on the same data"
+        )
     if n < 1:
-        raise ValueError(f"a bootstrap needs draws, got n={n}; take 1000 or more")
+        raise ValueError(f"n must be an integer >= 1, got {n}; take 1000 or more")
     differences = b.astype(np.float64) - a.astype(np.float64)
     rng = np.random.default_rng(seed)
-    drawn = np.array([differences[rng.integers(len(a), size=len(a))].mean() for _ in range(n)])
-    below, level = float((drawn < -LEVEL).sum()), float((np.abs(drawn) <= LEVEL).sum())
-    tail = min(below + level / 2, n - below - level / 2)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    means = np.array([differences[rng.integers(len(a), size=len(a))].mean() for _ in range(n)])
+    below, ties = float((means < -TOLERANCE).sum()), float((np.abs(means) <= TOLERANCE).sum())
+    tail = min(below + ties / 2, n - below - ties / 2)
+    low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(differences.mean()), (float(low), float(high)), min(1.0, 2 * (tail + 1) / (n + 1)))
 
 
 def percent(interval: Interval) -> Interval:
-    """An interval of shares as one of percents."""
+    """Return an interval of shares in percent."""
     return 100 * interval[0], 100 * interval[1]
 
 
 def cell(value: float, interval: Interval) -> str:
-    """A figure and its interval, as tables show them."""
+    """Return a metric and its interval as a table cell."""
     return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"

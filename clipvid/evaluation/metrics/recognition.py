@@ -1,6 +1,7 @@
-"""Recognition: accuracy by rank, over classes, and which classes are taken for which.
+"""Recognition metrics: top-k and mean class accuracy, and the confusion matrix.
 
-Contract: class scores and labels in, numbers out. Classes that tie for the best share the credit as chance would.
+Contract: class scores and labels in, numbers out. Classes that tie for the best score share the credit equally. Knows
+nothing of models or videos.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from clipvid.runtime.text import pluralize
 
 
 class ClassResult(NamedTuple):
-    """How one class was recognised."""
+    """Recognition of one class."""
 
     videos: int
+    """Number of videos of the class."""
     top1: float | None
-    """Percent; None for a class without videos."""
+    """Top-1 accuracy in percent; None for a class without videos."""
     mistaken_for: int | None
-    """The class that its videos are taken for most often otherwise; None where none is."""
+    """Label of the other class predicted most often; None if no other class is predicted."""
     mistaken: float
-    """Percent of its videos that are."""
+    """Percentage of the videos for which `mistaken_for` is predicted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +49,27 @@ class RecognitionMetrics:
     n: int
     n_classes: int
     confusion: Float64[ndarray, "c c"]
-    """Clips by true class (row) and predicted class (column); clips whose best classes tie are shared among them."""
+    """Clips by true class (row) and predicted class (column); a clip whose best classes tie is split equally."""
     each: Mapping[str, Float64[ndarray, " n"]]
-    """Every clip's own hits, within [0, 1]."""
+    """Hits per clip by metric, within [0, 1]."""
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
     def by_class(self) -> list[ClassResult]:
-        """Every class on its own, in label order."""
-        found = []
+        """Return the result of each class, in label order."""
+        results = []
         for label, row in enumerate(self.confusion):
             clips, others = float(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
             mistaken = int(others.argmax()) if others.max() > 0 else None
             top1 = 100 * float(row[label]) / clips if clips else None
-            found.append(ClassResult(round(clips), top1, mistaken, float(others.max() / clips * 100) if clips else 0.0))
-        return found
+            results.append(
+                ClassResult(round(clips), top1, mistaken, float(others.max() / clips * 100) if clips else 0.0)
+            )
+        return results
 
     def to_dict(self) -> dict[str, object]:
-        """Numbers ready for JSON, those of every clip under "each"; without the confusion matrix."""
+        """Return metrics ready for JSON, with hits per clip under "each" and without the confusion matrix."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
         each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
         return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes, "each": each}
@@ -76,20 +80,21 @@ class RecognitionMetrics:
 
 
 def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:
-    """Accuracy of class scores (B, C); the class mean is over the classes that occur among the labels."""
+    """Return the accuracy of class scores (B, C) for labels (B,); the class mean is over classes with labels."""
     scores, classes = Matrix(logits), as_array(labels).astype(np.int64)
-    placed = place(scores, classes)
+    placement = place(scores, classes)
     k = min(5, scores.shape[1])
-    top1 = hits(placed, 1)
-    found = {"top-1": top1, f"top-{k}": hits(placed, k)}
-    values = {name: 100 * float(hit.mean()) for name, hit in found.items()}
-    intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in found.items()}
+    top1 = hits(placement, 1)
+    each = {"top-1": top1, f"top-{k}": hits(placement, k)}
+    values = {name: 100 * float(hit.mean()) for name, hit in each.items()}
+    intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in each.items()}
     values["mean class"] = 100 * class_mean(np.stack([top1, classes], axis=1))
     intervals["mean class"] = percent(class_mean_interval(top1, classes, n=n_bootstrap, seed=seed))
-    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), found)
+    return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), each)
 
 
 def _confusion(scores: Rows, classes: ndarray) -> ndarray:
+    """Return the confusion matrix (C, C), with a clip split equally among tied predictions."""
     confusion = np.zeros((scores.shape[1], scores.shape[1]))
     for part in blocks(scores):
         values = scores.rows(part)

@@ -1,8 +1,7 @@
-"""Text-to-video and video-to-text retrieval, figure by figure with confidence intervals.
+"""Text-to-video and video-to-text retrieval metrics with confidence intervals.
 
-Contract: scores of captions (rows) with videos (columns) and the owner of each caption in, numbers out; a matrix or any
-source of `scores.py`, of which no more than a block is held at once. No model, no files. Knows nothing of how scores
-are made.
+Contract: scores of captions (rows) with videos (columns) and the video index of each caption in, numbers out. Scores
+are a matrix or any class of `scores.py`, and at most one block of them is in memory at once. No model, no files.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from clipvid.evaluation.metrics.ranking import (
 from clipvid.evaluation.metrics.scores import Paired, Rows, Scores, as_scores
 
 SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
-"""What tables show; files have all figures."""
+"""Metrics shown in tables; saved results have all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +36,23 @@ class RankingMetrics:
 
     values: Mapping[str, float]
     intervals: Mapping[str, Interval]
-    """95 % bootstrap percentile intervals over queries; a little narrow where several captions of a video are queries,
+    """95 % bootstrap percentile intervals over queries; slightly too narrow if several captions of a video are queries,
     since those are not independent."""
     n_queries: int
     n_gallery: int
     each: Mapping[str, Float64[ndarray, " q"]]
-    """Every query's own: hits (R@K), precision (mAP) and gain (nDCG) within [0, 1], and its rank (MnR)."""
+    """Values per query: hits (R@K), precision (mAP) and gain (nDCG) within [0, 1], and the rank (MnR)."""
 
     @property
     def ranks(self) -> Float64[ndarray, " q"]:
-        """Rank of the best relevant item, one a query, as the function `ranks` defines it."""
+        """Expected rank of the best relevant item of each query, from 1, as the function `ranks` defines it."""
         return self.each["MnR"]
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
     def to_dict(self) -> dict[str, object]:
-        """Numbers ready for JSON, those of every query under "each"."""
+        """Return metrics ready for JSON, with values per query under "each"."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
         counts = {"queries": self.n_queries, "gallery": self.n_gallery}
         each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
@@ -72,7 +71,7 @@ class RetrievalMetrics:
     v2t: RankingMetrics
 
     def to_dict(self) -> dict[str, object]:
-        """Both directions as nested dictionaries."""
+        """Return the metrics of both directions by its name, ready for JSON."""
         return {"t2v": self.t2v.to_dict(), "v2t": self.v2t.to_dict()}
 
     def __str__(self) -> str:
@@ -81,6 +80,7 @@ class RetrievalMetrics:
 
 
 def _table(names: Sequence[str], sides: Mapping[str, RankingMetrics]) -> str:
+    """Return a table of metrics `names` with intervals, one line per direction."""
     lines = ["     " + "".join(f"{name:<21}" for name in names) + "queries  gallery"]
     for direction, metrics in sides.items():
         cells = "".join(f"{cell(metrics.values[name], metrics.intervals[name]):<21}" for name in names)
@@ -96,20 +96,24 @@ def retrieval_metrics(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> RetrievalMetrics:
-    """Score captions (rows) against videos (columns); `owner` is the video that each caption belongs to.
+    """Return the metrics of captions (rows) against videos (columns) in both directions.
 
-    Where a caption is right for several videos, `owner` is a boolean matrix (M, B) instead: every caption is then a
-    query for all of its videos, and every video that has one for all of its captions.
+    `similarity` (M, B) is a matrix or any `Scores`. `video_index` (M,) is the video of each caption. If a caption is
+    relevant to several videos it is a boolean matrix (M, B) instead: every caption is then a query for all of its
+    videos, and every captioned video a query for all of its captions.
 
-    `similarity` (M, B) is a matrix or any `Scores`. t2v: every caption is a query and every video is in the gallery,
-    those without a caption too. v2t: every captioned video is a query among the captioned videos' captions, and a
-    video's score is the highest of its captions' (the field's convention for several captions a video). R@K is the
-    expected share of queries with a relevant item among the first K, over all orders of tied items.
+    t2v: every caption is a query, and the gallery has every video, also those without a caption. v2t: every captioned
+    video is a query among the captions of all captioned videos, and a video's score is the highest of its captions'
+    (the field's convention for several captions per video). R@K is the expected share of queries with a relevant item
+    among the first K, over all orders of tied items. Raises ValueError for shapes that do not match, NaN, and scores
+    of one direction only.
     """
     scores = as_scores(similarity)
     truth = checked_truth(video_index, scores.shape)
     if not isinstance(scores, Scores):
-        raise ValueError(f"{type(scores).__name__} scores one direction alone; take ranking_metrics for that one")
+        raise ValueError(
+            f"similarity must have scores of both directions, got {type(scores).__name__}; use ranking_metrics for one"
+        )
     options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
     if truth.ndim == 2:
         captioned = np.flatnonzero(truth.any(axis=0))
@@ -117,12 +121,12 @@ def retrieval_metrics(
             t2v=ranking_metrics(scores, truth, **options),
             v2t=ranking_metrics(Turned(scores, captioned), truth.T[captioned], **options),
         )
-    by_video, own = ByVideo(scores, truth), np.arange(scores.shape[1])
-    if isinstance(scores, Paired) and np.array_equal(np.sort(truth), own):  # one caption a video: both in one pass
+    by_video, videos = ByVideo(scores, truth), np.arange(scores.shape[1])
+    if isinstance(scores, Paired) and np.array_equal(np.sort(truth), videos):  # one caption per video: both in one pass
         _check_ks(ks)
-        forth, back = place_both(scores, truth)
+        of_captions, of_videos = place_both(scores, truth)
         return RetrievalMetrics(
-            t2v=_figures(scores, truth, forth, **options), v2t=_figures(by_video, own, back, **options)
+            t2v=_metrics(scores, truth, of_captions, **options), v2t=_metrics(by_video, videos, of_videos, **options)
         )
     return RetrievalMetrics(
         t2v=ranking_metrics(scores, truth, **options),
@@ -138,33 +142,35 @@ def ranking_metrics(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> RankingMetrics:
-    """One direction, with any number of relevant items a query: `truth` as `ranks` takes it."""
+    """Return the metrics of one direction, with any number of relevant items per query; `truth` as in `ranks`."""
     _check_ks(ks)
     scores = as_scores(similarity)
     options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
-    return _figures(scores, truth, place(scores, truth), **options)
+    return _metrics(scores, truth, place(scores, truth), **options)
 
 
 def _check_ks(ks: Sequence[int]) -> None:
+    """Raise ValueError unless `ks` are integers >= 1."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be numbers from 1, got {tuple(ks)}")
+        raise ValueError(f"ks must be integers >= 1, got {tuple(ks)}; give the K of each R@K")
 
 
-def _figures(
-    scores: Rows, truth: Any, placed: Placement, *, ks: Sequence[int], n_bootstrap: int, seed: int
+def _metrics(
+    scores: Rows, truth: Any, placement: Placement, *, ks: Sequence[int], n_bootstrap: int, seed: int
 ) -> RankingMetrics:
-    ranked = expected_ranks(placed)
-    precision, gain = quality(scores, truth, placed=placed)
-    shares = {**{f"R@{k}": hits(placed, k) for k in ks}, "mAP": precision, "nDCG": gain}
-    values = {name: 100 * float(found.mean()) for name, found in shares.items()}
+    """Return the metrics of queries whose best relevant items have this `placement`."""
+    ranked = expected_ranks(placement)
+    precision, gain = quality(scores, truth, placement=placement)
+    shares = {**{f"R@{k}": hits(placement, k) for k in ks}, "mAP": precision, "nDCG": gain}
+    values = {name: 100 * float(share.mean()) for name, share in shares.items()}
     values |= {"MdR": float(np.median(ranked)), "MnR": float(ranked.mean())}
-    drawn = ranking_intervals(shares, ranked, n=n_bootstrap, seed=seed)
-    intervals = {name: percent(drawn[name]) if name in shares else drawn[name] for name in values}
+    limits = ranking_intervals(shares, ranked, n=n_bootstrap, seed=seed)
+    intervals = {name: percent(limits[name]) if name in shares else limits[name] for name in values}
     return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
 
 
 class Turned:
-    """Some videos as queries among all captions."""
+    """Scores for video to text of chosen videos with all captions: the columns of `scores`, transposed."""
 
     def __init__(self, scores: Scores, videos: Num[ndarray, " q"]) -> None:
         self.scores, self.videos = scores, videos
@@ -178,7 +184,7 @@ class Turned:
 
 
 class ByVideo:
-    """Captioned videos as queries among captioned videos, each as its best caption: scores for video to text."""
+    """Scores for video to text between captioned videos: a video in the gallery has the score of its best caption."""
 
     def __init__(self, scores: Scores, video_indices: Num[ndarray, " m"]) -> None:
         self.scores = scores
@@ -187,12 +193,12 @@ class ByVideo:
         self._starts = np.searchsorted(groups[self._order], np.arange(len(self.captioned)))
         self.shape = len(self.captioned), len(self.captioned)
         self.width = len(video_indices)
-        self._plain = np.array_equal(video_indices, np.arange(scores.shape[1]))
+        self._identity = np.array_equal(video_indices, np.arange(scores.shape[1]))
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
-        if self._plain:  # one caption for each video, in order
+        if self._identity:  # one caption per video, in order
             return self.scores.columns(part).T
         videos = self.captioned[part]
         first, last = int(videos.min()), int(videos.max()) + 1
-        some = self.scores.columns(slice(first, last))[self._order][:, videos - first]
-        return np.maximum.reduceat(some, self._starts, axis=0).T
+        by_caption = self.scores.columns(slice(first, last))[self._order][:, videos - first]
+        return np.maximum.reduceat(by_caption, self._starts, axis=0).T

@@ -1,8 +1,9 @@
-"""Result cards: they say what was measured, two of them are compared query by query, and other data are refused."""
+"""Results: they say what was measured, two of them are compared query by query, and other data are refused."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,17 +39,18 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
-def test_a_card_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
+def test_a_result_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
     found = evaluate_retrieval(model, data, DATA_CONFIG)
-    card = read_result(found.save(tmp_path / "a.json"))
-    assert card["model"]["base"] == "clipvid-mini"
-    assert card["model"]["base fingerprint"] == model.backbone.fingerprint
-    assert card["model"]["fingerprint"] == model.fingerprint
+    result = read_result(found.save(tmp_path / "a.json"))
+    assert result["model"]["base"] == "clipvid-mini"
+    assert result["model"]["base_fingerprint"] == model.backbone.fingerprint
+    assert result["model"]["branch_on"] is model.branch_is_on
+    assert result["model"]["fingerprint"] == model.fingerprint
     facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
-    assert card["data"] | {"hash": ""} == facts | {"unreadable": []}
-    assert card["data_config"]["frames"] == 2
-    assert card["precision"] == "32-true"
-    side = card["figures"]["t2v"]
+    assert result["data"] | {"hash": ""} == facts | {"unreadable": []}
+    assert result["data_config"]["frames"] == 2
+    assert result["precision"] == "32-true"
+    side = result["metrics"]["t2v"]
     assert side["R@1"] == pytest.approx(100 * np.mean(side["each"]["R@1"]))
     assert side["MnR"] == pytest.approx(np.mean(side["each"]["MnR"]))
     assert {"R@50", "mAP", "nDCG"} <= set(side)
@@ -68,7 +70,7 @@ def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
 
 def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model, data):
     asked = [caption for record in data for caption in record.captions]
-    with pytest.raises(ValueError, match="all 12 captions of the bank are queries; give those of training videos"):
+    with pytest.raises(ValueError, match="got 12 queries; give those of training videos"):
         evaluate_retrieval(model, data, DATA_CONFIG, bank=asked)
     bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
     plain = evaluate_retrieval(model, data, DATA_CONFIG)
@@ -82,7 +84,7 @@ def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model
     banked = QueryBank(scores, Products(embed_texts(model, bank, precision="32-true"), video))
     assert normed.to_dict() == ranking_metrics(banked, own).to_dict()
     names = list(found.adjusted)
-    assert names[0].startswith("dual softmax, T=100 (each query is scored by what all others find)")
+    assert names[0].startswith("dual softmax, T=100 (scores of a query depend on all queries)")
     assert names[1] == "QB-Norm, text to video, bank of 3 training captions"
     assert all(name in str(found) for name in names)
     assert "hubs: " in str(found)
@@ -96,43 +98,43 @@ def test_token_wise_scores_are_adjusted_too_and_re_ranked_ones_refused(data, sim
     found = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=50.0, bank=["a red circle"], hubs=True)
     assert len(found.adjusted) == 2
     assert found.similarity == similarity
-    with pytest.raises(ValueError, match="adjust the scores of all pairs, rerank has those of some"):
+    with pytest.raises(ValueError, match="which adjust the scores of all pairs; drop one"):
         evaluate_retrieval(model, data, DATA_CONFIG, rerank=3, dual_softmax=50.0)
     again = evaluate_retrieval(model, data, DATA_CONFIG, rerank=3)
     assert f", {similarity} of the best 3 by mean, 32-true" in str(again)
 
 
-def test_two_cards_are_compared_query_by_query(model, data):
+def test_two_results_are_compared_query_by_query(model, data):
     a = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
     worse = json.loads(json.dumps(a))
     for side in ("t2v", "v2t"):
-        worse["figures"][side]["R@1"] = 0.0
-        worse["figures"][side]["each"]["R@1"] = [0.0] * 12
+        worse["metrics"][side]["R@1"] = 0.0
+        worse["metrics"][side]["each"]["R@1"] = [0.0] * 12
     text = compare(a, worse, n=500)
     row = next(line for line in text.splitlines() if line.startswith("t2v R@1 "))
-    assert f"{-a['figures']['t2v']['R@1']:+.2f}" in row
+    assert f"{-a['metrics']['t2v']['R@1']:+.2f}" in row
     assert float(row.split()[-1]) < 0.05
     same = next(line for line in text.splitlines() if line.startswith("t2v R@5 "))
     assert same.split()[-1] == "1"
     assert "clipvid-mini, mean" in text
     other = json.loads(json.dumps(a))
     other["data"]["hash"] = "0" * 64
-    with pytest.raises(ValueError, match="not of the same queries"):
+    with pytest.raises(ValueError, match="must be of the same queries"):
         compare(a, other)
 
 
-def test_recognition_cards_are_compared_too(model, data):
+def test_recognition_results_are_compared_too(model, data):
     head = model.text_classifier(data.classes)
     a = evaluate_recognition(model, data, DATA_CONFIG, head=head).to_dict()
     assert "similarity" not in a
     text = compare(a, a, n=50)
     assert "top-1" in text
     assert "mean class" in text
-    with pytest.raises(ValueError, match="of recognition and of retrieval"):
+    with pytest.raises(ValueError, match="got recognition and retrieval"):
         compare(a, evaluate_retrieval(model, data, DATA_CONFIG).to_dict())
 
 
-def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monkeypatch):
+def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, monkeypatch):
     root = data[0].path.parent.parent if (data[0].path.parent.parent / "captions.csv").exists() else data[0].path.parent
     table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
     monkeypatch.chdir(tmp_path)
@@ -141,20 +143,54 @@ def test_the_command_line_writes_and_compares_cards(data, tmp_path, capsys, monk
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
     said = capsys.readouterr().out
     assert "dual softmax, T=100" in said
-    assert "result card: a.json" in said
+    assert "result: a.json" in said
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
-    (tmp_path / "b.json").write_text('{"format": 1}')
+    (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
-    assert "is no whole result card" in capsys.readouterr().err
-    (tmp_path / "b.json").write_text("nonsense")
-    for text in ("nonsense", "[]", '{"format": 1, "task": "retrieval", "figures": {}, "data": {}, "model": {}}'):
-        (tmp_path / "b.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"is no (whole )?result card"):
-            read_result("b.json")
+    assert "is an incomplete result: task, precision, model, data, data_config, metrics" in capsys.readouterr().err
 
 
-def test_cards_say_what_else_decides_the_figures(model, data):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "is not a saved result"),
+        ("[]", "is not a saved result"),
+        ('{"task": "retrieval"}', "is not a saved result: KeyError"),
+        (
+            '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
+            r"has result format 1, .* reads 2; evaluate the",
+        ),
+        ('{"format": 3, "metrics": 5}', "has result format 3, .* reads 2; evaluate the model again"),
+        (
+            '{"format": 2, "metrics": 5, "model": {"base": ""}}',
+            "model.branch, model.fingerprint, data,.* metrics missing",
+        ),
+        ('{"format": 2, "task": "retrieval", "metrics": {"t2v": {}, "v2t": 5}}', "metrics.v2t missing"),
+    ],
+)
+def test_another_file_or_format_is_refused(tmp_path, text, message):
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_result(tmp_path / "b.json")
+
+
+def test_the_keys_of_a_saved_result_are_snake_case(model, data):
+    """Names of metrics are no keys of the format: they stand below "metrics", and beside counts in `by_class`."""
+
+    def keys(value):
+        if isinstance(value, dict):
+            return {*value, *(name for part in value.values() for name in keys(part))}
+        return {name for part in value for name in keys(part)} if isinstance(value, list) else set()
+
+    recognised = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
+    for evaluation in (recognised, evaluate_retrieval(model, data, DATA_CONFIG, hubs=True)):
+        result = evaluation.to_dict()
+        result.pop("metrics")
+        assert not [name for name in keys(result) - {"top-1"} if not re.fullmatch("[a-z0-9_]+", name)]
+
+
+def test_results_say_what_else_decides_the_figures(model, data):
     plain, photo = (
         evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
@@ -182,9 +218,9 @@ def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
         "msrvtt-1ka, list own: 12 of the 13 videos listed, 1 missing (the protocol has 1000); 2 fr"
     )
     assert [line.endswith("  (N = 12; the protocol has 1000)") for line in said[1:4]] == [True] * 3
-    card = found.to_dict()
-    assert [card["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
-    assert "msrvtt-1ka, list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(card, card)
+    result = found.to_dict()
+    assert [result["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
+    assert "list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(result, result)
 
 
 def test_a_list_of_ones_own_that_is_long_enough_is_not_marked(model, data):
@@ -198,6 +234,6 @@ def test_figures_have_one_name_each(model, data):
     assert found["t2v R@1"] == found["R@1"] == found.metrics.t2v["R@1"]
     assert found["v2t R@1"] == found.metrics.v2t["R@1"]
     for name in ("V2T R@1", "foo R@1", "R@3"):
-        with pytest.raises(KeyError, match="figures are R@1, R@5"):
+        with pytest.raises(KeyError, match="metrics are R@1, R@5"):
             found[name]
-    assert found.facts.model["branch"] == "mean"
+    assert found.metadata.model["branch"] == "mean"
