@@ -183,11 +183,11 @@ def test_the_two_recipes_are_those_of_const_cl():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandAugment(-1), "layers from 0 and a magnitude from 0 to 30, got -1 and 10"),
-        (lambda: VideoTransform(8, rand_magnitude=31), "magnitude from 0 to 30, got 0 and 31"),
-        (lambda: ContrastiveView(crop_scale=(0.5, 1.5)), r"within \(0, 1\], got \(0.5, 1.5\)"),
-        (lambda: ContrastiveView(aspect=(0.0, 2.0)), r"above 0, got \(0.0, 2.0\)"),
-        (lambda: ContrastiveView(strength=3.0), "0 to 2.5, .* got 3.0"),
+        (lambda: RandAugment(-1), "magnitude an integer from 0 to 30, got -1 and 10"),
+        (lambda: VideoTransform(8, rand_magnitude=31), "magnitude an integer from 0 to 30, got 0 and 31"),
+        (lambda: ContrastiveView(crop_scale=(0.5, 1.5)), r"in \(0, 1\], got \(0.5, 1.5\)"),
+        (lambda: ContrastiveView(aspect=(0.0, 2.0)), r"aspect must be .* > 0, got \(0.0, 2.0\)"),
+        (lambda: ContrastiveView(strength=3.0), r"strength must be in \[0, 2.5\], got 3.0"),
         (lambda: ContrastiveView(grey=1.5), r"grey must be a probability in \[0, 1\], got 1.5"),
         (lambda: TrainConfig(rand_augment=-1), "rand_augment must be an integer >= 0 and .* got -1 and 10"),
         (lambda: TrainConfig(rand_magnitude=31), "rand_magnitude must be within 0 to 30, got 0 and 31"),

@@ -394,19 +394,19 @@ def test_gradients_reach_prediction_and_target_but_not_what_only_chooses():
 ZEROS = torch.zeros(1, 7, 7, 3)
 TOKENS = ZEROS.flatten(1, 2)
 WRONG = {
-    "batch and regions start at 1, got 2 and 0": lambda: random_regions(2, 0),
+    "batch and regions must be integers >= 1, got 2 and 0": lambda: random_regions(2, 0),
     r"RGB in \[0, 1\], got -2 to -2; segment before": lambda: lowlevel_regions(ZEROS.movedim(3, 1) - 2),
-    "an image of 2x2 pixels has 1 to 4 segments, asked for 8": lambda: lowlevel_regions(torch.zeros(1, 3, 2, 2)),
-    r"above 0, got 0\.0; larger": lambda: lowlevel_regions(ZEROS.movedim(3, 1), compactness=0.0),
-    "starts at 1, got 0": lambda: pool_regions(ZEROS, torch.zeros(1, 1, 4), crop=0),
-    "a clip has at least one frame, got 0": lambda: context_frames(0),
-    "level must be odd and at least 1, got -1: the": lambda: context_frames(8, -1),
-    "level must be odd and at least 1, got 4: the": lambda: context_frames(8, 4),
-    "49 tokens a frame, which a grid of 6x8 does": lambda: RegionDecoder(3)(TOKENS, TOKENS[None], grid=(6, 8)),
-    r"1 frames, but 2 times are given: \[1, 2\]": lambda: RegionDecoder(3)(
+    "an image of 2x2 pixels can have 1 to 4 segments, got regions=8": lambda: lowlevel_regions(torch.zeros(1, 3, 2, 2)),
+    r"compactness must be > 0, got 0\.0; larger": lambda: lowlevel_regions(ZEROS.movedim(3, 1), compactness=0.0),
+    "crop must be an integer >= 1 .*, got 0": lambda: pool_regions(ZEROS, torch.zeros(1, 1, 4), crop=0),
+    "frames must be an integer >= 1, got 0": lambda: context_frames(0),
+    "level must be an odd integer >= 1, got -1; it": lambda: context_frames(8, -1),
+    "level must be an odd integer >= 1, got 4; it": lambda: context_frames(8, 4),
+    "49 tokens per frame, but grid is 6x8": lambda: RegionDecoder(3)(TOKENS, TOKENS[None], grid=(6, 8)),
+    r"1 frames, but frames has 2 entries: \[1, 2\]": lambda: RegionDecoder(3)(
         TOKENS, TOKENS[None], grid=(7, 7), frames=[1, 2]
     ),
-    "layers, heads and unit start at 1, got 3, 0 and 128": lambda: RegionDecoder(12, heads=0),
+    "layers, heads and unit must be integers >= 1, got 3, 0 and 128": lambda: RegionDecoder(12, heads=0),
     "unknown norm 'group'; choose one of batch, layer": lambda: ProjectionHead(12, norm="group"),
 }
 
@@ -419,5 +419,5 @@ def test_wrong_values_are_named_with_what_is_allowed(message):
 
 @pytest.mark.parametrize("box", [[0, 0, 7, 7], [0.5, 0, 0.4, 1], [-0.1, 0, 1, 1], [0, 0, 1, math.nan]])
 def test_boxes_in_pixels_or_out_of_order_are_refused(box):
-    with pytest.raises(ValueError, match="0 <= y1 <= y2 <= 1, and x alike; divide pixels by the image's sides"):
+    with pytest.raises(ValueError, match="and 0 <= x1 <= x2 <= 1; divide pixels by the image's sides"):
         pool_regions(ZEROS, torch.tensor([[box]]).float())

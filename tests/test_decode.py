@@ -111,19 +111,19 @@ def test_an_index_past_the_end_names_the_range(written):
 
 
 def test_wrong_arguments_are_named_before_any_file_is_opened():
-    with pytest.raises(ValueError, match="indices count from 0, got -1"):
+    with pytest.raises(ValueError, match="indices must be integers >= 0, got -1"):
         read("absent.mp4", [-1])
-    with pytest.raises(ValueError, match="indices is empty"):
+    with pytest.raises(ValueError, match="indices must not be empty"):
         read("absent.mp4", [])
     with pytest.raises(ValueError, match=f"unknown backend 'opencv'; choose one of {', '.join(BACKENDS)}"):
         read("absent.mp4", backend="opencv")
     with pytest.raises(ValueError, match="unknown sampler 'middle'"):
         read_video("absent.mp4", sampler="middle")
-    with pytest.raises(ValueError, match="frames is the number of frames to take and must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="frames must be an integer >= 1, got 0"):
         read_video("absent.mp4", 0)
-    with pytest.raises(ValueError, match=r"end is in seconds and must come after start=2.0, got 1.0"):
+    with pytest.raises(ValueError, match=r"end must be a number of seconds above start=2.0, got 1.0"):
         read_video("absent.mp4", start=2.0, end=1.0)
-    with pytest.raises(ValueError, match=r"start is in seconds from the first frame, 0 or more, got -1.0"):
+    with pytest.raises(ValueError, match=r"start must be a number of seconds >= 0, counted from the first frame, got -1.0"):
         read_video("absent.mp4", start=-1.0)
 
 
@@ -369,7 +369,7 @@ def test_a_video_that_takes_too_long_is_an_error(written, backend):
         assert len(read(written[name], wanted, backend=backend, time_limit=60)) == len(wanted)
     with pytest.raises(VideoError, match="took more than"):
         read_video(written["closed.mp4"], 4, start=1, time_limit=1e-9)
-    with pytest.raises(ValueError, match="time_limit is in seconds and above 0, or None, got 0"):
+    with pytest.raises(ValueError, match="time_limit must be a number of seconds > 0, or None, got 0"):
         read(written["closed.mp4"], time_limit=0)
 
 

@@ -171,7 +171,7 @@ def test_both_arms_of_the_split_are_alike_at_first(tiny_clip):
     found, video = objective(tiny_clip).eval(), pairs()
     source = found.model.reads(video.flatten(0, 1))
     tokens = found.model.branch.dense(found.model.branch.state(source))
-    assert torch.equal(found._arms(source)[1], F.normalize(tokens, dim=-1))
+    assert torch.equal(found._encode(source)[1], F.normalize(tokens, dim=-1))
     boxes = random_regions(6, 4).unflatten(0, (3, 2))
     unsplit = objective(tiny_clip, split=0).eval()
     unsplit.load_state_dict(found.state_dict(), strict=False)
@@ -194,7 +194,7 @@ def test_each_loss_moves_its_own_copy_of_the_last_layers_and_the_model_keeps_the
     for a, b in zip(own.parameters(), found.local.parameters(), strict=True):
         assert (a != b).any()
     source = found.model.reads(pairs().flatten(0, 1))
-    torch.testing.assert_close(found.eval()._arms(source)[0], found.model.encode_video(source, normalize=False))
+    torch.testing.assert_close(found.eval()._encode(source)[0], found.model.encode_video(source, normalize=False))
 
 
 def test_the_copies_of_a_model_in_eval_mode_train(tiny_clip):
@@ -218,7 +218,7 @@ def test_stopgrad_stops_the_target_and_nothing_else(tiny_clip):
     losses = []
     for target in ("grad", "stopgrad"):
         leaves[target] = [x.clone().requires_grad_() for x in (predicted, pooled)]
-        losses.append(objective(tiny_clip, target=target)._local(*leaves[target], valid))
+        losses.append(objective(tiny_clip, target=target)._local_loss(*leaves[target], valid))
         losses[-1].backward()
     assert losses[0] == losses[1]
     assert torch.equal(leaves["grad"][0].grad, leaves["stopgrad"][0].grad)
@@ -245,13 +245,13 @@ def test_branches_without_tokens_and_too_large_a_split_are_refused(tiny_clip):
     for branch in ("mean", "posterior"):
         with pytest.raises(ValueError, match=r"has no layers on the tower's tokens; choose a side branch \(stan\)"):
             SelfSupervised(attach(tiny_clip, branch), CONFIG)
-    with pytest.raises(ValueError, match=r"selfsup.split is 0 to 2, the layers of this branch, got 3"):
+    with pytest.raises(ValueError, match="split must be an integer from 0 to 2, the layers of this branch, got 3"):
         objective(tiny_clip, split=3)
 
 
 def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
     model = attach(tiny_clip, depth=2)
-    with pytest.raises(DataError, match="negatives from the other videos of a batch, and this one has 1"):
+    with pytest.raises(DataError, match="a batch must have at least 2 videos, got 1; ConST-CL takes its negatives"):
         objective(tiny_clip)(work(pairs(1)))
     with pytest.raises(ValueError, match="got batch_size=1; take 2 or more"):
         replace(CONFIG, batch_size=1)

@@ -230,11 +230,11 @@ def test_other_tensors_are_refused_with_the_fix(frames, got):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "1 or more, got 0"),
+        ({"size": 0}, "size must be .* >= 1, got 0"),
         ({"interpolation": "nearest"}, "unknown interpolation 'nearest'; choose one of bicubic, bilinear, random"),
         ({"resize_mode": "crop"}, "unknown resize_mode 'crop'; choose one of shortest, longest, squash"),
-        ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
-        ({"crop_scale": (0.5, 1.5)}, r"within \(0, 1\], got \(0.5, 1.5\)"),
+        ({"std": (1.0, 0.0, 1.0)}, "std > 0"),
+        ({"crop_scale": (0.5, 1.5)}, r"in \(0, 1\], got \(0.5, 1.5\)"),
         ({"flip": 2.0}, r"in \[0, 1\], got 2.0"),
     ],
 )

@@ -205,7 +205,7 @@ def test_uniform_frame_sampling_takes_vivits_frames_and_they_alone_matter():
     changed = clip.clone()
     changed[:, [i for i in range(10) if i not in evenly(10, 3)]] += 1
     assert torch.equal(stem(clip)[1], stem(changed)[1])
-    with pytest.raises(ValueError, match="keep must lie between 1 and the 2 frames"):
+    with pytest.raises(ValueError, match="keep must be an integer from 1 to 2, the frames of the clip, got 3"):
         stem(clip[:, :2])
 
 
@@ -221,7 +221,7 @@ def test_frames_that_only_pad_are_never_the_ones_that_are_kept():
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[1, 2:] = False
     assert torch.equal(stem.frame_mask(mask[:1]), torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="keep=3 takes frames that only pad a shorter clip"):
+    with pytest.raises(ValueError, match="keep=3 selects only padding frames of a shorter clip"):
         stem.frame_mask(mask)
 
 
@@ -276,7 +276,7 @@ def test_numbers_that_make_no_transformer_are_refused(wrong, complaint):
 
 def test_frames_that_do_not_fill_tubelets_are_refused():
     stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=4, tubelet=2)
-    with pytest.raises(ValueError, match="5 frames cannot be cut into tubelets of 2"):
+    with pytest.raises(ValueError, match="multiple of the tubelet length, got 5 frames for tubelets of 2"):
         stem(torch.randn(1, 5, 3, 8, 8))
 
 

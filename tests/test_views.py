@@ -205,7 +205,7 @@ def test_the_first_clip_of_a_pair_is_made_by_the_first_recipe_and_the_second_by_
             {"views": Views(2), "random": True},
             "views must be a single view if random, got 2 temporal x 1 spatial views",
         ),
-        ({"views": Views(2), "sampler": "linspace"}, "linspace .* got views=2"),
+        ({"views": Views(2), "sampler": "linspace"}, "linspace.* got 2; choose uniform or dense"),
         ({"views": Views(1, 3), "transform": VideoTransform(16, resize_mode="squash")}, "3 crops need .* got 'squash'"),
     ],
 )

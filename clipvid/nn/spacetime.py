@@ -1,9 +1,10 @@
-"""The space-time block: steps across frames around a transformer block, and the named schemes of such blocks.
+"""The space-time block, a transformer block with extra steps across frames, and the named schemes of such blocks.
 
 Contract: class token (B, D) or None and patches (B, T, N, D) in, the same out. STAN's layers, TimeSformer's blocks and
-those of ViViT's models 1, 3 and 4 are this one class with other steps. Knows nothing of towers, taps or heads.
+the blocks of ViViT's models 1, 3 and 4 are this class with different steps. Knows nothing of towers, taps or heads.
 Papers: Bertasius et al., TimeSformer (ICML 2021), section 3; Arnab et al., ViViT (ICCV 2021), section 3.3; Liu et al.,
-STAN (CVPR 2023), section 3.2-3.3. `SCHEMES` says of each what is paper, release or ours.
+STAN (CVPR 2023), section 3.2-3.3. Comments in `SCHEMES` mark schemes that differ from the paper, or that only the
+paper has.
 """
 
 from __future__ import annotations
@@ -27,56 +28,56 @@ Drop = Literal["released", "clip"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a block's tokens attend to, step by step."""
+    """Attention kinds of a block, step by step."""
 
     own: str
-    """Kind of the block's own attention."""
+    """Attention kind of the block itself."""
     steps: tuple[str, ...] = ()
-    """Kinds of the extra steps, which start as identities."""
+    """Attention kinds of the extra steps; each starts as an identity."""
     cls: Literal["video", "frame"] = "video"
-    """video: one class token for the clip, shown to every sequence. frame: each frame keeps its own, which is then a
-    position like any patch; in a model without class token, none at all."""
+    """Class token. video: one per clip, added to every sequence. frame: one per frame, treated like a patch; none in a
+    model without class tokens."""
     place: Place = "before"
-    """Where the extra steps stand: before the block, between its attention and its MLP, or after it."""
+    """Position of the extra steps: before the block, between its attention and its MLP, or after the block."""
     linear: bool = True
-    """Extra steps end in a zero-initialised linear; else their output projection starts at zero."""
+    """True to end each extra step in a zero-initialised linear; False to zero its attention's output projection."""
     cls_key: bool = False
-    """The class token is a key in the extra steps too."""
+    """True to make the class token a key in the extra steps too."""
 
 
 SCHEMES: dict[str, Scheme] = {
     "space": Scheme("space", cls="frame"),
     "joint": Scheme("joint"),
-    "divided": Scheme("space", ("time",)),  # the release: without the class token as key, which eq. 11 has
-    "local_global": Scheme("grid", ("local",), cls_key=True),  # paper only: which window is ours
+    "divided": Scheme("space", ("time",)),  # as released: the class token is no key in the time step, unlike eq. 11
+    "local_global": Scheme("grid", ("local",), cls_key=True),  # paper only; the position of the windows is ours
     "axial": Scheme("height", ("time", "width"), cls_key=True),  # paper only
     "factorised": Scheme("space", ("time",), cls="frame", place="between", linear=False),  # ViViT's model 3
     "dot_product": Scheme("split", cls="frame"),  # ViViT's model 4
 }
-"""TimeSformer's five (figure 1 there), and ViViT's models 3 and 4; its model 1 is `joint`, its model 2 `space` before a
-temporal transformer."""
+"""Named schemes: TimeSformer's five (its figure 1) and ViViT's models 3 and 4. ViViT's model 1 is `joint`; its model 2
+is `space` followed by a temporal transformer."""
 
 
 def compared(
     scheme: str, *, frames: int, grid: tuple[int, int], cls: bool = True, cls_key: bool | None = None
 ) -> list[int]:
-    """Keys that a patch is compared with in each step of a block, in order; their sum is what the papers count.
+    """Return the number of keys per patch for each step of a block, in order; the papers report their sum.
 
-    `cls`: there is a class token, or one in each frame; `cls_key` overrides whether it is a key in the extra steps.
+    `cls` is True when the clip or each frame has a class token; `cls_key` overrides the scheme's setting of that name.
     """
-    s = SCHEMES[scheme]
-    in_steps = cls and (s.cls_key if cls_key is None else cls_key)
-    extra = [comparisons(kind, frames=frames, grid=grid, cls=in_steps) for kind in s.steps]
-    own = comparisons(s.own, frames=frames, grid=grid, cls=cls)
-    return [*extra, own] if s.place == "before" else [own, *extra]
+    named = SCHEMES[scheme]
+    cls_in_steps = cls and (named.cls_key if cls_key is None else cls_key)
+    extra_keys = [comparisons(kind, frames=frames, grid=grid, cls=cls_in_steps) for kind in named.steps]
+    block_keys = comparisons(named.own, frames=frames, grid=grid, cls=cls)
+    return [*extra_keys, block_keys] if named.place == "before" else [block_keys, *extra_keys]
 
 
 class SpaceTimeBlock(nn.Module):
-    """A transformer block within groups of tokens, with steps that mix frames before or after its attention.
+    """A transformer block applied within groups of tokens, with extra steps that mix frames around its attention.
 
-    A class token belongs to the whole video: it is shown to every group, and the groups' answers are averaged.
-    Stochastic depth, by `drop`: "released" drops the attention's single sequences, and with `drop_mlp` the MLP of whole
-    clips, and rescales what stays; "clip" drops each part of whole clips without rescaling, as ViViT does.
+    A class token belongs to the entire clip: it joins every group, and its outputs are averaged over the groups.
+    `drop` selects the stochastic depth. "released" drops attention per sequence, and with `drop_mlp` the MLP per clip,
+    and rescales the remaining residuals. "clip" drops each residual per clip without rescaling, as ViViT does.
     """
 
     def __init__(
@@ -93,13 +94,13 @@ class SpaceTimeBlock(nn.Module):
         super().__init__()
         if own != "space" and not isinstance(block, Block):
             raise ValueError(
-                f"{type(getattr(block, 'block', block)).__name__} is kept whole, with attention of its own that sees "
-                f"one frame at a time; scheme {own!r} needs plain blocks: choose space, divided or factorised"
+                f"block must be a plain Block, got {type(getattr(block, 'block', block)).__name__}, whose attention is "
+                f"limited to single frames; scheme {own!r} needs plain blocks: choose space, divided or factorised"
             )
-        self.block: Any = block  # gives its two residuals apart: attention_residual, mlp_residual
+        self.block: Any = block  # provides attention_residual and mlp_residual
         if own == "split" and self.block.attention.heads % 2:
             raise ValueError(
-                f"half of the heads attend over time, so their number must be even, got {self.block.attention.heads}"
+                f"heads must be even, got {self.block.attention.heads}; in scheme split, half of them attend over time"
             )
         self.steps = nn.ModuleList(steps)
         self.own, self.place = own, place
@@ -114,64 +115,70 @@ class SpaceTimeBlock(nn.Module):
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t n d"]]:
         if self.place == "before":
-            patch = self._mixed(cls, patch, grid=grid, mask=mask)
-        cls, patch = self._attended(cls, patch, grid=grid, mask=mask)
+            patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
+        cls, patch = self._apply_attention(cls, patch, grid=grid, mask=mask)
         if self.place == "between":
-            patch = self._mixed(cls, patch, grid=grid, mask=mask)
-        # apart on a CPU: with a row more for each clip matrices no longer fill the blocks that they are multiplied in,
-        # which costs 4 to 5 % of a training step; at once on a GPU, which takes half the kernels
-        of_cls, of_patch = self._through_mlp(cls, patch, apart=patch.device.type == "cpu")
-        cls, patch = self._joined(cls, patch, of_cls, of_patch, drops=self.drop_mlp or self.drop == "clip")
+            patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
+        # On a CPU the class token is computed separately: one more row per clip no longer fits the blocking of the
+        # matrix product and costs 4 to 5 % of a training step. On a GPU one call needs half as many kernels.
+        cls_residual, patch_residual = self._through_mlp(cls, patch, apart=patch.device.type == "cpu")
+        cls, patch = self._add_residuals(
+            cls, patch, cls_residual, patch_residual, drops=self.drop_mlp or self.drop == "clip"
+        )
         if self.place == "after":
-            patch = self._mixed(cls, patch, grid=grid, mask=mask)
+            patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
         return cls, patch
 
-    def _mixed(self, cls: Tensor | None, patch: Tensor, *, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def _apply_steps(self, cls: Tensor | None, patch: Tensor, *, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """Add the residuals of the extra steps to the patches."""
         for step in self.steps:
-            extras = {"cls": cls} if isinstance(step, AttentionStep) else {}
-            found = step(patch, grid=grid, mask=mask, **extras)  # which drops its own sequences, where they are dropped
-            _, patch = self._joined(None, patch, None, found, drops=self.drop == "clip")
+            options = {"cls": cls} if isinstance(step, AttentionStep) else {}
+            residual = step(patch, grid=grid, mask=mask, **options)  # drop="released" drops sequences within the step
+            _, patch = self._add_residuals(None, patch, None, residual, drops=self.drop == "clip")
         return patch
 
-    def _attended(
+    def _apply_attention(
         self, cls: Tensor | None, patch: Tensor, *, grid: tuple[int, int], mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        of_cls, of_patch = attend_in_groups(self._of_group, patch, kind=self.own, grid=grid, cls=cls, mask=mask)
-        return self._joined(cls, patch, of_cls, of_patch, drops=self.drop == "clip")
+        """Add the residuals of the block's attention to the class token and the patches."""
+        cls_residual, patch_residual = attend_in_groups(
+            self._group_attention, patch, kind=self.own, grid=grid, cls=cls, mask=mask
+        )
+        return self._add_residuals(cls, patch, cls_residual, patch_residual, drops=self.drop == "clip")
 
     def _through_mlp(self, cls: Tensor | None, patch: Tensor, *, apart: bool) -> tuple[Tensor | None, Tensor]:
-        """What the MLP adds to each token; with `apart` the class token passes it on its own."""
+        """Return the MLP residual of each token; with `apart` the class token is computed in a separate call."""
         tokens = patch.flatten(1, 2)
         if cls is None or apart:
-            of_cls = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
-            return of_cls, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
-        found = self.block.mlp_residual(torch.cat([cls[:, None], tokens], dim=1))
-        return found[:, 0], found[:, 1:].unflatten(1, patch.shape[1:3])
+            cls_residual = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
+            return cls_residual, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
+        residuals = self.block.mlp_residual(torch.cat([cls[:, None], tokens], dim=1))
+        return residuals[:, 0], residuals[:, 1:].unflatten(1, patch.shape[1:3])
 
-    def _of_group(self, x: Tensor, **extras: Any) -> Tensor:
-        """The block's attention; a row of stochastic depth is one sequence, as in the released codes."""
-        residual = self.block.attention_residual(x, **extras)
+    def _group_attention(self, x: Tensor, **options: Any) -> Tensor:
+        """Return the attention residual; stochastic depth drops single sequences, as in the released code."""
+        residual = self.block.attention_residual(x, **options)
         if self.drop == "clip":
             return residual
         return stochastic_depth(residual, self.drop_path, "row", self.training)
 
-    def _joined(
-        self, cls: Tensor | None, patch: Tensor, of_cls: Tensor | None, of_patch: Tensor, *, drops: bool
+    def _add_residuals(
+        self, cls: Tensor | None, patch: Tensor, cls_residual: Tensor | None, patch_residual: Tensor, *, drops: bool
     ) -> tuple[Tensor | None, Tensor]:
-        """Tokens with what a part of the block adds to them; with `drops`, to class token and patches alike."""
+        """Return tokens plus residuals; with `drops`, stochastic depth drops all tokens of a clip together."""
         if drops and self.training and self.drop_path:
-            kept = stochastic_depth(
-                of_patch.new_ones(len(patch), 1), self.drop_path, "row", True
-            )  # 0 or 1 / (1 - rate)
+            factor = stochastic_depth(
+                patch_residual.new_ones(len(patch), 1), self.drop_path, "row", True
+            )  # (B, 1), 0 or 1 / (1 - rate)
             if self.drop == "clip":
-                kept = kept * (1 - self.drop_path)
-            of_patch = of_patch * kept[:, :, None, None]
-            of_cls = None if of_cls is None else of_cls * kept
-        return (cls if cls is None or of_cls is None else cls + of_cls), patch + of_patch
+                factor = factor * (1 - self.drop_path)
+            patch_residual = patch_residual * factor[:, :, None, None]
+            cls_residual = None if cls_residual is None else cls_residual * factor
+        return (cls if cls is None or cls_residual is None else cls + cls_residual), patch + patch_residual
 
 
 def with_cls_of_frames(cls: Float[Tensor, "b t d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t m d"]:
-    """Each frame's class token before its patches: from there on it is a position like any other."""
+    """Return the patches with each frame's class token in front, (B, T, N + 1, D); it then counts as a patch."""
     return torch.cat([cls[:, :, None].to(patch.dtype), patch], dim=2)
 
 
@@ -186,7 +193,7 @@ def scheme_blocks(
     drop_path: float = 0.0,
     drop: Drop = "released",
 ) -> list[SpaceTimeBlock]:
-    """`depth` untrained blocks of a scheme, with linearly growing stochastic depth."""
+    """Return `depth` untrained blocks of a scheme, with linearly increasing stochastic depth."""
     blocks = []
     for k in range(depth):
         rate = drop_path * k / max(1, depth - 1)
@@ -206,7 +213,7 @@ def scheme_block(
     drop: Drop = "released",
     copy_attention: bool = True,
 ) -> SpaceTimeBlock:
-    """A block with the extra steps of its scheme; with `copy_attention` these start from the block's own attention.
+    """Return a block with the extra steps of its scheme; `copy_attention` copies the block's attention into them.
 
     TimeSformer's release copies (its `temporal_attn` starts as the image model's attention); released STAN does not.
     """

@@ -1,9 +1,9 @@
-"""From frames to tokens: patches of one frame or tubelets of several, with a class token and tables of positions.
+"""The stem of a video transformer: frames to patch or tubelet tokens, with a class token and position tables.
 
 Contract: frames (B, T, 3, S, S) in; class token (B, D) or None and patches (B, T', N, D) out, T' = T / tubelet. Also
-the ways to start from the weights of an image model. Knows nothing of what comes after.
-Papers: Arnab et al., ViViT (ICCV 2021), section 3.2 (tokens) and 3.4 (starts); Bertasius et al., TimeSformer (ICML
-2021), section 3 (tables).
+converts the stem weights of an image model. Knows nothing of the blocks that follow.
+Papers: Arnab et al., ViViT (ICCV 2021), section 3.2 (tokens) and 3.4 (initialisation); Bertasius et al., TimeSformer
+(ICML 2021), section 3 (position tables).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Inflation = Literal["central", "inflate", "random"]
 
 
 class Stem(nn.Module):
-    """Convolution with kernel = stride, class token, positions, and with `norm` the LN that CLIP has before its blocks.
+    """Convolution with kernel = stride, class token, positions, and with `norm` the LN that precedes CLIP's blocks.
 
-    `table` space: one table for each frame, class token first; space_time: and a table of time, zero at first, for the
-    patches only (TimeSformer); token: one slot for every token of the clip (ViViT). Other numbers of frames resize the
-    tables of time linearly. `keep` first takes that many frames, evenly spread (ViViT's uniform frame sampling).
+    `table` selects the position table. space: one spatial table, class token first, used for every frame. space_time:
+    also a temporal table, zero-initialised, for patches only (TimeSformer). token: one entry for every token of the
+    clip (ViViT). For other numbers of frames, temporal tables are resized linearly. `keep` first selects that many
+    evenly spaced frames (ViViT's uniform frame sampling).
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Stem(nn.Module):
     ) -> None:
         super().__init__()
         if tubelet < 1 or frames < tubelet or frames % tubelet:
-            raise ValueError(f"frames must be a multiple of tubelet, got {frames} and {tubelet}")
+            raise ValueError(f"frames must be a multiple of tubelet, got {frames} and {tubelet}; both must be >= 1")
         size = (tubelet, *patch)
         self.conv = nn.Conv3d(3, width, kernel_size=size, stride=size, bias=bias)
         self.grid, self.tubelet, self.keep = grid, tubelet, keep
-        places = grid[0] * grid[1]
-        rows = (frames // tubelet) * places if table == "token" else places
+        n_patches = grid[0] * grid[1]
+        rows = (frames // tubelet) * n_patches if table == "token" else n_patches
         self.cls = nn.Parameter(torch.zeros(width)) if cls else None
         self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows + cls, width), std=0.02))
         self.time = nn.Parameter(torch.zeros(frames // tubelet, width)) if table == "space_time" else None
@@ -60,17 +61,18 @@ class Stem(nn.Module):
     def forward(
         self, video: Float[Tensor, "b t 3 s1 s2"]
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
-        side = tuple(n * k for n, k in zip(self.grid, self.conv.kernel_size[1:], strict=True))
-        if tuple(video.shape[-2:]) != side:
+        size = tuple(n * k for n, k in zip(self.grid, self.conv.kernel_size[1:], strict=True))
+        if tuple(video.shape[-2:]) != size:
             raise ValueError(
-                f"frames are {tuple(video.shape[-2:])}, this stem takes {side}; use model.transform, or pass uint8 "
+                f"frames are {tuple(video.shape[-2:])}, this stem takes {size}; use model.transform, or pass uint8 "
                 "frames of any size"
             )
         if self.keep is not None:
             video = video[:, evenly(video.shape[1], self.keep)]
         if video.shape[1] % self.tubelet:
             raise ValueError(
-                f"{video.shape[1]} frames cannot be cut into tubelets of {self.tubelet}; give a multiple of it"
+                f"number of frames must be a multiple of the tubelet length, got {video.shape[1]} frames for tubelets "
+                f"of {self.tubelet}"
             )
         patch = rearrange(self.conv(video.transpose(1, 2)), "b d t h w -> b t (h w) d")
         first = 0 if self.cls is None else 1
@@ -87,38 +89,41 @@ class Stem(nn.Module):
         return self.norm((self.cls + self.space[0]).expand(len(video), -1)), patch
 
     def frame_mask(self, mask: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b u"] | None:
-        """The mask of the tubelets: one counts when any of its frames does."""
+        """Return the mask of the tubelets, True where any of their frames is valid; None without a mask."""
         if mask is None:
             return None
         if self.keep is not None:
             mask = mask[:, evenly(mask.shape[1], self.keep)]
             if not bool(mask.any(dim=1).all()):
                 raise ValueError(
-                    f"keep={self.keep} takes frames that only pad a shorter clip; read the clips with a sampler that "
-                    "does not pad (uniform), or leave keep out"
+                    f"keep={self.keep} selects only padding frames of a shorter clip; read the clips with a sampler "
+                    "that does not pad (uniform), or omit keep"
                 )
         return mask.unflatten(1, (-1, self.tubelet)).any(dim=2)
 
 
 def evenly(total: int, keep: int) -> list[int]:
-    """ViViT's uniform frame sampling: frames round(i total / (keep + 1)), i from 1 to keep.
+    """Return the frame indices of ViViT's uniform sampling: round(i total / (keep + 1)), i from 1 to keep.
 
     >>> evenly(32, 8)
     [4, 7, 11, 14, 18, 21, 25, 28]
     """
     if not 1 <= keep <= total:
-        raise ValueError(f"keep must lie between 1 and the {total} frames of the clip, got {keep}")
+        raise ValueError(
+            f"keep must be an integer from 1 to {total}, the frames of the clip, got {keep}; use longer clips or fewer "
+            "frames"
+        )
     return [min(total - 1, round(i * total / (keep + 1))) for i in range(1, keep + 1)]
 
 
 def inflated(
     kernel: Float[Tensor, "d c p q"], tubelet: int, *, how: Inflation = "central"
 ) -> Float[Tensor, "d c tubelet p q"]:
-    """The kernel of an image model as one of tubelets (ViViT, section 3.4).
+    """Convert the patch kernel of an image model to a tubelet kernel (ViViT, section 3.4).
 
-    central: zero but for frame t // 2, so that a tubelet looks at that frame alone (eq. 9). inflate: a t-th of it in
-    every frame, so that it looks at their mean (eq. 8). random: drawn anew with the same deviation. A tubelet of one
-    frame takes the kernel as it is. Raises ValueError for another name.
+    central: zero except at frame t // 2, so a tubelet depends on that frame alone (eq. 9). inflate: 1/t of the kernel
+    in every frame, so a tubelet depends on their mean (eq. 8). random: newly drawn; the output has the same standard
+    deviation. For a tubelet of one frame the kernel is unchanged. Raises ValueError for an unknown `how`.
     """
     if how not in ("central", "inflate", "random"):
         raise ValueError(f"unknown inflation {how!r}; choose one of central, inflate, random")
@@ -126,16 +131,16 @@ def inflated(
         return kernel[:, :, None]
     if how == "random":
         return torch.randn(*kernel.shape[:2], tubelet, *kernel.shape[2:]) * kernel.std() / tubelet**0.5
-    wide = kernel[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
+    repeated = kernel[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
     if how == "inflate":
-        return wide
-    central = torch.zeros_like(wide)
+        return repeated
+    central = torch.zeros_like(repeated)
     central[:, :, tubelet // 2] = kernel
     return central
 
 
 def tiled(space: Float[Tensor, "n d"], frames: int) -> Float[Tensor, "tokens d"]:
-    """A table of places as one of tokens: each place the same in all frames (ViViT, section 3.4)."""
+    """Repeat a spatial position table for every frame (ViViT, section 3.4)."""
     return space.repeat(frames, 1)
 
 
@@ -146,9 +151,9 @@ def resized_space(
     *,
     mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Float[Tensor, "m d"]:
-    """A table of places for another grid (without its class token).
+    """Resize a spatial position table, without class token, to another grid.
 
-    bilinear keeps the corners in place (scipy's zoom of order 1, as ViViT's release); bicubic is what ViTs use.
+    bilinear aligns the corners (scipy's zoom of order 1, as in ViViT's release); bicubic is the usual choice for ViTs.
     """
     if old == new:
         return space

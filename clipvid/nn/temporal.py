@@ -1,7 +1,7 @@
-"""A transformer along time over one vector a frame: what comes after a tower that knew nothing of time.
+"""A temporal transformer over one vector per frame, for a tower that encodes each frame on its own.
 
-Contract: frame vectors (B, T, D) in, the same shape out, and a class token's (B, D) where it has one; masked frames are
-never attended. Knows nothing of towers or fusion.
+Contract: frame vectors (B, T, D) in; the same shape out, and the class token's vector (B, D) if it has one. Masked
+frames are never attended to. Knows nothing of towers or fusion.
 Papers: Luo et al., CLIP4Clip (2021), section 3.3 (seqTransf); Arnab et al., ViViT (ICCV 2021), section 3.3, model 2.
 """
 
@@ -20,8 +20,8 @@ from clipvid.nn.pooling import resized, stretched
 class TemporalTransformer(nn.Module):
     """Positions, transformer blocks over the frames of a clip, and with `norm` a final LN.
 
-    `rows` is the length of the position table. Clips of another length take its first rows and stretch it linearly
-    past its end (CLIP4Clip), or with `resize` always all of it, resized (ViViT). With `cls` a class token goes first.
+    `rows` is the length of the position table. Shorter clips take its first rows, longer ones stretch it linearly
+    (CLIP4Clip); with `resize` the table is resized to every clip length (ViViT). With `cls` a class token comes first.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class TemporalTransformer(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.fitted = resized if resize else stretched
+        self._fit_positions = resized if resize else stretched
         self.position = nn.Parameter(0.02 * torch.randn(rows, width))
         self.cls = nn.Parameter(torch.zeros(width)) if cls else None
         self.cls_position = nn.Parameter(0.02 * torch.randn(width)) if cls else None
@@ -46,7 +46,7 @@ class TemporalTransformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t d"]]:
-        x = x + self.fitted(self.position, x.shape[1])
+        x = x + self._fit_positions(self.position, x.shape[1])
         if self.cls is not None and self.cls_position is not None:
             x = torch.cat([(self.cls + self.cls_position).expand(len(x), 1, -1), x], dim=1)
             mask = None if mask is None else torch.cat([mask.new_ones(len(x), 1), mask], dim=1)
@@ -59,5 +59,5 @@ class TemporalTransformer(nn.Module):
 def plain_blocks(
     width: int, depth: int, *, heads: int, activation: Callable[[], nn.Module] = nn.GELU, eps: float = 1e-5
 ) -> list[Block]:
-    """Untrained blocks of the usual form, hidden width 4 D."""
+    """Return `depth` untrained pre-norm blocks with an MLP of hidden width 4 D."""
     return [Block(width, heads, activation=activation, eps=eps) for _ in range(depth)]

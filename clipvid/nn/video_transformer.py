@@ -1,7 +1,7 @@
-"""A video transformer of its own: stem, space-time blocks, final norm. TimeSformer and ViViT are settings of it.
+"""A complete video transformer: stem, space-time blocks, final norm. TimeSformer and ViViT are configurations of it.
 
-Contract: frames (B, T, 3, S, S) in, one vector (B, D) a clip out. Its blocks are those that branches use on CLIP's
-features; nothing here is a second implementation. Knows nothing of CLIP, texts or training.
+Contract: frames (B, T, 3, S, S) in, one vector (B, D) per clip out. Branches use the same blocks on CLIP's features;
+nothing is implemented twice. Knows nothing of CLIP, texts or training.
 Papers: Bertasius et al., TimeSformer (ICML 2021); Arnab et al., ViViT (ICCV 2021).
 """
 
@@ -17,10 +17,10 @@ from clipvid.nn.temporal import TemporalTransformer
 
 
 class VideoTransformer(nn.Module):
-    """Stem, blocks of one scheme, final norm; the class token's vector, or without one the mean over all tokens.
+    """Stem, blocks of one scheme, final norm. The output is the class token, or without one the mean over all tokens.
 
-    Where each frame has a class token of its own, they are averaged before the norm (TimeSformer's space-only release)
-    or, with `temporal`, normed and given to the temporal transformer (ViViT's model 2).
+    If each frame has a class token, these are averaged before the norm (TimeSformer's space-only release) or, with
+    `temporal`, normalised and passed to the temporal transformer (ViViT's model 2).
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class VideoTransformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, eps=eps)
         self.temporal = temporal
-        self.of_frame = cls == "frame"
+        self.cls_per_frame = cls == "frame"
 
     def tokens(
         self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
-        """Class token and patches behind the last block; class tokens of frames lead their frame's patches."""
+        """Return class token and patches after the last block; a frame's class token precedes its patches."""
         cls, patch = self.stem(video)
         mask = self.stem.frame_mask(mask)
-        if cls is not None and self.of_frame:
+        if cls is not None and self.cls_per_frame:
             cls, patch = None, with_cls_of_frames(cls[:, None].expand(-1, patch.shape[1], -1), patch)
         for block in self.blocks:
             cls, patch = block(cls, patch, grid=self.stem.grid, mask=mask)
@@ -61,12 +61,13 @@ class VideoTransformer(nn.Module):
             return self.norm(cls)
         if self.stem.cls is None:
             frames = self.norm(patch).mean(dim=2)
-            return self._over_time(frames, mask)
+            return self._pool_frames(frames, mask)
         if self.temporal is None:
             return self.norm(mean_over_frames(patch[:, :, 0], mask))
-        return self._over_time(self.norm(patch[:, :, 0]), mask)
+        return self._pool_frames(self.norm(patch[:, :, 0]), mask)
 
-    def _over_time(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+    def _pool_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Return one vector per clip, (B, D): by the temporal transformer if there is one, else the mean."""
         if self.temporal is None:
             return mean_over_frames(frames, mask)
         cls, frames = self.temporal(frames, mask=mask)

@@ -1,8 +1,8 @@
 """Augmentation of whole clips: RandAugment, and the two views of contrastive video learning (ConST-CL).
 
-Contract: uint8 (T, 3, H, W) in and out, and one draw for all frames, so motion stays intact. All randomness is the
-caller's `random.Random`, of which every call takes exactly one number; torch's own generators stay as they were.
-Knows nothing of files, of a base model's preprocessing or of when to augment.
+Contract: uint8 (T, 3, H, W) in and out. All frames of a clip change alike, so motion stays intact. Every call draws
+exactly one number from the caller's `random.Random` and leaves torch's global generators unchanged. Knows nothing of
+files or of a base model's preprocessing, and does not decide when to augment.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ from torchvision.transforms.v2 import functional as F
 from clipvid.config import checks
 
 TOP_MAGNITUDE = 30
+"""Largest magnitude of RandAugment, on torchvision's scale."""
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations drawn from RandAugment's fourteen, all of one magnitude (Cubuk et al. 2020).
+    """Random augmentation by `layers` of RandAugment's fourteen operations, all of one magnitude (Cubuk et al. 2020).
 
-    Consistent in time, as in ViViT (Arnab et al. 2021): every frame gets the operations, signs and sizes of its clip.
-    A single frame changes as it would within its clip.
+    Consistent in time, as in ViViT (Arnab et al. 2021): all frames of a clip get the same operations, signs and sizes.
+    For one state of `rng`, a single frame changes as it would within its clip.
     """
 
     layers: int = 2
+    """Number of operations."""
     magnitude: int = 10
-    """0 to 30, torchvision's scale."""
+    """Magnitude of all operations, 0 to 30 (torchvision's scale)."""
 
     def __post_init__(self) -> None:
         if self.layers < 0 or not 0 <= self.magnitude <= TOP_MAGNITUDE:
             raise ValueError(
-                f"RandAugment takes layers from 0 and a magnitude from 0 to {TOP_MAGNITUDE}, "
+                f"layers must be an integer >= 0 and magnitude an integer from 0 to {TOP_MAGNITUDE}, "
                 f"got {self.layers} and {self.magnitude}"
             )
 
     def __call__(self, frames: UInt8[Tensor, "*batch 3 h w"], rng: Random) -> UInt8[Tensor, "*batch 3 h w"]:
-        # torchvision draws from torch's generator, which other threads draw from meanwhile; the numbers are the same
+        # torchvision draws from torch's global generator, which other threads use at the same time. A local generator
+        # gives the same numbers.
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         transform = v2.RandAugment(self.layers, self.magnitude, num_magnitude_bins=TOP_MAGNITUDE + 1)
         space = transform._AUGMENTATION_SPACE
@@ -55,40 +58,45 @@ class RandAugment:
             strength = 0.0 if scale is None else float(scale[self.magnitude])
             if scale is not None and signed and torch.rand((), generator=generator) <= 0.5:
                 strength = -strength
-            look: dict[str, Any] = {"interpolation": transform.interpolation, "fill": transform._fill}
-            frames = cast(Tensor, transform._apply_image_or_video_transform(frames, name, strength, **look))
+            options: dict[str, Any] = {"interpolation": transform.interpolation, "fill": transform._fill}
+            frames = cast(Tensor, transform._apply_image_or_video_transform(frames, name, strength, **options))
         return frames
 
 
 @dataclass(frozen=True)
 class ContrastiveView:
-    """One view of a clip for contrastive learning; the defaults are the first of ConST-CL's two (Yuan et al. 2022).
+    """Random view of a clip for contrastive learning; the defaults are the first of ConST-CL's two (Yuan et al. 2022).
 
-    In two steps, so that a decoder may crop each frame as it comes: `crop` (equal draws crop alike) and `recolour`.
+    It has two steps, `crop` and `recolour`, so that a decoder can crop each frame as soon as it is decoded; for one
+    state of `rng` all frames are cropped alike.
     """
 
     crop_scale: tuple[float, float] = (0.3, 1.0)
-    """Smallest and largest share of the frame's area that the crop keeps."""
+    """Smallest and largest area of the crop, as a share of the frame's."""
     aspect: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest width / height of the crop, before it is resized."""
     flip: float = 0.5
-    """Probability of mirroring, as of all that follows."""
+    """Probability of mirroring."""
     jitter: float = 0.8
-    """Of changing brightness, contrast, saturation and hue, in random order."""
+    """Probability of changing brightness, contrast, saturation and hue, in random order."""
     strength: float = 1.0
-    """How far: factors within 1 ± 0.8 · strength, hue turned by up to 0.2 · strength of the circle (SimCLR's)."""
+    """Jitter strength: factors in 1 ± 0.8 · strength, hue turned by up to 0.2 · strength of the circle (SimCLR)."""
     grey: float = 0.2
+    """Probability of conversion to greyscale."""
     blur: float = 1.0
+    """Probability of a Gaussian blur."""
     solarise: float = 0.0
-    """Of inverting the values from 128 on."""
+    """Probability of inverting values >= 128."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale is (least, most) of the area, within (0, 1], got {self.crop_scale}")
+            raise ValueError(
+                f"crop_scale must be (smallest, largest) share of the area, in (0, 1], got {self.crop_scale}"
+            )
         if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect is (least, most) of width / height, above 0, got {self.aspect}")
+            raise ValueError(f"aspect must be (smallest, largest) width / height, > 0, got {self.aspect}")
         if not 0 <= self.strength <= 2.5:
-            raise ValueError(f"strength is 0 to 2.5, where hue has turned by half the circle, got {self.strength}")
+            raise ValueError(f"strength must be in [0, 2.5], got {self.strength}; 2.5 turns the hue by half the circle")
         checks.probability(self, "flip", "jitter", "grey", "blur", "solarise")
 
     def crop(
@@ -99,29 +107,29 @@ class ContrastiveView:
         size: Sequence[int],
         interpolation: InterpolationMode = InterpolationMode.BICUBIC,
     ) -> UInt8[Tensor, "*batch 3 h w"]:
-        """A random part, resized to `size` (height, width), mirrored or not."""
-        own = Random(rng.getrandbits(64))
-        mirrored = own.random() < self.flip
-        box = crop_box(frames.shape[-2], frames.shape[-1], scale=self.crop_scale, aspect=self.aspect, rng=own)
+        """Return a random crop, resized to `size` (height, width) and perhaps mirrored."""
+        view_rng = Random(rng.getrandbits(64))
+        mirrored = view_rng.random() < self.flip
+        box = crop_box(frames.shape[-2], frames.shape[-1], scale=self.crop_scale, aspect=self.aspect, rng=view_rng)
         resized = F.resized_crop(frames, *box, size=list(size), interpolation=interpolation, antialias=True)
         return resized.flip(-1) if mirrored else resized
 
     def recolour(self, frames: UInt8[Tensor, "t 3 h w"], rng: Random) -> UInt8[Tensor, "t 3 h w"]:
-        """Jitter, grey, blur and solarise, in this order and each with its probability."""
-        own = Random(rng.getrandbits(64))
-        if own.random() < self.jitter:
-            frames = self._jittered(frames, own)
-        if own.random() < self.grey:
+        """Apply jitter, greyscale, blur and solarisation, in this order and each with its probability."""
+        view_rng = Random(rng.getrandbits(64))
+        if view_rng.random() < self.jitter:
+            frames = self._jittered(frames, view_rng)
+        if view_rng.random() < self.grey:
             frames = F.rgb_to_grayscale(frames, num_output_channels=3)
-        if own.random() < self.blur:
-            frames = _blurred(frames, sigma=own.uniform(0.1, 2.0))
-        if own.random() < self.solarise:
+        if view_rng.random() < self.blur:
+            frames = _blurred(frames, sigma=view_rng.uniform(0.1, 2.0))
+        if view_rng.random() < self.solarise:
             frames = F.solarize(frames, threshold=128)
         return frames
 
     def _jittered(self, frames: UInt8[Tensor, "t 3 h w"], rng: Random) -> UInt8[Tensor, "t 3 h w"]:
-        # As one tall picture: contrast then turns about the mean of the clip. About each frame's own mean, a clip
-        # that gets brighter would lose some of that.
+        # As one tall image, contrast changes about the mean of the clip. Changing it about each frame's mean would
+        # weaken brightness changes within the clip.
         tall = frames.transpose(0, 1).flatten(1, 2)  # (3, T·H, W)
         changes: list[Callable[[Tensor, float], Tensor]] = [
             F.adjust_brightness,
@@ -129,11 +137,11 @@ class ContrastiveView:
             F.adjust_saturation,
             F.adjust_hue,
         ]
-        reach = 0.8 * self.strength
-        amounts = [rng.uniform(max(0.0, 1 - reach), 1 + reach) for _ in range(3)]
+        spread = 0.8 * self.strength
+        amounts = [rng.uniform(max(0.0, 1 - spread), 1 + spread) for _ in range(3)]
         amounts.append(rng.uniform(-0.2, 0.2) * self.strength)
-        for place in rng.sample(range(4), 4):
-            tall = changes[place](tall, amounts[place])
+        for k in rng.sample(range(4), 4):
+            tall = changes[k](tall, amounts[k])
         return tall.unflatten(1, (len(frames), -1)).transpose(0, 1)  # (T, 3, H, W)
 
 
@@ -142,23 +150,23 @@ CONST_CL = (ContrastiveView(), ContrastiveView(blur=0.1, solarise=0.2))
 
 
 def _blurred(frames: UInt8[Tensor, "*batch 3 h w"], *, sigma: float) -> UInt8[Tensor, "*batch 3 h w"]:
-    """With a Gaussian over a tenth of the height, made odd (SimCLR)."""
+    """Blur with a Gaussian kernel of a tenth of the height, rounded to an odd size (SimCLR)."""
     side = 2 * (frames.shape[-2] // 10 // 2) + 1
-    wide = F.gaussian_blur(frames.float(), [side, 1], [sigma, sigma])  # one axis at a time: several times faster
-    return F.gaussian_blur(wide, [1, side], [sigma, sigma]).round_().to(torch.uint8)
+    blurred = F.gaussian_blur(frames.float(), [side, 1], [sigma, sigma])  # one axis at a time: several times faster
+    return F.gaussian_blur(blurred, [1, side], [sigma, sigma]).round_().to(torch.uint8)
 
 
 def crop_box(
     height: int, width: int, *, scale: tuple[float, float], aspect: tuple[float, float] = (3 / 4, 4 / 3), rng: Random
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop of random area (`scale`, of the whole) and width / height (`aspect`).
+    """Draw a crop (top, left, height, width) of random area (`scale`, a share of the frame's) and `aspect` ratio.
 
-    After ten shapes that do not fit the frame (a strip), the middle square.
+    If ten shapes in a row do not fit the frame, as in a narrow strip, the crop is the largest central square.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        shape = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             return rng.randint(0, height - h), rng.randint(0, width - w), h, w
     side = min(height, width)

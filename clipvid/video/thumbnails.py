@@ -1,4 +1,4 @@
-"""Film strips: some frames side by side, small, as the bytes of a JPEG. Knows nothing of pages or plots."""
+"""Film strips: thumbnails of frames side by side, as JPEG bytes. Knows nothing of pages or plots."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 HEIGHT = 96
+"""Default height of a strip, in pixels."""
 
 
 def jpeg_strip(frames: UInt8[Tensor, "t 3 h w"], *, height: int = HEIGHT) -> bytes:
-    """The frames from left to right, `height` pixels high, a thin white line between them."""
+    """Return a JPEG of the frames from left to right, `height` pixels high, separated by thin white lines."""
     from PIL import Image
 
     width = max(1, round(frames.shape[-1] * height / frames.shape[-2]))

@@ -1,1 +1,1 @@
-"""ConST-CL: learning from video alone."""
+"""ConST-CL: self-supervised training on videos without captions or labels."""

@@ -1,7 +1,7 @@
-"""The two heads of ConST-CL: a decoder that predicts regions from a context, and the MLP before the global loss.
+"""The two heads of ConST-CL: the decoder that predicts regions from a context, and the MLP before the global loss.
 
 Contract: region features (B, R, D) and context tokens (B, T, N, D) in, predicted regions (B, R, D) out; embeddings
-(B, D) in, projections (B, E) out. Knows nothing of boxes, of views or of losses.
+(B, D) in, projections (B, E) out. Knows nothing of boxes, views or losses.
 Paper: Yuan et al., Contextualized Spatio-Temporal Contrastive Learning with Self-Supervision (ConST-CL, CVPR 2022);
 layers and sizes from its released code.
 """
@@ -19,32 +19,33 @@ from torch import Tensor, nn
 from clipvid.nn.attention import attend
 
 POSITION = 8
-"""Channels of a position in time, and as many of one in space."""
-EPS = 1e-12  # of the layer norms, as in the released configuration
+"""Channels of the temporal position embedding, and of the spatial one."""
+EPS = 1e-12
+"""Epsilon of the layer norms, as in the released configuration."""
 NORMS = {"batch": partial(nn.BatchNorm1d, track_running_stats=False), "layer": nn.LayerNorm}
-"""Norms of the projection head: batch as released; layer for batches too small for statistics. The head ends with
-training, so nobody needs running statistics, and those a checkpoint of parameters would lose."""
+"""Norms of the projection head: batch as released; layer for batches too small for statistics. The head is used only in
+training, so it tracks no running statistics, and a checkpoint of parameters misses nothing."""
 
 
 class RegionDecoder(nn.Module):
-    """Each region asks the context of the other view what it looks like there: layers of cross-attention alone.
+    """Cross-attention layers that predict each region of one view from the context tokens of the other view.
 
-    Regions do not see each other. Keys and values carry their position, in time and place, beside their features;
-    queries carry none.
+    Regions do not attend to each other. Keys and values carry their temporal and spatial position beside their
+    features; queries carry none.
     """
 
     def __init__(self, width: int, *, layers: int = 3, heads: int = 3, unit: int = 128) -> None:
         super().__init__()
         if min(layers, heads, unit) < 1:
-            raise ValueError(f"layers, heads and unit start at 1, got {layers}, {heads} and {unit}")
-        self.time = _position(1)
-        self.place = _position(2)
+            raise ValueError(f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}")
+        self.time = _position_mlp(1)
+        self.place = _position_mlp(2)
         memory = width + 2 * POSITION
         inner = heads * unit
         self.layers = nn.ModuleList(
             _Layer(inner if layer else width, memory, heads=heads, unit=unit) for layer in range(layers)
         )
-        self.out = _start(nn.Linear(inner, width))
+        self.out = _initialise(nn.Linear(inner, width))
 
     def forward(
         self,
@@ -54,16 +55,18 @@ class RegionDecoder(nn.Module):
         grid: tuple[int, int],
         frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "b r d"]:
-        """Predict regions from the tokens of some frames; both L2-normalised over D beforehand, as released.
+        """Predict regions from context tokens; both must be L2-normalised over D, as released.
 
-        `frames` says when each frame of the context is; None takes them for neighbours, as released.
+        `frames` is the time index of each context frame; None numbers them consecutively, as released.
         """
         h, w = grid
         t, n = context.shape[1:3]
         if h * w != n:
-            raise ValueError(f"context has {n} tokens a frame, which a grid of {h}x{w} does not hold; pass their grid")
+            raise ValueError(f"context has {n} tokens per frame, but grid is {h}x{w}; pass the grid of these tokens")
         if frames is not None and len(frames) != t:
-            raise ValueError(f"context has {t} frames, but {len(frames)} times are given: {list(frames)}; one for each")
+            raise ValueError(
+                f"context has {t} frames, but frames has {len(frames)} entries: {list(frames)}; pass one per frame"
+            )
         positions = self._positions(range(t) if frames is None else frames, grid, like=context)
         memory = torch.cat([context, positions.expand(len(context), -1, -1, -1)], dim=-1).flatten(1, 2)
         for layer in self.layers:
@@ -71,36 +74,37 @@ class RegionDecoder(nn.Module):
         return self.out(regions)
 
     def _positions(self, frames: Sequence[int], grid: tuple[int, int], *, like: Tensor) -> Float[Tensor, "t n p"]:
-        """What is learned of each token's distance from the middle of all."""
+        """Return learned embeddings of each token's offset from the centre of the context, in time and in space."""
         axes = [torch.tensor(axis, dtype=like.dtype, device=like.device) for axis in (frames, *map(range, grid))]
-        places = torch.stack(torch.meshgrid(*(axis - axis.mean() for axis in axes), indexing="ij"), dim=-1)
-        places = places.flatten(1, 2)  # (T, N, 3)
-        return torch.cat([self.time(places[..., :1]), self.place(places[..., 1:])], dim=-1)
+        offsets = torch.stack(torch.meshgrid(*(axis - axis.mean() for axis in axes), indexing="ij"), dim=-1)
+        offsets = offsets.flatten(1, 2)  # (T, N, 3)
+        return torch.cat([self.time(offsets[..., :1]), self.place(offsets[..., 1:])], dim=-1)
 
 
 class ProjectionHead(nn.Sequential):
-    """The global head: linear without bias, norm and ReLU, three times, then a linear with bias."""
+    """The global head: three times linear without bias, norm and ReLU, then a linear with bias."""
 
     def __init__(self, width: int, *, hidden: int = 2048, out: int = 128, norm: str = "batch") -> None:
         if norm not in NORMS:
             raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
         layers: list[nn.Module] = []
-        for before in (width, hidden, hidden):
-            layers += [nn.Linear(before, hidden, bias=False), NORMS[norm](hidden), nn.ReLU()]
+        for in_width in (width, hidden, hidden):
+            layers += [nn.Linear(in_width, hidden, bias=False), NORMS[norm](hidden), nn.ReLU()]
         super().__init__(*layers, nn.Linear(hidden, out))
 
 
 class _Layer(nn.Module):
-    """`heads` units side by side, each a decoder of one head: an FFN after LN(attention + projected query).
+    """`heads` parallel units, each a single-head decoder: an FFN after LN(attention + projected query).
 
-    Nothing goes round the FFN, and units never mix: the next layer's queries are the first to see all of them.
+    The FFN has no residual connection, and units do not mix within a layer; the query projection of the next layer is
+    the first to combine them.
     """
 
     def __init__(self, width: int, memory: int, *, heads: int, unit: int) -> None:
         super().__init__()
         self.heads, self.unit = heads, unit
-        self.q = _start(nn.Linear(width, heads * unit), units=heads)
-        self.kv = _start(nn.Linear(memory, 2 * heads * unit), units=2 * heads)
+        self.q = _initialise(nn.Linear(width, heads * unit), units=heads)
+        self.kv = _initialise(nn.Linear(memory, 2 * heads * unit), units=2 * heads)
         self.norm_weight = nn.Parameter(torch.ones(heads, 1, unit))
         self.norm_bias = nn.Parameter(torch.zeros(heads, 1, unit))
         self.ffn1 = _PerUnit(heads, unit)
@@ -116,7 +120,7 @@ class _Layer(nn.Module):
 
 
 class _PerUnit(nn.Module):
-    """A linear for each unit on its own, in one product."""
+    """A separate linear for each unit, computed as one batched product."""
 
     def __init__(self, units: int, width: int) -> None:
         super().__init__()
@@ -129,12 +133,13 @@ class _PerUnit(nn.Module):
         return x @ self.weight.mT + self.bias
 
 
-def _position(axes: int) -> nn.Sequential:
-    return nn.Sequential(_start(nn.Linear(axes, 4)), nn.ReLU(), _start(nn.Linear(4, POSITION)))
+def _position_mlp(axes: int) -> nn.Sequential:
+    """Build the MLP that embeds offsets along `axes` axes."""
+    return nn.Sequential(_initialise(nn.Linear(axes, 4)), nn.ReLU(), _initialise(nn.Linear(4, POSITION)))
 
 
-def _start(linear: nn.Linear, *, units: int = 1) -> nn.Linear:
-    """Start as Keras does, each unit on its own: inputs of norm 1 would drown in torch's random biases."""
+def _initialise(linear: nn.Linear, *, units: int = 1) -> nn.Linear:
+    """Initialise as Keras does, unit by unit: torch's random biases would dominate inputs of norm 1."""
     for weight in linear.weight.data.chunk(units):
         nn.init.xavier_uniform_(weight)
     nn.init.zeros_(linear.bias)

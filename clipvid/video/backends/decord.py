@@ -1,8 +1,8 @@
-"""The second decoder, decord 0.6, frozen since 2021. The only file that knows it.
+"""The second decoder, decord 0.6, whose development ended in 2021. No other file uses decord.
 
-Contract: as _pyav, whose listing says first what a file holds. Only kinds of files that decord was seen to read right
-are accepted; the others are refused by name, and so is any file where it counts other frames than the listing. Never
-a frame that differs from PyAV's.
+Contract: as pyav.py, whose listing of the file comes first. Only kinds of files that tests showed decord to read
+correctly are accepted; others are refused by name, and so is any file of which decord counts other frames than the
+listing. It never returns a frame that differs from PyAV's.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from clipvid.video.container.demux import Listing
 BACKEND = "decord"
 CONTAINERS = ("mov", "matroska", "avi", "flv", "ogg")
 CODECS = ("h264", "hevc", "mpeg4", "h263", "mjpeg", "theora")
-"""What decord was seen to read like PyAV, frame by frame, under the conditions of `objection`."""
+"""Codecs that decord reads like PyAV, frame by frame, in `CONTAINERS` and under the conditions of `objection`."""
 SMALLEST = 16
-"""Sides below this fail in decord (its frame buffers are padded)."""
+"""Smallest side, in pixels, that decord decodes; it pads its frame buffers."""
 
 
 def picture(path: str | Path, reader: Any, index: int) -> UInt8[Tensor, "3 h w"]:
+    """Return one frame of an open video."""
     try:
         return torch.from_numpy(reader[index].asnumpy()).permute(2, 0, 1)  # (3, H, W)
-    except Exception as error:  # decord raises its own kinds, all of them plain Exceptions
+    except Exception as error:  # decord's error types derive from Exception alone
         raise VideoError(path, f"frame {index} does not decode ({_cause(error)})", backend=BACKEND) from error
 
 
 def objection(listing: Listing) -> str | None:
-    """The kind of file that decord gets wrong and this one is, if any; each was seen with files of known content."""
+    """Return the kind of file that decord reads wrongly, if the file is one; each was observed in test files."""
     container, codec = listing.container.split(",")[0], listing.codec
     if codec in ("vp8", "vp9"):
         return f"{codec.upper()}, whose hidden frames it counts"
@@ -46,7 +47,7 @@ def objection(listing: Listing) -> str | None:
     if container not in CONTAINERS or codec not in CODECS:
         return f"{codec} in {container} faithfully: frames come shifted, or in the size of the first"
     if listing.streams > 1:
-        return "files with several video streams, of which it takes another one"
+        return "files with several video streams, of which it selects another one"
     if listing.hidden:
         return "edit lists, whose cut frames it shows"
     if listing.leading:
@@ -61,9 +62,10 @@ def objection(listing: Listing) -> str | None:
 
 
 def open_reader(path: str | Path, stream: int) -> Any:
-    del stream  # decord takes the first, and files with several are refused
+    """Open a video with decord; raise VideoError if decord cannot."""
+    del stream  # decord uses the first stream, and files with several are refused
     decord = require("decord", why="backend='decord'")
-    decord.logging.set_level(decord.logging.QUIET)  # its own FFmpeg would write to the terminal; nothing else uses it
+    decord.logging.set_level(decord.logging.QUIET)  # silences its bundled FFmpeg, used by nothing else
     try:
         return decord.VideoReader(
             sniff.checked(path, backend=BACKEND), ctx=decord.cpu(0), num_threads=decoder_threads()
@@ -75,5 +77,5 @@ def open_reader(path: str | Path, stream: int) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """The first line of decord's message, without the source lines that it names before the cause."""
+    """Return the first line of decord's message, without the source positions in front of the cause."""
     return re.sub(r"\[[\d:]+\] \S+: ", "", next(iter(str(error).splitlines()), type(error).__name__))

@@ -1,7 +1,7 @@
-"""The third decoder, torchcodec: an extra, for machines with FFmpeg's libraries. The only file that knows it.
+"""The third decoder, torchcodec: an extra for machines with FFmpeg's libraries. No other file uses torchcodec.
 
-Contract: as _pyav, whose listing says first what a file holds. The kinds of files where torchcodec was seen to give
-other frames or other colours are refused by name, and so is any file where it counts other frames.
+Contract: as pyav.py, whose listing of the file comes first. Kinds of files for which tests showed that torchcodec
+returns other frames or colours are refused by name, and so is any file of which it counts other frames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BACKEND = "torchcodec"
 
 
 def objection(listing: Listing) -> str | None:
-    """Return the kind of file that torchcodec gets wrong and this one is, if any."""
+    """Return the kind of file that torchcodec reads wrongly, if the file is one."""
     if listing.container in ("mpeg", "mpegts"):
         return "MPEG streams, where frames come shifted, or in the size of the first"
     if listing.container == "avi" and listing.reordered:
@@ -38,9 +38,10 @@ def objection(listing: Listing) -> str | None:
 
 
 def _decoders() -> ModuleType:
+    """Return torchcodec's decoders module; raise MissingExtraError if it or FFmpeg is missing."""
     try:
         return require("torchcodec.decoders", extra="torchcodec", why="backend='torchcodec'")
-    except (RuntimeError, OSError) as error:  # it is installed, and finds no FFmpeg that it can load
+    except (RuntimeError, OSError) as error:  # torchcodec is installed but finds no FFmpeg to load
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise MissingExtraError(
             f"backend='torchcodec' needs FFmpeg's shared libraries on this machine ({cause}); install FFmpeg, for "
@@ -49,7 +50,7 @@ def _decoders() -> ModuleType:
 
 
 def open_reader(path: str | Path, stream: int) -> Any:
-    """A decoder in exact mode, which scans the packets instead of trusting the header's frame rate."""
+    """Open a decoder in exact mode, which scans the packets instead of trusting the header's frame rate."""
     decoders = _decoders()
     try:
         return decoders.VideoDecoder(
@@ -63,6 +64,7 @@ def open_reader(path: str | Path, stream: int) -> Any:
 
 
 def picture(path: str | Path, decoder: Any, index: int) -> UInt8[Tensor, "3 h w"]:
+    """Return one frame of an open video."""
     try:
         return decoder.get_frame_at(index).data
     except (RuntimeError, IndexError) as error:

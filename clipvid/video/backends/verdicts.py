@@ -1,8 +1,8 @@
-"""PyAV's verdicts on files that another decoder is to read, remembered for as long as the files stay the same.
+"""PyAV's verdicts on files that another decoder is to read, remembered as long as the files stay unchanged.
 
-Contract: a file's identity and a decoder in, its Verdict or None out. An identity is read from the disk at every
-question, so a changed file has no verdict. Memory is bounded, and may be used from many threads and across forks.
-Knows nothing of decoding.
+Contract: a file's identity and a decoder in, its Verdict or None out. Each lookup takes an identity freshly read from
+the disk, so a changed file has no verdict. The memory is bounded, thread-safe and safe across forks. Knows nothing of
+decoding.
 """
 
 from __future__ import annotations
@@ -19,102 +19,107 @@ from pathlib import Path
 from typing import NamedTuple
 
 LIMIT = 64 << 20
-"""Bytes of memory for verdicts, enough for 100 000 files of constant frame rate."""
+"""Memory limit for verdicts, in bytes; enough for 100 000 files of constant frame rate."""
 ENTRY = 600
-"""Bytes of one verdict without its times."""
+"""Size of one verdict without its times, in bytes."""
 SETTLED = 2.0
-"""Seconds after its last change from which a file's time stamps are trusted to show the next change."""
+"""Age of a file's last change, in seconds, from which its time stamps reliably show the next change."""
 FINEST = 1_000_000
 """Largest denominator of a constant frame duration in seconds."""
 
 
 class Identity(NamedTuple):
-    """The facts by which the operating system tells a file, and a change of its content."""
+    """File attributes from the operating system that identify a file and a change of its content."""
 
     device: int
     inode: int
     size: int
+    """Size in bytes."""
     modified: int
+    """Time of the last change of the content, in nanoseconds."""
     changed: int
-    """Nanoseconds, as `modified`."""
+    """Time of the last change of content or attributes, in nanoseconds."""
 
     @property
     def recent(self) -> bool:
-        """Whether the file changed so lately that another change could leave the same time stamps."""
+        """True if the file changed so recently that another change could leave the same time stamps."""
         now = time.time()
         return now - self.changed / 1e9 < SETTLED or abs(now - self.modified / 1e9) < SETTLED
 
 
 def identity(path: str | Path) -> Identity | None:
-    """Return the identity of a file, or None where there is none to be had."""
+    """Return the identity of a file, or None if its attributes cannot be read."""
     try:
-        facts = os.stat(path)
-    except (OSError, ValueError):  # ValueError is for a NUL in the name
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
-    return Identity(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """PyAV's facts of a file that a decoder needs, or why that decoder may not read it."""
+    """PyAV's metadata of a file that another decoder needs, or the reason why that decoder may not read it."""
 
     frames: int
+    """Number of frames."""
     stream: int
     """Position of the video stream in the file."""
     step: Fraction | None
-    """Seconds from each frame to the next where these are exactly constant, else None."""
+    """Duration of each frame in seconds if it is exactly constant, else None."""
     stamps: array[float] | None
-    """Seconds of each frame where `step` is None."""
+    """Time of each frame in seconds if `step` is None, else None."""
     objection: str | None
-    """The whole reason to refuse the file, or None where the decoder reads it as PyAV does."""
+    """Complete message for refusing the file, or None if the decoder reads it like PyAV."""
 
     @classmethod
     def of(cls, times: Sequence[float], *, stream: int, objection: str | None) -> Verdict:
+        """Build a verdict; constant frame durations are stored as one fraction, and a refused file without times."""
         if objection is not None:
             return cls(len(times), stream, None, None, objection)
-        step = _step(times)
+        step = _constant_step(times)
         return cls(len(times), stream, step, array("d", times) if step is None else None, None)
 
     @property
     def times(self) -> tuple[float, ...]:
-        """Seconds of each frame, to the last bit those of the listing."""
+        """Time of each frame in seconds, bit for bit that of the listing."""
         if self.step is None:
             return tuple(self.stamps or ())
-        return _even(self.step, self.frames)
+        return _even_times(self.step, self.frames)
 
     @property
     def cost(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate memory, in bytes."""
         return ENTRY + (0 if self.stamps is None else 8 * len(self.stamps))
 
 
-def _even(step: Fraction, frames: int) -> tuple[float, ...]:
+def _even_times(step: Fraction, frames: int) -> tuple[float, ...]:
     return tuple(k * step.numerator / step.denominator for k in range(frames))
 
 
-def _step(times: Sequence[float]) -> Fraction | None:
-    """Return the duration of a frame that gives exactly these times, or None."""
+def _constant_step(times: Sequence[float]) -> Fraction | None:
+    """Return the constant frame duration that gives exactly these times, or None if there is none."""
     step = Fraction(times[1] if len(times) > 1 else 0).limit_denominator(FINEST)
-    return step if _even(step, len(times)) == tuple(times) else None
+    return step if _even_times(step, len(times)) == tuple(times) else None
 
 
 Key = tuple[str, int, int]
-"""Decoder, device and inode: a file that changed takes the place of what it was."""
+"""Decoder, device and inode; a changed file replaces its previous entry."""
 Entry = tuple[Identity, Verdict]
+"""State of a file and the verdict on it."""
 
 
 class Memory:
-    """Verdicts by file. When it is full, the newest makes room.
+    """Bounded memory of verdicts by file. When it is full, the newest entry is evicted.
 
-    Epochs read the same files in turn: giving up the oldest would lose each verdict just before it is needed again.
+    Every epoch reads the same files, so evicting the oldest would lose each verdict just before its next use.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit, self._size, self._lock = limit, 0, threading.Lock()
         self._entries: dict[Key, Entry] = {}
         self.news: dict[Key, Entry] | None = None
-        """What was remembered since this was last set to a dict; None where nobody asks."""
-        if hasattr(os, "register_at_fork"):  # a lock that another thread holds at a fork would stay locked in the child
+        """Entries added since this was last set to a dict; None to record none."""
+        if hasattr(os, "register_at_fork"):  # a lock held by another thread at a fork would stay locked in the child
             release = self._lock.release
             os.register_at_fork(before=self._lock.acquire, after_in_parent=release, after_in_child=release)
 
@@ -137,7 +142,7 @@ class Memory:
             self._remove((decoder, file.device, file.inode))
 
     def learn(self, entries: Mapping[Key, Entry]) -> None:
-        """Remember what another process found."""
+        """Add entries of another process."""
         with self._lock:
             for key, entry in entries.items():
                 if key in self._entries and self._entries[key][0] == entry[0]:
@@ -153,7 +158,7 @@ class Memory:
                     self.news[key] = entry
 
     def entries(self) -> dict[Key, Entry]:
-        """Return all that is remembered, for another process."""
+        """Return a copy of all entries, for another process."""
         with self._lock:
             return dict(self._entries)
 
@@ -164,5 +169,5 @@ class Memory:
 
 @cache
 def memory() -> Memory:
-    """Return the memory of this process."""
+    """Return the verdict memory of this process."""
     return Memory()
