@@ -63,7 +63,7 @@ def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
     shapes = linears(model, clips)
     learn = training(model, lambda: model.encode_video(taps, normalize=False), text, video_index, own, own=True)
     return {
-        "pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
+        "forward pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
         "training step": {"clipvid": learn, "bare products": products(with_way_back(shapes), device=device)},
     }
 
@@ -84,7 +84,7 @@ def attention(*, device: str, runs: int) -> list[dict[str, Any]]:
             road(*own).sum().backward()
 
         row: dict[str, Any] = {"sequences": sequences, "tokens": tokens}
-        for name, run in (("pass", forth), ("with the way back", back)):
+        for name, run in (("forward pass", forth), ("forward and backward", back)):
             turns: dict[str, Step] = {road: (lambda f=f, run=run: run(f)) for road, f in roads.items()}
             seconds = take_turns(turns, runs=runs, device=device)
             row[name] = {road: 1000 * statistics.median(found) for road, found in seconds.items()}
@@ -107,7 +107,7 @@ def main() -> None:
         seconds = take_turns(turns, runs=args.runs, device=args.device)
         work = flops(shapes) * (3 if name == "training step" else 1)
         rows[name] = {
-            "ms a clip": {side: 1000 * statistics.median(found) / args.clips for side, found in seconds.items()},
+            "ms per clip": {side: 1000 * statistics.median(found) / args.clips for side, found in seconds.items()},
             "GFLOP/s of the linears": {side: work / statistics.median(found) / 1e9 for side, found in seconds.items()},
             "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],
             "where the time goes": shares(turns["clipvid"], device=args.device),

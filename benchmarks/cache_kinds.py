@@ -1,4 +1,4 @@
-"""What each way of keeping taps costs: bytes a clip, how far embeddings are from live, recall beside live's.
+"""What each way of keeping taps costs: bytes per clip, how far embeddings are from live, recall beside live's.
 
     python benchmarks/cache_kinds.py                            # writes benchmarks/results/cache_kinds.json
 
@@ -66,7 +66,7 @@ def measure(model: VideoCLIP, clips: VideoDataset, data_config: DataConfig, fold
         size = cache.needs(model, clips, data_config) / len(clips)
         video = F.normalize(embed_videos(model, cache.store(model, clips, data_config)).video, dim=-1)
         away = (video - live).abs()
-        row = {"kind": kind, "mode": mode, "bytes a clip": size, **recall(text, truth, video)}
+        row = {"kind": kind, "mode": mode, "bytes per clip": size, **recall(text, truth, video)}
         rows.append({**row, "largest difference": float(away.max()), "mean difference": float(away.mean())})
         print(rows[-1], flush=True)
     return {"dimensions": live.shape[1], "rows": rows}

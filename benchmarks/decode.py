@@ -139,8 +139,8 @@ def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
     rows = {
         backend: {
             "version": version(PACKAGES[backend]),
-            f"clips of {FRAMES} a second": rate(clips[backend], set(shared), clips=True),
-            "frames a second, whole videos": rate(full[backend], common(full), clips=False),
+            f"clips ({FRAMES} frames) per second": rate(clips[backend], set(shared), clips=True),
+            "frames per second, full videos": rate(full[backend], common(full), clips=False),
             "share of files accepted": len(clips[backend]) / len(paths),
             "refused": dict(refused[backend].most_common()),
         }

@@ -107,7 +107,7 @@ def main() -> None:
             seconds(model, cached, config)
     paired = zip(times["from cache"], times["branch's own compute"], strict=True)
     found: dict[str, Any] = {
-        "seconds an epoch": {name: statistics.median(told) for name, told in times.items()},
+        "seconds per epoch": {name: statistics.median(told) for name, told in times.items()},
         "cache, times the branch's own compute": statistics.median(a / b for a, b in paired),
         "live, times the cache": times["live"][0] / statistics.median(times["from cache"]),
         "share of waiting": profile.seconds.get("waiting for data", 0.0) / profile.total,

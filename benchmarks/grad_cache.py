@@ -1,4 +1,4 @@
-"""Memory of a contrastive training step from taps: a small batch, and a large one by gradient caching (`chunk`).
+"""Memory of a contrastive training step from taps: a small batch, and a large one in micro-batches.
 
     python benchmarks/grad_cache.py                         # writes benchmarks/results/grad_cache.json
     python benchmarks/grad_cache.py --model ViT-B-32 --out grad_cache-b32.json
@@ -63,7 +63,7 @@ class Row:
     """One way to take a step."""
 
     batch: int
-    chunk: int = 0
+    micro_batch_size: int = 0
     activation_checkpointing: bool = False
 
 
@@ -97,13 +97,15 @@ def batch(model: VideoCLIP, store: TapStore, row: Row) -> TrainBatch:
     clips = CachedClips(store, places, model.device)
     text = torch.randn(row.batch, model.embed_dim, generator=torch.Generator().manual_seed(1)).to(model.device)
     video_index = torch.arange(row.batch, device=model.device)
-    video = clips if row.chunk else clips.gather(range(row.batch))
+    video = clips if row.micro_batch_size else clips.gather(range(row.batch))
     return TrainBatch(0, video, mask=None, text=F.normalize(text, dim=-1), video_index=video_index, labels=video_index)
 
 
 def config(row: Row) -> TrainConfig:
     return TrainConfig(
-        batch_size=row.batch, micro_batch_size=row.chunk, activation_checkpointing=row.activation_checkpointing
+        batch_size=row.batch,
+        micro_batch_size=row.micro_batch_size,
+        activation_checkpointing=row.activation_checkpointing,
     )
 
 
@@ -127,15 +129,15 @@ def measured(setup: Setup, row: Row) -> dict[str, Any]:
             float(loss.detach())  # waits for a GPU
             del work, loss
             seconds = time.perf_counter() - start
-    return {"peak MiB": found[0], "s a step": seconds}
+    return {"peak MiB": found[0], "seconds per step": seconds}
 
 
-def difference(setup: Setup, *, size: int, chunk: int) -> float:
+def difference(setup: Setup, *, size: int, micro_batch_size: int) -> float:
     """Of the gradients in float32, whole against chunks; relative to the largest entry."""
     model = made(setup)
     model.branch.float()
     store, found = stored(model, setup), []
-    for row in (Row(size), Row(size, chunk)):
+    for row in (Row(size), Row(size, micro_batch_size)):
         work = batch(model, store, row)
         work.video = work.video.to(dtype=torch.float32) if isinstance(work.video, Taps) else _Float(work.video)
         Retrieval(model, config(row))(work).backward()
@@ -171,7 +173,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--small", type=int, default=32, help="the batch that is taken whole")
     parser.add_argument("--large", type=int, default=512, help="the batch that is taken in chunks")
-    parser.add_argument("--chunk", type=int, nargs="+", default=[32, 16])
+    parser.add_argument("--micro_batch_size", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -187,7 +189,7 @@ def main() -> None:
     ways = (
         Row(args.small),
         Row(args.small, activation_checkpointing=True),
-        *(Row(args.large, chunk) for chunk in args.chunk),
+        *(Row(args.large, size) for size in args.micro_batch_size),
     )
     rows = [alone(setup, row) for row in ways]
     for row in rows[2:]:

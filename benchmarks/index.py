@@ -78,8 +78,8 @@ def measure(kind: str, size: int, *, clusters: int, queries: int, exact: Path) -
         "build seconds": built,
         "MiB held": held,
         "MiB at most while built": peak[0],
-        "ms a query alone": latency(vectors, asked[:200], batch=1),
-        f"ms a query in batches of {BATCH}": latency(vectors, asked, batch=BATCH),
+        "ms per query alone": latency(vectors, asked[:200], batch=1),
+        f"ms per query in batches of {BATCH}": latency(vectors, asked, batch=BATCH),
         f"recall@{NEAREST}": float(np.mean(shared)) / NEAREST,
     }
 

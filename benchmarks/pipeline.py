@@ -122,7 +122,7 @@ def ratios(found: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, An
     cost = model.trainable_summary(FRAMES)
     macs = clips * (cost.tower_macs.total + cost.branch_macs.total)
     return {
-        "clips a second": {name: clips / part["seconds"] for name, part in parts.items()},
+        "clips per second": {name: clips / part["seconds"] for name, part in parts.items()},
         "times the slower of decoding and tower": whole["seconds"] / slower,
         "least that the cores allow": max(slower, shared),
         "times the least that the cores allow": whole["seconds"] / max(slower, shared),

@@ -277,7 +277,7 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
         "branch MACs": summary.branch_macs.linear,
     }
     if not summary.trainable:
-        return {**facts, "seconds a step": None, "peak MiB": None}
+        return {**facts, "seconds per step": None, "peak MiB": None}
     size = bench.budget.batch_size
     side = bench.backbone.image_size
     as_trained = partial(autocast, DATA_CONFIG.precision, model.device)
@@ -300,7 +300,7 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
             if bench.device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return {**facts, "seconds a step": min(times), "peak MiB": peak[0]}  # what else runs here only adds to the others
+    return {**facts, "seconds per step": min(times), "peak MiB": peak[0]}  # what else runs here only adds to the others
 
 
 def costs(bench: Bench, names: list[str]) -> Iterator[Cell]:

@@ -99,7 +99,7 @@ def main() -> None:
         "clips": args.clips,
         "frames": FRAMES,
         "least cosine of frame embeddings": least,
-        "ms a clip": {name: 1000 * statistics.median(found) / args.clips for name, found in seconds.items()},
+        "ms per clip": {name: 1000 * statistics.median(found) / args.clips for name, found in seconds.items()},
         "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
         "GFLOP/s of the linears": rate,
         "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],

@@ -118,8 +118,8 @@ ROWS = {  # what clipvid does, and whether the plain model's tower is frozen bes
     "inference": ("inference", True),
     "frozen, live": ("live", True),
     "frozen, from taps": ("taps", True),
-    "frozen, from taps, layers recomputed": ("checkpointed", True),
-    "from taps, beside the released default (all trained)": ("taps", False),
+    "frozen, from taps, activation checkpointing": ("checkpointed", True),
+    "from taps, vs. the released default (all trained)": ("taps", False),
     "all trained": ("all", False),
 }
 
@@ -181,8 +181,8 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
     seconds = take_turns({**turns, **bare}, runs=runs, device=device)
     rate = {kind: flops(BARE) / statistics.median(seconds.pop(f"bare {kind}")) / 1e9 for kind in kinds}
     return {
-        "ms a clip": {side: 1000 * statistics.median(found) / size for side, found in seconds.items()},
-        "least ms a clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
+        "ms per clip": {side: 1000 * statistics.median(found) / size for side, found in seconds.items()},
+        "least ms per clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
         "times as fast as": times_as_fast(seconds, "clipvid"),
         **({"compiled, times as fast as": times_as_fast(seconds, COMPILED)} if COMPILED in seconds else {}),
         "GFLOP/s of bare products": rate,
@@ -228,7 +228,7 @@ def main() -> None:
     for name in args.only:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
         if args.device == "cpu":
-            sides = [side for side in rows[name]["ms a clip"] if side != COMPILED]  # its compiler would count
+            sides = [side for side in rows[name]["ms per clip"] if side != COMPILED]  # its compiler would count
             rows[name]["peak MiB"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)

@@ -86,7 +86,7 @@ def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict
         "clipvid": learns(ours, lambda: ours(video), device, own=True),
         "transformers": learns(theirs, other, device, own=False),
     }
-    return {f"{name}, pass": forth, f"{name}, training step": back}
+    return {f"{name}, forward pass": forth, f"{name}, training step": back}
 
 
 def beside_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
@@ -109,7 +109,7 @@ def beside_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Ste
         "clipvid": learns(model, own, device, own=True),
         "transformers": learns(theirs, other, device, own=False),
     }
-    return {"X-CLIP B/32 beside STAN, pass": forth, "X-CLIP B/32 beside STAN, training step": back}
+    return {"X-CLIP B/32 vs. STAN, forward pass": forth, "X-CLIP B/32 vs. STAN, training step": back}
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
         for row, sides in turns.items():
             seconds = take_turns(sides, runs=args.runs, device=args.device)
             rows[row] = {
-                "ms a clip": {s: 1000 * statistics.median(found) / args.clips for s, found in seconds.items()},
+                "ms per clip": {s: 1000 * statistics.median(found) / args.clips for s, found in seconds.items()},
                 "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
             }
             print(row, rows[row], flush=True)

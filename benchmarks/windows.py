@@ -58,9 +58,9 @@ def main() -> None:
         write(path, args.seconds)
         steps, frames, windows = sides(model, path, fps=args.fps)
         with peak_memory(args.device) as peak:
-            steps["in all"]()
+            steps["total"]()
         seconds = take_turns(steps, runs=args.runs, device=args.device)
-    turns = zip(*(seconds[name] for name in ("in all", "decoding alone", "tower alone", "branch alone")), strict=True)
+    turns = zip(*(seconds[name] for name in ("total", "decoding alone", "tower alone", "branch alone")), strict=True)
     found = {
         "command": invocation(),
         "model": args.model,
@@ -103,7 +103,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
             for batch in some:
                 model.encode_video(batch)
 
-    return {"in all": slide, "decoding alone": decode, "tower alone": tower, "branch alone": branch}, frames, windows
+    return {"total": slide, "decoding alone": decode, "tower alone": tower, "branch alone": branch}, frames, windows
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Write the figures of benchmarks/results/*.json into README.md and docs/performance.md, between their markers.
+"""Write the tables of benchmarks/results/*.json into README.md and docs/performance.md, between their markers.
 
-Run after a new measurement.
+Run it after a new measurement.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STRUCTURES = RESULTS / "structures.json"
 
 
 def demo_table(results: dict, others: list[dict]) -> str:
-    """The demo's table in Markdown, with its settings, and what other seeds gave."""
+    """Return the demo's table in Markdown, with its settings and the results of other seeds."""
     table = results["table"]
     columns = list(next(iter(table.values())))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -28,7 +28,7 @@ def demo_table(results: dict, others: list[dict]) -> str:
     lines.append("")
     lines.append(
         f"Percent, with 95 % bootstrap intervals, on {plan['test_clips']} test clips; trained on {plan['train_clips']} "
-        f"clips of 8 frames; {results['seconds']['in all']:.0f} s in all on {results['machine']}. Measured by "
+        f"clips of 8 frames; {results['seconds']['in all']:.0f} s in total on {results['machine']}. Measured by "
         f"`bash scripts/demo.sh` at commit {results['commit']} (clipvid {results['clipvid']}, "
         f"torch {results['torch']})."
     )
@@ -36,8 +36,8 @@ def demo_table(results: dict, others: list[dict]) -> str:
         stan = [run["table"]["STAN, trained"] for run in others]
         seeds = ", ".join(str(run["plan"]["seed"]) for run in others)
         values = {column: [row[column]["value"] for row in stan] for column in columns}
-        spans = "; ".join(f"{column} {min(found):.1f} to {max(found):.1f}" for column, found in values.items())
-        lines += ["", f"STAN with other videos, weights and order (`clipvid demo --seed`, {seeds}): {spans}."]
+        spans = "; ".join(f"{column} {min(scores):.1f} to {max(scores):.1f}" for column, scores in values.items())
+        lines += ["", f"STAN with other seeds of videos, weights and order (`clipvid demo --seed`, {seeds}): {spans}."]
     return "\n".join(lines)
 
 
@@ -45,9 +45,9 @@ FEW = "few-shot "
 
 
 def structures_table(results: dict) -> str:
-    """The comparison of structures in Markdown: mean and standard deviation over the seeds, and what a step costs."""
+    """Return the comparison of structures in Markdown: mean and standard deviation over seeds, and cost per step."""
     columns = ("R@1", "R@5", "v2t R@1", "v2t R@5", "motion top-1")
-    heads = ("R@1", "R@5", "R@1 v2t", "R@5 v2t", "motion top-1", "rate", "trains", "MACs", "ms a step", "peak MiB")
+    heads = ("R@1", "R@5", "R@1 v2t", "R@5 v2t", "motion top-1", "lr", "trained", "MACs", "ms per step", "peak MiB")
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in results["rows"].items():
         if name.startswith(FEW):
@@ -55,7 +55,7 @@ def structures_table(results: dict) -> str:
         cells = [_cell(row["figures"].get(column)) for column in columns]
         cells.append("-" if row["lr"] is None else f"{row['lr']:g}")
         cost = row["cost"]
-        seconds, peak = cost.get("seconds a step"), cost.get("peak MiB")
+        seconds, peak = cost.get("seconds per step"), cost.get("peak MiB")
         cells += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['MACs'] / 1e9:.2f} G"]
         cells += ["-" if seconds is None else f"{1000 * seconds:.0f}", "-" if peak is None else f"{peak:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -64,11 +64,12 @@ def structures_table(results: dict) -> str:
     lines += [
         "",
         f"Percent, mean ± standard deviation over {len(budget['seeds'])} seeds of weights and order, on "
-        f"{budget['test_clips']} test clips; every row had the same {budget['train_clips']} training clips, "
-        f"{budget['retrieval_epochs']} epochs for retrieval and, from there, {budget['recognition_epochs']} for "
-        f"motions, batch {budget['batch_size']}, at the best of the rates {rates} by validation clips. MACs a clip of "
-        f"8 frames; a step is one from cached taps. {results['machine']}, {results['core seconds'] / 3600:.1f} core "
-        f"hours in all; measured by `{results['command']}` at commit {results['commit']}.",
+        f"{budget['test_clips']} test clips. Every row had the same {budget['train_clips']} training clips, "
+        f"{budget['retrieval_epochs']} epochs of retrieval followed by {budget['recognition_epochs']} of motion "
+        f"recognition, batch size {budget['batch_size']}, and the learning rate among {rates} that was best on "
+        "validation clips. The column *trained* counts parameters; MACs are per clip of 8 frames, ms and peak MiB per "
+        f"training step from cached taps. {results['machine']}, {results['core seconds'] / 3600:.1f} core hours in "
+        f"total; measured by `{results['command']}` at commit {results['commit']}.",
         "",
         _few_labels(results),
     ]
@@ -76,18 +77,18 @@ def structures_table(results: dict) -> str:
 
 
 def _few_labels(results: dict) -> str:
-    """What ConST-CL on unlabelled clips is worth where labels are few, in a sentence."""
+    """Return a sentence on the gain from ConST-CL on unlabelled clips when there are few labels."""
     few = results["budget"]["few"]
     rows = {name.removeprefix(FEW): row for name, row in results["rows"].items() if name.startswith(FEW)}
-    told = {name: _cell(row["figures"]["motion top-1"]) for name, row in rows.items()}
+    scores = {name: _cell(row["figures"]["motion top-1"]) for name, row in rows.items()}
     start = rows["scratch"]["figures"]["motion top-1"]["mean"]
     gains = {name: row["figures"]["motion top-1"]["mean"] - start for name, row in rows.items()}
     return (
-        f"With {few['shots']} labelled clips a motion (`{few['structure']}`, {few['epochs']} epochs) motion top-1 is "
-        f"{told['scratch']} without pre-training, {told['constcl']} ({gains['constcl']:+.1f}) after ConST-CL as "
-        f"released on {few['clips']} unlabelled clips ({few['pretrain_epochs']} epochs, the better of rates "
-        f"{', '.join(f'{rate:g}' for rate in few['pretrain_rates'])} by validation), and "
-        f"{told['constcl, unmirrored']} ({gains['constcl, unmirrored']:+.1f}) after ConST-CL with `flip=0`."
+        f"With {few['shots']} labelled clips per motion (`{few['structure']}`, {few['epochs']} epochs), motion top-1 "
+        f"is {scores['scratch']} without pre-training, {scores['constcl']} ({gains['constcl']:+.1f}) after ConST-CL as "
+        f"released on {few['clips']} unlabelled clips ({few['pretrain_epochs']} epochs, the better of the learning "
+        f"rates {', '.join(f'{rate:g}' for rate in few['pretrain_rates'])} by validation) and "
+        f"{scores['constcl, unmirrored']} ({gains['constcl, unmirrored']:+.1f}) after ConST-CL with `flip=0`."
     )
 
 
@@ -98,41 +99,41 @@ def _cell(figure: dict | None) -> str:
 
 
 def structures_plot(results: dict, path: Path) -> None:
-    """Quality against the price of a training step."""
+    """Plot quality against the cost of a training step."""
     from clipvid.plots import Trade, trade_off
 
     points = [
-        Trade(name, 1000 * row["cost"]["seconds a step"], figure["mean"], figure["std"] or 0.0, row["where"])
+        Trade(name, 1000 * row["cost"]["seconds per step"], figure["mean"], figure["std"] or 0.0, row["where"])
         for name, row in results["rows"].items()
-        if (figure := row["figures"].get("motion top-1")) and row.get("cost", {}).get("seconds a step")
+        if (figure := row["figures"].get("motion top-1")) and row.get("cost", {}).get("seconds per step")
     ]
     trade_off(
         points,
         path,
-        title="Where time enters CLIP: motions told apart, and what a training step costs",
-        price="milliseconds a training step of 32 clips, from cached taps",
+        title="Temporal structures on CLIP: motion accuracy and cost of a training step",
+        price="milliseconds per training step of 32 clips, from cached taps",
         quality="motion top-1 (%)",
-        mark=(50.0, "knows the pairs of motions, blind to order"),
+        mark=(50.0, "limit without the order of frames"),
     )
 
 
 def fill(text: str, name: str, content: str) -> str:
-    """`text` with what stands between the markers of `name` replaced."""
+    """Return `text` with the part between the markers of `name` replaced by `content`."""
     pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"the page has no markers {name}:begin and {name}:end")
+        raise SystemExit(f"the page has no markers {name}:begin and {name}:end; add both where the table should stand")
     return pattern.sub(lambda m: m[1] + content + "\n" + m[2], text)
 
 
 def filled(text: str) -> str:
-    """README.md with the figures of the results that are there."""
+    """Return README.md with the tables of the stored results of the demo and of the comparison of structures."""
     results = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
     others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
     for run in others:
         differing = [k for k, v in run["plan"].items() if k != "seed" and v != results["plan"][k]]
         if differing:
             raise SystemExit(
-                f"seed {run['plan']['seed']} was run with another plan ({', '.join(differing)}); run it again"
+                f"seed {run['plan']['seed']} was run with other settings ({', '.join(differing)}); run it again"
             )
     text = fill(text, "demo", demo_table(results, others))
     if STRUCTURES.exists():
@@ -141,7 +142,7 @@ def filled(text: str) -> str:
 
 
 def with_performance(text: str) -> str:
-    """docs/performance.md, or README.md, with the tables of the results that are there and have a place in it."""
+    """Return a page with the tables of all stored results whose markers it has."""
     for result, tables in TABLES.items():
         path = RESULTS / f"{result}.json"
         for name, table in tables.items() if path.exists() else ():

@@ -82,7 +82,7 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     text = scripts["update_readme"].structures_table(table)
     assert "| zero-shot |" in text
     assert f"{row['figures']['R@1']['mean']:.1f} ± {row['figures']['R@1']['std']:.1f}" in text
-    assert "With 1 labelled clips a motion (`stan-conv_full`, 1 epochs) motion top-1 is" in text
+    assert "With 1 labelled clips per motion (`stan-conv_full`, 1 epochs), motion top-1 is" in text
     assert table["commit"] in text
 
 
@@ -124,6 +124,12 @@ def test_the_seconds_of_a_cell_are_those_of_its_processes_too(scripts, tmp_path)
 def test_the_readme_says_what_was_measured(scripts):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert scripts["update_readme"].filled(text) == text, "run scripts/update_readme.py"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_tables_of_a_page_are_those_of_the_stored_results(scripts, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert scripts["update_readme"].with_performance(text) == text, "run scripts/update_readme.py"
 
 
 def test_another_budget_or_structure_is_another_cell(scripts, bench, monkeypatch):
