@@ -72,9 +72,9 @@ def evaluate_retrieval(
     ask = _Asked(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, data_config, ask, rerank=rerank, progress=progress)
-    found = embed_videos(model, data, data_config, whole=True, progress=progress)
+    found = embed_videos(model, data, data_config, complete=True, progress=progress)
     kept = data.texts if isinstance(data, TapStore) else None
-    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, kept=kept)
+    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, cache=kept)
     texts, truth = queries(found.data)
     scores = Products(embed(texts), F.normalize(found.video, dim=-1))  # which never become a matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)
