@@ -405,5 +405,5 @@ def test_prune_wants_one_tower(videos, capsys):
     assert main(["train", "videos/test", *options, "--cache", "taps", "--out", "run"]) == 0
     capsys.readouterr()
     for wrong in ("zzzz", ""):
-        assert f"{wrong!r} begins" in refusal(capsys, "cache", "prune", "taps", "--tower", wrong)
+        assert f"{wrong!r} must match exactly one tower" in refusal(capsys, "cache", "prune", "taps", "--tower", wrong)
     assert list(Path("taps").glob("*/*.safetensors"))

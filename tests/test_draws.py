@@ -167,7 +167,7 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
     assert len(passes) == 3
     capsys.readouterr()
     assert main(["cache", "ls", str(tmp_path / "taps")]) == 0
-    assert 'views drawn by {"crop_scale": [0.5, 1.0]' in capsys.readouterr().out
+    assert 'augmented views {"crop_scale": [0.5, 1.0]' in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ def in_memory(model, data) -> TapStore:
             "for training; validate on the vid",
         ),
         (lambda m, d, s: TrainConfig(task="selfsup", cache_views=2), ValueError, "leave out cache_views"),
-        (lambda m, d, s: evaluate_retrieval(m, s), ValueError, "drawn by chance, for training; evaluate the videos"),
-        (lambda m, d, s: embed_videos(m, s, DATA_CONFIG), ValueError, "drawn by chance, for training"),
+        (lambda m, d, s: evaluate_retrieval(m, s), ValueError, "holds augmented views, which are for training"),
+        (lambda m, d, s: embed_videos(m, s, DATA_CONFIG), ValueError, "holds augmented views, which are for training"),
         (lambda m, d, s: ClipDataset(d, frames=2, transform=m.transform, names=["a"]), ValueError, "got 1 for 10"),
         (lambda m, d, s: AugmentedViews(0), ValueError, "views must be an integer >= 1, got 0"),
         (lambda m, d, s: AugmentedViews(2, flip=2.0), ValueError, "flip must be a probability"),

@@ -53,7 +53,7 @@ def broken(data, tmp_path) -> VideoDataset:
 
 def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
     skip = replace(DATA_CONFIG, unreadable="skip")
-    with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the figures would be over an easier gal"):
+    with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the metrics would be over an easier gal"):
         evaluate_retrieval(model, broken, skip)
     with pytest.raises(DataError, match="allow it with allow_missing"):
         evaluate_zero_shot(model, broken, skip)

@@ -59,8 +59,8 @@ def begin():
 def clips():
     """Keys of the clips in finished files, every byte of which is checked."""
     for path in shard_files(place):
-        check_shard(path, whole=True)
-    return set(Shards(place)._place)
+        check_shard(path, full=True)
+    return set(Shards(place)._location)
 
 
 cache.store(model, data.subset([0]), reading)  # warm

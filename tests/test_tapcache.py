@@ -77,7 +77,7 @@ def test_what_float16_cannot_hold_is_refused_in_half_precision_too(model, tmp_pa
     patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in cache_key.levels)  # as timm's ViTs give them: in float32
     large = Taps(cache_key.levels, patches, (), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="beyond float16"):
-        tap_cache._named(tap_cache._to_keep(large, cache_key), cache_key)
+        tap_cache._as_tensors(tap_cache._for_cache(large, cache_key), cache_key)
 
 
 def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
@@ -103,7 +103,7 @@ def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monke
         assert promised < written < promised + 4096 * 3
         assert cache.needs(model, data, DATA_CONFIG) == 0
     monkeypatch.setattr(tap_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(CacheError, match=r"needs .* for clips that are not there yet, the disk has 0\.0 MiB; choose"):
+    with pytest.raises(CacheError, match=r"needs .* for clips that are not cached yet, the disk has 0\.0 MiB; choose"):
         TapCache(tmp_path / "new").store(model, data, DATA_CONFIG)
     assert not (tmp_path / "new").exists()
 
@@ -282,7 +282,7 @@ def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_pat
     try:
         with pytest.raises(OSError, match=r"cannot be written .*make room, or choose another folder"):
             write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
-        with pytest.raises(CacheError, match=r"cannot be written .*what is there stays, and the next run goes on"):
+        with pytest.raises(CacheError, match=r"cannot be written .*what is there stays, and the next run continues"):
             TapCache(tmp_path / "taps").store(model, data, DATA_CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -293,7 +293,7 @@ def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_pat
 def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="unknown kind 'fp8'; choose one of auto, bf16, fp16, fp32, int8"):
         TapCache(tmp_path, kind="fp8")
-    with pytest.raises(ValueError, match="has no taps to keep"):
+    with pytest.raises(ValueError, match="has no taps to cache"):
         TapCache(tmp_path).store(create_model("clipvid-mini", branch="timesformer"), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="beyond float16"):
         codec.packed(torch.tensor([[1e6]]), "fp16")

@@ -64,7 +64,7 @@ def test_kept_equals_live_to_the_bit_and_the_tower_runs_once(model, tmp_path, pa
     assert passes == [4, 2]
     assert live.dtype == torch.float32
     for _ in range(2):
-        found = embed_texts(model, TEXTS, precision=precision, batch_size=4, kept=TextCache(tmp_path))
+        found = embed_texts(model, TEXTS, precision=precision, batch_size=4, cache=TextCache(tmp_path))
         assert torch.equal(found, live)
     assert passes == [4, 2, 4, 2]
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(TEXTS)))
@@ -75,20 +75,20 @@ def test_the_text_tower_is_looked_at_once_for_all_chunks(model, tmp_path, monkey
     looks: list[None] = []
     looked_at = Backbone._hashed
     monkeypatch.setattr(Backbone, "_hashed", lambda *given: looks.append(None) or looked_at(*given))
-    embed_texts(model, TEXTS, batch_size=2, kept=TextCache(tmp_path))
+    embed_texts(model, TEXTS, batch_size=2, cache=TextCache(tmp_path))
     assert len(shards(tmp_path)) == 3
     assert len(looks) == 1
 
 
 def test_captions_that_were_added_leave_whole_chunks_before_them_known(model, tmp_path, passes):
-    embed_texts(model, ["a", "b", "c", "d"], batch_size=2, kept=TextCache(tmp_path))
-    embed_texts(model, ["e", "d", "c", "b", "a"], batch_size=2, kept=TextCache(tmp_path))
+    embed_texts(model, ["a", "b", "c", "d"], batch_size=2, cache=TextCache(tmp_path))
+    embed_texts(model, ["e", "d", "c", "b", "a"], batch_size=2, cache=TextCache(tmp_path))
     assert passes == [2, 2, 1]
 
 
 def test_another_tower_cut_or_precision_never_meets_these_embeddings(model, tmp_path, passes):
     def embedded(m: VideoCLIP, **options) -> torch.Tensor:
-        return embed_texts(m, TEXTS, **{"precision": "32-true", **options}, kept=TextCache(tmp_path))
+        return embed_texts(m, TEXTS, **{"precision": "32-true", **options}, cache=TextCache(tmp_path))
 
     whole, cut = embedded(model), embedded(model, tokens=5)
     assert not torch.equal(whole, cut)
@@ -119,13 +119,13 @@ def test_a_text_tower_that_was_trained_is_another_one(model):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
 def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, damage):
-    embed_texts(model, TEXTS, batch_size=4, kept=TextCache(tmp_path))
+    embed_texts(model, TEXTS, batch_size=4, cache=TextCache(tmp_path))
     path, neighbour = shards(tmp_path)
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes({"flip": content, "cut": content[:-9], "other": neighbour.read_bytes()}[damage])
     with pytest.raises(CacheError, match=f"{path.name} is damaged.*clipvid cache prune"):
-        embed_texts(model, TEXTS, batch_size=4, kept=TextCache(tmp_path))
+        embed_texts(model, TEXTS, batch_size=4, cache=TextCache(tmp_path))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])

@@ -172,7 +172,7 @@ def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(da
         model.backbone.visual.transformer.resblocks[4].ln_1.weight.mul_(1.1)
     model.backbone.trained.add("visual.transformer.resblocks.4.ln_1.weight")
     for part in (store, store.subset([0])):
-        with pytest.raises(ValueError, match="was trained since; open the cache anew"):
+        with pytest.raises(ValueError, match=r"was trained since .* open the cache again"):
             part.read_by(create_model("clipvid-mini", depth=3))
 
 

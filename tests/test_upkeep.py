@@ -20,12 +20,12 @@ from clipvid.models.video_clip import VideoCLIP
 
 READINGS = [DataConfig(frames=2, precision="32-true"), DataConfig(frames=3, precision="32-true")]
 DAMAGE = {
-    "cut": (lambda text: text[:20], "is no recipe of a tap cache (Unterminated string"),
-    "of another type": (lambda text: "[1, 2]", "is no recipe of a tap cache ("),
-    "no text": (lambda text: "\x00\xff", "is no recipe of a tap cache ("),
+    "cut": (lambda text: text[:20], "is not a valid cache key (Unterminated string"),
+    "of another type": (lambda text: "[1, 2]", "is not a valid cache key ("),
+    "no text": (lambda text: "\x00\xff", "is not a valid cache key ("),
     "of other taps": (
         lambda text: text.replace('"frames": 2', '"frames": 4'),
-        "describes other taps than its folder's",
+        "does not match the name of its folder",
     ),
 }
 
@@ -74,7 +74,7 @@ def test_ls_shows_it_and_the_others(folders, capsys):
     assert main(["cache", "ls", str(folders[0].parent)]) == 0
     said = capsys.readouterr().out
     assert f"{folders[0]}: 4 clips, " in said
-    assert "cache_key.json is no recipe of a tap cache (" in said
+    assert "cache_key.json is not a valid cache key (" in said
     assert f"{folders[1]}: 4 clips, " in said
     assert "3 frames (uniform)" in said
 
@@ -84,7 +84,7 @@ def test_verify_names_it_looks_at_the_others_and_ends_with_an_error(folders, cap
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["cache", "verify", str(folders[0].parent)]) == 1
     said = capsys.readouterr()
-    assert "cache_key.json is no recipe of a tap cache (" in said.out
+    assert "cache_key.json is not a valid cache key (" in said.out
     assert f"{shard.name} is damaged" in said.out
     assert "1 file of " in said.err
     assert (
@@ -110,7 +110,7 @@ def test_prune_leaves_all_of_it_and_says_so(folders, capsys):
     assert main(["cache", "prune", str(folders[0].parent)]) == 0
     said = capsys.readouterr().out
     assert f"removed {folders[1] / '.left.part'}" in said
-    assert f"left {folders[0]}: cache_key.json is no recipe of a tap cache (" in said
+    assert f"left {folders[0]}: cache_key.json is not a valid cache key (" in said
     assert said.endswith("\n1 removed\n")
     assert sorted(folders[0].iterdir()) == before
 
@@ -129,13 +129,13 @@ def test_a_run_that_reads_the_clips_writes_the_recipe_anew(folders, model, data,
 
 
 def test_a_run_that_reads_captions_writes_their_recipe_anew(model, tmp_path):
-    first = embed_texts(model, ["a", "b"], kept=TextCache(tmp_path))
+    first = embed_texts(model, ["a", "b"], cache=TextCache(tmp_path))
     (cache_key,) = tmp_path.glob("text-*/cache_key.json")
     wanted = cache_key.read_text()
     cache_key.write_text("[]")
     (part,) = parts_of(tmp_path)
     assert str(part).startswith(f"{cache_key.parent}: 2 captions, ")
-    assert embed_texts(model, ["a", "b"], kept=TextCache(tmp_path)).equal(first)
+    assert embed_texts(model, ["a", "b"], cache=TextCache(tmp_path)).equal(first)
     assert cache_key.read_text() == wanted
 
 

@@ -348,7 +348,7 @@ def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
 
 def test_views_are_not_stored_and_training_draws_one(model, data):
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
-    with pytest.raises(ValueError, match="a TapStore keeps no views for evaluation, got temporal_views=2 and spatial"):
+    with pytest.raises(ValueError, match="a TapStore holds no views for evaluation, got temporal_views=2 and spatial"):
         encode_dataset(model, data, data_config)
     store = encode_dataset(model, data, DATA_CONFIG)
     with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):

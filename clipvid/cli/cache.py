@@ -31,7 +31,7 @@ def verify(folder: str) -> None:
     from clipvid.errors import CacheError
     from clipvid.features.maintenance import parts_of
 
-    parts = parts_of(folder, whole=True)
+    parts = parts_of(folder, full=True)
     for part in parts:
         print(part)
     found = []

@@ -90,7 +90,7 @@ def evaluate_recognition(
     """
     classifier = head if head is not None else _classifier(model)
     _check_labels(dataset_of(data), classifier.classes)
-    videos = embed_videos(model, data, data_config, whole=True, progress=progress)
+    videos = embed_videos(model, data, data_config, complete=True, progress=progress)
     with evaluating(classifier), torch.no_grad():
         logits = classifier(videos.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
     data_config = resolve_data_config(model, data, data_config)

@@ -71,9 +71,9 @@ def evaluate_retrieval(
     extra = _ExtraMetrics(dual_softmax, tuple(bank), hubs, best, seed)
     if model.matcher is not None:
         return _token_wise(model, data, data_config, extra, rerank=rerank, progress=progress)
-    videos = embed_videos(model, data, data_config, whole=True, progress=progress)
+    videos = embed_videos(model, data, data_config, complete=True, progress=progress)
     text_cache = data.texts if isinstance(data, TapStore) else None
-    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, kept=text_cache)
+    embed = partial(embed_texts, model, precision=data_config.precision, tokens=data_config.tokens, cache=text_cache)
     texts, truth = queries(videos.data)
     scores = Products(embed(texts), F.normalize(videos.video, dim=-1))  # avoids a full score matrix
     metrics = retrieval_metrics(scores, truth, seed=seed)

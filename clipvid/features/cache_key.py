@@ -1,7 +1,7 @@
-"""What decides the bytes of a cache's folder: of taps, or of caption embeddings. A folder is named by it and holds it.
+"""Cache keys: everything that determines the bytes in a cache folder, of taps or of caption embeddings.
 
-Contract: plain data in, folder names and a cache_key.json out, and back. Knows nothing of what the files beside it
-hold.
+Contract: plain data in, folder names and a cache_key.json out, and back. A folder is named after its cache key and
+holds it. Knows nothing of the other files in the folder.
 """
 
 from __future__ import annotations
@@ -16,59 +16,60 @@ from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.text import pluralize
 
-RECIPE = "cache_key.json"
+CACHE_KEY_FILE = "cache_key.json"
+"""File name of the cache key in its folder."""
 TEXT = "text-"
-"""With this the names of folders of caption embeddings begin."""
+"""Prefix of the names of folders of caption embeddings."""
 MODES = ("taps", "first_layer")
-"""What is kept of the tower: taps, every level that the branch reads; first_layer, the lowest of them alone."""
+"""Cache modes: taps, every level that the branch reads; first_layer, the lowest of them alone."""
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that decides the bytes of a clip's taps, but the clip itself."""
+    """Everything that determines the bytes of a clip's taps, except the clip itself."""
 
     tower: str
     """`Backbone.tower_fingerprint`."""
     preprocess: str
-    """How images are prepared, as JSON."""
+    """Image preprocessing, as JSON."""
     precision: str
-    """In which the tower ran, by name; auto is resolved."""
+    """Precision in which the tower ran; auto is resolved."""
     frames: int
     sampler: str
     levels: tuple[int, ...]
-    """Those that are kept."""
+    """Levels that are stored."""
     kind: str
-    """How features are kept: see clipvid.features.codec."""
+    """Storage format of the features: see clipvid.features.codec."""
     mode: str
     """One of MODES."""
     drawn: str = ""
-    """How views were drawn by chance, as JSON; empty for the one view that is fixed."""
+    """Settings of augmented views, as JSON; empty for one fixed view."""
 
     @property
     def key(self) -> str:
-        """What a folder of such taps is called."""
+        """Name of the folder of such taps."""
         return _hash({name: value for name, value in asdict(self).items() if name != "drawn" or value})
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
-        told = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
-        more = [", first_layer"] if self.mode == "first_layer" else []
-        more += [f", views drawn by {self.drawn}"] if self.drawn else []
-        return f"{told}{''.join(more)}, tower {self.tower[:12]}"
+        summary = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
+        extras = [", first_layer"] if self.mode == "first_layer" else []
+        extras += [f", augmented views {self.drawn}"] if self.drawn else []
+        return f"{summary}{''.join(extras)}, tower {self.tower[:12]}"
 
 
 @dataclass(frozen=True)
 class TextCacheKey:
-    """Everything that decides the embedding of token ids."""
+    """Everything that determines the embedding of token ids, except the ids themselves."""
 
     tower: str
     """`Backbone.text_fingerprint`."""
     precision: str
-    """In which the text tower ran, by name; auto is resolved."""
+    """Precision in which the text tower ran; auto is resolved."""
 
     @property
     def key(self) -> str:
-        """What a folder of such embeddings is called."""
+        """Name of the folder of such embeddings."""
         return f"{TEXT}{_hash(asdict(self))}"
 
     def __str__(self) -> str:
@@ -80,28 +81,30 @@ def _hash(fields: dict[str, object]) -> str:
 
 
 def write_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
-    """Make the folder and note in it what it holds, unless that is done."""
-    path = folder / RECIPE
+    """Create the folder and write its cache key into it, unless it is there already."""
+    path = folder / CACHE_KEY_FILE
     text = json.dumps(asdict(cache_key), indent=2) + "\n"
     if not path.exists() or path.read_bytes() != text.encode():
-        with atomic_file(path) as beside:
-            beside.write_bytes(text.encode())
+        with atomic_file(path) as draft:
+            draft.write_bytes(text.encode())
 
 
 def repair_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
-    """Write the note of a folder that is there anew, where it is damaged or gone and the folder can be written to."""
+    """Rewrite the cache key of an existing folder if the file is damaged or missing and the folder is writable."""
     if folder.is_dir():
         with suppress(OSError):
             write_cache_key(folder, cache_key)
 
 
 def read_cache_key(folder: Path) -> CacheKey | TextCacheKey:
-    """What a folder holds; CacheError where that cannot be read, or is not what the folder's name stands for."""
+    """Return the cache key of a folder. Raise CacheError if it is unreadable or differs from the folder's name."""
     try:
-        told = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        cache_key = CacheKey(**{**told, "levels": tuple(told["levels"])}) if "levels" in told else TextCacheKey(**told)
+        fields = json.loads((folder / CACHE_KEY_FILE).read_text(encoding="utf-8"))
+        cache_key = (
+            CacheKey(**{**fields, "levels": tuple(fields["levels"])}) if "levels" in fields else TextCacheKey(**fields)
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CacheError(f"{folder / RECIPE} is no recipe of a tap cache ({error})") from error
+        raise CacheError(f"{folder / CACHE_KEY_FILE} is not a valid cache key ({error})") from error
     if cache_key.key != folder.name:
-        raise CacheError(f"{folder / RECIPE} describes other taps than its folder's name stands for")
+        raise CacheError(f"{folder / CACHE_KEY_FILE} does not match the name of its folder")
     return cache_key

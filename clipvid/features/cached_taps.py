@@ -1,8 +1,7 @@
-"""Taps that lie on disk and are read when they are asked for: all levels of a branch, or one and the rest made from it.
+"""Taps on disk, read on demand: all levels of a branch, or one level and the others computed from it.
 
 Contract: shards and the keys of clips in, Taps out, of the type that live taps of that precision have.
-`FirstLayerTaps` runs
-a few of the tower's blocks for each batch. Knows nothing of what decides a key, or of branches.
+`FirstLayerTaps` runs a few of the tower's blocks for each batch. Knows nothing of cache keys or branches.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ from clipvid.runtime.precision import autocast
 
 
 class CachedTaps:
-    """Taps on disk, clip i at key i; as Taps, but read when they are asked for."""
+    """Taps on disk, clip i at key i; the same interface as Taps, but read on demand."""
 
     def __init__(
         self,
         shards: Shards,
         keys: Sequence[str],
         *,
-        held: Sequence[int],
+        stored: Sequence[int],
         levels: Sequence[int],
         dtype: torch.dtype | None,
     ) -> None:
-        self.shards, self.keys, self.held, self.levels = shards, tuple(keys), tuple(held), tuple(levels)
+        self.shards, self.keys, self.stored, self.levels = shards, tuple(keys), tuple(stored), tuple(levels)
         self.dtype = dtype
 
     def select(self, levels: Sequence[int]) -> CachedTaps:
-        """These levels only; ValueError for one that is not held."""
-        require_levels(self.held, levels)
+        """Return the taps of these levels only. Raise ValueError for a level that is not stored."""
+        require_levels(self.stored, levels)
         return self._like(self.keys, levels)
 
     def part(self, rows: Sequence[int]) -> CachedTaps:
-        """Some of the clips, still on disk."""
+        """Return the taps of these clips, still on disk."""
         return self._like([self.keys[row] for row in rows], self.levels)
 
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
-        """The taps of these clips, in this order, in memory. CacheError for a damaged file."""
+        """Return the taps of these clips, in this order, in memory. Raise CacheError for a damaged file."""
         clips = [self.shards.row(self.keys[int(row)]) for row in rows]
         mask = torch.stack([clip["mask"] for clip in clips]).bool()
         return Taps(
@@ -58,7 +57,7 @@ class CachedTaps:
         )
 
     def _like(self, keys: Sequence[str], levels: Sequence[int]) -> CachedTaps:
-        return CachedTaps(self.shards, keys, held=self.held, levels=levels, dtype=self.dtype)
+        return CachedTaps(self.shards, keys, stored=self.stored, levels=levels, dtype=self.dtype)
 
     def _stacked(self, clips: Sequence[dict[str, Tensor]], name: str) -> Tensor:
         parts = {"": torch.stack([clip[name] for clip in clips])}
@@ -68,11 +67,11 @@ class CachedTaps:
 
 
 class FirstLayerTaps:
-    """One level on disk; those behind it come from the tower's own blocks, run under no_grad for each batch."""
+    """One level on disk; later levels come from the tower's own blocks, run under no_grad for each batch."""
 
     def __init__(
         self,
-        kept: CachedTaps,
+        cached: CachedTaps,
         backbone: Backbone,
         levels: Sequence[int],
         *,
@@ -80,37 +79,37 @@ class FirstLayerTaps:
         dtype: torch.dtype | None,
         tower: str | None = None,
     ) -> None:
-        """`kept` holds the one level; `precision` is the one in which the tower made it, `dtype` that of live taps.
+        """Compute `levels` from the single level of `cached`, in `precision`, in which the tower made that level.
 
-        None as `dtype` leaves each tensor in the type that the tower gives it. `tower` is the fingerprint of the tower
-        that made the taps; the backbone's own where it is left out.
+        `dtype` is the type of live taps; None leaves each tensor in the type that the tower gives it. `tower` is the
+        fingerprint of the tower that made the taps, by default the backbone's own.
         """
-        self.kept, self.backbone, self.levels = kept, backbone, tuple(levels)
+        self.cached, self.backbone, self.levels = cached, backbone, tuple(levels)
         self.precision, self.dtype = precision, dtype
         self._tower = backbone.tower_fingerprint if tower is None else tower
 
     def select(self, levels: Sequence[int]) -> FirstLayerTaps:
-        """These levels, any from the kept one on; ValueError for a lower one, or a tower that was trained since."""
-        require_levels(range(self.kept.held[0], self.backbone.levels + 1), levels)
+        """Return the taps of these levels. Raise ValueError for one below the cached, or a tower trained since."""
+        require_levels(range(self.cached.stored[0], self.backbone.levels + 1), levels)
         if self.backbone.tower_fingerprint != self._tower:
             raise ValueError(
-                "the tower of the model that this trunk was opened with was trained since; open the cache anew with "
-                "the model that is to read it"
+                "the tower was trained since this first-layer cache was opened; open the cache again with the model "
+                "that is to read it"
             )
-        return self._like(self.kept, levels)
+        return self._like(self.cached, levels)
 
     def part(self, rows: Sequence[int]) -> FirstLayerTaps:
-        """Some of the clips, still on disk."""
-        return self._like(self.kept.part(rows), self.levels)
+        """Return the taps of these clips, still on disk."""
+        return self._like(self.cached.part(rows), self.levels)
 
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
-        """The taps of these clips, in this order, on the tower's device. CacheError for a damaged file."""
-        taps = self.kept.gather(rows).to(self.backbone.device)
+        """Return the taps of these clips, in this order, on the tower's device. Raise CacheError for a damaged file."""
+        taps = self.cached.gather(rows).to(self.backbone.device)
         if self.levels:
             with torch.no_grad(), autocast(self.precision, self.backbone.device):
                 taps = forward_from(self.backbone, taps, levels=self.levels)
         return taps.select(self.levels).to(dtype=self.dtype)
 
-    def _like(self, kept: CachedTaps, levels: Sequence[int]) -> FirstLayerTaps:
-        own = {"precision": self.precision, "dtype": self.dtype, "tower": self._tower}
-        return FirstLayerTaps(kept, self.backbone, levels, **own)
+    def _like(self, cached: CachedTaps, levels: Sequence[int]) -> FirstLayerTaps:
+        options = {"precision": self.precision, "dtype": self.dtype, "tower": self._tower}
+        return FirstLayerTaps(cached, self.backbone, levels, **options)

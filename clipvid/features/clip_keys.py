@@ -1,6 +1,6 @@
-"""What a clip is called in a cache: by its file's content and its part in seconds, whatever the file is called.
+"""Keys of clips in a cache: a hash of the file's content and the clip's part in seconds, whatever the file's name.
 
-Contract: records in, names out. Knows nothing of models, taps or folders.
+Contract: records in, keys out. Knows nothing of models, taps or folders.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from clipvid.data.records import Record
 
 
 def clip_key(record: Record) -> str:
-    """Of a clip's content: its file's, and the part of it in seconds. OSError for a file that cannot be opened."""
+    """Return a clip's key: its file's content hash, start and end. Raise OSError for a file that cannot be opened."""
     return f"{content_hash(record.path)[:32]}:{record.start}:{record.end}"
 
 
 def clip_keys(records: Iterable[Record]) -> list[str | None]:
-    """Key of every clip; None where the file is not there or cannot be opened."""
-    found: list[str | None] = []
+    """Return the key of every clip; None for a file that is missing or cannot be opened."""
+    keys: list[str | None] = []
     for record in records:
         try:
-            found.append(clip_key(record))
+            keys.append(clip_key(record))
         except OSError:
-            found.append(None)
-    return found
+            keys.append(None)
+    return keys

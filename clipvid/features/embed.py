@@ -1,8 +1,8 @@
-"""Embeddings of a data set: of its clips in all their views, of their frames, of captions.
+"""Embeddings of a data set: of its clips in all their views, of their frames, and of captions.
 
-Contract: model and data in; rows in the order of the records out, with the clips that they belong to and those that
-could not be read. Live or from kept taps alike. Also what decides how data are read, and whether enough of them could
-be. Knows nothing of what is scored.
+Contract: model and data in; rows in the order of the records out, with the clips that they belong to and the errors of
+unreadable ones. Clips are encoded live or read from cached taps. Also resolves the data config, and checks that enough
+videos were readable. Knows nothing of metrics.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clipvid.runtime.profiling import awaited, stage
 
 @dataclass(frozen=True)
 class VideoEmbeddings:
-    """Embeddings of the clips that could be read, with the records they belong to; `views` is not normalised."""
+    """Embeddings of the readable clips, with the records they belong to; `views` is not normalised."""
 
     views: Float[Tensor, "n v e"]
     data: VideoDataset
@@ -42,7 +42,7 @@ class VideoEmbeddings:
 
     @property
     def video(self) -> Float[Tensor, "n e"]:
-        """One embedding a clip: that of its only view, not normalised, or the mean of its views' normalised ones."""
+        """One embedding per clip: that of its only view, not normalised, or the mean of its views' normalised ones."""
         return self.views[:, 0] if self.views.shape[1] == 1 else F.normalize(self.views, dim=-1).mean(dim=1)
 
 
@@ -51,70 +51,71 @@ def embed_videos(
     data: VideoDataset | TapStore,
     data_config: DataConfig | None = None,
     *,
-    whole: bool = False,
+    complete: bool = False,
     progress: bool = False,
 ) -> VideoEmbeddings:
-    """Embed every clip in all its views, decoding as it goes or reading taps that were kept.
+    """Embed every clip in all its views, decoding as it goes or reading cached taps.
 
-    `whole` is for figures: DataError when a protocol's video cannot be read, unless it was opened with allow_missing.
+    `complete` is for metrics: raise DataError if a protocol's video cannot be read, unless it was opened with
+    allow_missing.
     """
-    rows, kept, lost = _encoded(
+    batches, clips, unreadable = _encode_clips(
         model,
         data,
         resolve_data_config(model, data, data_config),
         _video_encoder(model),
-        whole=whole,
+        complete=complete,
         progress=progress,
     )
-    return VideoEmbeddings(torch.cat(rows).unflatten(0, (len(kept), -1)), kept, lost)  # (n, V, E)
+    return VideoEmbeddings(torch.cat(batches).unflatten(0, (len(clips), -1)), clips, unreadable)  # (n, V, E)
 
 
 def embed_frames(
     model: VideoCLIP, data: VideoDataset | TapStore, data_config: DataConfig | None = None, *, progress: bool = False
 ) -> tuple[Frames, VideoDataset, tuple[VideoError, ...]]:
-    """Frame embeddings of every clip, those of all its views side by side; the clips, and what could not be read."""
+    """Return the frame embeddings of every readable clip, all its views concatenated; the clips; and the errors."""
 
     def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
         frames, mask = model.encode_clip(taps)
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
         return frames.float().cpu(), mask
 
-    rows, kept, lost = _encoded(
-        model, data, resolve_data_config(model, data, data_config), encode, whole=True, progress=progress
+    batches, clips, unreadable = _encode_clips(
+        model, data, resolve_data_config(model, data, data_config), encode, complete=True, progress=progress
     )
-    embeddings, masks = (torch.cat(part).unflatten(0, (len(kept), -1)) for part in zip(*rows, strict=True))
-    return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), kept, lost
+    embeddings, masks = (torch.cat(part).unflatten(0, (len(clips), -1)) for part in zip(*batches, strict=True))
+    return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), clips, unreadable
 
 
-def _encoded(
+def _encode_clips(
     model: VideoCLIP,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
     encode: Callable[[Any], Any],
     *,
-    whole: bool,
+    complete: bool,
     progress: bool,
 ) -> tuple[list[Any], VideoDataset, tuple[VideoError, ...]]:
     """Return the result of `encode` for each batch, the clips that were read, and the errors of the others.
 
-    `whole` refuses to lose a video.
+    With `complete`, raise DataError at the first unreadable video that the protocol does not allow to be missing.
     """
-    rows: list[Any] = []
-    kept: list[int] = []
-    lost: list[VideoError] = []
-    facts = dataset_of(data)
-    with closing(_steps(model, data, data_config, encode, progress=progress)) as steps:
-        for encoded, indices, unreadable in steps:
-            lost.extend(unreadable)
-            kept.extend(indices)
-            if whole and unreadable:  # now, not after hours
-                require_whole(facts, len(facts) - len(lost))
+    batches: list[Any] = []
+    readable: list[int] = []
+    errors: list[VideoError] = []
+    dataset = dataset_of(data)
+    with closing(_encode_batches(model, data, data_config, encode, progress=progress)) as stream:
+        for encoded, indices, unreadable in stream:
+            errors.extend(unreadable)
+            readable.extend(indices)
+            if complete and unreadable:  # fail now rather than after hours
+                require_whole(dataset, len(dataset) - len(errors))
             if indices:
-                rows.append(encoded)
-    if not kept:
-        raise ValueError("no video could be read" + (f"; first: {lost[0]}" if lost else "; the data set is empty"))
-    known = data.unreadable if isinstance(data, TapStore) else ()
-    return rows, facts.surviving(kept), (*known, *lost)
+                batches.append(encoded)
+    if not readable:
+        raise ValueError("no video could be read" + (f"; first: {errors[0]}" if errors else "; the data set is empty"))
+    earlier_errors = data.unreadable if isinstance(data, TapStore) else ()
+    return batches, dataset.surviving(readable), (*earlier_errors, *errors)
 
 
 def embed_batches(
@@ -127,25 +128,25 @@ def embed_batches(
 ) -> Generator[tuple[Tensor | None, list[int], tuple[VideoError, ...]], None, None]:
     """Embed a data set batch by batch, with any encoder of videos, as `embed_videos` does.
 
-    Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, and None for a
-    batch in which nothing could be read; the places of the batch's clips in `data`; and the errors of the others.
+    Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, or None for a batch
+    without a readable clip; the indices of the batch's clips in `data`; and the errors of the others.
     """
-    return _steps(model, data, data_config, _video_encoder(model), progress=progress, title=title)
+    return _encode_batches(model, data, data_config, _video_encoder(model), progress=progress, title=title)
 
 
 def _video_encoder(model: VideoCLIP | VideoEncoder) -> Callable[[Any], Tensor]:
-    """Return the function that embeds what `_sources` yields for this model."""
+    """Return the function that embeds the inputs that `_inputs` yields for this model."""
     if has_taps(model):
         return lambda taps: model.encode_video(taps, normalize=False).float().cpu()
     return lambda clips: model.encode_video(clips[0], mask=clips[1]).float().cpu()
 
 
 def has_taps(model: VideoCLIP | VideoEncoder) -> TypeGuard[VideoCLIP]:
-    """Return True for a VideoCLIP, or what wraps one; False for another encoder, which takes clips and sentences."""
+    """Return True for a VideoCLIP or a wrapper of one, False for another encoder, which takes clips and sentences."""
     return hasattr(model, "reads")
 
 
-def _steps(
+def _encode_batches(
     model: VideoCLIP | VideoEncoder,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
@@ -154,13 +155,13 @@ def _steps(
     progress: bool,
     title: str | None = None,
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
-    """Yield the result of `encode` for each batch under `inference`, the places of its clips, and the errors."""
-    with closing(_sources(model, data, data_config, progress=progress, title=title)) as stream:
-        for source, indices, unreadable in stream:
+    """Yield the result of `encode` for each batch under `inference`, the indices of its clips, and the errors."""
+    with closing(_inputs(model, data, data_config, progress=progress, title=title)) as stream:
+        for inputs, indices, unreadable in stream:
             encoded = None
             if indices:
                 with inference(model, data_config.precision):
-                    encoded = encode(source)
+                    encoded = encode(inputs)
             yield encoded, indices, unreadable
 
 
@@ -171,12 +172,12 @@ def embed_texts(
     precision: str = "auto",
     tokens: int | None = None,
     batch_size: int = 256,
-    kept: TextCache | None = None,
+    cache: TextCache | None = None,
 ) -> Tensor:
-    """Normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
+    """Return normalised embeddings (M, E) of texts; equal texts get equal embeddings, bit for bit.
 
-    `tokens` cuts longer texts to so many (`DataConfig.tokens`). `kept` is where embeddings are looked up, and put. Both
-    are for a VideoCLIP: another encoder embeds the strings by itself.
+    `tokens` is the maximum length of a text (`DataConfig.tokens`). Embeddings are looked up in `cache`, and new ones
+    are stored there. Both are for a VideoCLIP only: another encoder gets the strings as they are.
     """
 
     def embed(part: Any) -> Tensor:
@@ -184,34 +185,35 @@ def embed_texts(
             embedding = model.encode_text(part, normalize=False) if has_taps(model) else model.encode_text(part)
             return F.normalize(embedding.float(), dim=-1).cpu()
 
-    cached: Callable[[Any], Tensor] = embed
-    if kept is not None:
-        assert has_taps(model), "cached embeddings are those of a VideoCLIP"
-        cached = partial(kept.embedded, kept.cache_key(model.backbone, precision), embed=embed)
-    distinct = {text: place for place, text in enumerate(sorted(set(texts)))}
+    embed_or_load: Callable[[Any], Tensor] = embed
+    if cache is not None:
+        assert has_taps(model), "the text cache is for a VideoCLIP only"
+        embed_or_load = partial(cache.embedded, cache.cache_key(model.backbone, precision), embed=embed)
+    distinct = {text: index for index, text in enumerate(sorted(set(texts)))}
     parts = []
     for start in range(0, len(distinct), batch_size):
         with stage("text"):
             part: Any = list(distinct)[start : start + batch_size]
             part = model.backbone.tokenize(part, longest=tokens) if has_taps(model) else part
-            parts.append(cached(part))
+            parts.append(embed_or_load(part))
     return torch.cat(parts)[[distinct[text] for text in texts]]
 
 
 def resolve_data_config(model: VideoCLIP, data: VideoDataset | TapStore, data_config: DataConfig | None) -> DataConfig:
-    """As asked, else as the model was trained; captions are cut as the protocol says where nothing else does.
+    """Return the given data config, by default that of the model's training; `tokens` defaults to the protocol's.
 
-    Stored taps know how they were read: batch size, precision and what becomes of captions remain.
+    Stored taps fix how clips were read: only batch size, precision and `tokens` are taken from `data_config`. Raises
+    ValueError for a store of augmented views.
     """
     if isinstance(data, TapStore):
         if data.augmented_views is not None:
             raise ValueError(
-                f"the store of {data.data.name} keeps views that were drawn by chance, for training; evaluate the "
-                "videos, or a store without draws"
+                f"the store of {data.data.name} holds augmented views, which are for training; evaluate the videos, or "
+                "a store of one fixed view"
             )
-        told, protocol_spec = data_config or data.data_config, data.data.protocol_spec
+        requested, protocol_spec = data_config or data.data_config, data.data.protocol_spec
         data_config = replace(
-            data.data_config, batch_size=told.batch_size, precision=told.precision, tokens=told.tokens
+            data.data_config, batch_size=requested.batch_size, precision=requested.precision, tokens=requested.tokens
         )
     else:
         protocol_spec = data.protocol_spec
@@ -219,24 +221,23 @@ def resolve_data_config(model: VideoCLIP, data: VideoDataset | TapStore, data_co
     return data_config if data_config.tokens is not None else replace(data_config, tokens=protocol_spec.tokens)
 
 
-def require_whole(data: VideoDataset, found: int) -> None:
-    """DataError if `found` videos are fewer than the data's protocol has and nobody said that this is all right."""
+def require_whole(data: VideoDataset, n_videos: int) -> None:
+    """Raise DataError if `n_videos` is less than the protocol's number, unless the data allow missing videos."""
     protocol_spec = data.protocol_spec
-    if protocol_spec.videos is None or found >= protocol_spec.videos or protocol_spec.fewer:
+    if protocol_spec.videos is None or n_videos >= protocol_spec.videos or protocol_spec.fewer:
         return
-    advice = "mend the others (clipvid data check says what is wrong)"
-    here = f"{found} are here"
+    advice = "repair the others (clipvid data check lists their errors)"
+    count = f"{n_videos} are here"
     if protocol_spec.listed is not None and protocol_spec.listed < protocol_spec.videos:
-        here = f"the list names {protocol_spec.listed}, of which {found} are here"
+        count = f"the list names {protocol_spec.listed}, of which {n_videos} are here"
         advice = "leave out the list (annotations) to take the protocol's own"
     raise DataError(
-        f"{data.name}: the protocol has {protocol_spec.videos} videos and {here}, so the figures would be over an "
-        "easier "
-        f"gallery; {advice}, or allow it with allow_missing"
+        f"{data.name}: the protocol has {protocol_spec.videos} videos and {count}, so the metrics would be over an "
+        f"easier gallery; {advice}, or allow it with allow_missing"
     )
 
 
-def _sources(
+def _inputs(
     model: VideoCLIP | VideoEncoder,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
@@ -244,7 +245,7 @@ def _sources(
     progress: bool,
     title: str | None,
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
-    """Yield what the model encodes of each batch: taps or pixels, or for an encoder without them clips and a mask."""
+    """Yield the model's input for each batch: taps or pixels, or for an encoder without them clips and a mask."""
     title = title or f"embed {dataset_of(data).name}"
     if not has_taps(model):
         assert isinstance(data, VideoDataset), "stored taps are for a VideoCLIP"
@@ -253,11 +254,11 @@ def _sources(
                 yield (video, batch.mask.flatten(0, -2).to(model.device)), batch.index.tolist(), batch.unreadable
         return
     if isinstance(data, TapStore):
-        plan = in_order(len(data), data_config.batch_size)
+        order = in_order(len(data), data_config.batch_size)
         store = data.read_by(model)
-        jobs = (partial(store.sent, rows, model.device) for rows in plan)
+        jobs = (partial(store.sent, rows, model.device) for rows in order)
         with closing(awaited(store.in_turn(jobs))) as source:
-            for rows, taps in zip(plan, source, strict=True):
+            for rows, taps in zip(order, source, strict=True):
                 yield taps(), list(rows), ()
         return
     with closing(stream_taps(model, data, data_config, progress=progress, title=title)) as stream:

@@ -1,8 +1,7 @@
-"""What a model's branch reads of the clips of a data set, batch by batch, as a reading says.
+"""Streams of a data set's clips, decoded or encoded by the frozen tower, batch by batch, read as a data config says.
 
-Contract: a model, a VideoDataset and a DataConfig in; decoded clips, or what the frozen tower says of them, out, in
-order.
-Knows nothing of what is kept, of losses or of metrics.
+Contract: a model, a VideoDataset and a DataConfig in; decoded clips, or the taps that the branch reads, out, in order.
+Knows nothing of caches, losses or metrics.
 """
 
 from __future__ import annotations
@@ -54,14 +53,13 @@ def clip_dataset(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> ClipDataset:
-    """The clips of `data`, read as `data_config` says and fitted to the model's input.
+    """Return the clips of `data`, read as `data_config` says and fitted to the model's input.
 
-    `random` draws one clip of a video, or two as `pair` says: the reading's several views are for evaluation. `seed`
-    and `names` are those of ClipDataset.
+    `random` samples one clip per video, or two as `pair` says; the data config's views are for evaluation. `seed` and
+    `names` are those of ClipDataset.
     """
-    model.transform.check_crops(
-        data_config.spatial_views
-    )  # also for training, which would fail at its first validation
+    # also for training, which otherwise fails at its first validation
+    model.transform.check_crops(data_config.spatial_views)
     fixed = Views() if random else Views(data_config.temporal_views, data_config.spatial_views)
     return ClipDataset(
         data,
@@ -83,17 +81,17 @@ def stream_taps(
     data: VideoDataset,
     data_config: DataConfig,
     *,
-    to_keep: bool = False,
+    for_cache: bool = False,
     progress: bool = False,
     title: str = "encode",
     clips: ClipDataset | None = None,
 ) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
-    """What the branch reads of every clip in order, batch by batch; batches in which nothing could be read are empty.
+    """Yield the features that the branch reads, batch by batch in order; empty ones if no clip of a batch was readable.
 
-    Each batch under `inference`. `to_keep` asks for whole taps, with frame embeddings that other branches may need;
-    the rest is that of `stream_clips`.
+    Each batch is encoded under `inference`. `for_cache` asks for complete taps, with the frame embeddings that other
+    branches may need; the other arguments are those of `stream_clips`.
     """
-    read = model.taps if to_keep else model.reads
+    read = model.taps if for_cache else model.reads
     with closing(stream_clips(model, data, data_config, progress=progress, title=title, clips=clips)) as stream:
         for video, mask, batch in stream:
             if not len(batch):
@@ -115,15 +113,14 @@ def stream_clips(
 ) -> Generator[tuple[Tensor, Tensor | None, Batch], None, None]:
     """Yield the decoded clips of each batch in order, on the model's device, with their mask and the batch itself.
 
-    The mask is None where every frame counts. Clips in V views are B·V rows, the views of the first clip first.
-    `clips` are those of `data` where they are read otherwise than `clip_dataset` does. Close it where you leave it
-    early.
+    The mask is None if every frame counts. Clips in V views are B·V rows, the views of the first clip first. `clips`
+    replaces the default, `clip_dataset` of `data`. Close the generator if you leave it early.
     """
     from tqdm import tqdm
 
-    plan = in_order(len(data), max(1, data_config.batch_size // data_config.views))
+    order = in_order(len(data), max(1, data_config.batch_size // data_config.views))
     clips = clip_dataset(model, data, data_config) if clips is None else clips
-    source = batches_of(clips, plan, workers=data_config.workers, device=model.device)
+    source = batches_of(clips, order, workers=data_config.workers, device=model.device)
     with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
         for batch in source:
             video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
@@ -132,10 +129,12 @@ def stream_clips(
 
 
 def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
-    """How the model's training read its clips; for a model that was not trained as the data's protocol has it."""
-    told = {name: value for name in ("frames", "tokens") if (value := getattr(protocol_spec, name)) is not None}
+    """Return the data config that the model was trained with, filled up from the data's protocol and the defaults."""
+    protocol = {name: value for name in ("frames", "tokens") if (value := getattr(protocol_spec, name)) is not None}
     trained = (model.training_record or {}).get("data_config", {})
-    return DataConfig(**told | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)})
+    return DataConfig(
+        **protocol | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)}
+    )
 
 
 def _no_taps() -> Taps:
@@ -144,27 +143,29 @@ def _no_taps() -> Taps:
 
 @dataclass(frozen=True)
 class View:
-    """One view of every clip of a data set: `keys` are their names in a cache, None where a file cannot be opened."""
+    """One view of every clip of a data set; `keys` are their keys in a cache, None for a file that cannot be opened."""
 
     keys: Sequence[str | None]
     augmented_views: AugmentedViews | None = None
     number: int = 0
 
     def clips(self, model: VideoCLIP, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
-        """Some of the clips of `data`, to be decoded; fixed ones where nothing is drawn."""
-        some = data.subset(rows)
+        """Return the clips of `data` at `rows`, to be decoded in this view."""
+        selection = data.subset(rows)
         if self.augmented_views is None:
-            return clip_dataset(model, some, data_config)
+            return clip_dataset(model, selection, data_config)
         names = [str(self.keys[row]) for row in rows]
         transform = augmented(model.transform, self.augmented_views)
-        found = clip_dataset(model, some, data_config, transform=transform, random=True, names=names)
-        found.set_epoch(self.number)
-        return found
+        clips = clip_dataset(model, selection, data_config, transform=transform, random=True, names=names)
+        clips.set_epoch(self.number)
+        return clips
 
 
 def views_of(keys: Sequence[str | None], augmented_views: AugmentedViews | None) -> list[View]:
-    """The views to keep of clips with these keys: one, or those that are drawn."""
+    """Return the views to cache of clips with these keys: one fixed view, or the augmented ones."""
     if augmented_views is None:
         return [View(keys)]
-    named = [[None if key is None else f"{key}:{number}" for key in keys] for number in range(augmented_views.views)]
-    return [View(some, augmented_views, number) for number, some in enumerate(named)]
+    keys_by_view = [
+        [None if key is None else f"{key}:{number}" for key in keys] for number in range(augmented_views.views)
+    ]
+    return [View(view_keys, augmented_views, number) for number, view_keys in enumerate(keys_by_view)]

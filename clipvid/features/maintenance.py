@@ -1,7 +1,7 @@
-"""Looking after a cache: what it holds, which of its files are damaged, and the removal of those.
+"""Maintenance of a cache: list its contents, verify its files, and remove damaged ones.
 
-Contract: a folder in; facts out, and files gone. Reads headers or every byte, and never what the tensors mean. Of a
-folder whose recipe cannot be read nothing is removed: nobody can tell whose its files are.
+Contract: a folder in; descriptions of its contents out, and files removed. Reads headers or every byte, but not the
+meaning of the tensors. Nothing is removed from a folder whose cache key cannot be read: its files may be anybody's.
 """
 
 from __future__ import annotations
@@ -11,55 +11,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvid.errors import CacheError
-from clipvid.features.cache_key import RECIPE, TEXT, CacheKey, TextCacheKey, read_cache_key
+from clipvid.features.cache_key import CACHE_KEY_FILE, TEXT, CacheKey, TextCacheKey, read_cache_key
 from clipvid.features.shards import ADVICE, SUFFIX, check_shard, shard_files
 from clipvid.runtime.text import pluralize
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one folder of a cache holds: the taps or the caption embeddings of one recipe."""
+    """Contents of one folder of a cache: the taps or the caption embeddings of one cache key."""
 
     folder: Path
     cache_key: CacheKey | TextCacheKey | None
-    """None where it cannot be read; `broken` says why."""
+    """None if it cannot be read; `broken` says why."""
     rows: int
-    """Clips or captions."""
+    """Number of clips or captions."""
     nbytes: int
     damaged: tuple[tuple[Path, str], ...]
-    """Files that are not what was written, and why."""
+    """Damaged files, each with the reason."""
     broken: str = ""
 
     def __str__(self) -> str:
-        what = "caption" if self.folder.name.startswith(TEXT) else "clip"
-        known = self.cache_key or f"{RECIPE} {self.broken}"
-        lines = [f"{self.folder}: {pluralize(self.rows, what)}, {format_bytes(self.nbytes)}; {known}"]
+        noun = "caption" if self.folder.name.startswith(TEXT) else "clip"
+        description = self.cache_key or f"{CACHE_KEY_FILE} {self.broken}"
+        lines = [f"{self.folder}: {pluralize(self.rows, noun)}, {format_bytes(self.nbytes)}; {description}"]
         return "\n".join(lines + [f"  {path.name} {reason}" for path, reason in self.damaged])
 
 
-def parts_of(folder: str | Path, *, whole: bool = False) -> list[Part]:
-    """What a cache holds, recipe by recipe; with `whole` every byte is read and checked, else the headers are.
+def parts_of(folder: str | Path, *, full: bool = False) -> list[Part]:
+    """Return the contents of a cache, a part per cache key; check the headers of its files, with `full` every byte.
 
-    Raises CacheError where there is no cache; what is damaged in one is said in its part.
+    Damage is reported in the part. Raises CacheError if the folder is no cache.
     """
     if Path(folder).is_file():
-        raise CacheError(f"{folder} is a file, a tap cache is a folder; give the one of clipvid train --cache")
-    found = sorted({path.parent for name in (RECIPE, f"*{SUFFIX}") for path in Path(folder).glob(f"*/{name}")})
-    if not found:
+        raise CacheError(f"{folder} is a file, a tap cache is a folder; give the folder of clipvid train --cache")
+    folders = sorted(
+        {path.parent for name in (CACHE_KEY_FILE, f"*{SUFFIX}") for path in Path(folder).glob(f"*/{name}")}
+    )
+    if not folders:
         raise CacheError(f"{folder} holds no tap cache; clipvid train --cache {folder} makes one")
-    return [_part(place, whole=whole) for place in found]
+    return [_part(subfolder, full=full) for subfolder in folders]
 
 
-def _part(folder: Path, *, whole: bool) -> Part:
+def _part(folder: Path, *, full: bool) -> Part:
     rows, size, damaged = 0, 0, []
     try:
         cache_key, broken = read_cache_key(folder), ""
     except CacheError as error:
-        cache_key, broken = None, str(error).removeprefix(f"{folder / RECIPE} ")
+        cache_key, broken = None, str(error).removeprefix(f"{folder / CACHE_KEY_FILE} ")
     for path in shard_files(folder):
         size += path.stat().st_size
         try:
-            rows += check_shard(path, whole=whole)
+            rows += check_shard(path, full=full)
         except CacheError as error:
             damaged.append((path, str(error).removeprefix(f"{path} ").removesuffix(f"; {ADVICE}")))
     return Part(folder, cache_key, rows, size, tuple(damaged), broken)
@@ -67,30 +69,31 @@ def _part(folder: Path, *, whole: bool) -> Part:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruning removed, and what it left as nobody can tell whose it is."""
+    """Result of pruning a cache."""
 
     removed: tuple[Path, ...]
+    """Files and folders that were removed."""
     left: tuple[Part, ...]
-    """Folders whose recipe cannot be read."""
+    """Folders that were left alone because their cache key cannot be read."""
 
 
 def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
-    """Remove damaged files, drafts of killed runs and, with `tower`, all of the tower whose fingerprint begins so.
+    """Remove damaged files, drafts of killed runs and, with `tower`, everything of the tower with that fingerprint.
 
-    Not while another process writes to the cache: its draft would go too. Raises CacheError for a beginning that no
-    tower here has, or more than one.
+    `tower` is the beginning of a fingerprint. Do not call this while another process writes to the cache: its draft
+    would be removed too. Raises CacheError unless exactly one tower in the cache matches.
     """
     removed: list[Path] = []
-    parts = parts_of(folder, whole=True)
+    parts = parts_of(folder, full=True)
     towers = {part.folder: part.cache_key.tower for part in parts if part.cache_key is not None}
-    meant = {own for own in towers.values() if tower is not None and own.startswith(tower)}
-    if tower is not None and len(meant) != 1:
-        there = ", ".join(sorted({own[:12] for own in towers.values()})) or "none that can be read"
-        raise CacheError(f"{tower!r} begins {len(meant)} towers of {folder}, not one; it has {there}")
+    matches = {name for name in towers.values() if tower is not None and name.startswith(tower)}
+    if tower is not None and len(matches) != 1:
+        available = ", ".join(sorted({name[:12] for name in towers.values()})) or "none that can be read"
+        raise CacheError(f"{tower!r} must match exactly one tower, got {len(matches)} in {folder}; it has {available}")
     for part in parts:
         if part.cache_key is None:
             continue
-        if towers[part.folder] in meant:
+        if towers[part.folder] in matches:
             shutil.rmtree(part.folder)
             removed.append(part.folder)
             continue
@@ -101,5 +104,5 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
 
 
 def format_bytes(size: int) -> str:
-    """Bytes as MiB or GiB."""
+    """Return a number of bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -31,54 +31,54 @@ def encode_dataset(
 ) -> TapStore:
     """Encode every clip once, or once per augmented view, and hold the taps in memory.
 
-    Memory: `taps.nbytes` times the number of views. Raises ValueError for data without taps to cache, or of which no
-    video could be read, and VideoError as the data config says.
+    Memory: `taps.nbytes` times the number of views. Raises ValueError if the model or the data config has no taps to
+    cache, or if no video could be read; VideoError for an unreadable video if the data config says so.
     """
     data_config = data_config or trained_data_config(model, data.protocol_spec)
     check_storable(model, data_config)
-    rows, parts, lost = range(len(data)), [], []
+    rows, views, unreadable = range(len(data)), [], []
     for view in views_of([None] * len(data) if augmented_views is None else clip_keys(data), augmented_views):
-        taps, kept, errors = _encoded(model, data, data_config, view, rows, progress=progress)
-        place = {row: at for at, row in enumerate(rows)}
-        parts = [one.part([place[row] for row in kept]) for one in parts] if len(kept) < len(rows) else parts
-        rows, parts, lost = kept, [*parts, taps], [*lost, *errors]
-    tower, others = model.backbone.tower_fingerprint, tuple(parts[1:])
-    kept_clips = data.surviving(rows)
+        taps, readable, errors = _encode_view(model, data, data_config, view, rows, progress=progress)
+        position = {row: number for number, row in enumerate(rows)}
+        views = [one.part([position[row] for row in readable]) for one in views] if len(readable) < len(rows) else views
+        rows, views, unreadable = readable, [*views, taps], [*unreadable, *errors]
+    tower, others = model.backbone.tower_fingerprint, tuple(views[1:])
+    clips = data.surviving(rows)
     return TapStore(
-        parts[0],
-        kept_clips,
+        views[0],
+        clips,
         data_config,
         tower,
-        unreadable=tuple(lost),
+        unreadable=tuple(unreadable),
         augmented_views=augmented_views,
         others=others,
     )
 
 
-def _encoded(
+def _encode_view(
     model: VideoCLIP, data: VideoDataset, data_config: DataConfig, view: View, rows: Sequence[int], *, progress: bool
 ) -> tuple[Taps, list[int], list[VideoError]]:
-    """Taps of a view of some clips, which of them could be read, and why the others could not."""
+    """Return a view's taps of the clips at `rows`, the rows that could be read, and the errors of the others."""
     parts: list[Taps] = []
-    kept: list[int] = []
-    lost: list[VideoError] = []
-    some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
+    readable: list[int] = []
+    errors: list[VideoError] = []
+    selection, clips = data.subset(rows), view.clips(model, data, data_config, rows)
     title = f"encode {data.name}"
-    source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
+    source = stream_taps(model, selection, data_config, for_cache=True, clips=clips, progress=progress, title=title)
     with closing(source) as stream:
         for taps, batch in stream:
-            lost.extend(batch.unreadable)
+            errors.extend(batch.unreadable)
             if len(batch) and isinstance(taps, Taps):
                 parts.append(taps.to("cpu"))
-                kept.extend(rows[place] for place in batch.index.tolist())
+                readable.extend(rows[position] for position in batch.index.tolist())
     if not parts:
         raise ValueError(
-            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {errors[0]}" if errors else "")
         )
-    return _concatenated(parts), kept, lost
+    return _concatenate(parts), readable, errors
 
 
-def _concatenated(parts: Sequence[Taps]) -> Taps:
+def _concatenate(parts: Sequence[Taps]) -> Taps:
     levels = range(len(parts[0].levels))
     masks = None
     if any(p.mask is not None for p in parts):

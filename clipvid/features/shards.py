@@ -1,10 +1,10 @@
-"""The files of a cache: a few clips or captions each, written whole or not at all, mapped, checked when first read.
+"""Shards, the files of a cache: a few clips or captions each, written atomically, memory-mapped, checked at first read.
 
-Contract: named tensors with one row a clip, and the clips' keys, in; the same rows by key out. A file is one of
-safetensors whose header holds the keys, a CRC-32 of every clip's bytes and the folder that it was written for, so a
-flipped bit, a cut file, a foreign or a stale one is an error that names the file. Several processes may write to one
-folder: each file has a name of its own, and a clip that two of them wrote is there twice and equal. Knows nothing of
-towers, videos or what the tensors mean.
+Contract: named tensors with one row per clip, and the clips' keys, in; the same rows by key out. A shard is a
+safetensors file whose header holds the keys, a CRC-32 of every clip's bytes and the folder that it was written for, so
+a flipped bit, a cut file, a foreign or a stale one raises an error that names the file. Several processes may write to
+one folder: each shard has its own name, and a clip written by two of them is stored twice, with equal bytes. Knows
+nothing of towers, videos or the meaning of the tensors.
 """
 
 from __future__ import annotations
@@ -30,73 +30,75 @@ FORMAT = "clipvid-cache-2"
 
 
 def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor], *, name: str | None = None) -> Path:
-    """One file of these clips; `tensors` have one row a clip, in the order of `keys`. It has a name of its own, or
-    `name`, for whoever knows of the content beforehand.
+    """Write one shard of these clips and return its path; `tensors` have one row per clip, in the order of `keys`.
+
+    The file gets a random unique name, or `name` for content that is known beforehand.
     """
-    if wrong := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
-        raise ValueError(f"{wrong[0]} has {len(tensors[wrong[0]])} rows for {len(keys)} clips; give one a clip")
+    if uneven := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
+        raise ValueError(f"{uneven[0]} has {len(tensors[uneven[0]])} rows for {len(keys)} clips; give one row per clip")
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks), "folder": folder.name}
     path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
-    with atomic_file(path) as beside:
-        write_tensors(beside, tensors, metadata=header)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())  # a rename may reach the disk before what it names
+    with atomic_file(path) as draft:
+        write_tensors(draft, tensors, metadata=header)
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())  # the rename may otherwise reach the disk before the content
     return path
 
 
 class Shards:
-    """All files of a folder, each opened when it is needed; of a clip that is there more than once, one of them."""
+    """All shards of a folder, each opened when needed; a clip stored more than once is read from one of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
-        self._place: dict[str, tuple[Path, int]] = {}
+        self._location: dict[str, tuple[Path, int]] = {}
         self._checks: dict[str, int] = {}
         self._checked: set[str] = set()
-        self._known: set[Path] = set()
-        self.look()
+        self._indexed: set[Path] = set()
+        self.refresh()
 
-    def look(self) -> None:
-        """Take note of files that others have written since."""
+    def refresh(self) -> None:
+        """Index the shards that were written since the last call, by this or another process."""
         for path in shard_files(self.folder):
-            if path not in self._known:
-                self._note(path)
+            if path not in self._indexed:
+                self._index(path)
 
-    def _note(self, path: Path) -> None:
+    def _index(self, path: Path) -> None:
         header = _header(path)
         for row, (key, check) in enumerate(zip(*header, strict=True)):
-            if key not in self._place:
-                self._place[key], self._checks[key] = (path, row), check
-        self._known.add(path)
+            if key not in self._location:
+                self._location[key], self._checks[key] = (path, row), check
+        self._indexed.add(path)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._place
+        return key in self._location
 
     def row(self, key: str) -> dict[str, Tensor]:
-        """The tensors of one clip, mapped from its file; CacheError where its bytes are not those that were written."""
-        path, row = self._place[key]
+        """Return the tensors of one clip, mapped from its file. Raise CacheError if its bytes have changed."""
+        path, row = self._location[key]
         if path not in self._open:
             self._open[path] = _tensors(path)
-        found = _row(self._open[path], row)
+        clip = _row(self._open[path], row)
         if key not in self._checked:
-            _check(found, self._checks[key], path=path, row=row)
+            _check(clip, self._checks[key], path=path, row=row)
             self._checked.add(key)
-        return found
+        return clip
 
 
-ADVICE = "clipvid cache prune removes such files, and the next run makes their clips anew"
+ADVICE = "clipvid cache prune removes such files, and the next run encodes their clips again"
+"""Advice at the end of every message about a damaged shard."""
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The finished files of a folder; drafts begin with a dot."""
+    """Return the finished shards of a folder; names of unfinished ones begin with a dot."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
 
 
-def check_shard(path: Path, *, whole: bool) -> int:
-    """How many clips a file holds; CacheError where its header, or with `whole` any byte, is not what was written."""
+def check_shard(path: Path, *, full: bool) -> int:
+    """Return the number of clips in a shard. Raise CacheError if its header, or with `full` any byte, has changed."""
     keys, checks = _header(path)
-    if whole:
+    if full:
         tensors = _tensors(path)
         for row, check in enumerate(checks):
             _check(_row(tensors, row), check, path=path, row=row)
@@ -104,10 +106,10 @@ def check_shard(path: Path, *, whole: bool) -> int:
 
 
 def read_shard(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
-    """All of a file that holds these clips in this order; CacheError where any byte is not what was written."""
-    found, checks = _header(path)
-    if found != list(keys):
-        raise CacheError(f"{path} is damaged: it holds other rows than its name stands for; {ADVICE}")
+    """Return all tensors of a shard of exactly these keys. Raise CacheError if any byte has changed."""
+    stored, checks = _header(path)
+    if stored != list(keys):
+        raise CacheError(f"{path} is damaged: its rows do not match its name; {ADVICE}")
     tensors = _tensors(path)
     for row, check in enumerate(checks):
         _check(_row(tensors, row), check, path=path, row=row)
@@ -120,11 +122,11 @@ def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 
 def _check(clip: Mapping[str, Tensor], check: int, *, path: Path, row: int) -> None:
     if _crc(clip) != check:
-        raise CacheError(f"{path} is damaged: the bytes of clip {row} are not those that were written; {ADVICE}")
+        raise CacheError(f"{path} is damaged: the bytes of clip {row} have changed since they were written; {ADVICE}")
 
 
 def _require_readable(path: Path) -> None:
-    """PermissionError for a file of which this user may not see the content: that is no damage."""
+    """Raise PermissionError for a file that this user may not read: it is not damaged, so pruning must keep it."""
     if path.exists() and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
@@ -133,20 +135,20 @@ def _header(path: Path) -> tuple[list[str], list[int]]:
     _require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            keys, checks = json.loads(told["keys"]), json.loads(told["checks"])
-            rows = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            metadata = file.metadata() or {}
+            keys, checks = json.loads(metadata["keys"]), json.loads(metadata["checks"])
+            rows = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CacheError(f"{path} is damaged or cut off ({error}); {ADVICE}") from error
-    if told.get("format") != FORMAT:
-        raise CacheError(f"{path} has format {told.get('format')}, this version reads {FORMAT}; {ADVICE}")
-    if told.get("folder") != path.parent.name:
+    if metadata.get("format") != FORMAT:
+        raise CacheError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}; {ADVICE}")
+    if metadata.get("folder") != path.parent.name:
         raise CacheError(
-            f"{path} is stale: it was written for {told.get('folder')}, by another tower or reading; {ADVICE}"
+            f"{path} is stale: it was written for {metadata.get('folder')}, by another tower or data config; {ADVICE}"
         )
     if rows != {len(keys)} or len(checks) != len(keys):
         raise CacheError(
-            f"{path} is damaged: {len(keys)} clips are announced, its tensors hold {sorted(rows)}; {ADVICE}"
+            f"{path} is damaged: its header lists {len(keys)} clips, its tensors hold {sorted(rows)}; {ADVICE}"
         )
     return keys, checks
 
@@ -161,10 +163,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _crc(tensors: Mapping[str, Tensor]) -> int:
-    """Of the names, shapes, types and bytes of one clip."""
-    found = 0
+    """Return the CRC-32 of the names, shapes, types and bytes of one clip."""
+    checksum = 0
     for name, tensor in sorted(tensors.items()):
-        found = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), found)
+        checksum = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), checksum)
         data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
-        found = zlib.crc32(data, found)
-    return found
+        checksum = zlib.crc32(data, checksum)
+    return checksum

@@ -1,8 +1,8 @@
-"""Taps of a whole data set: made once by the frozen tower, then read as often as training likes.
+"""Taps of a data set: computed once by the frozen tower, then read in every epoch.
 
-Contract: a model and a VideoDataset in, Taps by index out. Cached equals live for a model with the same tower, which a
-store checks: frames are sampled without chance, or views are drawn once (`AugmentedViews`). Knows nothing of losses
-or metrics.
+Contract: a model and a VideoDataset in, Taps by index out. Cached taps equal live ones for a model with the same tower,
+which a store checks: frames are sampled deterministically, or augmented views once (`AugmentedViews`). Knows nothing of
+losses or metrics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Rows(Protocol):
-    """Taps of clips by number: in memory (Taps), or on disk (clipvid.features.cached_taps)."""
+    """Taps of clips by index: in memory (Taps), or on disk (clipvid.features.cached_taps)."""
 
     def select(self, levels: Sequence[int]) -> Rows: ...
 
@@ -42,10 +42,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class TapStore:
-    """The taps of a data set, clip i at row i; those that `encode` makes are in memory.
+    """Taps of a data set, clip i at row i, in memory or on disk.
 
-    `data` holds the records that were encoded, in order; `unreadable` what had to be left out, and why; `tower` is
-    `Backbone.tower_fingerprint` of the model that encoded them.
+    `data` holds the records that were encoded, in order; `unreadable` the errors of those that were left out; `tower`
+    is `Backbone.tower_fingerprint` of the model that encoded them.
     """
 
     taps: Rows
@@ -54,19 +54,19 @@ class TapStore:
     tower: str
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
-    """Where embeddings of its captions are kept too."""
+    """Cache of the captions' embeddings, if there is one."""
     origin: str = "taps in memory"
-    """What the taps are read from, in words: another cache may give other bits."""
+    """Description of the source of the taps; taps from another source may differ."""
     augmented_views: AugmentedViews | None = None
-    """How chance drew what is kept; None for one fixed view of each clip."""
+    """Settings of the augmented views; None for one fixed view per clip."""
     others: tuple[Rows, ...] = ()
-    """Views of the clips beside `taps`, where several were drawn."""
+    """Further augmented views of the clips; `taps` is the first."""
 
     def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-        """Results of jobs that read these taps, in order: two ahead of their use, in a thread.
+        """Yield the results of jobs that read these taps, in order: two ahead of their use, in a thread.
 
-        Of a trunk, whose batches are computed, they are made here: torch remembers autocast's casts for all threads in
-        one place, and a thread that leaves autocast would clear what a training step has there.
+        Jobs on `FirstLayerTaps`, which computes its batches, run in the caller's thread: torch caches autocast's casts
+        for all threads in one place, and a thread that leaves autocast would clear those of a training step.
         """
         return (job() for job in jobs) if isinstance(self.taps, FirstLayerTaps) else prefetch(jobs)
 
@@ -74,65 +74,66 @@ class TapStore:
         return len(self.data)
 
     def read_by(self, model: VideoCLIP) -> TapStore:
-        """What the model's branch reads of this store; copies nothing.
+        """Return a store of the levels that the model's branch reads; copies nothing.
 
-        Raises ValueError for a level that is not here, and for taps of another tower.
+        Raises ValueError for a level that is not stored, and for taps of another tower.
         """
-        if (own := model.backbone.tower_fingerprint) != self.tower:
+        if (fingerprint := model.backbone.tower_fingerprint) != self.tower:
             raise ValueError(
                 f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
-                f"is {own[:12]}; encode the videos anew with this model"
+                f"is {fingerprint[:12]}; encode the videos again with this model"
             )
         return self._each(lambda view: view.select(model.branch.levels))
 
     def subset(self, rows: Sequence[int]) -> TapStore:
-        """The store of these clips, in this order."""
+        """Return a store of these clips, in this order."""
         return replace(self._each(lambda view: view.part(rows)), data=self.data.subset(rows))
 
     def at(self, epoch: int) -> TapStore:
-        """The view of every clip that this epoch of a training reads."""
-        every = [self.taps, *self.others]
-        return replace(self, taps=every[epoch % len(every)], others=())
+        """Return a store of the view that this epoch of a training run reads."""
+        views = [self.taps, *self.others]
+        return replace(self, taps=views[epoch % len(views)], others=())
 
     def _each(self, change: Callable[[Rows], Rows]) -> TapStore:
         return replace(self, taps=change(self.taps), others=tuple(map(change, self.others)))
 
     def batch(self, indices: Sequence[int]) -> Taps:
-        """The taps of these clips, in this order."""
+        """Return the taps of these clips, in this order."""
         return self.taps.gather(indices)
 
     def sent(self, indices: Sequence[int], device: torch.device) -> Callable[[], Taps]:
-        """`batch`, on its way to a device; the call gives it there (`clipvid.features.transfer`)."""
+        """Start the transfer of `batch` to a device; return the function that gives it there (`features.transfer`)."""
         return sent(self.batch(indices), device)
 
     def reordered(self, frames: Tensor) -> TapStore:
-        """The same clips with their frames in another order: `frames` (n, T) has the place each frame comes from.
+        """Return a store of the clips with their frames in another order; `frames` (n, T) are indices of source frames.
 
-        Of drawn views the first.
+        Only the first of several augmented views is returned.
         """
-        rows, everything = torch.arange(len(self))[:, None], self.batch(range(len(self)))
-        taps = everything.map(lambda t: t[rows, frames])
+        rows, taps_of_all = torch.arange(len(self))[:, None], self.batch(range(len(self)))
+        taps = taps_of_all.map(lambda t: t[rows, frames])
         return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]), others=())
 
     @property
     def labels(self) -> Tensor:
+        """Class indices (n,) of the clips; NO_LABEL for a clip without one."""
         return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
 
 
 def dataset_of(data: VideoDataset | TapStore) -> VideoDataset:
-    """What is known about the clips, whether their taps are kept or not."""
+    """Return the data set itself, or the one whose taps a store holds."""
     return data.data if isinstance(data, TapStore) else data
 
 
 def check_storable(model: VideoCLIP, data_config: DataConfig) -> None:
-    """ValueError for what has no taps to keep: several views, and branches that read pixels."""
+    """Raise ValueError for several evaluation views, and for a branch that reads pixels: they have no taps to cache."""
     if data_config.views > 1:
         raise ValueError(
-            f"a TapStore keeps no views for evaluation, got temporal_views={data_config.temporal_views} and "
+            f"a TapStore holds no views for evaluation, got temporal_views={data_config.temporal_views} and "
             f"spatial_views={data_config.spatial_views}; leave them at 1, or evaluate the data without storing taps"
         )
     if model.branch.reads_pixels:
         raise ValueError(
-            f"branch {model.branch.options.preset()} has a stem of its own and reads pixels, so it has no taps to "
-            "keep; train it without cache_taps"
+            f"branch {model.branch.options.preset()} has its own stem and reads pixels, so it has no taps to "
+            "cache; train it without cache_taps"
         )

@@ -1,10 +1,10 @@
-"""TapCache: what a frozen tower says of every clip of a data set, kept on disk for all later runs.
+"""TapCache: the frozen tower's taps of every clip of a data set, cached on disk for all later runs.
 
-Contract: a folder, a model and a reading in; a TapStore that reads from mapped files out. A cache is addressed by what
-decides its bytes: tower, preprocessing, precision, frames, sampler, levels and kind; a clip by its file's content and
-its part in seconds. So another model or reading never meets these taps, a file that changed is encoded anew, and one
-that was only moved is not. A run that was killed keeps every clip whose file was written. Knows nothing of branches,
-losses or metrics.
+Contract: a folder, a model and a data config in; a TapStore that reads from memory-mapped files out. The cache key
+holds everything that determines the bytes: tower, preprocessing, precision, frames, sampler, levels and kind; a clip's
+key holds its file's content and its part in seconds. So another model or data config never reads these taps, a changed
+file is encoded again, and one that was only moved is not. A killed run loses only the clips of its unfinished file.
+Knows nothing of branches, losses or metrics.
 """
 
 from __future__ import annotations
@@ -41,21 +41,20 @@ from clipvid.runtime.files import describe_os_error, require_writable
 from clipvid.runtime.precision import autocast, resolve
 
 SPARE = 64 * 2**20
-"""Bytes of a disk that a cache leaves free."""
+"""Bytes of disk space that a cache leaves free."""
 _READ_LIVE = {"bf16-mixed": "bf16", "32-true": "fp32"}
 """Kind of the type in which the branch reads live taps, whatever the tower; in 16-mixed the tower decides."""
 
 
 class TapCache:
-    """A folder of taps. `store` gives those of a data set, encoding what is not there yet."""
+    """A folder of cached taps. `store` returns those of a data set and encodes the missing ones."""
 
     def __init__(self, folder: str | Path, *, kind: str = codec.AUTO, mode: str = "taps") -> None:
         """Open a cache in `folder`, which need not exist yet.
 
-        `kind` is how features are stored: auto, which rounds nothing (`kind_for`), or one of `codec.KINDS`. `mode` says
-        which features: taps, or first_layer, the lowest level alone. Raise ValueError for any other kind or mode, and
-        where
-        the folder cannot be made.
+        `kind` is the storage format: auto, which rounds nothing (`kind_for`), or one of `codec.KINDS`. `mode` selects
+        the features: taps, or first_layer, the lowest level alone. Raises ValueError for any other kind or mode, and if
+        the folder cannot be created.
         """
         for name, value, allowed in (("kind", kind, (codec.AUTO, *codec.KINDS)), ("mode", mode, MODES)):
             if value not in allowed:
@@ -63,20 +62,20 @@ class TapCache:
         if not Path(folder).is_dir():
             require_writable(folder, folder=True)
         self.folder, self.kind, self.mode = Path(folder), kind, mode
-        self._noted: set[CacheKey] = set()  # what it has said of clips that are there otherwise
+        self._noted: set[CacheKey] = set()  # cache keys already named in a warning of `store`
 
     def origin(self, model: VideoCLIP, data_config: DataConfig) -> str:
-        """Return, for messages and checkpoints, which kind of cache this model reads: another kind gives other bits."""
+        """Return a description of this cache for messages and checkpoints; another kind may give other taps."""
         kind = self.kind_for(model, data_config) if self.kind == codec.AUTO else self.kind
         return f"a tap cache of kind {kind} and mode {self.mode}"
 
     def kind_for(self, model: VideoCLIP, data_config: DataConfig) -> str:
-        """Return the kind in which features of this model are stored, for clips read so.
+        """Return the kind in which this model's features are stored with this data config.
 
-        `auto` becomes the kind that rounds nothing. For taps this is bf16 where the model runs in bf16-mixed and fp32
-        where it runs in 32-true, which are the types that the branch reads live. For a trunk, and in 16-mixed, it
-        follows the type of the tower's tokens. A trunk asked for as bf16 is stored as fp32 where tokens are not
-        bfloat16: rounded in the middle of the tower, they would end elsewhere.
+        `auto` becomes the kind that rounds nothing. For taps this is bf16 in bf16-mixed and fp32 in 32-true, the types
+        that the branch reads live. For a first layer, and in 16-mixed, it follows the type of the tower's tokens. A
+        first layer requested as bf16 is stored as fp32 if the tokens are not bfloat16: rounding in the middle of the
+        tower would change its output.
         """
         if self.kind != codec.AUTO and (self.kind, self.mode) != ("bf16", "first_layer"):
             return self.kind
@@ -89,7 +88,7 @@ class TapCache:
     def cache_key(
         self, model: VideoCLIP, data_config: DataConfig, augmented_views: AugmentedViews | None = None
     ) -> CacheKey:
-        """What decides the taps of this model's branch, read so."""
+        """Return the cache key of the taps of this model's branch."""
         levels = tuple(model.branch.levels)
         return CacheKey(
             tower=model.backbone.tower_fingerprint,
@@ -111,11 +110,11 @@ class TapCache:
         *,
         augmented_views: AugmentedViews | None = None,
     ) -> int:
-        """Bytes that the clips of `data` that are not there yet would take."""
+        """Return the bytes that the clips of `data` that are not cached yet would take."""
         data_config = data_config or trained_data_config(model, data.protocol_spec)
         cache_key = self.cache_key(model, data_config, augmented_views)
-        missing = _missing(Shards(self.folder / cache_key.key), views_of(clip_keys(data), augmented_views))
-        return _size(model, cache_key, len(missing))
+        missing = _missing_keys(Shards(self.folder / cache_key.key), views_of(clip_keys(data), augmented_views))
+        return _bytes_needed(model, cache_key, len(missing))
 
     def store(
         self,
@@ -126,12 +125,12 @@ class TapCache:
         augmented_views: AugmentedViews | None = None,
         progress: bool = False,
     ) -> TapStore:
-        """The taps of `data`; clips that are not there are decoded, encoded and kept, a file a batch.
+        """Return the taps of `data`; missing clips are decoded, encoded and stored, one file per batch.
 
-        One fixed view of each clip, or those that `draws` asks for. Warns before it encodes clips that are there as
-        another kind or mode, once for each. Interrupted, it goes on where it was. Raises CacheError where the disk is
-        too small, before anything is encoded, and for damaged files; ValueError for what has no taps to keep,
-        VideoError as the reading says.
+        Stores one fixed view per clip, or those of `augmented_views`. Warns before it encodes clips that are cached as
+        another kind or mode, once for each. After an interruption the next call continues. Raises CacheError if the
+        disk is too small, before anything is encoded, and for damaged files; ValueError if the model or the data config
+        has no taps to cache; VideoError for an unreadable video if the data config says so.
         """
         data_config = data_config or trained_data_config(model, data.protocol_spec)
         check_storable(model, data_config)
@@ -139,37 +138,38 @@ class TapCache:
         shards = Shards(self.folder / cache_key.key)
         repair_cache_key(shards.folder, cache_key)
         views = views_of(clip_keys(data), augmented_views)
-        missing = _missing(shards, views)
-        self._check_room(_size(model, cache_key, len(missing)))
-        if missing and (note := self._kept_otherwise(cache_key, model, missing)):
+        missing = _missing_keys(shards, views)
+        self._check_disk_space(_bytes_needed(model, cache_key, len(missing)))
+        if missing and (note := self._stored_otherwise(cache_key, model, missing)):
             warnings.warn(note, ClipvidWarning, stacklevel=2)
-        rows, lost = list(range(len(data))), []
+        rows, unreadable = list(range(len(data))), []
         for view in views:
             todo = [row for row in rows if (key := view.keys[row]) is None or key not in shards]
             if todo:
-                with _in_words(shards.folder):
+                with _as_cache_error(shards.folder):
                     write_cache_key(shards.folder, cache_key)
-                for errors in self._filled(cache_key, shards, model, data, view, todo, data_config, progress=progress):
-                    lost.extend(errors)
+                for errors in self._fill(cache_key, shards, model, data, view, todo, data_config, progress=progress):
+                    unreadable.extend(errors)
             rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
         if not rows:
             raise ValueError(
-                f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {lost[0]}" if lost else "")
+                f"none of the {len(data)} videos of {data.name} could be read"
+                + (f"; first: {unreadable[0]}" if unreadable else "")
             )
-        kept = [_kept(model, cache_key, shards, [str(view.keys[row]) for row in rows]) for view in views]
+        cached = [_open_taps(model, cache_key, shards, [str(view.keys[row]) for row in rows]) for view in views]
         return TapStore(
-            kept[0],
+            cached[0],
             data.surviving(rows),
             data_config,
             cache_key.tower,
-            unreadable=tuple(lost),
+            unreadable=tuple(unreadable),
             texts=TextCache(self.folder),
             origin=self.origin(model, data_config),
             augmented_views=augmented_views,
-            others=tuple(kept[1:]),
+            others=tuple(cached[1:]),
         )
 
-    def _filled(
+    def _fill(
         self,
         cache_key: CacheKey,
         shards: Shards,
@@ -181,76 +181,78 @@ class TapCache:
         *,
         progress: bool,
     ) -> Iterator[tuple[VideoError, ...]]:
-        """Write batch after batch; what of each could not be read."""
+        """Encode and store the clips at `rows`; yield the errors of each batch's unreadable ones."""
         title = f"cache {data.name}" if view.augmented_views is None else f"cache {data.name}, view {view.number + 1}"
-        some, clips = data.subset(rows), view.clips(model, data, data_config, rows)
-        source = stream_taps(model, some, data_config, to_keep=True, clips=clips, progress=progress, title=title)
+        selection, clips = data.subset(rows), view.clips(model, data, data_config, rows)
+        source = stream_taps(model, selection, data_config, for_cache=True, clips=clips, progress=progress, title=title)
         with closing(source) as stream:
             for taps, batch in stream:
                 if len(batch) and isinstance(taps, Taps):
-                    written = [str(view.keys[rows[place]]) for place in batch.index.tolist()]
-                    with _in_words(shards.folder):
-                        write_shard(shards.folder, written, _named(_to_keep(taps, cache_key), cache_key))
-                    shards.look()
+                    keys = [str(view.keys[rows[position]]) for position in batch.index.tolist()]
+                    with _as_cache_error(shards.folder):
+                        write_shard(shards.folder, keys, _as_tensors(_for_cache(taps, cache_key), cache_key))
+                    shards.refresh()
                 yield batch.unreadable
 
-    def _kept_otherwise(self, cache_key: CacheKey, model: VideoCLIP, wanted: set[str]) -> str:
-        """Which of these clips the folder has as another kind or mode, and how to read them; "" where it has none."""
-        levels, asked = tuple(model.branch.levels), cache_key.kind if self.kind == codec.AUTO else self.kind
-        held = {"taps": levels, "first_layer": (min(levels),) if levels else ()}
+    def _stored_otherwise(self, cache_key: CacheKey, model: VideoCLIP, missing: set[str]) -> str:
+        """Return a note on missing clips that are cached as another kind or mode, and how to read them; or ""."""
+        levels, requested = tuple(model.branch.levels), cache_key.kind if self.kind == codec.AUTO else self.kind
+        stored_levels = {"taps": levels, "first_layer": (min(levels),) if levels else ()}
         finest = sorted(codec.KINDS, key=lambda kind: -codec.FIDELITY[kind])
-        others = [replace(cache_key, mode=mode, levels=held[mode], kind=kind) for kind in finest for mode in MODES]
+        others = [
+            replace(cache_key, mode=mode, levels=stored_levels[mode], kind=kind) for kind in finest for mode in MODES
+        ]
         for other in (other for other in others if other != cache_key and (self.folder / other.key).is_dir()):
             try:
                 shards = Shards(self.folder / other.key)
-            except (CacheError, OSError):  # damaged, or another's: whoever reads it hears of it
+            except (CacheError, OSError):  # damaged or unreadable; reported when that cache is read
                 continue
-            if found := sum(key in shards for key in wanted):
-                plain = replace(other, levels=(), drawn="")
-                if plain in self._noted:
-                    wanted = {key for key in wanted if key not in shards}
+            if n_stored := sum(key in shards for key in missing):
+                general = replace(other, levels=(), drawn="")
+                if general in self._noted:
+                    missing = {key for key in missing if key not in shards}
                     continue
-                self._noted.add(plain)
-                what = "views" if cache_key.drawn else "clips"
-                there = (
-                    f"{found} of the {len(wanted)} {what} to encode are in {self.folder} as kind {other.kind}, mode "
-                    f"{other.mode}, not as kind {asked}, mode {self.mode}"
+                self._noted.add(general)
+                noun = "views" if cache_key.drawn else "clips"
+                note = (
+                    f"{n_stored} of the {len(missing)} {noun} to encode are in {self.folder} as kind {other.kind}, "
+                    f"mode {other.mode}, not as kind {requested}, mode {self.mode}"
                 )
-                if codec.FIDELITY[other.kind] < codec.FIDELITY[asked]:
-                    return f"{there}; {other.kind} is coarser, so they are encoded anew"
+                if codec.FIDELITY[other.kind] < codec.FIDELITY[requested]:
+                    return f"{note}; {other.kind} is coarser, so they are encoded anew"
                 return (
-                    f"{there}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
+                    f"{note}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
                     "and mode)"
                 )
         return ""
 
-    def _check_room(self, needed: int) -> None:
-        place = self.folder.absolute()
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+    def _check_disk_space(self, needed: int) -> None:
+        """Raise CacheError if the disk has less than `needed` bytes free, beside a reserve of SPARE."""
+        existing = self.folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
         if needed and needed > free - SPARE:
             raise CacheError(
-                f"{self.folder} needs {format_bytes(needed)} for clips that are not there yet, the disk has "
+                f"{self.folder} needs {format_bytes(needed)} for clips that are not cached yet, the disk has "
                 f"{format_bytes(free)}; choose another folder, mode first_layer, a smaller kind (int8), or fewer frames"
             )
 
 
 @contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
-    """CacheError for what the operating system refuses in the block."""
+def _as_cache_error(folder: Path) -> Iterator[None]:
+    """Raise operating system errors of the block as CacheError."""
     try:
         yield
     except OSError as error:
         raise CacheError(
-            f"{folder} cannot be written ({describe_os_error(error)}); what is there stays, and "
-            "the next run goes on from it; "
-            "make room, or choose another folder"
+            f"{folder} cannot be written ({describe_os_error(error)}); what is there stays, and the next run continues "
+            "from it; make room, or choose another folder"
         ) from error
 
 
 def _first_layer_of(model: VideoCLIP) -> tuple[int]:
-    """The lowest level that the branch reads: the others follow from it."""
+    """Return the lowest level that the branch reads; the others can be computed from it."""
     check_forward_from(model.backbone)
     if not model.branch.levels:
         raise ValueError("this branch reads no inner level, so there is no first layer to cache; choose mode taps")
@@ -267,57 +269,60 @@ def _live_type(cache_key: CacheKey) -> torch.dtype | None:
     return None if cache_key.precision == "16-mixed" and cache_key.kind in ("fp16", "fp32") else torch.float32
 
 
-def _to_keep(taps: Taps, cache_key: CacheKey) -> Taps:
-    """The levels that are kept; as the branch takes them, but for a trunk, which the tower takes again."""
+def _for_cache(taps: Taps, cache_key: CacheKey) -> Taps:
+    """Return the levels to store: in the type that the branch reads, but a first layer in the type of the tower."""
     chosen = taps.select(cache_key.levels).to("cpu")
     return chosen if cache_key.mode == "first_layer" else chosen.to(dtype=_live_type(cache_key))
 
 
-def _kept(model: VideoCLIP, cache_key: CacheKey, shards: Shards, keys: Sequence[str]) -> CachedTaps | FirstLayerTaps:
-    held, live = cache_key.levels, _live_type(cache_key)
+def _open_taps(
+    model: VideoCLIP, cache_key: CacheKey, shards: Shards, keys: Sequence[str]
+) -> CachedTaps | FirstLayerTaps:
+    """Return the cached taps of these clips, in the mode of the cache key."""
+    stored, live = cache_key.levels, _live_type(cache_key)
     if cache_key.mode == "taps":
-        return CachedTaps(shards, keys, held=held, levels=held, dtype=live)
-    one = CachedTaps(shards, keys, held=held, levels=held, dtype=None if live is None else torch.float32)
-    return FirstLayerTaps(one, model.backbone, model.branch.levels, precision=cache_key.precision, dtype=live)
+        return CachedTaps(shards, keys, stored=stored, levels=stored, dtype=live)
+    first_layer = CachedTaps(shards, keys, stored=stored, levels=stored, dtype=None if live is None else torch.float32)
+    return FirstLayerTaps(first_layer, model.backbone, model.branch.levels, precision=cache_key.precision, dtype=live)
 
 
-def _missing(shards: Shards, views: Sequence[View]) -> set[str]:
-    """Keys of what is not there yet."""
+def _missing_keys(shards: Shards, views: Sequence[View]) -> set[str]:
+    """Return the keys of clips, in these views, that are not stored yet."""
     return {key for view in views for key in view.keys if key is not None and key not in shards}
 
 
-def _size(model: VideoCLIP, cache_key: CacheKey, clips: int) -> int:
-    """Bytes of so many clips."""
-    return clips * clip_bytes(model.backbone.geometry(cache_key.levels), cache_key.frames, cache_key.kind)
+def _bytes_needed(model: VideoCLIP, cache_key: CacheKey, n_clips: int) -> int:
+    """Return the bytes that the taps of `n_clips` clips take on disk."""
+    return n_clips * clip_bytes(model.backbone.geometry(cache_key.levels), cache_key.frames, cache_key.kind)
 
 
 def clip_bytes(geometry: Geometry, frames: int, kind: str) -> int:
-    """Bytes that the taps of one clip take on disk, but for headers."""
+    """Return the bytes that the taps of one clip take on disk, without headers."""
     tokens = geometry.patches + geometry.class_token
     levels = sum(tokens * codec.size(width, kind) for width in geometry.widths)
-    return frames * (levels + codec.size(geometry.embed_dim, _fine(kind)) + 1)
+    return frames * (levels + codec.size(geometry.embed_dim, _frame_kind(kind)) + 1)
 
 
-def _fine(kind: str) -> str:
-    """How frame embeddings are kept: they are small, and what retrieval compares."""
+def _frame_kind(kind: str) -> str:
+    """Return the kind of frame embeddings: never int8, as they are small and compared by retrieval."""
     return "bf16" if kind == "int8" else kind
 
 
 def _kind_of(name: str, tensor: Tensor, cache_key: CacheKey) -> str:
-    """Return how one tensor of taps is stored; in its own type where that rounds no more than the recipe's kind."""
+    """Return the kind of one tensor of taps; its own type if that rounds no more than the cache key's kind."""
     if cache_key.kind == "fp32" and _live_type(cache_key) is None:
         return codec.exact_kind(tensor.dtype)
-    return _fine(cache_key.kind) if name == "frames" else cache_key.kind
+    return _frame_kind(cache_key.kind) if name == "frames" else cache_key.kind
 
 
-def _named(taps: Taps, cache_key: CacheKey) -> dict[str, Tensor]:
-    """Taps as the tensors of a file."""
+def _as_tensors(taps: Taps, cache_key: CacheKey) -> dict[str, Tensor]:
+    """Return the taps as named tensors of a shard."""
     features = {f"patches.{level}": patch for level, patch in zip(taps.levels, taps.patches, strict=True)}
     features |= {f"cls.{level}": cls for level, cls in zip(taps.levels, taps.cls, strict=bool(taps.cls))}
-    found: dict[str, Tensor] = {"mask": torch.ones(taps.frames.shape[:2], dtype=torch.uint8)}
+    tensors: dict[str, Tensor] = {"mask": torch.ones(taps.frames.shape[:2], dtype=torch.uint8)}
     if taps.mask is not None:
-        found["mask"] = taps.mask.to(torch.uint8)
+        tensors["mask"] = taps.mask.to(torch.uint8)
     for name, tensor in [*features.items(), ("frames", taps.frames)]:
         for part, value in codec.packed(tensor, _kind_of(name, tensor, cache_key)).items():
-            found[f"{name}.{part}" if part else name] = value
-    return found
+            tensors[f"{name}.{part}" if part else name] = value
+    return tensors

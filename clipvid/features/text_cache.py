@@ -1,8 +1,8 @@
-"""Embeddings of captions by a frozen text tower, kept on disk: the same captions pass it once for all runs.
+"""Embeddings of captions by a frozen text tower, cached on disk: the same captions are embedded once for all runs.
 
-Contract: a model, token ids and the function that embeds them in; what that function gives, or gave, out, bit for bit.
-Ids that are embedded together are kept together, in one file that is written whole or not at all: alone, or beside
-others, the last bits of a row may differ. Knows nothing of tokenizers or of which captions belong to which video.
+Contract: a model, token ids and the function that embeds them in; that function's result, new or cached, out, bit for
+bit. Ids that are embedded in one batch are stored in one file, which is written atomically: in another batch the last
+bits of a row may differ. Knows nothing of tokenizers or of the videos that captions belong to.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from clipvid.runtime.files import describe_os_error
 from clipvid.runtime.precision import resolve
 
 NAME = "embedding"
-"""Of the one tensor of a file."""
+"""Name of the single tensor in a file."""
 
 
 class TextCache:
-    """The part of a cache's folder that holds caption embeddings."""
+    """Caption embeddings in a cache folder, beside the taps."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -39,10 +39,10 @@ class TextCache:
     def embedded(
         self, cache_key: TextCacheKey, ids: Int[Tensor, "m ctx"], embed: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "m e"]:
-        """The embeddings of these token ids, from the cache, else from `embed` and kept; float32, on the CPU.
+        """Return the embeddings of these token ids from the cache, or from `embed` and store them; float32, on the CPU.
 
-        A row is known by the ids that the tower sees, cut as they are, and by its neighbours. Raises CacheError for a
-        damaged file, and where none can be written.
+        A row is identified by the ids that the tower reads, after truncation, and by the other rows of its batch.
+        Raises CacheError for a damaged file, and if a new one cannot be written.
         """
         folder, name = self.folder / cache_key.key, _hash(ids)
         keys = [f"{name}:{row}" for row in range(len(ids))]
@@ -50,16 +50,16 @@ class TextCache:
         if path.exists():
             repair_cache_key(folder, cache_key)
             return read_shard(path, keys)[NAME]
-        found = embed(ids).float().cpu()
+        embeddings = embed(ids).float().cpu()
         try:
             write_cache_key(folder, cache_key)
-            write_shard(folder, keys, {NAME: found}, name=name)
+            write_shard(folder, keys, {NAME: embeddings}, name=name)
         except OSError as error:
             raise CacheError(describe_os_error(error)) from error
-        return found
+        return embeddings
 
 
 def _hash(ids: Tensor) -> str:
-    """Of token ids and their arrangement."""
-    plain = ids.detach().cpu().to(torch.int64).contiguous()
-    return hashlib.sha256(f"{tuple(plain.shape)}".encode() + plain.numpy().tobytes()).hexdigest()[:32]
+    """Return a hash of token ids and their shape."""
+    canonical = ids.detach().cpu().to(torch.int64).contiguous()
+    return hashlib.sha256(f"{tuple(canonical.shape)}".encode() + canonical.numpy().tobytes()).hexdigest()[:32]

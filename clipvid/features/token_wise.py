@@ -1,7 +1,7 @@
-"""Token-wise similarity of many texts with many videos, in pieces that fit into memory; of all pairs or some.
+"""Token-wise similarity of many texts with many videos, all pairs or a selection, in pieces that fit into memory.
 
 Contract: a model with a token-wise similarity head, texts, and the frame embeddings of videos in; a matrix out. Used to
-score all pairs, and to re-rank what pooled embeddings found. Knows nothing of data sets or metrics.
+score all pairs, and to re-rank the results of pooled embeddings. Knows nothing of data sets or metrics.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import evaluating, inference
 
 PIECE = 1 << 24
-"""Cosines of tokens with frames that are held at once: 64 MiB of them."""
+"""Token-frame cosines computed at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Frame embeddings of videos, not normalised, and which of them count."""
+    """Frame embeddings of videos, not normalised, and the mask of valid frames."""
 
     embeddings: Float[Tensor, "n t e"]
     mask: Bool[Tensor, "n t"]
@@ -43,9 +43,9 @@ def match_all(
     tokens: int | None = None,
     batch_size: int = 256,
 ) -> Float[Tensor, "m n"]:
-    """Similarity (M, N) of every text with every video; with `only`, of those pairs, the others minus infinity.
+    """Return the similarity (M, N) of every text with every video; with `only`, minus infinity for all other pairs.
 
-    `tokens` cuts longer texts to so many (`DataConfig.tokens`).
+    `tokens` is the maximum length of a text (`DataConfig.tokens`).
     """
     out = torch.full((len(texts), len(frames)), -torch.inf)
     for start in range(0, len(texts), batch_size):
@@ -53,7 +53,7 @@ def match_all(
             words = model.text_features(model.backbone.tokenize(texts[start : start + batch_size], longest=tokens))
         assert isinstance(words, TextTokens)
         rows = slice(start, start + len(words))
-        with evaluating(model):  # not `inference`: under autocast similarities would be rounded
+        with evaluating(model):  # not `inference`, whose autocast would round the similarities
             if only is None:
                 out[rows] = _all_pairs(model, words, frames)
             else:
@@ -63,7 +63,7 @@ def match_all(
 
 
 def candidates(similarity: Float[Tensor, "q n"], k: int) -> Bool[Tensor, "q n"]:
-    """True for the k best of every row."""
+    """Return a mask that is True for the k best of every row."""
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     return chosen.scatter_(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices, True)
 
@@ -71,9 +71,9 @@ def candidates(similarity: Float[Tensor, "q n"], k: int) -> Bool[Tensor, "q n"]:
 def reranked(
     similarity: Float[Tensor, "q n"], again: Float[Tensor, "q n"], chosen: Bool[Tensor, "q n"]
 ) -> Float[Tensor, "q n"]:
-    """The chosen pairs in the order of `again`, ahead of all others, which stay in the order of `similarity`.
+    """Return scores that rank the chosen pairs by `again`, ahead of all others, which stay ranked by `similarity`.
 
-    Both are within [-1, 1], so 3 lifts the worst of the chosen above the best of the others.
+    Both are within [-1, 1], so adding 3 lifts the worst of the chosen pairs above the best of the others.
     """
     return torch.where(chosen, again + 3, similarity)
 
@@ -91,13 +91,15 @@ def _all_pairs(model: VideoCLIP, words: TextTokens, frames: Frames) -> Tensor:
 def _pairs(model: VideoCLIP, words: TextTokens, frames: Frames, text: Tensor, video: Tensor) -> Tensor:
     assert model.matcher is not None
     parts = [torch.zeros(0)]
-    for own, other in _pieces(text, video, size=max(1, PIECE // (words.mask.shape[1] * frames.mask.shape[1]))):
-        mask = frames.mask[other].to(model.device)
-        mine = words[own.to(model.device)]
-        found = model.matcher(
-            mine.features, frames.embeddings[other].to(model.device), text_mask=mine.mask, video_mask=mask
+    for text_rows, video_rows in _pieces(
+        text, video, size=max(1, PIECE // (words.mask.shape[1] * frames.mask.shape[1]))
+    ):
+        mask = frames.mask[video_rows].to(model.device)
+        piece = words[text_rows.to(model.device)]
+        scores = model.matcher(
+            piece.features, frames.embeddings[video_rows].to(model.device), text_mask=piece.mask, video_mask=mask
         )
-        parts.append(found.float().cpu())
+        parts.append(scores.float().cpu())
     return torch.cat(parts)
 
 

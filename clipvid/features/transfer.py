@@ -1,7 +1,7 @@
-"""Taps on their way to a GPU while it computes: from page-locked memory, on a stream of their own.
+"""Transfer of taps to a GPU while it computes: from page-locked memory, on a separate CUDA stream.
 
-Contract: taps that a thread has gathered in; a call that gives them on the device out, made by whoever computes with
-them. On any other device nothing but `to`. Knows nothing of what they are for.
+Contract: taps that a thread has gathered in; a function that returns them on the device out, called by the thread that
+computes with them. On any other device it is just `to`. Knows nothing of the use of the taps.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from clipvid.models.backbone.taps import Taps
 
 
 def sent(taps: Taps, device: torch.device) -> Callable[[], Taps]:
-    """Start on the way to `device`; the call gives the taps there, and its thread's stream waits for them.
+    """Start the transfer to `device`; return a function that makes the caller's stream wait and gives the taps there.
 
-    A plain copy would wait for all that the device has to compute, and the device for the copy.
+    A plain copy would wait for all queued work of the device, and the device for the copy.
     """
     if device.type != "cuda" or taps.frames.is_cuda:
         return lambda: taps.to(device)
     stream = _stream(device)
     with torch.cuda.stream(stream):
         moved = _each(taps, lambda t: t.pin_memory().to(device, non_blocking=True))
-        there = stream.record_event()
+        copied = stream.record_event()
 
     def arrived() -> Taps:
         reader = torch.cuda.current_stream(device)
-        reader.wait_event(there)
+        reader.wait_event(copied)
 
         def read(t: Tensor) -> Tensor:
-            t.record_stream(reader)  # its memory belongs to the other stream, which must not write there before
+            t.record_stream(reader)  # keeps the other stream from reusing its memory before the reader is done
             return t
 
         return _each(moved, read)
@@ -42,7 +42,7 @@ def sent(taps: Taps, device: torch.device) -> Callable[[], Taps]:
 
 
 def _each(taps: Taps, change: Callable[[Tensor], Tensor]) -> Taps:
-    """Features and mask alike."""
+    """Return the taps with `change` applied to the features and the mask."""
     moved = taps.map(change)
     return moved if taps.mask is None else replace(moved, mask=change(taps.mask))
 

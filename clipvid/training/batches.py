@@ -233,7 +233,9 @@ class _Captions:
         if needed and (model.backbone.text_trains or model.matcher is not None):
             self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit
         elif needed:
-            self.table = embed_texts(model, captions, precision=config.data_config.precision, tokens=tokens, kept=cache)
+            self.table = embed_texts(
+                model, captions, precision=config.data_config.precision, tokens=tokens, cache=cache
+            )
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Return captions of these clips and their video indices; the choice is a function of (seed, epoch, clip)."""
