@@ -328,7 +328,7 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert "of 3 runs" in summarize(results)
     other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9
-    with pytest.raises(ValueError, match="got different data_config.frames"):
+    with pytest.raises(ValueError, match=r"got different data_config.frames"):
         summarize([results[0], other])
     with pytest.raises(ValueError, match="the same fingerprint twice"):
         summarize([results[0], results[0]])

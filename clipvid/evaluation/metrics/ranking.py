@@ -205,6 +205,6 @@ def check_video_index(video_indices: ndarray, shape: tuple[int, ...]) -> None:
     wrong = np.flatnonzero((video_indices < 0) | (video_indices >= shape[1]))
     if len(wrong):
         raise ValueError(
-            f"row {wrong[0]} of video_index must be a column, got {video_indices[wrong[0]]}; scores {shape} have columns 0 to "
-            f"{shape[1] - 1}"
+            f"row {wrong[0]} of video_index must be a column, got {video_indices[wrong[0]]}; scores {shape} have "
+            f"columns 0 to {shape[1] - 1}"
         )

@@ -1,8 +1,8 @@
-"""Scores of queries against a gallery in blocks, so that no matrix of all of them has to exist; and their adjustments.
+"""Scores of queries against a gallery, computed in blocks without a full matrix, and adjustments of scores.
 
-Contract: `rows(part)` gives the scores of some queries with all items (c, N), `columns(part)` those of all queries with
-some items (M, c), as arrays. A matrix, embeddings, and adjusted scores all speak it. Equal embeddings get equal scores,
-bit for bit, wherever they stand, so that ties are ties. Knows nothing of what is relevant.
+Contract: `rows(part)` returns the scores of a slice of queries with all items (c, N), `columns(part)` those of all
+queries with a slice of items (M, c), as arrays. Matrices, embeddings and adjusted scores implement it. Equal embeddings
+get equal scores, bit for bit, at any position, so that ties are exact. Knows nothing of relevance.
 Dual softmax: Cheng et al., Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss
 (2021), as the field applies it at test time. QB-Norm: Bogolin et al., Cross Modal Retrieval with Querybank
 Normalisation (CVPR 2022), its dynamic inverted softmax.
@@ -22,42 +22,48 @@ from torch import Tensor
 from clipvid.evaluation.metrics.tiled import MatrixPairs, Pairs, ProductPairs
 
 BLOCK = 1 << 22
-"""Scores held at once: 16 MiB in float32, some six times that where they are adjusted in float64."""
+"""Number of scores in memory at once: 16 MiB in float32, about six times that when adjusted in float64."""
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Scores of queries with all items."""
+    """Scores that can be computed by rows: queries with all items."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Queries and items."""
+        """Numbers of queries and items."""
         ...
 
     @property
     def width(self) -> int:
-        """Scores that are held for each row that is asked for."""
+        """Number of scores in memory per requested row."""
         ...
 
-    def rows(self, part: slice) -> Num[ndarray, "c n"]: ...
+    def rows(self, part: slice) -> Num[ndarray, "c n"]:
+        """Return the scores of a slice of queries with all items."""
+        ...
 
 
 @runtime_checkable
 class Scores(Rows, Protocol):
-    """Scores that can be asked for from either side."""
+    """Scores that can be computed by rows and by columns."""
 
-    def columns(self, part: slice) -> Num[ndarray, "m c"]: ...
+    def columns(self, part: slice) -> Num[ndarray, "m c"]:
+        """Return the scores of all queries with a slice of items."""
+        ...
 
 
 @runtime_checkable
 class Paired(Scores, Protocol):
-    """Scores that are the same number from either side, so that one pass serves both."""
+    """Scores that are equal in both directions, so that a single pass counts both."""
 
-    def pairs(self, partners: Int[ndarray, " m"]) -> Pairs: ...
+    def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
+        """Return tiles of scores, where query i and item `partners[i]` belong together."""
+        ...
 
 
 class _Sized:
-    """A row is as wide as the gallery."""
+    """Base of scores whose rows need memory for one score per gallery item."""
 
     shape: tuple[int, int]
 
@@ -67,12 +73,14 @@ class _Sized:
 
 
 class Matrix(_Sized):
-    """Scores that are there already."""
+    """Scores given as a matrix (M, N)."""
 
     def __init__(self, values: Any) -> None:
         self.values = as_array(values)
         if self.values.ndim != 2 or 0 in self.values.shape:
-            raise ValueError(f"scores must be (queries, gallery) and not empty, got {self.values.shape}")
+            raise ValueError(
+                f"scores must be (queries, gallery) and not empty, got {self.values.shape}; give at least one of each"
+            )
         self.shape = self.values.shape[0], self.values.shape[1]
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
@@ -86,10 +94,11 @@ class Matrix(_Sized):
 
 
 class Products(_Sized):
-    """Inner products of embeddings; cosines where these are normalised. ValueError for one that is not finite.
+    """Inner products of embeddings (M, E) and (N, E); cosines if these are normalised.
 
-    The last bits of a matrix product depend on where a row stands in it, and how they do on the CPU. So each different
-    embedding of a block is multiplied once, and its scores are copied to all that equal it: these tie exactly.
+    The last bits of a matrix product depend on the position of a row, in a way that differs between CPUs. Each distinct
+    embedding of a block is therefore multiplied once, and its scores are copied to all equal ones, which tie exactly.
+    Raises ValueError for an embedding that is not finite.
     """
 
     def __init__(self, queries: Float[Tensor, "m e"], gallery: Float[Tensor, "n e"]) -> None:
@@ -98,36 +107,38 @@ class Products(_Sized):
         self.shape = len(self._query_of), len(self._item_of)
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
-        found = self._products(self._queries, self._query_of[part], self._gallery)
-        return found if len(self._gallery) == self.shape[1] else found[:, self._item_of]
+        products = self._products(self._queries, self._query_of[part], self._gallery)
+        return products if len(self._gallery) == self.shape[1] else products[:, self._item_of]
 
     def columns(self, part: slice) -> Num[ndarray, "m c"]:
-        found = self._products(self._gallery, self._item_of[part], self._queries)
-        return (found if len(self._queries) == self.shape[0] else found[:, self._query_of]).T
+        products = self._products(self._gallery, self._item_of[part], self._queries)
+        return (products if len(self._queries) == self.shape[0] else products[:, self._query_of]).T
 
     def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
         return ProductPairs(
             self._queries, self._gallery, query_of=self._query_of, item_of=self._item_of, partners=partners
         )
 
-    def _products(self, some: Tensor, which: Int64[ndarray, " c"], all_of_them: Tensor) -> Num[ndarray, "c n"]:
-        distinct, place = np.unique(which, return_inverse=True)
-        products = torch.mm(some[torch.from_numpy(distinct)], all_of_them.T).numpy()
-        return products if np.array_equal(distinct, which) else products[place]
+    def _products(self, left: Tensor, rows: Int64[ndarray, " c"], right: Tensor) -> Num[ndarray, "c n"]:
+        """Return the products of these rows of `left` with all of `right`, each distinct row multiplied once."""
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        products = torch.mm(left[torch.from_numpy(distinct)], right.T).numpy()
+        return products if np.array_equal(distinct, rows) else products[inverse]
 
 
 class DualSoftmax(_Sized):
-    """s softmax(T s) with the softmax over the queries: what many queries find fits each of them less.
+    """Dual softmax: s softmax(T s) with the softmax over queries, which lowers items that score high with many queries.
 
-    Text to video it runs over the texts, video to text over the videos: it sees the whole test set at once.
+    The softmax runs over the texts for text to video, and over the videos for video to text: the scores of a query
+    depend on the full test set.
     """
 
     def __init__(self, scores: Scores, temperature: float) -> None:
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature multiplies the scores and must be above 0, got {temperature}")
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature}; it multiplies the scores")
         self.scores, self.temperature, self.shape = scores, temperature, scores.shape
-        self._of_items: ndarray | None = None  # log-sum-exp over queries, one an item
-        self._of_queries: ndarray | None = None
+        self._of_items: ndarray | None = None  # log-sum-exp over queries, per item
+        self._of_queries: ndarray | None = None  # log-sum-exp over items, per query
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
         if self._of_items is None:
@@ -144,19 +155,20 @@ class DualSoftmax(_Sized):
 
 
 class QueryBank(_Sized):
-    """beta s, less the log of what a bank of training queries makes of each item; for queries whose best item is a hub.
+    """QB-Norm: beta s minus the log-sum-exp of the bank's scores of each item, for queries whose best item is a hub.
 
-    An item is a hub when it is among the `k` best of some query of the bank (K, N). The bank must not hold test
-    queries: a bank of these sees the test set at once, as dual softmax does.
+    `bank` has the scores of K training queries with the same gallery (K, N). An item is a hub if it is among the `k`
+    best of any of them. The bank must not contain test queries, which would make it a dual softmax over the test set.
     """
 
     def __init__(self, scores: Rows, bank: Rows, *, beta: float = 20.0, k: int = 1) -> None:
         if bank.shape[1] != scores.shape[1]:
             raise ValueError(
-                f"the bank has scores of {bank.shape[1]} items, the queries of {scores.shape[1]}; take one gallery"
+                f"bank must have the gallery of scores, got {bank.shape[1]} and {scores.shape[1]} items; "
+                "score the same videos"
             )
         if not 0 < beta < float("inf") or not 1 <= k <= bank.shape[1]:
-            raise ValueError(f"beta must be above 0 and k within 1 to {bank.shape[1]}, got {beta} and {k}")
+            raise ValueError(f"beta must be a finite number > 0 and k within 1 to {bank.shape[1]}, got {beta} and {k}")
         self.scores, self.bank, self.beta, self.k, self.shape = scores, bank, beta, k, scores.shape
         self._sums: ndarray | None = None
         self._hubs: ndarray | None = None
@@ -168,36 +180,36 @@ class QueryBank(_Sized):
             for p in blocks(self.bank):
                 self._hubs[best(self.bank.rows(p), self.k)] = True
         values = self.beta * self.scores.rows(part).astype(np.float64)
-        normed = self._hubs[best(values, 1)[:, 0]]
-        values[normed] -= self._sums
+        normalised = self._hubs[best(values, 1)[:, 0]]
+        values[normalised] -= self._sums
         return values
 
 
 def as_scores(values: Any) -> Rows:
-    """A source of scores as it is, a matrix as one."""
+    """Return `Rows` as they are, and a matrix as `Matrix`."""
     return values if isinstance(values, Rows) else Matrix(values)
 
 
 def as_array(values: Any) -> Shaped[ndarray, "..."]:
-    """A tensor or sequence as an array; bfloat16, which numpy has not, as float32, which keeps order and ties."""
+    """Return a tensor or sequence as an array; bfloat16, which numpy lacks, becomes float32 with the same order."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
 
 
 def blocks(scores: Rows) -> Iterator[slice]:
-    """Parts of the queries whose scores fit into a block."""
+    """Yield slices of the queries whose scores fit into a block."""
     return parts_of(scores.shape[0], width=scores.width)
 
 
 def parts_of(count: int, *, width: int) -> Iterator[slice]:
-    """0 to `count` in parts of which each holds a block of scores, `width` for every one."""
+    """Yield slices of range(count) with at most `BLOCK` scores each, at `width` scores per entry."""
     step = max(1, BLOCK // max(1, width))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def best(values: Num[ndarray, "c n"], k: int) -> Int[ndarray, "c k"]:
-    """The k items with the highest score of each row, the highest first; of equal ones the earlier."""
+    """Return the k items with the highest scores of each row, highest first; equal scores in gallery order."""
     if k == 1:
         return values.argmax(axis=1)[:, None]
     k = min(k, values.shape[1])
@@ -207,25 +219,28 @@ def best(values: Num[ndarray, "c n"], k: int) -> Int[ndarray, "c k"]:
 
 
 def _distinct(embeddings: Float[Tensor, "m e"], *, name: str) -> tuple[Float[Tensor, "d e"], Int64[ndarray, " m"]]:
-    """The different rows in float32, and for every row the place of its own; ValueError for one that is not finite."""
+    """Return the distinct rows in float32, and for every row the index of its distinct row.
+
+    Raises ValueError for a row that is not finite.
+    """
     values = embeddings.detach().cpu().float().contiguous()
     rows = values.numpy()
     for part in parts_of(len(rows), width=rows.shape[1]):
-        wrong = np.flatnonzero(~np.isfinite(rows[part]).all(axis=1))
-        if len(wrong):
+        not_finite = np.flatnonzero(~np.isfinite(rows[part]).all(axis=1))
+        if len(not_finite):
             raise ValueError(
-                f"the embedding of {name} {part.start + wrong[0]} is not finite; look at its video or text"
+                f"the embedding of {name} {part.start + not_finite[0]} is not finite; check its video or text"
             )
     _, group, size = np.unique(_hashes(rows), return_inverse=True, return_counts=True)
-    own, first = np.arange(len(rows)), {}
-    for row in np.flatnonzero(size[group] > 1):  # only these are compared byte by byte
-        own[row] = first.setdefault(_unsigned_zeros(rows[row]).tobytes(), row)
-    kept, where = np.unique(own, return_inverse=True)
-    return (values, where) if len(kept) == len(rows) else (values[torch.from_numpy(kept)], where)
+    representative, first = np.arange(len(rows)), {}
+    for row in np.flatnonzero(size[group] > 1):  # rows with equal hashes are compared byte by byte
+        representative[row] = first.setdefault(_unsigned_zeros(rows[row]).tobytes(), row)
+    distinct, inverse = np.unique(representative, return_inverse=True)
+    return (values, inverse) if len(distinct) == len(rows) else (values[torch.from_numpy(distinct)], inverse)
 
 
 def _hashes(rows: Float32[ndarray, "m e"]) -> Shaped[ndarray, " m"]:
-    """A number for each row, the same for equal ones: its words, weighed and added modulo 2**64."""
+    """Return a hash per row, equal for equal rows: the weighted sum of its 64-bit words, modulo 2**64."""
     count, odd = -(-rows.shape[1] // 2), rows.shape[1] % 2
     weights, hashes = np.random.default_rng(0).integers(1 << 63, size=count, dtype=np.uint64), np.empty(len(rows), "u8")
     for part in parts_of(len(rows), width=rows.shape[1]):
@@ -234,12 +249,12 @@ def _hashes(rows: Float32[ndarray, "m e"]) -> Shaped[ndarray, " m"]:
 
 
 def _unsigned_zeros(values: Float32[ndarray, "..."]) -> Float32[ndarray, "..."]:
-    """Return a copy with 0.0 for every -0.0: they are equal, and their bits are not."""
+    """Return a copy with 0.0 for every -0.0, which is equal but has other bits."""
     return values + np.float32(0)
 
 
 def _log_sums(parts: Iterator[Num[ndarray, "c n"]], temperature: float) -> Float64[ndarray, " n"]:
-    """log(sum(exp(T s))) over all rows of all parts, without overflow."""
+    """Return log(sum(exp(T s))) over the rows of all parts, without overflow."""
     peak, total = None, None
     for part in parts:
         values = temperature * part.astype(np.float64)
@@ -247,9 +262,9 @@ def _log_sums(parts: Iterator[Num[ndarray, "c n"]], temperature: float) -> Float
         if peak is None or total is None:
             peak, total = highest, np.exp(values - highest).sum(axis=0)
         else:
-            new = np.maximum(peak, highest)
-            total = total * np.exp(peak - new) + np.exp(values - new).sum(axis=0)
-            peak = new
+            new_peak = np.maximum(peak, highest)
+            total = total * np.exp(peak - new_peak) + np.exp(values - new_peak).sum(axis=0)
+            peak = new_peak
     assert peak is not None
     assert total is not None
     return peak + np.log(total)
