@@ -123,7 +123,7 @@ def test_wrong_arguments_are_named_before_any_file_is_opened():
         read_video("absent.mp4", 0)
     with pytest.raises(ValueError, match=r"end must be a number of seconds above start=2.0, got 1.0"):
         read_video("absent.mp4", start=2.0, end=1.0)
-    with pytest.raises(ValueError, match=r"start must be a number of seconds >= 0, counted from the first frame, got -1.0"):
+    with pytest.raises(ValueError, match=r"start must be a number of seconds >= 0, .* got -1.0"):
         read_video("absent.mp4", start=-1.0)
 
 

@@ -1,7 +1,7 @@
-"""The files of a saved model: config.json and branch.safetensors in a folder of their own, or a hub repository.
+"""The files of a saved model: config.json and branch.safetensors in a separate folder, or a hub repository.
 
-Contract: plain data and tensors in and out, whole or not at all; what is not a saved model is refused with the reason.
-Knows nothing of what the config says or the tensors mean.
+Contract: plain data and tensors in and out. Writing is atomic; reading anything but a saved model raises
+CheckpointError with the reason. Knows nothing of the meaning of config and tensors.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder, write_tensors
 
 FORMAT = 2
+"""Version of the format of config.json."""
 CONFIG, WEIGHTS = "config.json", "branch.safetensors"
+"""File names of a saved model."""
 PARTS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training")
+"""Required keys of config.json."""
 
 
 def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
-    """Write both files; raise FileExistsError for a folder that holds anything else."""
-    strangers = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
-    if strangers:
-        raise FileExistsError(f"{folder} holds other things ({', '.join(strangers[:3])}); save to a folder of its own")
-    with atomic_folder(folder) as beside:
-        write_tensors(beside / WEIGHTS, state)
+    """Write both files; raise FileExistsError for a folder that holds other files."""
+    other_files = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
+    if other_files:
+        raise FileExistsError(f"{folder} holds other files ({', '.join(other_files[:3])}); save to an empty folder")
+    with atomic_folder(folder) as staging:
+        write_tensors(staging / WEIGHTS, state)
         text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
-        (beside / CONFIG).write_text(text, encoding="utf-8")
+        (staging / CONFIG).write_text(text, encoding="utf-8")
     return Path(folder)
 
 
@@ -64,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a saved model by part: the first word of their names."""
+    """Return the tensors of a saved model, grouped by part, the first component of their names."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

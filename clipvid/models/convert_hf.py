@@ -1,8 +1,8 @@
-"""TimeSformer, ViViT and image ViT weights of Hugging Face's `transformers`, read into clipvid's video transformer.
+"""Conversion of TimeSformer, ViViT and image ViT weights of Hugging Face's `transformers` to the video transformer.
 
-Contract: a state dict of TimesformerModel, VivitModel or ViTModel (or their classification models, whose classifier is
-left) and the video transformer that it fits; every weight is placed, or an error names those that are not. Imports no
-transformers. Knows nothing of CLIP or training.
+Contract: a state dict of TimesformerModel, VivitModel or ViTModel (or of their classification models, whose classifier
+is ignored) and a video transformer that fits it. Every weight is loaded, or an error names those that are not. Does not
+import transformers. Knows nothing of CLIP or training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipvid.nn.spacetime import SpaceTimeBlock
 from clipvid.nn.stem import Inflation, Stem, inflated, resized_space, tiled
 from clipvid.nn.video_transformer import VideoTransformer
 
-_TIMESFORMER = {  # in a layer: theirs -> ours
+_TIMESFORMER = {  # within a layer, transformers -> clipvid
     "attention.attention.qkv": "block.attention.qkv",
     "attention.output.dense": "block.attention.out",
     "layernorm_before": "block.norm1",
@@ -42,7 +42,7 @@ _VIVIT = {
     "mlp.fc1": "block.mlp.0",
     "mlp.fc2": "block.mlp.2",
 }
-_JOINED = {  # in memory, as transformers 5 has it, and in the files that it and ViViT's releases write
+_JOINED = {  # names in the memory of transformers 5, and in the files of transformers and of ViViT's releases
     **{f"attention.{letter}_proj": letter for letter in "qkv"},
     **{f"attention.attention.{word}": word[0] for word in ("query", "key", "value")},
 }
@@ -56,14 +56,14 @@ _STEM = {
     "layernorm.bias": "norm.bias",
 }
 LEFT = ("classifier.", "pooler.")
-"""Prefixes of their heads' weights, which are not loaded."""
+"""Prefixes of weights that are not loaded: those of the heads."""
 
 
 def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path) -> None:
-    """Fill the video transformer (of a model with a standalone branch) with TimeSformer's or ViViT's weights, in place.
+    """Load TimeSformer's or ViViT's weights in place into a video transformer, or a model with a standalone branch.
 
-    `state` is a state dict, or the path of a safetensors file. Raises CheckpointError, naming keys, when something is
-    missing, left over, or of another shape.
+    `state` is a state dict, or the path of a safetensors file. Raises CheckpointError, naming keys, if weights are
+    missing, unexpected or of another shape.
     """
     target, weights = _target(model), _renamed(_read(state))
     _check(
@@ -75,27 +75,27 @@ def load_video_weights(model: VideoCLIP | VideoTransformer, state: Mapping[str, 
 def load_image_weights(
     model: VideoCLIP | VideoTransformer, state: Mapping[str, Tensor] | str | Path, *, inflation: Inflation = "central"
 ) -> None:
-    """Start the video transformer (of a model with a standalone branch) from an image ViT, in place.
+    """Initialise a video transformer, or that of a model with a standalone branch, from an image ViT, in place.
 
-    Blocks, norms and class token are taken as they are, the kernel is inflated to tubelets, positions are resized to
-    the grid (bicubic) and repeated for every frame where the table has a slot for each token (ViViT, section 3.4).
-    Steps across frames of an untrained transformer take their block's norm and attention and stay identities; tables of
-    time and a temporal transformer keep their own start. The weights do not tell the number of heads: build the
-    transformer with theirs. `state` as for `load_video_weights`; raises CheckpointError as it does.
+    Blocks, norms and class token are copied unchanged, the patch kernel is inflated to tubelets, and positions are
+    resized to the grid (bicubic) and repeated for every frame if the table has an entry per token (ViViT, section 3.4).
+    Cross-frame steps of an untrained transformer copy their block's norm and attention and remain identities; temporal
+    tables and a temporal transformer keep their initial values. The number of heads cannot be read off the weights, so
+    the transformer must be built with the right one. `state` and errors are those of `load_video_weights`.
     """
     target, weights = _target(model), _renamed(_read(state))
-    own = target.state_dict()
+    target_state = target.state_dict()
     stem = target.stem
-    if stem.cls is None:  # the table's first row is the class token's
+    if stem.cls is None:
         weights.pop("stem.cls", None)
     kernel, table = weights.get("stem.conv.weight"), weights.get("stem.space")
     if kernel is not None and kernel.shape[2] == 1:
         weights["stem.conv.weight"] = inflated(kernel[:, :, 0], stem.tubelet, how=inflation)
     if table is not None:
-        weights["stem.space"] = _positions(table, stem, rows=len(own["stem.space"]))
-    ours = {k: v for k, v in own.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
+        weights["stem.space"] = _positions(table, stem, rows=len(target_state["stem.space"]))
+    temporal = {k: v for k, v in target_state.items() if ".steps." in k or k.startswith(("stem.time", "temporal."))}
     _check(
-        {k: v for k, v in own.items() if k not in ours},
+        {k: v for k, v in target_state.items() if k not in temporal},
         weights,
         hint="the width, depth, heads and patch of the image model",
     )
@@ -106,16 +106,19 @@ def load_image_weights(
 
 
 def _positions(table: Tensor, stem: Stem, *, rows: int) -> Tensor:
-    """Resize the image model's table (class token first) for the stem's grid, and for all of its frames."""
+    """Resize the image model's table (class token first) to the stem's grid and repeat it up to `rows` rows."""
     side = round((len(table) - 1) ** 0.5)
     if side * side != len(table) - 1:
-        raise CheckpointError(f"a table of {len(table)} positions is no square and a class token; give a plain ViT's")
+        raise CheckpointError(
+            f"position table must have 1 + a square number of rows, got {len(table)}; use a plain ViT"
+        )
     space = resized_space(table[1:], (side, side), stem.grid)
     first = 0 if stem.cls is None else 1
     return torch.cat([table[:first], tiled(space, (rows - first) // len(space))])
 
 
 def _read(state: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
+    """Return a state dict, read from a safetensors file if a path is given."""
     if isinstance(state, Mapping):
         return state
     from safetensors.torch import load_file
@@ -124,27 +127,30 @@ def _read(state: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
 
 
 def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:
+    """Return the video transformer to load into; raise CheckpointError for a model with another branch."""
     if not isinstance(model, VideoCLIP):
         return model
     if not isinstance(model.branch, Standalone):
         raise CheckpointError(
-            f"the model's branch is {model.branch.options.preset()}, which has no place for these weights; create "
+            f"the model's branch is {model.branch.options.preset()}, which cannot hold these weights; create "
             "it with branch='timesformer' or 'vivit-b1'"
         )
     return model.branch.video
 
 
-def _check(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, hint: str) -> None:
-    wrong = sorted(set(own) ^ set(weights)) or sorted(k for k in own if own[k].shape != weights[k].shape)
+def _check(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, hint: str) -> None:
+    """Raise CheckpointError if names or shapes of the weights differ from the expected ones."""
+    wrong = sorted(set(expected) ^ set(weights)) or sorted(k for k in expected if expected[k].shape != weights[k].shape)
     if wrong:
-        told = [f"{k} {tuple(weights[k].shape) if k in weights else 'missing'}" for k in wrong[:4]]
+        examples = [f"{k} {tuple(weights[k].shape) if k in weights else 'missing'}" for k in wrong[:4]]
         raise CheckpointError(
-            f"these weights do not fit the video transformer: {', '.join(told)} ({len(wrong)} in all); build it with "
-            + hint
+            f"these weights do not fit the video transformer: {', '.join(examples)} ({len(wrong)} in all); "
+            "build it with " + hint
         )
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the video transformer's names, with q, k and v joined."""
     out: dict[str, Tensor] = {}
     joined: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -169,7 +175,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shaped(name: str, value: Tensor) -> Tensor:
-    """Tables without their batch axis; the kernel of single frames as one of tubelets of one."""
+    """Drop the batch axis of tables; add a tubelet axis of length one to an image kernel."""
     if name.endswith("cls_token"):
         return value.flatten()
     if name.endswith(("position_embeddings", "time_embeddings")):

@@ -1,8 +1,8 @@
-"""Checkpoints of the authors' released STAN code (farewellthree/STAN), read into a VideoCLIP.
+"""Conversion of checkpoints of the authors' released STAN code (farewellthree/STAN) to a VideoCLIP.
 
 Contract: an open_clip CLIP of the same architecture and a checkpoint file in, a model with its weights out. The
-checkpoint holds a whole fine-tuned CLIP beside the branch, in Hugging Face's names, inside mmengine's layout; all of
-it is taken over. Knows nothing of training.
+checkpoint holds a complete fine-tuned CLIP and the branch, under Hugging Face's names in mmengine's layout; all weights
+are loaded. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 
 BRANCH = "STAN_"
-_LAYER = {  # one CLIPEncoderLayer, Hugging Face -> open_clip; q, k and v are joined apart
+"""Prefix of the branch's weights."""
+_LAYER = {  # one CLIPEncoderLayer, Hugging Face -> open_clip; q, k and v are joined separately
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "self_attn.out_proj": "attn.out_proj",
@@ -33,7 +34,7 @@ _VISUAL = {
     "class_embedding": "class_embedding",
     "patch_embedding.weight": "conv1.weight",
     "position_embedding.weight": "positional_embedding",
-    "pre_layrnorm": "ln_pre",  # spelt so in Hugging Face's CLIP
+    "pre_layrnorm": "ln_pre",  # sic: Hugging Face's spelling
     "post_layernorm": "ln_post",
 }
 _TEXT = {
@@ -55,19 +56,19 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
     """Read a checkpoint of the released STAN code into a VideoCLIP with branch `stan-release`.
 
     `clip_model` is an open_clip CLIP of the checkpoint's architecture (quick_gelu for OpenAI-based ones); its weights
-    are overwritten by the checkpoint's own fine-tuned towers. Depth is read off the file. Raises CheckpointError,
-    naming keys, when something is missing, left over, or of another shape.
+    are overwritten by the checkpoint's fine-tuned towers. The depth is inferred from the file. Raises CheckpointError,
+    naming keys, if weights are missing, unexpected or of another shape.
     """
     state = read_state(path)
     groups = _grouped(state, path)
     if "STAN_time_embed.weight" not in groups["branch"] or not any("STAN_S_layers." in k for k in groups["branch"]):
-        raise CheckpointError(f"{path} lacks STAN_time_embed.weight or STAN_S_layers.*; it is no whole STAN checkpoint")
+        raise CheckpointError(f"{path} lacks STAN_time_embed.weight or STAN_S_layers.*; the STAN branch is incomplete")
     clip = _clip_state(groups)
-    own = clip_model.state_dict()
-    # Buffers and the temperature are not in the checkpoint: STAN trains with a fixed one
-    optional = {"logit_scale", "logit_bias", "attn_mask"} | {k for k in own if k.endswith("attn_mask")}
-    _check(clip, {k: v for k, v in own.items() if k not in optional or k in clip}, path)
-    clip_model.load_state_dict({**own, **clip})
+    clip_weights = clip_model.state_dict()
+    # The checkpoint has no buffers, and no temperature because STAN trains with a fixed one.
+    optional = {"logit_scale", "logit_bias", "attn_mask"} | {k for k in clip_weights if k.endswith("attn_mask")}
+    _check(clip, {k: v for k, v in clip_weights.items() if k not in optional or k in clip}, path)
+    clip_model.load_state_dict({**clip_weights, **clip})
 
     depth = 1 + max(int(m[1]) for k in groups["branch"] if (m := re.match(r"STAN_S_layers\.(\d+)\.", k)))
     options = {"depth": depth, "time_size": len(groups["branch"]["STAN_time_embed.weight"])}
@@ -94,9 +95,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Split by part: branch, vision tower, text tower, the two projections; without their prefixes."""
+    """Group the weights into branch, vision tower, text tower and projections, and strip their prefixes."""
     groups: dict[str, dict[str, Tensor]] = {"branch": {}, "vision": {}, "text": {}, "projection": {}}
-    strangers = []
+    unexpected = []
     for key, value in state.items():
         name = re.sub(r"^module\.", "", key)
         if "position_ids" in name:
@@ -108,11 +109,11 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
         elif match := re.match(r"(text_)?backbone\.(?:\w+_model\.)?(?:embeddings\.|encoder\.)?(.+)$", name):
             groups["text" if match[1] else "vision"][match[2]] = value
         elif not name.startswith("data_preprocessor."):
-            strangers.append(key)
-    if strangers:
+            unexpected.append(key)
+    if unexpected:
         raise CheckpointError(
-            f"{path} holds weights that are neither tower nor branch: {', '.join(strangers[:4])} ({len(strangers)} in "
-            "all); a model with a trained head of its own cannot be taken over without it"
+            f"{path} holds weights that are neither tower nor branch: {', '.join(unexpected[:4])} ({len(unexpected)} "
+            "in all); a model with a trained head cannot be converted without it"
         )
     empty = [group for group, weights in groups.items() if not weights]
     if empty:
@@ -137,6 +138,7 @@ def _clip_state(groups: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _renamed(tower: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return one tower's weights under open_clip's names."""
     blocks: dict[str, dict[str, Tensor]] = {}
     out: dict[str, Tensor] = {}
     for key, value in tower.items():
@@ -167,7 +169,7 @@ def _branch_state(branch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(block: Mapping[str, Tensor], *, qkv: str, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename one layer by `table`, its q, k and v stacked into one tensor named `qkv` + weight or bias."""
+    """Rename one layer by `table` and stack q, k and v into one tensor named `qkv` + weight or bias."""
     out = {_rename(k, table): v for k, v in block.items() if not re.match(r"self_attn\.[qkv]_proj\.", k)}
     for kind in ("weight", "bias"):
         parts = [
@@ -179,6 +181,7 @@ def _joined(block: Mapping[str, Tensor], *, qkv: str, table: Mapping[str, str]) 
 
 
 def _rename(key: str, names: Mapping[str, str]) -> str:
+    """Return the key with its prefix replaced by the table `names`; unchanged if no prefix matches."""
     for theirs, ours in names.items():
         if key == theirs or key.startswith(f"{theirs}."):
             return ours + key[len(theirs) :]
@@ -186,6 +189,7 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError for missing or unexpected weights and for other shapes."""
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     shapes = [
         f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}"
@@ -193,8 +197,8 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: st
         if state[k].shape != expected[k].shape
     ]
     problems = [
-        f"{what}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
-        for what, keys in (("missing", missing), ("left over", extra), ("other shapes", shapes))
+        f"{problem}: {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
+        for problem, keys in (("missing", missing), ("unexpected", extra), ("other shapes", shapes))
         if keys
     ]
     if problems:

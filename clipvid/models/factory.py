@@ -1,7 +1,7 @@
-"""Makers of video models: attach a branch to a CLIP in memory, load a base model by name, load a saved model.
+"""Factories of video models: attach a branch to a CLIP in memory, load a base model by name, load a saved model.
 
-Contract: an open_clip model, a name or a saved folder in; a VideoCLIP in eval mode out, or an error that says what does
-not fit. Knows nothing of training or data.
+Contract: an open_clip model, a name or a saved folder in; a VideoCLIP in eval mode out, or an error that names the
+mismatch. Knows nothing of training or data.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def attach(
     similarity: str = "mean",
     base: Base | None = None,
 ) -> VideoCLIP:
-    """Turn an open_clip model that you hold into a video model.
+    """Turn an open_clip model in memory into a video model.
 
-    The model is taken over and frozen; what comes back is in eval mode, as open_clip's models are, and `train` switches
-    to train mode by itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan,
-    mean, posterior, divided, ...) or an options object; `depth`, `mixer` and `options` change single fields of it.
-    `similarity` is what retrieval compares: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
+    The model is frozen in place, not copied. The result is in eval mode, as open_clip's models are; `train` switches to
+    train mode itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan, mean, posterior, divided,
+    ...) or an options object; `depth`, `mixer` and `options` change single fields of it. `similarity` is the one used
+    for retrieval: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
 
-    Raises ValueError for names that do not exist, BackboneError for a model whose tower cannot be tapped.
+    Raises ValueError for unknown names, BackboneError for a model whose tower cannot be tapped.
     """
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
-    asked = dict(options or {})
-    asked |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, asked)), similarity=similarity)
+    changes = dict(options or {})
+    changes |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
+    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, changes)), similarity=similarity)
     return model.eval()
 
 
@@ -64,7 +64,7 @@ def create_model(
     """Load any open_clip model and attach a branch to it; the result is in eval mode.
 
     `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
-    a `local-dir:` folder, or "clipvid-mini", the small model that comes with the package.
+    a `local-dir:` folder, or "clipvid-mini", the small model shipped with the package.
     """
     clip, tokenizer, base = load_clip(name, pretrained, device=device)
     chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
@@ -80,10 +80,10 @@ def load(
 ) -> VideoCLIP:
     """Load a model saved by `VideoCLIP.save`, from a folder or a hub repository ("org/name").
 
-    The base model is loaded by its saved name to `device` (the CPU when left out), or given as `base` where it was an
-    object of the caller's, and then stays where it is unless `device` says otherwise. Raises
-    CheckpointError when the base is not the one that the branch was trained on, or the files do not fit. Weights of the
-    base that were trained with the branch are put into it, also when it is a Backbone that another model uses.
+    The base model is loaded by its saved name to `device` (default: the CPU). If it was an object in memory, pass it as
+    `base`; it then stays on its device unless `device` is given. Weights of the base that were trained with the branch
+    are loaded into it, even if it is a Backbone that another model uses. Raises CheckpointError if the base is not the
+    one that the branch was trained on, or if the files do not fit.
     """
     folder = checkpoint.local_folder(folder)
     config = checkpoint.read_config(folder)
@@ -91,15 +91,15 @@ def load(
     if backbone.fingerprint != config["base"]["fingerprint"]:
         raise CheckpointError(
             f"{folder} was trained on {_name(config['base'])} with fingerprint {config['base']['fingerprint'][:12]}, "
-            f"the base model at hand is {backbone.fingerprint[:12]}; load the very weights it was trained on (same "
-            "name, tag and precision), or train the branch again on these"
+            f"the given base model has {backbone.fingerprint[:12]}; load the weights it was trained on (same name, tag "
+            "and precision), or train the branch again on these"
         )
     state = checkpoint.read_weights(folder)
     _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
         raise CheckpointError(
-            f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; give it "
-            "the same size, mean, std, interpolation and resize mode"
+            f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; use one "
+            "with the same size, mean, std, interpolation and resize mode"
         )
     try:
         branch = branches.build(backbone, branches.from_config(config["branch"]))
@@ -124,30 +124,33 @@ def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
+    """Return the backbone of a saved model: `base` if given, else loaded by its saved name."""
     if isinstance(base, Backbone):
         return base
     if base is not None:
         return Backbone(base, tokenizer=tokenizer, base=Base(saved["name"], saved["pretrained"]))
     if saved["name"] is None:
         raise CheckpointError(
-            "this model was trained on a CLIP object that its owner built, which has no name to load it by; "
-            "pass that model as base= and its tokenizer as tokenizer="
+            "this model was trained on a CLIP object in memory, which has no name to load it by; pass that model as "
+            "base= and its tokenizer as tokenizer="
         )
-    clip, own, where = load_clip(saved["name"], saved["pretrained"], device=device)
-    return Backbone(clip, tokenizer=tokenizer or own, base=where)
+    clip, base_tokenizer, loaded_base = load_clip(saved["name"], saved["pretrained"], device=device)
+    return Backbone(clip, tokenizer=tokenizer or base_tokenizer, base=loaded_base)
 
 
 def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lora: int) -> None:
     """Raise CheckpointError for a Backbone with trained weights that the saved model lacks."""
-    own = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
-    if own or backbone.lora_rank not in (0, text_lora):
+    extra = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
+    if extra or backbone.lora_rank not in (0, text_lora):
         lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"
         raise CheckpointError(
-            f"the backbone at hand was changed since it was loaded: {len(own)} weights trained"
-            + (f" (first {own[0]})" if own else "")
-            + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; give a fresh one"
+            f"the given backbone has changed since it was loaded: {len(extra)} weights trained"
+            + (f" (first {extra[0]})" if extra else "")
+            + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; "
+            "pass a newly loaded one"
         )
 
 
 def _name(base: Mapping[str, Any]) -> str:
+    """Return the name of a saved base model, with its pretrained tag, for messages."""
     return f"{base['name']} ({base['pretrained']})" if base["pretrained"] else str(base["name"] or "an unnamed CLIP")

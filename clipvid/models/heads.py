@@ -1,4 +1,4 @@
-"""Heads on a video embedding. Similarity to texts, a linear classifier, a classifier of class names.
+"""Heads on a video embedding: similarity to texts, a linear classifier, a classifier from class names.
 
 Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of towers, branches or files.
 """
@@ -18,7 +18,7 @@ from clipvid.nn.similarity import SIMILARITIES
 
 
 class LinearClassifier(nn.Module):
-    """Linear layer on the embedding, scaled to unit root-mean-square so that every base model starts alike."""
+    """Linear layer on the embedding, which is scaled to unit root-mean-square so that base models train alike."""
 
     def __init__(self, embed_dim: int, classes: Sequence[str]) -> None:
         super().__init__()
@@ -30,16 +30,16 @@ class LinearClassifier(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Cosine to the embedding of each class name, times a fixed scale; trains nothing itself.
+    """Cosine similarity to the embedding of each class name, times a fixed scale; it has no trainable parameters.
 
-    As STAN's recognition (cosine logits at scale 100) and zero-shot CLIP.
+    Used by zero-shot CLIP and by STAN's recognition (cosine logits at scale 100).
     """
 
     def __init__(self, text: Float[Tensor, "c e"], classes: Sequence[str], *, scale: float = 100.0) -> None:
         super().__init__()
         self.classes = _checked(classes)
         if len(text) != len(self.classes):
-            raise ValueError(f"{len(text)} text embeddings for {len(self.classes)} class names; give one each")
+            raise ValueError(f"text has {len(text)} embeddings for {len(self.classes)} class names; pass one per name")
         self.scale = scale
         self.text: Tensor
         self.register_buffer("text", F.normalize(text, dim=-1))
@@ -61,7 +61,7 @@ def to_config(head: Classifier | None) -> dict[str, Any] | None:
 
 
 def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier | None:
-    """Build a classifier of that kind, its weights still to be loaded."""
+    """Build the classifier that a config describes, with weights still to be loaded."""
     if config is None:
         return None
     if config["kind"] == "linear":
@@ -70,9 +70,9 @@ def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier 
 
 
 def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) -> nn.Module | None:
-    """Build the token-wise similarity of that name; None for "mean", the cosine of the mean over frames.
+    """Build a token-wise similarity by name; return None for "mean", the cosine of the mean over frames.
 
-    Raises ValueError for an unknown name, and where `branch` has `one_token` for all frames of a clip.
+    Raises ValueError for an unknown name, and if `branch` has `one_token` for all frames of a clip.
     """
     if name == "mean":
         return None
@@ -80,8 +80,8 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
         raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
     if one_token:
         raise ValueError(
-            f"this branch ({branch}) makes one embedding for the whole clip, so words have no frames to look for; "
-            f"similarity {name!r} needs a branch that keeps frames apart, such as stan or space"
+            f"this branch ({branch}) makes one embedding for the whole clip, so words cannot be matched to frames; "
+            f"similarity {name!r} needs a branch with frame embeddings, such as stan or space"
         )
     return SIMILARITIES[name](embed_dim)
 
@@ -95,6 +95,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
 
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names; raise ValueError for fewer than two or duplicates."""
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
     return tuple(classes)

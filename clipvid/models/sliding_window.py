@@ -1,10 +1,10 @@
-"""Long videos: embeddings of windows that slide over a video of any length, each frame encoded by the tower once.
+"""Long videos: embeddings of windows that slide over a video of any length; the tower encodes each frame once.
 
-A branch that reads pixels instead of taps runs its own stem for every window.
+A branch that reads pixels instead of taps runs its stem for every window.
 
 Contract: a model and a video in, windows out batch by batch, in constant memory: frames are decoded, encoded and
-forgotten as soon as the last window that holds them is done. A window is what `encode_video` gives for its frames.
-Knows nothing of data sets, captions or search.
+released after the last window that contains them. The embedding of a window equals `encode_video` of its frames. Knows
+nothing of data sets, captions or search.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from clipvid.video.transforms import VideoTransform
 
 T = TypeVar("T")
 BLOCK = 256
-"""Windows that are given out together. Not fewer: a caller who keeps them would keep many small pieces of memory
-between the large ones that come and go, and the allocator could not use those again (1 MiB lost for 8 windows)."""
+"""Windows that are yielded together. With fewer, a caller that stores them would hold many small pieces of memory
+between large temporary ones, which the allocator could then not reuse (1 MiB lost for 8 windows)."""
 
 
 @runtime_checkable
@@ -44,16 +44,16 @@ class WindowEncoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Some windows of a video, in order of time."""
+    """Consecutive windows of a video, in temporal order."""
 
     video: Float[Tensor, "n e"]
-    """Their embeddings, L2-normalised unless asked otherwise."""
+    """Embeddings, L2-normalised unless `normalize` was False."""
     frames: Int[Tensor, "n t"]
-    """The frames of each, counted from 0 in the video; a window longer than the video repeats the last one."""
+    """Frame indices of each window, from 0; a window longer than the video repeats the last one."""
     starts: Float[Tensor, " n"]
-    """Seconds at which their first frames are shown; NaN for pictures, whose times nothing tells."""
+    """Times of the first frames, in seconds; NaN for pictures, which have no times."""
     ends: Float[Tensor, " n"]
-    """Seconds at which their last frames are shown."""
+    """Times of the last frames, in seconds; NaN for pictures."""
 
     def __len__(self) -> int:
         return len(self.video)
@@ -70,19 +70,19 @@ def encode_windows(
     precision: str = "auto",
     normalize: bool = True,
 ) -> Iterator[Windows]:
-    """Embed all windows of `window` frames of a video, `stride` frames apart, the last one ending with the video.
+    """Yield embeddings of all windows of `window` frames, `stride` frames apart; the last one ends with the video.
 
     Args:
-        frames: number, seconds and picture of every frame in order (`video.decode.stream`).
-        tower_batch_size: frames that the tower encodes at once.
-        batch_size: windows that the branch reads at once.
+        frames: index, seconds and picture of every frame in order (`video.decode.stream`).
+        tower_batch_size: frames per batch of the tower.
+        batch_size: windows per batch of the branch.
         precision: as for evaluation.
 
-    A video with fewer frames than a window gives one, its padding masked. Raises ValueError for wrong numbers at once,
-    VideoError for a file that cannot be read to its end.
+    A video shorter than a window gives one window, with its padding masked. Raises ValueError for wrong numbers at the
+    call, and VideoError during iteration for a file that cannot be read to its end.
 
-    >>> found = list(model.encode_windows("match.mp4", window=8, fps=4))                       # doctest: +SKIP
-    >>> best = (torch.cat([w.video for w in found]) @ model.encode_text("a goal").T).argmax()  # doctest: +SKIP
+    >>> windows = list(model.encode_windows("match.mp4", window=8, fps=4))                       # doctest: +SKIP
+    >>> best = (torch.cat([w.video for w in windows]) @ model.encode_text("a goal").T).argmax()  # doctest: +SKIP
     """
     for name, value in (
         ("window", window),
@@ -91,10 +91,10 @@ def encode_windows(
         ("batch_size", batch_size),
     ):
         if value < 1:
-            raise ValueError(f"{name} starts at 1, got {value}")
+            raise ValueError(f"{name} must be an integer >= 1, got {value}")
     return _windows(
         model,
-        _chunks(model, frames, tower_batch_size=tower_batch_size, precision=precision),
+        _encoded_stretches(model, frames, tower_batch_size=tower_batch_size, precision=precision),
         window=window,
         stride=stride,
         batch_size=batch_size,
@@ -105,7 +105,7 @@ def encode_windows(
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Consecutive frames: what the branch reads of them, as one clip (1, T, ...), their numbers and times."""
+    """Consecutive frames as one clip (1, T, ...) of branch inputs, with their indices and times."""
 
     read: Taps | Pixels
     index: Int[Tensor, " t"]
@@ -115,6 +115,7 @@ class _Stretch:
         return len(self.index)
 
     def then(self, other: _Stretch) -> _Stretch:
+        """Append a following stretch."""
         read = _joined(self.read, other.read)
         return _Stretch(read, torch.cat([self.index, other.index]), torch.cat([self.time, other.time]))
 
@@ -123,12 +124,12 @@ class _Stretch:
         return _Stretch(_map(self.read, lambda t: t[:, n:].clone()), self.index[n:], self.time[n:])
 
 
-def _chunks(
+def _encoded_stretches(
     model: WindowEncoder, frames: Iterator[tuple[int, float | None, Tensor]], *, tower_batch_size: int, precision: str
 ) -> Iterator[_Stretch]:
-    """The video as the tower reads it, some frames at a time."""
-    for shown in _batched(frames, tower_batch_size):
-        numbers, times, pictures = zip(*shown, strict=True)
+    """Yield the branch's inputs of a video, `tower_batch_size` frames at a time."""
+    for batch in _batched(frames, tower_batch_size):
+        numbers, times, pictures = zip(*batch, strict=True)
         with inference(model, precision):
             read = model.reads(torch.stack(pictures)[None])
         seconds = [float("nan") if time is None else time for time in times]
@@ -145,38 +146,39 @@ def _windows(
     precision: str,
     normalize: bool,
 ) -> Iterator[Windows]:
-    held: _Stretch | None = None
-    base, seen, done = 0, 0, 0  # frames dropped from `held`, frames that came, start of the next window
+    """Cut consecutive stretches into windows and embed them."""
+    stretch: _Stretch | None = None
+    dropped, total, next_start = 0, 0, 0  # frames removed from `stretch`, frames read, first frame of the next window
 
     block = _Block(window)
 
     def encoded(starts: list[int], *, length: int) -> Iterator[Windows]:
-        assert held is not None
-        for some in _batched(starts, batch_size):
-            rows = torch.tensor(some)[:, None] - base + torch.arange(window)  # (n, T)
+        assert stretch is not None
+        for batch_starts in _batched(starts, batch_size):
+            rows = torch.tensor(batch_starts)[:, None] - dropped + torch.arange(window)  # (n, T)
             mask = None if length >= window else (rows < length)
-            rows = rows.clamp(max=len(held) - 1)
-            source = _map(held.read, lambda t, rows=rows: t[0, rows.to(t.device)])
+            rows = rows.clamp(max=len(stretch) - 1)
+            source = _map(stretch.read, lambda t, rows=rows: t[0, rows.to(t.device)])
             source = source if mask is None else replace(source, mask=mask.to(model.device))
             with inference(model, precision):
                 video = model.encode_video(source, normalize=normalize).float().cpu()
-            yield from block.add(video, held.index[rows], held.time[rows[:, 0]], held.time[rows[:, -1]])
+            yield from block.add(video, stretch.index[rows], stretch.time[rows[:, 0]], stretch.time[rows[:, -1]])
 
     for part in parts:
-        held = part if held is None else held.then(part)
-        seen += len(part)
-        starts = list(range(done, seen - window + 1, stride))
+        stretch = part if stretch is None else stretch.then(part)
+        total += len(part)
+        starts = list(range(next_start, total - window + 1, stride))
         yield from encoded(starts, length=window)
-        done += stride * len(starts)
-        free = min(done, seen - window) - base  # the last window may begin before the next by stride
-        if free > 0:
-            held, base = held.without(free), base + free
-    if held is None:
+        next_start += stride * len(starts)
+        unused = min(next_start, total - window) - dropped  # the video's last window may start before `next_start`
+        if unused > 0:
+            stretch, dropped = stretch.without(unused), dropped + unused
+    if stretch is None:
         return
-    if seen < window:
-        yield from encoded([0], length=seen)
-    elif done - stride != seen - window:
-        yield from encoded([seen - window], length=window)
+    if total < window:
+        yield from encoded([0], length=total)
+    elif next_start - stride != total - window:
+        yield from encoded([total - window], length=window)
     yield from block.rest()
 
 
@@ -185,41 +187,43 @@ class _Block:
 
     def __init__(self, window: int) -> None:
         self.window, self.used = window, 0
-        self.whole: Windows | None = None
+        self.buffer: Windows | None = None
 
     def add(self, video: Tensor, frames: Tensor, starts: Tensor, ends: Tensor) -> Iterator[Windows]:
         """Add windows; yield the block when it is full."""
         taken = 0
         while taken < len(video):
-            if self.whole is None:
+            if self.buffer is None:
                 numbers, seconds = frames.new_empty(BLOCK, self.window), starts.new_empty(BLOCK)
-                self.whole = Windows(video.new_empty(BLOCK, video.shape[1]), numbers, seconds, seconds.clone())
-            some = slice(taken, taken + min(len(video) - taken, BLOCK - self.used))
-            here = slice(self.used, self.used + some.stop - some.start)
-            whole = self.whole
-            for kept, new in zip(
-                (whole.video, whole.frames, whole.starts, whole.ends), (video, frames, starts, ends), strict=True
+                self.buffer = Windows(video.new_empty(BLOCK, video.shape[1]), numbers, seconds, seconds.clone())
+            source = slice(taken, taken + min(len(video) - taken, BLOCK - self.used))
+            target = slice(self.used, self.used + source.stop - source.start)
+            buffer = self.buffer
+            for stored, new in zip(
+                (buffer.video, buffer.frames, buffer.starts, buffer.ends), (video, frames, starts, ends), strict=True
             ):
-                kept[here] = new[some]
-            taken, self.used = some.stop, here.stop
+                stored[target] = new[source]
+            taken, self.used = source.stop, target.stop
             if self.used == BLOCK:
                 yield from self.rest()
 
     def rest(self) -> Iterator[Windows]:
         """Yield the windows left in the block."""
-        if self.whole is not None:
-            n, whole = self.used, self.whole
-            self.whole, self.used = None, 0
-            yield Windows(whole.video[:n], whole.frames[:n], whole.starts[:n], whole.ends[:n])
+        if self.buffer is not None:
+            n, buffer = self.used, self.buffer
+            self.buffer, self.used = None, 0
+            yield Windows(buffer.video[:n], buffer.frames[:n], buffer.starts[:n], buffer.ends[:n])
 
 
 def _batched(items: Iterable[T], n: int) -> Iterator[list[T]]:
+    """Yield lists of `n` items; the last one may be shorter."""
     items = iter(items)
     while batch := list(islice(items, n)):
         yield batch
 
 
 def _map(read: Taps | Pixels, change: Callable[[Tensor], Tensor]) -> Taps | Pixels:
+    """Apply a function to every tensor of a branch's input."""
     return read.map(change) if isinstance(read, Taps) else Pixels(change(read.video))
 
 

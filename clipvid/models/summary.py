@@ -1,7 +1,7 @@
-"""What a model costs before it runs: parameters, multiply-accumulates and bytes of taps per clip.
+"""Cost of a model, without running it: parameters, multiply-accumulates and bytes of taps per clip.
 
-Contract: backbone and branch in, numbers out; counts on the meta device, so nothing is computed and no memory is
-taken. Knows nothing of training or data.
+Contract: backbone and branch in, numbers out. Counting uses the meta device, so nothing is computed and no memory is
+allocated. Knows nothing of training or data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from clipvid.models.branches.base import Branch
 from clipvid.runtime.text import pluralize
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
-"""Operations of linear layers and convolutions: what the STAN paper counts as FLOPs. Attention's own products are
-counted apart."""
+"""Operations of linear layers and convolutions, which the STAN paper counts as FLOPs. Attention products are counted
+separately."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class Macs:
 
     @property
     def total(self) -> int:
+        """Sum of both."""
         return self.linear + self.attention
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything `clipvid info` prints; `str()` is the table."""
+    """Data that `clipvid info` prints; `str()` gives the table."""
 
     base: str
     tower: str
@@ -53,13 +54,13 @@ class Summary:
     branch_macs: Macs
     taps_bytes: int
     trains: str
-    """Description of the trained parts: branch, heads, and the rest."""
+    """Description of the trained parts: branch, heads and parts of the base model."""
     uncached: str | None
-    """Reason why nothing can be cached; None where taps can."""
+    """Reason why nothing can be cached; None if taps can be."""
     reads: str | None = None
-    """Input of the branch, where that is not levels of the tower."""
+    """Input of the branch, if it is not levels of the tower."""
     compared: tuple[int, ...] = ()
-    """Keys that a patch is compared with in each step of a layer, where its scheme says."""
+    """Number of keys per patch in each step of a layer; empty for a branch without a scheme."""
 
     def __str__(self) -> str:
         g = self.geometry
@@ -71,19 +72,19 @@ class Summary:
             "reads": _reads(g) if self.reads is None else self.reads,
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
-            **({"keys a patch": " + ".join(map(str, self.compared))} if self.compared else {}),
-            f"MACs a clip ({pluralize(self.frames, 'frame')})": f"{_giga(linear)} linear "
+            **({"keys per patch": " + ".join(map(str, self.compared))} if self.compared else {}),
+            f"MACs per clip, {pluralize(self.frames, 'frame')}": f"{_giga(linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
             "three views": f"{_giga(3 * linear)} linear, as papers count",
-            "taps a clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16" if self.uncached is None else self.uncached,
+            "taps per clip": f"{self.taps_bytes / 2**20:.1f} MiB in bf16" if self.uncached is None else self.uncached,
         }
         return "\n".join(f"{name + ':':<{27}}{value}" for name, value in rows.items())
 
 
-@torch.inference_mode(False)  # counting wants a graph, whatever surrounds it
+@torch.inference_mode(False)  # counting needs a graph, even within inference mode
 def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module], frames: int) -> Summary:
-    """Count everything for clips of `frames` frames."""
+    """Return the summary of a model for clips of `frames` frames."""
     geometry = backbone.geometry(branch.levels)
     parts = [branch, *heads, backbone]
     trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
@@ -108,7 +109,7 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
 
 
 def _reads(geometry: Geometry) -> str:
-    """Describe the levels: "levels 9 to 12, 14x14 patches, width 768"."""
+    """Describe the levels, as in "levels 9 to 12, 14x14 patches, width 768"."""
     levels, widths = geometry.levels, sorted(set(geometry.widths))
     if not levels:
         return "the tower's frame embeddings"
@@ -118,9 +119,9 @@ def _reads(geometry: Geometry) -> str:
 
 
 def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
-    """Return the reason why this branch's input cannot be cached; None where it can."""
+    """Return the reason why this branch's input cannot be cached; None if it can be."""
     if branch.reads_pixels:
-        return "cannot be cached: the branch has a stem of its own and reads pixels"
+        return "cannot be cached: the branch has a custom stem and reads pixels"
     if backbone.visual_trains:
         return "cannot be cached: the visual tower trains"
     return None
@@ -129,9 +130,9 @@ def why_uncached(backbone: Backbone, branch: Branch) -> str | None:
 def _trains(backbone: Backbone) -> str:
     """Describe the trained parts."""
     parts = ["branch and heads"]
-    own = backbone.clip.named_parameters()
-    named = [(name.startswith("visual."), p) for name, p in own if not name.startswith("logit_")]
-    visual, text = ([p.requires_grad for is_visual, p in named if is_visual is wanted] for wanted in (True, False))
+    parameters = backbone.clip.named_parameters()
+    named = [(name.startswith("visual."), p) for name, p in parameters if not name.startswith("logit_")]
+    visual, text = ([p.requires_grad for is_visual, p in named if is_visual is side] for side in (True, False))
     if backbone.visual_trains:
         parts.append(f"visual tower{'' if all(visual) else _extent(vit.vit_blocks(backbone.visual))}")
     if backbone.lora_rank and backbone.text_trains:
@@ -144,11 +145,11 @@ def _trains(backbone: Backbone) -> str:
 def _extent(blocks: Sequence[nn.Module]) -> str:
     """Describe the trained blocks of a tower that trains in part."""
     trains = [any(p.requires_grad for p in block.parameters()) for block in blocks]
-    numbers = [number for number, does in enumerate(trains, start=1) if does]
+    numbers = [number for number, trained in enumerate(trains, start=1) if trained]
     if not numbers:
         return " (in part)"
-    which = f"blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"block {numbers[0]}"
-    return f" ({which} of {len(trains)})"
+    described = f"blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"block {numbers[0]}"
+    return f" ({described} of {len(trains)})"
 
 
 def meta_taps(geometry: Geometry, *, frames: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> Taps:
@@ -170,32 +171,34 @@ def _tower_macs(backbone: Backbone, branch: Branch, frames: int) -> Macs:
     image = torch.empty(1, 3, *backbone.image_size, device="meta", dtype=backbone.dtype)
     one = _count(lambda: backbone.run(visual, image, levels=branch.levels, embed=branch.reads_frames))
     head = vit.head(backbone.visual) if branch.reads_frames else None
-    projection = head[1].numel() if head else 0  # the papers stop at the class token: D to E is not in their figures
+    projection = head[1].numel() if head else 0  # papers do not count the projection D to E
     return Macs((one.linear - projection) * frames, one.attention * frames)
 
 
 def _branch_macs(branch: Branch, backbone: Backbone, geometry: Geometry, frames: int) -> Macs:
-    copy = _countable(nn.ModuleList([backbone.visual, branch]))[1]  # together: it may borrow from the tower
+    """Count the branch for one clip, without CLIP's projection if the branch's fusion repeats it."""
+    # Both are copied together because the branch may use weights of the tower.
+    copy = _countable(nn.ModuleList([backbone.visual, branch]))[1]
     dtype = next((p.dtype for p in copy.parameters()), torch.float32)
     source = meta_taps(geometry, frames=frames, dtype=dtype)
     if branch.reads_pixels:
         size = (branch.image_size,) * 2 if branch.image_size else backbone.image_size
         source = Pixels(torch.empty(1, frames, 3, *size, device="meta", dtype=dtype))
-    found = _count(lambda: copy(source))
+    macs = _count(lambda: copy(source))
     if getattr(branch.options, "fusion", None) not in ("release", "balanced") or not branch.levels:
-        return found
-    head = vit.head(
-        backbone.visual
-    )  # the published fusion repeats CLIP's projection, which the papers leave out here too
-    return Macs(found.linear - (head[1].numel() * frames if head else 0), found.attention)
+        return macs
+    # The published fusion repeats CLIP's projection, which papers do not count.
+    head = vit.head(backbone.visual)
+    return Macs(macs.linear - (head[1].numel() * frames if head else 0), macs.attention)
 
 
 def _countable(module: nn.Module) -> Any:
-    """Return a meta copy whose weights all train: torch multiplies by the others in the operations of attention."""
+    """Return a meta copy with all weights trainable; torch counts products with frozen weights as attention."""
     return vit.meta_copy(module).requires_grad_(True)
 
 
 def _count(run: Callable[[], Any]) -> Macs:
+    """Count the multiply-accumulates of a function call."""
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
     counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
@@ -204,7 +207,7 @@ def _count(run: Callable[[], Any]) -> Macs:
 
 
 def _describe(options) -> str:
-    """Return the options that tell one branch from another at a glance."""
+    """Describe the main options of a branch in one line."""
     names = (
         "scheme",
         "stem",
@@ -218,11 +221,12 @@ def _describe(options) -> str:
         "temporal_depth",
         "frames",
     )
-    told = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    if told.get("stem", "tower") != "tower":
-        told.pop("depth", None)  # all blocks are copied
-    return f"{options.preset()}, " + ", ".join(f"{k} {v}" for k, v in told.items())
+    shown = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if shown.get("stem", "tower") != "tower":
+        shown.pop("depth", None)  # all blocks are copied
+    return f"{options.preset()}, " + ", ".join(f"{k} {v}" for k, v in shown.items())
 
 
 def _giga(macs: int) -> str:
+    """Format a count in units of 10^9."""
     return f"{macs / 1e9:.1f} G"

@@ -35,14 +35,14 @@ from clipvid.video.decode import stream
 from clipvid.video.transforms import VideoTransform
 
 _DISABLED: ContextVar[tuple[VideoCLIP, ...]] = ContextVar("clipvid_disabled", default=())
-"""Models whose branch is off, in this thread or task."""
+"""Models whose branch is disabled in this thread or task."""
 
 
 class VideoCLIP(nn.Module):
     """A video model made of a frozen base model and a branch that trains.
 
-    `head` is an optional classifier; `similarity` is what retrieval compares: "mean" (cosine of the mean over frames),
-    "wti", "mug" or "mug_simple" (token-wise heads). Build one with `attach`, `create_model` or `load`.
+    `head` is an optional classifier. `similarity` is the one used for retrieval: "mean" (cosine of the mean over
+    frames), "wti", "mug" or "mug_simple" (token-wise heads). Build one with `attach`, `create_model` or `load`.
     """
 
     def __init__(
@@ -58,15 +58,16 @@ class VideoCLIP(nn.Module):
         self.training_record: dict[str, Any] | None = None
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
-        self._of_tower = VideoTransform.from_config(backbone.preprocess_config)
+        self._tower_transform = VideoTransform.from_config(backbone.preprocess_config)
         size = {} if branch.image_size is None else {"size": branch.image_size}
-        self.transform = replace(self._of_tower, **size)
+        self.transform = replace(self._tower_transform, **size)
 
     def forget_copies(self) -> None:
-        """Drop the copies of weights that passes under autocast use; they are made anew when next needed.
+        """Drop the copies of weights used for inference and autocast; they are rebuilt on the next use.
 
-        Call this after writing to weights past torch: through `.data`, through NumPy, or in a replayed CUDA graph.
-        Every other change is noticed: in-place operations, optimizer steps, `load_state_dict`, `to`, new tensors.
+        Call this after writing to weights in ways torch does not record: through `.data`, through NumPy, or in a
+        replayed CUDA graph. All other changes are detected: in-place operations, optimizer steps, `load_state_dict`,
+        `to`, new tensors.
         """
         self._fused_branch.forget()
         self.backbone.forget_copies()
@@ -77,35 +78,37 @@ class VideoCLIP(nn.Module):
 
     @property
     def branch_is_on(self) -> bool:
-        """True outside `branch_disabled`; False inside it, in the thread or task that entered it."""
+        """False inside `branch_disabled`, in the thread or task that entered it; True otherwise."""
         return all(model is not self for model in _DISABLED.get())
 
     @property
     def device(self) -> torch.device:
+        """Device of the base model, to which inputs are moved."""
         return self.backbone.device
 
     @property
     def preprocess(self):
-        """The base model's own transform of a PIL image."""
+        """The base model's transform of a PIL image."""
         return self.backbone.preprocess
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The base model's own tokenizer: texts to token ids."""
+        """The base model's tokenizer, from texts to token ids; None if none was given."""
         return self.backbone.tokenizer
 
     @property
     def embed_dim(self) -> int:
+        """Width E of the embeddings."""
         return self.backbone.embed_dim
 
     def taps(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps:
         """Return the tower's taps of `video` (B, T, 3, H, W): uint8 of any size, or preprocessed float."""
-        video, mask = self._prepared(video, mask, self._of_tower)
+        video, mask = self._prepared(video, mask, self._tower_transform)
         with stage("tower"):
             return self._for_branch(self.backbone(video, levels=self.branch.levels, mask=mask))
 
     def reads(self, video: Tensor, *, mask: Bool[Tensor, "b t"] | None = None) -> Taps | Pixels:
-        """Return only what the branch needs of `video`: taps, or pixels for a branch with a custom stem."""
+        """Return the branch's input for `video`: taps, or pixels for a branch with a custom stem."""
         if not self.branch_is_on:
             return self.taps(video, mask=mask)
         video, mask = self._prepared(video, mask, self.transform)
@@ -116,17 +119,18 @@ class VideoCLIP(nn.Module):
             return self._for_branch(read)
 
     def _for_branch(self, taps: Taps) -> Taps:
-        """Cast to the branch's dtype where the tower has another (half precision) and no autocast is on."""
+        """Cast to the branch's dtype if the tower has another (half precision) and autocast is off."""
         dtype = next((p.dtype for p in self.branch.parameters()), torch.float32)
         if self.backbone.dtype == dtype or torch.is_autocast_enabled(self.device.type):
             return taps
         return taps.to(dtype=dtype)
 
     def _source(self, video: Tensor | Taps | Pixels, mask: Tensor | None) -> Taps | Pixels:
+        """Return the branch's input; raise ValueError for a mask in addition to taps or pixels."""
         if isinstance(video, Tensor):
             return self.reads(video, mask=mask)
         if mask is not None:
-            raise ValueError(f"{type(video).__name__} bring their own mask; set it there, or give the video itself")
+            raise ValueError(f"{type(video).__name__} bring their own mask; set it there, or pass the video itself")
         return video
 
     def _prepared(self, video: Tensor, mask: Tensor | None, transform: VideoTransform) -> tuple[Tensor, Tensor | None]:
@@ -146,14 +150,12 @@ class VideoCLIP(nn.Module):
         needs_frames = self.branch.reads_frames or not self.branch_is_on
         if needs_frames and isinstance(source, Taps) and not source.frames.shape[-1]:
             raise ValueError(
-                "these taps were read for a branch that needs no frame embeddings of CLIP's; read them with model.taps"
+                "these taps were read for a branch that needs no frame embeddings of CLIP; read them with model.taps"
             )
         if self.branch_is_on:
             if self.branch.reads_pixels and not isinstance(source, Pixels):
                 name = self.branch.options.preset()
-                raise ValueError(
-                    f"branch {name} has a custom stem and reads pixels, not taps; give it the video itself"
-                )
+                raise ValueError(f"branch {name} has a custom stem and reads pixels, not taps; pass the video itself")
             with stage("branch"):
                 return self._running_branch()(source)
         if isinstance(source, Pixels):
@@ -171,8 +173,8 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "b e"]:
         """Embed clips: the mean over frames of their embeddings, L2-normalised unless `normalize` is False.
 
-        `video` is (B, T, 3, H, W), uint8 of any size or float preprocessed to the base model's, or what `reads` gives
-        of it. `mask` (B, T) is False for frames that only pad a shorter clip. Raises ValueError for other shapes.
+        `video` is (B, T, 3, H, W), uint8 of any size or preprocessed float, or the result of `reads`. `mask` (B, T) is
+        False for padding frames. Raises ValueError for other shapes.
         """
         source = self._source(video, mask)
         embedding = mean_over_frames(self.encode_frames(source), source.mask)
@@ -203,15 +205,15 @@ class VideoCLIP(nn.Module):
     ) -> Iterator[Windows]:
         """Embed all windows of `window` frames of a video of any length, `stride` frames apart, in constant memory.
 
-        Each frame passes the tower once. `every` and `fps` choose frames: every n-th, or so many per
-        second (`video.decode.stream`). `batches` are the batch sizes, precision and normalisation of
+        The tower encodes each frame once. `every` and `fps` select frames: every n-th, or that many per second
+        (`video.decode.stream`). `batches` are the batch sizes, precision and normalisation of
         `sliding_window.encode_windows`.
         """
         frames = stream(path, every=every, fps=fps, fit=self.transform.fit)
         return encode_windows(self, frames, window=window, stride=stride, **batches)
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = True) -> Float[Tensor, "m e"]:
-        """Embed strings or token ids (M, ctx) with the text tower; long texts are cut, the end token kept."""
+        """Embed strings or token ids (M, ctx) with the text tower; long texts are cut but keep their end token."""
         embedding = self.backbone.encode_text(self._tokens(texts))
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
@@ -230,14 +232,15 @@ class VideoCLIP(nn.Module):
     ) -> Float[Tensor, "m b"]:
         """Compute the similarity of all texts with all clips from `text_features` and `encode_clip`; float32."""
         if isinstance(text, Tensor):
-            with torch.autocast(frames.device.type, enabled=False):  # a matrix product would be rounded again
+            with torch.autocast(frames.device.type, enabled=False):  # avoids another rounding by the matrix product
                 return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
         if self.matcher is None:
-            raise ValueError("similarity 'mean' compares embeddings of whole texts; give those of encode_text")
+            raise ValueError("similarity 'mean' compares embeddings of whole texts; pass those of encode_text")
         video_mask = None if mask is None else mask[None]
         return self.matcher(text.features[:, None], frames[None], text_mask=text.mask[:, None], video_mask=video_mask)
 
     def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
+        """Return token ids on the model's device; strings are tokenized."""
         if isinstance(texts, str):
             texts = [texts]
         tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize(texts)
@@ -269,10 +272,10 @@ class VideoCLIP(nn.Module):
     def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> trainable.Trainable:
         """Choose the part of the base model that trains beside the branch; return all parts that train.
 
-        none: nothing of it. text: the text tower. last:N: the last N blocks of both towers and the layers after them.
-        all: both towers, the STAN paper's own mode. With `text` False the text tower trains in no mode. Blocks of the
-        visual tower that this branch does not run do not train: it trains copies of its own. `text_lora` adds low-rank
-        adapters of that rank to the text tower, which train in any mode. `train` sets this from its config.
+        none: nothing. text: the text tower. last:N: the last N blocks of both towers and the layers after them. all:
+        both towers, as in the STAN paper. With `text` False the text tower trains in no mode. Blocks of the visual
+        tower that this branch does not run never train; the branch trains copies of them. `text_lora` adds low-rank
+        adapters of that rank to the text tower, which train in every mode. `train` calls this with its config.
         """
         if text_lora:
             trainable.add_text_lora(self.backbone, text_lora)
@@ -287,7 +290,7 @@ class VideoCLIP(nn.Module):
         return trainable.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return names and parameters of all that trains: branch, heads, the base model's part of `set_trainable`.
+        """Return names and values of all trainable parameters: branch, heads, the base model's part of `set_trainable`.
 
         Raises ValueError for weights of the base model that require gradients without `set_trainable`.
         """
@@ -295,21 +298,21 @@ class VideoCLIP(nn.Module):
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def trainable_summary(self, frames: int = 12) -> summary.Summary:
-        """Return what trains and what it costs for clips of `frames` frames; printing it gives a table.
+        """Return trainable parts and cost of the model for clips of `frames` frames; printing it gives a table.
 
         Raises ValueError as `trainable_parameters` does.
         """
         if frames < 1:
-            raise ValueError(f"frames starts at 1, got {frames}")
+            raise ValueError(f"frames must be an integer >= 1, got {frames}")
         trainable.check_trainable(self.backbone)
         heads = [part for part in (self.head, self.matcher) if part is not None]
         return summary.summarize(self.backbone, self.branch, heads=heads, frames=frames)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of base and branch: embeddings of two models can be compared when these are equal."""
-        own = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
-        return checkpoint.fingerprint(self.backbone.fingerprint, self.branch.options.to_config(), own)
+        """SHA-256 of base and branch; embeddings of models with equal fingerprints are comparable."""
+        weights = {name: value for name, value in self._state().items() if name.startswith(("branch.", "clip."))}
+        return checkpoint.fingerprint(self.backbone.fingerprint, self.branch.options.to_config(), weights)
 
     def describe(self) -> dict[str, Any]:
         """Return the model's description as plain data for results."""
@@ -326,16 +329,17 @@ class VideoCLIP(nn.Module):
         }
 
     def _state(self) -> dict[str, Tensor]:
-        """All that is not the base model as it came: branch, heads, and the base's weights that were trained."""
+        """Return the tensors to save: branch, heads, and the weights of the base model that were trained."""
         parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
         state = {f"{part}.{k}": v for part, m in parts.items() if m is not None for k, v in m.state_dict().items()}
         changed = {n: p for n, p in self.backbone.clip.named_parameters() if n in self.backbone.trained}
         return state | {f"clip.{name}": p for name, p in changed.items()}
 
     def save(self, folder: str | Path) -> Path:
-        """Write config.json and branch.safetensors to `folder`, whole or not at all.
+        """Write config.json and branch.safetensors to `folder` atomically and return its path.
 
-        The base model is only named; weights of it that were trained are saved with the branch.
+        Of the base model only its name and the weights that were trained are saved. Raises FileExistsError for a folder
+        that holds other files.
         """
         base = self.backbone.base
         config = {
