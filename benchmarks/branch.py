@@ -1,11 +1,12 @@
-"""The branch: passes and training steps from taps, beside the bare matrix products; and attention by two roads.
+"""Speed of the branch: forward passes and training steps from taps, compared with bare matrix products.
 
     python benchmarks/branch.py                      # STAN on ViT-B-32, writes benchmarks/results/branch.json
     python benchmarks/branch.py --device cuda --clips 32 --out branch-cuda.json
 
-In bf16, by turns in one process. The bare products of a training step are those of its linears, forth and twice back.
-The second table is what `clipvid.nn.attention.attend` chooses by: torch's fused kernel against plain products, for the
-pass alone and with the way back, at the lengths that branches meet.
+Everything runs in bf16, in one process, taking turns. The bare products of a training step are those of its linears:
+one each in the forward pass and two in the backward pass. A second table supports the choice of
+`clipvid.nn.attention.attend`: torch's fused kernel against plain products, in the forward pass and in forward and
+backward pass, at the sequence lengths of the branches.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from clipvid.runtime.precision import autocast
 
 FRAMES = 12
 LENGTHS = ((196, 12), (48, 50), (12, 197), (4, 589))
-"""Sequences and tokens: along time, within frames of B/32 and of B/16, all of a clip."""
+"""Numbers of sequences and tokens: along time, within frames of B/32 and of B/16, and over an entire clip."""
 
 
 def linears(model: VideoCLIP, clips: int) -> list[Shape]:
-    """The matrix products of one pass of the branch; class tokens' own rows are left out."""
+    """Return the matrix products of one forward pass of the branch, without the rows of class tokens."""
     width, patches = model.branch.width, model.branch.geometry.patches  # type: ignore[union-attr]
     tokens, within = clips * FRAMES * patches, clips * FRAMES * (patches + 1)
     over_time = [(tokens, width, 3 * width), (tokens, width, width), (tokens, width, width)]
@@ -41,12 +42,13 @@ def linears(model: VideoCLIP, clips: int) -> list[Shape]:
     return [*over_time, *in_frame, *mlp] * len(model.branch.layers)  # type: ignore[arg-type]
 
 
-def with_way_back(shapes: list[Shape]) -> list[Shape]:
-    """Each product, and the two that give the gradients of its factors."""
+def with_gradients(shapes: list[Shape]) -> list[Shape]:
+    """Return each product, followed by the two that give the gradients of its factors."""
     return [s for m, i, o in shapes for s in ((m, i, o), (m, o, i), (o, m, i))]
 
 
 def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
+    """Return the steps of each row, by side."""
     device = model.device.type
     video, text, video_index = batch_of(clips, device)
 
@@ -64,30 +66,30 @@ def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
     learn = training(model, lambda: model.encode_video(taps, normalize=False), text, video_index, own, own=True)
     return {
         "forward pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
-        "training step": {"clipvid": learn, "bare products": products(with_way_back(shapes), device=device)},
+        "training step": {"clipvid": learn, "bare products": products(with_gradients(shapes), device=device)},
     }
 
 
 def attention(*, device: str, runs: int) -> list[dict[str, Any]]:
-    """Milliseconds of attention with 12 heads of 64, by road."""
+    """Return milliseconds of attention with 12 heads of width 64, by kernel."""
     rows = []
     for sequences, tokens in LENGTHS:
         x = torch.randn(3, sequences, 12, tokens, 64, device=device, dtype=torch.bfloat16)
-        roads = {"fused": F.scaled_dot_product_attention, "products": lambda q, k, v: by_products(q, k, v, None)}
+        kernels = {"fused": F.scaled_dot_product_attention, "products": lambda q, k, v: by_products(q, k, v, None)}
 
-        def forth(road: Any, x: Tensor = x) -> Any:
+        def forward(kernel: Any, x: Tensor = x) -> Any:
             with torch.no_grad():
-                return road(*x)
+                return kernel(*x)
 
-        def back(road: Any, x: Tensor = x) -> Any:
+        def backward(kernel: Any, x: Tensor = x) -> Any:
             own = x.detach().requires_grad_()
-            road(*own).sum().backward()
+            kernel(*own).sum().backward()
 
         row: dict[str, Any] = {"sequences": sequences, "tokens": tokens}
-        for name, run in (("forward pass", forth), ("forward and backward", back)):
-            turns: dict[str, Step] = {road: (lambda f=f, run=run: run(f)) for road, f in roads.items()}
+        for name, run in (("forward pass", forward), ("forward and backward", backward)):
+            turns: dict[str, Step] = {kernel: (lambda f=f, run=run: run(f)) for kernel, f in kernels.items()}
             seconds = take_turns(turns, runs=runs, device=device)
-            row[name] = {road: 1000 * statistics.median(found) for road, found in seconds.items()}
+            row[name] = {kernel: 1000 * statistics.median(times) for kernel, times in seconds.items()}
         rows.append(row)
     return rows
 
@@ -107,12 +109,12 @@ def main() -> None:
         seconds = take_turns(turns, runs=args.runs, device=args.device)
         work = flops(shapes) * (3 if name == "training step" else 1)
         rows[name] = {
-            "ms per clip": {side: 1000 * statistics.median(found) / args.clips for side, found in seconds.items()},
-            "GFLOP/s of the linears": {side: work / statistics.median(found) / 1e9 for side, found in seconds.items()},
+            "ms per clip": {side: 1000 * statistics.median(times) / args.clips for side, times in seconds.items()},
+            "GFLOP/s of the linears": {side: work / statistics.median(times) / 1e9 for side, times in seconds.items()},
             "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],
             "where the time goes": shares(turns["clipvid"], device=args.device),
         }
-    found = {
+    result = {
         "command": invocation(),
         "model": "ViT-B-32, stan-release, K=4",
         "clips": args.clips,
@@ -122,8 +124,8 @@ def main() -> None:
         "commit": COMMIT,
         **machine(),
     }
-    write_json(args.out, found)
-    print(found)
+    write_json(args.out, result)
+    print(result)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What each way of keeping taps costs: bytes per clip, how far embeddings are from live, recall beside live's.
+"""Size and effect of each kind and mode of the tap cache: bytes per clip, difference of embeddings from live, recall.
 
     python benchmarks/cache_kinds.py                            # writes benchmarks/results/cache_kinds.json
 
-A STAN branch on clipvid-mini learns MotionShapes for a few epochs, so that embeddings and recall depend on the taps;
-then the test clips are embedded live, and from a cache of each kind and mode. Some minutes on two cores.
+A STAN branch on clipvid-mini is trained on MotionShapes for a few epochs, so that embeddings and recall depend on the
+taps; then the test clips are embedded live and from a cache of each kind and mode. It takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -32,12 +32,18 @@ from clipvid.runtime.precision import resolve
 from clipvid.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "cache_kinds.json"
-WAYS = (("bf16", "taps"), ("fp16", "taps"), ("int8", "taps"), ("bf16", "first_layer"), ("int8", "first_layer"))
+KINDS_AND_MODES = (
+    ("bf16", "taps"),
+    ("fp16", "taps"),
+    ("int8", "taps"),
+    ("bf16", "first_layer"),
+    ("int8", "first_layer"),
+)
 DEPTH, FRAMES = 4, 8
 
 
 def trained(clips: VideoDataset, data_config: DataConfig, folder: Path, *, epochs: int) -> VideoCLIP:
-    """A model that knows something of motion."""
+    """Return a model that has learned to tell some motions apart."""
     torch.manual_seed(0)
     model = create_model("clipvid-mini", depth=DEPTH)
     config = TrainConfig(
@@ -48,48 +54,51 @@ def trained(clips: VideoDataset, data_config: DataConfig, folder: Path, *, epoch
 
 
 def recall(text: Tensor, truth: Tensor, video: Tensor) -> dict[str, float]:
-    found = retrieval_metrics(Products(text, video), truth)
-    return {"t2v R@1": found.t2v["R@1"], "v2t R@1": found.v2t["R@1"]}
+    """Return R@1 in both directions."""
+    result = retrieval_metrics(Products(text, video), truth)
+    return {"t2v R@1": result.t2v["R@1"], "v2t R@1": result.v2t["R@1"]}
 
 
 def measure(model: VideoCLIP, clips: VideoDataset, data_config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Live and every way of keeping, on the same clips."""
+    """Return a row for live embeddings and for each kind and mode, on the same clips."""
     texts, truth = queries(clips)
     text = embed_texts(model, texts, precision=data_config.precision)
     live = F.normalize(embed_videos(model, clips, data_config, progress=True).video, dim=-1)
     with model.branch_disabled():
-        plain = F.normalize(embed_videos(model, clips, data_config).video, dim=-1)
+        without_branch = F.normalize(embed_videos(model, clips, data_config).video, dim=-1)
     rows: list[dict[str, Any]] = [{"kind": "live", "mode": "live", **recall(text, truth, live)}]
-    rows.append({"kind": "live", "mode": "without the branch", **recall(text, truth, plain)})
-    for kind, mode in WAYS:
+    rows.append({"kind": "live", "mode": "without the branch", **recall(text, truth, without_branch)})
+    for kind, mode in KINDS_AND_MODES:
         cache = TapCache(folder / f"{kind} {mode}", kind=kind, mode=mode)
         size = cache.needs(model, clips, data_config) / len(clips)
         video = F.normalize(embed_videos(model, cache.store(model, clips, data_config)).video, dim=-1)
-        away = (video - live).abs()
+        differences = (video - live).abs()
         row = {"kind": kind, "mode": mode, "bytes per clip": size, **recall(text, truth, video)}
-        rows.append({**row, "largest difference": float(away.max()), "mean difference": float(away.mean())})
+        rows.append(
+            {**row, "largest difference": float(differences.max()), "mean difference": float(differences.mean())}
+        )
         print(rows[-1], flush=True)
     return {"dimensions": live.shape[1], "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--train", type=int, default=400, help="clips to learn from")
-    parser.add_argument("--test", type=int, default=1000, help="clips to compare on")
+    parser.add_argument("--train", type=int, default=400, help="training clips")
+    parser.add_argument("--test", type=int, default=1000, help="test clips")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     data_config = DataConfig(frames=FRAMES)
-    with TemporaryDirectory() as place:
-        folder = Path(place)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         model = trained(
             write_dataset(folder, "train", args.train), data_config, folder / "train-taps", epochs=args.epochs
         )
-        found = measure(model, write_dataset(folder, "test", args.test), data_config, folder)
+        result = measure(model, write_dataset(folder, "test", args.test), data_config, folder)
     precision = resolve(data_config.precision, model.device)
-    what = {"command": "python benchmarks/cache_kinds.py", "depth": DEPTH, "frames": FRAMES, "precision": precision}
+    setup = {"command": "python benchmarks/cache_kinds.py", "depth": DEPTH, "frames": FRAMES, "precision": precision}
     clips = {"training clips": args.train, "test clips": args.test, "epochs": args.epochs}
-    write_json(args.out, {**what, **clips, "commit": COMMIT, **machine(), **found})
+    write_json(args.out, {**setup, **clips, "commit": COMMIT, **machine(), **result})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Cells of a long benchmark: each a JSON file, written whole once it is measured, so that a run can be interrupted.
+"""Cells of a long benchmark: one JSON file each, written atomically once it is measured, so a run can be interrupted.
 
-Contract: names of cells, what each waits for and a function that measures one in; files out. Several processes may work
-on the same folder: a cell belongs to the one that holds its lock, which the system frees when that process ends. Also
-what a result should say of where it was measured. Knows nothing of what is measured.
+Contract: cells with their dependencies and a function that measures each in; files out. Several processes may work on
+the same folder: a cell belongs to the process that holds its lock, which the system frees when that process ends. Also
+provides the commit and the machine for results. Knows nothing about what is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clipvid.runtime.files import atomic_file
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement. `after` are the files of cells that it reads."""
+    """One measurement; `after` lists the files of the cells that it reads."""
 
     path: Path
     title: str
@@ -37,47 +37,49 @@ class Cell:
 
     @property
     def done(self) -> bool:
+        """True if the file exists."""
         return self.path.exists()
 
 
 def fill(cells: Sequence[Cell], *, wait: float = 2.0) -> None:
-    """Measure every cell whose file is missing, in order; one that another process holds is passed over.
+    """Measure every cell whose file is missing, in order, and skip those that another process is measuring.
 
-    Each gets the seconds that passed, the seconds that cores worked for it, the commit and the machine. Raises
-    ValueError for a cell that waits for a file which nothing here writes.
+    Each file also gets the elapsed seconds, the core seconds, the commit and the machine. Raises ValueError for a cell
+    that depends on a file which no cell writes.
     """
     for cell in cells:
-        if lost := [p for p in cell.after if not p.exists() and p not in {c.path for c in cells}]:
-            raise ValueError(f"{cell.title} waits for {lost[0]}, which no cell of this run writes")
+        if orphaned := [p for p in cell.after if not p.exists() and p not in {c.path for c in cells}]:
+            raise ValueError(f"{cell.title} waits for {orphaned[0]}, which no cell of this run writes")
     while missing := [cell for cell in cells if not cell.done]:
         if not any(_filled(cell, len(cells) - len(missing) + 1, len(cells)) for cell in missing):
-            time.sleep(wait)  # the rest is in other hands
+            time.sleep(wait)  # other processes are measuring the rest
 
 
-def _filled(cell: Cell, place: int, total: int) -> bool:
+def _filled(cell: Cell, number: int, total: int) -> bool:
+    """Measure one cell unless it is done, must wait or is locked; return True if it was measured."""
     if cell.done or not all(path.exists() for path in cell.after):
         return False
     with _held(cell.path.with_suffix(".lock")) as mine:
         if not mine or cell.done:
             return False
-        print(f"[{place}/{total}] {cell.title}", flush=True)
-        passed, worked = time.perf_counter(), _worked()
-        found = cell.measure()
-        passed, worked = time.perf_counter() - passed, _worked() - worked
-        where = {"seconds": passed, "core seconds": worked, "commit": COMMIT, **machine()}
-        write_json(cell.path, {**found, **where})
-        print(f"  {found.get('figures', '')}  {passed:.0f} s", flush=True)
+        print(f"[{number}/{total}] {cell.title}", flush=True)
+        elapsed, worked = time.perf_counter(), _worked()
+        result = cell.measure()
+        elapsed, worked = time.perf_counter() - elapsed, _worked() - worked
+        circumstances = {"seconds": elapsed, "core seconds": worked, "commit": COMMIT, **machine()}
+        write_json(cell.path, {**result, **circumstances})
+        print(f"  {result.get('figures', '')}  {elapsed:.0f} s", flush=True)
     return True
 
 
 def _worked() -> float:
-    """Seconds that cores worked for this process and for those it has waited for."""
+    """Return the core seconds of this process and of the child processes it has waited for."""
     return sum(os.times()[:4])
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """True for the one process that has the lock."""
+    """Yield True if this process gets the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -90,9 +92,9 @@ def _held(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
-    """So many more processes of this interpreter with other arguments, ended with the block.
+    """Run `count` more processes of this interpreter with these arguments during the block.
 
-    If the block went well they are waited for; RuntimeError where one of them failed.
+    After the block they are waited for, or ended if the block failed. Raises RuntimeError if one of them failed.
     """
     started = [subprocess.Popen([sys.executable, *arguments]) for _ in range(count)]
     try:
@@ -102,7 +104,7 @@ def helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
         for process in started:
             process.terminate()
     if any(codes):
-        raise RuntimeError(f"a helper ended with exit code {max(codes, key=abs)}; what it said stands above")
+        raise RuntimeError(f"a child process ended with exit code {max(codes, key=abs)}; its error is printed above")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,54 +117,54 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    """Short hash of the clipvid that is imported, with a + where its files differ from that commit."""
+    """Return the short hash of the imported clipvid's commit, with a + if its files differ from that commit."""
     git = ["git", "-C", str(Path(clipvid.__file__).parents[1])]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     status = [*git, "status", "--porcelain", "--untracked-files=no", "clipvid", "benchmarks/*.py"]
     changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
-    return (found.stdout.strip() or "unknown") + ("+" if changed else "")
+    return (result.stdout.strip() or "unknown") + ("+" if changed else "")
 
 
 COMMIT = _commit()
-"""Of the code that runs, read when it was loaded."""
+"""Commit of the running code, read at import."""
 
 
 def invocation() -> str:
-    """How this benchmark was started, but for where its result goes."""
+    """Return the command that started this benchmark, without the path of its output."""
     words = sys.argv[1:]
     if "--out" in words:
-        place = words.index("--out")
-        words = words[:place] + words[place + 2 :]
+        position = words.index("--out")
+        words = words[:position] + words[position + 2 :]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def result_of(script: str, device: str) -> Path:
-    """The file that a benchmark writes, another for each kind of device."""
+    """Return the result file of a benchmark, a separate one for each kind of device."""
     name = Path(script).stem + ("" if device == "cpu" else f"-{device}")
     return Path(script).parent / "results" / f"{name}.json"
 
 
 def machine() -> dict[str, str]:
-    """Where and with what something was measured."""
+    """Return the machine and the versions that a measurement used."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {"machine": f"{os.cpu_count()} CPU cores{gpu}", "clipvid": clipvid.__version__, "torch": torch.__version__}
 
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[list[float]]:
-    """A list that holds, after the block, the most MiB that it needed at once beyond what was held before."""
+    """Yield a list that holds, after the block, its peak memory in MiB beyond the memory used before it."""
     gc.collect()
-    found: list[float] = []
+    peak: list[float] = []
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        yield found
-        found.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+        yield peak
+        peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is resident
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the resident size
     before = _resident("VmRSS")
-    yield found
-    found.append((_resident("VmHWM") - before) / 2**20)
+    yield peak
+    peak.append((_resident("VmHWM") - before) / 2**20)
 
 
 def _resident(field: str) -> int:

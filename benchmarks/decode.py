@@ -1,13 +1,13 @@
-"""What each decoder reads and how fast, with clipvid's own sampling: clips of 12 frames, and whole videos.
+"""Speed of each decoder and the files it accepts, with clipvid's own sampling: clips of 12 frames, and full videos.
 
-    python benchmarks/decode.py                     # real videos where they are; writes benchmarks/results/decode.json
-    python benchmarks/decode.py --videos FOLDER     # one's own
+    python benchmarks/decode.py                     # real videos if available; writes benchmarks/results/decode.json
+    python benchmarks/decode.py --videos FOLDER     # custom videos
 
-Every file is read with every decoder in turn. The frames of clips are fitted to 224 pixels as for a model; those of
-whole videos become RGB and are dropped. Rates are over the files that all decoders accept, so that none is quick by
-refusing what is slow; the share each accepts is over all. decord and torchcodec probe a file at its first read, and
-these rates include it; `beside_decord` measures later reads by turns with decord itself. Without real videos the clips
-of MotionShapes are rendered and read. A decoder that cannot be loaded is left out, with the reason.
+Every file is read with every decoder, taking turns. Frames of clips are resized to 224 pixels as for a model; those of
+full videos are converted to RGB and dropped. Rates are over the files that all decoders accept, so no decoder gains by
+refusing slow files; the accepted share is over all files. decord and torchcodec are checked against PyAV at the first
+read of a file, which these rates include; `beside_decord` compares later reads with decord itself. Without real videos,
+clips of MotionShapes are rendered and read. A decoder that cannot be loaded is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "videos"
 PACKAGES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
 FRAMES = 12
 Times = dict[Path, tuple[float, int]]
-"""Of each file that was read, seconds and frames."""
+"""Seconds and number of frames of each file that was read."""
 
 
 def dropped(frame: Tensor) -> Tensor:
-    """A corner of a frame, which stands for all of it."""
+    """Return one pixel of a frame, so that the frame itself can be freed."""
     return frame[..., :1, :1].clone()
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, int]:
+    """Return the seconds of a call and the number of frames that it returned."""
     start = time.perf_counter()
     frames = len(call())
     return time.perf_counter() - start, frames
 
 
 def loadable(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The decoders that work here, and why others do not."""
-    found, missing = [], {}
+    """Return the decoders that can be loaded, and the reasons why others cannot."""
+    loaded, missing = [], {}
     for backend in BACKENDS:
         try:
             read_video(path, 1, backend=backend)
@@ -65,19 +66,19 @@ def loadable(path: Path) -> tuple[list[str], dict[str, str]]:
             missing[backend] = str(error)
             continue
         except VideoError:
-            pass  # it runs, though not on this file
-        found.append(backend)
-    return found, missing
+            pass  # the decoder can be loaded, but refuses this file
+        loaded.append(backend)
+    return loaded, missing
 
 
 def read_all(
     paths: Sequence[Path], backends: Sequence[str], reader: Callable[..., Tensor]
 ) -> tuple[dict[str, Times], dict[str, Counter[str]]]:
-    """Each file with each decoder, and how often each decoder refused one for a reason."""
+    """Return the times of each file with each decoder, and the number of refusals of each decoder by reason."""
     times: dict[str, Times] = {backend: {} for backend in backends}
     refused: dict[str, Counter[str]] = {backend: Counter() for backend in backends}
     for path in paths:
-        path.read_bytes()  # from here on it comes from memory
+        path.read_bytes()  # later reads come from the page cache
         for backend in backends:
             try:
                 times[backend][path] = timed(partial(reader, path, backend=backend))
@@ -87,21 +88,21 @@ def read_all(
 
 
 def common(times: dict[str, Times]) -> set[Path]:
-    """The files that all decoders read."""
-    return set.intersection(*(set(some) for some in times.values()))
+    """Return the files that all decoders read."""
+    return set.intersection(*(set(files) for files in times.values()))
 
 
 def rate(times: Times, paths: set[Path], *, clips: bool) -> float:
-    """Clips, or frames, a second."""
+    """Return clips per second, or frames per second."""
     seconds = sum(times[path][0] for path in paths)
     return (len(paths) if clips else sum(times[path][1] for path in paths)) / seconds
 
 
 def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]:
-    """Seconds of a clip's frames through clipvid against decord alone: the same indices, opened and read by turns.
+    """Compare reading a clip through clipvid with decord alone: the same indices, opened and read in turns.
 
-    Of each file the fastest of `rounds` counts; ratios are above 1 where clipvid is slower. The probe is what the first
-    read, or the first after a change of the file, takes longer.
+    The fastest of `rounds` counts for each file; a ratio above 1 means that clipvid is slower. The probe is the extra
+    time of the first read of a file, or of the first read after it changed.
     """
     import decord
 
@@ -130,7 +131,7 @@ def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]
 
 
 def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
-    """All decoders on these files: a clip of each, and the first `whole` in full."""
+    """Measure all decoders on these files: one clip of each, and the first `whole` files in full."""
     backends, missing = loadable(paths[0])
     fit = VideoTransform(size=224).fit
     clips, refused = read_all(paths, backends, partial(read_video, frames=FRAMES, fit=fit))
@@ -153,22 +154,22 @@ def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--videos", type=Path, help="folder of one's own videos")
-    parser.add_argument("--whole", type=int, default=8, help="how many videos are decoded in full")
+    parser.add_argument("--videos", type=Path, help="folder of custom videos")
+    parser.add_argument("--whole", type=int, default=8, help="number of videos decoded in full")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
-        place, kind = args.videos or REAL, "one's own" if args.videos else "real"
+        source, kind = args.videos or REAL, "custom" if args.videos else "real"
         if not args.videos and not REAL.is_dir():
-            print(f"no real videos in {REAL}, so clips of MotionShapes are rendered; give --videos for one's own")
-            place, kind = Path(folder), "rendered"
-            write_dataset(place, "test", 40)
-        paths = find_clips(place)
+            print(f"no real videos in {REAL}; clips of MotionShapes are rendered instead, or give --videos FOLDER")
+            source, kind = Path(folder), "rendered"
+            write_dataset(source, "test", 40)
+        paths = find_clips(source)
         if not paths:
-            parser.error(f"no videos in {place}; give a folder of videos")
-        found = {"command": "python benchmarks/decode.py", "videos": kind, **measure(paths, whole=args.whole)}
-    write_json(args.out, {**found, "commit": COMMIT, **machine()})
-    print(found)
+            parser.error(f"no videos in {source}; give a folder of videos")
+        result = {"command": "python benchmarks/decode.py", "videos": kind, **measure(paths, whole=args.whole)}
+    write_json(args.out, {**result, "commit": COMMIT, **machine()})
+    print(result)
 
 
 if __name__ == "__main__":

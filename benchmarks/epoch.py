@@ -1,12 +1,12 @@
-"""An epoch of training: from the tap cache on disk, from taps in memory without any reading, and live.
+"""Time of a training epoch: from the tap cache on disk, from batches of taps in memory, and live.
 
     python benchmarks/epoch.py                             # writes benchmarks/results/epoch.json
     python benchmarks/epoch.py --model clipvid-mini --frames 8
 
 ViT-B-32 with random weights, branch stan, rendered MotionShapes. "The branch's own compute" is the same training with
-every batch of taps ready in memory before it starts, so that nothing is read, gathered or awaited. Each figure is
-(seconds of several epochs - seconds of one) / their difference, which leaves out what happens once a run; the cache's
-files are in memory by then, as the system keeps them. The profile of the cached run says what was waited for.
+every batch of taps in memory before it starts, so nothing is read, gathered or waited for. Each result is (seconds of
+several epochs - seconds of one) / (number of epochs - 1), which leaves out what happens once per run; by then the files
+of the cache are in the system's page cache. The profile of the cached run shows the time spent waiting.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ DEPTH = 4
 
 
 class Ready:
-    """Taps of whole batches, made before they are asked for; what a store reads from when nothing is to be read."""
+    """Taps of entire batches, prepared in advance; takes the place of taps that a store would read."""
 
     def __init__(self, store: TapStore, config: TrainConfig) -> None:
         batches = [rows for epoch in range(config.epochs) for rows in batch_order(len(store), config, epoch=epoch)]
         self.batches = {tuple(rows): store.batch(rows) for rows in batches}
 
     def select(self, levels: Sequence[int]) -> Ready:
-        """These levels, which are the ones that were stored."""
+        """Return these taps: the stored levels are the requested ones."""
         return self
 
     def part(self, rows: Sequence[int]) -> Ready:
-        """Refused: a part has other batches."""
+        """Raise ValueError: a part would have other batches."""
         raise ValueError(f"batches that are ready cannot be a part of themselves, got {len(rows)} rows")
 
     def gather(self, rows: Sequence[int]) -> Taps:
-        """The batch of these clips."""
+        """Return the batch of these clips."""
         return self.batches[tuple(rows)]
 
 
 def seconds(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> float:
-    """Of one training run."""
+    """Return the seconds of one training run."""
     start = time.perf_counter()
     train(model, data, None, config, progress=False, accelerator=model.device.type)
     return time.perf_counter() - start
 
 
 def an_epoch(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> float:
-    """Seconds of one epoch, without what happens once a run."""
-    more = config.epochs
-    return (seconds(model, data, config) - seconds(model, data, replace(config, epochs=1))) / (more - 1)
+    """Return the seconds of one epoch, without what happens once per run."""
+    epochs = config.epochs
+    return (seconds(model, data, config) - seconds(model, data, replace(config, epochs=1))) / (epochs - 1)
 
 
 def main() -> None:
@@ -79,14 +79,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3, help="2 or more; a figure is over one less")
+    parser.add_argument("--epochs", type=int, default=3, help="2 or epochs; one epoch of each run is not counted")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     args.out = args.out or result_of(__file__, args.device)
     if args.epochs < 2:
-        parser.error(f"--epochs starts at 2, got {args.epochs}")
+        parser.error(f"--epochs must be an integer >= 2, got {args.epochs}; one epoch is not counted")
     torch.manual_seed(0)
     weights = None if args.model == MINI else "random"
     model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device)
@@ -97,26 +97,26 @@ def main() -> None:
         data = motion_shapes.write_dataset(folder, "train", args.clips)
         cached = TapCache(Path(folder) / "taps").store(model, data, data_config)
         ready = replace(cached, taps=Ready(cached, config))
-        seconds(model, cached, replace(config, epochs=1))  # what is slow only once
+        seconds(model, cached, replace(config, epochs=1))  # warms up what is slow only once
         for run in range(args.runs):
             times["from cache"].append(an_epoch(model, cached, config))
             times["branch's own compute"].append(an_epoch(model, ready, config))
-            if not run:  # it costs many times the others, and needs no digits
+            if not run:  # live epochs take much longer, and one is precise enough
                 times["live"].append(an_epoch(model, data, replace(config, epochs=2)))
         with profiled() as profile:
             seconds(model, cached, config)
     paired = zip(times["from cache"], times["branch's own compute"], strict=True)
-    found: dict[str, Any] = {
-        "seconds per epoch": {name: statistics.median(told) for name, told in times.items()},
+    result: dict[str, Any] = {
+        "seconds per epoch": {name: statistics.median(values) for name, values in times.items()},
         "cache, times the branch's own compute": statistics.median(a / b for a, b in paired),
         "live, times the cache": times["live"][0] / statistics.median(times["from cache"]),
         "share of waiting": profile.seconds.get("waiting for data", 0.0) / profile.total,
     }
-    made = {"command": invocation(), "model": args.model, "depth": DEPTH, **vars(args)}
-    made |= {"out": args.out.name, "commit": COMMIT, **machine()}
-    write_json(args.out, {**made, **found, "profile": profile.plain()})
+    setup = {"command": invocation(), "model": args.model, "depth": DEPTH, **vars(args)}
+    setup |= {"out": args.out.name, "commit": COMMIT, **machine()}
+    write_json(args.out, {**setup, **result, "profile": profile.plain()})
     print(profile)
-    print(found)
+    print(result)
 
 
 if __name__ == "__main__":

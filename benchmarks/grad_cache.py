@@ -3,13 +3,14 @@
     python benchmarks/grad_cache.py                         # writes benchmarks/results/grad_cache.json
     python benchmarks/grad_cache.py --model ViT-B-32 --out grad_cache-b32.json
 
-Each row is the peak of two whole steps (taps read, forward, backward, AdamW) in a process of its own, above what model
-and data hold before. The large batch in chunks must need no more than the small one and its own embeddings: frame
-embeddings (B, T, E) in float32, and as much for their gradient. In chunks of the small batch's size the gradient of the
-weights comes on top, since the first chunk's is there while the others run; so smaller chunks stand beside them.
-Weights are random, which changes neither memory nor time, and a few clips stand for all, so that 512 clips' taps, which
-a cache on disk would hold, need not be in memory. glibc is told to give freed memory back at once, else the peak would
-be that of its reserves. The gradients of both ways are compared in float32 at a batch where the plain one fits.
+Each row is the peak memory of two full steps (reading taps, forward, backward, AdamW) in a separate process, beyond
+that of model and data. The large batch in micro-batches should need no more than the small batch plus its own
+embeddings: frame embeddings (B, T, E) in float32, and as much for their gradient. With micro-batches of the small
+batch's size the gradient of the weights is added, because that of the first micro-batch exists while the others run; so
+smaller micro-batches are measured, too. Weights are random, which changes neither memory nor time, and a few clips are
+repeated, so that the taps of 512 clips, which a cache would have on disk, need not be in memory. glibc is set to return
+freed memory at once; otherwise the peak would include its reserves. Gradients with and without micro-batches are
+compared in float32 for a batch that fits in one pass.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ from clipvid.training.train_batch import CachedClips, TrainBatch
 
 DISTINCT = 32
 EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""Large blocks go back to the system when they are freed."""
+"""Environment in which glibc returns large blocks to the system when they are freed."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows have in common."""
+    """Settings that all rows have in common."""
 
     model: str
     frames: int
     device: str
 
     def arguments(self) -> list[str]:
-        """As `main` takes them."""
+        """Return the settings as arguments of `main`."""
         return ["--model", self.model, "--frames", str(self.frames), "--device", self.device]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to take a step."""
+    """Settings of a training step."""
 
     batch: int
     micro_batch_size: int = 0
@@ -68,7 +69,7 @@ class Row:
 
 
 def made(setup: Setup) -> VideoCLIP:
-    """A model whose branch says something: its gate, zero at first, would hide all gradients but its own."""
+    """Return a model with a random gate: a gate of zero would leave no gradient but its own."""
     torch.manual_seed(0)
     pretrained = None if setup.model == "clipvid-mini" else "random"
     model = clipvid.create_model(setup.model, pretrained, options={"drop_path": 0.0}).to(setup.device)
@@ -79,11 +80,11 @@ def made(setup: Setup) -> VideoCLIP:
 
 
 def stored(model: VideoCLIP, setup: Setup) -> TapStore:
-    """A store of a few clips' taps, drawn at random, in the CPU's memory and in bf16 as a cache keeps them."""
-    g, drawn = model.backbone.geometry(model.branch.levels), torch.Generator().manual_seed(0)
+    """Return a store of random taps of a few clips, in CPU memory and in bf16 like cached ones."""
+    g, generator = model.backbone.geometry(model.branch.levels), torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(DISTINCT, setup.frames, *shape, generator=drawn).bfloat16()
+        return torch.randn(DISTINCT, setup.frames, *shape, generator=generator).bfloat16()
 
     cls = tuple(random(width) for width in g.widths) if g.class_token else ()
     taps = Taps(g.levels, tuple(random(g.patches, width) for width in g.widths), cls, random(g.embed_dim))
@@ -92,9 +93,9 @@ def stored(model: VideoCLIP, setup: Setup) -> TapStore:
 
 
 def batch(model: VideoCLIP, store: TapStore, row: Row) -> TrainBatch:
-    """As the feed for a store makes it."""
-    places = [i % DISTINCT for i in range(row.batch)]
-    clips = CachedClips(store, places, model.device)
+    """Return a batch as training makes it from a store."""
+    rows = [i % DISTINCT for i in range(row.batch)]
+    clips = CachedClips(store, rows, model.device)
     text = torch.randn(row.batch, model.embed_dim, generator=torch.Generator().manual_seed(1)).to(model.device)
     video_index = torch.arange(row.batch, device=model.device)
     video = clips if row.micro_batch_size else clips.gather(range(row.batch))
@@ -110,69 +111,73 @@ def config(row: Row) -> TrainConfig:
 
 
 def measured(setup: Setup, row: Row) -> dict[str, Any]:
-    """Peak MiB of two steps, and the seconds that the second took."""
+    """Return the peak memory of two steps in MiB, and the seconds of the second."""
     model = made(setup)
     store = stored(model, setup)
     objective = Retrieval(model, config(row)).to(model.device)
     model.branch.set_activation_checkpointing(row.activation_checkpointing)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-6, fused=True)
     seconds = 0.0
-    with peak_memory(setup.device) as found:
+    with peak_memory(setup.device) as peak:
         for _ in range(2):
             start = time.perf_counter()
-            work = batch(model, store, row)
+            train_batch = batch(model, store, row)
             with autocast("auto", model.device):
-                loss = objective(work)
+                loss = objective(train_batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            float(loss.detach())  # waits for a GPU
-            del work, loss
+            float(loss.detach())  # waits until a GPU has finished
+            del train_batch, loss
             seconds = time.perf_counter() - start
-    return {"peak MiB": found[0], "seconds per step": seconds}
+    return {"peak MiB": peak[0], "seconds per step": seconds}
 
 
 def difference(setup: Setup, *, size: int, micro_batch_size: int) -> float:
-    """Of the gradients in float32, whole against chunks; relative to the largest entry."""
+    """Return the largest difference of float32 gradients with and without micro-batches, relative to the largest."""
     model = made(setup)
     model.branch.float()
-    store, found = stored(model, setup), []
+    store, gradients = stored(model, setup), []
     for row in (Row(size), Row(size, micro_batch_size)):
-        work = batch(model, store, row)
-        work.video = work.video.to(dtype=torch.float32) if isinstance(work.video, Taps) else _Float(work.video)
-        Retrieval(model, config(row))(work).backward()
-        found.append([p.grad.clone() for p in model.branch.parameters() if p.grad is not None])
+        train_batch = batch(model, store, row)
+        train_batch.video = (
+            train_batch.video.to(dtype=torch.float32)
+            if isinstance(train_batch.video, Taps)
+            else _Float(train_batch.video)
+        )
+        Retrieval(model, config(row))(train_batch).backward()
+        gradients.append([p.grad.clone() for p in model.branch.parameters() if p.grad is not None])
         model.zero_grad()
-    largest = max(float(g.abs().max()) for g in found[0])
-    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True)) / largest
+    largest = max(float(g.abs().max()) for g in gradients[0])
+    return max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)) / largest
 
 
 class _Float(CachedClips):
-    """Taps read in float32, since no autocast takes them down."""
+    """Taps converted to float32, because no autocast runs."""
 
     def __init__(self, clips: Any) -> None:
         super().__init__(clips.store, clips.rows, clips.device)
 
-    def gather(self, places: Any) -> Taps:
-        return super().gather(places).to(dtype=torch.float32)
+    def gather(self, indices: Any) -> Taps:
+        return super().gather(indices).to(dtype=torch.float32)
 
 
 def alone(setup: Setup, row: Row) -> dict[str, Any]:
-    """The row's figures, from a process of its own."""
+    """Return the measurements of a row, made in a separate process."""
     command = [sys.executable, __file__, *setup.arguments(), "--row", json.dumps(vars(row))]
-    figures = json.loads(
+    measurements = json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **EAGER}).stdout
     )
-    print(row, figures, flush=True)
-    return {**vars(row), **figures}
+    print(row, measurements, flush=True)
+    return {**vars(row), **measurements}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="clipvid-mini", help="clipvid-mini, or an open_clip model (random weights)")
     parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--small", type=int, default=32, help="the batch that is taken whole")
-    parser.add_argument("--large", type=int, default=512, help="the batch that is taken in chunks")
+    parser.add_argument("--small", type=int, default=32, help="size of the batch in one pass")
+    parser.add_argument("--large", type=int, default=512, help="size of the batch in micro-batches")
     parser.add_argument("--micro_batch_size", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="JSON to write")
@@ -186,18 +191,20 @@ def main() -> None:
     model = made(setup)
     embeddings = 2 * args.large * args.frames * model.embed_dim * 4 / 2**20
     weights = sum(p.nbytes for p in model.branch.parameters()) / 2**20
-    ways = (
+    settings = (
         Row(args.small),
         Row(args.small, activation_checkpointing=True),
         *(Row(args.large, size) for size in args.micro_batch_size),
     )
-    rows = [alone(setup, row) for row in ways]
+    rows = [alone(setup, row) for row in settings]
     for row in rows[2:]:
         row["of small and embeddings"] = row["peak MiB"] / (rows[0]["peak MiB"] + embeddings)
-    apart = difference(setup, size=args.small, micro_batch_size=max(1, args.small // 4))
-    told = {"embeddings MiB": embeddings, "gradient MiB": weights, "gradients apart": apart}
-    print(json.dumps(told), [row["of small and embeddings"] for row in rows[2:]])
-    write_json(args.out, {"command": invocation(), **vars(setup), **told, "commit": COMMIT, **machine(), "rows": rows})
+    largest_difference = difference(setup, size=args.small, micro_batch_size=max(1, args.small // 4))
+    measurements = {"embeddings MiB": embeddings, "gradient MiB": weights, "gradients apart": largest_difference}
+    print(json.dumps(measurements), [row["of small and embeddings"] for row in rows[2:]])
+    write_json(
+        args.out, {"command": invocation(), **vars(setup), **measurements, "commit": COMMIT, **machine(), "rows": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What searching very many videos costs: every vector compared (flat), or the promising ones alone (IVF, HNSW).
+"""Cost of searching a large index: comparing every vector (flat), or only promising ones (IVF, HNSW).
 
     python benchmarks/index.py                                  # 1,000,000 x 512; writes benchmarks/results/index.json
     python benchmarks/index.py --sizes 50000 --out small.json
 
-The vectors lie about `--clusters` centres in 32 dimensions of the 512, with a little noise in all, and so do the
-queries, which are none of them. For each kind, in a process of its own: seconds to build, memory beside the vectors
-that came in, latency a query alone and in batches of 64, and the share of the ten nearest that flat finds.
+The vectors are clustered around `--clusters` centres in 32 of the 512 dimensions, with a little noise in all; so are
+the queries, which are not among the vectors. Measured for each kind, in a separate process: seconds to build, memory in
+addition to the input vectors, latency per query alone and in batches of 64, and the share of the ten nearest vectors
+that it finds, with flat as reference.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SPREAD, NOISE = 0.5, 0.1
 
 
 def clustered(total: int, clusters: int, *, seed: int) -> ndarray:
-    """Unit vectors (total, WIDTH) about centres that are the same for every seed."""
+    """Return unit vectors (total, WIDTH) around centres that are the same for every seed."""
     fixed, rng = np.random.default_rng(0), np.random.default_rng((1, seed))
     centres = fixed.standard_normal((clusters, INNER), np.float32)
     outwards = fixed.standard_normal((INNER, WIDTH), np.float32) / np.sqrt(INNER)
@@ -48,50 +49,50 @@ def clustered(total: int, clusters: int, *, seed: int) -> ndarray:
 
 
 def latency(vectors: Vectors, queries: ndarray, *, batch: int) -> dict[str, float]:
-    """Milliseconds a query, of searches for so many queries at a time."""
-    spent = []
+    """Return milliseconds per query when `batch` queries are searched at a time."""
+    milliseconds = []
     for start in range(0, len(queries) - batch + 1, batch):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         vectors.search(queries[start : start + batch], NEAREST)
-        spent.append(1e3 * (time.perf_counter() - began) / batch)
-    middle, slow = np.percentile(spent, [50, 99])
-    return {"p50": float(middle), "p99": float(slow), "searches": len(spent)}
+        milliseconds.append(1e3 * (time.perf_counter() - start_time) / batch)
+    middle, slow = np.percentile(milliseconds, [50, 99])
+    return {"p50": float(middle), "p99": float(slow), "searches": len(milliseconds)}
 
 
 def measure(kind: str, size: int, *, clusters: int, queries: int, exact: Path) -> dict[str, Any]:
-    """One kind; flat writes what it finds to `exact`, and the others are compared with that."""
-    rows, asked = clustered(size, clusters, seed=0), clustered(queries, clusters, seed=1)
+    """Measure one kind; flat writes its results to `exact`, and the other kinds are compared with them."""
+    rows, vectors_of_queries = clustered(size, clusters, seed=0), clustered(queries, clusters, seed=1)
     before = resident()
     with peak_memory("cpu") as peak:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         vectors = Vectors(WIDTH, kind=kind)
         for start in range(0, size, CHUNK):
             vectors.add(rows[start : start + CHUNK])
         vectors.settle()
-        built = time.perf_counter() - began
+        built = time.perf_counter() - start_time
     held = resident() - before
-    found = vectors.search(asked, NEAREST)[1]
+    nearest = vectors.search(vectors_of_queries, NEAREST)[1]
     if kind == "flat":
-        np.save(exact, found)
-    shared = [len(set(some) & set(other)) for some, other in zip(found, np.load(exact), strict=True)]
+        np.save(exact, nearest)
+    shared = [len(set(ours) & set(reference)) for ours, reference in zip(nearest, np.load(exact), strict=True)]
     return {
         "build seconds": built,
         "MiB held": held,
         "MiB at most while built": peak[0],
-        "ms per query alone": latency(vectors, asked[:200], batch=1),
-        f"ms per query in batches of {BATCH}": latency(vectors, asked, batch=BATCH),
+        "ms per query alone": latency(vectors, vectors_of_queries[:200], batch=1),
+        f"ms per query in batches of {BATCH}": latency(vectors, vectors_of_queries, batch=BATCH),
         f"recall@{NEAREST}": float(np.mean(shared)) / NEAREST,
     }
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Return the resident memory of this process in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 def compare(size: int, options: Sequence[str]) -> dict[str, Any]:
-    """All kinds, each in a process of its own; flat first, which says what is right."""
+    """Measure all kinds, each in a separate process; flat comes first, as the reference."""
     row: dict[str, Any] = {"size": size}
     with TemporaryDirectory() as folder:
         for kind in KINDS:
@@ -114,13 +115,13 @@ def main() -> None:
     if args.queries < BATCH:
         parser.error(f"--queries must be {BATCH} or more, got {args.queries}")
     if args.one:
-        size, told = args.sizes[0], {"clusters": args.clusters, "queries": args.queries, "exact": args.exact}
-        print(json.dumps(measure(args.one, size, **told)))
+        size, options = args.sizes[0], {"clusters": args.clusters, "queries": args.queries, "exact": args.exact}
+        print(json.dumps(measure(args.one, size, **options)))
         return
     rows = [compare(size, ["--clusters", str(args.clusters), "--queries", str(args.queries)]) for size in args.sizes]
-    facts = {"width": WIDTH, "clusters": args.clusters, "queries": args.queries, "faiss": faiss.__version__}
+    setup = {"width": WIDTH, "clusters": args.clusters, "queries": args.queries, "faiss": faiss.__version__}
     write_json(
-        args.out, {"command": "python benchmarks/index.py", **facts, "commit": COMMIT, **machine(), "rows": rows}
+        args.out, {"command": "python benchmarks/index.py", **setup, "commit": COMMIT, **machine(), "rows": rows}
     )
 
 

@@ -1,13 +1,14 @@
-"""A folder of videos to embeddings, beside what its parts need alone: how much the tower waits for the decoder.
+"""Time from a folder of videos to embeddings, compared with decoding alone and the tower alone.
 
     python benchmarks/pipeline.py                          # writes benchmarks/results/pipeline.json
     python benchmarks/pipeline.py --videos FOLDER --device cuda --workers 8
 
-ViT-B-32 with random weights, branch stan, 12 frames a clip. In one process and in turns: decoding alone, with as many
-threads or processes; tower and branch alone, on the same clips decoded before; both as `clipvid embed` runs them; and
-the machine's own rate of multiplying matrices of the tower's shape. Where decoder and tower share the cores of a CPU,
-no pipeline can be faster than their work together, which the core seconds tell ("least that the cores allow").
-Without --videos and without the shared videos beside the checkout, clips are rendered.
+ViT-B-32 with random weights, branch stan, 12 frames per clip. Measured in one process, taking turns: decoding alone,
+with the same number of threads or processes; tower and branch alone, on clips that are already decoded; and both, as
+`clipvid embed` runs them; also the machine's rate of multiplying matrices of the tower's shape. If decoder and tower
+share the cores of a CPU, no pipeline can take less time than the sum of their core seconds divided by the number of
+cores ("least that the cores allow"). Without --videos and without the shared videos beside the checkout, clips are
+rendered.
 """
 
 from __future__ import annotations
@@ -45,23 +46,23 @@ FRAMES, DEPTH = 12, 4
 
 
 def videos(folder: Path | None, *, limit: int, made: Path) -> VideoDataset:
-    """The readable videos of a folder; rendered clips where there is none."""
+    """Return the videos of a folder, or rendered clips if there is no folder."""
     if folder is None and not SHARED.is_dir():
         return motion_shapes.write_dataset(made, "test", limit + limit % 2 or 40)
     return VideoDataset(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
 
 
 def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Seconds that passed, and seconds that cores worked, in this process and in those that ended within it."""
-    passed, worked = time.perf_counter(), sum(os.times()[:4])
+    """Return elapsed seconds, and core seconds of this process and of child processes that ended during the call."""
+    elapsed, worked = time.perf_counter(), sum(os.times()[:4])
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - passed, sum(os.times()[:4]) - worked
+    return time.perf_counter() - elapsed, sum(os.times()[:4]) - worked
 
 
 def matmul_rate(model: VideoCLIP, data_config: DataConfig) -> float:
-    """Multiply-accumulates a second of the machine, in the type that the tower computes in, at its widest product."""
+    """Return the machine's multiply-accumulates per second, in the tower's type and at its widest product."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
         resolve(data_config.precision, model.device), torch.float32
     )
@@ -77,7 +78,7 @@ def matmul_rate(model: VideoCLIP, data_config: DataConfig) -> float:
 
 
 def alone(model: VideoCLIP, batches: list[Batch], data_config: DataConfig) -> None:
-    """Tower and branch on clips that are decoded, as `embed_videos` asks them."""
+    """Run tower and branch on decoded clips, as `embed_videos` does."""
     with torch.no_grad(), autocast(data_config.precision, model.device):
         for batch in batches:
             mask = None if bool(batch.mask.all()) else batch.mask
@@ -88,15 +89,15 @@ def alone(model: VideoCLIP, batches: list[Batch], data_config: DataConfig) -> No
 def measured(
     model: VideoCLIP, data: VideoDataset, data_config: DataConfig, *, runs: int
 ) -> tuple[dict[str, Any], Profile]:
-    """Medians of seconds and core seconds of each part, and the profile of the last pipeline."""
+    """Return median seconds and core seconds of each part, and the profile of the last pipeline."""
     dataset, device = clip_dataset(model, data, data_config), model.device.type
-    plan = in_order(len(data), data_config.batch_size)
+    batch_order = in_order(len(data), data_config.batch_size)
 
     def decoded() -> list[Batch]:
-        return list(batches_of(dataset, plan, workers=data_config.workers, device=model.device))
+        return list(batches_of(dataset, batch_order, workers=data_config.workers, device=model.device))
 
     batches = [batch for batch in decoded() if len(batch)]
-    alone(model, batches[:1], data_config)  # what is slow only once
+    alone(model, batches[:1], data_config)  # warms up what is slow only once
     parts: dict[str, list[tuple[float, float]]] = {"decoding alone": [], "tower and branch alone": [], "pipeline": []}
     profiles: list[Profile] = []
     for _ in range(runs):
@@ -105,17 +106,20 @@ def measured(
         with profiled() as profile:
             parts["pipeline"].append(timed(lambda: embed_videos(model, data, data_config), device))
         profiles.append(profile)
-    found = {
-        name: {"seconds": statistics.median(s for s, _ in told), "core seconds": statistics.median(c for _, c in told)}
-        for name, told in parts.items()
+    result = {
+        name: {
+            "seconds": statistics.median(s for s, _ in turns),
+            "core seconds": statistics.median(c for _, c in turns),
+        }
+        for name, turns in parts.items()
     }
-    return {"clips": sum(map(len, batches)), "parts": found}, profiles[-1]
+    return {"clips": sum(map(len, batches)), "parts": result}, profiles[-1]
 
 
-def ratios(found: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, Any]:
-    """What the figures say: the pipeline against its slower part, against the cores and against plain products."""
-    parts, clips = found["parts"], found["clips"]
-    whole, decoding, tower = (parts[k] for k in ("pipeline", "decoding alone", "tower and branch alone"))
+def ratios(result: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, Any]:
+    """Return the pipeline's time relative to its slower part, to the cores, and to plain matrix products."""
+    parts, clips = result["parts"], result["clips"]
+    pipeline, decoding, tower = (parts[k] for k in ("pipeline", "decoding alone", "tower and branch alone"))
     cores = len(os.sched_getaffinity(0))
     slower = max(decoding["seconds"], tower["seconds"])
     shared = (decoding["core seconds"] + tower["core seconds"]) / cores if model.device.type == "cpu" else slower
@@ -123,9 +127,9 @@ def ratios(found: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, An
     macs = clips * (cost.tower_macs.total + cost.branch_macs.total)
     return {
         "clips per second": {name: clips / part["seconds"] for name, part in parts.items()},
-        "times the slower of decoding and tower": whole["seconds"] / slower,
+        "times the slower of decoding and tower": pipeline["seconds"] / slower,
         "least that the cores allow": max(slower, shared),
-        "times the least that the cores allow": whole["seconds"] / max(slower, shared),
+        "times the least that the cores allow": pipeline["seconds"] / max(slower, shared),
         "matmul GMAC/s": rate / 1e9,
         "share of the matmul rate": {
             name: macs / part["seconds"] / rate for name, part in parts.items() if name != "decoding alone"
@@ -136,10 +140,10 @@ def ratios(found: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--videos", type=Path, help="folder of videos")
-    parser.add_argument("--limit", type=int, default=0, help="so many clips at most; 0 for all")
+    parser.add_argument("--limit", type=int, default=0, help="maximum number of clips; 0 for all")
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode; 0 decodes in threads")
+    parser.add_argument("--workers", type=int, default=0, help="decoder processes; 0 decodes in threads")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON to write")
@@ -150,14 +154,14 @@ def main() -> None:
     data_config = DataConfig(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
     with TemporaryDirectory() as folder:
         data = videos(args.videos, limit=args.limit, made=Path(folder))
-        found, profile = measured(model, data, data_config, runs=args.runs)
-    found |= ratios(found, model, matmul_rate(model, data_config))
+        result, profile = measured(model, data, data_config, runs=args.runs)
+    result |= ratios(result, model, matmul_rate(model, data_config))
     made = {"command": invocation(), "model": args.model, "depth": DEPTH, "frames": FRAMES}
     made |= {"batch": args.batch, "workers": args.workers, "device": args.device, "commit": COMMIT, **machine()}
-    write_json(args.out, {**made, **found, "profile": profile.plain()})
+    write_json(args.out, {**made, **result, "profile": profile.plain()})
     print(profile)
     for name in ("times the slower of decoding and tower", "times the least that the cores allow"):
-        print(f"{name}: {found[name]:.2f}")
+        print(f"{name}: {result[name]:.2f}")
 
 
 if __name__ == "__main__":

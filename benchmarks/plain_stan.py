@@ -1,8 +1,8 @@
-"""The peer: STAN on CLIP as its released code runs, written anew and plainly, without anything of clipvid.
+"""STAN on CLIP as in its released code, reimplemented in plain PyTorch without clipvid, for comparisons.
 
-One linear each for query, key and value; attention weights as a tensor of their own; the tower's hidden states kept in
-a list; autograd through whatever requires gradients. The parameters carry the released checkpoint's names, so that
-`clipvid.load_stan_checkpoint` reads `state_dict()` of this model, and equal outputs can be checked before any timing.
+It has separate linears for query, key and value, attention weights as a tensor, the tower's hidden states in a list,
+and autograd through everything that requires gradients. Its parameters have the names of the released checkpoint, so
+`clipvid.load_stan_checkpoint` reads its `state_dict()`, and equal outputs can be checked before any timing.
 Source of the algorithm: Liu et al., STAN (CVPR 2023), section 3, and the released code (T module before S module, class
 token averaged over frames between attention and MLP, `ln_post` on the sum).
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Size:
-    """Of a CLIP ViT and its branch; the default is B/32 with K = 4."""
+    """Sizes of a CLIP ViT and its branch; the default is B/32 with K = 4."""
 
     width: int = 768
     heads: int = 12
@@ -30,6 +30,8 @@ class Size:
 
 
 class Attention(nn.Module):
+    """Self-attention that computes the attention weights as a tensor."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, (width // heads) ** -0.5
@@ -50,6 +52,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Linear, QuickGELU, linear."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -73,7 +77,7 @@ class Layer(nn.Module):
 
 
 class SpatialLayer(Layer):
-    """The S module: every frame with the class token, which is then averaged over the frames."""
+    """The S module: attention within each frame and the class token, which is then averaged over the frames."""
 
     def forward(self, cls: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         b, t, n, d = patch.shape
@@ -86,7 +90,7 @@ class SpatialLayer(Layer):
 
 
 class TemporalLayer(nn.Module):
-    """The T module: every patch position along time, behind a linear that starts at zero."""
+    """The T module: attention along time for each patch position, followed by a linear that starts at zero."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -118,14 +122,14 @@ class Vision(nn.Module):
         self.STAN_time_embed = nn.Embedding(size.times, size.width)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Preprocessed frames (B, T, 3, S, S) -> class tokens of the frames with the branch's, (B, T, D)."""
+        """Return the frames' class tokens plus the branch's (B, T, D) for preprocessed frames (B, T, 3, S, S)."""
         b, t = video.shape[:2]
         hidden = self.tower(video.flatten(0, 1))
-        own = hidden[-1].view(b, t, *hidden[-1].shape[1:])[:, :, 0]
-        return self.post_layernorm(own + self.branch(hidden, b, t))
+        frame_cls = hidden[-1].view(b, t, *hidden[-1].shape[1:])[:, :, 0]
+        return self.post_layernorm(frame_cls + self.branch(hidden, b, t))
 
     def tower(self, images: Tensor) -> list[Tensor]:
-        """Hidden states (B·T, 1 + N, D) before the first layer and behind each."""
+        """Return the hidden states (B·T, 1 + N, D) before the first layer and after each layer."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1)
         hidden = [self.pre_layrnorm(x + self.position_embedding.weight)]
@@ -134,25 +138,25 @@ class Vision(nn.Module):
         return hidden
 
     def branch(self, hidden: list[Tensor], b: int, t: int) -> Tensor:
-        """The branch's class token (B, 1, D) after its last layer."""
+        """Return the branch's class token (B, 1, D) after its last layer."""
         cls = patch = None
         positions = self.position_embedding.weight
         taps = hidden[-len(self.STAN_S_layers) :]
         for tap, spatial, temporal in zip(taps, self.STAN_S_layers, self.STAN_T_layers, strict=True):
             tap = tap.view(b, t, *tap.shape[1:])
-            own_cls, own_patch = tap[:, :, 0].mean(dim=1, keepdim=True), tap[:, :, 1:]
+            level_cls, level_patch = tap[:, :, 0].mean(dim=1, keepdim=True), tap[:, :, 1:]
             if cls is None:
-                cls = (own_cls + self.class_embedding + positions[0]) / 2
-                patch = own_patch + positions[1:] + self.STAN_time_embed.weight[:t, None]
+                cls = (level_cls + self.class_embedding + positions[0]) / 2
+                patch = level_patch + positions[1:] + self.STAN_time_embed.weight[:t, None]
             else:
-                cls, patch = cls + own_cls, patch + own_patch
+                cls, patch = cls + level_cls, patch + level_patch
             cls, patch = spatial(cls, temporal(patch))
         assert cls is not None
         return cls
 
 
 class PlainSTAN(nn.Module):
-    """Frames in, embeddings of clips out: the mean over frames, not normalised."""
+    """Tower, branch and projection: frames in, clip embeddings out (the mean over frames, not normalised)."""
 
     def __init__(self, size: Size | None = None) -> None:
         super().__init__()
@@ -161,10 +165,10 @@ class PlainSTAN(nn.Module):
         self.visual_projection = nn.Linear(size.width, size.embed, bias=False)
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, T, 3, S, S), preprocessed -> (B, E)."""
+        """Return embeddings (B, E) of preprocessed clips (B, T, 3, S, S)."""
         return self.visual_projection(self.backbone(video)).mean(dim=1)
 
     def freeze_tower(self) -> None:
-        """Train the branch alone, as the released option does: gradients are asked of no other parameter."""
+        """Train only the branch, like the released option: no other parameter requires gradients."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_("STAN" in name)

@@ -1,6 +1,6 @@
-"""Names of the released STAN code's branch parameters, beside those of clipvid's branch `stan-release`.
+"""Names of the branch parameters in the released STAN code, and in clipvid's branch `stan-release`.
 
-Contract: a model in, a table of names out. Knows nothing of files or values.
+Contract: a model in, a table of names out. Knows nothing about files or values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from clipvid.models.video_clip import VideoCLIP
 
 
 def released_names(model: VideoCLIP) -> dict[str, tuple[str, int | None]]:
-    """Return the branch parameter of each released one, and its third (q 0, k 1, v 2) where those are fused."""
+    """Return our name of each released parameter, and its third (q 0, k 1, v 2) where ours is fused."""
     names: dict[str, tuple[str, int | None]] = {"STAN_time_embed.weight": ("position.time", None)}
     for k in range(len(model.branch.levels)):
         for stem, ours, table in (("S", "block", _BRANCH_BLOCK), ("T", "steps.0", _BRANCH_STEP)):

@@ -1,11 +1,11 @@
-"""How long scoring a retrieval takes and what memory, beside the full sort of the field's scripts, in the same run.
+"""Time and memory of the retrieval metrics, compared in the same run with the full sort of the usual scripts.
 
     python benchmarks/retrieval_eval.py                         # writes benchmarks/results/retrieval_eval.json
     python benchmarks/retrieval_eval.py --sizes 1000 10000 --out small.json
 
-Random embeddings of width 512 with one right video a caption; both directions, their product included.
-clipvid: all figures, with every query's own and bootstrap intervals. plain: plain_metrics.py, figures alone, up to
-`--plain_up_to`, beyond which its matrices outgrow most machines. Each is measured in a process of its own.
+Random embeddings of width 512 with one correct video per caption; both directions, including the matrix product.
+clipvid: all metrics, with the outcome of each query and bootstrap intervals. plain: plain_metrics.py, without these, up
+to `--plain_up_to`, because larger matrices do not fit on most machines. Each is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -29,71 +29,73 @@ from clipvid.evaluation.metrics import Products, retrieval_metrics
 RESULTS = Path(__file__).parent / "results" / "retrieval_eval.json"
 WIDTH = 512
 FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
-Figures = dict[str, dict[str, float]]
+Metrics = dict[str, dict[str, float]]
 
 
 def embeddings(size: int, width: int = WIDTH) -> tuple[Tensor, Tensor]:
-    """Of captions and of their videos, normalised."""
-    made = torch.Generator().manual_seed(0)
-    video = torch.nn.functional.normalize(torch.randn(size, width, generator=made), dim=-1)
-    text = torch.nn.functional.normalize(video + 0.25 * torch.randn(size, width, generator=made), dim=-1)
+    """Return normalised embeddings of captions and of their videos."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=-1)
+    text = torch.nn.functional.normalize(video + 0.25 * torch.randn(size, width, generator=generator), dim=-1)
     return text, video
 
 
-def ours(text: Tensor, video: Tensor) -> Figures:
-    found = retrieval_metrics(Products(text, video), torch.arange(len(text)))
-    return {side: {name: getattr(found, side)[name] for name in FIGURES} for side in ("t2v", "v2t")}
+def ours(text: Tensor, video: Tensor) -> Metrics:
+    """Return clipvid's metrics of both directions."""
+    result = retrieval_metrics(Products(text, video), torch.arange(len(text)))
+    return {side: {name: getattr(result, side)[name] for name in FIGURES} for side in ("t2v", "v2t")}
 
 
-def plain(text: Tensor, video: Tensor) -> Figures:
+def plain(text: Tensor, video: Tensor) -> Metrics:
+    """Return the metrics of the full sort, of both directions."""
     return plain_retrieval(text.numpy(), video.numpy())
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor], Figures]] = {"clipvid": ours, "plain": plain}
+SIDES: dict[str, Callable[[Tensor, Tensor], Metrics]] = {"clipvid": ours, "plain": plain}
 
 
-def apart(some: Figures, others: Figures) -> float:
-    """The largest difference between figures."""
-    return max(abs(some[side][name] - others[side][name]) for side in some for name in FIGURES)
+def largest_difference(first: Metrics, second: Metrics) -> float:
+    """Return the largest difference between two sets of metrics."""
+    return max(abs(first[side][name] - second[side][name]) for side in first for name in FIGURES)
 
 
-def measure(way: str, size: int) -> dict[str, Any]:
-    """Seconds, and MiB above the embeddings, for `size` captions and as many videos."""
+def measure(side: str, size: int) -> dict[str, Any]:
+    """Return seconds, and MiB in addition to the embeddings, for `size` captions and as many videos."""
     text, video = embeddings(size)
-    WAYS[way](text[:64], video[:64])  # what is slow only once
+    SIDES[side](text[:64], video[:64])  # warms up what is slow only once
     with peak_memory("cpu") as peak:
         start, worked = time.perf_counter(), time.process_time()
-        figures = WAYS[way](text, video)
+        figures = SIDES[side](text, video)
         seconds, worked = time.perf_counter() - start, time.process_time() - worked
     return {"seconds": seconds, "core seconds": worked, "MiB above the embeddings": peak[0], "figures": figures}
 
 
 def compare(size: int, *, with_plain: bool) -> dict[str, Any]:
-    """Both ways, each in a process of its own so that no peak hides another."""
+    """Measure both sides, each in a separate process, so that no peak hides another."""
     row: dict[str, Any] = {"size": size}
-    for way in WAYS if with_plain else ("clipvid",):
-        command = [sys.executable, __file__, "--one", way, "--sizes", str(size)]
-        row[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    for side in SIDES if with_plain else ("clipvid",):
+        command = [sys.executable, __file__, "--one", side, "--sizes", str(size)]
+        row[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     if with_plain:
-        seconds, memory = ([row[way][of] for way in WAYS] for of in ("seconds", "MiB above the embeddings"))
+        seconds, memory = ([row[side][of] for side in SIDES] for of in ("seconds", "MiB above the embeddings"))
         row["times faster"] = seconds[1] / seconds[0]
         row["share of the memory"] = memory[0] / memory[1]
-        row["figures apart"] = apart(row["clipvid"]["figures"], row["plain"]["figures"])
+        row["figures apart"] = largest_difference(row["clipvid"]["figures"], row["plain"]["figures"])
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--plain_up_to", type=int, default=10_000, help="largest size that the full sort is run at")
+    parser.add_argument("--plain_up_to", type=int, default=10_000, help="largest size at which the full sort runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.sizes[0])))
         return
     small = embeddings(500, 64)
-    if apart(ours(*small), plain(*small)) > 1e-9:
+    if largest_difference(ours(*small), plain(*small)) > 1e-9:
         raise RuntimeError("clipvid and the plain metrics disagree on 500 pairs, so their times are not compared")
     rows = []
     for size in args.sizes:

@@ -92,14 +92,14 @@ def main() -> None:
     turns = sides(model, video, shapes, plain=args.model.startswith("ViT-B-32"))
     least = check_equal(model, turns)
     seconds = take_turns(turns, runs=args.runs, device=args.device)
-    rate = {name: flops(shapes) / statistics.median(found) / 1e9 for name, found in seconds.items()}
+    rate = {name: flops(shapes) / statistics.median(times) / 1e9 for name, times in seconds.items()}
     found = {
         "command": invocation(),
         "model": args.model,
         "clips": args.clips,
         "frames": FRAMES,
         "least cosine of frame embeddings": least,
-        "ms per clip": {name: 1000 * statistics.median(found) / args.clips for name, found in seconds.items()},
+        "ms per clip": {name: 1000 * statistics.median(times) / args.clips for name, times in seconds.items()},
         "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
         "GFLOP/s of the linears": rate,
         "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],

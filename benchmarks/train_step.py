@@ -181,8 +181,8 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
     seconds = take_turns({**turns, **bare}, runs=runs, device=device)
     rate = {kind: flops(BARE) / statistics.median(seconds.pop(f"bare {kind}")) / 1e9 for kind in kinds}
     return {
-        "ms per clip": {side: 1000 * statistics.median(found) / size for side, found in seconds.items()},
-        "least ms per clip": {side: 1000 * min(found) / size for side, found in seconds.items()},
+        "ms per clip": {side: 1000 * statistics.median(times) / size for side, times in seconds.items()},
+        "least ms per clip": {side: 1000 * min(times) / size for side, times in seconds.items()},
         "times as fast as": times_as_fast(seconds, "clipvid"),
         **({"compiled, times as fast as": times_as_fast(seconds, COMPILED)} if COMPILED in seconds else {}),
         "GFLOP/s of bare products": rate,

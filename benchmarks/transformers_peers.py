@@ -129,7 +129,7 @@ def main() -> None:
         for row, sides in turns.items():
             seconds = take_turns(sides, runs=args.runs, device=args.device)
             rows[row] = {
-                "ms per clip": {s: 1000 * statistics.median(found) / args.clips for s, found in seconds.items()},
+                "ms per clip": {s: 1000 * statistics.median(times) / args.clips for s, times in seconds.items()},
                 "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
             }
             print(row, rows[row], flush=True)
