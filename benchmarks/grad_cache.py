@@ -34,7 +34,7 @@ import clipvid
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
-from clipvid.features.source import TapStore
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast

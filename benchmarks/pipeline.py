@@ -28,9 +28,9 @@ from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
 from clipvid.data import motion_shapes
-from clipvid.data.batch import Batch
+from clipvid.data.batch import Batch, in_order
 from clipvid.data.files import find_clips
-from clipvid.data.loader import batches_of, in_order
+from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.embed import embed_videos
 from clipvid.features.encode import clip_dataset

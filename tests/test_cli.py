@@ -377,7 +377,7 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     "option", ["--branch posterior --activation_checkpointing true", "--branch mean", "--format videos"]
 )
 def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
-    monkeypatch.setattr("clipvid.training.batches.LiveBatches", None)
+    monkeypatch.setattr("clipvid.training.batches.LiveSource", None)
     refusal(capsys, "train", "videos/test", *(["--cache", "taps"] if cache else []), *option.split())
     assert not Path("taps").exists()
 

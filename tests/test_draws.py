@@ -19,13 +19,14 @@ from clipvid.features import tap_cache
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.clip_keys import clip_keys
 from clipvid.features.embed import embed_videos
+from clipvid.features.encode import LiveSource
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import create_model
 from clipvid.runtime.precision import autocast
-from clipvid.training.batches import CachedBatches, open_batches
+from clipvid.training.batches import open_batches
 from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
@@ -60,8 +61,7 @@ def kept(request, model, data, tmp_path_factory) -> TapStore:
 def encoded_lengths(monkeypatch) -> list[int]:
     """Clips of every pass of the tower from now on."""
     seen: list[int] = []
-    stream = tap_cache.stream_taps
-    monkeypatch.setattr(tap_cache, "stream_taps", lambda m, d, *a, **k: seen.append(len(d)) or stream(m, d, *a, **k))
+    monkeypatch.setattr(tap_cache, "LiveSource", lambda m, d, *a, **k: seen.append(len(d)) or LiveSource(m, d, *a, **k))
     return seen
 
 
@@ -110,7 +110,7 @@ def test_more_views_are_added_to_those_that_are_there(model, data, tmp_path, mon
 
 def test_training_reads_the_views_in_turn(model, data, kept):
     feed = open_batches(model, kept, CONFIG, progress=False)
-    assert isinstance(feed, CachedBatches)
+    assert isinstance(feed.source, TapStore)
     for epoch in range(3):
         rows = feed.order(epoch)[1]
         work = next(iter(feed.batches(epoch, start=1)))

@@ -33,7 +33,7 @@ from clipvid.nn.attention import attend, by_products
 from clipvid.runtime.precision import autocast
 from clipvid.runtime.profiling import profiled
 from clipvid.search.index import VideoIndex
-from clipvid.training.batches import CachedBatches
+from clipvid.training.batches import open_batches
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
 from clipvid.training.train_batch import TrainBatch
@@ -159,12 +159,12 @@ def test_copies_wait_for_nobody_and_readers_for_copies(clips):
     """Each copy comes late, is read later than the next one comes, and its memory is given back before that."""
     model = made()
     kept = encode_dataset(model, clips, DATA_CONFIG)
-    store = replace(kept, taps=kept.taps.to("cpu"))
+    store = replace(kept, taps=kept.taps.to("cpu"), device=model.device)
     copying, found, wanted = transfer._stream(model.device), [], []
     for rows in ([0, 1], [2, 3], [4, 5], [6, 7]):
         with torch.cuda.stream(copying):
             torch.cuda._sleep(50_000_000)
-        taps = store.sent(rows, model.device)()
+        taps = next(store.stream([rows])).features
         torch.cuda._sleep(200_000_000)
         found.append(taps.frames.double().sum())
         wanted.append(store.batch(rows).frames.double().sum())
@@ -176,7 +176,7 @@ def test_a_feed_brings_what_lies_on_the_cpu(clips):
     model = made()
     store = encode_dataset(model, clips, DATA_CONFIG)
     config = TrainConfig(batch_size=2, captions_per_video=1, data_config=DATA_CONFIG)
-    feed = CachedBatches(model, replace(store, taps=store.taps.to("cpu")), config)
+    feed = open_batches(model, replace(store, taps=store.taps.to("cpu")), config, progress=False)
     busy = torch.randn(2048, 2048, device=GPU)
     for epoch in range(4):
         for rows, work in zip(feed.order(epoch), feed.batches(epoch, start=0), strict=True):

@@ -13,12 +13,12 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.factory import attach, create_model
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.training import objectives
-from clipvid.training.batches import CachedBatches, LiveBatches
+from clipvid.training.batches import open_batches
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
 from clipvid.training.train_batch import CachedClips, TrainBatch
@@ -66,8 +66,7 @@ def asked(**changes) -> TrainConfig:
 
 
 def first_batch(model, data, config) -> TrainBatch:
-    feed = CachedBatches if isinstance(data, TapStore) else LiveBatches
-    return next(iter(feed(model, data, config).batches(0, start=0)))
+    return next(iter(open_batches(model, data, config, progress=False).batches(0, start=0)))
 
 
 def gradients(model, data, config) -> dict[str, Tensor]:

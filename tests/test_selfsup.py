@@ -21,7 +21,7 @@ from clipvid.errors import DataError
 from clipvid.features.memory import encode_dataset
 from clipvid.models.branches.intermediate import IntermediateOptions
 from clipvid.models.factory import attach, create_model, load
-from clipvid.training.batches import PairBatches
+from clipvid.training.batches import open_pairs
 from clipvid.training.loop import train
 from clipvid.training.objectives import held_out_loss
 from clipvid.training.selfsup.objective import SelfSupervised
@@ -297,7 +297,7 @@ def test_options_that_mean_nothing_are_refused(options, complaint):
 def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
     """All draws but that of mirroring are the same: one clip is the other's mirror image, also in the loader."""
     plain, mirrored = (
-        next(PairBatches(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
+        next(open_pairs(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
         for flip in (0.0, 1.0)
     )
     assert not torch.equal(plain, plain.flip(-1))
@@ -306,7 +306,7 @@ def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
 
 
 def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
-    feed = PairBatches(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+    feed = open_pairs(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
     assert sorted(map(len, feed.order(0))) == [2, 2]
     batches = list(feed.batches(0, start=0))
     assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
@@ -314,7 +314,7 @@ def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
     skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = PairBatches(mini, broken, skip)
+    feed = open_pairs(mini, broken, skip)
     lost = next(place for place, rows in enumerate(feed.order(0)) if 3 in rows)
     assert [batch.index for batch in feed.batches(0, start=0)] == [1 - lost]
     assert [error.path.name for error in feed.unreadable] == ["x.mp4"]
@@ -326,12 +326,12 @@ def test_validation_is_the_same_at_every_call_and_leaves_no_trace(mini, shapes):
     for training in (True, False):
         torch.manual_seed(5 + training)
         before = torch.get_rng_state()
-        losses.append(held_out_loss(found.train(training), PairBatches(found.model, shapes, CONFIG), seed=0))
+        losses.append(held_out_loss(found.train(training), open_pairs(found.model, shapes, CONFIG), seed=0))
         assert torch.equal(torch.get_rng_state(), before)
         assert {module.training for module in found.local.modules()} == {training}
     assert losses[0] == losses[1]
     found.train().local.eval()
-    held_out_loss(found, PairBatches(found.model, shapes, CONFIG), seed=0)
+    held_out_loss(found, open_pairs(found.model, shapes, CONFIG), seed=0)
     assert found.training
     assert not any(module.training for module in found.local.modules())
 

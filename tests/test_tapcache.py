@@ -19,6 +19,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CacheError
 from clipvid.features import codec, tap_cache
 from clipvid.features.embed import embed_videos
+from clipvid.features.encode import LiveSource
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.taps import Taps
@@ -115,8 +116,9 @@ def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, 
     cache = TapCache(tmp_path / "taps")
     cache.store(model, data, DATA_CONFIG)
     encoded: list[int] = []
-    stream = tap_cache.stream_taps
-    monkeypatch.setattr(tap_cache, "stream_taps", lambda m, d, *a, **k: encoded.append(len(d)) or stream(m, d, *a, **k))
+    monkeypatch.setattr(
+        tap_cache, "LiveSource", lambda m, d, *a, **k: encoded.append(len(d)) or LiveSource(m, d, *a, **k)
+    )
     again = cache.store(model, replace(data, records=tuple(moved)), DATA_CONFIG)
     assert not encoded
     assert [r.path for r in again.data] == [r.path for r in moved]

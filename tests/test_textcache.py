@@ -21,8 +21,8 @@ from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.tap_store import TapStore
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import create_model
@@ -174,7 +174,7 @@ def test_eval_with_a_cache_gives_the_result_that_eval_without_one_gives(at_hand,
 
 
 def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
-    for encodes in ("clipvid.features.embed.stream_taps", "clipvid.features.tap_cache.stream_taps"):
+    for encodes in ("clipvid.features.embed.LiveSource", "clipvid.features.tap_cache.LiveSource"):
         monkeypatch.setattr(encodes, None)
     monkeypatch.setattr(VideoCLIP, "encode_text", None)
     assert main(["eval", at_hand, "--cache", "taps", "--out", "read.json", *OPTIONS]) == 0
@@ -185,7 +185,7 @@ def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
 def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, monkeypatch, options):
     assert main(["eval", at_hand, "--cache", "taps", *options]) == 0
     assert main(["embed", at_hand, "--out", "live.safetensors", *options]) == 0
-    monkeypatch.setattr("clipvid.features.tap_cache.stream_taps", None)
+    monkeypatch.setattr("clipvid.features.tap_cache.LiveSource", None)
     assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *options]) == 0
     assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
 

@@ -27,7 +27,7 @@ from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import attach, create_model, load
 from clipvid.runtime.files import lock_folder
-from clipvid.training.batches import LiveBatches, batch_order
+from clipvid.training.batches import batch_order, open_batches
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule
 from clipvid.training.trainer import Run
@@ -145,11 +145,11 @@ def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
     data = replace(clips, records=long, protocol_spec=ProtocolSpec(tokens=6))
     precision = DATA_CONFIG.precision
     cut = embed_texts(mini, captions, tokens=6, precision=precision)
-    assert torch.equal(LiveBatches(mini, data, config()).texts.table, cut)
+    assert torch.equal(open_batches(mini, data, config(), progress=False).texts.table, cut)
     assert not torch.equal(cut, embed_texts(mini, captions, precision=precision))
     asked = config(data_config=replace(DATA_CONFIG, tokens=9))
     own = embed_texts(mini, captions, tokens=9, precision=precision)
-    assert torch.equal(LiveBatches(mini, data, asked).texts.table, own)
+    assert torch.equal(open_batches(mini, data, asked, progress=False).texts.table, own)
 
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
@@ -310,7 +310,7 @@ def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mi
     broken = tuple(Record(tmp_path / name, ("a red circle",), 0) for name in ("x.mp4", "y.mp4"))
     data = replace(clips, records=(*broken, *clips.records[:6]))
     settings = config(batch_size=2, keep_together=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = LiveBatches(mini, data, settings)
+    feed = open_batches(mini, data, settings, progress=False)
     lost = feed.order(0).index([0, 1])
     assert [work.index for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
     assert [work.index for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]

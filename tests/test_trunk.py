@@ -22,8 +22,8 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.embed import embed_videos
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.partial import forward_from
 from clipvid.models.factory import attach, create_model

@@ -123,7 +123,7 @@ def test_prune_of_a_tower_takes_only_what_is_known_to_be_of_it(folders, model):
 
 
 def test_a_run_that_reads_the_clips_writes_the_recipe_anew(folders, model, data, monkeypatch):
-    monkeypatch.setattr("clipvid.features.tap_cache.stream_taps", None)  # nothing is encoded
+    monkeypatch.setattr("clipvid.features.tap_cache.LiveSource", None)  # nothing is encoded
     assert len(TapCache(folders[0].parent).store(model, data, READINGS[0])) == 4
     assert [part.broken for part in parts_of(folders[0].parent)] == ["", ""]
 

@@ -22,11 +22,12 @@ from clipvid.errors import VideoError
 from clipvid.evaluation.recognition import average_views, evaluate_recognition
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.encode import clip_dataset, stream_taps
+from clipvid.features.encode import LiveSource, clip_dataset, clips_per_batch
 from clipvid.features.memory import encode_dataset
+from clipvid.features.source import stream_in_order
 from clipvid.models.factory import create_model
 from clipvid.models.heads import LinearClassifier
-from clipvid.training.batches import LiveBatches, open_batches
+from clipvid.training.batches import open_batches
 from clipvid.video.augment import ContrastiveView
 from clipvid.video.backends import pyav
 from clipvid.video.container.colour import Converter
@@ -343,7 +344,9 @@ def test_padding_is_masked_in_every_view(model, data):
 def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
     for batch_size, rows in ((7, [6, 6]), (2, [3] * 4)):  # three views a clip; a clip is never divided
         data_config = replace(DATA_CONFIG, batch_size=batch_size, temporal_views=3)
-        assert [len(taps.patches[0]) for taps, _ in stream_taps(model, data, data_config)] == rows
+        source = LiveSource(model, data, data_config, read=model.reads)
+        batches = stream_in_order(source, clips_per_batch(data_config))
+        assert [len(batch.features.patches[0]) for batch in batches] == rows
 
 
 def test_views_are_not_stored_and_training_draws_one(model, data):
@@ -355,9 +358,11 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
         open_batches(
             model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False
         )
-    feed = LiveBatches(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7))
-    assert feed.dataset.views == Views()
-    assert (feed.dataset.transform.rand_layers, feed.dataset.transform.rand_magnitude) == (2, 7)
+    feed = open_batches(
+        model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7), progress=False
+    )
+    assert feed.source.clips.views == Views()
+    assert (feed.source.clips.transform.rand_layers, feed.source.clips.transform.rand_magnitude) == (2, 7)
     (work,) = feed.batches(0, start=0)
     assert work.video.shape[:2] == (4, 3)
     pair = clip_dataset(model, data, data_config, random=True, pair=Pair())
@@ -367,4 +372,4 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
 def test_crops_that_the_base_model_cannot_give_are_refused_before_training(model, data):
     model.transform = replace(model.transform, resize_mode="squash")
     with pytest.raises(ValueError, match=r"3 crops need .* got 'squash'"):
-        LiveBatches(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)))
+        open_batches(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)), progress=False)

@@ -108,3 +108,8 @@ def describe_unreadable(errors: Sequence[VideoError]) -> str:
         return ""
     count = pluralize(len(errors), "video")
     return "\n".join([f"{count} could not be read (left out):", *(f"  {error}" for error in errors)])
+
+
+def in_order(n: int, size: int) -> list[range]:
+    """Return the batch order of `n` clips in their original order, `size` clips per batch."""
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]

@@ -53,11 +53,6 @@ def batches_of(
             yield batch
 
 
-def in_order(n: int, size: int) -> list[range]:
-    """Return the batch order of `n` clips in their original order, `size` clips per batch."""
-    return [range(first, min(first + size, n)) for first in range(0, n, size)]
-
-
 def _threads(device: torch.device) -> int:
     """Return 1 if the tower computes on the CPU, else one thread per core up to MAX_THREADS."""
     return 1 if device.type == "cpu" else min(torch.get_num_threads(), MAX_THREADS)

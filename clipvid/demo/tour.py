@@ -28,7 +28,7 @@ from clipvid.evaluation.results import EvaluationResult
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
 from clipvid.models.branches import BRANCHES, choose

@@ -25,7 +25,7 @@ from clipvid.evaluation.metrics import (
 )
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.features.embed import embed_texts, embed_videos, require_whole, resolve_data_config
-from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
 from clipvid.models.video_clip import VideoCLIP

@@ -36,7 +36,7 @@ from clipvid.evaluation.metrics import (
 )
 from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_whole, resolve_data_config
-from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.token_wise import candidates, match_all, reranked
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.pooling import mean_over_frames

@@ -19,17 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
-from clipvid.data.loader import in_order
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, VideoError
-from clipvid.features.encode import VideoEncoder, stream_clips, stream_taps, trained_data_config
-from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.encode import LiveSource, VideoEncoder, clips_per_batch, flat_views, trained_data_config
+from clipvid.features.source import FeatureSource, stream_in_order
+from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
 from clipvid.features.token_wise import Frames
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import inference
-from clipvid.runtime.profiling import awaited, stage
+from clipvid.runtime.profiling import stage
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def embed_frames(
 ) -> tuple[Frames, VideoDataset, tuple[VideoError, ...]]:
     """Return the frame embeddings of every readable clip, all its views concatenated; the clips; and the errors."""
 
-    def encode(taps: Taps | Pixels) -> tuple[Tensor, Tensor]:
-        frames, mask = model.encode_clip(taps)
+    def encode(features: Taps | Pixels, _: Tensor | None) -> tuple[Tensor, Tensor]:
+        frames, mask = model.encode_clip(features)
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
         return frames.float().cpu(), mask
 
@@ -91,7 +91,7 @@ def _encode_clips(
     model: VideoCLIP,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
-    encode: Callable[[Any], Any],
+    encode: Callable[[Any, Tensor | None], Any],
     *,
     complete: bool,
     progress: bool,
@@ -134,11 +134,17 @@ def embed_batches(
     return _encode_batches(model, data, data_config, _video_encoder(model), progress=progress, title=title)
 
 
-def _video_encoder(model: VideoCLIP | VideoEncoder) -> Callable[[Any], Tensor]:
-    """Return the function that embeds the inputs that `_inputs` yields for this model."""
+def _video_encoder(model: VideoCLIP | VideoEncoder) -> Callable[[Any, Tensor | None], Tensor]:
+    """Return the function that embeds a batch of features, or for an encoder without taps of clips and their mask."""
     if has_taps(model):
-        return lambda taps: model.encode_video(taps, normalize=False).float().cpu()
-    return lambda clips: model.encode_video(clips[0], mask=clips[1]).float().cpu()
+        return lambda features, _: model.encode_video(features, normalize=False).float().cpu()
+
+    def encode(clips: Tensor, mask: Tensor | None) -> Tensor:
+        mask = torch.ones(clips.shape[:-3], dtype=torch.bool, device=clips.device) if mask is None else mask
+        video, mask = flat_views(clips, mask)
+        return model.encode_video(video, mask=mask).float().cpu()
+
+    return encode
 
 
 def has_taps(model: VideoCLIP | VideoEncoder) -> TypeGuard[VideoCLIP]:
@@ -150,19 +156,21 @@ def _encode_batches(
     model: VideoCLIP | VideoEncoder,
     data: VideoDataset | TapStore,
     data_config: DataConfig,
-    encode: Callable[[Any], Any],
+    encode: Callable[[Any, Tensor | None], Any],
     *,
     progress: bool,
     title: str | None = None,
 ) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
     """Yield the result of `encode` for each batch under `inference`, the indices of its clips, and the errors."""
-    with closing(_inputs(model, data, data_config, progress=progress, title=title)) as stream:
-        for inputs, indices, unreadable in stream:
+    source, size = _open_source(model, data, data_config), clips_per_batch(data_config)
+    title = title or f"embed {source.data.name}"
+    with closing(stream_in_order(source, size, progress=progress, title=title)) as stream:
+        for batch in stream:
             encoded = None
-            if indices:
+            if batch.features is not None:
                 with inference(model, data_config.precision):
-                    encoded = encode(inputs)
-            yield encoded, indices, unreadable
+                    encoded = encode(batch.features, batch.mask)
+            yield encoded, batch.rows, batch.unreadable
 
 
 def embed_texts(
@@ -237,30 +245,11 @@ def require_whole(data: VideoDataset, n_videos: int) -> None:
     )
 
 
-def _inputs(
-    model: VideoCLIP | VideoEncoder,
-    data: VideoDataset | TapStore,
-    data_config: DataConfig,
-    *,
-    progress: bool,
-    title: str | None,
-) -> Generator[tuple[Any, list[int], tuple[VideoError, ...]], None, None]:
-    """Yield the model's input for each batch: taps or pixels, or for an encoder without them clips and a mask."""
-    title = title or f"embed {dataset_of(data).name}"
+def _open_source(
+    model: VideoCLIP | VideoEncoder, data: VideoDataset | TapStore, data_config: DataConfig
+) -> FeatureSource:
+    """Return the source of the model's inputs: its branch's features, or for an encoder without taps decoded clips."""
     if not has_taps(model):
         assert isinstance(data, VideoDataset), "stored taps are for a VideoCLIP"
-        with closing(stream_clips(model, data, data_config, progress=progress, title=title)) as stream:
-            for video, _, batch in stream:
-                yield (video, batch.mask.flatten(0, -2).to(model.device)), batch.index.tolist(), batch.unreadable
-        return
-    if isinstance(data, TapStore):
-        order = in_order(len(data), data_config.batch_size)
-        store = data.read_by(model)
-        jobs = (partial(store.sent, rows, model.device) for rows in order)
-        with closing(awaited(store.in_turn(jobs))) as source:
-            for rows, taps in zip(order, source, strict=True):
-                yield taps(), list(rows), ()
-        return
-    with closing(stream_taps(model, data, data_config, progress=progress, title=title)) as stream:
-        for taps, batch in stream:
-            yield taps, batch.index.tolist(), batch.unreadable
+        return LiveSource(model, data, data_config)
+    return data.read_by(model) if isinstance(data, TapStore) else LiveSource(model, data, data_config, read=model.reads)

@@ -1,14 +1,15 @@
-"""Streams of a data set's clips, decoded or encoded by the frozen tower, batch by batch, read as a data config says.
+"""The live source of features: clips read as a data config says, and encoded by the frozen tower.
 
-Contract: a model, a VideoDataset and a DataConfig in; decoded clips, or the taps that the branch reads, out, in order.
-Knows nothing of caches, losses or metrics.
+Contract: a model, a VideoDataset and a DataConfig in; decoded clips, or the features that the branch reads, out, in
+order. Knows nothing of caches, losses or metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 from clipvid.config.data_config import DataConfig
 from clipvid.data.batch import Batch
 from clipvid.data.dataset import ClipDataset
-from clipvid.data.loader import batches_of, in_order
+from clipvid.data.loader import batches_of
 from clipvid.data.records import NO_PROTOCOL, ProtocolSpec, VideoDataset
 from clipvid.data.views import Pair, Views
+from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
+from clipvid.features.source import FeatureBatch
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import inference
@@ -76,56 +79,72 @@ def clip_dataset(
     )
 
 
-def stream_taps(
-    model: VideoCLIP,
-    data: VideoDataset,
-    data_config: DataConfig,
-    *,
-    for_cache: bool = False,
-    progress: bool = False,
-    title: str = "encode",
-    clips: ClipDataset | None = None,
-) -> Generator[tuple[Taps | Pixels, Batch], None, None]:
-    """Yield the features that the branch reads, batch by batch in order; empty ones if no clip of a batch was readable.
+class LiveSource:
+    """Clips that are decoded at every visit, and their features: a FeatureSource.
 
-    Each batch is encoded under `inference`. `for_cache` asks for complete taps, with the frame embeddings that other
-    branches may need; the other arguments are those of `stream_clips`.
+    Args:
+        model: encoder of the clips.
+        data: their records.
+        data_config: how they are read; `spatial_views` and `temporal_views` make B·V rows of B clips.
+        clips: replaces the default, `clip_dataset` of `data`.
+        read: the function that encodes a batch of decoded clips, under `inference` (`VideoCLIP.reads` for the model's
+            branch, `VideoCLIP.taps` for complete taps); None streams the clips themselves, for a tower that runs in
+            the training step and for an encoder without taps.
     """
-    read = model.taps if for_cache else model.reads
-    with closing(stream_clips(model, data, data_config, progress=progress, title=title, clips=clips)) as stream:
-        for video, mask, batch in stream:
-            if not len(batch):
-                yield _no_taps(), batch
-                continue
-            with inference(model, data_config.precision):
-                taps = read(video, mask=mask)
-            yield taps, batch
+
+    def __init__(
+        self,
+        model: VideoCLIP | VideoEncoder,
+        data: VideoDataset,
+        data_config: DataConfig,
+        *,
+        clips: ClipDataset | None = None,
+        read: Callable[..., Taps | Pixels] | None = None,
+    ) -> None:
+        self.model, self.data, self.data_config, self.read = model, data, data_config, read
+        self.clips = clip_dataset(model, data, data_config) if clips is None else clips
+        self._errors: dict[Path, VideoError] = {}
+
+    @property
+    def unreadable(self) -> tuple[VideoError, ...]:
+        """Errors of the clips that could not be read so far, one for each file."""
+        return tuple(self._errors.values())
+
+    def at(self, epoch: int) -> LiveSource:
+        """Return this source, its clips sampled and augmented as for this epoch."""
+        self.clips.set_epoch(epoch)
+        return self
+
+    def stream(self, order: Sequence[Sequence[int]]) -> Generator[FeatureBatch, None, None]:
+        """Yield the features of each batch of rows, or the decoded clips; B·V rows of features for V views."""
+        workers, device = self.data_config.workers, self.model.device
+        with closing(batches_of(self.clips, order, workers=workers, device=device)) as source:
+            for batch in source:
+                self._errors |= {error.path: error for error in batch.unreadable}
+                yield self._encoded(batch)
+
+    def _encoded(self, batch: Batch) -> FeatureBatch:
+        rows, errors = batch.index.tolist(), batch.unreadable
+        if not rows:
+            return FeatureBatch(None, rows, batch.labels, unreadable=errors)
+        unpadded = bool(batch.mask.all())  # computed on the CPU: a GPU would have to finish its queue first
+        batch = batch.to(self.model.device, non_blocking=True)
+        mask = None if unpadded else batch.mask
+        if self.read is None:
+            return FeatureBatch(batch.video, rows, batch.labels, mask, errors)
+        with inference(self.model, self.data_config.precision):
+            video, mask = flat_views(batch.video, mask)
+            return FeatureBatch(self.read(video, mask=mask), rows, batch.labels, unreadable=errors)
 
 
-def stream_clips(
-    model: VideoCLIP | VideoEncoder,
-    data: VideoDataset,
-    data_config: DataConfig,
-    *,
-    progress: bool = False,
-    title: str = "encode",
-    clips: ClipDataset | None = None,
-) -> Generator[tuple[Tensor, Tensor | None, Batch], None, None]:
-    """Yield the decoded clips of each batch in order, on the model's device, with their mask and the batch itself.
+def flat_views(video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Flatten clips and mask with an axis of views to (B·V, T, ...) and (B·V, T); the first clip's views come first."""
+    return video.flatten(0, -5), None if mask is None else mask.flatten(0, -2)
 
-    The mask is None if every frame counts. Clips in V views are B·V rows, the views of the first clip first. `clips`
-    replaces the default, `clip_dataset` of `data`. Close the generator if you leave it early.
-    """
-    from tqdm import tqdm
 
-    order = in_order(len(data), max(1, data_config.batch_size // data_config.views))
-    clips = clip_dataset(model, data, data_config) if clips is None else clips
-    source = batches_of(clips, order, workers=data_config.workers, device=model.device)
-    with closing(source), tqdm(total=len(data), desc=title, unit="clip", disable=not progress) as bar:
-        for batch in source:
-            video, mask = batch.video.flatten(0, -5), batch.mask.flatten(0, -2)  # (B·V, T, ...), (B·V, T)
-            yield video.to(model.device, non_blocking=True), None if bool(mask.all()) else mask, batch
-            bar.update(len(batch) + len(batch.unreadable))
+def clips_per_batch(data_config: DataConfig) -> int:
+    """Return the number of clips whose views together make a batch."""
+    return max(1, data_config.batch_size // data_config.views)
 
 
 def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
@@ -135,10 +154,6 @@ def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTO
     return DataConfig(
         **protocol | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)}
     )
-
-
-def _no_taps() -> Taps:
-    return Taps((), (), (), torch.zeros(0, 0, 0))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import View, stream_taps, trained_data_config, views_of
-from clipvid.features.source import TapStore, check_storable
+from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
+from clipvid.features.source import stream_in_order
+from clipvid.features.tap_store import TapStore, check_storable
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 
@@ -63,14 +64,14 @@ def _encode_view(
     readable: list[int] = []
     errors: list[VideoError] = []
     selection, clips = data.subset(rows), view.clips(model, data, data_config, rows)
-    title = f"encode {data.name}"
-    source = stream_taps(model, selection, data_config, for_cache=True, clips=clips, progress=progress, title=title)
-    with closing(source) as stream:
-        for taps, batch in stream:
+    source = LiveSource(model, selection, data_config, clips=clips, read=model.taps)
+    size, title = clips_per_batch(data_config), f"encode {data.name}"
+    with closing(stream_in_order(source, size, progress=progress, title=title)) as stream:
+        for batch in stream:
             errors.extend(batch.unreadable)
-            if len(batch) and isinstance(taps, Taps):
-                parts.append(taps.to("cpu"))
-                readable.extend(rows[position] for position in batch.index.tolist())
+            if isinstance(batch.features, Taps):
+                parts.append(batch.features.to("cpu"))
+                readable.extend(rows[position] for position in batch.rows)
     if not parts:
         raise ValueError(
             f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {errors[0]}" if errors else "")

@@ -1,139 +1,89 @@
-"""Taps of a data set: computed once by the frozen tower, then read in every epoch.
+"""Sources of a data set's features: one protocol for the live tower, taps in memory and taps on disk.
 
-Contract: a model and a VideoDataset in, Taps by index out. Cached taps equal live ones for a model with the same tower,
-which a store checks: frames are sampled deterministically, or augmented views once (`AugmentedViews`). Knows nothing of
-losses or metrics.
+Contract: batches of rows in, their features out, in that order. `features.encode` has the live source and
+`features.tap_store` the one of taps that are computed already. Knows nothing of losses or metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.config.data_config import DataConfig
-from clipvid.data.batch import NO_LABEL
+from clipvid.data.batch import in_order
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
-from clipvid.features.augmented_views import AugmentedViews
-from clipvid.features.cached_taps import FirstLayerTaps
-from clipvid.features.text_cache import TextCache
-from clipvid.features.transfer import sent
-from clipvid.models.backbone.taps import Taps
-from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.prefetch import prefetch
-
-T = TypeVar("T")
+from clipvid.models.backbone.taps import Pixels, Taps
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """Taps of clips by index: in memory (Taps), or on disk (clipvid.features.cached_taps)."""
+class TapReader(Protocol):
+    """The interface of a store that reads the taps of clips by row."""
 
-    def select(self, levels: Sequence[int]) -> Rows: ...
+    def batch(self, indices: Sequence[int]) -> Taps: ...
 
-    def part(self, rows: Sequence[int]) -> Rows: ...
 
-    def gather(self, rows: Any) -> Taps: ...
+class CachedClips:
+    """Clips whose taps are read from a store on demand, so that a large batch need not fit in memory."""
+
+    def __init__(self, store: TapReader, rows: Sequence[int], device: torch.device) -> None:
+        self.store, self.rows, self.device = store, rows, device
+
+    def gather(self, indices: Sequence[int] | Tensor) -> Taps:
+        """Return the taps of the clips at these indices into `rows`, on the device."""
+        chosen = indices.tolist() if isinstance(indices, Tensor) else indices
+        return self.store.batch([self.rows[index] for index in chosen]).to(self.device)
 
 
 @dataclass(frozen=True)
-class TapStore:
-    """Taps of a data set, clip i at row i, in memory or on disk.
+class FeatureBatch:
+    """Features of one batch of clips, on the model's device, and the errors of the clips that could not be read."""
 
-    `data` holds the records that were encoded, in order; `unreadable` the errors of those that were left out; `tower`
-    is `Backbone.tower_fingerprint` of the model that encoded them.
-    """
-
-    taps: Rows
-    data: VideoDataset
-    data_config: DataConfig
-    tower: str
+    features: Tensor | Taps | Pixels | CachedClips | None
+    """Taps or pixels for the branch; decoded clips (B, T, 3, S, S), more axes for several views, for a source that
+    encodes nothing; None for a batch without a readable clip."""
+    rows: list[int]
+    """Indices into the source's data of the clips that were read."""
+    labels: Int[Tensor, " b"]
+    """Class indices of the clips that were read, on the model's device."""
+    mask: Bool[Tensor, "... t"] | None = None
+    """Mask of decoded clips, False for frames that pad a shorter clip; None if no frame does, and beside taps."""
     unreadable: tuple[VideoError, ...] = ()
-    texts: TextCache | None = None
-    """Cache of the captions' embeddings, if there is one."""
-    origin: str = "taps in memory"
-    """Description of the source of the taps; taps from another source may differ."""
-    augmented_views: AugmentedViews | None = None
-    """Settings of the augmented views; None for one fixed view per clip."""
-    others: tuple[Rows, ...] = ()
-    """Further augmented views of the clips; `taps` is the first."""
 
-    def in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-        """Yield the results of jobs that read these taps, in order: two ahead of their use, in a thread.
 
-        Jobs on `FirstLayerTaps`, which computes its batches, run in the caller's thread: torch caches autocast's casts
-        for all threads in one place, and a thread that leaves autocast would clear those of a training step.
-        """
-        return (job() for job in jobs) if isinstance(self.taps, FirstLayerTaps) else prefetch(jobs)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read_by(self, model: VideoCLIP) -> TapStore:
-        """Return a store of the levels that the model's branch reads; copies nothing.
-
-        Raises ValueError for a level that is not stored, and for taps of another tower.
-        """
-        if (fingerprint := model.backbone.tower_fingerprint) != self.tower:
-            raise ValueError(
-                f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
-                f"is {fingerprint[:12]}; encode the videos again with this model"
-            )
-        return self._each(lambda view: view.select(model.branch.levels))
-
-    def subset(self, rows: Sequence[int]) -> TapStore:
-        """Return a store of these clips, in this order."""
-        return replace(self._each(lambda view: view.part(rows)), data=self.data.subset(rows))
-
-    def at(self, epoch: int) -> TapStore:
-        """Return a store of the view that this epoch of a training run reads."""
-        views = [self.taps, *self.others]
-        return replace(self, taps=views[epoch % len(views)], others=())
-
-    def _each(self, change: Callable[[Rows], Rows]) -> TapStore:
-        return replace(self, taps=change(self.taps), others=tuple(map(change, self.others)))
-
-    def batch(self, indices: Sequence[int]) -> Taps:
-        """Return the taps of these clips, in this order."""
-        return self.taps.gather(indices)
-
-    def sent(self, indices: Sequence[int], device: torch.device) -> Callable[[], Taps]:
-        """Start the transfer of `batch` to a device; return the function that gives it there (`features.transfer`)."""
-        return sent(self.batch(indices), device)
-
-    def reordered(self, frames: Tensor) -> TapStore:
-        """Return a store of the clips with their frames in another order; `frames` (n, T) are indices of source frames.
-
-        Only the first of several augmented views is returned.
-        """
-        rows, taps_of_all = torch.arange(len(self))[:, None], self.batch(range(len(self)))
-        taps = taps_of_all.map(lambda t: t[rows, frames])
-        return replace(self, taps=taps if taps.mask is None else replace(taps, mask=taps.mask[rows, frames]), others=())
+@runtime_checkable
+class FeatureSource(Protocol):
+    """The interface of a data set's features, wherever they come from: the live tower, memory or disk."""
 
     @property
-    def labels(self) -> Tensor:
-        """Class indices (n,) of the clips; NO_LABEL for a clip without one."""
-        return torch.tensor([NO_LABEL if r.label is None else r.label for r in self.data])
+    def data(self) -> VideoDataset: ...
+
+    @property
+    def unreadable(self) -> tuple[VideoError, ...]: ...
+
+    def at(self, epoch: int) -> FeatureSource:
+        """Return the source of the clips' view in this epoch of a training run."""
+        ...
+
+    def stream(self, order: Sequence[Sequence[int]]) -> Generator[FeatureBatch, None, None]:
+        """Yield the features of each batch of rows, in this order; close the generator if you leave it early."""
+        ...
 
 
-def dataset_of(data: VideoDataset | TapStore) -> VideoDataset:
-    """Return the data set itself, or the one whose taps a store holds."""
-    return data.data if isinstance(data, TapStore) else data
+def stream_in_order(
+    source: FeatureSource, batch_size: int, *, progress: bool = False, title: str = "encode"
+) -> Generator[FeatureBatch, None, None]:
+    """Yield the features of every clip of a source once, in the order of its data, with a progress bar on request."""
+    from tqdm import tqdm
 
-
-def check_storable(model: VideoCLIP, data_config: DataConfig) -> None:
-    """Raise ValueError for several evaluation views, and for a branch that reads pixels: they have no taps to cache."""
-    if data_config.views > 1:
-        raise ValueError(
-            f"a TapStore holds no views for evaluation, got temporal_views={data_config.temporal_views} and "
-            f"spatial_views={data_config.spatial_views}; leave them at 1, or evaluate the data without storing taps"
-        )
-    if model.branch.reads_pixels:
-        raise ValueError(
-            f"branch {model.branch.options.preset()} has its own stem and reads pixels, so it has no taps to "
-            "cache; train it without cache_taps"
-        )
+    total = len(source.data)
+    batches = source.stream(in_order(total, batch_size))
+    with closing(batches), tqdm(total=total, desc=title, unit="clip", disable=not progress) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.rows) + len(batch.unreadable))

@@ -28,10 +28,11 @@ from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
 from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps
 from clipvid.features.clip_keys import clip_keys
-from clipvid.features.encode import View, stream_taps, trained_data_config, views_of
+from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
 from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
-from clipvid.features.source import TapStore, check_storable
+from clipvid.features.source import stream_in_order
+from clipvid.features.tap_store import TapStore, check_storable
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.open_clip import preprocess_fields
 from clipvid.models.backbone.partial import check_forward_from, token_type
@@ -184,13 +185,15 @@ class TapCache:
         """Encode and store the clips at `rows`; yield the errors of each batch's unreadable ones."""
         title = f"cache {data.name}" if view.augmented_views is None else f"cache {data.name}, view {view.number + 1}"
         selection, clips = data.subset(rows), view.clips(model, data, data_config, rows)
-        source = stream_taps(model, selection, data_config, for_cache=True, clips=clips, progress=progress, title=title)
-        with closing(source) as stream:
-            for taps, batch in stream:
-                if len(batch) and isinstance(taps, Taps):
-                    keys = [str(view.keys[rows[position]]) for position in batch.index.tolist()]
+        source = LiveSource(model, selection, data_config, clips=clips, read=model.taps)
+        size = clips_per_batch(data_config)
+        with closing(stream_in_order(source, size, progress=progress, title=title)) as stream:
+            for batch in stream:
+                if isinstance(batch.features, Taps):
+                    keys = [str(view.keys[rows[position]]) for position in batch.rows]
+                    taps = _for_cache(batch.features, cache_key)
                     with _as_cache_error(shards.folder):
-                        write_shard(shards.folder, keys, _as_tensors(_for_cache(taps, cache_key), cache_key))
+                        write_shard(shards.folder, keys, _as_tensors(taps, cache_key))
                     shards.refresh()
                 yield batch.unreadable
 

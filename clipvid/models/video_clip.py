@@ -49,12 +49,11 @@ class VideoCLIP(nn.Module):
         self, backbone: Backbone, branch: Branch, *, head: Classifier | None = None, similarity: str = "mean"
     ) -> None:
         super().__init__()
-        self.backbone, self.branch = backbone, branch
+        self.backbone, self.branch, self.similarity = backbone, branch, similarity
         self.head: Classifier | None = head
-        self.similarity = similarity
-        kind = branch.options.preset()
-        self.matcher = similarity_head(similarity, backbone.embed_dim, branch=kind, one_token=branch.one_token)
-        self.matcher = None if self.matcher is None else self.matcher.to(backbone.device)
+        preset, one_token = branch.options.preset(), branch.one_token
+        matcher = similarity_head(similarity, backbone.embed_dim, branch=preset, one_token=one_token)
+        self.matcher = None if matcher is None else matcher.to(backbone.device)
         self.training_record: dict[str, Any] | None = None
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
@@ -219,9 +218,8 @@ class VideoCLIP(nn.Module):
 
     def text_features(self, texts: str | Sequence[str] | Tensor) -> Float[Tensor, "m e"] | TextTokens:
         """Return the text input of this model's similarity: normalised embeddings, or features of every token."""
-        if self.matcher is None:
-            return self.encode_text(texts)
-        return self.backbone.encode_tokens(self._tokens(texts)).shortened()
+        mean = self.matcher is None
+        return self.encode_text(texts) if mean else self.backbone.encode_tokens(self._tokens(texts)).shortened()
 
     def match(
         self,
@@ -236,15 +234,13 @@ class VideoCLIP(nn.Module):
                 return text.float() @ F.normalize(mean_over_frames(frames.float(), mask), dim=-1).T
         if self.matcher is None:
             raise ValueError("similarity 'mean' compares embeddings of whole texts; pass those of encode_text")
-        video_mask = None if mask is None else mask[None]
-        return self.matcher(text.features[:, None], frames[None], text_mask=text.mask[:, None], video_mask=video_mask)
+        masks = {"text_mask": text.mask[:, None], "video_mask": None if mask is None else mask[None]}
+        return self.matcher(text.features[:, None], frames[None], **masks)
 
     def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
         """Return token ids on the model's device; strings are tokenized."""
-        if isinstance(texts, str):
-            texts = [texts]
-        tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize(texts)
-        return tokens.to(self.device)
+        strings = [texts] if isinstance(texts, str) else texts
+        return (strings if isinstance(strings, Tensor) else self.backbone.tokenize(strings)).to(self.device)
 
     def classify(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
@@ -281,12 +277,8 @@ class VideoCLIP(nn.Module):
             trainable.add_text_lora(self.backbone, text_lora)
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
         clip = trainable.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
-        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
-        counts = {
-            name: sum(p.numel() for p in part.parameters() if p.requires_grad)
-            for name, part in parts.items()
-            if part is not None
-        }
+        parts = self._parts().items()
+        counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts}
         return trainable.Trainable(mode, {name: count for name, count in counts.items() if count} | dict(clip.parts))
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -328,10 +320,14 @@ class VideoCLIP(nn.Module):
             "branch_on": self.branch_is_on,
         }
 
+    def _parts(self) -> dict[str, nn.Module]:
+        """Return the model's own modules by name: everything but the base model."""
+        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def _state(self) -> dict[str, Tensor]:
         """Return the tensors to save: branch, heads, and the weights of the base model that were trained."""
-        parts: dict[str, nn.Module | None] = {"branch": self.branch, "similarity": self.matcher, "head": self.head}
-        state = {f"{part}.{k}": v for part, m in parts.items() if m is not None for k, v in m.state_dict().items()}
+        state = {f"{name}.{k}": v for name, part in self._parts().items() for k, v in part.state_dict().items()}
         changed = {n: p for n, p in self.backbone.clip.named_parameters() if n in self.backbone.trained}
         return state | {f"clip.{name}": p for name, p in changed.items()}
 

@@ -6,34 +6,29 @@ that a resumed run has already used. Knows nothing of weights, optimizers or los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
 from clipvid.config.settings import TrainConfig
-from clipvid.data.batch import Batch
-from clipvid.data.dataset import ClipDataset
-from clipvid.data.loader import batches_of
 from clipvid.data.records import VideoDataset
 from clipvid.data.views import Pair
 from clipvid.errors import DataError, VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.embed import embed_texts
-from clipvid.features.encode import clip_dataset
+from clipvid.features.encode import LiveSource, clip_dataset
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore, dataset_of
+from clipvid.features.source import FeatureBatch, FeatureSource
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
-from clipvid.models.backbone.taps import Taps
+from clipvid.models.backbone.taps import Pixels
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.profiling import awaited
-from clipvid.training.train_batch import CachedClips, TrainBatch
+from clipvid.training.train_batch import TrainBatch
 from clipvid.video.augment import CONST_CL
 
 
@@ -44,7 +39,7 @@ def open_batches(
     *,
     cache: TapCache | None = None,
     progress: bool,
-) -> LiveBatches | CachedBatches:
+) -> TrainBatches:
     """Open `data` for training.
 
     Raises DataError where clips lack a caption or label that the task needs, before any clip is read.
@@ -65,10 +60,14 @@ def open_batches(
     data = encode_taps(model, data, config, cache, augmented_views=augmented_views, progress=progress)
     if isinstance(data, TapStore):
         _check_augmented_views(data, config, augmented_views)
-        return CachedBatches(model, data, config)
+        store = replace(data.read_by(model), on_demand=config.micro_batch_size > 0)
+        return TrainBatches(store, _Captions(model, store.data, config, cache=store.texts), config)
     if augmented_views is not None:
         raise ValueError(f"cache_views {augmented_views.views} needs cached taps; give a cache, or cache_taps, too")
-    return LiveBatches(model, data, config)
+    transform = augmented(model.transform, config)
+    clips = clip_dataset(model, data, config.data_config, transform=transform, random=True, seed=config.seed)
+    source = LiveSource(model, data, config.data_config, clips=clips)
+    return TrainBatches(source, _Captions(model, data, config), config)
 
 
 def encode_taps(
@@ -113,7 +112,7 @@ def _describe_views(augmented_views: AugmentedViews | None) -> str:
 
 def open_pairs(
     model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig, *, use: str = "training"
-) -> PairBatches:
+) -> TrainBatches:
     """Open pairs of clips for self-supervision; raise ValueError for taps, DataError for a single video."""
     if isinstance(data, TapStore):
         raise ValueError(
@@ -125,93 +124,49 @@ def open_pairs(
             f"selfsup takes its negatives from other videos, and {data.name} has {len(data)} for {use}; give two or "
             "more"
         )
-    return PairBatches(model, data, config)
+    first, second = (replace(view, flip=config.selfsup.flip) for view in CONST_CL)
+    pair = Pair(config.selfsup.stride, (first, second))
+    clips = clip_dataset(model, data, config.data_config, random=True, pair=pair, seed=config.seed)
+    source = LiveSource(model, data, config.data_config, clips=clips)
+    return TrainBatches(source, _Captions(model, data, config), config, min_clips=2)
 
 
-class LiveBatches:
-    """Batches of clips that are decoded and augmented at every visit; the tower runs in the training step."""
+class TrainBatches:
+    """Training batches of a source of features: clips that the tower encodes in the training step, or cached taps.
 
-    min_clips = 1
-    """Fewest clips of a batch."""
+    `min_clips` is the fewest clips of a batch: 2 for pairs of clips, whose negatives are the batch's other videos.
+    """
 
-    def __init__(self, model: VideoCLIP, data: VideoDataset, config: TrainConfig) -> None:
-        self.model, self.data, self.config = model, data, config
-        self.texts = _Captions(model, data, config)
-        self.unreadable: tuple[VideoError, ...] = ()
-        self.dataset = self._dataset()
-        self._errors: dict[Path, VideoError] = {}
+    def __init__(self, source: FeatureSource, texts: _Captions, config: TrainConfig, *, min_clips: int = 1) -> None:
+        self.source, self.texts, self.config, self.min_clips = source, texts, config, min_clips
+
+    @property
+    def data(self) -> VideoDataset:
+        """Records of the clips."""
+        return self.source.data
+
+    @property
+    def unreadable(self) -> tuple[VideoError, ...]:
+        """Errors of the clips that could not be read so far."""
+        return self.source.unreadable
 
     def order(self, epoch: int) -> list[list[int]]:
-        """Return the rows of each batch of an epoch."""
-        return batch_order(len(self.data), self.config, epoch=epoch)
+        """Return the rows of each batch of an epoch, without batches of fewer than `min_clips` clips."""
+        order = batch_order(len(self.data), self.config, epoch=epoch)
+        return [rows for rows in order if len(rows) >= self.min_clips]
 
     def batches(self, epoch: int, *, start: int) -> Generator[TrainBatch, None, None]:
-        self.dataset.set_epoch(epoch)
-        workers, device = self.config.data_config.workers, self.model.device
-        with closing(batches_of(self.dataset, self.order(epoch)[start:], workers=workers, device=device)) as source:
-            for index, batch in enumerate(source, start=start):
-                self._errors |= {error.path: error for error in batch.unreadable}
-                self.unreadable = tuple(self._errors.values())
-                if len(batch) >= self.min_clips:
+        """Yield the batches of an epoch from position `start` on, without those of too few readable clips."""
+        with closing(self.source.at(epoch).stream(self.order(epoch)[start:])) as stream:
+            for index, batch in enumerate(stream, start=start):
+                if len(batch.rows) >= self.min_clips:
                     yield self._train_batch(index, batch, epoch)
 
-    def _train_batch(self, index: int, batch: Batch, epoch: int) -> TrainBatch:
-        text, video_index = self.texts.draw(batch.index.tolist(), epoch)
-        unpadded = bool(batch.mask.all())  # computed on the CPU: a GPU would have to finish its queue first
-        batch = batch.to(self.model.device, non_blocking=True)
-        mask = None if unpadded else batch.mask
-        return TrainBatch(index, batch.video, mask=mask, text=text, video_index=video_index, labels=batch.labels)
-
-    def _dataset(self) -> ClipDataset:
-        c = self.config
-        transform = augmented(self.model.transform, c)
-        return clip_dataset(self.model, self.data, c.data_config, transform=transform, random=True, seed=c.seed)
-
-
-class PairBatches(LiveBatches):
-    """Pairs of clips of each video, sampled and augmented separately: `video` is (B, 2, T, 3, S, S); no captions."""
-
-    min_clips = 2  # a video's negatives are the other videos of its batch
-
-    def order(self, epoch: int) -> list[list[int]]:
-        """Return the rows of each batch of an epoch, without batches of a single video."""
-        return [rows for rows in super().order(epoch) if len(rows) >= self.min_clips]
-
-    def _dataset(self) -> ClipDataset:
-        c = self.config
-        first, second = (replace(view, flip=c.selfsup.flip) for view in CONST_CL)
-        pair = Pair(c.selfsup.stride, (first, second))
-        return clip_dataset(self.model, self.data, c.data_config, random=True, pair=pair, seed=c.seed)
-
-
-class CachedBatches:
-    """Batches of cached taps, in memory or on disk; augmented views take turns, one per epoch."""
-
-    def __init__(self, model: VideoCLIP, store: TapStore, config: TrainConfig) -> None:
-        self.model, self.store, self.config = model, store.read_by(model), config
-        self.data = store.data
-        self.texts = _Captions(model, store.data, config, cache=store.texts)
-        self.unreadable = store.unreadable
-
-    def order(self, epoch: int) -> list[list[int]]:
-        """Return the rows of each batch of an epoch."""
-        return batch_order(len(self.store), self.config, epoch=epoch)
-
-    def batches(self, epoch: int, *, start: int) -> Generator[TrainBatch, None, None]:
-        labels, order, device = self.store.labels, self.order(epoch)[start:], self.model.device
-        store = self.store.at(epoch)
-        jobs = (partial(self._video, store, rows) for rows in order)
-        with closing(awaited(store.in_turn(jobs))) as source:
-            for index, (rows, video) in enumerate(zip(order, source, strict=True), start=start):
-                text, video_index = self.texts.draw(rows, epoch)
-                targets = {"text": text, "video_index": video_index, "labels": labels[rows].to(device)}
-                yield TrainBatch(index, video(), mask=None, **targets)
-
-    def _video(self, store: TapStore, rows: Sequence[int]) -> Callable[[], Taps | CachedClips]:
-        """Read the taps of a batch ahead of its use; with gradient caching only name them, to be read on demand."""
-        if self.config.micro_batch_size:
-            return partial(CachedClips, store, rows, self.model.device)
-        return store.sent(rows, self.model.device)
+    def _train_batch(self, index: int, batch: FeatureBatch, epoch: int) -> TrainBatch:
+        text, video_index = self.texts.draw(batch.rows, epoch)
+        targets = {"text": text, "video_index": video_index, "labels": batch.labels}
+        assert not isinstance(batch.features, Pixels | None)
+        return TrainBatch(index, batch.features, mask=batch.mask, **targets)
 
 
 class _Captions:

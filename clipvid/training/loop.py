@@ -20,14 +20,14 @@ from clipvid.config.settings import CHECKPOINT, TrainConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 from clipvid.evaluation.results import data_hash
-from clipvid.features.source import TapStore, dataset_of
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.backbone import trainable
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import lock_folder
 from clipvid.runtime.text import pluralize
-from clipvid.training.batches import CachedBatches, LiveBatches, encode_taps, open_batches, open_pairs
+from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.trainer import Run, TrainResult, fabric_for
 
 
@@ -168,9 +168,7 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
         branch._compiled_call_impl = before
 
 
-def _fit(
-    run: Run, source: LiveBatches | CachedBatches, val_data: VideoDataset | TapStore | None, *, progress: bool
-) -> None:
+def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
     """Train from the run's position to the end of its last epoch."""
     with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
         while not run.is_over():

@@ -5,34 +5,15 @@ Contract: plain data from whoever makes batches to the objectives. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from clipvid.data.records import VideoDataset
+from clipvid.features.source import CachedClips
 from clipvid.models.backbone.taps import Taps
-
-
-@runtime_checkable
-class TapReader(Protocol):
-    """The interface of a store that reads the taps of clips by row."""
-
-    def batch(self, indices: Sequence[int]) -> Taps: ...
-
-
-class CachedClips:
-    """Clips whose taps are read from a store on demand, so that a large batch need not fit in memory."""
-
-    def __init__(self, store: TapReader, rows: Sequence[int], device: torch.device) -> None:
-        self.store, self.rows, self.device = store, rows, device
-
-    def gather(self, indices: Sequence[int] | Tensor) -> Taps:
-        """Return the taps of the clips at these indices into `rows`, on the device."""
-        chosen = indices.tolist() if isinstance(indices, Tensor) else indices
-        return self.store.batch([self.rows[index] for index in chosen]).to(self.device)
 
 
 class TrainBatch:
@@ -74,6 +55,7 @@ class TrainBatch:
 class BatchSource(Protocol):
     """The interface of a data set that is read in training batches."""
 
-    data: VideoDataset
+    @property
+    def data(self) -> VideoDataset: ...
 
     def batches(self, epoch: int, *, start: int) -> Generator[TrainBatch, None, None]: ...

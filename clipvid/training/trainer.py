@@ -24,7 +24,7 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
 from clipvid.evaluation.recognition import evaluate_recognition
 from clipvid.evaluation.retrieval import evaluate_retrieval
-from clipvid.features.source import TapStore
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.video_clip import VideoCLIP
