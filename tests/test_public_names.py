@@ -1,4 +1,4 @@
-"""The public face is pinned: a name that comes, goes or moves behind another is a decision, never an accident."""
+"""The public names are pinned: adding, removing or shadowing one is a decision, never an accident."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def test_public_names_are_the_pinned_ones():
 
 def test_type_checkers_see_the_same_names_from_the_same_modules():
     lines = (PACKAGE / "__init__.py").read_text().splitlines()
-    seen = {line.split()[3]: line.split()[1] for line in lines if line.startswith("    from clipvid.")}
-    assert seen == clipvid._OWNERS
+    imports = {line.split()[3]: line.split()[1] for line in lines if line.startswith("    from clipvid.")}
+    assert imports == clipvid._OWNERS
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_resolves_and_explains_itself(name):
+def test_every_public_name_resolves_and_has_a_docstring(name):
     value = getattr(clipvid, name)
     assert value.__module__.startswith("clipvid.")
-    written = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
-    assert written, f"clipvid.{name} has no docstring"
-    assert not written.startswith(f"{name}("), f"the docstring of clipvid.{name} is the one that dataclass generates"
+    docstring = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert docstring, f"clipvid.{name} has no docstring"
+    assert not docstring.startswith(f"{name}("), f"the docstring of clipvid.{name} is the one that dataclass generates"
 
 
 def test_no_module_can_hide_a_public_name():
@@ -46,7 +46,7 @@ def test_no_module_can_hide_a_public_name():
     assert not modules & set(PUBLIC), "importing this module would replace the public name of the same spelling"
 
 
-def test_train_stays_the_function_after_its_module_was_imported():
+def test_train_stays_the_function_after_its_module_is_imported():
     importlib.import_module("clipvid.training.loop")
     assert callable(clipvid.train)
 
@@ -58,10 +58,10 @@ def test_unknown_name_lists_the_known_ones():
 
 def test_dir_offers_the_public_names_before_they_are_loaded():
     script = "import clipvid; print(' '.join(set(dir(clipvid)) & set(clipvid.__all__)))"
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert set(shown.split()) == set(PUBLIC)
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert set(printed.split()) == set(PUBLIC)
 
 
-def test_version_is_that_of_the_project_file():
+def test_version_equals_that_of_pyproject():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     assert clipvid.__version__ == project["version"]

@@ -1,4 +1,4 @@
-"""Readers give the records that the annotations promise, or an error that names the file and the line."""
+"""Readers return the annotated records, or raise an error that names the file and the line."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_rows_of_one_video_become_one_record_with_its_captions_in_order(table, t
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 @pytest.mark.parametrize("column", ["path", "File", "video"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
-def test_delimiters_column_names_marks_and_line_ends_are_recognised(table, delimiter, column, ends):
+def test_delimiters_column_names_byte_order_marks_and_line_ends_are_recognised(table, delimiter, column, ends):
     rows = [[column, "caption", "note"], ["a.mp4", '"one, two; three\tfour"', "x"], [], ["b.mp4", "un café 🐶", "y"]]
     data = table("\ufeff" + ends.join(delimiter.join(row) for row in rows))
     assert data[0].captions == ("one, two; three\tfour",)
     assert data[1].captions == ("un café 🐶",)
 
 
-def test_captions_that_look_like_gaps_stay_captions(table):
+def test_captions_that_look_like_missing_values_stay_captions(table):
     assert table("path,caption\na.mp4,null\nb.mp4,NA\n")[0].captions == ("null",)
 
 
@@ -68,7 +68,7 @@ def test_class_names_are_sorted_and_shared_by_the_splits_of_a_table(table):
         table(text, split="test")
 
 
-def test_class_numbers_stay_the_labels_they_are(table):
+def test_numeric_classes_are_used_as_labels(table):
     data = table("path,label\na.mp4,10\nb.mp4,2\n")
     assert [record.label for record in data] == [10, 2]
     assert len(data.classes) == 11
@@ -107,7 +107,7 @@ def test_parts_of_one_file_are_separate_records_with_their_times(table):
         ("path,caption,start,end\na.mp4,x,3,2\n", "line 2: start must come before end"),
     ],
 )
-def test_what_a_table_does_not_say_clearly_is_an_error_by_line(table, text, message):
+def test_an_invalid_table_is_refused_with_its_line(table, text, message):
     with pytest.raises(DataError, match=rf"captions.csv.*{message}"):
         table(text)
 
@@ -118,7 +118,7 @@ def test_another_encoding_names_the_line(table, encoding, line):
         table("path,caption\na.mp4,dog\nb.mp4,café\n", encoding=encoding)
 
 
-def test_all_missing_videos_are_counted_and_can_be_left_out_by_name(table):
+def test_missing_videos_are_counted_and_can_be_allowed(table):
     text = "path,caption\na.mp4,x\n" + "".join(f"gone{n}.mp4,x\n" for n in range(8))
     with pytest.raises(DataError, match=r"8 of 9 videos are missing: .*gone0.mp4.* and 3 more; .*allow_missing"):
         table(text)
@@ -129,16 +129,16 @@ def test_all_missing_videos_are_counted_and_can_be_left_out_by_name(table):
 
 
 @pytest.mark.parametrize("allow", [False, True])
-def test_where_no_video_exists_the_folder_is_doubted_whatever_is_allowed(table, tmp_path, allow):
-    """Nobody is told to allow what would be refused again."""
-    said = rf"2 of 2 videos are missing: .*none of them is in {tmp_path}; is it the folder of the videos\?$"
-    with pytest.raises(DataError, match=said):
+def test_a_folder_without_any_of_the_videos_is_refused_even_with_allow_missing(table, tmp_path, allow):
+    """The message does not suggest allow_missing, as it would not help."""
+    message = rf"2 of 2 videos are missing: .*none of them is in {tmp_path}; is it the folder of the videos\?$"
+    with pytest.raises(DataError, match=message):
         table("path,caption\ngone.mp4,x\nlost.mp4,x\n", allow_missing=allow)
-    with pytest.raises(DataError, match=said):  # the table itself as root: its folder is meant
+    with pytest.raises(DataError, match=message):  # a table as root stands for its folder
         open_dataset("csv", tmp_path / "captions.csv", allow_missing=allow)
 
 
-def test_who_asks_what_is_there_is_told_that_nothing_is(tmp_path):
+def test_read_dataset_lists_missing_videos_without_raising(tmp_path):
     (tmp_path / "captions.csv").write_text("path,caption\ngone.mp4,x\n")
     data = read_dataset("csv", tmp_path)
     assert (len(data), data.missing, data.n_files) == (0, (tmp_path / "gone.mp4",), 1)
@@ -150,23 +150,23 @@ def test_the_table_may_lie_apart_from_the_videos(tmp_path):
     table.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
     data = open_dataset("csv", tmp_path / "videos", annotations=table)
     assert [r.path for r in data] == [tmp_path / "videos/a.mp4", tmp_path / "lists/b.mp4"]
-    assert len(open_dataset("csv", table, allow_missing=True)) == 1  # the table itself as root: its folder only
+    assert len(open_dataset("csv", table, allow_missing=True)) == 1  # with a table as root, only its folder is searched
 
 
-def test_a_folder_with_no_or_several_tables_asks_which(table, tmp_path):
+def test_a_folder_with_no_or_several_tables_is_refused(table, tmp_path):
     with pytest.raises(DataError, match="no csv or tsv file"):
         open_dataset("csv", tmp_path)
     for name in ("one.csv", "two.tsv"):
         (tmp_path / name).write_text("path,caption\na.mp4,x\n")
     with pytest.raises(DataError, match=r"2 tables \(one.csv, two.tsv\)"):
         open_dataset("csv", tmp_path)
-    assert len(table("path,caption\na.mp4,x\nb.mp4,x\n")) == 2  # captions.csv is the one meant
+    assert len(table("path,caption\na.mp4,x\nb.mp4,x\n")) == 2  # captions.csv takes precedence
 
 
 # folder
 
 
-def test_sub_folders_are_classes_at_any_depth_and_hidden_files_are_not_seen(tmp_path):
+def test_sub_folders_are_classes_at_any_depth_and_hidden_files_are_ignored(tmp_path):
     touch(tmp_path, "walk/b.MP4", "walk/deep/a.webm", "run/c.avi", "run/.c.avi.mp4", "run/notes.txt", ".git/x.mp4")
     data = open_dataset("folder", tmp_path)
     assert data.classes == ("run", "walk")
@@ -204,7 +204,7 @@ def test_stray_files_and_empty_classes_are_refused(tmp_path):
         open_dataset("folder", tmp_path)
 
 
-def test_a_link_back_up_does_not_loop(tmp_path):
+def test_a_symlink_cycle_does_not_loop(tmp_path):
     touch(tmp_path, "run/a.mp4")
     (tmp_path / "run" / "again").symlink_to(tmp_path / "run", target_is_directory=True)
     assert find_videos(tmp_path) == [tmp_path / "run" / "a.mp4"]
@@ -215,7 +215,7 @@ def test_a_link_back_up_does_not_loop(tmp_path):
 
 @pytest.fixture
 def msrvtt(tmp_path):
-    """A tiny MSR-VTT: the official json and lists of ids, and the videos in several of the usual places."""
+    """A tiny MSR-VTT: the official json and lists of ids, and the videos in several of the usual folders."""
     videos = [("video0", "train"), ("video1", "validate"), ("video2", "test"), ("video3", "test")]
     content = {
         "videos": [{"video_id": video, "split": split} for video, split in videos],
@@ -282,7 +282,7 @@ def test_other_json_is_refused(tmp_path, text, message):
         open_dataset("msrvtt", tmp_path, annotations=tmp_path / "x.json")
 
 
-def test_unknown_splits_and_lost_annotations_say_what_is_needed(tmp_path):
+def test_unknown_splits_and_missing_annotations_say_what_is_needed(tmp_path):
     with pytest.raises(DataError, match="no validation set"):
         open_dataset("msrvtt-1ka", tmp_path, split="val")
     with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*--annotations"):
@@ -319,7 +319,7 @@ def test_the_real_clips_open_as_a_table_and_as_a_folder():
     assert {r.path for r in open_dataset("folder", SHARED / "videos")} == {r.path for r in data}
 
 
-# the door
+# arguments
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):

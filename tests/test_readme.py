@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ do what they say: Python blocks run in order, commands and linked files exist.
+"""The README and the pages of docs/ are correct: Python blocks run in order, commands and linked files exist.
 
 Blocks share one namespace and run in an empty folder beside the project's assets. A ```text block right after one is
 its expected output (`...` matches anything). After `<!-- not run: reason -->` a block is only compiled, and the names
@@ -41,21 +41,21 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a page, each with the reason it is not run and the output shown below it."""
-    found, fences = [], list(FENCE.finditer(text))
+    """Return the fenced blocks of a page, each with the reason it is not run and the output shown below it."""
+    collected, fences = [], list(FENCE.finditer(text))
     for fence, after in zip(fences, [*fences, None][1:], strict=True):
         before = text[: fence.start()].rstrip()
         reason = re.search(r"<!-- not run: (.+?) -->\Z", before)
         shown = after and after[1] == "text" and not text[fence.end() : after.start()].strip()
         line = text.count("\n", 0, fence.start()) + 1
-        found.append(
+        collected.append(
             Block(fence[1], fence[2], line, reason[1] if reason else "", after[2] if after and shown else None)
         )
-    return found
+    return collected
 
 
 def run(block: Block, namespace: dict) -> None:
-    """Execute a block and compare what it prints with what the page says that it prints."""
+    """Execute a block and compare its output with the one that the page shows."""
     if ">>>" in block.code:
         test = doctest.DocTestParser().get_doctest(block.code, namespace, f"README:{block.line}", None, block.line)
         test.globs, report = namespace, io.StringIO()
@@ -71,7 +71,7 @@ def run(block: Block, namespace: dict) -> None:
 
 
 def unknown_names(code: str) -> list[str]:
-    """Names and keywords that the code takes from clipvid and that do not exist there."""
+    """Return the names and keywords that the code takes from clipvid but that do not exist."""
     wrong = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("clipvid."):
@@ -103,7 +103,7 @@ def _look_up(dotted: str) -> object | None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Arguments of every `clipvid ...` line in the shell blocks."""
+    """Return the arguments of every `clipvid ...` line in the shell blocks."""
     shells = [block for block in blocks(text) if block.language in {"bash", "sh", "shell", "console"}]
     lines = "\n".join(block.code for block in shells).replace("\\\n", " ").splitlines()
     words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
@@ -113,14 +113,14 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(*words: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as exit_info:
         main([*words, "--help"])
-    assert ended.value.code == 0, f"clipvid {' '.join(words)} --help fails"
-    return said.getvalue()
+    assert exit_info.value.code == 0, f"clipvid {' '.join(words)} --help fails"
+    return printed.getvalue()
 
 
 PROSE = {"architecture.md", "glossary.md"}
-"""Pages of words alone, without an example to run."""
+"""Pages without an example to run."""
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in PROSE)]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -154,14 +154,14 @@ def test_linked_files_exist(page):
 @pages
 def test_commands_of_a_page_exist(page):
     for words in commands(page.read_text(encoding="utf-8")):
-        place = [word for word in words[:1] if not word.startswith("-")]
-        assert all(re.search(rf"\b{re.escape(word)}\b", help_of()) for word in place), f"no command {words}"
-        nested = re.search(r"\{([\w,-]+)\}", help_of(*place)) if place else None
+        command = [word for word in words[:1] if not word.startswith("-")]
+        assert all(re.search(rf"\b{re.escape(word)}\b", help_of()) for word in command), f"no command {words}"
+        nested = re.search(r"\{([\w,-]+)\}", help_of(*command)) if command else None
         if nested and words[1:] and words[1] in nested[1].split(","):
-            place = words[:2]
+            command = words[:2]
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
-        missing = [option for option in options if not re.search(rf"{re.escape(option)}\b", help_of(*place))]
-        assert not missing, f"clipvid {' '.join(place)} has no option {missing}"
+        missing = [option for option in options if not re.search(rf"{re.escape(option)}\b", help_of(*command))]
+        assert not missing, f"clipvid {' '.join(command)} has no option {missing}"
 
 
 def test_blocks_are_read_with_their_reason_and_output():
@@ -190,7 +190,7 @@ def test_commands_are_read_over_continued_lines():
     assert commands(page) == [["search", "a dog", "--k=5"], ["info"]]
 
 
-def test_the_table_is_the_one_of_the_stored_measurement(monkeypatch):
+def test_the_table_matches_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = runpy.run_path(str(ROOT / "scripts" / "update_readme.py"))
     results = json.loads((script["RESULTS"] / "demo.json").read_text(encoding="utf-8"))

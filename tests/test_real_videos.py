@@ -1,4 +1,4 @@
-"""`clipvid index` and `clipvid search` over real and hostile files: every clip, or one clear reason."""
+"""`clipvid index` and `clipvid search` on real and hostile files: every video is found, or skipped with a reason."""
 
 import csv
 
@@ -14,7 +14,7 @@ def table(path):
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_index_and_search_work_on_real_clips(shared_data, tmp_path, capsys, every):
-    """Each of them in the slow tests."""
+    """The fast case takes every fourth clip."""
     folder = shared_data / "videos"
     names = [row["file"] for row in table(folder / "captions.csv")][::every]
     (tmp_path / "videos").mkdir()
@@ -25,29 +25,27 @@ def test_index_and_search_work_on_real_clips(shared_data, tmp_path, capsys, ever
     assert f"{len(names)} videos in" in printed.out
     assert "could not be read" not in printed.err
     assert main(["search", str(tmp_path / "index"), "a red circle", "--k", "39"]) == 0
-    found = capsys.readouterr().out
-    assert all(name in found for name in names)
+    output = capsys.readouterr().out
+    assert all(name in output for name in names)
 
 
-def test_index_lists_every_hostile_file_it_skips_with_the_reason(shared_data, tmp_path, capsys):
+def test_index_lists_every_hostile_file_that_it_skips(shared_data, tmp_path, capsys):
     folder = shared_data / "hostile"
     rows = table(folder / "hostile.csv")
     assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
     printed = capsys.readouterr()
     main(["search", str(tmp_path / "index"), "a red circle", "--k", "100"])
-    found = capsys.readouterr().out
+    output = capsys.readouterr().out
     for row in rows:
         if row["kind"] == "valid":
-            assert row["file"] in found, row["file"]
-        elif not row["file"].endswith(
-            ".mp3"
-        ):  # no video by its name: never a candidate; reading it is refused elsewhere
+            assert row["file"] in output, row["file"]
+        elif not row["file"].endswith(".mp3"):  # the index ignores files without the suffix of a video
             assert row["file"] in printed.err, row["file"]
-            assert row["file"] not in found, row["file"]
+            assert row["file"] not in output, row["file"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["info", "ViT-B-33"], "did you mean"),
         (["search", "nowhere", "a dog"], "nowhere holds no index"),
@@ -57,11 +55,11 @@ def test_index_lists_every_hostile_file_it_skips_with_the_reason(shared_data, tm
         (["embed", "nowhere", "--out", "x.txt"], "must end in .safetensors"),
     ],
 )
-def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, words, tmp_path, monkeypatch, capsys):
+def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert "Traceback" not in error
 
 
@@ -84,9 +82,9 @@ def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
     ]
     assert main(["train", "videos/train", "--task", "retrieval", *options, "--out", "run"]) == 0
     assert "model saved to run/best" in capsys.readouterr().out
-    assert main(["eval", "videos/train", "--model", "run/best", "--out", "figures.json"]) == 0
+    assert main(["eval", "videos/train", "--model", "run/best", "--out", "metrics.json"]) == 0
     assert "24 videos; 3 frames" in capsys.readouterr().out
-    assert (tmp_path / "figures.json").exists()
+    assert (tmp_path / "metrics.json").exists()
     assert main(["embed", "videos/train", "--model", "run/best", "--out", "e.safetensors"]) == 0
     assert "24 embeddings of width 128" in capsys.readouterr().out
     assert main(["index", "videos/train", "--model", "run/best", "--out", "index"]) == 0

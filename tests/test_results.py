@@ -1,4 +1,4 @@
-"""Results: they say what was measured, two of them are compared query by query, and other data are refused."""
+"""Results: what they hold, their comparison query by query, and the refusal of results on other data."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
-def test_a_result_says_what_was_measured_and_holds_every_query(model, data, tmp_path):
-    found = evaluate_retrieval(model, data, DATA_CONFIG)
-    result = read_result(found.save(tmp_path / "a.json"))
+def test_a_saved_result_describes_the_measurement_and_holds_every_query(model, data, tmp_path):
+    evaluation = evaluate_retrieval(model, data, DATA_CONFIG)
+    result = read_result(evaluation.save(tmp_path / "a.json"))
     assert result["model"]["base"] == "clipvid-mini"
     assert result["model"]["base_fingerprint"] == model.backbone.fingerprint
     assert result["model"]["branch_on"] is model.branch_is_on
     assert result["model"]["fingerprint"] == model.fingerprint
-    facts = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
-    assert result["data"] | {"hash": ""} == facts | {"unreadable": []}
+    expected = {"name": data.name, "videos": 12, "expected": None, "listed": None, "hash": "", "missing": []}
+    assert result["data"] | {"hash": ""} == expected | {"unreadable": []}
     assert result["data_config"]["frames"] == 2
     assert result["precision"] == "32-true"
     side = result["metrics"]["t2v"]
@@ -57,7 +57,7 @@ def test_a_result_says_what_was_measured_and_holds_every_query(model, data, tmp_
     assert side["queries"] == side["gallery"] == 12
 
 
-def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
+def test_the_data_hash_depends_on_the_queries_and_not_on_the_folder(data, tmp_path):
     moved = replace(data, records=tuple(replace(r, path=tmp_path / r.path.name) for r in data))
     assert data_hash(moved) == data_hash(data)
     for other in (
@@ -68,36 +68,36 @@ def test_the_hash_is_that_of_the_queries_and_not_of_the_folder(data, tmp_path):
         assert data_hash(other) != data_hash(data)
 
 
-def test_adjusted_figures_stand_beside_the_plain_ones_under_their_own_name(model, data):
-    asked = [caption for record in data for caption in record.captions]
+def test_adjusted_metrics_are_named_and_leave_the_plain_ones_as_they_are(model, data):
+    captions = [caption for record in data for caption in record.captions]
     with pytest.raises(ValueError, match="got 12 queries; give those of training videos"):
-        evaluate_retrieval(model, data, DATA_CONFIG, bank=asked)
+        evaluate_retrieval(model, data, DATA_CONFIG, bank=captions)
     bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
     plain = evaluate_retrieval(model, data, DATA_CONFIG)
-    found = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=100.0, bank=bank, hubs=True)
-    assert found.metrics.to_dict() == plain.metrics.to_dict()
+    result = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=100.0, bank=bank, hubs=True)
+    assert result.metrics.to_dict() == plain.metrics.to_dict()
     text = embed_texts(model, [r.captions[0] for r in data], precision="32-true")
     video = torch.nn.functional.normalize(embed_videos(model, data, DATA_CONFIG).video, dim=-1)
-    scores, own = Products(text, video), torch.arange(12)
-    dual, normed = found.adjusted.values()
-    assert dual.to_dict() == retrieval_metrics(DualSoftmax(scores, 100.0), own).to_dict()
+    scores, targets = Products(text, video), torch.arange(12)
+    dual, normed = result.adjusted.values()
+    assert dual.to_dict() == retrieval_metrics(DualSoftmax(scores, 100.0), targets).to_dict()
     banked = QueryBank(scores, Products(embed_texts(model, bank, precision="32-true"), video))
-    assert normed.to_dict() == ranking_metrics(banked, own).to_dict()
-    names = list(found.adjusted)
+    assert normed.to_dict() == ranking_metrics(banked, targets).to_dict()
+    names = list(result.adjusted)
     assert names[0].startswith("dual softmax, T=100 (scores of a query depend on all queries)")
     assert names[1] == "QB-Norm, text to video, bank of 3 training captions"
-    assert all(name in str(found) for name in names)
-    assert "hubs: " in str(found)
+    assert all(name in str(result) for name in names)
+    assert "hubs: " in str(result)
     assert "hubs: " not in str(plain)
 
 
 @pytest.mark.parametrize("similarity", ["wti", "mug"])
-def test_token_wise_scores_are_adjusted_too_and_re_ranked_ones_refused(data, similarity):
+def test_token_wise_scores_can_be_adjusted_and_re_ranked_ones_cannot(data, similarity):
     torch.manual_seed(0)
     model = create_model("clipvid-mini", branch="mean", similarity=similarity).eval()
-    found = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=50.0, bank=["a red circle"], hubs=True)
-    assert len(found.adjusted) == 2
-    assert found.similarity == similarity
+    result = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=50.0, bank=["a red circle"], hubs=True)
+    assert len(result.adjusted) == 2
+    assert result.similarity == similarity
     with pytest.raises(ValueError, match="which adjust the scores of all pairs; drop one"):
         evaluate_retrieval(model, data, DATA_CONFIG, rerank=3, dual_softmax=50.0)
     again = evaluate_retrieval(model, data, DATA_CONFIG, rerank=3)
@@ -141,9 +141,9 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     assert open_dataset("csv", table).n_captions == 12
     options = ["--task", "retrieval", "--data_config.frames", "2", "--dual_softmax", "100"]
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
-    said = capsys.readouterr().out
-    assert "dual softmax, T=100" in said
-    assert "result: a.json" in said
+    printed = capsys.readouterr().out
+    assert "dual softmax, T=100" in printed
+    assert "result: a.json" in printed
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
     (tmp_path / "b.json").write_text('{"format": 2}')
@@ -176,7 +176,7 @@ def test_another_file_or_format_is_refused(tmp_path, text, message):
 
 
 def test_the_keys_of_a_saved_result_are_snake_case(model, data):
-    """Names of metrics are no keys of the format: they stand below "metrics", and beside counts in `by_class`."""
+    """Metric names are exempt: they occur below "metrics", and "top-1" also in `by_class`."""
 
     def keys(value):
         if isinstance(value, dict):
@@ -190,7 +190,7 @@ def test_the_keys_of_a_saved_result_are_snake_case(model, data):
         assert not [name for name in keys(result) - {"top-1"} if not re.fullmatch("[a-z0-9_]+", name)]
 
 
-def test_results_say_what_else_decides_the_figures(model, data):
+def test_results_name_the_settings_that_change_metrics(model, data):
     plain, photo = (
         evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
@@ -201,39 +201,39 @@ def test_results_say_what_else_decides_the_figures(model, data):
     assert data_hash(replace(data, protocol_spec=ProtocolSpec(shared=True))) != data_hash(data)
 
 
-def test_missing_files_are_named_beside_every_figure(model, data):
+def test_missing_files_are_named_in_a_result(model, data):
     lacking = replace(data, missing=(Path("gone.mp4"),))
-    found = evaluate_retrieval(model, lacking, DATA_CONFIG)
-    assert "12 videos, 1 missing;" in str(found)
-    assert found.to_dict()["data"]["missing"] == ["gone.mp4"]
+    result = evaluate_retrieval(model, lacking, DATA_CONFIG)
+    assert "12 videos, 1 missing;" in str(result)
+    assert result.to_dict()["data"]["missing"] == ["gone.mp4"]
 
 
-def test_of_a_list_of_ones_own_all_numbers_are_said_and_add_up(model, data):
-    """The protocol's number stands apart: the list is no part of it."""
+def test_a_custom_list_is_reported_with_all_its_counts(model, data):
+    """The protocol's size is reported separately, as the list does not belong to it."""
     protocol_spec = ProtocolSpec(videos=1000, fewer=True, listed=13)
     lacking = replace(data, name="msrvtt-1ka, list own", missing=(Path("gone.mp4"),), protocol_spec=protocol_spec)
-    found = evaluate_retrieval(model, lacking, DATA_CONFIG)
-    said = str(found).splitlines()
-    assert said[0].startswith(
+    evaluation = evaluate_retrieval(model, lacking, DATA_CONFIG)
+    lines = str(evaluation).splitlines()
+    assert lines[0].startswith(
         "msrvtt-1ka, list own: 12 of the 13 videos listed, 1 missing (the protocol has 1000); 2 fr"
     )
-    assert [line.endswith("  (N = 12; the protocol has 1000)") for line in said[1:4]] == [True] * 3
-    result = found.to_dict()
+    assert [line.endswith("  (N = 12; the protocol has 1000)") for line in lines[1:4]] == [True] * 3
+    result = evaluation.to_dict()
     assert [result["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
     assert "list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(result, result)
 
 
-def test_a_list_of_ones_own_that_is_long_enough_is_not_marked(model, data):
-    found = evaluate_retrieval(model, replace(data, protocol_spec=ProtocolSpec(videos=10, listed=12)), DATA_CONFIG)
-    assert f"{data.name}: 12 of the 12 videos listed; 2 frames" in str(found)
-    assert "protocol" not in str(found)
+def test_a_custom_list_of_at_least_the_protocols_size_is_not_marked(model, data):
+    result = evaluate_retrieval(model, replace(data, protocol_spec=ProtocolSpec(videos=10, listed=12)), DATA_CONFIG)
+    assert f"{data.name}: 12 of the 12 videos listed; 2 frames" in str(result)
+    assert "protocol" not in str(result)
 
 
-def test_figures_have_one_name_each(model, data):
-    found = evaluate_retrieval(model, data, DATA_CONFIG)
-    assert found["t2v R@1"] == found["R@1"] == found.metrics.t2v["R@1"]
-    assert found["v2t R@1"] == found.metrics.v2t["R@1"]
+def test_every_metric_has_one_name(model, data):
+    result = evaluate_retrieval(model, data, DATA_CONFIG)
+    assert result["t2v R@1"] == result["R@1"] == result.metrics.t2v["R@1"]
+    assert result["v2t R@1"] == result.metrics.v2t["R@1"]
     for name in ("V2T R@1", "foo R@1", "R@3"):
         with pytest.raises(KeyError, match="metrics are R@1, R@5"):
-            found[name]
-    assert found.metadata.model["branch"] == "mean"
+            result[name]
+    assert result.metadata.model["branch"] == "mean"

@@ -36,41 +36,41 @@ def mini() -> VideoCLIP:
 
 
 class StoppedError(Exception):
-    """An interruption of a run that the tests choose."""
+    """Raised by the tests to interrupt a run."""
 
 
 def interrupted(monkeypatch, *, after: int) -> None:
-    """Stop the next run behind its checkpoint number `after`."""
-    save, times = Run.save, []
+    """Interrupt the next run after its checkpoint number `after`."""
+    save, saved_steps = Run.save, []
 
     def save_and_stop(run: Run) -> None:
         save(run)
-        times.append(run.steps)
-        if len(times) == after:
+        saved_steps.append(run.steps)
+        if len(saved_steps) == after:
             monkeypatch.setattr(Run, "save", save)
             raise StoppedError
 
     monkeypatch.setattr(Run, "save", save_and_stop)
 
 
-def test_settings_that_change_no_result_are_marked_so():
+def test_settings_that_do_not_affect_results_are_marked():
     data_config = {"data_config.workers", "data_config.time_limit", "data_config.unreadable"}
     assert free_settings(TrainConfig()) == data_config | {"activation_checkpointing", "patience", "checkpoint_every"}
 
 
-def test_a_run_resumed_with_other_settings_that_change_no_result_ends_in_the_same_bits(
+def test_resuming_with_other_settings_that_do_not_affect_results_gives_the_same_bits(
     mini, clips, tmp_path, monkeypatch
 ):
     run = {"progress": False}
     expected = fresh(mini)
-    first = train(expected, clips, clips, config(batch_size=2), out=tmp_path / "whole", **run)
+    first = train(expected, clips, clips, config(batch_size=2), out=tmp_path / "uninterrupted", **run)
     interrupted(monkeypatch, after=1)
     with pytest.raises(StoppedError):
-        train(fresh(mini), clips, clips, config(batch_size=2, checkpoint_every=3), out=tmp_path / "cut", **run)
+        train(fresh(mini), clips, clips, config(batch_size=2, checkpoint_every=3), out=tmp_path / "interrupted", **run)
     other = replace(DATA_CONFIG, workers=1, time_limit=60.0, unreadable="skip")
     changed = config(batch_size=2, checkpoint_every=1, patience=9, activation_checkpointing=True, data_config=other)
     resumed = fresh(mini)
-    result = train(resumed, clips, clips, changed, out=tmp_path / "cut", resume=True, **run)
+    result = train(resumed, clips, clips, changed, out=tmp_path / "interrupted", resume=True, **run)
     assert result.history == first.history
     assert not result.nothing_left
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(expected).items())
@@ -88,25 +88,27 @@ def test_every_setting_that_differs_is_named_with_both_values(mini, clips, tmp_p
     assert f"another config ({differences}); choose another out, or that config" in str(caught.value)
 
 
-def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_was_planned_anew(mini, clips, tmp_path, monkeypatch):
-    start, go_on = config(epochs=1), config(epochs=3)
-    finished = train(fresh(mini), clips, clips, start, out=tmp_path / "a", progress=False)
+def test_a_finished_run_continues_with_more_epochs_and_warns_about_its_new_schedule(mini, clips, tmp_path, monkeypatch):
+    shorter, longer = config(epochs=1), config(epochs=3)
+    finished = train(fresh(mini), clips, clips, shorter, out=tmp_path / "a", progress=False)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     message = "planned for 1 epoch and goes on for 3: its learning rates are planned anew from epoch 2 on, so it will"
     expected = fresh(mini)
     with pytest.warns(ClipvidWarning, match=message):
-        result = train(expected, clips, clips, go_on, out=tmp_path / "a", resume=True, progress=False)
+        result = train(expected, clips, clips, longer, out=tmp_path / "a", resume=True, progress=False)
     assert result.history[0] == finished.history[0]
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
-    assert result.history[1]["lr"] > 0, "not the end of the first plan"
-    assert result.history[2]["lr"] == pytest.approx(go_on.lr * schedule(5 / 6, warmup=go_on.warmup))
+    assert result.history[1]["lr"] > 0, "the first schedule ended at 0"
+    assert result.history[2]["lr"] == pytest.approx(longer.lr * schedule(5 / 6, warmup=longer.warmup))
     assert result.replanned == (1,)
     assert expected.training_record["replanned"] == [1]
     interrupted(monkeypatch, after=1)
     with pytest.warns(ClipvidWarning), pytest.raises(StoppedError):
-        train(fresh(mini), clips, clips, go_on, out=tmp_path / "b", resume=True, progress=False)
+        train(fresh(mini), clips, clips, longer, out=tmp_path / "b", resume=True, progress=False)
     resumed = fresh(mini)
-    again = train(resumed, clips, clips, go_on, out=tmp_path / "b", resume=True, progress=False)  # and warns no more
+    again = train(
+        resumed, clips, clips, longer, out=tmp_path / "b", resume=True, progress=False
+    )  # without another warning
     assert replace(again, seconds=result.seconds) == result
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(expected).items())
 

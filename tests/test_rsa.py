@@ -19,17 +19,17 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def neighbourhood(x: torch.Tensor, at: tuple[int, int, int], kernel: tuple[int, ...]) -> torch.Tensor:
-    """(M, d): the neighbours of a position of x (T, h, w, d), zeros beyond the border."""
+    """Return (M, d): the neighbours of a position of x (T, h, w, d), zeros beyond the border."""
     rows = []
     for offset in itertools.product(*(range(-(k // 2), k // 2 + 1) for k in kernel)):
-        place = [a + o for a, o in zip(at, offset, strict=True)]
-        inside = all(0 <= p < n for p, n in zip(place, x.shape, strict=False))
-        rows.append(x[tuple(place)] if inside else x.new_zeros(x.shape[-1]))
+        position = [a + o for a, o in zip(at, offset, strict=True)]
+        inside = all(0 <= p < n for p, n in zip(position, x.shape, strict=False))
+        rows.append(x[tuple(position)] if inside else x.new_zeros(x.shape[-1]))
     return torch.stack(rows)
 
 
 def naive(module: RSA, x: torch.Tensor) -> torch.Tensor:
-    """Section 2.1's definitions, with H (M d x M), P (M x d) and X_V X_V^T (M x M) in full; x is (T, h, w, C)."""
+    """Compute section 2.1 with H (M d x M), P (M x d) and X_V X_V^T (M x M) in full; x is (T, h, w, C)."""
     d, m = module.d, math.prod(KERNEL)
     h2 = module.h2.view(d, m).T  # (M, d)
     q = unit((x @ module.q.weight.T).unflatten(-1, (module.queries, d)))
@@ -84,42 +84,42 @@ def test_dot_form_is_hadamard_form_with_a_constant_over_channels():
     torch.testing.assert_close(full(x), dot(x), atol=1e-12, rtol=0)
 
 
-def test_both_of_both_is_the_sum_of_its_four_terms():
-    whole = build()
+def test_the_full_kernel_and_context_give_the_sum_of_their_four_terms():
+    module = build()
     x = torch.randn(1, 3, 3, 3, 12, dtype=torch.float64)
-    expected = whole(x)
-    start, total = {k: v.clone() for k, v in whole.state_dict().items()}, torch.zeros_like(x)
+    expected = module(x)
+    start, total = {k: v.clone() for k, v in module.state_dict().items()}, torch.zeros_like(x)
     for left_out in itertools.product(("h1", "p1"), ("g", "identity")):
-        whole.load_state_dict(start | {name: torch.zeros_like(start[name]) for name in left_out})
-        total += whole(x)
+        module.load_state_dict(start | {name: torch.zeros_like(start[name]) for name in left_out})
+        total += module(x)
     torch.testing.assert_close(total, expected, atol=1e-12, rtol=0)
 
 
-def test_single_terms_drop_what_the_released_code_drops():
+def test_single_terms_drop_the_parameters_that_the_released_code_drops():
     names = {name for name, _ in build().named_parameters()}
     assert names == {"q.weight", "k.weight", "v.weight", "h1", "h2", "g", "p1", "identity"}
-    for part, gone in (("V", {"k.weight", "h1", "p1"}), ("R", {"p1"})):
-        assert names - {name for name, _ in build(kernel_type=part).named_parameters()} == gone
-    for part, gone in (("V", {"g", "identity"}), ("R", {"identity"})):
-        assert names - {name for name, _ in build(context_type=part).named_parameters()} == gone
+    for part, dropped in (("V", {"k.weight", "h1", "p1"}), ("R", {"p1"})):
+        assert names - {name for name, _ in build(kernel_type=part).named_parameters()} == dropped
+    for part, dropped in (("V", {"g", "identity"}), ("R", {"identity"})):
+        assert names - {name for name, _ in build(context_type=part).named_parameters()} == dropped
 
 
-def test_away_from_the_border_it_moves_with_its_input_and_time_alone_never_mixes_places():
+def test_it_is_translation_equivariant_inside_and_a_temporal_kernel_never_mixes_positions():
     module = build()
     x = torch.randn(1, 5, 5, 7, 12, dtype=torch.float64)
     moved = torch.roll(x, (1, 1, 1), dims=(1, 2, 3))
     inner = (slice(None), slice(2, 4), slice(2, 4), slice(3, 5))
     torch.testing.assert_close(module(moved)[inner], torch.roll(module(x), (1, 1, 1), dims=(1, 2, 3))[inner])
-    along = RSA(12, queries=3, kernel=(3, 1, 1)).double()
+    temporal = RSA(12, queries=3, kernel=(3, 1, 1)).double()
     other = x.clone()
     other[:, :, 0, 0] = torch.randn(1, 5, 12, dtype=torch.float64)
-    same = along(other) == along(x)
+    same = temporal(other) == temporal(x)
     assert not same[:, :, 0, 0].any()
     same[:, :, 0, 0] = True
     assert same.all()
 
 
-def test_masked_frames_are_what_a_shorter_clip_has_beyond_its_end():
+def test_masked_frames_act_like_the_zeros_after_a_shorter_clip():
     module = build()
     x = torch.randn(1, 5, 3, 3, 12, dtype=torch.float64)
     mask = torch.tensor([[True] * 3 + [False] * 2])

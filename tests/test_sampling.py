@@ -1,4 +1,4 @@
-"""Frame sampling against independent references: the rules as their papers' code states them, over many sizes."""
+"""Frame samplers against independent versions of the rules in their papers' code, over many sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [(total, frames) for total in (*range(1, 40), 97, 100, 250, 1394) for fr
 
 
 def segment_middles(total: int, frames: int) -> list[int]:
-    """The rule of STAN's test pipeline, written out with numpy."""
+    """Return the frame indices of STAN's test pipeline, written out with numpy."""
     size = float(total - 1) / frames
     middles = []
     for i in range(frames):
@@ -61,7 +61,7 @@ def test_random_sampling_repeats_with_its_seed():
 
 
 @pytest.mark.parametrize(("total", "frames"), SIZES)
-def test_linspace_is_numpys_truncated(total, frames):
+def test_linspace_equals_numpys_truncated(total, frames):
     expected = range(total) if total <= frames else np.linspace(0, total - 1, frames).astype(int)
     assert linspace(total, frames) == list(expected)
 
@@ -72,7 +72,7 @@ def test_dense_keeps_its_stride_and_is_centred():
     assert dense(25, 4, stride=8) == [0, 8, 16, 24]  # fits exactly
 
 
-def test_dense_goes_on_from_the_first_frame_when_the_video_is_too_short():
+def test_dense_wraps_to_the_first_frame_when_the_video_is_too_short():
     assert dense(10, 4, stride=4) == [0, 4, 8, 2]
     assert dense(1, 4, stride=4) == [0, 0, 0, 0]
 
@@ -101,15 +101,15 @@ def test_dense_views_spread_from_the_first_frame_to_the_last():
     assert views[-1][-1] == 99
 
 
-@pytest.mark.parametrize("places", [2, 7, 50])
-def test_the_gap_of_two_starts_has_the_linearly_decreasing_density(places):
+@pytest.mark.parametrize("n_starts", [2, 7, 50])
+def test_the_gap_of_two_starts_has_the_linearly_decreasing_density(n_starts):
     rng, n = Random(0), 20_000
-    starts = np.array([two_starts(places, rng=rng) for _ in range(n)])
-    assert ((starts >= 0) & (starts < places)).all()
+    starts = np.array([two_starts(n_starts, rng=rng) for _ in range(n)])
+    assert ((starts >= 0) & (starts < n_starts)).all()
     gap = np.abs(starts[:, 0] - starts[:, 1])
-    k = np.arange(places + 1)
-    found = np.array([(gap < edge).mean() for edge in k])
-    assert np.abs(found - (2 * k / places - k**2 / places**2)).max() < 1.63 / n**0.5  # Kolmogorov-Smirnov, 1 %
+    k = np.arange(n_starts + 1)
+    cumulative = np.array([(gap < edge).mean() for edge in k])
+    assert np.abs(cumulative - (2 * k / n_starts - k**2 / n_starts**2)).max() < 1.63 / n**0.5  # Kolmogorov-Smirnov, 1 %
 
 
 def test_two_starts_come_in_either_order_and_anywhere_their_gap_allows():
@@ -130,7 +130,7 @@ def test_two_clips_are_dense_clips_that_fit_into_the_video():
     assert two_clips(22, 8, stride=3, rng=rng) == (dense(22, 8, stride=3, start=0),) * 2  # room for one start
 
 
-def test_two_clips_of_a_short_video_go_on_from_its_first_frame():
+def test_two_clips_of_a_short_video_wrap_to_its_first_frame():
     clips = [clip for seed in range(60) for clip in two_clips(5, 8, stride=2, rng=Random(seed))]
     assert {clip[0] for clip in clips} == set(range(5))
     assert all(clip == dense(5, 8, stride=2, start=clip[0]) for clip in clips)
@@ -138,7 +138,7 @@ def test_two_clips_of_a_short_video_go_on_from_its_first_frame():
         two_starts(0, rng=Random(0))
 
 
-def test_views_by_a_samplers_name():
+def test_sample_views_finds_the_sampler_by_name():
     assert sample_views("uniform", 100, 4, views=3) == temporal_views(100, 4, views=3)
     assert sample_views("dense", 100, 4, views=3) == temporal_views(100, 4, views=3, stride=8)
     assert sample_views("linspace", 100, 4, views=1) == [linspace(100, 4)]
@@ -150,11 +150,11 @@ def test_views_by_a_samplers_name():
 
 @pytest.mark.parametrize(("total", "frames"), SIZES)
 def test_every_sampler_stays_within_the_video(total, frames):
-    found = [sample(name, total, frames, rng=rng) for name in SAMPLERS for rng in (None, Random(total))]
-    found += two_clips(total, frames, rng=Random(total))
-    found += temporal_views(total, frames, views=3) + temporal_views(total, frames, views=3, stride=5)
-    assert all(0 <= index < total for indices in found for index in indices)
-    assert all(len(indices) == frames for indices in found if indices != list(range(total)))
+    samples = [sample(name, total, frames, rng=rng) for name in SAMPLERS for rng in (None, Random(total))]
+    samples += two_clips(total, frames, rng=Random(total))
+    samples += temporal_views(total, frames, views=3) + temporal_views(total, frames, views=3, stride=5)
+    assert all(0 <= index < total for indices in samples for index in indices)
+    assert all(len(indices) == frames for indices in samples if indices != list(range(total)))
 
 
 def test_sample_finds_the_sampler_by_name():
@@ -164,14 +164,14 @@ def test_sample_finds_the_sampler_by_name():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_video_or_a_clip_of_no_frames_is_an_error(name):
+def test_a_video_or_a_clip_without_frames_is_an_error(name):
     with pytest.raises(ValueError, match="total must be an integer >= 1, got 0"):
         sample(name, 0, 8)
     with pytest.raises(ValueError, match="frames must be an integer >= 1, got 0"):
         sample(name, 8, 0)
 
 
-def test_wrong_settings_name_value_and_allowed():
+def test_wrong_settings_name_the_value_and_the_allowed_ones():
     with pytest.raises(ValueError, match="unknown sampler 'unifrom'; choose one of uniform, linspace, dense"):
         sample("unifrom", 10, 2)
     with pytest.raises(ValueError, match="stride must be an integer >= 1, got 0"):

@@ -1,4 +1,4 @@
-"""An index finds what comparing every pair by hand finds, survives saving, and refuses another model's queries."""
+"""VideoIndex: search against comparing every pair, saving, adding, and the refusal of another model's index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yello
 
 
 class ColourModel(nn.Module):
-    """Embeds a clip by its mean colour under a fixed map, a text by the colour it names."""
+    """A model that embeds a clip by its mean colour under a fixed map, and a text by the colour it names."""
 
     def __init__(self, seed=0, width=8):
         super().__init__()
@@ -68,7 +68,7 @@ def write_video(path, colour, *, frames=6):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """Four videos in nested folders, one of them without a suffix, beside files that are none."""
+    """Four videos in nested folders, one of them without a suffix, beside files that are not videos."""
     folder = tmp_path_factory.mktemp("library")
     write_video(folder / "b" / "red.mp4", COLOURS["red"])
     write_video(folder / "a" / "deep" / "green.MP4", COLOURS["green"])
@@ -130,7 +130,7 @@ def test_a_large_index_agrees_with_sorting_all_cosines(model):
         assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines)[::-1][:20].tolist(), abs=1e-5)
 
 
-def test_a_video_finds_itself_first_and_an_embeddings_length_does_not_count(index, library, model):
+def test_a_video_finds_itself_first_and_the_norm_of_a_query_does_not_matter(index, library, model):
     hits = index.search_video(library / "yellow.mp4", k=2)
     assert names(hits)[0] == "yellow.mp4"
     assert hits[0].score == pytest.approx(1, abs=1e-5)
@@ -161,9 +161,9 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
         index.search("  ")
     with pytest.raises(ValueError, match="index is empty; add videos"):
         VideoIndex(model).search("red")
-    lost = VideoIndex.build(model, library / "broken.mp4", progress=False)
+    empty = VideoIndex.build(model, library / "broken.mp4", progress=False)
     with pytest.raises(ValueError, match=r"empty; 1 file skipped, see \.skipped"):
-        lost.search("red")
+        empty.search("red")
     with pytest.raises(ValueError, match="have 8 numbers, the query has 3"):
         index.search_embedding(torch.ones(3))
     with pytest.raises(ValueError, match="not finite"):
@@ -184,7 +184,7 @@ def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path
         VideoIndex(model, sampler="unifrom")
 
 
-def test_a_path_that_is_gone_is_an_error_alone_and_unreadable_in_a_list(model, library):
+def test_a_missing_path_is_an_error_alone_and_skipped_in_a_list(model, library):
     gone = library / "gone.mp4"
     with pytest.raises(DataError, match=r"gone.mp4 does not exist; give videos, or folders of them"):
         VideoIndex.build(model, gone, frames=4, progress=False)
@@ -200,7 +200,7 @@ def test_workers_change_nothing(index, model, library):
     assert [h.score for h in other.search("red")] == pytest.approx([h.score for h in index.search("red")], abs=1e-6)
 
 
-def test_dropout_is_off_while_embedding_and_the_mode_comes_back(model, library):
+def test_dropout_is_off_while_embedding_and_the_mode_is_restored(model, library):
     model.train()
     index = VideoIndex.build(model, library, frames=4, progress=False)
     assert model.training
@@ -231,28 +231,28 @@ def test_videos_already_indexed_are_an_error_or_skipped_or_replaced(index, model
     assert index.search_video(blue, k=1)[0].score == pytest.approx(1, abs=1e-5)
 
 
-def test_relative_paths_are_kept_absolute(model, library, monkeypatch):
+def test_relative_paths_are_stored_as_absolute_ones(model, library, monkeypatch):
     monkeypatch.chdir(library)
     index = VideoIndex.build(model, "yellow.mp4", progress=False)
     assert index.paths == (Path(os.path.abspath(library / "yellow.mp4")),)
 
 
-def test_a_saved_index_loads_with_everything_and_can_be_added_to(index, model, library, tmp_path):
-    place = index.save(tmp_path / "saved")
-    loaded = VideoIndex.load(place, model)
+def test_a_saved_index_loads_completely_and_can_be_added_to(index, model, library, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    loaded = VideoIndex.load(folder, model)
     assert loaded.search("red", k=4) == index.search("red", k=4)
     assert [str(error) for error in loaded.skipped] == [str(error) for error in index.skipped]
     assert (loaded.frames, loaded.sampler) == (4, "uniform")
     loaded.add(write_video(tmp_path / "more.mp4", COLOURS["red"]), progress=False)
-    loaded.save(place)
-    assert len(VideoIndex.load(place, model)) == 5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["more.mp4", "saved"]  # nothing left beside
+    loaded.save(folder)
+    assert len(VideoIndex.load(folder, model)) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["more.mp4", "saved"]  # no temporary file remains
 
 
 def test_another_models_index_is_refused(index, tmp_path):
-    place = index.save(tmp_path / "saved")
+    folder = index.save(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"made by another model.*build the index again"):
-        VideoIndex.load(place, ColourModel(seed=1))
+        VideoIndex.load(folder, ColourModel(seed=1))
 
 
 def test_adding_after_the_weights_changed_is_refused(index, model, library):
@@ -264,7 +264,7 @@ def test_adding_after_the_weights_changed_is_refused(index, model, library):
 
 def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tmp_path):
     (tmp_path / "holiday.mp4").write_bytes(b"precious")
-    for save in (index.save, lambda place: VideoIndex.build(model, library, save_to=place, progress=False)):
+    for save in (index.save, lambda folder: VideoIndex.build(model, library, save_to=folder, progress=False)):
         with pytest.raises(ValueError, match=r"holds other files \(holiday\.mp4\)"):
             save(tmp_path)
         with pytest.raises(ValueError, match="is a file"):
@@ -273,23 +273,23 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
 
 
 def test_damaged_indices_are_refused(index, model, tmp_path):
-    place = index.save(tmp_path / "saved")
+    folder = index.save(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
-    facts = json.loads((place / FACTS).read_text())
-    (place / FACTS).write_text(json.dumps(facts | {"paths": facts["paths"][:2]}))
+    metadata = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
     with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
-        VideoIndex.load(place, model)
-    (place / FACTS).write_text(json.dumps(facts | {"format": 99}))
+        VideoIndex.load(folder, model)
+    (folder / FACTS).write_text(json.dumps(metadata | {"format": 99}))
     with pytest.raises(CheckpointError, match="index format 99"):
-        VideoIndex.load(place, model)
-    (place / FACTS).write_text(json.dumps(facts))
-    (place / VECTORS).write_bytes((place / VECTORS).read_bytes()[:20])
+        VideoIndex.load(folder, model)
+    (folder / FACTS).write_text(json.dumps(metadata))
+    (folder / VECTORS).write_bytes((folder / VECTORS).read_bytes()[:20])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        VideoIndex.load(place, model)
+        VideoIndex.load(folder, model)
 
 
-def test_an_interrupted_build_keeps_what_is_embedded_and_goes_on(model, library, tmp_path, monkeypatch):
+def test_an_interrupted_build_saves_its_embeddings_and_can_continue(model, library, tmp_path, monkeypatch):
     encode = model.encode_video
 
     def interrupted(video, **options):
@@ -308,12 +308,12 @@ def test_an_interrupted_build_keeps_what_is_embedded_and_goes_on(model, library,
     assert model.clips == 2 + 2 + 4
 
 
-def test_a_model_gone_wrong_is_named_with_the_video(model, library):
+def test_an_embedding_that_is_not_finite_names_its_video(model, library):
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"embedding of .*green\.MP4 is not finite"):
         VideoIndex.build(model, library, progress=False)
 
 
-def test_hits_are_plain_facts():
+def test_equal_hits_compare_equal():
     assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)

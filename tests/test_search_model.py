@@ -1,4 +1,4 @@
-"""An index of a VideoCLIP embeds as evaluation does, to the bit, and answers many threads as it answers one."""
+"""A VideoIndex of a VideoCLIP gives evaluation's embeddings to the bit, and the same hits to many threads as to one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos
 from clipvid.features.token_wise import match_all
-from clipvid.models.backbone import fused as quick
+from clipvid.models.backbone import fused
 from clipvid.models.factory import create_model
 from clipvid.search.index import VideoIndex
 from clipvid.search.storage import FACTS
@@ -40,7 +40,7 @@ def model():
     options = {"drop_path": 0.5, "mixer": "attention"}
     model = create_model("clipvid-mini", branch="stan", depth=2, options=options, similarity="wti")
     for parameter in model.branch.parameters():
-        parameter.data.normal_(std=0.05)  # a new branch adds nothing yet
+        parameter.data.normal_(std=0.05)  # a new branch does not change the embedding
     return model.train()
 
 
@@ -48,7 +48,7 @@ def data(files):
     return VideoDataset(tuple(map(Record, files)))
 
 
-def built(model, files, precision, **options):
+def build_index(model, files, precision, **options):
     return VideoIndex.build(model, files, frames=4, precision=precision, progress=False, **options)
 
 
@@ -58,7 +58,7 @@ def rows(index):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files, precision):
-    index = built(model, files, precision)
+    index = build_index(model, files, precision)
     embedded = embed_videos(model, data(files), DataConfig(frames=4, precision=precision))
     assert torch.equal(rows(index), F.normalize(embedded.video, dim=-1))
     other = embed_videos(model, data(files), DataConfig(frames=4, precision=PRECISIONS[precision == PRECISIONS[0]]))
@@ -67,7 +67,7 @@ def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files,
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision, monkeypatch):
-    index, queries = built(model, files, precision), []
+    index, queries = build_index(model, files, precision), []
     search = index._vectors.search
     monkeypatch.setattr(index._vectors, "search", lambda query, k: queries.append(query) or search(query, k))
     index.search(SENTENCES[0])
@@ -79,8 +79,8 @@ def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision,
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_reranking_scores_as_evaluation_does(model, files, precision):
-    hits = built(model, files, precision).search(SENTENCES[0], rerank=5)
-    order = [hit.path for hit in built(model, files, precision).search(SENTENCES[0])]
+    hits = build_index(model, files, precision).search(SENTENCES[0], rerank=5)
+    order = [hit.path for hit in build_index(model, files, precision).search(SENTENCES[0])]
     frames, _, _ = embed_frames(model, data(order), DataConfig(frames=4, precision=precision))
     scores = match_all(model, [SENTENCES[0]], frames, precision=precision)[0].tolist()
     assert {hit.path: hit.score for hit in hits} == dict(zip(order, scores, strict=True))
@@ -92,23 +92,23 @@ def test_every_pass_of_an_index_runs_at_its_precision(model, files, precision, m
     for name in ("encode_video", "encode_text", "encode_clip", "text_features"):
         inner = getattr(model, name)
 
-        def spy(*given, inner=inner, name=name, **options):
+        def spy(*args, inner=inner, name=name, **options):
             seen.append((name, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), model.branch.training))
-            return inner(*given, **options)
+            return inner(*args, **options)
 
         monkeypatch.setattr(model, name, spy)
-    fused = []
-    multiply = quick.FrozenLinear.forward
-    monkeypatch.setattr(quick.FrozenLinear, "forward", lambda self, x: fused.append(1) or multiply(self, x))
-    index = built(model, files, precision)
+    products = []
+    multiply = fused.FrozenLinear.forward
+    monkeypatch.setattr(fused.FrozenLinear, "forward", lambda self, x: products.append(1) or multiply(self, x))
+    index = build_index(model, files, precision)
     index.search(SENTENCES[0], rerank=2)
     index.search_video(files[0])
     assert {entry[0] for entry in seen} == {"encode_video", "encode_text", "encode_clip", "text_features"}
     assert {entry[1:] for entry in seen} == {(precision == "bf16-mixed", False, False)}
-    assert bool(fused) == (precision == "bf16-mixed")
+    assert bool(products) == (precision == "bf16-mixed")
 
 
-def test_another_encoder_runs_at_the_precision_of_the_index_too(files):
+def test_another_encoder_also_runs_at_the_precision_of_the_index(files):
     seen = []
 
     class Spy(ColourModel):
@@ -121,7 +121,7 @@ def test_another_encoder_runs_at_the_precision_of_the_index_too(files):
             return super().encode_text(texts, **options)
 
     for precision, autocast in zip(PRECISIONS, (False, True), strict=True):
-        index = built(Spy(), files, precision)
+        index = build_index(Spy(), files, precision)
         index.search("red")
         index.search_video(files[0])
         assert seen == [autocast] * 3
@@ -132,21 +132,21 @@ def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path
     model = ColourModel()
     with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of auto, "):
         VideoIndex(model, precision="bf16")
-    place = built(model, files, "bf16-mixed").save(tmp_path / "saved")
-    assert VideoIndex.load(place, model).precision == "bf16-mixed"
-    facts = json.loads((place / FACTS).read_text())
-    (place / FACTS).write_text(json.dumps(facts | {"precision": "half"}))
+    folder = build_index(model, files, "bf16-mixed").save(tmp_path / "saved")
+    assert VideoIndex.load(folder, model).precision == "bf16-mixed"
+    metadata = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps(metadata | {"precision": "half"}))
     with pytest.raises(CheckpointError, match=r"precision of .*saved must be one of auto, .*got 'half'; build"):
-        VideoIndex.load(place, model)
-    del facts["precision"]
-    (place / FACTS).write_text(json.dumps(facts))
-    assert VideoIndex.load(place, model).precision == "auto"
+        VideoIndex.load(folder, model)
+    del metadata["precision"]
+    (folder / FACTS).write_text(json.dumps(metadata))
+    assert VideoIndex.load(folder, model).precision == "auto"
 
 
 @pytest.mark.parametrize("searches", [8, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_sixteen_threads_get_the_answers_of_one(model, files, precision, searches):
-    index, start = built(model, files, precision), threading.Barrier(16)
+def test_sixteen_threads_get_the_hits_of_one(model, files, precision, searches):
+    index, start = build_index(model, files, precision), threading.Barrier(16)
     model.branch.layers[0].eval()
     before = [part.training for part in model.modules()]
     serial = {text: index.search(text) for text in SENTENCES}
@@ -165,17 +165,17 @@ def test_sixteen_threads_get_the_answers_of_one(model, files, precision, searche
     assert [part.training for part in model.modules()] == before
 
 
-def test_a_search_while_videos_are_added_is_that_of_one_moment():
-    """Rows are replaced and appended; every answer has as many hits as there were rows, each with its own score."""
+def test_a_search_during_additions_sees_a_consistent_index():
+    """Rows are replaced and appended meanwhile; every search must return each row once, with its score."""
     vectors = F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
     paths = [Path(f"/{row}.mp4") for row in range(60)]
-    index, over = VideoIndex(ColourModel()), threading.Event()
+    index, done = VideoIndex(ColourModel()), threading.Event()
     index._put(paths[:40], vectors[:40])
     scores = vectors @ vectors[0]
 
     def search() -> int:
         answers = 0
-        while not over.is_set():
+        while not done.is_set():
             hits = index.search_embedding(vectors[0], k=100)
             assert 40 <= len(hits) <= 60
             assert len({hit.path for hit in hits}) == len(hits)
@@ -196,6 +196,6 @@ def test_a_search_while_videos_are_added_is_that_of_one_moment():
         try:
             pool.submit(add).result()
         finally:
-            over.set()
+            done.set()
         assert all(future.result() for future in searching)
     assert len(index) == 60

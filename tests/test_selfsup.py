@@ -1,4 +1,4 @@
-"""ConST-CL as an objective: its loss against loops, who learns from what, and runs from a folder to a saved branch."""
+"""ConST-CL as an objective: its loss against loops, its gradients, and runs from a folder to a saved branch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shapes(tmp_path_factory) -> VideoDataset:
 
 
 def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised:
-    """On a tiny tower, with a fusion that is not at zero, where it would let no gradient through."""
+    """Build the objective on a tiny tower; weights at zero become random, as they would pass no gradient on."""
     model = attach(clip, branch, options={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
     for parameter in model.branch.parameters():
         if not parameter.any():
@@ -59,18 +59,18 @@ def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised
 
 
 def pairs(videos: int = 3, frames: int = 5) -> torch.Tensor:
-    """(B, 2, T, 3, 32, 32): noise; the two clips of a video share its colour."""
+    """Return noise clips (B, 2, T, 3, 32, 32); the two clips of a video share a colour."""
     colour = torch.randint(0, 200, (videos, 1, 1, 3, 1, 1))
     return (colour + torch.randint(0, 56, (videos, 2, frames, 3, 32, 32))).to(torch.uint8)
 
 
-def work(video: torch.Tensor) -> TrainBatch:
+def train_batch(video: torch.Tensor) -> TrainBatch:
     nothing = torch.zeros(0)
     return TrainBatch(0, video, mask=None, text=nothing, video_index=nothing.long(), labels=nothing.long())
 
 
 def gradients(*modules: torch.nn.Module) -> dict[str, bool]:
-    """Whether each parameter has a gradient other than zero."""
+    """Return by parameter name whether its gradient is other than zero."""
     return {n: p.grad is not None and bool(p.grad.any()) for m in modules for n, p in m.named_parameters()}
 
 
@@ -78,13 +78,13 @@ def gradients(*modules: torch.nn.Module) -> dict[str, bool]:
 
 
 def naive_contrast(anchor, positive, negatives, temperature):
-    """-log of the positive's share: cosines in a row, one at a time."""
+    """Return -log of the positive's share in the softmax, one cosine at a time."""
     cosine = [float(F.cosine_similarity(anchor, other, dim=0)) / temperature for other in (positive, *negatives)]
     return math.log(sum(math.exp(c) for c in cosine)) - cosine[0]
 
 
 def naive_global(z):
-    """z[b][v]: the sum over both views of the mean over videos."""
+    """Return the sum over both views of the mean over videos; z[b][v] is one embedding."""
     everything = [(b, v) for b in range(len(z)) for v in (0, 1)]
     total = 0.0
     for b, v in everything:
@@ -94,122 +94,126 @@ def naive_global(z):
 
 
 def naive_local(predicted, pooled):
-    """[b][v] (R, D): the mean of the two directions' means over all regions."""
+    """Return the mean over both directions and all regions; each [b][v] is (R, D)."""
     losses = []
     for v in (0, 1):
         for b in range(len(pooled)):
             for region, source in zip(predicted[b][v], pooled[b][v], strict=True):
-                like = max(pooled[b][1 - v], key=lambda other, own=source: F.cosine_similarity(own, other, dim=0))
+                like = max(pooled[b][1 - v], key=lambda other, source=source: F.cosine_similarity(source, other, dim=0))
                 others = [r for p in range(len(pooled)) if p != b for r in pooled[p][1 - v]]
                 losses.append(naive_contrast(region, like, others, 0.2))
     return sum(losses) / len(losses)
 
 
 @torch.no_grad()
-def test_without_a_split_the_loss_is_that_of_the_pieces_clip_by_clip(tiny_clip):
-    found = objective(tiny_clip, split=0).eval()
-    model, video, boxes = found.model, pairs(), random_regions(6, 4).unflatten(0, (3, 2))
+def test_without_a_split_the_loss_equals_the_loops_over_clips(tiny_clip):
+    criterion = objective(tiny_clip, split=0).eval()
+    model, video, boxes = criterion.model, pairs(), random_regions(6, 4).unflatten(0, (3, 2))
     z, pooled, dense = ([[None, None] for _ in range(3)] for _ in range(3))
     for b, v in ((b, v) for b in range(3) for v in (0, 1)):
         state = model.branch.state(model.reads(video[b, v][None]))
-        z[b][v] = found.project(model.encode_video(video[b, v][None], normalize=False))[0]
+        z[b][v] = criterion.project(model.encode_video(video[b, v][None], normalize=False))[0]
         dense[b][v] = F.normalize(model.branch.dense(state), dim=-1)
         pooled[b][v] = pool_regions(dense[b][v][:, 2].unflatten(1, (4, 4)), boxes[b, v][None])[0]
     context = [[dense[b][1 - v][:, context_frames(5)] for v in (0, 1)] for b in range(3)]
-    predicted = [[found.decoder(pooled[b][v][None], context[b][v], grid=(4, 4))[0] for v in (0, 1)] for b in range(3)]
-    whole, regions = found.parts(video, boxes=boxes)
-    assert float(whole) == pytest.approx(naive_global(z), rel=1e-4)
-    assert float(regions) == pytest.approx(naive_local(predicted, pooled), rel=1e-4)
+    predicted = [
+        [criterion.decoder(pooled[b][v][None], context[b][v], grid=(4, 4))[0] for v in (0, 1)] for b in range(3)
+    ]
+    global_loss, local_loss = criterion.parts(video, boxes=boxes)
+    assert float(global_loss) == pytest.approx(naive_global(z), rel=1e-4)
+    assert float(local_loss) == pytest.approx(naive_local(predicted, pooled), rel=1e-4)
 
 
-def test_the_loss_is_the_weighted_sum_and_random_regions_are_those_of_torch_s_seed(tiny_clip):
-    found = objective(tiny_clip, global_weight=0.5, local_weight=3.0).eval()
+def test_the_loss_is_the_weighted_sum_and_its_random_regions_follow_torchs_seed(tiny_clip):
+    criterion = objective(tiny_clip, global_weight=0.5, local_weight=3.0).eval()
     video = pairs()
     torch.manual_seed(4)
-    loss = found(work(video))
+    loss = criterion(train_batch(video))
     torch.manual_seed(4)
-    whole, regions = found.parts(video)
-    torch.testing.assert_close(loss, 0.5 * whole + 3 * regions, atol=0, rtol=0)
-    assert found.parts(video)[1] != regions, "the next step draws other boxes"
+    global_loss, local_loss = criterion.parts(video)
+    torch.testing.assert_close(loss, 0.5 * global_loss + 3 * local_loss, atol=0, rtol=0)
+    assert criterion.parts(video)[1] != local_loss, "the next step draws other boxes"
     torch.manual_seed(4)
     drawn = random_regions(6, 4)
-    assert (drawn[::2] != drawn[1::2]).all(), "the two clips have their own boxes"
-    torch.testing.assert_close(found.parts(video, boxes=drawn.unflatten(0, (3, 2)))[1], regions, atol=0, rtol=0)
+    assert (drawn[::2] != drawn[1::2]).all(), "the two clips have different boxes"
+    torch.testing.assert_close(criterion.parts(video, boxes=drawn.unflatten(0, (3, 2)))[1], local_loss, atol=0, rtol=0)
 
 
-def test_low_level_regions_are_those_of_the_middle_frame_s_pixels(tiny_clip):
-    found, video = objective(tiny_clip, generator="lowlevel").eval(), pairs()
+def test_low_level_regions_come_from_the_pixels_of_the_middle_frame(tiny_clip):
+    criterion, video = objective(tiny_clip, generator="lowlevel").eval(), pairs()
     boxes = lowlevel_regions(video[:, :, 2].flatten(0, 1), 4).unflatten(0, (3, 2))
-    torch.testing.assert_close(found.parts(video), found.parts(video, boxes=boxes), atol=0, rtol=0)
+    torch.testing.assert_close(criterion.parts(video), criterion.parts(video, boxes=boxes), atol=0, rtol=0)
 
 
-def test_boxes_that_are_not_valid_do_not_matter(tiny_clip):
-    found, video = objective(tiny_clip).eval(), pairs()
+def test_invalid_boxes_do_not_matter(tiny_clip):
+    criterion, video = objective(tiny_clip).eval(), pairs()
     boxes, valid = random_regions(6, 4).unflatten(0, (3, 2)), torch.ones(3, 2, 4, dtype=torch.bool)
     valid[1, 0, 2:] = valid[:, 1, 3] = False
     other = torch.where(valid[..., None], boxes, random_regions(6, 4).unflatten(0, (3, 2)))
     torch.testing.assert_close(
-        found.parts(video, boxes=boxes, valid=valid), found.parts(video, boxes=other, valid=valid)
+        criterion.parts(video, boxes=boxes, valid=valid), criterion.parts(video, boxes=other, valid=valid)
     )
-    assert found.parts(video, boxes=boxes)[1] != found.parts(video, boxes=other)[1]
+    assert criterion.parts(video, boxes=boxes)[1] != criterion.parts(video, boxes=other)[1]
 
 
-def test_frames_that_only_pad_do_not_matter_to_the_global_loss(tiny_clip):
-    found, video = objective(tiny_clip).eval(), pairs()
+def test_padding_frames_do_not_matter_to_the_global_loss(tiny_clip):
+    criterion, video = objective(tiny_clip).eval(), pairs()
     mask = torch.ones(3, 2, 5, dtype=torch.bool)
     mask[1, 0, 3:] = False
     changed = video.clone()
     changed[1, 0, 3:] = 0
-    torch.testing.assert_close(found.parts(video, mask=mask)[0], found.parts(changed, mask=mask)[0])
-    assert found.parts(video)[0] != found.parts(changed)[0]
+    torch.testing.assert_close(criterion.parts(video, mask=mask)[0], criterion.parts(changed, mask=mask)[0])
+    assert criterion.parts(video)[0] != criterion.parts(changed)[0]
 
 
 # the Y split
 
 
-def test_both_arms_of_the_split_are_alike_at_first(tiny_clip):
-    found, video = objective(tiny_clip).eval(), pairs()
-    source = found.model.reads(video.flatten(0, 1))
-    tokens = found.model.branch.dense(found.model.branch.state(source))
-    assert torch.equal(found._encode(source)[1], F.normalize(tokens, dim=-1))
+def test_both_copies_of_the_split_layers_start_equal(tiny_clip):
+    criterion, video = objective(tiny_clip).eval(), pairs()
+    source = criterion.model.reads(video.flatten(0, 1))
+    tokens = criterion.model.branch.dense(criterion.model.branch.state(source))
+    assert torch.equal(criterion._encode(source)[1], F.normalize(tokens, dim=-1))
     boxes = random_regions(6, 4).unflatten(0, (3, 2))
     unsplit = objective(tiny_clip, split=0).eval()
-    unsplit.load_state_dict(found.state_dict(), strict=False)
-    assert torch.equal(unsplit.parts(video, boxes=boxes)[1], found.parts(video, boxes=boxes)[1])
+    unsplit.load_state_dict(criterion.state_dict(), strict=False)
+    assert torch.equal(unsplit.parts(video, boxes=boxes)[1], criterion.parts(video, boxes=boxes)[1])
 
 
 @pytest.mark.parametrize("split", [1, 2])
-def test_each_loss_moves_its_own_copy_of_the_last_layers_and_the_model_keeps_the_global_one(tiny_clip, split):
-    found = objective(tiny_clip, split=split, options={"drop_path": 0.0})
-    own = found.model.branch.layers[-split:]
-    for alone, moved, still in ((0, own, found.local), (1, found.local, own)):
-        found.zero_grad()
-        found.parts(pairs())[alone].backward()
+def test_each_loss_trains_one_copy_of_the_last_layers_and_the_model_holds_the_global_one(tiny_clip, split):
+    criterion = objective(tiny_clip, split=split, options={"drop_path": 0.0})
+    last_layers = criterion.model.branch.layers[-split:]
+    for alone, moved, still in ((0, last_layers, criterion.local), (1, criterion.local, last_layers)):
+        criterion.zero_grad()
+        criterion.parts(pairs())[alone].backward()
         assert all(gradients(moved).values())
         assert not any(gradients(still).values())
-    optimizer = torch.optim.SGD(found.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
     optimizer.zero_grad()
-    found(work(pairs())).backward()
+    criterion(train_batch(pairs())).backward()
     optimizer.step()
-    for a, b in zip(own.parameters(), found.local.parameters(), strict=True):
+    for a, b in zip(last_layers.parameters(), criterion.local.parameters(), strict=True):
         assert (a != b).any()
-    source = found.model.reads(pairs().flatten(0, 1))
-    torch.testing.assert_close(found.eval()._encode(source)[0], found.model.encode_video(source, normalize=False))
+    source = criterion.model.reads(pairs().flatten(0, 1))
+    torch.testing.assert_close(
+        criterion.eval()._encode(source)[0], criterion.model.encode_video(source, normalize=False)
+    )
 
 
-def test_the_copies_of_a_model_in_eval_mode_train(tiny_clip):
-    found = SelfSupervised(attach(tiny_clip, depth=2).eval(), CONFIG)
-    assert all(module.training for module in found.local.modules())
+def test_the_local_copy_trains_though_the_model_was_in_eval_mode(tiny_clip):
+    criterion = SelfSupervised(attach(tiny_clip, depth=2).eval(), CONFIG)
+    assert all(module.training for module in criterion.local.modules())
 
 
 # gradients
 
 
 def test_gradients_reach_all_of_the_branch_and_none_of_the_tower(tiny_clip):
-    found = objective(tiny_clip)
-    found(work(pairs())).backward()
-    assert all(gradients(found.model.branch, found.local, found.decoder, found.project).values())
-    assert all(parameter.grad is None for parameter in found.model.backbone.parameters())
+    criterion = objective(tiny_clip)
+    criterion(train_batch(pairs())).backward()
+    assert all(gradients(criterion.model.branch, criterion.local, criterion.decoder, criterion.project).values())
+    assert all(parameter.grad is None for parameter in criterion.model.backbone.parameters())
 
 
 def test_stopgrad_stops_the_target_and_nothing_else(tiny_clip):
@@ -232,10 +236,10 @@ def test_stopgrad_stops_the_target_and_nothing_else(tiny_clip):
     ids=str,
 )
 def test_every_branch_with_tokens_learns(tiny_clip, branch):
-    found = objective(tiny_clip, branch, generator="lowlevel")
-    found(work(pairs(frames=4))).backward()
-    assert any(gradients(found.model.branch).values())
-    assert any(gradients(found.local).values())
+    criterion = objective(tiny_clip, branch, generator="lowlevel")
+    criterion(train_batch(pairs(frames=4))).backward()
+    assert any(gradients(criterion.model.branch).values())
+    assert any(gradients(criterion.local).values())
 
 
 # refusals
@@ -249,10 +253,10 @@ def test_branches_without_tokens_and_too_large_a_split_are_refused(tiny_clip):
         objective(tiny_clip, split=3)
 
 
-def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
+def test_a_single_video_is_refused_everywhere(tiny_clip, shapes):
     model = attach(tiny_clip, depth=2)
     with pytest.raises(DataError, match="a batch must have at least 2 videos, got 1; ConST-CL takes its negatives"):
-        objective(tiny_clip)(work(pairs(1)))
+        objective(tiny_clip)(train_batch(pairs(1)))
     with pytest.raises(ValueError, match="got batch_size=1; take 2 or more"):
         replace(CONFIG, batch_size=1)
     with pytest.raises(DataError, match="has 1 for training; give two or more"):
@@ -261,7 +265,7 @@ def test_one_video_is_refused_wherever_it_comes_from(tiny_clip, shapes):
         train(model, shapes, shapes.subset([0]), CONFIG, progress=False)
 
 
-def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shapes):
+def test_cached_taps_double_flips_and_text_training_are_refused(tiny_clip, shapes):
     with pytest.raises(ValueError, match="cannot be cached; leave out cache_taps"):
         replace(CONFIG, cache_taps=True)
     with pytest.raises(ValueError, match="as ConST-CL does; leave out flip"):
@@ -276,7 +280,7 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"context": 4}, "context must be an odd integer"),
         ({"regions": 0}, "regions must be an integer >= 1, got 0"),
@@ -286,16 +290,16 @@ def test_what_cannot_be_cached_or_is_augmented_twice_is_refused(tiny_clip, shape
         ({"global_weight": 0.0, "local_weight": 0.0}, "not both 0"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         SelfSupervision(**options)
 
 
-# the feed and its runs
+# batches and training runs
 
 
-def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
-    """All draws but that of mirroring are the same: one clip is the other's mirror image, also in the loader."""
+def test_clips_are_mirrored_with_the_given_probability(mini, shapes):
+    """Only the mirroring differs between the two runs: one clip is the other's mirror image, also in the loader."""
     plain, mirrored = (
         next(open_pairs(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
         for flip in (0.0, 1.0)
@@ -305,35 +309,35 @@ def test_clips_are_mirrored_as_often_as_asked(mini, shapes):
     assert (plain.float() - mirrored.float()).abs().mean() > 3.0
 
 
-def test_the_feed_gives_pairs_and_never_a_video_alone(mini, shapes, tmp_path):
-    feed = open_pairs(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
-    assert sorted(map(len, feed.order(0))) == [2, 2]
-    batches = list(feed.batches(0, start=0))
+def test_batches_hold_pairs_and_never_a_single_video(mini, shapes, tmp_path):
+    pair_batches = open_pairs(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+    assert sorted(map(len, pair_batches.order(0))) == [2, 2]
+    batches = list(pair_batches.batches(0, start=0))
     assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
-    assert torch.equal(next(feed.batches(0, start=1)).video, batches[1].video)
+    assert torch.equal(next(pair_batches.batches(0, start=1)).video, batches[1].video)
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
     skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = open_pairs(mini, broken, skip)
-    lost = next(place for place, rows in enumerate(feed.order(0)) if 3 in rows)
-    assert [batch.index for batch in feed.batches(0, start=0)] == [1 - lost]
-    assert [error.path.name for error in feed.unreadable] == ["x.mp4"]
+    pair_batches = open_pairs(mini, broken, skip)
+    broken_batch = next(index for index, rows in enumerate(pair_batches.order(0)) if 3 in rows)
+    assert [batch.index for batch in pair_batches.batches(0, start=0)] == [1 - broken_batch]
+    assert [error.path.name for error in pair_batches.unreadable] == ["x.mp4"]
 
 
-def test_validation_is_the_same_at_every_call_and_leaves_no_trace(mini, shapes):
-    found = SelfSupervised(attach(mini.backbone, depth=2), CONFIG)
+def test_validation_is_deterministic_and_changes_no_state(mini, shapes):
+    criterion = SelfSupervised(attach(mini.backbone, depth=2), CONFIG)
     losses = []
     for training in (True, False):
         torch.manual_seed(5 + training)
         before = torch.get_rng_state()
-        losses.append(held_out_loss(found.train(training), open_pairs(found.model, shapes, CONFIG), seed=0))
+        losses.append(held_out_loss(criterion.train(training), open_pairs(criterion.model, shapes, CONFIG), seed=0))
         assert torch.equal(torch.get_rng_state(), before)
-        assert {module.training for module in found.local.modules()} == {training}
+        assert {module.training for module in criterion.local.modules()} == {training}
     assert losses[0] == losses[1]
-    found.train().local.eval()
-    held_out_loss(found, open_pairs(found.model, shapes, CONFIG), seed=0)
-    assert found.training
-    assert not any(module.training for module in found.local.modules())
+    criterion.train().local.eval()
+    held_out_loss(criterion, open_pairs(criterion.model, shapes, CONFIG), seed=0)
+    assert criterion.training
+    assert not any(module.training for module in criterion.local.modules())
 
 
 def test_the_loss_falls(mini, shapes):
@@ -345,8 +349,8 @@ def test_the_loss_falls(mini, shapes):
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
 
 
-def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes, tmp_path, monkeypatch):
-    """With norms of the batch, which keep running means beside the weights."""
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(mini, shapes, tmp_path, monkeypatch):
+    """Batch norms are included: their running means are saved beside the weights."""
     config = replace(
         CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
     )
@@ -357,7 +361,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes
         model = attach(mini.backbone, depth=2)
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
 
-    whole, expected = start("whole")
+    uninterrupted, expected = start("uninterrupted")
     save_if_due = Run.checkpoint_if_due
 
     def killed(run):
@@ -369,13 +373,13 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(mini, shapes
         patch.setattr(Run, "checkpoint_if_due", killed)
         with pytest.raises(KeyboardInterrupt):
             start("killed")
-    again, found = start("killed", resume=True)
-    assert found.history == expected.history
-    for a, b in zip(whole.branch.parameters(), again.branch.parameters(), strict=True):
+    resumed, result = start("killed", resume=True)
+    assert result.history == expected.history
+    for a, b in zip(uninterrupted.branch.parameters(), resumed.branch.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_branch_trained_on_videos_alone_goes_on_to_retrieval_and_recognition(mini, shapes, tmp_path):
+def test_a_branch_trained_on_videos_alone_can_train_on_for_other_tasks(mini, shapes, tmp_path):
     model = attach(mini.backbone, depth=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unlabelled = VideoDataset(tuple(Record(r.path) for r in shapes.records[:6]))
@@ -393,12 +397,12 @@ def test_a_branch_trained_on_videos_alone_goes_on_to_retrieval_and_recognition(m
         assert math.isfinite(result.history[0]["loss"])
 
 
-def test_the_command_line_trains_on_a_folder_of_videos_and_no_more(shapes, tmp_path, monkeypatch, capsys):
+def test_the_command_line_trains_on_a_plain_folder_of_videos(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for i, record in enumerate(shapes.records[:6]):
-        place = tmp_path / "videos" / ("" if i % 2 else "holiday")
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(record.path, place)
+        folder = tmp_path / "videos" / ("" if i % 2 else "holiday")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(record.path, folder)
     words = "--task selfsup --epochs 1 --batch_size 4 --depth 1 --data_config.frames 2 --selfsup.hidden 16"
     assert main(["train", "videos", *words.split(), "--val_fraction", "0.4", "--out", "run"]) == 0
     assert ", loss " in capsys.readouterr().out

@@ -17,7 +17,7 @@ HEADS = {
     "wti": lambda: WTI(E),
     "wti, one layer": lambda: WTI(E, layers=1),
     "wti, three layers": lambda: WTI(E, layers=3),
-    "mug": lambda: Mug(sharpness=7.0),  # 100 would let one token take all
+    "mug": lambda: Mug(sharpness=7.0),  # at 100 one token would take all the weight
     "mug_simple": lambda: Mug(form="frame_token_simple", sharpness=7.0),
 }
 heads = pytest.mark.parametrize("name", list(HEADS))
@@ -25,13 +25,13 @@ heads = pytest.mark.parametrize("name", list(HEADS))
 
 def head_of(name: str) -> torch.nn.Module:
     head = HEADS[name]().double()
-    for p in head.parameters():  # weights that differ from token to token, but leave none at 0
+    for p in head.parameters():  # weights that differ between tokens, none of them at 0
         torch.nn.init.normal_(p, std=0.4)
     return head
 
 
 def case(m: int = 4, b: int = 3, length: int = 6, frames: int = 5) -> tuple[torch.Tensor, ...]:
-    """Text (M, L, E) and video (B, T, E) with masks that are random but for one token and one frame that count."""
+    """Return text (M, L, E), video (B, T, E) and random masks with at least one token and one frame per row."""
     text, video = (torch.randn(shape, dtype=torch.float64) for shape in ((m, length, E), (b, frames, E)))
     text_mask, video_mask = torch.rand(m, length) > 0.5, torch.rand(b, frames) > 0.4
     text_mask[range(m), torch.randint(length, (m,))] = True
@@ -50,33 +50,33 @@ def softmax(values: list[float]) -> list[float]:
 
 @torch.no_grad()
 def naive(head, text: list[torch.Tensor], video: list[torch.Tensor]) -> float:
-    """One pair, given only the tokens and frames that count, by the papers' formulas on features."""
+    """Score one pair, given only its unmasked tokens and frames, by the papers' formulas."""
     cosine = [[float(word @ frame / word.norm() / frame.norm()) for frame in video] for word in text]
     across = [list(column) for column in zip(*cosine, strict=True)]
     if isinstance(head, WTI):
         w = softmax([float(head.text_weight(word)) for word in text])
         u = softmax([float(head.video_weight(frame)) for frame in video])
-        found = sum(a * max(row) for a, row in zip(w, cosine, strict=True))
-        return (found + sum(a * max(column) for a, column in zip(u, across, strict=True))) / 2
+        total = sum(a * max(row) for a, row in zip(w, cosine, strict=True))
+        return (total + sum(a * max(column) for a, column in zip(u, across, strict=True))) / 2
     words, frames = ([x / x.norm() for x in side] for side in (text, video))
 
     def mean(side: list[torch.Tensor], cosines: list[float]) -> torch.Tensor:
         weights = softmax([head.sharpness * value for value in cosines])
         return sum((a * x for a, x in zip(weights, side, strict=True)), torch.zeros(E, dtype=torch.float64))
 
-    told_words = [float(mean(frames, row) @ word) for row, word in zip(cosine, words, strict=True)]
-    told_frames = [float(mean(words, column) @ frame) for column, frame in zip(across, frames, strict=True)]
+    word_scores = [float(mean(frames, row) @ word) for row, word in zip(cosine, words, strict=True)]
+    frame_scores = [float(mean(words, column) @ frame) for column, frame in zip(across, frames, strict=True)]
     if head.form == "frame_token":
-        return float(mean(words, told_words) @ mean(frames, told_frames))
+        return float(mean(words, word_scores) @ mean(frames, frame_scores))
     halves = (
-        sum(a * value for a, value in zip(softmax([head.sharpness * value for value in told]), told, strict=True))
-        for told in (told_words, told_frames)
+        sum(a * value for a, value in zip(softmax([head.sharpness * value for value in scores]), scores, strict=True))
+        for scores in (word_scores, frame_scores)
     )
     return sum(halves) / 2
 
 
 @heads
-def test_it_equals_the_loops_over_tokens_and_frames(name):
+def test_a_head_equals_the_loops_over_tokens_and_frames(name):
     head = head_of(name)
     text, video, text_mask, video_mask = case()
     got = all_pairs(head, text, video, text_mask, video_mask)
@@ -87,7 +87,7 @@ def test_it_equals_the_loops_over_tokens_and_frames(name):
 
 
 @heads
-def test_pairs_side_by_side_are_those_of_all_pairs(name):
+def test_paired_scores_equal_those_of_all_pairs(name):
     head = head_of(name)
     text, video, text_mask, video_mask = case()
     table = all_pairs(head, text, video, text_mask, video_mask)
@@ -117,14 +117,14 @@ def test_masked_tokens_and_frames_change_nothing(name):
 def test_no_video_mask_means_that_all_frames_count(name):
     head = head_of(name)
     text, video, text_mask, _ = case(m=3)
-    everything = torch.ones(3, 5, dtype=torch.bool)
-    expected = head(text, video, text_mask=text_mask, video_mask=everything)
+    all_valid = torch.ones(3, 5, dtype=torch.bool)
+    expected = head(text, video, text_mask=text_mask, video_mask=all_valid)
     assert torch.equal(head(text, video, text_mask=text_mask), expected)
 
 
 @heads
-def test_a_masked_negative_world_stays_negative(name):
-    """The released WTI sets masked cosines to 0, which then win; here the best of opposites is an opposite."""
+def test_masked_cosines_do_not_beat_negative_ones(name):
+    """The released WTI sets masked cosines to 0, which beat negative ones; ours leaves them out."""
     head = head_of(name)
     text = torch.randn(1, 4, E, dtype=torch.float64)
     video = -text[:, :1].expand(1, 3, E)
@@ -144,7 +144,7 @@ def test_one_word_and_a_still_clip_give_the_cosine(name):
 
 
 @heads
-def test_gradients_are_finite_reach_what_counts_and_nothing_else(name):
+def test_gradients_are_finite_and_reach_only_unmasked_entries(name):
     head = head_of(name).float()
     text, video, text_mask, video_mask = case(length=77, frames=12)
     text_mask[:] = torch.arange(77) < 2
@@ -162,10 +162,10 @@ def test_gradients_are_finite_reach_what_counts_and_nothing_else(name):
 def test_the_release_differs_from_ours_by_padding_alone(form):
     head = Mug(form=form).double()
     text, video, _, _ = case()
-    everything = torch.ones(4, 6, dtype=torch.bool)
-    got = head(text[:, None], video[None], text_mask=everything[:, None])
+    all_valid = torch.ones(4, 6, dtype=torch.bool)
+    got = head(text[:, None], video[None], text_mask=all_valid[:, None])
     ours = Mug(form=form.replace("_release", "")).double()
-    assert torch.equal(got, ours(text[:, None], video[None], text_mask=everything[:, None]))
+    assert torch.equal(got, ours(text[:, None], video[None], text_mask=all_valid[:, None]))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_similarities_equal_the_released_heads(shared_data, form, tensor):
 
 
 def test_without_its_padding_the_released_frame_token_is_ours(shared_data):
-    """The fixture's captions have 4 to 6 of 12 tokens; the released code is blind to padding only if there is none."""
+    """The released code counts padding, so each caption is cut to its 4 to 6 of 12 tokens first."""
     io = load_file(shared_data / "fixtures" / "stan_release" / "io.safetensors")
     mask, released = io["token_ids"] != 0, Mug(form="frame_token_release")
     text, video = io["text_token_embeddings"], io["frame_embeddings"]
@@ -192,7 +192,7 @@ def test_without_its_padding_the_released_frame_token_is_ours(shared_data):
 
 
 @pytest.mark.parametrize("name", list(SIMILARITIES))
-def test_every_name_makes_a_head_of_the_width_given(name):
+def test_every_name_makes_a_head_of_the_given_width(name):
     head = SIMILARITIES[name](E)
     text, video, text_mask, video_mask = case()
     got = all_pairs(head, text.float(), video.float(), text_mask, video_mask)
@@ -216,14 +216,14 @@ def test_autocast_does_not_blur_the_cosines():
         expected = all_pairs(head, text, video, text_mask, video_mask)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(all_pairs(head, text, video, text_mask, video_mask), expected)
-        # features as a tower under autocast gives them, compared outside of it
+        # features that a tower returned under autocast, compared outside of it
         got = all_pairs(head, text.bfloat16(), video.bfloat16(), text_mask, video_mask)
         assert got.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(got, expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("name", list(SIMILARITIES))
-def test_an_item_of_which_nothing_counts_is_named(name):
+def test_a_fully_masked_item_is_named(name):
     head = SIMILARITIES[name](E).double()
     text, video, text_mask, video_mask = case()
     video_mask[1] = False

@@ -11,7 +11,7 @@ from clipvid.nn.mixers import AttentionStep
 from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, scheme_blocks
 
 T, H, W, D, HEADS = 3, 4, 5, 8, 2
-PLACES = list(itertools.product(range(T), range(H), range(W)))
+POSITIONS = list(itertools.product(range(T), range(H), range(W)))
 
 
 def noisy(module, scale=0.5):
@@ -22,7 +22,7 @@ def noisy(module, scale=0.5):
 
 
 def sees(kind, query, key):
-    """Whether a patch attends to another, written down from the papers' text."""
+    """Return True if a patch attends to another according to the papers' text."""
     (t, h, w), (u, i, j) = query, key
     if kind == "local":  # half the height and width around it, moved inwards at the borders, in all frames
         top, left = (min(max(x - (n // 2) // 2, 0), n - n // 2) for x, n in ((h, H), (w, W)))
@@ -38,7 +38,7 @@ def sees(kind, query, key):
 
 
 def masked_full_attention(attention, tokens, allowed):
-    """Softmax attention of all tokens (L, D) over all, with `allowed` (A, L, L)."""
+    """Return softmax attention of all tokens (L, D) over all, limited to `allowed` (A, L, L)."""
     q, k, v = (
         (tokens @ w.T + c).unflatten(1, (HEADS, -1)).transpose(0, 1)
         for w, c in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True)
@@ -53,9 +53,9 @@ def masked_full_attention(attention, tokens, allowed):
 def test_a_step_equals_masked_full_attention(kind, cls_key):
     step = noisy(AttentionStep(D, HEADS, kind=kind, cls_key=cls_key))
     cls, patch = torch.randn(2, D, dtype=torch.float64), torch.randn(2, T, H * W, D, dtype=torch.float64)
-    allowed = torch.tensor([[sees(kind, q, k) for k in PLACES] for q in PLACES])
-    allowed = torch.cat([torch.full((len(PLACES), 1), cls_key), allowed], dim=1)
-    allowed = torch.cat([torch.ones(1, len(PLACES) + 1, dtype=torch.bool), allowed])
+    allowed = torch.tensor([[sees(kind, q, k) for k in POSITIONS] for q in POSITIONS])
+    allowed = torch.cat([torch.full((len(POSITIONS), 1), cls_key), allowed], dim=1)
+    allowed = torch.cat([torch.ones(1, len(POSITIONS) + 1, dtype=torch.bool), allowed])
     got = step(patch, grid=(H, W), cls=cls)
     for b in range(2):
         tokens = step.norm(torch.cat([cls[b, None], patch[b].flatten(0, 1)]))
@@ -64,29 +64,29 @@ def test_a_step_equals_masked_full_attention(kind, cls_key):
 
 
 @pytest.mark.parametrize("kind", ["space", "height", "joint", "grid"])
-def test_a_blocks_own_attention_equals_masked_full_attention_with_the_class_token_averaged_over_groups(kind):
+def test_a_blocks_attention_equals_masked_full_attention_with_the_class_token_averaged_over_groups(kind):
     block = noisy(Block(D, HEADS))
     cls, patch = torch.randn(2, D, dtype=torch.float64), torch.randn(2, T, H * W, D, dtype=torch.float64)
     got_cls, got = attend_in_groups(block.attention_residual, patch, kind=kind, grid=(H, W), cls=cls)
-    allowed = torch.tensor([[True, *(sees(kind, q, k) for k in PLACES)] for q in PLACES])
+    allowed = torch.tensor([[True, *(sees(kind, q, k) for k in POSITIONS)] for q in POSITIONS])
     groups = {tuple(row.tolist()) for row in allowed}  # the sequences that the class token joins
     for b in range(2):
         tokens = block.norm1(torch.cat([cls[b, None], patch[b].flatten(0, 1)]))
         answers = []
         for group in groups:
             rows = torch.cat([torch.tensor([group]), allowed])
-            found = masked_full_attention(block.attention, tokens, rows)
-            answers.append(found[0])
-        torch.testing.assert_close(got[b].flatten(0, 1), found[1:], atol=1e-12, rtol=0)
+            output = masked_full_attention(block.attention, tokens, rows)
+            answers.append(output[0])
+        torch.testing.assert_close(got[b].flatten(0, 1), output[1:], atol=1e-12, rtol=0)
         torch.testing.assert_close(got_cls[b], torch.stack(answers).mean(0), atol=1e-12, rtol=0)
 
 
-def test_split_heads_attend_over_time_and_within_the_frame_as_masks_by_head_say():
+def test_split_heads_equal_full_attention_with_one_mask_per_head():
     block = noisy(Block(D, HEADS))
     patch = torch.randn(2, T, H * W, D, dtype=torch.float64)
     _, got = attend_in_groups(block.attention_residual, patch, kind="split", grid=(H, W))
     allowed = torch.stack(
-        [torch.tensor([[sees(kind, q, k) for k in PLACES] for q in PLACES]) for kind in ("time", "space")]
+        [torch.tensor([[sees(kind, q, k) for k in POSITIONS] for q in POSITIONS]) for kind in ("time", "space")]
     )
     for b in range(2):
         expected = masked_full_attention(block.attention, block.norm1(patch[b].flatten(0, 1)), allowed)
@@ -98,7 +98,9 @@ def test_factorised_attention_is_masked_full_attention_twice_and_then_the_mlp():
     patch = torch.randn(1, T, H * W, D, dtype=torch.float64)
     _, got = layer(None, patch, grid=(H, W))
     x = patch[0].flatten(0, 1)
-    within, over = (torch.tensor([[sees(kind, q, k) for k in PLACES] for q in PLACES]) for kind in ("space", "time"))
+    within, over = (
+        torch.tensor([[sees(kind, q, k) for k in POSITIONS] for q in POSITIONS]) for kind in ("space", "time")
+    )
     x = x + masked_full_attention(layer.block.attention, layer.block.norm1(x), within)
     x = x + masked_full_attention(layer.steps[0].attention, layer.steps[0].norm(x), over)
     x = x + layer.block.mlp(layer.block.norm2(x))
@@ -130,7 +132,7 @@ def test_the_key_counts_are_those_of_the_masks():
         kinds = [*SCHEMES[scheme].steps, SCHEMES[scheme].own]
         counts = compared(scheme, frames=T, grid=(H, W), cls_key=True)
         for kind, count in zip(kinds, counts, strict=True):
-            assert {1 + sum(sees(kind, q, k) for k in PLACES) for q in PLACES} == {count}
+            assert {1 + sum(sees(kind, q, k) for k in POSITIONS) for q in POSITIONS} == {count}
 
 
 def test_with_one_frame_axial_looks_along_rows_and_columns_only():
@@ -145,7 +147,7 @@ def test_with_one_frame_axial_looks_along_rows_and_columns_only():
 
 
 @pytest.mark.parametrize("scheme", [name for name, s in SCHEMES.items() if s.steps])
-def test_extra_steps_are_exact_identities_at_step_0_and_their_zeroed_weight_learns(scheme):
+def test_extra_steps_are_exact_identities_at_step_0_and_their_zero_weights_get_gradients(scheme):
     s = SCHEMES[scheme]
     layer = scheme_block(s, Block(D, HEADS), D, heads=HEADS)
     bare = SpaceTimeBlock(layer.block, own=s.own)
@@ -162,7 +164,7 @@ def test_extra_steps_are_exact_identities_at_step_0_and_their_zeroed_weight_lear
         assert not zeroed.bias.any()
 
 
-def test_steps_start_from_the_blocks_own_attention_unless_asked_not_to():
+def test_steps_start_from_the_blocks_attention_by_default():
     block = Block(D, HEADS)
     layer = scheme_block(SCHEMES["divided"], block, D, heads=HEADS)
     assert torch.equal(layer.steps[0].attention.qkv.weight, block.attention.qkv.weight)
@@ -183,27 +185,27 @@ def test_stochastic_depth_grows_linearly_and_vivits_drops_whole_clips_without_re
     patch = torch.randn(1, T, H * W, D).expand(64, -1, -1, -1)
     _, out = layer(None, patch, grid=(H, W))
     moved = (out - patch).flatten(1)
-    kept = moved.abs().amax(dim=1) > 0
-    assert 10 < int(kept.sum()) < 54
-    _, whole = layer.eval()(None, patch[:1], grid=(H, W))
-    torch.testing.assert_close(moved[kept], (whole - patch[:1]).flatten(1).expand(int(kept.sum()), -1))
+    survived = moved.abs().amax(dim=1) > 0
+    assert 10 < int(survived.sum()) < 54
+    _, undropped = layer.eval()(None, patch[:1], grid=(H, W))
+    torch.testing.assert_close(moved[survived], (undropped - patch[:1]).flatten(1).expand(int(survived.sum()), -1))
 
 
 @pytest.mark.parametrize("drop", ["clip", "released"])
-def test_a_dropped_clip_keeps_class_token_and_patches_alike(drop):
-    """Class token and patches of a clip are one residual in the papers: both stay as they were, or neither does."""
+def test_class_token_and_patches_of_a_clip_are_dropped_together(drop):
+    """Class token and patches of a clip are one residual in the papers: both change, or neither does."""
     layer = SpaceTimeBlock(Block(D, HEADS), drop_path=0.5, drop_mlp=True, drop=drop).train()
-    layer.block.attention.out.weight.data.zero_()  # what the MLP does is left
+    layer.block.attention.out.weight.data.zero_()  # only the MLP still has an effect
     layer.block.attention.out.bias.data.zero_()
     cls, patch = torch.randn(1, D).expand(64, -1), torch.randn(1, T, H * W, D).expand(64, -1, -1, -1)
     new_cls, new_patch = layer(cls, patch, grid=(H, W))
     moved = [(new - old).flatten(1).abs().amax(dim=1) > 0 for new, old in ((new_cls, cls), (new_patch, patch))]
     assert torch.equal(moved[0], moved[1])
     assert 10 < int(moved[0].sum()) < 54
-    whole = layer.eval()(cls[:1], patch[:1], grid=(H, W))
-    scale = 1 if drop == "clip" else 2  # what stays is rescaled by 1 / (1 - rate), or not
-    torch.testing.assert_close((new_cls - cls)[moved[0]][:1], scale * (whole[0] - cls[:1]))
-    torch.testing.assert_close((new_patch - patch)[moved[0]][:1], scale * (whole[1] - patch[:1]))
+    undropped = layer.eval()(cls[:1], patch[:1], grid=(H, W))
+    scale = 1 if drop == "clip" else 2  # "released" rescales the remaining residuals by 1 / (1 - rate)
+    torch.testing.assert_close((new_cls - cls)[moved[0]][:1], scale * (undropped[0] - cls[:1]))
+    torch.testing.assert_close((new_patch - patch)[moved[0]][:1], scale * (undropped[1] - patch[:1]))
 
 
 def test_vivits_stochastic_depth_drops_the_class_tokens_attention_too():
@@ -230,8 +232,8 @@ def test_an_odd_number_of_heads_cannot_be_split():
         SpaceTimeBlock(Block(9, 3), own="split")
 
 
-def test_the_class_token_passes_the_mlp_apart_or_with_the_patches_alike():
-    """Which a CPU and a GPU do differently."""
+def test_the_mlp_gives_the_same_for_a_class_token_apart_or_with_the_patches():
+    """A CPU computes the class token apart, a GPU with the patches."""
     block = noisy(SpaceTimeBlock(Block(D, HEADS)))
     cls, patch = torch.randn(2, D, dtype=torch.float64), torch.randn(2, T, H * W, D, dtype=torch.float64)
     for one, other in zip(*(block._through_mlp(cls, patch, apart=apart) for apart in (True, False)), strict=True):

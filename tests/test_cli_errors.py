@@ -1,4 +1,4 @@
-"""What the command line refuses before it works: places that cannot be written, options without effect, wrong files."""
+"""Errors of the command line before any work: unwritable outputs, options without effect, wrong files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipvid.runtime.files import atomic_file, describe_os_error, require_writab
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A folder with videos, another folder and a file; nothing in it changes."""
+    """A folder with videos, another folder and a file; no test changes it."""
     folder = tmp_path_factory.mktemp("work")
     write_dataset(folder / "videos", "test", 4)
     (folder / "folder.safetensors").mkdir()
@@ -28,39 +28,47 @@ def work(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def idle(work, monkeypatch) -> Path:
-    """The same, where no model can be made and none loaded."""
+def no_models(work, monkeypatch) -> Path:
+    """The same folder, with models that can be neither created nor loaded."""
     monkeypatch.chdir(work)
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.models.factory.load", None)
     return work
 
 
-OUTS = ("eval --out", "eval --report", "index --out", "embed --out", "train --out", "train --cache", "data check --out")
+OUTPUTS = (
+    "eval --out",
+    "eval --report",
+    "index --out",
+    "embed --out",
+    "train --out",
+    "train --cache",
+    "data check --out",
+)
 
 
-def placed(command: str, place: str) -> list[str]:
-    """The command line that writes to this place."""
+def writing_command(command: str, path: str) -> list[str]:
+    """Return the command line that writes to this path."""
     words, option = command.rsplit(" ", 1)
     suffix = ".safetensors" if command == "embed --out" else ""
-    return [*words.split(), *(["csv"] if "check" in words else []), "videos/test", option, f"{place}{suffix}"]
+    return [*words.split(), *(["csv"] if "check" in words else []), "videos/test", option, f"{path}{suffix}"]
 
 
-@pytest.mark.parametrize("command", OUTS)
-def test_a_place_below_a_file_is_refused_before_a_model_is_loaded(idle, capsys, command):
-    error = refusal(capsys, *placed(command, "file/out"))
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_below_a_file_is_refused_before_a_model_is_loaded(no_models, capsys, command):
+    error = refusal(capsys, *writing_command(command, "file/out"))
     assert "cannot be written: " in error
-    assert f"{idle / 'file'} is not a folder; choose another place" in error
+    assert f"{no_models / 'file'} is not a folder; choose another place" in error
 
 
-@pytest.mark.parametrize("command", OUTS)
-def test_a_place_without_rights_is_refused_before_a_model_is_loaded(idle, capsys, monkeypatch, command):
-    monkeypatch.setattr(os, "access", lambda place, mode: False)  # root may write anywhere
-    assert f"cannot be written: {idle} is not writable" in refusal(capsys, *placed(command, "new/out"))
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_unwritable_output_is_refused_before_a_model_is_loaded(no_models, capsys, monkeypatch, command):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert f"cannot be written: {no_models} is not writable" in refusal(capsys, *writing_command(command, "new/out"))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("eval videos/test --out videos", "videos is a folder, a file should go there; name a file in it"),
         ("eval videos/test --report videos", "videos is a folder, a file should go there; name a file in it"),
@@ -77,8 +85,8 @@ def test_a_place_without_rights_is_refused_before_a_model_is_loaded(idle, capsys
         ("cache prune file", "file is a file, a tap cache is a folder"),
     ],
 )
-def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is_loaded(idle, capsys, words, said):
-    assert said in refusal(capsys, *words.split())
+def test_a_file_for_a_folder_or_the_reverse_is_refused_before_a_model_is_loaded(no_models, capsys, words, message):
+    assert message in refusal(capsys, *words.split())
 
 
 @pytest.mark.parametrize(
@@ -86,38 +94,38 @@ def test_a_file_for_a_folder_or_a_folder_for_a_file_is_refused_before_a_model_is
     [
         ("eval videos/test --out file", "file"),
         ("eval videos/test --report file", "file"),
-        ("embed videos/test --out there.safetensors", "there.safetensors"),
+        ("embed videos/test --out existing.safetensors", "existing.safetensors"),
         ("embed videos/test --out other.safetensors", "other.json"),
         ("embed videos/test --out new.safetensors --profile true", "new.profile.json"),
         ("eval videos/test --out new.json --profile true", "new.profile.json"),
     ],
 )
-def test_a_file_that_is_there_is_refused_unless_it_may_be_replaced(idle, tmp_path, monkeypatch, capsys, words, name):
-    for file in ("file", "there.safetensors", "other.json", "new.profile.json"):
-        (tmp_path / file).write_text("somebody's")
-    (tmp_path / "videos").symlink_to(idle / "videos")
+def test_an_existing_file_is_refused_without_overwrite(no_models, tmp_path, monkeypatch, capsys, words, name):
+    for file in ("file", "existing.safetensors", "other.json", "new.profile.json"):
+        (tmp_path / file).write_text("old content")
+    (tmp_path / "videos").symlink_to(no_models / "videos")
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, *words.split())
     assert f"{name} is there already; give --overwrite true to replace it, or another name" in error
-    with pytest.raises(TypeError):  # a model would be made now
+    with pytest.raises(TypeError):  # the command goes on to create a model
         main([*words.split(), "--overwrite", "true"])
-    assert Path(name).read_text() == "somebody's"
+    assert Path(name).read_text() == "old content"
 
 
-def test_two_results_for_one_file_are_refused(idle, tmp_path, capsys):
-    place = str(tmp_path / "x.html")
-    error = refusal(capsys, "eval", "videos/test", "--out", place, "--report", place)
+def test_two_outputs_in_one_file_are_refused(no_models, tmp_path, capsys):
+    path = str(tmp_path / "x.html")
+    error = refusal(capsys, "eval", "videos/test", "--out", path, "--report", path)
     assert "x.html would be written twice; give each file a name of its own" in error
 
 
-def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
+def test_a_run_is_resumed_only_when_asked(no_models, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").touch()
     error = refusal(capsys, "train", "videos/test", "--out", str(tmp_path))
     assert f"{tmp_path} holds a training run; give --resume true to go on with it, or another --out" in error
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--test_clips 8", "test_clips must be even, as clips come in pairs, and 10 or more, got 8"),
         ("--test_clips 11", "test_clips must be even, as clips come in pairs, and 10 or more, got 11"),
@@ -126,35 +134,35 @@ def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
         ("--epochs 0", "epochs starts at 1, got 0"),
     ],
 )
-def test_a_demo_that_could_not_end_is_refused_before_it_renders(tmp_path, monkeypatch, capsys, words, said):
+def test_invalid_demo_options_are_refused_before_rendering(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    assert said in refusal(capsys, "demo", *words.split())
+    assert message in refusal(capsys, "demo", *words.split())
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("file", "file is a file; add --video true to look for videos like it, or write a sentence"),
         ("missing.MP4", "missing.MP4 is named as a video, and no such file is here; mend its path, or write a"),
     ],
 )
-def test_a_video_in_the_place_of_a_sentence_is_refused_before_the_index_is_read(idle, capsys, query, said):
-    assert said in refusal(capsys, "search", "nowhere", query)
+def test_a_video_as_a_text_query_is_refused_before_the_index_is_read(no_models, capsys, query, message):
+    assert message in refusal(capsys, "search", "nowhere", query)
 
 
-def test_what_can_be_written_passes(tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there.json").write_text("")
-    for name in ("new.json", "there.json", "deep/er/new.json"):
+def test_writable_outputs_pass(tmp_path):
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing.json").write_text("")
+    for name in ("new.json", "existing.json", "deep/er/new.json"):
         require_writable(tmp_path / name)
-    for name in ("new", "there", "deep/er/new", "/"):
+    for name in ("new", "existing", "deep/er/new", "/"):
         require_writable(tmp_path / name, folder=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "there.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["existing", "existing.json"]
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b cannot be read or changed: permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, or choose another place"),
@@ -162,25 +170,25 @@ def test_what_can_be_written_passes(tmp_path):
         (FileNotFoundError("x is not there; give y"), "x is not there; give y"),
     ],
 )
-def test_an_error_of_the_operating_system_is_a_sentence(monkeypatch, capsys, error, said):
-    def refused(*_: object, **__: object) -> None:
+def test_operating_system_errors_become_plain_messages(monkeypatch, capsys, error, message):
+    def failing_prune(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("clipvid.features.maintenance.prune", refused)
+    monkeypatch.setattr("clipvid.features.maintenance.prune", failing_prune)
     line = refusal(capsys, "cache", "prune", "taps")
-    assert line.startswith(f"clipvid cache prune: {said}")
+    assert line.startswith(f"clipvid cache prune: {message}")
     assert "Errno" not in line
 
 
-def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
+def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught, atomic_file(tmp_path / "a.json"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    said = "a.json cannot be read or changed: the disk is full; make room, or choose another place"
-    assert describe_os_error(caught.value) == f"{tmp_path}/{said}"
+    message = "a.json cannot be read or changed: the disk is full; make room, or choose another place"
+    assert describe_os_error(caught.value) == f"{tmp_path}/{message}"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("train --cache_kind int8", "nothing is kept without --cache; leave out --cache_kind int8"),
         ("train --cache_mode taps", "nothing is kept without --cache; leave out --cache_mode taps"),
@@ -192,12 +200,12 @@ def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
         ("train --val_split x --val_fraction 0.5", "--val_split says what to validate on; leave out --val_fraction"),
     ],
 )
-def test_an_option_without_effect_is_refused(idle, capsys, words, said):
+def test_an_option_without_effect_is_refused(no_models, capsys, words, message):
     command, *options = words.split()
-    assert said in refusal(capsys, command, "videos/test", *options)
+    assert message in refusal(capsys, command, "videos/test", *options)
 
 
-def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
+def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypatch):
     monkeypatch.chdir(work)
     error = refusal(capsys, "train", "videos/test", "--val", "videos/test", "--cache", "taps", "--cache_taps", "true")
     assert "cache keeps taps on the disk, cache_taps true in memory; leave out one of them" in error
@@ -205,7 +213,7 @@ def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("search nowhere red", "nowhere holds no index (no index.json); clipvid index VIDEOS --out nowhere makes one"),
         ("embed tables", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
@@ -222,22 +230,22 @@ def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
         ("train videos/test --lr -1", "lr must be above 0 and finite, got -1.0"),
     ],
 )
-def test_what_is_given_in_place_of_something_else_is_said(idle, capsys, words, said):
-    assert said in refusal(capsys, *words.split())
+def test_the_wrong_kind_of_input_is_named(no_models, capsys, words, message):
+    assert message in refusal(capsys, *words.split())
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("activitynet", "name the file or its folder with --annotations"), ("k400", "with --annotations")],
 )
-def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, monkeypatch, name, said):
+def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, monkeypatch, name, message):
     monkeypatch.chdir(work)
-    assert said in refusal(capsys, "eval", "videos/test", "--format", name)
+    assert message in refusal(capsys, "eval", "videos/test", "--format", name)
 
 
 @pytest.mark.parametrize("command", ["train x", "eval x", "data check csv x"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"a: [1, 2\nb: }\n", "options.yaml is no YAML (line 2)"),
         (b"\xf4\xff\x00", "options.yaml is no YAML"),
@@ -247,15 +255,15 @@ def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, 
         (None, "File does not exist: "),
     ],
 )
-def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, monkeypatch, command, content, said):
+def test_an_invalid_options_file_is_named(tmp_path, capsys, monkeypatch, command, content, message):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path("options.yaml").write_bytes(content)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main([*command.split(), "--config", "options.yaml"])
     error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said in error
+    assert exit_info.value.code == 2
+    assert message in error
     assert "options.yaml" in error
     assert error.count("\n") == 2, error
 
@@ -267,10 +275,10 @@ def test_an_unknown_option_of_a_group_is_named_with_the_file(tmp_path, capsys):
     assert "options.yaml has 'data_config.frmaes', which is no option of this command" in capsys.readouterr().err
 
 
-def test_a_file_of_options_is_read(idle, capsys, tmp_path):
+def test_options_are_read_from_a_file(no_models, capsys, tmp_path):
     path = tmp_path / "options.yaml"
-    words = 'lr: -2\ndata_config:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
-    path.write_text(words)
+    text = 'lr: -2\ndata_config:\n  frames: 4\nselfsup.flip: 0.5\noptions:\n  hidden: 8\nmixup: 0\ntemplates: ["{}"]\n'
+    path.write_text(text)
     error = refusal(capsys, "train", "videos/test", "--config", str(path))
     assert f"lr must be above 0 and finite, got -2.0 (lr is set in {path})" in error
     error = refusal(capsys, "train", "videos/test", "--config", str(path), "--lr", "-3")
@@ -278,23 +286,23 @@ def test_a_file_of_options_is_read(idle, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("lr: abc", "--lr takes float, got abc"),
         ("task: nix", "--task takes one of 'retrieval', 'recognition', 'selfsup', got nix"),
         ("data_config:\n  frames: x", "--data_config.frames takes int, got x"),
     ],
 )
-def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monkeypatch, capsys, option, said):
+def test_a_wrong_value_in_an_options_file_is_reported_with_the_file(tmp_path, monkeypatch, capsys, option, message):
     monkeypatch.chdir(tmp_path)
     Path("options.yaml").write_text(option)
     with pytest.raises(SystemExit):
         main(["train", "x", "--config", "options.yaml"])
-    assert f"clipvid train: --config options.yaml: {said}\n" in capsys.readouterr().err
+    assert f"clipvid train: --config options.yaml: {message}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--rerank 3", "rerank must be an integer >= 1 and needs a token-wise similarity, got 3 for a model whose"),
         ("--task recognition", "this model has no classifier; train one (task recognition), or use evaluate_zero_shot"),
@@ -304,7 +312,7 @@ def test_a_wrong_value_in_a_file_of_options_is_told_with_the_file(tmp_path, monk
         ("--format videos --zero_shot true", "test has no class names; zero-shot recognition needs two or more"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_path, capsys, words, said):
+def test_unscorable_data_is_refused_before_the_cache_is_filled(work, tmp_path, capsys, words, message):
     cache, data = tmp_path / "taps", work / "videos" / "test"
     if "folder" in words:
         for number, clip in enumerate(sorted(data.glob("*.mp4"))):
@@ -312,18 +320,20 @@ def test_what_cannot_be_scored_is_refused_before_the_cache_is_filled(work, tmp_p
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(clip)
         data = tmp_path / "test"
-    assert said in refusal(capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split())
+    assert message in refusal(
+        capsys, "eval", str(data), "--model", "clipvid-mini", "--cache", str(cache), *words.split()
+    )
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("option", ["--resume", "--data_config.frames"])
-def test_an_option_without_its_value_is_told_what_it_needs(capsys, option):
+def test_an_option_without_its_value_says_what_it_needs(capsys, option):
     with pytest.raises(SystemExit):
         main(["train", "x", option])
     assert f"{option} needs a value; a switch takes true" in capsys.readouterr().err
 
 
-def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work, tmp_path, monkeypatch, capsys):
+def test_an_index_is_searched_from_any_folder_and_names_a_missing_model(work, tmp_path, monkeypatch, capsys):
     from clipvid.models.factory import create_model
 
     monkeypatch.chdir(tmp_path)
@@ -334,13 +344,13 @@ def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work
     assert main(["search", "../index", "red", "--k", "1"]) == 0
     (tmp_path / "model").rename(tmp_path / "moved")
     capsys.readouterr()
-    said = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
-    assert said in refusal(capsys, "search", "../index", "red")
+    message = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
+    assert message in refusal(capsys, "search", "../index", "red")
 
 
-def test_what_an_index_notes_of_its_model_holds_from_anywhere(tmp_path, monkeypatch):
+def test_model_paths_stored_in_an_index_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("RN50").mkdir()  # somebody's folder, and no saved model
+    Path("RN50").mkdir()  # an unrelated folder, not a saved model
     Path("weights.pt").touch()
     assert lasting("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
     assert lasting("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}

@@ -1,4 +1,4 @@
-"""MotionShapes: the world is symmetric in time, its files hold what was drawn, and its splits keep their promises."""
+"""MotionShapes: symmetry in time, files that decode to the rendered frames, and the properties of its splits."""
 
 from __future__ import annotations
 
@@ -31,11 +31,6 @@ def decode(path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def where(frame: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Bool (H, W): pixels that differ clearly between two frames."""
-    return abs(frame.astype(int) - without).sum(-1) > 60
-
-
 def test_a_clip_is_a_pure_function_of_seed_split_and_index():
     first, again = (render(draw_scene(5, "train", 11)) for _ in range(2))
     assert np.array_equal(first, again)
@@ -51,7 +46,7 @@ def test_the_partner_drawn_from_the_same_seed_is_the_clip_played_backwards(motio
     assert not np.array_equal(partner, clip), "a clip that is its own mirror image would teach nothing"
 
 
-def test_what_is_drawn_never_depends_on_which_motion_of_a_pair_the_words_name():
+def test_a_scene_and_its_reverse_share_every_random_choice():
     for scene in one_of_each_motion():
         plan, partner = motion_shapes._plan(scene), motion_shapes._plan(scene.reversed())
         assert (plan.height, plan.width, plan.frames, plan.fps) == (
@@ -65,7 +60,7 @@ def test_what_is_drawn_never_depends_on_which_motion_of_a_pair_the_words_name():
             assert np.array_equal(figure.angle, mirrored.angle)
 
 
-def test_motions_go_the_way_their_names_say():
+def test_motions_go_in_the_named_direction():
     for motion, axis, sign in (("moves left", 1, -1), ("moves right", 1, 1), ("moves up", 0, -1), ("moves down", 0, 1)):
         clip = render(Scene("red", "circle", "large", "plain", motion, seed=(4,)))
         red = (clip[..., 0].astype(int) - clip[..., 1] > 120).nonzero()
@@ -81,7 +76,7 @@ def test_growing_grows_and_appearing_appears():
         assert (np.diff(red) >= -3).all()
 
 
-def test_turning_clockwise_moves_the_dot_from_the_top_to_the_right_and_on():
+def test_a_clockwise_turn_moves_the_dot_clockwise():
     clip = render(Scene("yellow", "circle", "large", "plain", "turns clockwise", seed=(8,)))
     angles = []
     for frame in clip:
@@ -94,7 +89,7 @@ def test_turning_clockwise_moves_the_dot_from_the_top_to_the_right_and_on():
     assert turned.min() > -2
 
 
-def test_eight_frames_of_a_turn_leave_no_doubt_about_its_direction():
+def test_eight_frames_of_a_turn_show_its_direction():
     for i in range(200):
         scene = Scene("red", "cross", "small", "plain", "turns clockwise", seed=(9, i))
         angle = motion_shapes._plan(scene).figures[1].angle
@@ -141,7 +136,7 @@ def test_a_still_is_the_frame_of_its_clip():
             # an odd number of steps has two middles, and the partner's middle is the other one
             middle = clip[len(clip) - 1 - round(0.5 * (len(clip) - 1))] if at == 0.5 else frame
             gap = min(abs(still.astype(int) - one).max() for one in (frame, middle))
-            assert gap <= 1  # float32 rounds differently around one frame than around all
+            assert gap <= 1  # float32 rounds one frame differently than all at once
 
 
 def test_every_shape_looks_different_from_every_other_at_any_angle():
@@ -165,7 +160,7 @@ def test_captions_name_object_motion_and_background():
     assert all(reverse(reverse(motion)) == motion != reverse(motion) for motion in MOTIONS)
 
 
-def test_an_unknown_word_names_the_words_there_are():
+def test_an_unknown_word_names_the_allowed_ones():
     with pytest.raises(ValueError, match=r"unknown colour 'mauve'; choose one of red, orange"):
         Scene("mauve", "circle", "large", "plain", "grows")
     with pytest.raises(ValueError, match=r"unknown motion 'jumps'; choose one of moves left"):
@@ -175,7 +170,7 @@ def test_an_unknown_word_names_the_words_there_are():
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_captions_are_unique_and_the_reversed_caption_is_the_neighbours(split):
+def test_captions_are_unique_and_each_neighbour_has_the_reversed_one(split):
     scenes = [draw_scene(7, split, i) for i in range(5120)]
     assert len({scene.caption for scene in scenes}) == 5120
     for one, other in itertools.batched(scenes, 2) if hasattr(itertools, "batched") else zip(*[iter(scenes)] * 2):  # noqa: B905
@@ -201,7 +196,7 @@ def test_train_draws_every_object_and_motion_word():
         assert min(drawn.count(word) for word in words) > 600 / len(words) / 2
 
 
-def test_a_file_decodes_to_the_frames_that_were_drawn(tmp_path):
+def test_a_file_decodes_to_the_rendered_frames(tmp_path):
     gaps = []
     for i, scene in enumerate(one_of_each_motion()):
         frames = render(scene)
@@ -211,10 +206,10 @@ def test_a_file_decodes_to_the_frames_that_were_drawn(tmp_path):
         error = abs(decoded.astype(int) - frames).mean(axis=(1, 2, 3))
         assert error.max() < 4
         gaps.append(error[0] - error[-1])
-    assert abs(np.mean(gaps)) < 0.3, "coding treats the first frame and the last alike"
+    assert abs(np.mean(gaps)) < 0.3, "the codec must treat the first and the last frame alike"
 
 
-def test_a_file_is_h264_at_the_drawn_rate(tmp_path):
+def test_a_file_is_h264_at_the_frame_rate_of_its_scene(tmp_path):
     scene = draw_scene(2, "train", 0)
     write_clip(tmp_path / "a.mp4", render(scene), fps=scene.fps)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -237,7 +232,7 @@ def test_a_dataset_has_its_captions_labels_and_files(tmp_path):
         assert decode(record.path).shape == render(scene).shape
 
 
-def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path, monkeypatch):
+def test_a_finished_folder_is_reused_and_other_content_is_refused(tmp_path, monkeypatch):
     first = write_dataset(tmp_path, "train", 4)
     stamps = [record.path.stat().st_mtime_ns for record in first.records]
     assert write_dataset(tmp_path, "train", 4) == first
@@ -249,16 +244,16 @@ def test_a_finished_folder_is_reused_and_another_content_is_refused(tmp_path, mo
         write_dataset(tmp_path, "train", 4)
 
 
-def test_an_interrupted_run_leaves_no_folder_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_no_folder_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     written, write = [], motion_shapes.write_clip
 
-    def stops_at_the_third(path, frames, *, fps):
+    def stop_at_the_third(path, frames, *, fps):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path.name)
         write(path, frames, fps=fps)
 
-    monkeypatch.setattr(motion_shapes, "write_clip", stops_at_the_third)
+    monkeypatch.setattr(motion_shapes, "write_clip", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, "train", 4)
     assert not (tmp_path / "train").exists()

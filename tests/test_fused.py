@@ -1,4 +1,4 @@
-"""Fused copies give autocast's own numbers, the gradients of the module itself, and notice when a weight changes."""
+"""Fused copies: autocast's numbers, the original module's gradients, and a new copy after every change of a weight."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ BF16 = torch.bfloat16
 
 @pytest.fixture
 def openai_like(tiny_clip):
-    """With the activation of OpenAI's weights."""
-    from open_clip.transformer import QuickGELU as Theirs
+    """A tiny CLIP with QuickGELU, the activation of OpenAI's weights."""
+    from open_clip.transformer import QuickGELU as OpenClipQuickGELU
 
     for part in list(tiny_clip.modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.GELU):
-                setattr(part, name, Theirs())
+                setattr(part, name, OpenClipQuickGELU())
     return tiny_clip
 
 
@@ -49,9 +49,9 @@ def images():
     return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def levels_of(visual, images):
-    found = visual.forward_intermediates(images, indices=[0, 1, 3], output_fmt="NLC", output_extra_tokens=True)
-    return [*found["image_intermediates"], *found["image_intermediates_prefix"], found["image_features"]]
+def tower_outputs(visual, images):
+    outputs = visual.forward_intermediates(images, indices=[0, 1, 3], output_fmt="NLC", output_extra_tokens=True)
+    return [*outputs["image_intermediates"], *outputs["image_intermediates_prefix"], outputs["image_features"]]
 
 
 def autocast():
@@ -59,19 +59,19 @@ def autocast():
 
 
 @pytest.mark.parametrize("clip", ["tiny_clip", "openai_like"])
-def test_a_frozen_copy_gives_what_autocast_gives_within_its_rounding(clip, images, request):
-    """Apart from each other by no more than autocast is from float32; layers, class tokens and embeddings."""
+def test_a_frozen_copy_matches_autocast_within_its_rounding(clip, images, request):
+    """Layers, class tokens and embeddings lie within twice autocast's error against float32."""
     visual = request.getfixturevalue(clip).visual.requires_grad_(False)
     fused = frozen_copy(visual, BF16)
     kinds = {type(part) for part in fused.modules()}
     assert {FrozenLinear, FrozenPatches, FusedAttention} <= kinds
     assert nn.MultiheadAttention not in kinds
     assert nn.Linear not in kinds
-    assert nn.SiLU not in kinds or not orders(visual.conv1.weight, BF16), "oneDNN takes the activation along"
+    assert nn.SiLU not in kinds or not orders(visual.conv1.weight, BF16), "oneDNN fuses the activation into the product"
     with torch.no_grad():
-        exact = levels_of(visual, images)
+        exact = tower_outputs(visual, images)
         with autocast():
-            theirs, ours = levels_of(visual, images), levels_of(fused, images)
+            theirs, ours = tower_outputs(visual, images), tower_outputs(fused, images)
     for level, (true, their, our) in enumerate(zip(exact, theirs, ours, strict=True)):
         assert our.dtype == their.dtype, level
         error = (their.float() - true).abs().max()
@@ -84,19 +84,19 @@ def test_a_frozen_copy_shares_what_it_does_not_cast(tiny_clip):
     fused = frozen_copy(visual, BF16)
     assert fused.ln_pre.weight is visual.ln_pre.weight
     assert fused.positional_embedding is visual.positional_embedding
-    assert isinstance(visual.transformer.resblocks[0].attn, nn.MultiheadAttention)  # the module itself is as it was
+    assert isinstance(visual.transformer.resblocks[0].attn, nn.MultiheadAttention)  # the original module is unchanged
 
 
-def test_a_copy_in_float32_differs_by_the_order_of_sums_alone(openai_like, images):
+def test_a_float32_copy_differs_only_by_summation_order(openai_like, images):
     visual = openai_like.visual.requires_grad_(False)
     with torch.no_grad():
         for ours, theirs in zip(
-            levels_of(frozen_copy(visual, torch.float32), images), levels_of(visual, images), strict=True
+            tower_outputs(frozen_copy(visual, torch.float32), images), tower_outputs(visual, images), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_trainable_copy_has_the_modules_own_parameters_and_gradients(openai_like, images):
+def test_a_trainable_copy_shares_its_modules_parameters_and_gradients(openai_like, images):
     visual = openai_like.visual.double()
     fused = trainable_copy(visual)
     assert {id(p) for p in fused.parameters()} == {id(p) for p in visual.parameters()}
@@ -122,12 +122,12 @@ def load_other_tensors(linear):
     linear.load_state_dict({k: v + 1 for k, v in linear.state_dict().items()}, assign=True)
 
 
-def put_another_parameter(linear):
+def replace_parameter(linear):
     linear.weight = nn.Parameter(linear.weight + 1)
 
 
-def put_other_memory(linear):
-    for _ in range(3):  # memory that was freed is given out again first
+def replace_storage(linear):
+    for _ in range(3):  # the allocator reuses freed memory first
         linear.weight.data = linear.weight.data + 1
 
 
@@ -141,21 +141,24 @@ WRITES = {
     "one entry": add_to_one_entry,
     "load_state_dict": load_other_values,
     "load_state_dict, assign": load_other_tensors,
-    "another parameter": put_another_parameter,
-    "other memory": put_other_memory,
+    "new parameter": replace_parameter,
+    "new storage": replace_storage,
     "foreach": lambda linear: torch._foreach_mul_([linear.weight], 2.0),
-    "numbers": lambda linear: torch.nn.utils.vector_to_parameters(torch.ones(72), linear.parameters()),
+    "vector_to_parameters": lambda linear: torch.nn.utils.vector_to_parameters(torch.ones(72), linear.parameters()),
     "SGD": partial(step, optimizer=torch.optim.SGD),
     "SGD, fused": partial(step, optimizer=torch.optim.SGD, fused=True),
     "AdamW, fused": partial(step, optimizer=torch.optim.AdamW, fused=True),
     "AdamW, foreach": partial(step, optimizer=torch.optim.AdamW, foreach=True),
-    "told": lambda linear: (linear.weight.data.mul_(2), torch.autograd.graph.increment_version(linear.weight)),
+    "increment_version": lambda linear: (
+        linear.weight.data.mul_(2),
+        torch.autograd.graph.increment_version(linear.weight),
+    ),
 }
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
 def test_a_changed_weight_is_noticed(write):
-    """Fused optimizers do not raise torch's count of writes; their steps are noticed all the same."""
+    """Fused optimizers do not raise torch's version counter; their steps must be noticed all the same."""
     tower = nn.Sequential(nn.Linear(8, 8))
     copies = FusedCopies()
     before = copies.frozen(tower, BF16)
@@ -169,7 +172,7 @@ def test_a_changed_weight_is_noticed(write):
             torch.testing.assert_close(after(x), tower(x))
 
 
-def test_steps_of_other_weights_and_steps_without_a_gradient_leave_copies_as_they_are():
+def test_optimizer_steps_without_a_gradient_for_the_tower_keep_its_copy():
     tower, other = nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8)
     copies = FusedCopies()
     before = copies.frozen(tower, BF16)
@@ -178,7 +181,7 @@ def test_steps_of_other_weights_and_steps_without_a_gradient_leave_copies_as_the
     assert copies.frozen(tower, BF16) is before
 
 
-def test_a_write_past_torch_needs_forget(tiny_clip):
+def test_a_write_that_torch_does_not_count_needs_forget_copies(tiny_clip):
     model = attach(tiny_clip, depth=2)
     video = torch.ones(1, 2, 3, 32, 32)
 
@@ -188,30 +191,30 @@ def test_a_write_past_torch_needs_forget(tiny_clip):
 
     before = frames()
     tiny_clip.visual.conv1.weight.data.mul_(3)
-    assert torch.equal(frames(), before), "the limit that the documentation names"
+    assert torch.equal(frames(), before), "the documented limit"
     model.forget_copies()
     assert not torch.equal(frames(), before)
 
 
 @pytest.mark.parametrize("change", ["set_trainable", "load_state_dict", "to"])
-def test_what_changes_a_model_drops_its_copies(tiny_clip, change):
+def test_calls_that_change_a_model_drop_its_copies(tiny_clip, change):
     model = attach(tiny_clip, depth=2)
-    made = [model.backbone._fused_visual._inference, model.backbone._fused_text._inference]
-    made += [] if change == "set_trainable" else [model._fused_branch._inference]
+    caches = [model.backbone._fused_visual._inference, model.backbone._fused_text._inference]
+    caches += [] if change == "set_trainable" else [model._fused_branch._inference]
     with torch.no_grad(), autocast():
         model.encode_video(torch.ones(1, 2, 3, 32, 32))
         model.encode_text(torch.zeros(1, 12, dtype=torch.long))
-    assert all(cache._values for cache in made)
+    assert all(cache._values for cache in caches)
     if change == "set_trainable":
         model.set_trainable("last:1")
     elif change == "load_state_dict":
         model.load_state_dict(model.state_dict())
     else:
         model.to(torch.float32)
-    assert not any(cache._values for cache in made)
+    assert not any(cache._values for cache in caches)
 
 
-def test_weights_made_in_inference_mode_are_not_remembered():
+def test_weights_created_in_inference_mode_get_no_copy():
     with torch.inference_mode():
         tower = nn.Sequential(nn.Linear(8, 8))
     with autocast(), torch.no_grad():
@@ -219,26 +222,26 @@ def test_weights_made_in_inference_mode_are_not_remembered():
 
 
 def in_threads(*jobs):
-    """Run the jobs at once; raise the first error of any."""
+    """Run the jobs concurrently and return their results; raise the first error."""
     start = Barrier(len(jobs))
     with ThreadPoolExecutor(len(jobs)) as pool:
         futures = [pool.submit(lambda job=job: (start.wait(), job())[1]) for job in jobs]
         return [future.result() for future in futures]
 
 
-def test_threads_that_ask_at_once_share_one_copy(monkeypatch):
-    made: list[None] = []
+def test_concurrent_requests_share_one_copy(monkeypatch):
+    calls: list[None] = []
 
-    def slowly(module, dtype):
-        made.append(None)
+    def slow_copy(module, dtype):
+        calls.append(None)
         time.sleep(0.05)
         return frozen_copy(module, dtype)
 
-    monkeypatch.setattr("clipvid.models.backbone.fused.frozen_copy", slowly)
+    monkeypatch.setattr("clipvid.models.backbone.fused.frozen_copy", slow_copy)
     tower, copies = nn.Sequential(nn.Linear(8, 8)), FusedCopies()
-    given = in_threads(*[partial(copies.frozen, tower, BF16)] * 4)
-    assert len(made) == 1
-    assert all(copy is given[0] for copy in given)
+    results = in_threads(*[partial(copies.frozen, tower, BF16)] * 4)
+    assert len(calls) == 1
+    assert all(copy is results[0] for copy in results)
 
 
 def test_a_copy_in_use_is_not_written_to_when_a_weight_changes():
@@ -252,8 +255,8 @@ def test_a_copy_in_use_is_not_written_to_when_a_weight_changes():
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_threads_get_what_one_thread_gets(tiny_clip, precision):
-    """Level 0 is what a hook on the tower sees, also of passes that run at the same time."""
+def test_concurrent_passes_give_the_outputs_of_serial_ones(tiny_clip, precision):
+    """Level 0 comes from a hook on the tower, and concurrent passes must not read each other's."""
     backbone = Backbone(tiny_clip)
     videos = [torch.full((1, 2, 3, 32, 32), float(k)) for k in range(4)]
 
@@ -261,9 +264,9 @@ def test_threads_get_what_one_thread_gets(tiny_clip, precision):
         with torch.no_grad(), precisions.autocast(precision, backbone.device):
             return [backbone(video, levels=(0, 4)).patches[0] for _ in range(20)]
 
-    alone = [stem(video)[0] for video in videos]
-    for expected, given in zip(alone, in_threads(*(partial(stem, video) for video in videos)), strict=True):
-        assert all(torch.equal(patches, expected) for patches in given)
+    serial = [stem(video)[0] for video in videos]
+    for expected, outputs in zip(serial, in_threads(*(partial(stem, video) for video in videos)), strict=True):
+        assert all(torch.equal(patches, expected) for patches in outputs)
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -276,7 +279,7 @@ def test_a_changed_activation_is_noticed(grad):
         torch.testing.assert_close(copies.of(tower, grad=grad)(x), tower(x))
 
 
-def test_the_copies_stay_out_of_states_and_are_not_copied(tiny_clip):
+def test_copies_stay_out_of_state_dicts_and_deep_copies(tiny_clip):
     backbone = Backbone(tiny_clip)
     names = set(backbone.state_dict())
     with torch.no_grad(), autocast():
@@ -291,8 +294,8 @@ def test_the_copies_stay_out_of_states_and_are_not_copied(tiny_clip):
     assert not torch.equal(taps, changed)
 
 
-def test_without_autocast_the_tower_is_open_clips_own(tiny_clip, images):
-    """So that float32 is CLIP's to the bit."""
+def test_without_autocast_embeddings_are_open_clips_to_the_bit(tiny_clip, images):
+    """Float32 uses the original modules, never copies."""
     backbone = Backbone(tiny_clip)
     with torch.no_grad():
         assert torch.equal(backbone(images[None], levels=(4,)).frames[0], tiny_clip.encode_image(images))
@@ -300,8 +303,8 @@ def test_without_autocast_the_tower_is_open_clips_own(tiny_clip, images):
 
 @pytest.mark.native_bf16
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2", "EVA02-B-16", "coca_ViT-B-32", "convnext_tiny", "MobileCLIP2-S0"])
-def test_every_make_of_tower_has_its_inference_copy(name):
-    """The numbers are autocast's within bf16's rounding."""
+def test_every_kind_of_tower_has_an_inference_copy(name):
+    """Embeddings agree with autocast's up to the rounding of bf16."""
     config = open_clip.get_model_config(name)
     visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"]).eval().requires_grad_(False)
     side = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
@@ -323,14 +326,14 @@ def test_frozen_linears_take_any_batch(shape):
     torch.testing.assert_close(ours.float(), exact, rtol=2e-2, atol=2e-2)
 
 
-def test_quick_gelu_is_its_formula_and_so_is_its_slope():
+def test_quick_gelu_and_its_gradient_follow_the_formula():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(QuickGELU()(x), x * torch.sigmoid(1.702 * x), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(QuickGELU(), x)
 
 
-def test_buffers_that_moved_are_shared_anew(tiny_clip):
-    """`to` keeps parameters and replaces buffers: the copy's attention mask would stay on the old device."""
+def test_replaced_buffers_give_a_new_copy(tiny_clip):
+    """Module.to replaces buffers: the attention mask of an old copy would stay on the old device."""
     copies = FusedCopies()
     first = copies.trainable(tiny_clip)
     tiny_clip.double().float()
@@ -349,7 +352,7 @@ def test_a_model_that_ran_under_autocast_is_pickled_without_its_copies(tiny_clip
     assert not again._inference._values
 
 
-def test_a_compiled_module_is_left_to_its_compiler():
+def test_a_compiled_module_gets_no_copy():
     tower = nn.Sequential(nn.Linear(4, 4))
     with autocast():
         assert FusedCopies().of(tower, grad=False) is not tower
@@ -357,7 +360,7 @@ def test_a_compiled_module_is_left_to_its_compiler():
         assert FusedCopies().of(tower, grad=False) is tower
 
 
-def test_attention_that_looks_at_something_else_is_left_as_it_is():
-    """CoCa's pooler asks with queries of its own."""
+def test_cross_attention_is_not_replaced():
+    """CoCa's pooler attends with learned queries, which self-attention cannot replace."""
     pooler = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
     assert type(frozen_copy(pooler, BF16)["attn"]) is nn.MultiheadAttention  # type: ignore[index]

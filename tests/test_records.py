@@ -1,4 +1,4 @@
-"""Records and data sets are checked when made, and split by file and class."""
+"""Records and data sets are checked at construction, and split by file and class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from clipvid.data.records import Record, VideoDataset
 
 
-def test_wrong_records_are_refused_when_made():
+def test_invalid_records_are_refused():
     with pytest.raises(ValueError, match="start < end"):
         Record(Path("a.mp4"), start=2.0, end=1.0)
     with pytest.raises(ValueError, match="start < end"):
@@ -35,7 +35,7 @@ def test_repr_counts_instead_of_listing():
     assert repr(data) == "VideoDataset('many': 1000 videos, 2000 captions, 1 class)"
 
 
-def test_split_keeps_classes_balanced_files_whole_and_order():
+def test_split_balances_classes_keeps_files_together_and_preserves_order():
     records = [Record(Path(f"{n}.mp4"), label=n % 3) for n in range(60)]
     records += [Record(Path(f"{n}.mp4"), label=n % 3, start=5.0) for n in range(60)]  # a second clip of each file
     data = VideoDataset(tuple(records), ("a", "b", "c"))
@@ -48,7 +48,7 @@ def test_split_keeps_classes_balanced_files_whole_and_order():
     assert data.split(0.25, seed=3)[1] == validation != data.split(0.25, seed=4)[1]
 
 
-def test_split_gives_small_classes_a_training_video_and_hits_the_total():
+def test_split_gives_small_classes_a_training_video_and_has_the_requested_size():
     records = [Record(Path(f"{n}.mp4"), label=min(n, 3)) for n in range(10)]  # classes of 1, 1, 1 and 7 videos
     train, validation = VideoDataset(tuple(records), tuple("abcd")).split(0.4)
     assert len(validation) == 4
