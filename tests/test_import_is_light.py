@@ -1,4 +1,4 @@
-"""`import clipvid` and `clipvid --help` load nothing heavy: both answer at once, and a missing extra breaks neither."""
+"""`import clipvid` and `clipvid --help` load no heavy library: both are fast, and neither needs an optional extra."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ assert "usage" in shown.getvalue().lower(), "no help came out"
 
 
 def loaded_by(script: str) -> set[str]:
-    """Top-level modules in a fresh interpreter after `script`."""
+    """Return the top-level modules that a fresh interpreter has loaded after `script`."""
     script += "\nimport sys; print('loaded', *{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.rpartition("loaded")[2].split())
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.rpartition("loaded")[2].split())
 
 
 def test_import_loads_nothing_heavy_not_even_torch():
     assert not loaded_by("import clipvid") & {*HEAVY, "torch", "numpy"}
 
 
-def test_the_probe_sees_a_heavy_module_where_there_is_one():
+def test_the_check_detects_a_heavy_module():
     assert "av" in loaded_by("import av")
 
 
@@ -47,13 +47,13 @@ def test_help_loads_nothing_heavy():
 def test_python_dash_m_shows_the_help_too():
     if importlib.util.find_spec("clipvid.__main__") is None:
         pytest.skip("clipvid/__main__.py does not exist yet")
-    done = subprocess.run([sys.executable, "-m", "clipvid", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout.lower()
+    process = subprocess.run([sys.executable, "-m", "clipvid", "--help"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "usage" in process.stdout.lower()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("train . --model nonsense", "unknown base model 'nonsense'; see open_clip.list_models()"),
         ("eval . --model ViT-B-33", "unknown base model 'ViT-B-33'; did you mean ViT-B-32"),
@@ -69,17 +69,17 @@ def test_python_dash_m_shows_the_help_too():
         ("eval nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
     ],
 )
-def test_what_there_is_not_or_is_already_is_refused_before_anything_heavy_is_loaded(words, said, tmp_path, monkeypatch):
+def test_wrong_names_and_existing_outputs_are_refused_before_any_heavy_import(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
     script = "import contextlib, io\nfrom clipvid.cli.main import main\n"
-    script += "with contextlib.redirect_stderr(io.StringIO()) as told:\n"
-    script += f"    assert main({words.split()}) == 1\nassert {said!r} in told.getvalue(), told.getvalue()"
+    script += "with contextlib.redirect_stderr(io.StringIO()) as stderr:\n"
+    script += f"    assert main({words.split()}) == 1\nassert {message!r} in stderr.getvalue(), stderr.getvalue()"
     assert not loaded_by(script) & {*HEAVY, "torch", "numpy"}
 
 
-def test_the_names_that_are_known_early_are_those_that_there_are():
+def test_names_listed_without_imports_equal_those_of_the_libraries():
     import open_clip
 
     from clipvid.models import branches

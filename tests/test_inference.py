@@ -1,4 +1,4 @@
-"""Passes leave every part of a model in its former mode, however many threads make them at once."""
+"""Inference passes restore the training mode of every module, also when many threads run them at once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def flags(model):
 
 @pytest.fixture
 def network():
-    """Two parts, one of which its user keeps in eval mode while the rest trains."""
+    """A model in training mode with one submodule that its user keeps in eval mode."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)))
     model.train()
     model[1][0].eval()
     return model
 
 
-def test_each_part_gets_its_own_mode_back(network):
+def test_each_module_gets_its_own_mode_back(network):
     before = flags(network)
     with evaluating(network):
         assert not any(flags(network))
@@ -40,14 +40,14 @@ def test_each_part_gets_its_own_mode_back(network):
     assert not _PASSES
 
 
-def test_a_model_in_eval_mode_stays_so_and_what_is_no_module_has_no_mode(network):
+def test_a_model_in_eval_mode_stays_so_and_an_object_without_modes_is_accepted(network):
     network.eval()
     with evaluating(network), evaluating(object()):
         assert not any(flags(network))
     assert not any(flags(network))
 
 
-def test_a_pass_that_ends_leaves_those_that_still_run_in_eval_mode(network):
+def test_a_pass_that_ends_keeps_eval_mode_for_passes_that_still_run(network):
     before = flags(network)
     first, second = evaluating(network), evaluating(network[1])
     first.__enter__()
@@ -59,7 +59,7 @@ def test_a_pass_that_ends_leaves_those_that_still_run_in_eval_mode(network):
     assert flags(network) == before
 
 
-def test_many_threads_never_see_dropout_and_the_modes_come_back(network):
+def test_many_threads_never_see_dropout_and_the_modes_are_restored(network):
     x, before = torch.randn(8, 4), flags(network)
     start = threading.Barrier(16)
     with inference_mode_of(network):
@@ -84,7 +84,7 @@ def inference_mode_of(network):
     return inference(network, "32-true")
 
 
-def test_a_pass_has_no_gradients_and_the_precision_that_is_asked_for(network):
+def test_a_pass_has_no_gradients_and_the_requested_precision(network):
     network.device = torch.device("cpu")
     with inference(network, "bf16-mixed"):
         assert not torch.is_grad_enabled()
@@ -95,7 +95,7 @@ def test_a_pass_has_no_gradients_and_the_precision_that_is_asked_for(network):
     assert torch.is_grad_enabled()
 
 
-def test_threads_that_read_what_enters_the_first_block_get_their_own(tiny_clip):
+def test_concurrent_threads_each_get_the_tap_of_their_own_clip(tiny_clip):
     model = attach(tiny_clip, "divided").eval()
     assert 0 in model.branch.levels
     clips = [torch.randn(1, 2, 3, 32, 32) for _ in range(8)]
@@ -103,10 +103,10 @@ def test_threads_that_read_what_enters_the_first_block_get_their_own(tiny_clip):
         serial = [model.encode_video(clip) for clip in clips]
     start = threading.Barrier(8)
 
-    def work(place):
+    def work(number):
         start.wait()
         with torch.no_grad():
-            return all(torch.equal(model.encode_video(clips[place]), serial[place]) for _ in range(10))
+            return all(torch.equal(model.encode_video(clips[number]), serial[number]) for _ in range(10))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))

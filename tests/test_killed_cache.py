@@ -1,4 +1,4 @@
-"""A process that writes a cache is killed at random moments: what it finished stays, the rest is never served."""
+"""A process that writes a cache is killed at random moments: finished clips survive, partial ones are never served."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 CLIPS, KILLS = 40, 20
 
 RUN = '''
-"""Fork a writer, kill it, look at what it left; so many times, then let one finish. Forked from a process that has
-loaded everything and, with one thread for torch, runs none beside itself, so a run costs milliseconds."""
+"""Fork a writer, kill it and check what it left, a given number of times; then let one writer finish. The parent has
+loaded everything and runs no second thread (torch has one), so each fork costs milliseconds."""
 
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -34,72 +34,72 @@ from clipvid.models.factory import create_model
 
 torch.set_num_threads(1)
 root, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-reading = DataConfig(frames=2, batch_size=1, precision="32-true")
+data_config = DataConfig(frames=2, batch_size=1, precision="32-true")
 data, model, cache = open_dataset("csv", root), create_model("clipvid-mini", depth=2), TapCache(folder)
-place = folder / cache.cache_key(model, reading).key
+cache_folder = folder / cache.cache_key(model, data_config).key
 
 
 def begin():
-    """A process that fills the cache, from the moment when it begins to encode; its id."""
-    ours, theirs = os.pipe()
+    """Fork a process that fills the cache, and return its id once it begins to encode."""
+    read_end, write_end = os.pipe()
     if not (child := os.fork()):
         code, write = 1, disk.write_cache_key
-        disk.write_cache_key = lambda *given: (write(*given), os.write(theirs, b"."))
+        disk.write_cache_key = lambda *args: (write(*args), os.write(write_end, b"."))
         try:
-            cache.store(model, data, reading)
+            cache.store(model, data, data_config)
             code = 0
         finally:
             os._exit(code)
-    os.close(theirs)
-    os.read(ours, 1)
-    os.close(ours)
+    os.close(write_end)
+    os.read(read_end, 1)
+    os.close(read_end)
     return child
 
 
 def clips():
-    """Keys of the clips in finished files, every byte of which is checked."""
-    for path in shard_files(place):
+    """Return the keys of the clips in finished files, after checking every byte of the files."""
+    for path in shard_files(cache_folder):
         check_shard(path, full=True)
-    return set(Shards(place)._location)
+    return set(Shards(cache_folder)._location)
 
 
-cache.store(model, data.subset([0]), reading)  # warm
+cache.store(model, data.subset([0]), data_config)  # warm up
 began = time.perf_counter()
-cache.store(model, data.subset(range(1, 6)), reading)
-one, draw, before, told = (time.perf_counter() - began) / 5, random.Random(seed), clips(), []
+cache.store(model, data.subset(range(1, 6)), data_config)
+per_clip, rng, before, runs = (time.perf_counter() - began) / 5, random.Random(seed), clips(), []
 for _ in range(kills):
     child = begin()
-    time.sleep(draw.uniform(0, 3 * one * (len(data) - 6) / kills))
-    done = clips()  # finished before the blow
+    time.sleep(rng.uniform(0, 3 * per_clip * (len(data) - 6) / kills))
+    done = clips()  # finished before the kill
     os.kill(child, signal.SIGKILL)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
     after = clips()
     assert before <= done <= after, "a finished clip was lost"
-    told.append({"killed": killed, "clips": len(after), "drafts": len(list(place.glob(".*")))})
+    runs.append({"killed": killed, "clips": len(after), "drafts": len(list(cache_folder.glob(".*")))})
     before = after
 status = os.waitpid(begin(), 0)[1]
-print(json.dumps({"runs": told, "status": status, "clips": len(clips())}))
+print(json.dumps({"runs": runs, "status": status, "clips": len(clips())}))
 '''
 
 
-def test_killed_at_20_random_moments_a_cache_loses_no_finished_clip_and_serves_no_half_one(tmp_path):
+def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_no_partial_one(tmp_path):
     data = write_dataset(tmp_path / "shapes", "test", CLIPS)
     root = data[0].path.parent
     script = tmp_path / "run.py"
     script.write_text(RUN)
     command = [sys.executable, str(script), str(root), str(tmp_path / "killed"), str(KILLS), "7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["status"] == 0
-    assert told["clips"] == CLIPS
-    assert sum(run["killed"] for run in told["runs"]) >= KILLS / 2, told
-    assert len({run["clips"] for run in told["runs"]}) >= 3, "the blows fall while clips are written"
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout.splitlines()[-1])
+    assert report["status"] == 0
+    assert report["clips"] == CLIPS
+    assert sum(run["killed"] for run in report["runs"]) >= KILLS / 2, report
+    assert len({run["clips"] for run in report["runs"]}) >= 3, "the kills must hit while clips are written"
     model = create_model("clipvid-mini", depth=2)
     stores = [TapCache(tmp_path / name).store(model, data, DATA_CONFIG) for name in ("killed", "undisturbed")]
-    found, wanted = (store.batch(range(CLIPS)) for store in stores)
+    taps, expected = (store.batch(range(CLIPS)) for store in stores)
     for a, b in zip(
-        (*found.patches, *found.cls, found.frames), (*wanted.patches, *wanted.cls, wanted.frames), strict=True
+        (*taps.patches, *taps.cls, taps.frames), (*expected.patches, *expected.cls, expected.frames), strict=True
     ):
         assert torch.equal(a, b)
     assert [r.path for r in stores[0].data] == [r.path for r in data]

@@ -1,4 +1,4 @@
-"""Imports point down the rooms of scripts/structure.py, without exceptions; heavy libraries have one owner each."""
+"""Imports only point down the levels of scripts/structure.py; each heavy library is imported in one part alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import structure  # noqa: E402  # a script, not an installed module
 
 PACKAGE = structure.Package(ROOT / "clipvid")
-OWNERS = {
+IMPORTERS = {
     "open_clip": {"clipvid.models.backbone.open_clip"},
     "av": {"clipvid.video", "clipvid.data.motion_shapes"},
     "PIL": {"clipvid.video"},
@@ -25,19 +25,19 @@ OWNERS = {
     "jsonargparse": {"clipvid.cli.main"},
     "peft": {"clipvid.models.backbone.trainable"},
 }
-"""Heavy libraries, and the only modules, or packages with everything in them, that import each."""
+"""Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""
 
 
-def strangers(imports: list[structure.Import]) -> list[str]:
-    """Return a sentence for each import of a heavy library outside its owner."""
+def misplaced_imports(imports: list[structure.Import]) -> list[str]:
+    """Return a sentence for each import of a heavy library outside the modules that may import it."""
     complaints = []
     for entry in imports:
-        video_indices = OWNERS.get(entry.target.partition(".")[0])
-        if video_indices and not any(
-            entry.source == video_index or entry.source.startswith(f"{video_index}.") for video_index in video_indices
+        importers = IMPORTERS.get(entry.target.partition(".")[0])
+        if importers and not any(
+            entry.source == importer or entry.source.startswith(f"{importer}.") for importer in importers
         ):
             complaints.append(
-                f"{entry.source}:{entry.line} imports {entry.target}, which belongs to {sorted(video_indices)}"
+                f"{entry.source}:{entry.line} imports {entry.target}, which belongs to {sorted(importers)}"
             )
     return complaints
 
@@ -50,8 +50,8 @@ def test_the_table_of_exceptions_is_empty():
     assert not structure.EXCEPTIONS
 
 
-def test_a_heavy_library_is_imported_by_its_owner_alone():
-    assert not strangers(PACKAGE.imports)
+def test_a_heavy_library_is_imported_where_it_may_be_alone():
+    assert not misplaced_imports(PACKAGE.imports)
 
 
 def test_no_room_and_no_file_is_in_a_cycle():
@@ -59,7 +59,7 @@ def test_no_room_and_no_file_is_in_a_cycle():
     assert not structure.cycles(PACKAGE.graph(rooms=False))
 
 
-def test_every_room_has_a_level_and_every_level_its_rooms():
+def test_every_room_of_the_package_is_in_a_level_and_vice_versa():
     rooms = {room for level in structure.LEVELS for room in level}
     assert {PACKAGE.room(name) for name in PACKAGE.modules if name not in PACKAGE.doors} == rooms
 
@@ -77,7 +77,7 @@ def test_every_room_has_a_level_and_every_level_its_rooms():
         ("clipvid.search.index", "import clipvid.gone", "which is no module"),
     ],
 )
-def test_each_kind_of_breach_is_seen(module, text, complaint):
+def test_each_kind_of_breach_is_detected(module, text, complaint):
     package = structure.Package(ROOT / "clipvid")
     package.imports = list(package.imports_of(module, text))
     assert complaint in " ".join(package.breaches())
@@ -91,11 +91,11 @@ def test_each_kind_of_breach_is_seen(module, text, complaint):
         ("clipvid.data.open", "import av"),
     ],
 )
-def test_a_heavy_library_in_the_wrong_place_is_seen(module, text):
-    assert strangers(list(PACKAGE.imports_of(module, text)))
+def test_a_heavy_library_imported_elsewhere_is_detected(module, text):
+    assert misplaced_imports(list(PACKAGE.imports_of(module, text)))
 
 
-def test_a_cycle_is_seen_and_counts_with_all_of_its_nodes():
+def test_a_cycle_is_detected_and_counts_with_all_of_its_nodes():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
     assert structure.cycles(graph) == [["b", "c"]]
     assert structure.height(graph) == 3
@@ -113,8 +113,8 @@ def test_the_architecture_page_shows_every_room_with_its_sentence():
     assert shown.splitlines()[2:] == rows
 
 
-def test_the_structure_keeps_its_limits():
-    figures = structure.measure(PACKAGE)
-    assert not {name: figures[name] for name, limit in structure.LIMITS.items() if figures[name] > limit}
+def test_the_structure_stays_within_its_limits():
+    measures = structure.measure(PACKAGE)
+    assert not {name: measures[name] for name, limit in structure.LIMITS.items() if measures[name] > limit}
     assert not structure.long_files(PACKAGE)
     assert len(structure.long_functions(PACKAGE)) <= 2

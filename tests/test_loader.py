@@ -1,4 +1,4 @@
-"""Batches that are decoded beside the tower: the same ones, errors at their place, and no thread that stays behind."""
+"""Batches decoded in the background: the same batches, errors at their own batch, no thread or process left behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def threads() -> list[str]:
 
 @pytest.fixture
 def dataset(tmp_path, write_video) -> ClipDataset:
-    """Seven clips, the sixth of which is no video, drawn and augmented at random."""
+    """Seven clips, sampled and augmented at random; the sixth is not a video."""
     records = []
     for number in range(7):
         pictures = np.full((6 + number, 32, 48, 3), 30 * number, np.uint8)
@@ -53,48 +53,48 @@ def dataset(tmp_path, write_video) -> ClipDataset:
     )
 
 
-def as_is(dataset: ClipDataset, plan):
-    """What one thread gives, clip by clip."""
-    return [collate([dataset[row] for row in rows]) for rows in plan]
+def as_is(dataset: ClipDataset, batch_rows):
+    """Return the batches that a single thread makes, clip by clip."""
+    return [collate([dataset[row] for row in rows]) for rows in batch_rows]
 
 
-def same(found, expected) -> bool:
-    return len(found) == len(expected) and all(
-        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) for a, b in zip(found, expected, strict=True)
+def same(batches, expected) -> bool:
+    return len(batches) == len(expected) and all(
+        torch.equal(a.video, b.video) and torch.equal(a.index, b.index) for a, b in zip(batches, expected, strict=True)
     )
 
 
-@pytest.mark.parametrize("threads_of_it", [1, 3])
-def test_threads_give_the_batches_that_one_clip_after_another_gives(dataset, monkeypatch, threads_of_it):
-    monkeypatch.setattr(loader, "_threads", lambda device: threads_of_it)
-    plan = [[3, 0], [6], [5, 1], [5], [2, 4]]
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_threads_give_the_batches_of_loading_clip_by_clip(dataset, monkeypatch, n_threads):
+    monkeypatch.setattr(loader, "_threads", lambda device: n_threads)
+    batch_rows = [[3, 0], [6], [5, 1], [5], [2, 4]]
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
-        found = list(batches_of(dataset, plan))
-        assert same(found, as_is(dataset, plan))
-        assert [len(batch.unreadable) for batch in found] == [0, 0, 1, 1, 0]
+        batches = list(batches_of(dataset, batch_rows))
+        assert same(batches, as_is(dataset, batch_rows))
+        assert [len(batch.unreadable) for batch in batches] == [0, 0, 1, 1, 0]
     assert not threads()
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_batches(dataset):
-    plan = in_order(len(dataset), 3)
-    assert same(list(batches_of(dataset, plan, workers=2)), as_is(dataset, plan))
+    batch_rows = in_order(len(dataset), 3)
+    assert same(list(batches_of(dataset, batch_rows, workers=2)), as_is(dataset, batch_rows))
 
 
 @pytest.fixture
 def loaders(monkeypatch) -> list[object]:
-    """Loaders that were begun, held as an error's traceback holds them: whatever ends their processes, it is not that
-    the last reference goes.
+    """Iterators of loaders that were started, referenced as by a traceback: their processes must not end merely
+    because the last reference to them goes.
     """
-    begun: list[object] = []
-    begin = DataLoader.__iter__
-    monkeypatch.setattr(DataLoader, "__iter__", lambda self: begun.append(begin(self)) or begun[-1])
-    return begun
+    iterators: list[object] = []
+    make_iterator = DataLoader.__iter__
+    monkeypatch.setattr(DataLoader, "__iter__", lambda self: iterators.append(make_iterator(self)) or iterators[-1])
+    return iterators
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
-def test_no_process_outlives_what_stops_the_one_who_uses_the_batches(dataset, loaders, error):
+def test_no_process_outlives_an_error_in_the_consumer(dataset, loaders, error):
     def use() -> None:
         with closing(batches_of(dataset, in_order(7, 1), workers=1)) as batches:
             for _ in batches:
@@ -107,7 +107,7 @@ def test_no_process_outlives_what_stops_the_one_who_uses_the_batches(dataset, lo
     assert not active_children()
 
 
-def test_no_process_outlives_a_file_that_cannot_be_read(dataset, loaders):
+def test_no_process_outlives_an_unreadable_file(dataset, loaders):
     dataset.unreadable = "raise"
     with pytest.raises(VideoError, match=r"5\.mp4"):
         list(batches_of(dataset, [[0], [5], [1]], workers=1))
@@ -116,15 +116,15 @@ def test_no_process_outlives_a_file_that_cannot_be_read(dataset, loaders):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_worker_that_is_killed_is_one_clear_error(dataset, loaders):
+def test_a_killed_worker_is_one_clear_error(dataset, loaders):
     class Deadly(VideoTransform):
         def augment(self, frames, rng):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(WorkerError, match=r"a worker process was ended .*workers=0"):
         list(batches_of(with_transform(dataset, Deadly(16)), [[0], [1]], workers=1))
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
     assert not active_children()
 
 
@@ -144,24 +144,24 @@ list(batches_of(ClipDataset(data, frames=2, transform=VideoTransform(16)), [[0]]
 """
 
 
-@pytest.mark.parametrize("clips", [1, pytest.param(20_000, marks=pytest.mark.slow)])  # the second fills the pipe
-def test_a_script_without_a_guard_is_told_so(tmp_path, dataset, clips):
+@pytest.mark.parametrize("clips", [1, pytest.param(20_000, marks=pytest.mark.slow)])  # 20,000 clips fill the pipe
+def test_a_script_without_a_main_guard_gets_an_error_that_says_so(tmp_path, dataset, clips):
     script = tmp_path / "run.py"
     script.write_text(UNGUARDED)
     command = [sys.executable, str(script), str(dataset.data[0].path), str(clips)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started"), done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started"), process.stderr
     assert 'under `if __name__ == "__main__":`, or give workers=0' in last
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_what_workers_find_of_files_reaches_the_next_ones(tmp_path, write_video, monkeypatch, context):
-    """Each plan has workers of its own; those of the second must not ask PyAV again."""
+def test_decoder_verdicts_of_workers_reach_the_next_workers(tmp_path, write_video, monkeypatch, context):
+    """Each pass starts new workers; those of the second pass must not ask PyAV again."""
     if context not in get_all_start_methods():
         pytest.skip(f"needs {context}")
-    own = get_start_method()
+    default_method = get_start_method()
     fresh = Memory()
     monkeypatch.setattr(verdicts, "memory", lambda: fresh)
     for module in (loader, judged):
@@ -174,14 +174,14 @@ def test_what_workers_find_of_files_reaches_the_next_ones(tmp_path, write_video,
     clips = ClipDataset(data, frames=2, transform=VideoTransform(16), backend="decord")
     set_start_method(context, force=True)
     try:
-        if context == "spawn":  # there the time that a file must rest is not patched
+        if context == "spawn":  # the patched SETTLED does not reach a spawned process
             time.sleep(2.1)
         list(batches_of(clips, [[0]], workers=1))
         assert fresh.get(file, "decord") is not None
         assert fresh.news is None
         list(batches_of(clips, [[0]], workers=1))
     finally:
-        set_start_method(own, force=True)
+        set_start_method(default_method, force=True)
 
 
 def test_an_unreadable_file_is_an_error_at_its_own_batch(dataset):
@@ -194,7 +194,7 @@ def test_an_unreadable_file_is_an_error_at_its_own_batch(dataset):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
-def test_no_thread_outlives_what_stops_the_one_who_uses_the_batches(dataset, error):
+def test_no_thread_outlives_an_error_in_the_consumer(dataset, error):
     def use() -> None:
         with closing(batches_of(dataset, in_order(7, 1))) as batches:
             for _ in batches:
@@ -203,37 +203,39 @@ def test_no_thread_outlives_what_stops_the_one_who_uses_the_batches(dataset, err
 
     with pytest.raises(error) as caught:
         use()
-    assert caught.traceback  # which holds the frames, and still no thread
+    assert caught.traceback  # the traceback references the frames, and still no thread is left
     assert not threads()
 
 
-def test_a_loader_that_is_closed_gives_up_the_clip_that_is_being_decoded(dataset, monkeypatch):
+def test_closing_a_loader_abandons_the_clip_that_is_being_decoded(dataset, monkeypatch):
     begun = threading.Event()
-    after: list[bool] = []
-    given: list[Callable[[], bool]] = []
-    own = ClipDataset.stopping
-    monkeypatch.setattr(ClipDataset, "stopping", lambda self, stopped: given.append(stopped) or own(self, stopped))
+    stopped_at_frame: list[bool] = []
+    stop_checks: list[Callable[[], bool]] = []
+    original = ClipDataset.stopping
+    monkeypatch.setattr(
+        ClipDataset, "stopping", lambda self, stopped: stop_checks.append(stopped) or original(self, stopped)
+    )
 
     class Watched(VideoTransform):
         def augment(self, frames, rng):
-            if len(after) == 4:  # the first clip has come, this is the second's first frame
+            if len(stopped_at_frame) == 4:  # the first clip is done; this is the first frame of the second
                 begun.set()
-                until = time.monotonic() + 30
-                while not given[0]() and time.monotonic() < until:
+                deadline = time.monotonic() + 30
+                while not stop_checks[0]() and time.monotonic() < deadline:
                     time.sleep(0.005)
-            after.append(given[0]())
+            stopped_at_frame.append(stop_checks[0]())
             return super().augment(frames, rng)
 
     dataset.transform = Watched(16)
     batches = batches_of(dataset, [[0], [1], [2]])
     next(batches)
     assert begun.wait(30)
-    batches.close()  # says that it is over, then waits for the frame
-    assert after == [False] * 4 + [True]  # three frames of the second clip were left out, and all of the third
+    batches.close()  # signals the stop, then waits for the current frame
+    assert stopped_at_frame == [False] * 4 + [True]  # three frames of the second clip and all of the third are skipped
     assert not threads()
 
 
-def test_work_ahead_goes_two_jobs_ahead_and_no_further():
+def test_prefetch_runs_two_jobs_ahead_and_no_further():
     done: list[int] = []
     results = prefetch(partial(lambda n: done.append(n) or n, n) for n in range(9))
     assert next(results) == 0
@@ -246,10 +248,10 @@ def test_work_ahead_goes_two_jobs_ahead_and_no_further():
 def test_results_overlap_with_their_use():
     done = [threading.Event() for _ in range(6)]
     for number, _ in enumerate(prefetch(event.set for event in done)):
-        assert all(event.wait(30) for event in done[: number + 3])  # while this one is used, the next two are made
+        assert all(event.wait(30) for event in done[: number + 3])  # the next two are made while this one is used
 
 
-def test_a_jobs_error_comes_after_the_results_before_it():
+def test_the_error_of_a_job_comes_after_the_results_before_it():
     results = prefetch([lambda: 1, lambda: 1 // 0, lambda: 3])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
@@ -257,7 +259,7 @@ def test_a_jobs_error_comes_after_the_results_before_it():
     assert not threads()
 
 
-def test_what_decoding_took_travels_with_the_batch(dataset):
+def test_decode_times_are_part_of_the_batch(dataset):
     frames_seen: list[None] = []
 
     class Slow(VideoTransform):
@@ -268,10 +270,10 @@ def test_what_decoding_took_travels_with_the_batch(dataset):
 
     start = time.perf_counter()
     plain, slow = as_is(dataset, [[0, 1]])[0].spent, as_is(with_transform(dataset, Slow(16)), [[0, 1]])[0].spent
-    whole = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     assert min(plain) > 0
     assert slow.transform >= 0.02 * len(frames_seen) > 0
-    assert sum(plain) + sum(slow) <= whole
+    assert sum(plain) + sum(slow) <= elapsed
 
 
 def with_transform(dataset: ClipDataset, transform: VideoTransform) -> ClipDataset:
@@ -279,7 +281,7 @@ def with_transform(dataset: ClipDataset, transform: VideoTransform) -> ClipDatas
     return dataset
 
 
-def test_clips_travel_as_bytes(dataset):
+def test_clips_are_passed_as_uint8(dataset):
     (batch,) = batches_of(dataset, [[0, 1]])
     assert batch.video.dtype == torch.uint8
 
@@ -289,7 +291,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
     data = motion_shapes.write_dataset(tmp_path / "shapes", "test", 8)
     alive: list[list[str]] = []
 
-    def step(run, work):
+    def step(run, batch):
         alive.append(threads())
         raise error
 

@@ -1,4 +1,4 @@
-"""Metrics agree with counting by hand, break ties as chance would, and reproduce stored MSR-VTT numbers."""
+"""Metrics agree with naive counting, average over the orders of ties, and reproduce stored MSR-VTT numbers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CAP4VIDEO = Path(__file__).parents[2] / "shared" / "data" / "similarity" / "cap4
 
 
 def by_all_orders(scores, relevant, k):
-    """Oracle: mean rank of the first relevant item, and share of it within k, over every order of the items."""
+    """Return the oracle: mean rank of the first relevant item and its share within k, over every order of the items."""
     positions = []
     for order in itertools.permutations(range(len(scores))):
-        ranking = sorted(order, key=lambda item: -scores[item])  # stable: ties stay in the drawn order
+        ranking = sorted(order, key=lambda item: -scores[item])  # the sort is stable: ties stay in the permuted order
         positions.append(1 + min(ranking.index(item) for item in relevant))
     return np.mean(positions), np.mean([position <= k for position in positions])
 
@@ -56,16 +56,16 @@ def test_ranks_agree_with_naive_counting_when_most_scores_tie(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_many_to_many_ranks_and_hits_are_the_mean_over_all_orders_of_ties(seed):
+def test_many_to_many_ranks_and_hits_are_means_over_all_orders_of_ties(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 3, size=(8, 6)).astype(np.float32)
     truth = rng.random((8, 6)) < 0.4
     truth[np.arange(8), rng.integers(0, 6, size=8)] = True
-    place = ranking.place(Matrix(scores), truth)
+    placement = ranking.count_placement(Matrix(scores), truth)
     for k in (1, 2, 5):
         oracle = [by_all_orders(row, np.flatnonzero(true), k) for row, true in zip(scores, truth, strict=True)]
         np.testing.assert_allclose(ranks(scores, truth), [rank for rank, _ in oracle], rtol=1e-12)
-        np.testing.assert_allclose(ranking.hits(place, k), [hit for _, hit in oracle], atol=1e-12)
+        np.testing.assert_allclose(ranking.hits(placement, k), [hit for _, hit in oracle], atol=1e-12)
 
 
 def test_a_collapsed_model_scores_chance_in_both_directions():
@@ -75,7 +75,7 @@ def test_a_collapsed_model_scores_chance_in_both_directions():
         assert direction["MnR"] == direction["MdR"] == 100.5
 
 
-def test_perfect_and_worst_order_give_the_ends_of_the_scale():
+def test_best_and_worst_order_give_the_ends_of_the_scale():
     best = retrieval_metrics(np.eye(20), np.arange(20))
     assert best.t2v["R@1"] == best.v2t["R@1"] == 100
     assert best.t2v["MnR"] == 1
@@ -84,7 +84,7 @@ def test_perfect_and_worst_order_give_the_ends_of_the_scale():
     assert worst.v2t["MdR"] == 20
 
 
-def test_recall_at_more_than_the_gallery_is_certain():
+def test_recall_at_more_than_the_gallery_size_is_100():
     assert retrieval_metrics(np.zeros((3, 4)), np.array([0, 2, 3])).t2v["R@5"] == 100
 
 
@@ -92,21 +92,21 @@ def test_video_to_text_takes_the_best_caption_of_every_video():
     scores = np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.3, 0.1, 0.0], [0.4, 0.95, 0.0]])
     video_index = np.array([1, 0, 1, 0])  # unsorted, and video 2 has no caption
     result = retrieval_metrics(scores, video_index)
-    # video 0: own best 0.8 against 0.3 of video 1 -> rank 1; video 1: own 0.9 against 0.95 -> rank 2
+    # video 0: its best caption has 0.8, that of video 1 has 0.3: rank 1; video 1: 0.9 against 0.95: rank 2
     assert result.v2t.ranks.tolist() == [1, 2]
     assert (result.v2t.n_queries, result.v2t.n_gallery) == (2, 2)
     assert (result.t2v.n_queries, result.t2v.n_gallery) == (4, 3)
     assert result.t2v.ranks.tolist() == [1, 1, 2, 2]
 
 
-def test_chunked_counting_changes_nothing(monkeypatch):
+def test_counting_in_blocks_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     scores, video_index = rng.integers(0, 9, size=(57, 31)) / 8, rng.integers(0, 31, size=57)
-    whole = retrieval_metrics(scores, video_index, n_bootstrap=5)
+    expected = retrieval_metrics(scores, video_index, n_bootstrap=5)
     monkeypatch.setattr(scores_of, "BLOCK", 64)
-    parts = retrieval_metrics(scores, video_index, n_bootstrap=5)
-    assert parts.to_dict() == whole.to_dict()
-    assert parts.v2t.ranks.tolist() == whole.v2t.ranks.tolist()
+    blocks = retrieval_metrics(scores, video_index, n_bootstrap=5)
+    assert blocks.to_dict() == expected.to_dict()
+    assert blocks.v2t.ranks.tolist() == expected.v2t.ranks.tolist()
 
 
 def test_half_precision_scores_rank_as_their_float64_values_do():
@@ -116,7 +116,7 @@ def test_half_precision_scores_rank_as_their_float64_values_do():
         assert ranks(scores.to(dtype), video_index).tolist() == ranks(scores.to(dtype).double(), video_index).tolist()
 
 
-def test_not_a_number_is_refused_by_place():
+def test_nan_is_refused_with_its_query_and_item():
     scores = torch.zeros(3, 3)
     scores[1, 2] = torch.nan
     with pytest.raises(ValueError, match="query 1 and item 2 is NaN"):
@@ -132,7 +132,7 @@ def test_infinite_scores_are_ordinary_scores():
     ("video_index", "message"),
     [([0, 3, 1], "row 1 .*, got 3"), ([0, -1, 1], "a column, got -1"), ([0, 1], "one entry per row, got 2 for 3")],
 )
-def test_wrong_owners_are_refused_by_row(video_index, message):
+def test_a_wrong_video_index_is_refused_with_its_row(video_index, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(np.zeros((3, 3)), np.array(video_index))
 
@@ -162,18 +162,18 @@ def reference():
     return matrix, json.loads((CAP4VIDEO / "reference_metrics.json").read_text())["video"]
 
 
-def agrees(found, expected):
+def check_metrics(metrics, expected):
     for name, value in expected.items():
-        assert round(found[name], 3) == value, name
+        assert round(metrics[name], 3) == value, name
 
 
-def figures_under(rule, placed):
-    """Figures of other tools, from the counts of what stands above and beside each query's item.
+def metrics_under(rule, counts):
+    """Return metrics by the tie rules of other tools, from the number of items above and tied with each query's item.
 
-    average takes the rank in the middle of the ties, a hit where it, rounded down, is within K (collaborative-experts,
-    qb-norm); optimistic and pessimistic put the item first, or last, of those that it ties with.
+    average takes the middle rank of the ties, and counts a hit if that rank, rounded down, is within K
+    (collaborative-experts, qb-norm); optimistic and pessimistic rank the item first, or last, among its ties.
     """
-    ranks = 1 + placed.above + {"optimistic": 0, "average": 0.5, "pessimistic": 1}[rule] * placed.ties
+    ranks = 1 + counts.above + {"optimistic": 0, "average": 0.5, "pessimistic": 1}[rule] * counts.ties
     shares = {f"R@{k}": 100 * float((np.floor(ranks) <= k).mean()) for k in (1, 5, 10, 50)}
     return shares | {"MdR": float(np.median(ranks)), "MnR": float(ranks.mean())}
 
@@ -181,47 +181,53 @@ def figures_under(rule, placed):
 @needs_cap4video
 @pytest.mark.parametrize("ties", ["optimistic", "average", "pessimistic"])
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
-def test_stored_msrvtt_metrics_are_reproduced_under_each_rule_of_ties(direction, ties):
+def test_stored_msrvtt_metrics_are_reproduced_under_each_tie_rule(direction, ties):
     matrix, stored = reference()
-    placed = dict(zip(("t2v", "v2t"), ranking.place_both(Matrix(matrix), np.arange(1000)), strict=True))[direction]
-    agrees(figures_under(ties, placed), stored[direction][f"ties_{ties}"])
+    counts = dict(zip(("t2v", "v2t"), ranking.count_placement_both(Matrix(matrix), np.arange(1000)), strict=True))[
+        direction
+    ]
+    check_metrics(metrics_under(ties, counts), stored[direction][f"ties_{ties}"])
 
 
 @needs_cap4video
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
-def test_the_expectation_lies_between_the_best_and_the_worst_order_of_ties(direction):
+def test_the_expected_metrics_lie_between_the_best_and_the_worst_order_of_ties(direction):
     matrix, stored = reference()
-    found = getattr(retrieval_metrics(matrix, np.arange(1000), n_bootstrap=1), direction)
+    metrics = getattr(retrieval_metrics(matrix, np.arange(1000), n_bootstrap=1), direction)
     for name in ("R@1", "R@5", "R@10", "R@50"):
-        assert stored[direction]["ties_pessimistic"][name] - 1e-9 <= found[name]
-        assert found[name] <= stored[direction]["ties_optimistic"][name] + 1e-9
-    assert int(np.sum(found.ranks % 1 != 0)) <= stored[direction]["rows_with_ties"]
+        assert stored[direction]["ties_pessimistic"][name] - 1e-9 <= metrics[name]
+        assert metrics[name] <= stored[direction]["ties_optimistic"][name] + 1e-9
+    assert int(np.sum(metrics.ranks % 1 != 0)) <= stored[direction]["rows_with_ties"]
 
 
 @needs_cap4video
 @pytest.mark.parametrize("temperature", [1.0, 10.0, 20.0, 50.0, 100.0])
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
-def test_stored_dual_softmax_is_reproduced(direction, temperature):
+def test_stored_dual_softmax_metrics_are_reproduced(direction, temperature):
     matrix, stored = reference()
     adjusted = DualSoftmax(Matrix(matrix), temperature)
     scores = adjusted if direction == "t2v" else ByVideo(adjusted, np.arange(1000))
-    found = figures_under("average", ranking.place(scores, np.arange(1000)))
-    agrees(found, stored[direction]["dual_softmax_float64"][f"T={temperature:g}"])
+    metrics = metrics_under("average", ranking.count_placement(scores, np.arange(1000)))
+    check_metrics(metrics, stored[direction]["dual_softmax_float64"][f"T={temperature:g}"])
 
 
 @needs_cap4video
-def test_stored_querybank_figures_are_reproduced():
+def test_stored_querybank_metrics_are_reproduced():
     matrix, stored = reference()
-    whole = figures_under("average", ranking.place(QueryBank(Matrix(matrix), Matrix(matrix)), np.arange(1000)))
+    full_bank = metrics_under(
+        "average", ranking.count_placement(QueryBank(Matrix(matrix), Matrix(matrix)), np.arange(1000))
+    )
     expected = stored["t2v"]["qbnorm_reference_code_bank=the_1000_test_texts_beta20_k1"]
-    assert [round(whole[f"R@{k}"], 3) for k in (1, 5, 10, 50)] == [expected[f"R{k}"] for k in (1, 5, 10, 50)]
-    assert (whole["MdR"], round(whole["MnR"], 1)) == (expected["MedR"], expected["MeanR"])
+    assert [round(full_bank[f"R@{k}"], 3) for k in (1, 5, 10, 50)] == [expected[f"R{k}"] for k in (1, 5, 10, 50)]
+    assert (full_bank["MdR"], round(full_bank["MnR"], 1)) == (expected["MedR"], expected["MeanR"])
     split = stored["t2v"]["split_bank_first500_queries_last500"]
     rest = matrix[500:]
-    before = figures_under("average", ranking.place(Matrix(rest), np.arange(500, 1000)))
-    after = figures_under("average", ranking.place(QueryBank(Matrix(rest), Matrix(matrix[:500])), np.arange(500, 1000)))
-    agrees(before, split["before"])
-    agrees(after, split["after_qbnorm_beta20_k1"])
+    before = metrics_under("average", ranking.count_placement(Matrix(rest), np.arange(500, 1000)))
+    after = metrics_under(
+        "average", ranking.count_placement(QueryBank(Matrix(rest), Matrix(matrix[:500])), np.arange(500, 1000))
+    )
+    check_metrics(before, split["before"])
+    check_metrics(after, split["after_qbnorm_beta20_k1"])
 
 
 def naive_top(row, label, k):
@@ -262,7 +268,7 @@ def test_unlabelled_clips_are_refused():
         recognition_metrics(np.zeros((2, 3)), np.array([0, -1]))
 
 
-def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_its_level_says():
     covered = 0
     for trial in range(200):
         scores = np.random.default_rng(trial).random(100) < 0.3
@@ -272,7 +278,7 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(("n", "low"), [(3, 0.438503), (30, 0.886486), (400, 0.990487)])
-def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
+def test_a_share_of_all_or_none_has_wilsons_interval(n, low):
     # Wilson's score interval of n hits in n: n / (n + 1.959964^2)
     assert share_interval(np.ones(n)) == pytest.approx((low, 1.0), abs=1e-6)
     assert share_interval(np.zeros(n)) == pytest.approx((0.0, 1 - low), abs=1e-6)
@@ -283,7 +289,7 @@ def test_a_share_of_all_or_none_is_as_sure_as_its_number_allows(n, low):
     assert share_interval(mixed) == bootstrap_interval(mixed)
 
 
-def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mean():
+def test_equal_shares_from_ties_have_the_interval_of_hits_with_the_same_mean():
     n, share = 40, 0.25
     low, high = share_interval(np.full(n, share))
     drawn = [share_interval((np.random.default_rng(seed).random(n) < share).astype(float)) for seed in range(60)]
@@ -294,7 +300,7 @@ def test_shares_of_ties_that_are_all_equal_are_no_surer_than_hits_with_their_mea
     assert 0 < low < collapsed["R@10"] < high < 100
 
 
-def test_bootstrap_is_repeatable_and_the_seed_counts():
+def test_the_bootstrap_depends_on_its_seed_alone():
     scores = np.random.default_rng(0).random(50)
     assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)
     assert bootstrap_interval(scores, seed=1) != bootstrap_interval(scores, seed=2)
@@ -302,7 +308,7 @@ def test_bootstrap_is_repeatable_and_the_seed_counts():
         bootstrap_interval(scores, n=0)
 
 
-def test_reports_are_json_and_a_table_with_counts():
+def test_results_print_as_json_and_as_a_table_with_counts():
     rng = np.random.default_rng(0)
     result = retrieval_metrics(rng.random((30, 10)), np.arange(30) % 10)
     loaded = json.loads(json.dumps(result.to_dict()))
@@ -319,19 +325,19 @@ def test_reports_are_json_and_a_table_with_counts():
 
 
 def quality_by_all_orders(row, true):
-    """Oracle: average precision and nDCG, their means over every order of the items that keeps better ones ahead."""
-    found = []
+    """Return the oracle: mean average precision and nDCG over every order of the items that keeps better ones ahead."""
+    qualities = []
     for order in itertools.permutations(range(len(row))):
         ranked = [bool(true[item]) for item in sorted(order, key=lambda item: -row[item])]
-        at = [rank for rank, relevant in enumerate(ranked, start=1) if relevant]
-        precision = np.mean([(i + 1) / rank for i, rank in enumerate(at)])
-        ideal = sum(1 / np.log2(rank + 1) for rank in range(1, len(at) + 1))
-        found.append((precision, sum(1 / np.log2(rank + 1) for rank in at) / ideal))
-    return np.mean(found, axis=0)
+        hit_ranks = [rank for rank, relevant in enumerate(ranked, start=1) if relevant]
+        precision = np.mean([(i + 1) / rank for i, rank in enumerate(hit_ranks)])
+        ideal = sum(1 / np.log2(rank + 1) for rank in range(1, len(hit_ranks) + 1))
+        qualities.append((precision, sum(1 / np.log2(rank + 1) for rank in hit_ranks) / ideal))
+    return np.mean(qualities, axis=0)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_precision_and_gain_are_the_mean_over_all_orders_of_ties(seed):
+def test_average_precision_and_ndcg_are_means_over_all_orders_of_ties(seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 3, size=(6, 6)).astype(np.float32)
     truth = rng.random((6, 6)) < 0.4
@@ -340,29 +346,33 @@ def test_precision_and_gain_are_the_mean_over_all_orders_of_ties(seed):
     np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), truth), axis=1), oracle, atol=1e-12)
     video_index = rng.integers(0, 6, size=6)
     single = np.array(
-        [quality_by_all_orders(row, np.arange(6) == own) for row, own in zip(values, video_index, strict=True)]
+        [quality_by_all_orders(row, np.arange(6) == item) for row, item in zip(values, video_index, strict=True)]
     )
     np.testing.assert_allclose(np.stack(ranking.quality(Matrix(values), video_index), axis=1), single, atol=1e-12)
 
 
-def test_adjusted_scores_are_their_formulas_in_any_blocks(monkeypatch):
+def test_adjusted_scores_equal_their_formulas_at_any_block_size(monkeypatch):
     rng = np.random.default_rng(0)
     values, bank = rng.normal(size=(23, 17)), rng.normal(size=(40, 17))
     for block in (1 << 25, 40):
         monkeypatch.setattr(scores_of, "BLOCK", block)
-        found = DualSoftmax(Matrix(values), 7.0)
-        over = np.exp(7 * values)
-        np.testing.assert_allclose(found.rows(slice(0, 23)), values * over / over.sum(axis=0), rtol=1e-12)
+        dual_softmax = DualSoftmax(Matrix(values), 7.0)
+        exponentials = np.exp(7 * values)
         np.testing.assert_allclose(
-            found.columns(slice(0, 17)), values * over / over.sum(axis=1, keepdims=True), rtol=1e-12
+            dual_softmax.rows(slice(0, 23)), values * exponentials / exponentials.sum(axis=0), rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            dual_softmax.columns(slice(0, 17)),
+            values * exponentials / exponentials.sum(axis=1, keepdims=True),
+            rtol=1e-12,
         )
         hubs = set(np.argsort(-bank, axis=1)[:, :2].ravel())
         normed = [row.argmax() in hubs for row in values]
         expected = np.where(
             np.array(normed)[:, None], np.exp(5 * values) / np.exp(5 * bank).sum(axis=0), np.exp(5 * values)
         )
-        got = QueryBank(Matrix(values), Matrix(bank), beta=5.0, k=2).rows(slice(0, 23))
-        np.testing.assert_allclose(np.exp(got), expected, rtol=1e-10)
+        query_bank = QueryBank(Matrix(values), Matrix(bank), beta=5.0, k=2).rows(slice(0, 23))
+        np.testing.assert_allclose(np.exp(query_bank), expected, rtol=1e-10)
     with pytest.raises(ValueError, match="scores of both directions, got QueryBank"):
         retrieval_metrics(QueryBank(Matrix(values), Matrix(bank)), np.arange(23) % 17)
     with pytest.raises(ValueError, match="got 17 and 5 items; score the same videos"):
@@ -371,36 +381,36 @@ def test_adjusted_scores_are_their_formulas_in_any_blocks(monkeypatch):
         DualSoftmax(Matrix(values), 0.0)
 
 
-def test_hubness_counts_who_is_found():
+def test_hubness_counts_how_often_each_item_is_retrieved():
     values = np.array([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 0, 2, 1]])
-    found = hubness(values, k=2)
-    assert (found.k, found.most, found.hub, found.never) == (2, 3, 0, 0.25)  # items found 3, 2, 1 and 0 times
-    assert found.skewness == pytest.approx(0.0)
+    result = hubness(values, k=2)
+    assert (result.k, result.most, result.hub, result.never) == (2, 3, 0, 0.25)  # items retrieved 3, 2, 1 and 0 times
+    assert result.skewness == pytest.approx(0.0)
     assert hubness(np.eye(5), k=1).skewness == 0
     assert hubness(np.eye(5), k=1).never == 0
     assert hubness(np.array([[1.0, 0, 0, 0]] * 4), k=1).skewness > 1
 
 
-def test_a_paired_comparison_finds_a_difference_that_is_there_and_none_that_is_not():
+def test_the_paired_bootstrap_detects_a_real_difference_and_no_other():
     rng = np.random.default_rng(0)
     a = (rng.random(1000) < 0.5).astype(float)
     better = np.where(rng.random(1000) < 0.1, 1.0, a)
-    found = paired_bootstrap(a, better, n=2000)
-    assert found.p < 0.01
-    assert found.interval[0] <= found.mean <= found.interval[1]
+    comparison = paired_bootstrap(a, better, n=2000)
+    assert comparison.p < 0.01
+    assert comparison.interval[0] <= comparison.mean <= comparison.interval[1]
     assert paired_bootstrap(a, a, n=200).p == 1.0
-    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # as a result writes a third
-    drawn = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
-    assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(drawn)
-    assert drawn > 0.9
+    hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # a saved result rounds a third to 0.333333
+    p_exact = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
+    assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(p_exact)
+    assert p_exact > 0.9
     other = rng.permutation(a)
     assert paired_bootstrap(a, other, n=2000).p > 0.05
     with pytest.raises(ValueError, match="scores of the same queries, got"):
         paired_bootstrap(a, a[1:])
 
 
-def test_the_p_value_of_no_difference_is_even():
-    """Of 200 comparisons of equals, about a tenth is below 0.1."""
+def test_p_values_are_uniform_under_no_difference():
+    """About a tenth of 200 comparisons of equals has p < 0.1."""
     below = 0
     for trial in range(200):
         rng = np.random.default_rng(trial)

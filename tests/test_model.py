@@ -1,4 +1,4 @@
-"""VideoCLIP: step 0 is CLIP, frozen is frozen, saved models come back, and errors say what to do."""
+"""VideoCLIP: equals CLIP at step 0, never changes the frozen tower, saves and loads, and says how to fix errors."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.training.losses import classification, matching
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
-FAMILIES = {  # one tiny tower of each kind that open_clip lists
+FAMILIES = {  # one tiny tower of each kind in open_clip
     "class token": lambda: {"layers": 4, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 32},
     "class token, mean pooled": lambda: {
         "layers": 3,
@@ -81,27 +81,27 @@ families = pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
 
 
 @families
-def test_at_step_0_and_with_the_branch_off_the_model_is_clips_frame_mean_bit_for_bit(family):
+def test_at_step_0_and_with_the_branch_off_the_model_is_bit_equal_to_clips_frame_mean(family):
     model = attach(copy.deepcopy(family), depth=2)
     video = torch.rand(1, 2, 3, *model.backbone.image_size)
     with torch.no_grad():
         frames = family.encode_image(video.flatten(0, 1)).unflatten(0, (1, 2))
-        got = model.encode_video(video, normalize=False)
-        assert torch.equal(got, frames.mean(dim=1))
+        embedding = model.encode_video(video, normalize=False)
+        assert torch.equal(embedding, frames.mean(dim=1))
         assert torch.equal(model.encode_frames(video), frames)
         for p in model.branch.parameters():
             p.add_(torch.randn_like(p))
-        assert not torch.equal(model.encode_video(video, normalize=False), got)
+        assert not torch.equal(model.encode_video(video, normalize=False), embedding)
         model.branch.fusion.gate.weight.zero_()
-        assert torch.equal(model.encode_video(video, normalize=False), got)
+        assert torch.equal(model.encode_video(video, normalize=False), embedding)
         torch.nn.init.normal_(model.branch.fusion.gate.weight)
         with model.branch_disabled():
-            assert torch.equal(model.encode_video(video, normalize=False), got)
+            assert torch.equal(model.encode_video(video, normalize=False), embedding)
 
 
 @families
-def test_copied_blocks_compute_what_the_towers_blocks_compute(family):
-    """On class-token towers, whose blocks see the same tokens as the copies."""
+def test_copied_blocks_compute_the_same_as_the_blocks_of_the_tower(family):
+    """Check class-token towers alone, as their blocks see the same tokens as the copies."""
     visual = family.visual
     copies = vit.copy_blocks(visual, 2)
     if not vit.has_class_token(visual):
@@ -122,9 +122,9 @@ def test_a_training_step_leaves_clip_bit_equal_without_gradients_or_graph(tiny_c
     assert not model.backbone.clip.training
     video, text = torch.rand(4, 3, 3, 32, 32), model.encode_text(torch.randint(1, 98, (4, 12)))
     embedding = model.encode_video(video)
-    seen = graph_tensors(embedding)
-    assert not seen & {id(p) for p in tiny_clip.parameters()}
-    assert len(seen) > 10
+    leaves = graph_tensors(embedding)
+    assert not leaves & {id(p) for p in tiny_clip.parameters()}
+    assert len(leaves) > 10
     matching(text @ embedding.T, torch.arange(4), scale=10.0).backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert all(p.grad is None and not p.requires_grad for p in tiny_clip.parameters())
@@ -135,20 +135,20 @@ def test_a_training_step_leaves_clip_bit_equal_without_gradients_or_graph(tiny_c
 
 
 def graph_tensors(tensor):
-    """ids of all leaves that the autograd graph of `tensor` would accumulate gradients into."""
-    found, todo, done = set(), [tensor.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in done:
+    """Return the ids of all leaves into which the autograd graph of `tensor` accumulates gradients."""
+    leaves, stack, visited = set(), [tensor.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
             continue
-        done.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo.extend(parent for parent, _ in node.next_functions)
-    return found
+            leaves.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return leaves
 
 
-def test_a_saved_model_comes_back_the_same_without_clip_in_it(tiny_clip, tmp_path):
+def test_a_saved_model_loads_bit_equal_and_its_file_leaves_out_clip(tiny_clip, tmp_path):
     model = attach(tiny_clip, depth=2)
     model.head = LinearClassifier(model.embed_dim, ["cat", "dog"])
     for p in (*model.branch.parameters(), *model.head.parameters()):
@@ -156,33 +156,33 @@ def test_a_saved_model_comes_back_the_same_without_clip_in_it(tiny_clip, tmp_pat
     model.training_record = {"task": "recognition"}
     model.save(tmp_path / "saved")
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["branch.safetensors", "config.json"]
-    again = load(tmp_path / "saved", base=copy.deepcopy(tiny_clip))
+    loaded = load(tmp_path / "saved", base=copy.deepcopy(tiny_clip))
     video = torch.rand(2, 3, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(again.classify(video), model.eval().classify(video))
-    assert again.training_record == model.training_record
-    assert again.fingerprint == model.fingerprint
+        assert torch.equal(loaded.classify(video), model.eval().classify(video))
+    assert loaded.training_record == model.training_record
+    assert loaded.fingerprint == model.fingerprint
     size = (tmp_path / "saved" / "branch.safetensors").stat().st_size
     trained = sum(p.numel() for p in (*model.branch.parameters(), *model.head.parameters()))
     assert size < 4 * trained + 8000
 
 
-def test_the_embedded_model_is_saved_by_name_and_loads_by_name(tmp_path):
+def test_the_bundled_base_model_is_saved_and_loaded_by_name(tmp_path):
     model = clipvid.create_model("clipvid-mini", depth=2)
     model.head = model.text_classifier(["a red circle", "a blue star"])
     model.save(tmp_path / "m")
-    again = clipvid.load(tmp_path / "m")
-    assert isinstance(again.head, TextClassifier)
-    assert torch.equal(again.head.text, model.head.text)
-    text = again.encode_text(["a red circle", "a blue star over a plain background"])
+    loaded = clipvid.load(tmp_path / "m")
+    assert isinstance(loaded.head, TextClassifier)
+    assert torch.equal(loaded.head.text, model.head.text)
+    text = loaded.encode_text(["a red circle", "a blue star over a plain background"])
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
 
 
-def test_another_base_is_refused_with_what_to_do(tiny_clip, tmp_path):
+def test_another_base_model_is_refused_and_the_error_says_what_to_do(tiny_clip, tmp_path):
     attach(tiny_clip, depth=2).save(tmp_path / "m")
     other = copy.deepcopy(tiny_clip)
     next(other.parameters()).data.add_(1e-3)
-    with pytest.raises(CheckpointError, match=r"fingerprint.*load the very weights"):
+    with pytest.raises(CheckpointError, match=r"fingerprint.*load the weights it was trained on"):
         load(tmp_path / "m", base=other)
     with pytest.raises(CheckpointError, match="pass that model as base="):
         load(tmp_path / "m")
@@ -212,7 +212,7 @@ def test_saving_never_deletes_a_folder_of_other_things(tiny_clip, tmp_path):
     assert json.loads((folder / "config.json").read_text())["branch"]["depth"] == 3
 
 
-def test_uint8_frames_of_any_size_are_preprocessed_as_the_transform_does(tiny_clip):
+def test_uint8_frames_of_any_size_are_preprocessed_by_the_models_transform(tiny_clip):
     model = attach(tiny_clip, depth=2)
     video = torch.randint(0, 256, (1, 2, 3, 40, 56), dtype=torch.uint8)
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_wrong_inputs_name_the_shape_and_the_fix(tiny_clip):
         attach(torch.nn.Linear(2, 2))
 
 
-def test_base_models_that_do_not_exist_are_named_with_near_ones():
+def test_errors_about_unknown_base_models_suggest_similar_names():
     with pytest.raises(ValueError, match=r"unknown base model 'ViT-B-33'; did you mean .*ViT-B-32"):
         clipvid.create_model("ViT-B-33", "openai")
     with pytest.raises(ValueError, match=r"ViT-B-32 needs weights: pretrained= one of .*openai"):
@@ -254,22 +254,22 @@ def test_base_models_that_do_not_exist_are_named_with_near_ones():
         ("ViT-B-16-SigLIP", {"branch": "vivit3"}),
     ],
 )
-def test_what_a_clip_costs_does_not_depend_on_what_trains(base, options):
+def test_the_macs_of_a_clip_do_not_depend_on_what_is_trainable(base, options):
     model = clipvid.create_model(base, **options, device="meta")
     first = model.trainable_summary(4)
-    trains = [p.requires_grad for p in model.parameters()]
-    for wanted in (False, True):
+    flags = [p.requires_grad for p in model.parameters()]
+    for trainable in (False, True):
         with torch.inference_mode():
-            model.branch.requires_grad_(wanted)
-            model.set_trainable("all" if wanted else "none")
-            again = model.trainable_summary(4)
-        assert (again.tower_macs, again.branch_macs) == (first.tower_macs, first.branch_macs)
-    assert any(trains)
-    assert not all(trains)
+            model.branch.requires_grad_(trainable)
+            model.set_trainable("all" if trainable else "none")
+            summary = model.trainable_summary(4)
+        assert (summary.tower_macs, summary.branch_macs) == (first.tower_macs, first.branch_macs)
+    assert any(flags)
+    assert not all(flags)
 
 
 def test_published_parameter_counts_and_macs():
-    """SYSTEMS of the papers: parameters exact, MACs of linear layers for three views to the printed decimal."""
+    """Numbers of the papers: parameters exactly, MACs of linear layers for three views to the printed decimal."""
     expected = {4: (40_218_624, {8: 593.3, 16: 1186.5}), 6: (60_303_360, {8: 687.8, 16: 1375.5})}
     for depth, (parameters, macs) in expected.items():
         model = clipvid.create_model("ViT-B-16", branch="stan-release", depth=depth, device="meta")
@@ -282,52 +282,52 @@ def test_published_parameter_counts_and_macs():
     assert large.trainable_summary().trainable == 71_450_624
 
 
-def test_contrastive_loss_is_open_clips_and_shares_a_videos_captions():
+def test_the_contrastive_loss_equals_open_clips_and_averages_the_captions_of_a_video():
     from open_clip.loss import ClipLoss
 
     video, text = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
     ours = matching(text @ video.T, torch.arange(5), scale=7.0)
     torch.testing.assert_close(ours, ClipLoss()(video, text, torch.tensor(7.0)))
-    several = F.normalize(torch.randn(7, 8), dim=-1)
+    captions = F.normalize(torch.randn(7, 8), dim=-1)
     video_index = torch.tensor([0, 0, 1, 2, 3, 4, 4])
-    logits = 7.0 * several @ video.T
+    logits = 7.0 * captions @ video.T
     rows = sum(-logits[m].log_softmax(0)[video_index[m]] for m in range(7)) / 7
     columns = logits.log_softmax(dim=0)
     each = [sum(-columns[m, v] for m in range(7) if video_index[m] == v) / (video_index == v).sum() for v in range(5)]
-    torch.testing.assert_close(matching(several @ video.T, video_index, scale=7.0), (rows + sum(each) / 5) / 2)
+    torch.testing.assert_close(matching(captions @ video.T, video_index, scale=7.0), (rows + sum(each) / 5) / 2)
     with pytest.raises(ValueError, match="video 4 of the batch has no caption"):
         matching(text[:4] @ video.T, torch.arange(4), scale=1.0)
 
 
-def test_classification_refuses_labels_the_head_does_not_have():
+def test_labels_without_a_class_in_the_head_are_refused():
     with pytest.raises(ValueError, match="labels run from 0 to 3, the head has 3 classes"):
         classification(torch.zeros(2, 3), torch.tensor([0, 3]))
 
 
-def test_taps_bring_their_own_mask(tiny_clip):
+def test_a_mask_beside_taps_is_refused(tiny_clip):
     model = attach(tiny_clip, depth=2)
     taps = model.taps(torch.rand(1, 3, 3, 32, 32))
     with pytest.raises(ValueError, match="Taps bring their own mask"):
         model.encode_video(taps, mask=torch.ones(1, 3, dtype=torch.bool))
 
 
-def test_every_maker_gives_a_model_in_eval_mode(tmp_path):
-    """A branch that drops layers by chance embeds a clip the same way twice, until it is told to train."""
+def test_every_constructor_returns_a_model_in_eval_mode(tmp_path):
+    """A branch with drop path is deterministic until `train()` is called."""
     dropping = {"drop_path": 0.5}
-    made = clipvid.create_model("clipvid-mini", depth=2, options=dropping)
-    attached = attach(made.backbone, depth=2, options=dropping)
-    loaded = load(made.save(tmp_path / "m"))
-    for model in (made, attached, loaded):
+    created = clipvid.create_model("clipvid-mini", depth=2, options=dropping)
+    attached = attach(created.backbone, depth=2, options=dropping)
+    loaded = load(created.save(tmp_path / "m"))
+    for model in (created, attached, loaded):
         assert not any(part.training for part in model.modules())
-    torch.nn.init.normal_(made.branch.fusion.gate.weight)
+    torch.nn.init.normal_(created.branch.fusion.gate.weight)
     video = torch.randint(0, 255, (4, 3, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(made.encode_video(video), made.encode_video(video))
-        made.train()
-        assert not torch.equal(made.encode_video(video), made.encode_video(video))
+        assert torch.equal(created.encode_video(video), created.encode_video(video))
+        created.train()
+        assert not torch.equal(created.encode_video(video), created.encode_video(video))
 
 
-def test_a_disabled_branch_is_disabled_in_one_thread_alone(tiny_clip):
+def test_branch_disabled_applies_to_one_thread_alone(tiny_clip):
     model = attach(tiny_clip, "posterior")
     torch.nn.init.normal_(list(model.branch.parameters())[-1])
     video = torch.rand(1, 3, 3, 32, 32)
@@ -349,7 +349,7 @@ def test_a_disabled_branch_is_disabled_in_one_thread_alone(tiny_clip):
     assert not torch.equal(on, off)
 
 
-def test_one_disabled_branch_leaves_another_model_as_it_is(tiny_clip):
+def test_branch_disabled_applies_to_one_model_alone(tiny_clip):
     model, other = attach(copy.deepcopy(tiny_clip), depth=2), attach(tiny_clip, depth=2)
     with model.branch_disabled():
         assert other.branch_is_on

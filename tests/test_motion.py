@@ -1,4 +1,4 @@
-"""LocalMotion: a loop over places and frames as oracle, masks, single frames, order."""
+"""LocalMotion: equals a loop over patches and frames; masks, single frames, order of frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clip(frames: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, frames, 6, 6, dtype=torch.float64)
 
 
-def test_it_equals_a_loop_over_places_and_neighbouring_frames():
+def test_it_equals_a_loop_over_patches_and_neighbouring_frames():
     module, x = noisy(), clip(4)
     for b in range(2):
         total = torch.zeros(5, dtype=torch.float64)
@@ -30,45 +30,46 @@ def test_it_equals_a_loop_over_places_and_neighbouring_frames():
 
             def change(row: int, column: int, *, b: int = b, t: int = t) -> torch.Tensor:
                 inside = 0 <= row < 2 and 0 <= column < 3
-                place = 3 * row + column
-                return x[b, t + 1, place] - x[b, t, place] if inside else torch.zeros(6, dtype=torch.float64)
+                patch = 3 * row + column
+                return x[b, t + 1, patch] - x[b, t, patch] if inside else torch.zeros(6, dtype=torch.float64)
 
             for row in range(2):
                 for column in range(3):
-                    seen = (
+                    features = (
                         x[b, t, 3 * row + column] + x[b, t + 1, 3 * row + column],
                         change(row, column),
                         change(row, column + 1) - change(row, column - 1),
                         change(row + 1, column) - change(row - 1, column),
                     )
-                    parts = [norm(s) for norm, s in zip(module.norms, seen, strict=True)]
+                    parts = [norm(s) for norm, s in zip(module.norms, features, strict=True)]
                     total += F.gelu(module.mix(torch.cat(parts))) / 18
         torch.testing.assert_close(module(x, grid=GRID)[b], module.norm(total), atol=1e-12, rtol=0)
 
 
-def test_masked_frames_give_nothing_and_break_the_chain():
+def test_masked_frames_contribute_nothing_and_their_neighbours_are_not_paired():
     module, x = noisy(), clip(5)
     mask = torch.tensor([[True, True, True, False, False], [True] * 5])
-    found = module(x, grid=GRID, mask=mask)
-    torch.testing.assert_close(found[0], module(x[:1, :3], grid=GRID)[0], atol=1e-12, rtol=0)
-    torch.testing.assert_close(found[1], module(x, grid=GRID)[1], atol=1e-12, rtol=0)
+    output = module(x, grid=GRID, mask=mask)
+    torch.testing.assert_close(output[0], module(x[:1, :3], grid=GRID)[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(output[1], module(x, grid=GRID)[1], atol=1e-12, rtol=0)
     gap = torch.tensor([[True, True, False, True, True]])
     garbage = x[:1].clone()
     garbage[:, 2] = torch.inf
     assert torch.equal(module(x[:1], grid=GRID, mask=gap), module(garbage, grid=GRID, mask=gap))
-    module.norm = torch.nn.Identity()  # so that parts can be averaged: the pairs (0, 1) and (3, 4), and no pair (1, 3)
+    # Without the norm, the output is the average over the pairs (0, 1) and (3, 4); there is no pair (1, 3).
+    module.norm = torch.nn.Identity()
     parts = (module(x[:1, :2], grid=GRID) + module(x[:1, 3:], grid=GRID)) / 2
     torch.testing.assert_close(module(x[:1], grid=GRID, mask=gap), parts, atol=1e-12, rtol=0)
 
 
-def test_of_a_single_frame_nothing_is_known():
+def test_a_single_frame_gives_the_norm_of_zeros():
     module, x = noisy(), clip(1)
     expected = module.norm(torch.zeros(2, 5, dtype=torch.float64))
     assert torch.equal(module(x, grid=GRID), expected)
     assert torch.equal(module(x, grid=GRID, mask=torch.ones(2, 1, dtype=torch.bool)), expected)
 
 
-def test_order_and_layout_count_at_once():
+def test_frame_order_and_grid_layout_change_the_output():
     module, x = noisy(), clip(4)
     assert not torch.allclose(module(x, grid=GRID), module(x.flip(1), grid=GRID), atol=1e-3)
     assert not torch.allclose(module(x, grid=GRID), module(x, grid=(3, 2)), atol=1e-3)

@@ -1,4 +1,4 @@
-"""Damaged files: whatever is done to a real clip, reading it gives its frames or an error, soon; never stale ones."""
+"""Corrupted files: reading a damaged clip gives its frames or an error within seconds, and never stale frames."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from clipvid.video.decode import probe, read
 
 
 def corruptions(data: Path, folder: Path, numbers: range) -> Counter:
-    """What came of each of the corruptions, by kind."""
-    found: Counter = Counter()
-    whole: dict[str, tuple[list[int], torch.Tensor]] = {}
+    """Return the number of corruptions by kind and outcome."""
+    counts: Counter = Counter()
+    originals: dict[str, tuple[list[int], torch.Tensor]] = {}
     for number in numbers:
         clip, kind = CLIPS[number % len(CLIPS)], KINDS[number // len(CLIPS) % len(KINDS)]
         source = data / clip
-        if clip not in whole:
+        if clip not in originals:
             total = probe(source).frames
-            wanted = sorted(random.Random(clip).sample(range(total), min(8, total)))
-            whole[clip] = wanted, read(source, wanted)
+            indices = sorted(random.Random(clip).sample(range(total), min(8, total)))
+            originals[clip] = indices, read(source, indices)
         path = folder / source.name
         path.write_bytes(mutated(source.read_bytes(), kind, random.Random(number)))
-        wanted, original = whole[clip]
-        found[kind, outcome(path, original, wanted)] += 1
-    return found
+        indices, original = originals[clip]
+        counts[kind, outcome(path, original, indices)] += 1
+    return counts
 
 
 GOOD = {"refused", "right", "other"}
 
 
-def test_sixty_corruptions_crash_nothing_and_give_no_stale_frame(shared_data, tmp_path):
-    found = corruptions(shared_data, tmp_path, range(60))
-    assert {result for _, result in found} <= GOOD, found
-    assert sum(n for (_, result), n in found.items() if result == "refused") >= 30
+def test_60_corruptions_cause_no_crash_and_no_stale_frame(shared_data, tmp_path):
+    counts = corruptions(shared_data, tmp_path, range(60))
+    assert {result for _, result in counts} <= GOOD, counts
+    assert sum(n for (_, result), n in counts.items() if result == "refused") >= 30
 
 
 @pytest.mark.slow
-def test_five_hundred_corruptions_crash_nothing_and_give_no_stale_frame(shared_data, tmp_path):
-    found = corruptions(shared_data, tmp_path, range(500))
+def test_500_corruptions_cause_no_crash_and_no_stale_frame(shared_data, tmp_path):
+    counts = corruptions(shared_data, tmp_path, range(500))
     for kind in KINDS:
-        print(kind, {result: n for (of, result), n in sorted(found.items()) if of == kind})
-    assert {result for _, result in found} <= GOOD, found
+        print(kind, {result: n for (corruption, result), n in sorted(counts.items()) if corruption == kind})
+    assert {result for _, result in counts} <= GOOD, counts
 
 
-def test_the_outcomes_tell_zeros_stale_frames_and_crashes_apart(tmp_path, write_video, monkeypatch):
-    """The judge itself: each thing that must not be is told when it is there."""
+def test_outcome_distinguishes_zeros_stale_frames_crashes_and_hangs(tmp_path, write_video, monkeypatch):
+    """Check the oracle itself: it must detect each forbidden outcome."""
     rng = np.random.default_rng(0)
     path = write_video(tmp_path / "clip.mp4", rng.integers(0, 256, (6, 48, 64, 3), dtype=np.uint8))
-    wanted = [0, 2, 4]
-    true = read(path, wanted)
+    indices = [0, 2, 4]
+    true = read(path, indices)
 
-    def when_read(result) -> str:
+    def outcome_of(result) -> str:
         monkeypatch.setattr("mutations.read", lambda *_: result() if callable(result) else result)
-        return outcome(path, true, wanted, seconds=1)
+        return outcome(path, true, indices, seconds=1)
 
     def crash() -> torch.Tensor:
         raise KeyError("x")
@@ -71,15 +71,15 @@ def test_the_outcomes_tell_zeros_stale_frames_and_crashes_apart(tmp_path, write_
 
     blank = true.clone()
     blank[1] = 0
-    assert when_read(true) == "right"
-    assert when_read(true ^ 8) == "other"
-    assert when_read(blank) == "zeros"
-    assert when_read(true[[0, 0, 2]]) == "stale"
-    assert when_read(crash).startswith("crash: KeyError")
-    assert when_read(hang) == "hang"
+    assert outcome_of(true) == "right"
+    assert outcome_of(true ^ 8) == "other"
+    assert outcome_of(blank) == "zeros"
+    assert outcome_of(true[[0, 0, 2]]) == "stale"
+    assert outcome_of(crash).startswith("crash: KeyError")
+    assert outcome_of(hang) == "hang"
 
 
-def test_a_gif_cut_inside_a_picture_is_refused(tmp_path):
+def test_a_gif_cut_inside_a_frame_is_refused(tmp_path):
     path = tmp_path / "clip.gif"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("gif", rate=10)
@@ -88,11 +88,11 @@ def test_a_gif_cut_inside_a_picture_is_refused(tmp_path):
             picture = np.random.default_rng(level).integers(0, 256, (30, 40, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="rgb8")))
         container.mux(stream.encode())
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     assert probe(path).frames == 5
-    path.write_bytes(whole[:-1])  # only the mark of the end is missing
+    path.write_bytes(intact[:-1])  # only the trailer byte is missing
     assert probe(path).frames == 5
     for part in (0.3, 0.7, 0.99):
-        path.write_bytes(whole[: int(part * len(whole))])
+        path.write_bytes(intact[: int(part * len(intact))])
         with pytest.raises(VideoError, match="cut off: the file ends in the middle of a picture"):
             read(path, [0])

@@ -1,4 +1,4 @@
-"""Importing and using clipvid changes nothing of the process that others of its parts share."""
+"""Importing and using clipvid changes no state of the process that other libraries share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT)], "clipvid.") if not
 
 
 def umask() -> str:
-    """The umask, read from the kernel: reading it by os.umask would set it."""
+    """Return the umask, read from the kernel: os.umask can only read it by setting it."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("the umask is read from /proc")
@@ -40,8 +40,10 @@ def umask() -> str:
 
 
 def process_state() -> dict[str, Any]:
-    """Everything of this process that a library could change for the others in it."""
-    loggers = {name: it for name, it in logging.root.manager.loggerDict.items() if isinstance(it, logging.Logger)}
+    """Return all state of this process that a library could change for others."""
+    loggers = {
+        name: logger for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)
+    }
     return {
         "umask": umask(),
         "environment": dict(os.environ),
@@ -52,21 +54,21 @@ def process_state() -> dict[str, Any]:
         "numpy errors": np.geterr(),
         "random": (torch.get_rng_state().tolist(), str(np.random.get_state())),
         "logging": [(logging.root.manager.disable, logging.root.level, list(logging.root.handlers))],
-        "loggers": {name: (it.level, it.propagate, list(it.handlers)) for name, it in loggers.items()},
+        "loggers": {name: (logger.level, logger.propagate, list(logger.handlers)) for name, logger in loggers.items()},
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "python": (sys.getrecursionlimit(), sys.excepthook, list(sys.path)),
     }
 
 
 def changes(before: dict[str, Any]) -> dict[str, Any]:
-    """Entries of the process's state that differ by now; loggers that are new are not a change of others."""
+    """Return the entries of the process state that differ from `before`; new loggers do not count."""
     after = process_state()
     after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
     return {name: (before[name], after[name]) for name in before if after[name] != before[name]}
 
 
 def imported_packages() -> list[str]:
-    """Modules of others that clipvid's files import anywhere: the effects of importing those are not clipvid's."""
+    """Return the third-party modules that clipvid imports: the effects of importing those are not clipvid's."""
     names: set[str] = set()
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -93,11 +95,11 @@ SETTERS = (
     (torch, "set_float32_matmul_precision"),
     (sys, "setrecursionlimit"),
 )
-"""Functions that change the process for everyone in it."""
+"""Functions that change the state of the entire process."""
 
 
 def refused(name: str) -> Callable[..., NoReturn]:
-    """Return a function in the place of `name` that fails."""
+    """Return a replacement for the function `name` that fails."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise AssertionError(f"{name} was called")
@@ -107,31 +109,31 @@ def refused(name: str) -> Callable[..., NoReturn]:
 
 IMPORTS = """
 import contextlib, importlib, sys
-import test_no_side_effects as here
-for name in here.imported_packages():
+import test_no_side_effects as checks
+for name in checks.imported_packages():
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 for name in [name for name in sys.modules if name.startswith("clipvid")]:
     del sys.modules[name]
-before = here.process_state()
-for owner, name in here.SETTERS:
-    setattr(owner, name, here.refused(name))  # one that sets and puts back would leave no trace in the state
+before = checks.process_state()
+for library, name in checks.SETTERS:
+    setattr(library, name, checks.refused(name))  # a setter that is undone would leave no trace in the state
 importlib.import_module("clipvid")
-for name in here.MODULES:
+for name in checks.MODULES:
     importlib.import_module(name)
-    assert not here.changes(before), (name, here.changes(before))
+    assert not checks.changes(before), (name, checks.changes(before))
 """
 
 
-def test_importing_every_module_changes_nothing_of_the_process():
-    here = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, cwd=here)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_importing_every_module_changes_no_process_state():
+    folder = Path(__file__).parent
+    process = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, cwd=folder)
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 @pytest.fixture
 def watched_log() -> Iterator[None]:
-    """A root logger without handlers, as that of a program that has not set up its log: pytest adds some of its own."""
+    """Root logger without handlers, as in a program that has not configured logging: pytest adds its handlers."""
     handlers = [*logging.root.handlers]
     for handler in handlers:
         logging.root.removeHandler(handler)
@@ -142,28 +144,28 @@ def watched_log() -> Iterator[None]:
         logging.root.addHandler(handler)
 
 
-def test_making_training_and_scoring_a_model_changes_nothing_of_the_process(
+def test_creating_training_and_scoring_a_model_changes_no_process_state(
     watched_log, monkeypatch, tmp_path, write_video
 ):
     rng = np.random.default_rng(0)
     clips = [write_video(tmp_path / f"{i}.mp4", rng.integers(0, 255, (4, 48, 48, 3)).astype(np.uint8)) for i in "abcd"]
     data = VideoDataset(tuple(Record(path, (f"clip {path.stem}",)) for path in clips), (), "noise")
     data_config = DataConfig(frames=2, precision="bf16-mixed")
-    importlib.import_module("open_clip")  # the effects of importing it are its own
+    importlib.import_module("open_clip")  # the effects of importing it are not clipvid's
     config = TrainConfig(epochs=1, batch_size=2, rand_augment=2, data_config=data_config)
     with monkeypatch.context() as patched:
-        for video_index, name in (
+        for library, name in (
             (os, "umask"),
             (logging, "disable"),
             (torch, "manual_seed"),
             (torch, "set_num_threads"),
         ):
-            patched.setattr(video_index, name, refused(name))
+            patched.setattr(library, name, refused(name))
         before = process_state()
         create_model("ViT-B-32", device="meta")
         model = create_model("clipvid-mini", depth=1)
         changed = changes(before)
-        changed.pop("random")  # a branch's weights are drawn from torch's generator, as those of any module
+        changed.pop("random")  # a new branch draws its weights from torch's generator, as any module does
         assert not changed
         before = process_state()
         train(model, data, data, config, progress=False)

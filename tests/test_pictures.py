@@ -1,4 +1,4 @@
-"""Pictures as one-frame videos and folders of pictures as videos: order, gaps, orientation, depth, damage."""
+"""Pictures as one-frame videos and picture folders as videos: order, gaps, orientation, bit depth, damage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipvid.video.transforms import VideoTransform
 
 
 def picture(path: Path, level: int, *, size: tuple[int, int] = (20, 12), **options) -> Path:
-    """A picture of one grey level with a bright top left corner; `size` is (width, height)."""
+    """Save a picture of one grey level with a bright top left corner; `size` is (width, height)."""
     pixels = np.full((size[1], size[0], 3), level, np.uint8)
     pixels[:4, :4] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def levels(clip: torch.Tensor) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for number in range(1, 13):  # img_2 comes before img_10
+    for number in range(1, 13):  # img_2 must come before img_10
         picture(tmp_path / "frames" / f"img_{number}.png", 10 * number)
     (tmp_path / "frames" / "notes.txt").write_text("not a frame")
     (tmp_path / "frames" / ".img_99.png").write_bytes(b"")
@@ -59,7 +59,7 @@ def test_a_folder_of_pictures_is_a_video_in_the_order_of_their_numbers(folder):
     assert levels(read_video(folder, 3, sampler="linspace")) == [10, 60, 120]
 
 
-def test_every_kth_frame_may_be_kept(tmp_path):
+def test_frame_numbers_may_have_a_constant_step(tmp_path):
     for number in (0, 5, 10, 15):
         picture(tmp_path / f"v3_{number:05d}.jpg", number, quality=100)
     assert levels(read(tmp_path)) == pytest.approx([0, 5, 10, 15], abs=2)
@@ -88,15 +88,15 @@ def test_names_without_numbers_and_empty_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_comes_upright(tmp_path, orientation):
+def test_a_picture_is_turned_upright(tmp_path, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     path = picture(tmp_path / "turned.jpg", 40, exif=exif, quality=100)
     corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
     clip, info = read(path)[0, 0], probe(path)
     assert tuple(clip.shape) == (info.height, info.width) == ((12, 20) if orientation < 5 else (20, 12))
-    bright = [place for place in ((0, 0), (0, -1), (-1, 0), (-1, -1)) if clip[place] > 150]
-    assert bright == [corners[orientation]]
+    bright_corners = [corner for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)) if clip[corner] > 150]
+    assert bright_corners == [corners[orientation]]
 
 
 def test_depths_and_transparency_become_8_bit_rgb(tmp_path):
@@ -105,17 +105,19 @@ def test_depths_and_transparency_become_8_bit_rgb(tmp_path):
     PIL.Image.fromarray(np.full((4, 6, 4), (9, 8, 7, 0), np.uint8)).save(tmp_path / "clear.png")
     PIL.Image.fromarray(np.full((4, 6), 90, np.uint8)).convert("P").save(tmp_path / "palette.png")
     PIL.Image.fromarray(np.full((4, 6), 1.5, np.float32)).save(tmp_path / "real.tiff")
-    found = {name: read(tmp_path / f"{name}.png")[0, :, 0, 0].tolist() for name in ("deep", "grey", "clear", "palette")}
-    assert found == {"deep": [200] * 3, "grey": [80] * 3, "clear": [9, 8, 7], "palette": [90] * 3}
-    PIL.Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "whole.tiff")
-    for name in ("real", "whole"):
+    pixels = {
+        name: read(tmp_path / f"{name}.png")[0, :, 0, 0].tolist() for name in ("deep", "grey", "clear", "palette")
+    }
+    assert pixels == {"deep": [200] * 3, "grey": [80] * 3, "clear": [9, 8, 7], "palette": [90] * 3}
+    PIL.Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "integer.tiff")
+    for name in ("real", "integer"):
         with pytest.raises(VideoError, match="numbers of unknown range"):
             read(tmp_path / f"{name}.tiff")
 
 
-def test_what_is_no_whole_picture_says_so(tmp_path):
-    whole = picture(tmp_path / "whole.png", 3, size=(200, 200)).read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+def test_files_that_are_not_one_complete_picture_are_refused(tmp_path):
+    intact = picture(tmp_path / "intact.png", 3, size=(200, 200)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(intact[: len(intact) // 2])
     (tmp_path / "text.jpg").write_text("hello " * 20)
     (tmp_path / "nothing.jpg").write_bytes(b"")
     (tmp_path / "noise.webp").write_bytes(bytes(range(256)) * 8)
@@ -136,16 +138,16 @@ def test_what_is_no_whole_picture_says_so(tmp_path):
             probe(tmp_path / name)
 
 
-def test_whatever_is_done_to_a_picture_it_is_read_or_refused(tmp_path):
+def test_a_corrupted_picture_is_read_or_refused(tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     kinds = {"a.png": {}, "a.jpg": {"exif": exif}, "a.tiff": {}, "a.webp": {"exif": exif}, "a.bmp": {}, "a.ppm": {}}
     refused = 0
     for name, options in kinds.items():
-        whole = picture(tmp_path / name, 90, size=(40, 30), **options).read_bytes()
+        intact = picture(tmp_path / name, 90, size=(40, 30), **options).read_bytes()
         for number in range(120):
             rng = Random(f"{name} {number}")
-            (tmp_path / name).write_bytes(mutated(whole, KINDS[number % len(KINDS)], rng))
+            (tmp_path / name).write_bytes(mutated(intact, KINDS[number % len(KINDS)], rng))
             for call in (probe, read):
                 try:
                     call(tmp_path / name)
@@ -156,8 +158,8 @@ def test_whatever_is_done_to_a_picture_it_is_read_or_refused(tmp_path):
 
 def test_a_data_set_check_decodes_pictures(tmp_path):
     for number in range(3):
-        whole = picture(tmp_path / "clips" / f"{number}.jpg", 60 * number, size=(80, 60)).read_bytes()
-    (tmp_path / "clips" / "2.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+        intact = picture(tmp_path / "clips" / f"{number}.jpg", 60 * number, size=(80, 60)).read_bytes()
+    (tmp_path / "clips" / "2.jpg").write_bytes(intact[: len(intact) * 2 // 3])
     report = check(clipvid.open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
     assert (report.readable, len(report.unreadable)) == (2, 1)
 
@@ -167,7 +169,7 @@ def test_pictures_have_a_time_limit_too(folder):
         read(folder, time_limit=1e-9)
 
 
-def test_sizes_may_differ_where_fit_brings_them_to_one(tmp_path):
+def test_sizes_may_differ_if_fit_makes_them_equal(tmp_path):
     picture(tmp_path / "1.png", 10)
     picture(tmp_path / "2.png", 20, size=(24, 24))
     with pytest.raises(VideoError, match=r"differ in size \(20x12, 24x24\)"):
@@ -187,7 +189,7 @@ def test_pictures_have_no_times(folder):
         read_video(folder, 2, start=0.5)
 
 
-def test_class_folders_may_hold_pictures_and_folders_of_them(tmp_path):
+def test_class_folders_may_contain_pictures_and_picture_folders(tmp_path):
     for name in ("cat", "dog"):
         for clip in ("a", "b"):
             for number in range(3):
@@ -210,10 +212,10 @@ def test_a_table_and_a_protocol_find_folders_of_frames(tmp_path):
     (tmp_path / "msrvtt.csv").write_text(
         "key,vid_key,video_id,sentence\nret0,msr7010,video7010,one\nret1,msr7011,video7011,two\n"
     )
-    found = clipvid.open_dataset(
+    data = clipvid.open_dataset(
         "msrvtt-1ka", tmp_path / "frames", annotations=tmp_path / "msrvtt.csv", allow_missing=True
     )
-    assert [r.path.name for r in found] == ["video7010", "video7011"]
+    assert [r.path.name for r in data] == ["video7010", "video7011"]
     dotted = "0001_American_Beauty_00.00.51.926-00.00.54.129"
     picture(tmp_path / "movies" / dotted / "0.png", 100)
     picture(tmp_path / "movies" / dotted.replace("54.129", "54.777") / "0.png", 100)
@@ -222,6 +224,6 @@ def test_a_table_and_a_protocol_find_folders_of_frames(tmp_path):
         "lsmdc-1k", tmp_path / "movies", annotations=tmp_path / "lsmdc.csv", allow_missing=True
     )
     assert [r.path.name for r in movies] == [dotted]
-    report = check(found, tmp_path / "check", workers=1)
+    report = check(data, tmp_path / "check", workers=1)
     assert report.readable == 2
-    assert report.duplicates == ((str(found[0].path), str(found[1].path)),)
+    assert report.duplicates == ((str(data[0].path), str(data[1].path)),)

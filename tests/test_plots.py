@@ -1,4 +1,4 @@
-"""Pictures hold what they were given, at a size that fits it, and appear whole or not at all."""
+"""Plots show their data at a size that fits it, and are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pixels(path):
 
 
 def area(path, colour):
-    """Number of pixels of nearly this colour."""
+    """Return the number of pixels of nearly this colour."""
     if isinstance(colour, str):
         colour = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return int((np.abs(pixels(path) - np.array(colour)).max(axis=2) < 12).sum())
@@ -60,10 +60,10 @@ def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
     assert area(right, style.WRONG) == 0
     assert area(wrong, style.RIGHT) == 0
     grey_right, grey_wrong = (np.asarray(Image.open(path).convert("L")) > 200 for path in (right, wrong))
-    assert (grey_right != grey_wrong).sum() > 200  # the dashes, and the cross for the tick, survive the loss of colour
+    assert (grey_right != grey_wrong).sum() > 200  # dashes, and cross instead of tick, differ in grey too
 
 
-def test_long_sentences_make_a_taller_page_not_a_clipped_one(tmp_path):
+def test_long_sentences_make_the_page_taller_and_are_not_clipped(tmp_path):
     def grid(query, caption):
         hit = Hit(clip(CYAN), 0.5, True, caption)
         return pixels(retrieval_grid([RetrievalRow(query, (hit,))], tmp_path / "grid.png"))
@@ -83,7 +83,7 @@ def test_wrapping_loses_no_letter_and_keeps_the_width():
     assert max(page.measure(line, font) for line in lines) <= 2
 
 
-def test_clips_of_other_sizes_keep_their_own_shape(tmp_path):
+def test_clips_of_different_sizes_keep_their_aspect_ratio(tmp_path):
     hits = (Hit(clip(MAGENTA, width=72), 0.9, True), Hit(clip(CYAN, n_frames=1), 0.1, False))
     shot = pixels(retrieval_grid([RetrievalRow("q", hits)], tmp_path / "grid.png"))
     rows, columns = np.nonzero(np.abs(shot - MAGENTA).max(axis=2) < 12)
@@ -92,14 +92,14 @@ def test_clips_of_other_sizes_keep_their_own_shape(tmp_path):
 
 
 def test_film_strip_breaks_into_lines_and_keeps_every_frame(tmp_path):
-    one = pixels(film_strip(clip(CYAN, n_frames=4), tmp_path / "one.png", per_row=4))
-    two = pixels(film_strip(clip(CYAN, n_frames=8), tmp_path / "two.png", per_row=4))
-    assert two.shape[1] == one.shape[1]
-    assert two.shape[0] > 1.7 * one.shape[0]
+    one_row = pixels(film_strip(clip(CYAN, n_frames=4), tmp_path / "one.png", per_row=4))
+    two_rows = pixels(film_strip(clip(CYAN, n_frames=8), tmp_path / "two.png", per_row=4))
+    assert two_rows.shape[1] == one_row.shape[1]
+    assert two_rows.shape[0] > 1.7 * one_row.shape[0]
     assert area(tmp_path / "two.png", CYAN) == pytest.approx(2 * area(tmp_path / "one.png", CYAN), rel=0.02)
 
 
-def test_training_curve_draws_each_run_in_its_colour(tmp_path):
+def test_training_curve_draws_each_run_in_a_colour_of_its_own(tmp_path):
     both = training_curve(HISTORY, tmp_path / "both.png", title="a title that is rather long " * 5)
     alone = training_curve(HISTORY[:3], tmp_path / "alone.png")
     assert area(both, style.RUN_COLOURS[1]) > 100
@@ -149,15 +149,15 @@ def test_wrong_input_is_named_and_leaves_no_file(tmp_path, draw, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_drawing_leaves_the_old_picture_and_no_draft(tmp_path, monkeypatch):
+def test_a_failed_drawing_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     path = film_strip(clip(CYAN), tmp_path / "new" / "strip.png")
     before = path.read_bytes()
 
-    def half(self, draft, **_):
+    def write_half_and_fail(self, draft, **_):
         draft.write_bytes(b"half a picture")
         raise OSError("disk full")
 
-    monkeypatch.setattr(charts.Figure, "savefig", half)
+    monkeypatch.setattr(charts.Figure, "savefig", write_half_and_fail)
     with pytest.raises(OSError, match="disk full"):
         film_strip(clip(MAGENTA), path)
     assert path.read_bytes() == before
@@ -174,7 +174,7 @@ def test_drawing_never_loads_pyplot(tmp_path):
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 
 
-def test_a_mark_is_a_line_through_the_chart_with_its_name(tmp_path):
+def test_a_mark_is_a_labelled_line_across_the_chart(tmp_path):
     points = [Trade("a", 2.0, 20.0, 1.0, "one"), Trade("b", 200.0, 90.0, 2.0, "two")]
     words = {"title": "Price", "price": "ms", "quality": "%"}
     plain, marked = (
@@ -184,4 +184,4 @@ def test_a_mark_is_a_line_through_the_chart_with_its_name(tmp_path):
     changed = (plain != marked).any(axis=2)
     lines = changed.sum(axis=1)
     assert lines.max() > 0.5 * changed.shape[1] * 5 / 8  # dashes of 5 and gaps of 3 across the axes
-    assert changed[: int(np.argmax(lines)) - 2].any(), "its name stands on the line"
+    assert changed[: int(np.argmax(lines)) - 2].any(), "the label must be above the line"

@@ -1,4 +1,4 @@
-"""`auto` means bf16 where the hardware multiplies it, and nowhere else; one switch stands in for the hardware."""
+"""`auto` selects bf16 only on hardware with native bf16; an environment variable overrides the detection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = Path(precision.__file__).parent
 
 @pytest.fixture
 def hardware(monkeypatch) -> pytest.MonkeyPatch:
-    """A CPU with bf16 instructions and a oneDNN that uses them, whatever this one is; for tests to take away from."""
+    """Simulated CPU with bf16 instructions and a oneDNN that uses them; tests remove one or the other."""
     for name in ("CLIPVID_NATIVE_BF16", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
@@ -29,74 +29,74 @@ def hardware(monkeypatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_auto_is_bf16_where_instructions_and_onednn_have_it(hardware):
+def test_auto_is_bf16_if_the_instructions_and_onednn_support_it(hardware):
     assert native_bf16(CPU)
     assert resolve("auto", CPU) == "bf16-mixed"
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("module", "name"),
     [
         (torch.cpu, "_is_avx512_bf16_supported"),
         (torch.backends.mkldnn, "is_available"),
         (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
     ],
 )
-def test_auto_is_float32_where_one_of_them_is_missing(hardware, place, name):
-    hardware.setattr(place, name, lambda: False, raising=False)
+def test_auto_is_float32_if_one_of_them_is_missing(hardware, module, name):
+    hardware.setattr(module, name, lambda: False, raising=False)
     assert not native_bf16(CPU)
     assert resolve("auto", CPU) == "32-true"
 
 
 @pytest.mark.parametrize("cap", ["AVX512_CORE", "avx512_core_vnni"])
-def test_auto_is_float32_where_onednn_is_kept_from_the_instructions(hardware, cap):
+def test_auto_is_float32_if_onednn_is_barred_from_the_instructions(hardware, cap):
     hardware.setenv("ONEDNN_MAX_CPU_ISA", cap)
     assert resolve("auto", CPU) == "32-true"
 
 
-def test_a_torch_that_cannot_tell_has_no_bf16(hardware):
+def test_auto_is_float32_if_torch_cannot_detect_bf16(hardware):
     hardware.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert resolve("auto", CPU) == "32-true"
 
 
 @pytest.mark.parametrize(("answer", "cpu", "cuda"), [("0", "32-true", "16-mixed"), ("1", "bf16-mixed", "bf16-mixed")])
-def test_the_switch_stands_in_for_the_hardware(hardware, answer, cpu, cuda):
+def test_the_environment_variable_overrides_the_hardware(hardware, answer, cpu, cuda):
     hardware.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: answer == "0", raising=False)
     hardware.setenv("CLIPVID_NATIVE_BF16", answer)
     assert (resolve("auto", CPU), resolve("auto", CUDA)) == (cpu, cuda)
     with autocast("auto", CPU):
         assert torch.is_autocast_enabled("cpu") is (answer == "1")
     for name in ("bf16-mixed", "16-mixed", "32-true"):
-        assert resolve(name, CPU) == name, "what is asked for by name is not the switch's to change"
+        assert resolve(name, CPU) == name, "an explicit precision must not depend on the variable"
 
 
 @pytest.mark.parametrize("answer", ["", "yes", "2"])
-def test_another_value_of_the_switch_is_refused(monkeypatch, answer):
+def test_another_value_of_the_environment_variable_is_refused(monkeypatch, answer):
     monkeypatch.setenv("CLIPVID_NATIVE_BF16", answer)
     with pytest.raises(ValueError, match=rf"CLIPVID_NATIVE_BF16 must be 0 or 1, got '{answer}'; unset it to test the"):
         resolve("auto", CPU)
 
 
 @pytest.mark.parametrize("device", ["mps", "meta"])
-def test_devices_whose_bf16_nobody_vouches_for_compute_in_float32(monkeypatch, device):
+def test_devices_with_unverified_bf16_compute_in_float32(monkeypatch, device):
     monkeypatch.setenv("CLIPVID_NATIVE_BF16", "1")
     assert resolve("auto", torch.device(device)) == "32-true"
 
 
-def test_a_process_whose_onednn_is_kept_to_avx2_computes_in_float32():
+def test_a_process_whose_onednn_is_limited_to_avx2_computes_in_float32():
     code = "import torch; from clipvid.runtime.precision import resolve; print(resolve('auto', torch.device('cpu')))"
     plain = {name: value for name, value in os.environ.items() if name != "CLIPVID_NATIVE_BF16"}
     env = {**plain, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(PACKAGE.parent)}
-    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "32-true"
+    process = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "32-true"
 
 
 @pytest.mark.native_bf16
-def test_what_is_marked_native_bf16_runs_only_where_it_is():
+def test_tests_marked_native_bf16_run_only_on_such_hardware():
     assert resolve("auto", CPU) == "bf16-mixed"
 
 
-def test_nothing_else_in_the_package_asks_the_hardware():
-    asks = re.compile(r"is_bf16_supported|bf16_supported\(|get_cpu_capability")
-    files = {path.name for path in PACKAGE.rglob("*.py") if asks.search(path.read_text(encoding="utf-8"))}
+def test_no_other_file_in_the_package_queries_the_hardware():
+    queries = re.compile(r"is_bf16_supported|bf16_supported\(|get_cpu_capability")
+    files = {path.name for path in PACKAGE.rglob("*.py") if queries.search(path.read_text(encoding="utf-8"))}
     assert files == {"precision.py"}

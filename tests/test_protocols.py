@@ -1,4 +1,4 @@
-"""Named protocols on the real annotation files: their counts, all layouts of a split alike, damage named by line."""
+"""Named protocols on real annotation files: their counts, equal data from all layouts, damage reported by line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipvid.features.embed import require_whole
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
 
-WHOLE = {  # protocol, split -> videos, captions, classes, and of the first its file, caption and class
+COUNTS = {  # protocol, split -> number of videos, captions and classes
     ("msrvtt-1ka", "test"): (1000, 1000, 0),
     ("didemo", "test"): (1004, 1004, 0),
     ("didemo", "val"): (1065, 1065, 0),
@@ -39,21 +39,21 @@ WHOLE = {  # protocol, split -> videos, captions, classes, and of the first its 
     ("hmdb51", "train"): (3570, 0, 51),
 }
 FOLDER = {"ssv2-template": "ssv2", "msrvtt-1ka": "msrvtt", "lsmdc-1k": "lsmdc", "msrvtt-full": "msrvtt"}
-INSIDE = {"hmdb51": "testTrainMulti_7030_splits"}
+SUBFOLDER = {"hmdb51": "testTrainMulti_7030_splits"}
 
 
-@functools.cache  # the largest list of files takes seconds
+@functools.cache  # parsing the largest list takes seconds
 def opened(name: str, split: str | None = None, file: str | None = None, **options):
     folder = REAL / FOLDER.get(name, name)
-    where = folder / file if file else folder
-    return open_dataset(name, folder, split=split, annotations=where, check_files=False, **options)
+    annotations = folder / file if file else folder
+    return open_dataset(name, folder, split=split, annotations=annotations, check_files=False, **options)
 
 
 @needs_real
-@pytest.mark.parametrize(("name", "split"), list(WHOLE))
-def test_the_official_files_give_the_protocols_counts(name, split):
+@pytest.mark.parametrize(("name", "split"), list(COUNTS))
+def test_the_official_files_have_the_counts_of_the_protocol(name, split):
     data = opened(name, split)
-    assert (len(data), data.n_captions, len(data.classes)) == WHOLE[name, split]
+    assert (len(data), data.n_captions, len(data.classes)) == COUNTS[name, split]
     assert data.name == f"{name}:{split}"
     if data.classes and (name, split) != ("ssv2", "test"):
         assert {record.label for record in data} == set(range(len(data.classes)))
@@ -69,15 +69,15 @@ def test_the_official_files_give_the_protocols_counts(name, split):
         ("lsmdc-1k", "test", "mdmmt_lsmdc_mdata_test.json"),
     ],
 )
-def test_other_layouts_of_a_split_say_the_same(name, split, file):
+def test_other_layouts_of_a_split_give_the_same_data(name, split, file):
     official, other = opened(name, split), opened(name, split, file)
     assert [r.path.stem.rstrip(".") for r in other] == [r.path.stem.rstrip(".") for r in official]
-    for ours, theirs in zip(official, other, strict=True):  # of 33 of DiDeMo's videos in the order of their two files
+    for ours, theirs in zip(official, other, strict=True):  # in 33 videos of DiDeMo, the sentences are in another order
         assert sorted(" ".join(theirs.captions).split()) == sorted(" ".join(ours.captions).split())
 
 
 @needs_real
-def test_lists_of_file_and_number_give_the_classes_of_the_official_files():
+def test_lists_of_files_with_class_numbers_give_the_classes_of_the_official_files():
     def labels(data):
         return {record.path.stem: data.classes[record.label].replace(" ", "").replace("_", "") for record in data}
 
@@ -93,8 +93,8 @@ def test_lists_of_file_and_number_give_the_classes_of_the_official_files():
 
 
 @needs_real
-def test_a_list_that_counts_classes_in_another_order_is_refused_where_the_names_tell():
-    """ViFi-CLIP's list of HMDB51 has 120 of its 1530 videos under the wrong number."""
+def test_a_list_with_another_class_order_is_refused_if_file_names_contradict_it():
+    """120 of the 1530 videos in ViFi-CLIP's list of HMDB51 have the wrong class number."""
     with pytest.raises(
         DataError, match=r"val1.txt, line \d+: .*_kick_.* has number 20, kick ball, and shows kick: the"
     ):
@@ -102,14 +102,14 @@ def test_a_list_that_counts_classes_in_another_order_is_refused_where_the_names_
 
 
 @needs_real
-def test_paragraphs_are_all_descriptions_in_order():
+def test_paragraphs_join_all_descriptions_in_order():
     data = opened("didemo", "test")
-    told = read_annotation(REAL / "didemo/test_data.json").entries
-    stem = told[0].video.rpartition(".")[0]
-    entries = [e for e in told if e.video.rpartition(".")[0] == stem]  # under one suffix, or two
+    all_entries = read_annotation(REAL / "didemo/test_data.json").entries
+    stem = all_entries[0].video.rpartition(".")[0]
+    entries = [e for e in all_entries if e.video.rpartition(".")[0] == stem]  # a video can appear under two suffixes
     assert len(entries) > 1
-    mine = next(r for r in data if r.path.stem == stem)
-    assert mine.captions == (" ".join(e.captions[0] for e in entries),)
+    record = next(r for r in data if r.path.stem == stem)
+    assert record.captions == (" ".join(e.captions[0] for e in entries),)
     subset = opened("activitynet", "test", "val_1_SUBSET.json", allow_missing=True)
     assert (len(subset), subset.n_captions) == (301, 301)
     start = "A female weight lifter bends at the knees. She lifts a barbell to her chest."
@@ -119,19 +119,19 @@ def test_paragraphs_are_all_descriptions_in_order():
 
 
 @needs_real
-def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(tmp_path):
-    """No figure over 301 videos under the name of a protocol that has 4917; its own file is known by its name."""
-    own = opened("activitynet", None, "val_2_SUBSET.json")
-    assert (own.name, own.protocol_spec.videos, own.protocol_spec.listed) == (
+def test_a_custom_list_is_never_reported_under_the_name_of_the_protocol(tmp_path):
+    """Metrics over 301 videos must not be named after a protocol with 4917; its official file is recognised by name."""
+    data = opened("activitynet", None, "val_2_SUBSET.json")
+    assert (data.name, data.protocol_spec.videos, data.protocol_spec.listed) == (
         "activitynet, list val_2_SUBSET",
         4917,
         301,
     )
-    said = (
+    message = (
         "protocol has 4917 videos and the list names 301, of which 300 are here, .* leave out the list .annotations. to"
     )
-    with pytest.raises(DataError, match=said):
-        require_whole(own, 300)
+    with pytest.raises(DataError, match=message):
+        require_whole(data, 300)
     require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
     assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
     (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
@@ -140,7 +140,7 @@ def test_a_list_of_ones_own_is_told_from_the_protocols_and_never_passes_for_it(t
 
 
 @needs_real
-def test_a_list_of_another_split_is_refused_also_where_videos_may_be_missing():
+def test_a_list_of_another_split_is_refused_even_with_allow_missing():
     for allow in (False, True):
         with pytest.raises(DataError, match=r"val_data.json is the list of didemo val, not of test"):
             opened("didemo", "test", "val_data.json", allow_missing=allow)
@@ -148,7 +148,7 @@ def test_a_list_of_another_split_is_refused_also_where_videos_may_be_missing():
 
 @needs_real
 @pytest.mark.parametrize("allow", [False, True])
-def test_a_longer_list_is_not_taken_for_a_split_that_is_asked_for(tmp_path, allow):
+def test_a_list_longer_than_the_requested_split_is_refused(tmp_path, allow):
     shutil.copy(REAL / "ssv2" / SSV2, tmp_path / "mine.json")
     options = {"split": "test", "annotations": tmp_path / "mine.json", "check_files": False, "allow_missing": allow}
     with pytest.raises(DataError, match="1000 videos and 1000 captions, but got 24777 and 24777; it lists"):
@@ -156,43 +156,45 @@ def test_a_longer_list_is_not_taken_for_a_split_that_is_asked_for(tmp_path, allo
 
 
 @pytest.fixture
-def own(tmp_path):
-    """A list of one's own of three videos, one of which is not there."""
-    (tmp_path / "own.csv").write_text("video_id,sentence\nvideo1,a dog\nvideo2,a cat\nvideo3,a cow\n")
+def custom(tmp_path):
+    """Custom list of three videos, one of which is missing."""
+    (tmp_path / "custom.csv").write_text("video_id,sentence\nvideo1,a dog\nvideo2,a cat\nvideo3,a cow\n")
     for name in ("video1.mp4", "video3.avi"):
         (tmp_path / name).touch()
-    return tmp_path / "own.csv"
+    return tmp_path / "custom.csv"
 
 
-@pytest.mark.parametrize(("split", "name"), [(None, "msrvtt-1ka, list own"), ("test", "msrvtt-1ka:test, list own")])
-def test_a_list_of_ones_own_keeps_its_name_and_number(own, split, name):
-    data = open_dataset("msrvtt-1ka", own.parent, split=split, annotations=own, allow_missing=True)
+@pytest.mark.parametrize(
+    ("split", "name"), [(None, "msrvtt-1ka, list custom"), ("test", "msrvtt-1ka:test, list custom")]
+)
+def test_a_custom_list_is_reported_with_its_name_and_size(custom, split, name):
+    data = open_dataset("msrvtt-1ka", custom.parent, split=split, annotations=custom, allow_missing=True)
     assert (data.name, len(data), len(data.missing)) == (name, 2, 1)
     assert data.protocol_spec == ProtocolSpec(1000, frames=12, tokens=32, fewer=True, listed=3)
-    assert data.source == own
+    assert data.source == custom
 
 
-def test_the_usual_files_are_no_list_of_ones_own(tmp_path):
+def test_a_file_with_the_official_name_is_not_a_custom_list(tmp_path):
     (tmp_path / PAIRS).write_text("video_id,sentence\nvideo1,a dog\n")
-    where = {"annotations": tmp_path / PAIRS, "allow_missing": True, "check_files": False}
+    options = {"annotations": tmp_path / PAIRS, "allow_missing": True, "check_files": False}
     for split in (None, "test"):
-        data = open_dataset("msrvtt-1ka", tmp_path, split=split, **where)
+        data = open_dataset("msrvtt-1ka", tmp_path, split=split, **options)
         assert (data.name, data.protocol_spec.listed) == ("msrvtt-1ka:test", None)
 
 
-def test_a_short_list_with_missing_videos_is_refused_once_for_both(own):
-    """What is said first tells of the second, and one permission is for both."""
-    said = (
-        r"own.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to go on without "
-        "them, as metrics need anyway: the list names 3 videos, the protocol has 1000"
+def test_one_error_reports_both_a_short_list_and_missing_videos(custom):
+    """The first error also mentions the short list, and `allow_missing` permits both."""
+    message = (
+        r"custom.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to go on"
+        " without them, as metrics need anyway: the list names 3 videos, the protocol has 1000"
     )
-    with pytest.raises(DataError, match=said):
-        open_dataset("msrvtt-1ka", own.parent, annotations=own)
-    data = open_dataset("msrvtt-1ka", own.parent, annotations=own, allow_missing=True)
+    with pytest.raises(DataError, match=message):
+        open_dataset("msrvtt-1ka", custom.parent, annotations=custom)
+    data = open_dataset("msrvtt-1ka", custom.parent, annotations=custom, allow_missing=True)
     require_whole(data, len(data))
 
 
-OTHERS = {  # protocol, split and the file that is given -> what it is, and what to give
+OTHERS = {  # protocol, split and given file -> the message: what the file is, and what to give instead
     ("msrvtt-1ka", None, "MSRVTT_val.full.csv"): "msrvtt-full val, not of msrvtt-1ka; give MSRVTT_JSFUSION_test.csv or",
     ("msrvtt-1ka", None, "MSRVTT_data.json"): "msrvtt-full train, val, test, not of msrvtt-1ka; give MSRVTT_JSFUSION",
     ("msrvtt-full", "val", "MSRVTT_JSFUSION_test.csv"): "msrvtt-1ka test, not of msrvtt-full; give MSRVTT_data.json or",
@@ -204,7 +206,7 @@ OTHERS = {  # protocol, split and the file that is given -> what it is, and what
 
 @pytest.mark.parametrize("allow", [False, True])
 @pytest.mark.parametrize("given", list(OTHERS))
-def test_a_list_of_another_protocol_is_told_by_its_name(tmp_path, given, allow):
+def test_a_list_of_another_protocol_is_recognised_by_its_name(tmp_path, given, allow):
     name, split, file = given
     (tmp_path / file).write_text("video_id\nvideo1\n")
     with pytest.raises(DataError, match=f"{file} is the list of {OTHERS[given]}"):
@@ -212,40 +214,40 @@ def test_a_list_of_another_protocol_is_told_by_its_name(tmp_path, given, allow):
 
 
 @pytest.mark.parametrize("file", ["val.json", "test_list.json", "train1.json", "data_test_split1.txt", "mine.json"])
-def test_a_name_that_anybody_would_give_tells_of_no_protocol(tmp_path, file):
+def test_a_common_file_name_is_not_attributed_to_a_protocol(tmp_path, file):
     (tmp_path / file).write_text(json.dumps({"video1.mp4": ["a dog"]}))
     assert len(open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / file, check_files=False)) == 1
 
 
-def test_the_file_with_the_captions_of_all_serves_a_split_that_has_a_list(tmp_path):
+def test_a_split_with_a_list_takes_its_captions_from_the_file_of_all_videos(tmp_path):
     videos = [{"video_id": f"video{n}", "split": "train"} for n in range(3)]
-    told = {"videos": videos, "sentences": [{"video_id": f"video{n}", "caption": "a dog"} for n in range(3)]}
-    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(told))
+    content = {"videos": videos, "sentences": [{"video_id": f"video{n}", "caption": "a dog"} for n in range(3)]}
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(content))
     (tmp_path / "MSRVTT_train.7k.csv").write_text("video_id\nvideo0\nvideo2\n")
-    where = {"split": "train-7k", "annotations": tmp_path / "MSRVTT_data.json"}
-    data = open_dataset("msrvtt-1ka", tmp_path, **where, check_files=False, allow_missing=True)
+    options = {"split": "train-7k", "annotations": tmp_path / "MSRVTT_data.json"}
+    data = open_dataset("msrvtt-1ka", tmp_path, **options, check_files=False, allow_missing=True)
     assert [record.path.name for record in data] == ["video0.mp4", "video2.mp4"]
     assert data.name == "msrvtt-1ka:train-7k"
 
 
 @needs_real
-def test_hmdb51_needs_no_list_of_classes_where_its_files_are_all_there(tmp_path):
-    """As its archive unpacks: a file a class, and nothing else."""
+def test_hmdb51_needs_no_class_list_if_all_its_files_are_present(tmp_path):
+    """The unpacked archive has one file per class and nothing else."""
     official = opened("hmdb51", "test")
-    for path in (REAL / "hmdb51" / INSIDE["hmdb51"]).glob("*_test_split1.txt"):
+    for path in (REAL / "hmdb51" / SUBFOLDER["hmdb51"]).glob("*_test_split1.txt"):
         shutil.copy(path, tmp_path)
     data = open_dataset("hmdb51", tmp_path, split="test", check_files=False)
     assert data.classes == tuple(sorted(official.classes))
-    told = [[(r.path.name, d.classes[r.label]) for r in d] for d in (data, official)]
-    assert told[0] == told[1]
+    pairs = [[(r.path.name, d.classes[r.label]) for r in d] for d in (data, official)]
+    assert pairs[0] == pairs[1]
     (tmp_path / "kick_test_split1.txt").unlink()
-    with pytest.raises(DataError, match=r"hmdb51 needs class_list\.txt"):  # classes would be numbered otherwise
+    with pytest.raises(DataError, match=r"hmdb51 needs class_list\.txt"):  # classes would get other numbers
         open_dataset("hmdb51", tmp_path, split="test", allow_missing=True, check_files=False)
 
 
 @needs_real
 @pytest.mark.parametrize(
-    ("name", "split", "file", "found"),
+    ("name", "split", "file", "message"),
     [
         ("activitynet", "test", "val_1_SUBSET.json", "activitynet test has 4917 videos, but got 301"),
         (
@@ -258,23 +260,23 @@ def test_hmdb51_needs_no_list_of_classes_where_its_files_are_all_there(tmp_path)
         ("msrvtt-full", "test", "msrvtt_mdata_test_SUBSET.json", "but got 510 and 10200"),
     ],
 )
-def test_a_part_is_not_taken_for_the_whole(name, split, file, found):
-    with pytest.raises(DataError, match=found):
+def test_a_subset_of_a_protocol_is_refused_unless_allowed(name, split, file, message):
+    with pytest.raises(DataError, match=message):
         opened(name, split, file)
     assert len(opened(name, split, file, allow_missing=True)) > 100
 
 
 @needs_real
-def test_every_real_file_is_read_in_some_layout():
+def test_every_real_file_has_a_supported_layout():
     for path in REAL.rglob("*"):
         if path.is_file() and path.name != "SOURCES.csv":
-            found = read_annotation(path)
-            assert found.entries or found.classes, path
+            annotation = read_annotation(path)
+            assert annotation.entries or annotation.classes, path
 
 
 PAIRS, LSMDC = "MSRVTT_JSFUSION_test.csv", "LSMDC16_challenge_1000_publictect.csv"
 SSV2, DIVE = "something-something-v2-validation.json", "testTrainMulti_7030_splits/dive_test_split1.txt"
-DAMAGE = {  # protocol, split, file to damage, what in it becomes what, what is said
+DAMAGE = {  # name -> protocol, split, file to damage, (old text, new text), error message
     "missing column": ("msrvtt-1ka", "test", PAIRS, ("video_id", "vid"), "line 1: expected"),
     "empty field": ("msrvtt-1ka", "test", PAIRS, ("video9771,", ","), "line 3: an empty field"),
     "a field too many": ("k400", "val", "kinetics-400_val.csv", ("3caPS4FHFF8,", "3caPS4FHFF8,,"), "line 3: 7 fields"),
@@ -291,29 +293,29 @@ DAMAGE = {  # protocol, split, file to damage, what in it becomes what, what is 
 
 @needs_real
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_damage_is_named_with_file_and_line(tmp_path, damage):
-    name, split, file, (old, new), said = DAMAGE[damage]
+def test_damage_is_reported_with_file_and_line(tmp_path, damage):
+    name, split, file, (old, new), message = DAMAGE[damage]
     folder = tmp_path / "x"
     shutil.copytree(REAL / FOLDER.get(name, name), folder)
     path = folder / file
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    where = folder / INSIDE.get(name, "")
-    with pytest.raises(DataError, match=rf"{path.name}.*{said}"):
-        open_dataset(name, folder, split=split, annotations=where, check_files=False)
+    annotations = folder / SUBFOLDER.get(name, "")
+    with pytest.raises(DataError, match=rf"{path.name}.*{message}"):
+        open_dataset(name, folder, split=split, annotations=annotations, check_files=False)
 
 
 @needs_real
-@pytest.mark.parametrize(("encoding", "said"), [("utf-16", "looks like UTF-16"), ("latin-1", "is not UTF-8")])
-def test_another_encoding_is_named(tmp_path, encoding, said):
+@pytest.mark.parametrize(("encoding", "message"), [("utf-16", "looks like UTF-16"), ("latin-1", "is not UTF-8")])
+def test_another_encoding_is_reported(tmp_path, encoding, message):
     text = (REAL / "msrvtt" / "MSRVTT_JSFUSION_test.csv").read_text(encoding="utf-8")
     (tmp_path / "MSRVTT_JSFUSION_test.csv").write_bytes(text.replace("someone", "sömeone", 1).encode(encoding))
-    with pytest.raises(DataError, match=rf"MSRVTT_JSFUSION_test.csv, line \d+: .*{said}"):
+    with pytest.raises(DataError, match=rf"MSRVTT_JSFUSION_test.csv, line \d+: .*{message}"):
         open_dataset("msrvtt-1ka", tmp_path, check_files=False)
 
 
-def test_twins_in_json_are_seen_though_json_would_keep_the_last(tmp_path):
+def test_duplicate_keys_in_json_are_refused_though_json_would_take_the_last(tmp_path):
     (tmp_path / "test.json").write_text('{"a.mp4": ["one"],\n "b.mp4": ["two"],\n "a.mp4": ["three"]}')
     with pytest.raises(DataError, match=r"test.json, line 3: duplicate entry 'a.mp4'"):
         open_dataset("didemo", tmp_path, allow_missing=True, check_files=False)
@@ -321,7 +323,7 @@ def test_twins_in_json_are_seen_though_json_would_keep_the_last(tmp_path):
     assert read_annotation(tmp_path / "test.json").entries[0].split == "train"
 
 
-def test_videos_are_found_by_name_whatever_their_folder_and_suffix(tmp_path):
+def test_videos_are_matched_by_name_whatever_their_folder_and_suffix(tmp_path):
     (tmp_path / "anns").mkdir()
     (tmp_path / "anns" / "test.json").write_text(json.dumps({"1@N_x.m4v": ["a"], "2@N_y.mov": ["b", "c"]}))
     for name in ("videos/deep/1@N_x.mp4", "videos/2@N_Y.webm"):
@@ -341,7 +343,7 @@ def test_videos_are_found_by_name_whatever_their_folder_and_suffix(tmp_path):
     assert [(r.path.name, r.label) for r in data] == [("0wR5_000417_000427.mp4", 0), ("x_1.mkv", 1)]
 
 
-def test_protocols_are_data_that_agree_with_themselves():
+def test_every_protocol_definition_is_consistent():
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.default is None or protocol.default in protocol.splits
@@ -352,7 +354,7 @@ def test_protocols_are_data_that_agree_with_themselves():
 
 
 @needs_real
-def test_templates_are_the_captions_of_all_their_videos():
+def test_every_video_of_a_template_has_it_as_its_caption():
     data = opened("ssv2-template", "val")
     texts, truth = queries(data.subset(range(3000)))
     assert data.protocol_spec == ProtocolSpec(24_777, frames=12, tokens=None, shared=True)
@@ -363,7 +365,7 @@ def test_templates_are_the_captions_of_all_their_videos():
 
 
 @needs_real
-def test_a_protocol_brings_its_terms():
+def test_a_data_set_has_the_spec_of_its_protocol():
     assert opened("msrvtt-1ka", "test").protocol_spec == ProtocolSpec(1000, frames=12, tokens=32)
     assert opened("didemo", "test").protocol_spec == ProtocolSpec(1004, frames=64, tokens=64)
     assert opened("msrvtt-1ka", "test", allow_missing=True).protocol_spec.fewer
@@ -371,6 +373,6 @@ def test_a_protocol_brings_its_terms():
 
 
 @needs_real
-def test_every_split_of_hmdb51_is_counted():
-    with pytest.raises(DataError, match=r"hmdb51 test-2 has 1530 videos, but got 60"):  # 2 of 51 files are here
+def test_every_split_of_hmdb51_is_checked_for_its_count():
+    with pytest.raises(DataError, match=r"hmdb51 test-2 has 1530 videos, but got 60"):  # only 2 of 51 files are present
         opened("hmdb51", "test-2")

@@ -1,4 +1,4 @@
-"""Names on a chart: none covers a point, an error bar, another name or the edge while there is room."""
+"""Chart labels: while there is room, none covers a point, an error bar, another label or the edge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WITHIN = (0.0, 0.0, 1000.0, 600.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_names_of_a_crowd_cover_nothing(seed):
+def test_labels_of_crowded_points_cover_nothing(seed):
     rng = Random(seed)
     points = [(rng.uniform(350, 650), rng.uniform(150, 450)) for _ in range(14)]
     points += [(2.0, 2.0), (998.0, 598.0)]
@@ -24,7 +24,7 @@ def test_names_of_a_crowd_cover_nothing(seed):
     assert all(box[0] >= 0 and box[2] <= 1000 and box[1] >= 0 and box[3] <= 600 for box in boxes)
 
 
-def test_a_lonely_point_has_its_name_at_its_right():
+def test_the_label_of_a_lone_point_is_at_its_right_unless_that_leaves_the_chart():
     (box,) = place_labels([(100.0, 100.0)], [(50.0, 10.0)], [(94.0, 94.0, 106.0, 106.0)], WITHIN)
     assert box == (110.0, 95.0, 160.0, 105.0)
     (box,) = place_labels([(970.0, 100.0)], [(50.0, 10.0)], [], WITHIN)

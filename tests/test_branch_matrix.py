@@ -1,7 +1,7 @@
-"""Every branch with every mixer, for both tasks, on a ViT with a class token and on one of SigLIP's kind.
+"""Every branch with every mixer, for both tasks, on a ViT with a class token and on a SigLIP-style ViT.
 
-Each trains a step through the public `train`, is saved, loaded, and gives the same embedding; what cannot be is refused
-with its reason.
+Each model trains one step through the public `train`, is saved and loaded, and then gives the same embedding;
+combinations that cannot work are refused with the reason.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ DATA_CONFIG = DataConfig(frames=FRAMES, batch_size=4, precision="32-true")
 SMALL = {"image_size": SIDE, "patch": 8, "width": 16, "depth": 2, "heads": 2, "frames": FRAMES}
 STANDALONE = [name for name in BRANCHES if name.startswith(("timesformer", "vivit-"))]
 ON_CLIP = [name for name in BRANCHES if name not in STANDALONE]
-PUBLISHED = ("stan-release", "stan-paper", "bt-adapter")  # they end in CLIP's class token, norm and projection
+PUBLISHED = ("stan-release", "stan-paper", "bt-adapter")  # these end in CLIP's class token, norm and projection
 CASES = {  # name -> (branch, changed options)
     **{name: (name, {"depth": 2} if name != "mean" else {"hidden": 8}) for name in ON_CLIP},
     **{f"stan {mixer}": ("stan", {"depth": 2, "mixer": mixer}) for mixer in MIXERS},
@@ -41,7 +41,7 @@ CASES = {  # name -> (branch, changed options)
 
 
 class Tokenizer:
-    """Words to ids, as open_clip's tokenizers do it: the end token is the highest id, zeros fill up."""
+    """Tokenizer with open_clip's conventions: the end token has the highest id, and zeros pad."""
 
     eot_token_id = 98
 
@@ -71,7 +71,7 @@ def siglip_clip():
 
 @pytest.fixture(scope="module", params=["class token", "SigLIP"])
 def tower(request, tmp_path_factory, write_video):
-    """A backbone, and four clips with captions and labels, as videos and as taps of every level."""
+    """Kind of tower, its backbone, four clips with captions and labels, and their taps by level."""
     torch.manual_seed(0)
     clip = class_token_clip() if request.param == "class token" else siglip_clip()
     backbone = Backbone(clip.eval(), tokenizer=Tokenizer())
@@ -90,13 +90,13 @@ def tower(request, tmp_path_factory, write_video):
     return request.param, backbone, data, {(1, 2, 3): store, (0,): stem, (1,): low}
 
 
-def held(stores, levels):
-    """The stored taps that have these levels."""
+def store_with(stores, levels):
+    """Return the stored taps that contain these levels."""
     return next(store for key, store in stores.items() if set(levels) <= set(key))
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower, case, tmp_path):
+def test_each_branch_trains_a_step_for_both_tasks_and_loads_bit_equal(tower, case, tmp_path):
     kind, backbone, data, stores = tower
     branch, changes = CASES[case]
     options = choose(branch, changes)
@@ -107,7 +107,7 @@ def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower
     for task in ("retrieval", "recognition"):
         model = attach(backbone, options)
         before = {k: v.clone() for k, v in model.branch.state_dict().items()}
-        source = data if model.branch.reads_pixels else held(stores, model.branch.levels)
+        source = data if model.branch.reads_pixels else store_with(stores, model.branch.levels)
         config = TrainConfig(task=task, epochs=1, batch_size=4, warmup=0.0, lr=1e-2, data_config=DATA_CONFIG)
         train(model, source, None, config, progress=False)
         after = model.branch.state_dict()
@@ -122,7 +122,7 @@ def test_it_trains_a_step_for_both_tasks_and_comes_back_from_disk_the_same(tower
         assert loaded.fingerprint == model.fingerprint
 
 
-GATES = {  # what starts at zero: branch, options, its parameter
+GATES = {  # name -> (branch, options, the parameter that starts at zero)
     "stan": ("stan", {"depth": 2}, "fusion.gate.weight"),
     "posterior": ("posterior", {"depth": 1}, "refine.gate.weight"),
     "vivit2": ("vivit2", {"depth": 2, "temporal_depth": 1}, "over_frames.gate.weight"),
@@ -130,11 +130,15 @@ GATES = {  # what starts at zero: branch, options, its parameter
     "divided": ("divided", {"depth": 2}, "layers.0.steps.0.out.weight"),
     "vivit3": ("vivit3", {"depth": 2}, "layers.0.steps.0.attention.out.weight"),
 }
-IS_CLIP = ("stan", "posterior", "mean")  # exactly; the others' copied blocks are CLIP's up to rounding, or their own
+IS_CLIP = (
+    "stan",
+    "posterior",
+    "mean",
+)  # exact at step 0; copied blocks of other branches equal CLIP's up to rounding, or are new
 
 
 @pytest.mark.parametrize("name", list(GATES))
-def test_what_starts_at_zero_hides_the_branch_and_gets_a_gradient(tower, name):
+def test_the_zero_initialised_gate_hides_the_branch_and_gets_a_gradient(tower, name):
     _, backbone, _, _ = tower
     torch.manual_seed(0)
     branch, changes, zeroed = GATES[name]
@@ -144,11 +148,11 @@ def test_what_starts_at_zero_hides_the_branch_and_gets_a_gradient(tower, name):
     clip = torch.randint(0, 255, (2, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
     frames = model.encode_frames(clip)
     with model.branch_disabled(), torch.no_grad():
-        clips_own = model.encode_frames(clip)
+        clip_frames = model.encode_frames(clip)
     if name in IS_CLIP:
-        assert torch.equal(frames, clips_own), "the identity is exact"
-    elif name != "divided":  # one class token for the clip is not CLIP, whatever the steps do
-        torch.testing.assert_close(frames, clips_own, atol=2e-6, rtol=1e-5)
+        assert torch.equal(frames, clip_frames), "the identity is exact"
+    elif name != "divided":  # divided has one class token per clip, so it never equals CLIP
+        torch.testing.assert_close(frames, clip_frames, atol=2e-6, rtol=1e-5)
     text = torch.nn.functional.normalize(torch.randn(2, model.embed_dim), dim=-1)
     model.match(text, frames).diagonal().sum().backward()
     assert weight.grad is not None
@@ -157,31 +161,31 @@ def test_what_starts_at_zero_hides_the_branch_and_gets_a_gradient(tower, name):
 
 @pytest.mark.parametrize("similarity", list(SIMILARITIES))
 @pytest.mark.parametrize("branch", ["stan", "posterior", "space", "vivit3"])
-def test_token_wise_similarities_train_and_come_back_too(tower, branch, similarity, tmp_path):
+def test_token_wise_similarities_train_and_load_bit_equal(tower, branch, similarity, tmp_path):
     _, backbone, _, stores = tower
     model = attach(backbone, branch, depth=2, similarity=similarity)
     before = {k: v.clone() for k, v in model.matcher.state_dict().items()}
     config = TrainConfig(epochs=1, batch_size=4, warmup=0.0, lr=1e-2, data_config=DATA_CONFIG)
-    train(model, held(stores, model.branch.levels), None, config, progress=False)
+    train(model, store_with(stores, model.branch.levels), None, config, progress=False)
     assert all(not torch.equal(before[k], v) for k, v in model.matcher.state_dict().items())
     loaded = load(model.save(tmp_path / "m"), base=backbone)
     clip = torch.randint(0, 255, (2, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
     texts = ["a clip", "some more words here"]
     with torch.no_grad():
-        same = [m.match(m.text_features(texts), *m.encode_clip(clip)[:1]) for m in (model, loaded)]
-    assert torch.equal(*same)
+        scores = [m.match(m.text_features(texts), *m.encode_clip(clip)[:1]) for m in (model, loaded)]
+    assert torch.equal(*scores)
 
 
-def test_one_embedding_a_clip_has_no_frames_for_words_to_look_at(tower):
+def test_token_wise_similarity_needs_one_embedding_per_frame(tower):
     kind, backbone, _, _ = tower
     if kind == "class token":
         with pytest.raises(ValueError, match="makes one embedding for the whole clip"):
             attach(backbone, "divided", depth=2, similarity="wti")
-    else:  # without a class token, frames are pooled one by one
+    else:  # a tower without a class token pools each frame separately
         assert attach(backbone, "divided", depth=2, similarity="wti").matcher is not None
 
 
-def test_a_convolutional_tower_has_no_blocks_to_put_attention_between():
+def test_branches_that_need_vit_blocks_refuse_a_convolutional_tower():
     vision = CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64)
     clip = CLIP(16, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1))
     backbone = Backbone(clip.eval())

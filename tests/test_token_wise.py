@@ -1,4 +1,4 @@
-"""Token-wise similarity in evaluation and search: pieces equal the whole, re-ranking touches the best alone."""
+"""Token-wise similarity in evaluation and search: blocks equal one call, re-ranking reorders the best alone."""
 
 from dataclasses import replace
 
@@ -44,34 +44,34 @@ def texts(clips):
     return [caption for record in clips for caption in record.captions]
 
 
-def test_pieces_give_what_one_call_gives(model, clips, monkeypatch):
-    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
-    words = texts(kept)
+def test_blocks_give_the_scores_of_one_call(model, clips, monkeypatch):
+    frames, readable, _ = embed_frames(model, clips, DATA_CONFIG)
+    captions = texts(readable)
     with torch.no_grad():
-        whole = model.match(model.text_features(words), frames.embeddings, mask=frames.mask)
-    torch.testing.assert_close(match_all(model, words, frames, precision="32-true"), whole, atol=1e-6, rtol=0)
+        expected = model.match(model.text_features(captions), frames.embeddings, mask=frames.mask)
+    torch.testing.assert_close(match_all(model, captions, frames, precision="32-true"), expected, atol=1e-6, rtol=0)
     monkeypatch.setattr(token_wise, "PIECE", 100)
-    pieces = match_all(model, words, frames, precision="32-true", batch_size=5)
-    torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=0)
-    only = torch.rand(whole.shape) > 0.5
-    some = match_all(model, words, frames, only=only, precision="32-true", batch_size=5)
-    torch.testing.assert_close(some[only], whole[only], atol=1e-6, rtol=0)
-    assert (some[~only] == -torch.inf).all()
+    blocks = match_all(model, captions, frames, precision="32-true", batch_size=5)
+    torch.testing.assert_close(blocks, expected, atol=1e-6, rtol=0)
+    only = torch.rand(expected.shape) > 0.5
+    partial = match_all(model, captions, frames, only=only, precision="32-true", batch_size=5)
+    torch.testing.assert_close(partial[only], expected[only], atol=1e-6, rtol=0)
+    assert (partial[~only] == -torch.inf).all()
 
 
-def test_what_trains_and_is_scored_in_bf16_gives_nearly_the_same(model, clips):
-    """As on a machine with bf16, where features come in bf16 and are compared in float32."""
+def test_training_and_scoring_in_bf16_give_nearly_the_same_scores(model, clips):
+    """Features are computed in bf16, as on a machine that has it, and compared in float32."""
     half = replace(DATA_CONFIG, precision="bf16-mixed")
     settings = TrainConfig(epochs=1, batch_size=4, warmup=0.0, data_config=half)
     if any(True for _ in model.matcher.parameters()):
         train(model, clips, clips, settings, progress=False)
-    texts_of, frames = texts(clips), {}
+    captions, scores = texts(clips), {}
     for data_config in (DATA_CONFIG, half):
-        found, _, _ = embed_frames(model, clips, data_config)
-        frames[data_config.precision] = match_all(model, texts_of, found, precision=data_config.precision)
+        frames, _, _ = embed_frames(model, clips, data_config)
+        scores[data_config.precision] = match_all(model, captions, frames, precision=data_config.precision)
         evaluate_retrieval(model, clips, data_config)
         evaluate_retrieval(model, clips, data_config, rerank=2)
-    torch.testing.assert_close(frames["bf16-mixed"], frames["32-true"], atol=0.05, rtol=0)
+    torch.testing.assert_close(scores["bf16-mixed"], scores["32-true"], atol=0.05, rtol=0)
 
 
 def test_the_cosine_of_means_is_float32_under_autocast_too():
@@ -79,43 +79,45 @@ def test_the_cosine_of_means_is_float32_under_autocast_too():
     text, frames = torch.nn.functional.normalize(torch.randn(3, model.embed_dim)), torch.randn(4, 5, model.embed_dim)
     exact = text @ torch.nn.functional.normalize(frames.mean(dim=1), dim=-1).T
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model.match(text, frames)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
+        scores = model.match(text, frames)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, exact, atol=1e-6, rtol=0)
 
 
 def test_evaluation_scores_all_pairs_by_the_models_similarity(model, clips):
-    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
-    expected = retrieval_metrics(match_all(model, texts(kept), frames, precision="32-true"), video_indices(kept))
+    frames, readable, _ = embed_frames(model, clips, DATA_CONFIG)
+    expected = retrieval_metrics(
+        match_all(model, texts(readable), frames, precision="32-true"), video_indices(readable)
+    )
     assert evaluate_retrieval(model, clips, DATA_CONFIG).metrics.to_dict() == expected.to_dict()
 
 
 def test_reranking_orders_the_best_by_the_token_wise_similarity_and_leaves_the_rest(model, clips):
-    frames, kept, _ = embed_frames(model, clips, DATA_CONFIG)
+    frames, readable, _ = embed_frames(model, clips, DATA_CONFIG)
     pooled = torch.nn.functional.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
-    cosine = embed_texts(model, texts(kept), precision="32-true") @ pooled.T
-    again = match_all(model, texts(kept), frames, precision="32-true")
-    found = evaluate_retrieval(model, clips, DATA_CONFIG, rerank=3).metrics
-    for place, row in enumerate(reranked(cosine, again, candidates(cosine, 3))):
-        best = sorted(range(6), key=lambda i: -cosine[place, i])
-        first = sorted(best[:3], key=lambda i: -again[place, i])
+    cosine = embed_texts(model, texts(readable), precision="32-true") @ pooled.T
+    scores = match_all(model, texts(readable), frames, precision="32-true")
+    metrics = evaluate_retrieval(model, clips, DATA_CONFIG, rerank=3).metrics
+    for query, row in enumerate(reranked(cosine, scores, candidates(cosine, 3))):
+        best = sorted(range(6), key=lambda i: -cosine[query, i])
+        first = sorted(best[:3], key=lambda i: -scores[query, i])
         assert row.argsort(descending=True).tolist() == [*first, *best[3:]]
-    forth = retrieval_metrics(reranked(cosine, again, candidates(cosine, 3)), video_indices(kept))
-    assert found.t2v.to_dict() == forth.t2v.to_dict()
-    back = retrieval_metrics(reranked(cosine, again, candidates(cosine.T, 3).T), video_indices(kept))
-    assert found.v2t.to_dict() == back.v2t.to_dict()
+    by_text = retrieval_metrics(reranked(cosine, scores, candidates(cosine, 3)), video_indices(readable))
+    assert metrics.t2v.to_dict() == by_text.t2v.to_dict()
+    by_video = retrieval_metrics(reranked(cosine, scores, candidates(cosine.T, 3).T), video_indices(readable))
+    assert metrics.v2t.to_dict() == by_video.v2t.to_dict()
     everything = evaluate_retrieval(model, clips, DATA_CONFIG, rerank=6).metrics.t2v.to_dict()
     assert everything == evaluate_retrieval(model, clips, DATA_CONFIG).metrics.t2v.to_dict()
 
 
-def test_search_reads_the_first_hits_again(model, clips):
+def test_search_reranks_the_first_hits_alone(model, clips):
     index = VideoIndex.build(model, [r.path for r in clips], frames=3, progress=False)
     plain = index.search("a red circle", k=6)
-    again = index.search("a red circle", k=6, rerank=4)
-    assert {hit.path for hit in again[:4]} == {hit.path for hit in plain[:4]}
-    assert [hit.path for hit in again[4:]] == [hit.path for hit in plain[4:]]
-    assert [hit.rank for hit in again] == [1, 2, 3, 4, 5, 6]
-    scores = [hit.score for hit in again[:4]]
+    reranked_hits = index.search("a red circle", k=6, rerank=4)
+    assert {hit.path for hit in reranked_hits[:4]} == {hit.path for hit in plain[:4]}
+    assert [hit.path for hit in reranked_hits[4:]] == [hit.path for hit in plain[4:]]
+    assert [hit.rank for hit in reranked_hits] == [1, 2, 3, 4, 5, 6]
+    scores = [hit.score for hit in reranked_hits[:4]]
     assert scores == sorted(scores, reverse=True)
     assert len(index.search("a red circle", k=2, rerank=4)) == 2
 

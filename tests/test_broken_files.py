@@ -1,4 +1,4 @@
-"""Files that are broken, awkward or no videos: each works or says clearly why not, soon, and in a loader worker too."""
+"""Broken, awkward and non-video files: each is read or refused with a clear reason, quickly, in loader workers too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipvid.video.transforms import VideoTransform
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 FIT = VideoTransform(224).fit
 SECONDS = 10
-REASONS = {  # what the message must say; everything else in the folder must work
+REASONS = {  # pattern of each error message; every other file in the folder must be readable
     "zero_bytes.mp4": r"an empty file \(0 bytes\)",
     "text_renamed.mp4": "plain text, not a video",
     "html_error_page.mp4": "a web page",
@@ -63,35 +63,35 @@ def test_the_list_names_every_file_of_the_folder(shared_data):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=FILES)
-def test_it_works_or_says_why_not(shared_data, row, capfd):
-    path, begun = HOSTILE / row["file"], time.monotonic()
-    found = outcome(path)
-    assert time.monotonic() - begun < SECONDS
+def test_each_file_is_read_or_refused_with_a_reason(shared_data, row, capfd):
+    path, start = HOSTILE / row["file"], time.monotonic()
+    result = outcome(path)
+    assert time.monotonic() - start < SECONDS
     assert capfd.readouterr() == ("", "")  # FFmpeg writes nothing to the terminal
     if row["kind"] == "valid":
-        assert found == (12, 3, 224, 224)
+        assert result == (12, 3, 224, 224)
         assert probe(path).frames >= 1
     else:
-        assert isinstance(found, VideoError)
-        assert found.path == path
-        assert str(path) in str(found)
+        assert isinstance(result, VideoError)
+        assert result.path == path
+        assert str(path) in str(result)
         with pytest.raises(VideoError, match=REASONS[row["file"]]) as caught:
             probe(path)
-        assert caught.value.reason == found.reason
+        assert caught.value.reason == result.reason
 
 
-BIG = pytest.mark.slow  # 35 megapixels, which decord resizes only after it has decoded them all
+BIG = pytest.mark.slow  # 35 megapixels: decord resizes frames only after it has decoded them all
 
 
 @pytest.mark.parametrize("row", [pytest.param(r, marks=[BIG] if "huge" in r["file"] else []) for r in ROWS], ids=FILES)
-def test_decord_works_like_pyav_or_says_why_not(shared_data, row):
-    begun = time.monotonic()
-    found = outcome(HOSTILE / row["file"], "decord")
-    assert time.monotonic() - begun < SECONDS
+def test_decord_reads_like_pyav_or_says_why_not(shared_data, row):
+    start = time.monotonic()
+    result = outcome(HOSTILE / row["file"], "decord")
+    assert time.monotonic() - start < SECONDS
     if row["kind"] != "valid":
-        assert isinstance(found, VideoError)
-    elif isinstance(found, VideoError):
-        assert "decord does not read" in found.reason
+        assert isinstance(result, VideoError)
+    elif isinstance(result, VideoError):
+        assert "decord does not read" in result.reason
     else:
         ours, theirs = (read_video(HOSTILE / row["file"], 1, fit=FIT, backend=name) for name in BACKENDS[:2])
         assert (ours.int() - theirs.int()).abs().max() <= 2
@@ -109,27 +109,27 @@ class Outcomes(Dataset):
 
 def test_a_loader_worker_has_the_same_outcomes(shared_data):
     loader = DataLoader(Outcomes(), batch_size=None, num_workers=1, timeout=60)
-    found = dict(zip(FILES, loader, strict=True))
-    refused = {name: result for name, result in found.items() if isinstance(result, VideoError)}
+    results = dict(zip(FILES, loader, strict=True))
+    refused = {name: result for name, result in results.items() if isinstance(result, VideoError)}
     assert set(refused) == set(REASONS)
     assert {result.path for result in refused.values()} == {HOSTILE / name for name in REASONS}
-    assert {tuple(result) for name, result in found.items() if name not in refused} == {(12, 3, 224, 224)}
+    assert {tuple(result) for name, result in results.items() if name not in refused} == {(12, 3, 224, 224)}
 
 
-def test_one_frame_fills_the_clip(shared_data):
+def test_a_single_frame_is_repeated_to_fill_the_clip(shared_data):
     clip = read_video(HOSTILE / "single_frame.mp4", 12)
     assert torch.equal(clip, clip[:1].expand(12, -1, -1, -1))
-    assert read_video(HOSTILE / "single_frame.mp4", 12, sampler="linspace").shape[0] == 1  # its caller pads
+    assert read_video(HOSTILE / "single_frame.mp4", 12, sampler="linspace").shape[0] == 1  # the caller pads
 
 
-def test_a_change_of_size_needs_fit_and_names_the_sizes(shared_data):
+def test_frames_of_different_sizes_need_fit_and_the_error_names_the_sizes(shared_data):
     with pytest.raises(VideoError, match=r"differ in size \(96x64, 160x120\); pass fit="):
         read(HOSTILE / "resolution_change.ts")
     assert read(HOSTILE / "resolution_change.ts", [0, 1]).shape == (2, 3, 120, 160)
     assert read(HOSTILE / "resolution_change.ts", [-1 % 24]).shape == (1, 3, 64, 96)
 
 
-def test_times_count_from_the_first_frame(shared_data):
+def test_timestamps_are_relative_to_the_first_frame(shared_data):
     info = probe(HOSTILE / "starts_at_one_hour.mkv")
     assert info.times == pytest.approx([i / 25 for i in range(24)], abs=0.001)
     assert info.duration == pytest.approx(0.96, abs=0.01)
@@ -137,7 +137,7 @@ def test_times_count_from_the_first_frame(shared_data):
     assert torch.equal(clip, read(HOSTILE / "starts_at_one_hour.mkv", range(3, 13)))
 
 
-def test_whole_frames_before_the_damage_can_be_read_by_index(shared_data):
+def test_intact_frames_before_the_damage_can_be_read_by_index(shared_data):
     path = HOSTILE / "corrupted_midstream.mp4"
     assert read(path, [0, 20]).shape[0] == 2
     with pytest.raises(VideoError, match="28 of 50 frames decode"):
@@ -149,9 +149,9 @@ def test_black_stays_black(shared_data):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, bytes]:
-    """Small videos with sound-free noise, so that their bytes are spread over their length."""
-    folder, found = tmp_path_factory.mktemp("whole"), {}
+def intact(tmp_path_factory) -> dict[str, bytes]:
+    """Bytes of small videos of noise without sound, by name: noise spreads the bytes evenly over the length."""
+    folder, contents = tmp_path_factory.mktemp("intact"), {}
     rng = np.random.default_rng(0)
     for name, options in {
         "clip.mkv": {},
@@ -166,22 +166,22 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
                 picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-        found[name] = (folder / name).read_bytes()
-    return found
+        contents[name] = (folder / name).read_bytes()
+    return contents
 
 
 @pytest.mark.parametrize("part", [0.2, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.avi", "clip.flv", "clip.mp4"])
-def test_a_file_cut_anywhere_is_refused(whole, tmp_path, name, part):
-    (tmp_path / name).write_bytes(whole[name])
+def test_a_file_cut_anywhere_is_refused(intact, tmp_path, name, part):
+    (tmp_path / name).write_bytes(intact[name])
     assert probe(tmp_path / name).frames == 50
-    (tmp_path / name).write_bytes(whole[name][: int(part * len(whole[name]))])
+    (tmp_path / name).write_bytes(intact[name][: int(part * len(intact[name]))])
     for call in (probe, read_video):
         with pytest.raises(VideoError, match=r"cut off|damaged"):
             call(tmp_path / name)
 
 
-def test_a_recording_without_duration_and_size_is_no_cut_off_file(whole, tmp_path):
+def test_a_live_recording_without_duration_is_not_reported_as_cut_off(intact, tmp_path):
     with av.open(str(tmp_path / "live.mkv"), "w", options={"live": "1"}) as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -192,7 +192,7 @@ def test_a_recording_without_duration_and_size_is_no_cut_off_file(whole, tmp_pat
     assert probe(tmp_path / "live.mkv").frames == 20
 
 
-def test_an_empty_stream_and_a_text_of_any_name_are_no_videos(tmp_path):
+def test_text_and_still_pictures_are_refused_whatever_their_suffix(tmp_path):
     (tmp_path / "notes.txt").write_text("one\ntwo\n" * 50)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(64))
     with pytest.raises(VideoError, match="plain text, not a video"):

@@ -1,4 +1,4 @@
-"""A folder is filled by one run alone, and a run that was killed stands in nobody's way."""
+"""Folder locks: one run writes to a folder at a time, and the lock of a killed run does not block the next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with lock_folder(sys.argv[1]):
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_what_is_held_is_refused_by_name_and_nothing_of_it_stays(tmp_path, outside):
+def test_a_locked_folder_is_refused_by_name_and_left_without_traces(tmp_path, outside):
     with lock_folder(tmp_path / "run", outside=outside):
         with pytest.raises(FileExistsError, match=f"another run is writing to {tmp_path}/run; wait until it ends, or"):
             lock_folder(tmp_path / "run", outside=outside).__enter__()
@@ -34,42 +34,42 @@ def test_what_is_held_is_refused_by_name_and_nothing_of_it_stays(tmp_path, outsi
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_written_stays(tmp_path):
+def test_files_written_under_the_lock_remain(tmp_path):
     with lock_folder(tmp_path / "run"):
         (tmp_path / "run" / "checkpoint.pt").write_text("")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_killed_run_leaves_nothing_that_holds(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
-    assert ended.returncode == -signal.SIGKILL
+def test_a_killed_run_releases_its_lock(tmp_path):
+    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / ".lock").exists()
     with lock_folder(tmp_path / "run"):
         pass
 
 
-def test_of_many_that_begin_at_once_one_at_a_time_gets_it(tmp_path):
-    inside, most = [], []
+def test_one_of_many_concurrent_threads_gets_the_lock_at_a_time(tmp_path):
+    holders, n_holders = [], []
 
     def attempt(number: int) -> int:
         try:
             with lock_folder(tmp_path / "run"):
-                inside.append(number)
-                most.append(len(inside))
+                holders.append(number)
+                n_holders.append(len(holders))
                 (tmp_path / "run" / "file").write_text(str(number))
-                inside.remove(number)
+                holders.remove(number)
         except FileExistsError:
             return 0
         return 1
 
     with ThreadPoolExecutor(8) as pool:
-        got = sum(pool.map(attempt, range(400)))
-    assert got >= 1
-    assert set(most) == {1}
+        n_acquired = sum(pool.map(attempt, range(400)))
+    assert n_acquired >= 1
+    assert set(n_holders) == {1}
 
 
 @pytest.mark.parametrize("command", ["index", "demo"])
-def test_a_command_leaves_a_folder_alone_that_another_one_fills(tmp_path, monkeypatch, capsys, command):
+def test_a_command_refuses_a_folder_that_another_run_writes_to(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.demo.tour.run", None)
