@@ -145,8 +145,8 @@ def test_info_describes_every_kind_of_branch_even_one_that_computes_nothing(caps
         depth = () if alone or name == "mean" else ("--depth", "2")
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
         output = capsys.readouterr().out
-        assert "MACs a clip (12 frames)" in output
-        assert ("keys a patch" in output) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
+        assert "MACs per clip, 12 frames:" in output
+        assert ("keys per patch" in output) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
 
 
 def test_a_wrong_command_line_gives_an_error_of_two_lines(capsys):
