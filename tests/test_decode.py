@@ -85,8 +85,8 @@ def test_indices_may_be_a_function_of_the_number_of_frames(written):
 def test_read_video_gives_the_frames_that_its_sampler_chooses(written):
     for name in ("uniform", "linspace", "dense"):
         assert seen(read_video(written["closed.mp4"], 7, sampler=name)) == sample(name, FRAMES, 7)
-    drawn = seen(read_video(written["closed.mp4"], 7, rng=Random(4)))
-    assert drawn == sample("uniform", FRAMES, 7, rng=Random(4)) != sample("uniform", FRAMES, 7)
+    random_frames = seen(read_video(written["closed.mp4"], 7, rng=Random(4)))
+    assert random_frames == sample("uniform", FRAMES, 7, rng=Random(4)) != sample("uniform", FRAMES, 7)
 
 
 def test_fit_is_called_once_per_distinct_frame_with_the_upright_picture(written):

@@ -167,10 +167,10 @@ def labelled(counts: dict[str, int]) -> VideoDataset:
 
 def test_few_shot_takes_the_same_number_of_videos_from_every_class():
     data = labelled({"a": 5, "b": 3, "c": 9})
-    drawn = data.few_shot(3, seed=1)
-    assert [r.label for r in drawn] == [0] * 3 + [1] * 3 + [2] * 3
-    assert drawn.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
-    assert set(drawn) <= set(data)
+    chosen = data.few_shot(3, seed=1)
+    assert [r.label for r in chosen] == [0] * 3 + [1] * 3 + [2] * 3
+    assert chosen.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
+    assert set(chosen) <= set(data)
     cut = replace(data, records=tuple(replace(r, start=s, end=s + 1.0) for r in data for s in (0.0, 1.0)))
     assert [r.label for r in cut.few_shot(3, seed=1)] == [0] * 6 + [1] * 6 + [2] * 6  # clips of a video stay together
     with pytest.raises(ValueError, match="set has classes with fewer than 4 videos: b"):

@@ -252,7 +252,9 @@ def test_the_published_fusion_shares_clips_norm_projection_and_tables_during_tra
 def test_a_trained_backbone_is_refused_as_the_base_of_another_model(model, clips, tmp_path):
     folder = model.save(tmp_path / "m")
     train(model, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
-    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*newly loaded"):
+    with pytest.raises(
+        CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*newly loaded"
+    ):
         load(folder, base=model.backbone)
     again = load(model.save(tmp_path / "n"), base=model.backbone)
     assert again.fingerprint == model.fingerprint, "the save records which weights were trained"
