@@ -1,4 +1,4 @@
-"""Run by test_compile.py in a process of its own: the shape checks of the tests cannot be traced."""
+"""Checks of torch.compile, run by test_compile.py in a separate process without the tests' shape checks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ KINDS = {"attention": ("stan", "attention"), "conv_full": ("stan", "conv_full"),
 def model_of(branch, mixer=None, *, device="cpu"):
     torch.manual_seed(0)
     options = {"mixer": mixer} if mixer else {}
-    return told(create_model("clipvid-mini", branch=branch, depth=2, device=device, **options))
+    return perturbed(create_model("clipvid-mini", branch=branch, depth=2, device=device, **options))
 
 
 def tiny_model():
-    """On a tower of two blocks: what cannot be traced is in each of them, and tracing more takes longer."""
+    """Return a model on a tower of two blocks; more blocks would only take longer to trace."""
     torch.manual_seed(0)
     vision = CLIPVisionCfg(layers=2, width=32, head_width=8, patch_size=8, image_size=32)
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
-    return told(attach(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), "stan", depth=1))
+    return perturbed(attach(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), "stan", depth=1))
 
 
-def told(model):
-    """The model with a branch that has its say, and clips for it."""
+def perturbed(model):
+    """Return the model with noise added to its branch, so that the branch affects the output, and clips for it."""
     model.eval()
     with torch.no_grad():
         for p in model.branch.parameters():
@@ -41,8 +41,8 @@ def told(model):
     return model, torch.randint(0, 255, (2, 4, 3, *model.backbone.image_size), dtype=torch.uint8)
 
 
-def learns_the_same(kind, *, device="cpu", backend="aot_eager", share=1e-4):
-    """A branch compiles without a break in its graph; its gradients and the names of its weights stay."""
+def check_branch(kind, *, device="cpu", backend="aot_eager", rtol=1e-4):
+    """Check that a branch compiles without a graph break and keeps its gradients and the names of its weights."""
     model, video = model_of(*KINDS[kind], device=device)
     names, taps, grads = set(model.branch.state_dict()), model.taps(video), []
     for compiled in (False, True):
@@ -54,22 +54,22 @@ def learns_the_same(kind, *, device="cpu", backend="aot_eager", share=1e-4):
     assert set(model.branch.state_dict()) == names
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=share, atol=share / 100)
+        torch.testing.assert_close(grads[1][name], grad, rtol=rtol, atol=rtol / 100)
 
 
-def whole_model():
-    """A model compiles without a break, also under autocast, where fused copies would be looked up."""
+def check_model():
+    """Check that a model compiles without a graph break, also under autocast, where fused copies would be looked up."""
     model, video = tiny_model()
     compiled = torch.compile(lambda clips: model.encode_video(clips), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(video), model.encode_video(video), rtol=1e-4, atol=1e-5)
         with autocast("bf16-mixed", model.device):
-            found, plain = compiled(video), model.encode_video(video)
-    assert torch.nn.functional.cosine_similarity(found.float(), plain.float()).min() > 0.999
+            traced, plain = compiled(video), model.encode_video(video)
+    assert torch.nn.functional.cosine_similarity(traced.float(), plain.float()).min() > 0.999
 
 
-def trains_the_same(device):
-    """`TrainConfig.compile`: the losses of a run without it, within rounding."""
+def check_training(device):
+    """Check that `TrainConfig.compile` changes the losses of a run by no more than rounding."""
     with tempfile.TemporaryDirectory() as folder:
         clips, losses = write_dataset(folder, "train", 8), []
         for compiled in (False, True):
@@ -78,27 +78,27 @@ def trains_the_same(device):
             config = TrainConfig(
                 epochs=3, batch_size=4, lr=1e-4, compile=compiled, cache_taps=True, data_config=data_config
             )
-            for part in model.branch.modules():  # a compiled graph draws other chances
+            for part in model.branch.modules():  # a compiled graph samples other random numbers
                 if hasattr(part, "drop_path"):
                     part.drop_path = 0.0
             calls = []
             model.branch.compile = lambda calls=calls, branch=model.branch: (
                 calls.append(1) or type(branch).compile(branch)
             )
-            found = train(model, clips, None, config, progress=False, accelerator=device)
+            result = train(model, clips, None, config, progress=False, accelerator=device)
             assert bool(calls) is compiled
             assert model.branch._compiled_call_impl is None
-            losses.append([epoch["loss"] for epoch in found.history])
+            losses.append([epoch["loss"] for epoch in result.history])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=1e-3)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "whole":
-        whole_model()
+        check_model()
     elif sys.argv[1] == "gpu":
-        learns_the_same("attention", device="cuda", backend="inductor", share=1e-3)
-        trains_the_same("cuda")
+        check_branch("attention", device="cuda", backend="inductor", rtol=1e-3)
+        check_training("cuda")
     elif sys.argv[1] == "training":
-        trains_the_same("cpu")
+        check_training("cpu")
     else:
-        learns_the_same(sys.argv[1])
+        check_branch(sys.argv[1])

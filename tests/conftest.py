@@ -1,4 +1,4 @@
-"""What every test may use: a tiny real CLIP, a writer of small videos, the shared real data, and a restored RNG."""
+"""Shared fixtures: a tiny real CLIP, a writer of small videos, the shared real data, and a restored RNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import typed
 
-typed.install()  # before anything of clipvid is imported
+typed.install()  # must run before the first import of clipvid
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -26,7 +26,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _restored_rng() -> Iterator[None]:
-    """No test changes the random numbers of the next one, so any order and any selection gives the same result."""
+    """Restore the random generators after a test, so that any order and any selection gives the same result."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
     random.setstate(states[0])
@@ -36,7 +36,7 @@ def _restored_rng() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real videos and annotations that is not part of the repository."""
+    """Return the folder of real videos and annotations that is not part of the repository."""
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the shared real data (../shared/data beside the checkout), which is absent here")
     return SHARED_DATA
@@ -57,7 +57,7 @@ def _one_tiny_clip() -> torch.nn.Module:
 
 @pytest.fixture
 def tiny_clip(_one_tiny_clip: torch.nn.Module) -> torch.nn.Module:
-    """A real open_clip CLIP, seeded: 4 blocks of width 32, 4x4 patches of 8, embedding 16, 12 tokens."""
+    """Return a real open_clip CLIP, seeded: 4 blocks of width 32, 4x4 patches of 8, embedding 16, 12 tokens."""
     return copy.deepcopy(_one_tiny_clip)
 
 
@@ -75,5 +75,5 @@ def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = 
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """write_video(path, frames, fps=25): uint8 RGB (T, H, W, 3) with even sides as an H.264 file; returns path."""
+    """Return write_video(path, frames, fps=25), which writes uint8 RGB (T, H, W, 3) with even sides as H.264."""
     return _write_video

@@ -1,4 +1,4 @@
-"""Damaging files on purpose: seeded corruptions of real clips, and what reading one of them led to."""
+"""Seeded corruptions of real clips, and a verdict on what the reader makes of a corrupted file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLIPS = (
 
 
 def mutated(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """The bytes of a file after one corruption."""
+    """Return the bytes of a file after one corruption."""
     out = bytearray(data)
     if kind == "bit flips":
         for _ in range(rng.choice((1, 3, 10, 60))):
@@ -58,12 +58,16 @@ def mutated(data: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 class TooLong(BaseException):
-    """Reading took longer than it may. No Exception, so that nothing on the way takes it for an error of the
-    file."""
+    """Raised when reading exceeds its time limit.
+
+    It derives from BaseException, so that no handler on the way takes it for an error of the file.
+    """
 
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
+    """Raise TooLong in the block after this many seconds."""
+
     def stop(*_: object) -> None:
         raise TooLong
 
@@ -76,18 +80,18 @@ def within(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def outcome(path: Path, original: torch.Tensor, wanted: list[int], *, seconds: int = 10) -> str:
-    """What came of reading some frames of a damaged file whose whole self has the `original` ones.
+def outcome(path: Path, original: torch.Tensor, indices: list[int], *, seconds: int = 10) -> str:
+    """Read frames of a damaged file and return a verdict; `original` holds the same frames of the intact file.
 
-    "refused", "right" (every frame as it was), "other" (a picture differs, which no decoder can know), or what must
-    not be: "crash: ...", "hang", "zeros" (a frame without anything in it where there was something) and "stale" (a
-    frame that repeats another one which it did not repeat before).
+    Acceptable verdicts are "refused", "right" (every frame is unchanged) and "other" (a picture differs, and no
+    decoder can notice). Failures are "crash: ...", "hang", "zeros" (an empty frame, though no original frame is empty)
+    and "stale" (a frame equals its predecessor, unlike in the original).
     """
     began = time.monotonic()
     try:
         with within(seconds):
             probe(path)
-            found = read(path, wanted)
+            frames = read(path, indices)
     except VideoError:
         return "refused"
     except TooLong:
@@ -96,13 +100,13 @@ def outcome(path: Path, original: torch.Tensor, wanted: list[int], *, seconds: i
         return f"crash: {type(error).__name__}: {error}"
     if time.monotonic() - began > seconds:
         return "hang"
-    if found.shape == original.shape and torch.equal(found, original):
+    if frames.shape == original.shape and torch.equal(frames, original):
         return "right"
-    for frame in found:
-        if frame.float().std() < 0.5 and all(kept.float().std() > 2 for kept in original):
+    for frame in frames:
+        if frame.float().std() < 0.5 and all(intact.float().std() > 2 for intact in original):
             return "zeros"
-    for i in range(1, len(found)):
-        same = found.shape == original.shape and torch.equal(original[i], original[i - 1])
-        if torch.equal(found[i], found[i - 1]) and not same:
+    for i in range(1, len(frames)):
+        same = frames.shape == original.shape and torch.equal(original[i], original[i - 1])
+        if torch.equal(frames[i], frames[i - 1]) and not same:
             return "stale"
     return "other"

@@ -1,4 +1,4 @@
-"""Small videos of known content, every kind of file: frame i has grey level 20 + 3 i, so a picture says which it is."""
+"""Small videos of known content in many codecs and containers: the grey level of frame i is 20 + 3 i."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FRAMES = 60
 
 
 def write(path: Path, *, codec="libx264", options=None, b_frames=None, fps=25, stamps=range(FRAMES), mux=None) -> Path:
-    """A video whose frame i is grey 20 + 3 i with a moving bar, shown at stamps[i] / fps seconds."""
+    """Write a video whose frame i is grey 20 + 3 i with a moving bar, shown at stamps[i] / fps seconds."""
     with av.open(str(path), "w", options=mux or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height = 64, 48
@@ -50,14 +50,14 @@ def write(path: Path, *, codec="libx264", options=None, b_frames=None, fps=25, s
 
 
 def seen(frames: torch.Tensor) -> list[int]:
-    """Which frames of a written video these are."""
+    """Return the frame numbers of pictures of a written video, from their grey levels."""
     return ((frames[..., 40:].float().mean(dim=(1, 2, 3)) - 20) / 3).round().int().tolist()
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """One video for each entry of WRITTEN, by name."""
-    found = {}
+    """Write one video for each entry of WRITTEN and return their paths by name."""
+    paths = {}
     for name, (codec, options, b_frames, fps) in WRITTEN.items():
         mux = {"movflags": "frag_keyframe+empty_moov"} if name == "fragments.mp4" else None
-        found[name] = write(folder / name, codec=codec, options=options, b_frames=b_frames, fps=fps, mux=mux)
-    return found
+        paths[name] = write(folder / name, codec=codec, options=options, b_frames=b_frames, fps=fps, mux=mux)
+    return paths

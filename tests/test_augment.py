@@ -1,4 +1,4 @@
-"""Augmentation of clips: what it does to one frame it does to all, by one draw that leaves torch's generators alone."""
+"""Augmentation of clips: one random number decides the same change for all frames; torch's generators stay as is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def still(frames: int) -> torch.Tensor:
 
 
 def operation(seed: int) -> str:
-    """The operation that torchvision draws first with this seed of ours."""
+    """Return the operation that torchvision samples first with our seed."""
     names = tuple(v2.RandAugment._AUGMENTATION_SPACE)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(Random(seed).getrandbits(63))
@@ -39,22 +39,22 @@ def operation(seed: int) -> str:
 
 
 def test_every_operation_of_randaugment_changes_all_frames_of_a_clip_alike():
-    seen = set()
+    operations = set()
     for seed in range(80):
-        seen.add(operation(seed))
+        operations.add(operation(seed))
         changed = RandAugment(1, 20)(still(4), Random(seed))
         assert (changed == changed[:1]).all(), operation(seed)
-    assert seen == set(v2.RandAugment._AUGMENTATION_SPACE)
+    assert operations == set(v2.RandAugment._AUGMENTATION_SPACE)
 
 
-def test_randaugment_changes_a_frame_alone_as_within_its_clip():
+def test_randaugment_changes_a_single_frame_as_it_does_within_its_clip():
     frames, augment = clip_of(3), RandAugment(2, 15)
     for seed in range(30):
         alone = torch.stack([augment(frame, Random(seed)) for frame in frames])
         assert torch.equal(augment(frames, Random(seed)), alone)
 
 
-def test_randaugment_is_torchvisions():
+def test_randaugment_equals_torchvisions():
     frames = clip_of(2)
     for seed in range(10):
         torch.manual_seed(Random(seed).getrandbits(63))
@@ -66,7 +66,7 @@ def test_randaugment_is_torchvisions():
     [RandAugment(2, 10), lambda f, rng: CONST_CL[0].crop(f, rng, size=(16, 16)), CONST_CL[1].recolour],
     ids=["RandAugment", "crop", "recolour"],
 )
-def test_an_augmentation_takes_one_number_of_its_source_and_none_of_torchs(change, monkeypatch):
+def test_an_augmentation_takes_one_number_from_its_rng_and_none_from_torchs(change, monkeypatch):
     def reseeded(_):
         raise AssertionError("the generators of the GPUs were seeded")
 
@@ -86,7 +86,7 @@ def test_a_transform_adds_randaugment_after_the_same_crop_and_mirror_image():
     frames, equal = clip_of(2, 60, 80), 0
     for seed in range(60):
         equal += torch.equal(plain.augment(frames, Random(seed)), layered.augment(frames, Random(seed)))
-    # at magnitude 0, 10 of the 14 do nothing; Posterize to 8 bits neither; Solarize inverts 255 alone
+    # at magnitude 0, 10 of the 14 operations and Posterize to 8 bits change nothing; Solarize inverts only 255
     assert 30 < equal < 60
 
 
@@ -103,7 +103,7 @@ def test_a_transform_with_randaugment_takes_one_number_and_treats_frames_alike()
 
 
 @pytest.mark.parametrize("aspect", [(0.5, 2.0), (3 / 4, 4 / 3)])
-def test_crops_keep_the_share_and_the_shape_they_promise(aspect):
+def test_crops_have_the_requested_area_and_aspect_ratio(aspect):
     rng = Random(0)
     boxes = [crop_box(1000, 1000, scale=(0.3, 1.0), aspect=aspect, rng=rng) for _ in range(4000)]
     areas, shapes = np.array([[h * w / 1e6, w / h] for _, _, h, w in boxes]).T
@@ -114,45 +114,45 @@ def test_crops_keep_the_share_and_the_shape_they_promise(aspect):
 
 def test_a_view_is_cropped_to_its_size_and_mirrored_half_the_time():
     frames = clip_of(2)
-    whole = ContrastiveView(crop_scale=(1.0, 1.0), aspect=(48 / 40, 48 / 40))
+    uncropped = ContrastiveView(crop_scale=(1.0, 1.0), aspect=(48 / 40, 48 / 40))
     rng, mirrored = Random(0), 0
     for _ in range(200):
-        crop = whole.crop(frames, rng, size=(40, 48))
+        crop = uncropped.crop(frames, rng, size=(40, 48))
         mirrored += torch.equal(crop, frames.flip(-1))
         assert torch.equal(crop, frames) or torch.equal(crop, frames.flip(-1))
     assert 75 <= mirrored <= 125
     assert CONST_CL[0].crop(frames, rng, size=(16, 24)).shape == (2, 3, 16, 24)
 
 
-@pytest.mark.parametrize("cache_key", CONST_CL, ids=["first", "second"])
-def test_a_view_treats_all_frames_of_a_clip_alike(cache_key):
+@pytest.mark.parametrize("contrastive_view", CONST_CL, ids=["first", "second"])
+def test_a_view_treats_all_frames_of_a_clip_alike(contrastive_view):
     for seed in range(20):
-        view = cache_key.recolour(cache_key.crop(still(3), Random(seed), size=(32, 32)), Random(seed))
+        view = contrastive_view.recolour(contrastive_view.crop(still(3), Random(seed), size=(32, 32)), Random(seed))
         assert (view == view[:1]).all()
         assert view.dtype == torch.uint8
 
 
-def test_colours_of_a_clip_change_as_those_of_its_frames_put_into_one_picture():
-    """So contrast turns about the mean of the clip, and a clip that brightens still does."""
+def test_colours_of_a_clip_change_as_if_its_frames_were_one_picture():
+    """Contrast changes about the mean of the clip, so a clip that grows brighter still does."""
     frames = torch.cat([clip_of(1) // 2, clip_of(1), clip_of(1) // 2 + 100])
-    cache_key = ContrastiveView(blur=0.0, solarise=0.5)
+    contrastive_view = ContrastiveView(blur=0.0, solarise=0.5)
     for seed in range(20):
-        tall = cache_key.recolour(frames.transpose(0, 1).flatten(1, 2)[None], Random(seed))[0]  # (3, T·H, W)
+        tall = contrastive_view.recolour(frames.transpose(0, 1).flatten(1, 2)[None], Random(seed))[0]  # (3, T·H, W)
         expected = tall.unflatten(1, (3, -1)).transpose(0, 1)
-        assert torch.equal(cache_key.recolour(frames, Random(seed)), expected)
+        assert torch.equal(contrastive_view.recolour(frames, Random(seed)), expected)
 
 
 def test_blur_is_torchvisions_gaussian_over_a_tenth_of_the_height():
     noise = torch.randint(0, 256, (2, 3, 64, 80), dtype=torch.uint8)
     blur = ContrastiveView(**{**PLAIN, "blur": 1.0})
     for seed in range(5):
-        own = Random(Random(seed).getrandbits(64))
-        _ = [own.random() for _ in range(3)]  # jitter, grey, blur or not
-        expected = F.gaussian_blur(noise, [7, 7], [own.uniform(0.1, 2.0)] * 2)
+        rng = Random(Random(seed).getrandbits(64))
+        _ = [rng.random() for _ in range(3)]  # the decisions on jitter, grey and blur
+        expected = F.gaussian_blur(noise, [7, 7], [rng.uniform(0.1, 2.0)] * 2)
         assert (blur.recolour(noise, Random(seed)).int() - expected.int()).abs().max() <= 1
 
 
-def test_grey_and_solarise_are_what_they_are_called():
+def test_grey_equals_the_channels_and_solarise_inverts_bright_pixels():
     frames, rng = clip_of(2), Random(0)
     grey = ContrastiveView(**{**PLAIN, "grey": 1.0}).recolour(frames, rng)
     assert (grey == grey[:, :1]).all()
@@ -160,20 +160,20 @@ def test_grey_and_solarise_are_what_they_are_called():
     assert torch.equal(solar, torch.where(frames < 128, frames, 255 - frames))
 
 
-def test_jitter_of_no_strength_changes_at_most_rounding():
+def test_jitter_of_zero_strength_changes_at_most_the_rounding():
     changed = ContrastiveView(**{**PLAIN, "jitter": 1.0}, strength=0.0).recolour(clip_of(2), Random(0))
     assert (changed.int() - clip_of(2).int()).abs().max() <= 1
 
 
-def test_each_change_happens_as_often_as_the_recipe_says():
+def test_each_change_happens_as_often_as_its_probability_says():
     frames = clip_of(1, 20, 20)
     for name, share in (("jitter", 0.8), ("grey", 0.2), ("blur", 0.1), ("solarise", 0.2)):
-        cache_key, rng = ContrastiveView(**{**PLAIN, name: share}), Random(0)
-        changed = sum(not torch.equal(cache_key.recolour(frames, rng), frames) for _ in range(400))
+        contrastive_view, rng = ContrastiveView(**{**PLAIN, name: share}), Random(0)
+        changed = sum(not torch.equal(contrastive_view.recolour(frames, rng), frames) for _ in range(400))
         assert changed == pytest.approx(400 * share, abs=40), name
 
 
-def test_the_two_recipes_are_those_of_const_cl():
+def test_the_two_views_have_the_settings_of_const_cl():
     first, second = CONST_CL
     assert (first.crop_scale, first.aspect, first.flip) == ((0.3, 1.0), (0.5, 2.0), 0.5)
     assert (first.jitter, first.strength, first.grey, first.blur, first.solarise) == (0.8, 1.0, 0.2, 1.0, 0.0)
@@ -208,18 +208,18 @@ def test_the_two_recipes_are_those_of_const_cl():
         (lambda: TrainConfig(cache_taps=True, data_config=DataConfig(spatial_views=3)), "data_config.spatial_views=3"),
     ],
 )
-def test_wrong_settings_name_value_and_allowed(make, message):
+def test_errors_name_the_wrong_value_and_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_randaugment_draws_alike_while_another_thread_draws():
-    """Threads that decode augment beside a training step, whose dropout draws from torch's generator."""
-    frames, over = clip_of(1), threading.Event()
+def test_randaugment_is_reproducible_while_another_thread_draws_random_numbers():
+    """Decoding threads augment during a training step, and its dropout draws from torch's generator."""
+    frames, finished = clip_of(1), threading.Event()
     expected = RandAugment(2, 9)(frames, Random(3))
 
     def drawing() -> None:
-        while not over.is_set():
+        while not finished.is_set():
             torch.rand(1)
 
     other = threading.Thread(target=drawing)
@@ -227,5 +227,5 @@ def test_randaugment_draws_alike_while_another_thread_draws():
     try:
         assert all(torch.equal(RandAugment(2, 9)(frames, Random(3)), expected) for _ in range(50))
     finally:
-        over.set()
+        finished.set()
         other.join()

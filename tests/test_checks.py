@@ -1,6 +1,6 @@
-"""Checks of settings: what they let pass, and what they say of what they do not.
+"""Checks of settings: the values that they accept, and the errors for all others.
 
-The dataclasses that use them are checked by type in these tests, so wrong types are tried here, on plain objects.
+The type checks of the tests stop wrong types before the dataclasses see them, so plain objects try wrong types here.
 """
 
 from types import SimpleNamespace
@@ -18,29 +18,29 @@ def test_fields_within_their_bounds_pass():
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "two", None, True])
-def test_what_is_no_whole_number_from_its_bound_on_is_refused_with_its_name_and_value(value):
+def test_a_value_below_its_bound_or_no_integer_is_refused_with_its_name(value):
     with pytest.raises(ValueError, match=f"depth must be an integer >= 1, got {value!r}"):
         checks.least(SimpleNamespace(depth=value), depth=1)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "half", None])
-def test_what_is_no_probability_is_refused(value):
+def test_a_value_that_is_no_probability_is_refused(value):
     with pytest.raises(ValueError, match=r"drop must be a probability in \[0, 1\], got "):
         checks.probability(SimpleNamespace(drop=value), "drop")
 
 
-def test_certainty_is_refused_where_asked():
+def test_a_probability_of_one_is_refused_on_request():
     with pytest.raises(ValueError, match=r"drop must be a probability in \[0, 1\), got 1"):
         checks.probability(SimpleNamespace(drop=1), "drop", certain=False)
 
 
-def test_another_name_is_refused_with_those_there_are():
+def test_an_unknown_choice_is_refused_with_the_valid_ones():
     with pytest.raises(ValueError, match="unknown mode 'c'; choose one of a, b"):
         checks.choices(SimpleNamespace(mode="c"), {"mode": ("a", "b")})
 
 
 @pytest.mark.parametrize("value", [0.5, (0.5,), (0, 1), (1, 0.5), (0.5, 2), "ab", (0.5, float("nan"))])
-def test_what_is_no_pair_of_shares_is_refused_with_one_that_is(value):
+def test_a_value_that_is_no_pair_of_fractions_is_refused_with_an_example(value):
     checks.shares(SimpleNamespace(crop=(0.5, 1)), "crop")
     with pytest.raises(
         ValueError, match=r"crop must be a pair of fractions \(smallest, largest\) in \(0, 1\], such as"

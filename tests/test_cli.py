@@ -1,4 +1,4 @@
-"""The command line: what it refuses in one line, and what an interruption leaves behind."""
+"""The command line: errors in one line, and the state that an interruption leaves behind."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def videos(rendered, tmp_path, monkeypatch):
-    """Twenty clips in videos/test of the current folder, a copy that a test may change."""
+    """Copy twenty clips to videos/test in the current folder, where a test may change them."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(rendered, "videos")
 
 
-def test_a_saved_model_refuses_options_that_it_would_not_listen_to(videos, capsys):
+def test_a_saved_model_refuses_options_that_it_would_ignore(videos, capsys):
     create_model("clipvid-mini", depth=1).save("saved")
     for option in (("--branch", "stan-paper"), ("--depth", "2"), ("--mixer", "conv"), ("--pretrained", "openai")):
         error = refusal(capsys, "train", "videos/test", "--val_fraction", "0.5", "--model", "saved", *option)
@@ -62,7 +62,7 @@ def test_devices_are_chosen_by_name(videos, capsys):
     assert main(["embed", "videos/test", "--device", "cpu", "--out", "e.safetensors"]) == 0
 
 
-def test_weights_that_cannot_be_downloaded_are_one_line(videos, capsys, monkeypatch):
+def test_a_failed_download_of_weights_is_a_one_line_error(videos, capsys, monkeypatch):
     import open_clip
 
     def offline(*_: object, **__: object) -> None:
@@ -74,7 +74,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(videos, capsys, monkeypa
     assert "clipvid-mini needs no download" in error
 
 
-def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
+def test_val_fraction_holds_out_a_part_of_the_training_videos(videos, capsys):
     options = [
         "--epochs",
         "1",
@@ -91,10 +91,10 @@ def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
     assert "on 10 validation videos" in capsys.readouterr().out
     error = refusal(capsys, "eval", "videos/test", "--model", "run")
     assert "run is the folder of a training run; its model is run/best" in error
-    assert "frames starts at 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
+    assert "frames must be an integer >= 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
 
 
-def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeypatch, capsys):
+def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, monkeypatch, capsys):
     from clipvid.search.index import VideoIndex
 
     put = VideoIndex._put
@@ -108,9 +108,9 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     assert "interrupted" in capsys.readouterr().err
     assert len(json.loads(Path("found/index.json").read_text())["paths"]) == 4
     monkeypatch.setattr(VideoIndex, "_put", put)
-    kept = Path("found/index.json").read_bytes()
+    stored = Path("found/index.json").read_bytes()
     assert "found holds an index; give --add true" in refusal(capsys, "index", "videos/test", "--out", "found")
-    assert Path("found/index.json").read_bytes() == kept
+    assert Path("found/index.json").read_bytes() == stored
     assert "found knows its model, frames, kind and precision; leave out --frames 3" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"
     )
@@ -121,7 +121,7 @@ def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeyp
     assert "20 videos in found" in capsys.readouterr().out
 
 
-def test_the_kind_of_an_index_is_chosen_kept_and_refused_by_name(videos, capsys):
+def test_the_kind_of_an_index_is_stored_and_a_wrong_one_is_refused_by_name(videos, capsys):
     assert "kind must be one of flat, ivf, hnsw, got 'lsh'" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--kind", "lsh"
     )
@@ -138,19 +138,19 @@ def test_the_kind_of_an_index_is_chosen_kept_and_refused_by_name(videos, capsys)
 ONE_OF_EACH = ("mean", "posterior", "seqtransf", "stan", "stan-release", "divided", "vivit2", "timesformer", "vivit-b1")
 
 
-def test_info_describes_every_kind_of_branch_also_one_that_computes_nothing(capsys):
+def test_info_describes_every_kind_of_branch_even_one_that_computes_nothing(capsys):
     assert {type(BRANCHES[name]) for name in ONE_OF_EACH} == {type(options) for options in BRANCHES.values()}
     for name in ONE_OF_EACH:
         alone = name.startswith(("timesformer", "vivit-"))
         depth = () if alone or name == "mean" else ("--depth", "2")
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
-        said = capsys.readouterr().out
-        assert "MACs a clip (12 frames)" in said
-        assert ("keys a patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
+        output = capsys.readouterr().out
+        assert "MACs per clip, 12 frames:" in output
+        assert ("keys per patch" in output) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
 
 
-def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
-    for words, said in {
+def test_a_wrong_command_line_gives_an_error_of_two_lines(capsys):
+    for words, message in {
         "train my --lr abc": "clipvid train: --lr takes float, got abc",
         "train my --task nix": "clipvid train: --task takes one of 'retrieval', 'recognition', 'selfsup', got nix",
         "train my --nosuch 3": "clipvid train: unrecognized arguments: --nosuch 3\n",
@@ -173,12 +173,12 @@ def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):
             main(words.split())
         error = capsys.readouterr().err
         assert ended.value.code == 2
-        assert said in error
+        assert message in error
         assert error.count("\n") == 2, error
         assert "--help lists the options" in error
 
 
-def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
+def test_errors_explain_arguments_that_were_mistaken_for_something_else(videos, capsys):
     error = refusal(capsys, "info", "my-rnu/best")
     assert "unknown model 'my-rnu/best': no folder that there is" in error
     assert "its tags are openai, " in refusal(capsys, "info", "ViT-B-16", "--pretrained", "nix")
@@ -191,7 +191,7 @@ def test_what_is_mistaken_for_something_else_is_said(videos, capsys):
     assert f"{table} is read whole, also for --bank train; give the folder of the files" in error
     clip = next(Path("videos/test").glob("*.mp4"))
     assert "add --video true to look for videos like it" in refusal(capsys, "search", "found", str(clip))
-    assert "found" in refusal(capsys, "search", "found", "a dog that runs " * 30)  # longer than a name may be
+    assert "found" in refusal(capsys, "search", "found", "a dog that runs " * 30)  # longer than a file name may be
     assert "did you mean ViT-B-32" in refusal(capsys, "info", "ViT-B/32")
     assert "clipvid-mini brings its own weights" in refusal(capsys, "info", "clipvid-mini", "--pretrained", "openai")
 
@@ -201,24 +201,24 @@ def test_videos_that_were_trained_on_are_counted_beside_the_score(videos, capsys
     assert (
         main(["train", "videos/test", "--val", str(Path("videos/test").resolve()), *options, "--resume", "true"]) == 0
     )
-    said = capsys.readouterr()
-    assert "on 20 validation videos, all of them trained on;" in said.out
-    assert "clipvid-run holds no run to resume; starting one" in said.err
+    printed = capsys.readouterr()
+    assert "on 20 validation videos, all of them trained on;" in printed.out
+    assert "clipvid-run holds no run to resume; starting one" in printed.err
 
 
-def test_what_trains_is_told_by_block(capsys):
+def test_info_names_the_blocks_that_train(capsys):
     assert main(["info", "ViT-B-32", "--pretrained", "openai", "--train_clip", "last:6"]) == 0
-    said = capsys.readouterr().out
-    assert "base model:                ViT-B-32 (openai)" in said
-    assert "visual tower (blocks 7 to 12 of 12), text tower (blocks 7 to 12 of 12)" in said
-    assert main(["info", "ViT-B-16-SigLIP", "--branch", "vivit3"]) == 0  # whose tokenizer is on a hub
-    said = capsys.readouterr().out
-    assert "branch:                    vivit3, scheme factorised" in said
-    assert main(["info", "RN50"]) == 0  # of 2048 channels, with nothing to copy
+    output = capsys.readouterr().out
+    assert "base model:                ViT-B-32 (openai)" in output
+    assert "visual tower (blocks 7 to 12 of 12), text tower (blocks 7 to 12 of 12)" in output
+    assert main(["info", "ViT-B-16-SigLIP", "--branch", "vivit3"]) == 0  # its tokenizer is on a hub
+    output = capsys.readouterr().out
+    assert "branch:                    vivit3, scheme factorised" in output
+    assert main(["info", "RN50"]) == 0  # 2048 channels, and no blocks to copy
     assert int(capsys.readouterr().out.split("trains:")[1].split()[0].replace(",", "")) < 100e6
 
 
-def test_training_asks_for_the_split_where_there_are_some(videos, capsys):
+def test_training_asks_for_a_split_when_the_data_has_several(videos, capsys):
     table = Path("split.csv")
     paths = sorted(Path("videos/test").glob("*.mp4"))
     rows = [f"{p.resolve()},x {i},{'train' if i % 2 else 'test'}" for i, p in enumerate(paths)]
@@ -231,7 +231,7 @@ def test_training_asks_for_the_split_where_there_are_some(videos, capsys):
     assert "test" in error
 
 
-def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
+def test_the_seed_also_decides_the_initial_weights_of_the_branch(videos, tmp_path):
     options = ["--epochs", "1", "--batch_size", "4", "--data_config.frames", "2", "--depth", "1", "--seed", "3"]
     for out in ("a", "b"):
         assert main(["train", "videos/test", *options, "--out", out]) == 0
@@ -240,7 +240,7 @@ def test_the_seed_draws_the_branchs_first_weights_too(videos, tmp_path):
 
 
 @pytest.mark.filterwarnings("default::clipvid.errors.ClipvidWarning")
-def test_a_finished_run_says_that_nothing_was_left_and_goes_on_with_more_epochs(videos, capsys):
+def test_a_finished_run_says_that_nothing_was_left_and_continues_with_more_epochs(videos, capsys):
     options = [
         "train",
         "videos/test",
@@ -256,26 +256,26 @@ def test_a_finished_run_says_that_nothing_was_left_and_goes_on_with_more_epochs(
     assert main([*options, "--epochs", "1"]) == 0
     assert "nothing was left" not in capsys.readouterr().out
     assert main([*options, "--epochs", "1", "--resume", "true", "--data_config.workers", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "nothing was left to train: 1 epoch of 1 done; give more with --epochs\n" in said
-    assert "model saved to run/best" in said
+    printed = capsys.readouterr().out
+    assert "nothing was left to train: 1 epoch of 1 done; give more with --epochs\n" in printed
+    assert "model saved to run/best" in printed
     assert main([*options, "--epochs", "2", "--resume", "true"]) == 0
-    said = capsys.readouterr()
-    assert "note: the run was planned for 1 epoch and goes on for 2: its learning rates are planned anew" in said.err
-    assert "nothing was left" not in said.out
+    printed = capsys.readouterr()
+    assert "note: the run was planned for 1 epoch and goes on for 2: its learning rates are planned anew" in printed.err
+    assert "nothing was left" not in printed.out
     assert len(json.loads(Path("run/history.json").read_text())) == 2
 
 
-def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(videos, capsys):
+def test_one_data_config_option_leaves_the_others_as_the_model_was_trained(videos, capsys):
     options = ["--epochs", "1", "--batch_size", "10", "--data_config.frames", "3", "--depth", "1"]
     assert main(["train", "videos/test", *options, "--out", "run"]) == 0
     capsys.readouterr()
-    said = []
+    outputs = []
     for more in ([], ["--data_config.workers", "1"], ["--data_config.batch_size", "3"]):
         assert main(["eval", "videos/test", "--model", "run/best", *more]) == 0
-        said.append(capsys.readouterr().out)
-    assert "3 frames" in said[0]
-    assert said[0] == said[1] == said[2]
+        outputs.append(capsys.readouterr().out)
+    assert "3 frames" in outputs[0]
+    assert outputs[0] == outputs[1] == outputs[2]
     assert main(["eval", "videos/test", "--model", "run/best", "--data_config.frames", "2"]) == 0
     assert "2 frames" in capsys.readouterr().out
     error = refusal(capsys, "eval", "videos/test", "--model", "run/best", "--data_config.frmaes", "2")
@@ -294,7 +294,7 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("--clip_norm -1", "clip_norm must be >= 0 and finite, got -1.0"),
         ("--lr 0", "lr must be above 0 and finite, got 0.0"),
@@ -311,15 +311,13 @@ def test_one_setting_of_reading_leaves_the_others_as_the_model_was_trained(video
         ("--batch_size 1", "retrieval takes its negatives from the batch, got batch_size=1; take 2 or more"),
     ],
 )
-def test_numbers_that_would_train_backwards_or_nothing_are_refused(videos, capsys, option, said):
+def test_settings_that_would_train_backwards_or_nothing_are_refused(videos, capsys, option, message):
     task = ["--task", "recognition"] if "smoothing" in option else []
-    assert said in refusal(capsys, "train", "videos/test", *task, *option.split())
+    assert message in refusal(capsys, "train", "videos/test", *task, *option.split())
 
 
 @pytest.mark.parametrize("value", ["-1", ".nan", ".inf"])
-def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_is_read(
-    videos, capsys, monkeypatch, value
-):
+def test_a_temperature_that_would_reverse_the_scores_is_refused_before_reading(videos, capsys, monkeypatch, value):
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual_softmax={value}")
     assert f"dual_softmax must be a finite number > 0, got {float(value.lstrip('.'))}; it" in error
@@ -333,7 +331,7 @@ def test_a_temperature_that_would_turn_scores_around_is_refused_before_anything_
         ("summarize", "usage: clipvid summarize RESULTS ... [options]"),
     ],
 )
-def test_help_begins_with_a_line_of_what_must_be_given(capsys, words, usage):
+def test_help_begins_with_a_usage_line_of_the_required_arguments(capsys, words, usage):
     with pytest.raises(SystemExit):
         main([*words.split(), "--help"])
     assert capsys.readouterr().out.splitlines()[0] == usage
@@ -342,22 +340,22 @@ def test_help_begins_with_a_line_of_what_must_be_given(capsys, words, usage):
 def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for settings in (TrainConfig, DataConfig, SelfSupervision):
         for field in fields(settings):
-            assert f"{field.name} {'CONFIG' if is_dataclass(field.default_factory) else ''}".strip() in said
-    assert "Peak learning rate of the branch" in said
-    assert "Maximum caption length in tokens; a longer one is cut but keeps its end token." in said
-    assert "Boxes in the middle frame of each clip" in said
+            assert f"{field.name} {'CONFIG' if is_dataclass(field.default_factory) else ''}".strip() in output
+    assert "Peak learning rate of the branch" in output
+    assert "Maximum caption length in tokens; a longer one is cut but keeps its end token." in output
+    assert "Boxes in the middle frame of each clip" in output
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.slow
 def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
-    """The terminal sends the signal to workers too, which once answered with tracebacks."""
+    """The terminal sends the signal to the workers too, and they must not print tracebacks."""
     (tmp_path / "videos").mkdir()
     clip = write(tmp_path / "clip.mp4", stamps=range(75))
-    for i in range(3000):  # more than could be looked at before the signal comes
+    for i in range(3000):  # more files than can be checked before the signal
         os.link(clip, tmp_path / "videos" / f"{i}.mp4")
     command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -376,14 +374,14 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "option", ["--branch posterior --activation_checkpointing true", "--branch mean", "--format videos"]
 )
-def test_what_cannot_train_is_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
+def test_options_that_cannot_train_are_refused_before_a_clip_is_read(videos, capsys, monkeypatch, option, cache):
     monkeypatch.setattr("clipvid.training.batches.LiveSource", None)
     refusal(capsys, "train", "videos/test", *(["--cache", "taps"] if cache else []), *option.split())
     assert not Path("taps").exists()
 
 
 @pytest.mark.parametrize("option", ["--train_clip all", "--flip 0.5", "--task selfsup"])
-def test_what_taps_cannot_give_is_refused_before_any_is_encoded(videos, capsys, option):
+def test_options_that_cached_taps_cannot_serve_are_refused_before_encoding(videos, capsys, option):
     refusal(capsys, "train", "videos/test", "--cache", "taps", "--depth", "1", *option.split())
     assert not Path("taps").exists()
 
@@ -394,13 +392,13 @@ def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsy
     assert "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an" in error
 
 
-def test_a_named_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
+def test_an_annotation_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):
     Path("bad.txt").write_text("garbage\n")
     error = refusal(capsys, "eval", "videos/test", "--format", "msrvtt-1ka", "--annotations", "bad.txt")
     assert "bad.txt lists 1 name, such as 'garbage', without captions; if they are videos of msrvtt-1ka" in error
 
 
-def test_prune_wants_one_tower(videos, capsys):
+def test_prune_needs_exactly_one_tower(videos, capsys):
     options = ["--depth", "1", "--epochs", "1", "--batch_size", "8", "--data_config.frames", "2"]
     assert main(["train", "videos/test", *options, "--cache", "taps", "--out", "run"]) == 0
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The comparison of structures as a program: cells are resumed, shared, keyed by what decides them, and tabled."""
+"""The benchmark of structures: its cells are resumed, shared by processes, keyed by their settings, and tabulated."""
 
 from __future__ import annotations
 
@@ -49,22 +49,26 @@ def bench(scripts, tmp_path_factory) -> Any:
 def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     structures = scripts["structures"]
     names = ["zero-shot", "posterior", *structures.PRETRAINED]
-    wanted = list(structures.trainings(bench, names))
+    cells = list(structures.trainings(bench, names))
     expected = 2 + 1 + 1 + 2 * (2 + 3)
-    assert len(wanted) == expected, "rates of a row and of pre-training, zero-shot, each seed's two tasks, few labels"
-    scripts["cells"].fill(wanted)
-    found = {cell.path: cell.path.read_text() for cell in wanted}
-    chosen = json.loads(found[bench.path("posterior", "retrieval", 1)])
-    scores = {rate: json.loads(found[bench.path("posterior", f"tune-{rate:g}", 50)])["score"] for rate in (1e-3, 2e-3)}
+    assert len(cells) == expected, (
+        "rates of a row and of pre-training, zero-shot, and per seed two tasks and few labels"
+    )
+    scripts["cells"].fill(cells)
+    texts = {cell.path: cell.path.read_text() for cell in cells}
+    chosen = json.loads(texts[bench.path("posterior", "retrieval", 1)])
+    scores = {rate: json.loads(texts[bench.path("posterior", f"tune-{rate:g}", 50)])["score"] for rate in (1e-3, 2e-3)}
     assert scores[chosen["lr"]] == max(scores.values())
     assert set(chosen["figures"]) == set(structures.FIGURES)
 
-    again = bench.path("posterior", "recognition", 2)
-    again.unlink()  # as if the run had been interrupted there
+    removed = bench.path("posterior", "recognition", 2)
+    removed.unlink()  # as if the run had been interrupted at this cell
     scripts["cells"].fill(list(structures.trainings(bench, names)))
-    remade = json.loads(again.read_text())
-    assert remade["figures"] == json.loads(found[again])["figures"], "a cell is a function of its name"
-    assert all(path.read_text() == text for path, text in found.items() if path != again), "the others stay"
+    remade = json.loads(removed.read_text())
+    assert remade["figures"] == json.loads(texts[removed])["figures"], "a cell is a function of its name"
+    assert all(path.read_text() == text for path, text in texts.items() if path != removed), (
+        "other cells stay unchanged"
+    )
 
     table = structures.summary(bench)
     row = table["rows"]["posterior"]
@@ -86,33 +90,33 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     assert table["commit"] in text
 
 
-def test_a_helper_that_fails_is_heard_of(scripts):
+def test_a_failing_child_process_raises_an_error(scripts):
     with scripts["cells"].helpers(1, ["-c", "pass"]):
         pass
     with pytest.raises(RuntimeError, match="exit code 3"), scripts["cells"].helpers(1, ["-c", "raise SystemExit(3)"]):
         pass
 
 
-def test_another_process_waits_for_the_lock(scripts, tmp_path):
+def test_only_one_process_at_a_time_gets_the_lock(scripts, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import cells\n"
-        "for _ in sys.stdin:  # a line a turn\n"
-        "    with cells._held(Path(sys.argv[2])) as mine: print(mine, flush=True)"
+        "for _ in sys.stdin:  # one attempt per line\n"
+        "    with cells._held(Path(sys.argv[2])) as acquired: print(acquired, flush=True)"
     )
-    asked = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path / "a.lock")]
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path / "a.lock")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen(asked, **pipes) as other:
+    with subprocess.Popen(command, **pipes) as other:
         assert other.stdin
         assert other.stdout
-        with scripts["cells"]._held(tmp_path / "a.lock") as mine:
-            assert mine
+        with scripts["cells"]._held(tmp_path / "a.lock") as acquired:
+            assert acquired
             other.stdin.write("try\n")
             assert other.stdout.readline() == "False\n"
         other.stdin.write("again\n")
         assert other.stdout.readline() == "True\n"
 
 
-def test_the_seconds_of_a_cell_are_those_of_its_processes_too(scripts, tmp_path):
+def test_the_core_seconds_of_a_cell_include_its_child_processes(scripts, tmp_path):
     def measure() -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
         return {}
@@ -121,18 +125,18 @@ def test_the_seconds_of_a_cell_are_those_of_its_processes_too(scripts, tmp_path)
     assert scripts["cells"].read_json(tmp_path / "a.json")["core seconds"] > 0.05
 
 
-def test_the_readme_says_what_was_measured(scripts):
+def test_the_readme_matches_the_stored_measurements(scripts):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert scripts["update_readme"].filled(text) == text, "run scripts/update_readme.py"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
-def test_the_tables_of_a_page_are_those_of_the_stored_results(scripts, page):
+def test_the_tables_of_a_page_match_the_stored_results(scripts, page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert scripts["update_readme"].with_performance(text) == text, "run scripts/update_readme.py"
 
 
-def test_another_budget_or_structure_is_another_cell(scripts, bench, monkeypatch):
+def test_another_budget_or_structure_gives_another_cell(scripts, bench, monkeypatch):
     structures = scripts["structures"]
     other = replace(bench, budget=replace(bench.budget, train_clips=24))
     fewer = replace(bench, budget=replace(bench.budget, few=replace(bench.budget.few, shots=2)))
@@ -144,14 +148,14 @@ def test_another_budget_or_structure_is_another_cell(scripts, bench, monkeypatch
     retrained = replace(bench, backbone=SimpleNamespace(fingerprint="other", device=bench.backbone.device))
     assert bench.path("posterior", "retrieval", 1) != retrained.path("posterior", "retrieval", 1)
     assert bench.path("posterior", "cost", 0) != replace(bench, device="cuda").path("posterior", "cost", 0)
-    own = {name: bench.path(name, "retrieval", 1).stem.rpartition("-")[2] for name in structures.ROWS}
-    assert len(set(own.values())) == len(own), "what a row is made of is in its key"
+    keys = {name: bench.path(name, "retrieval", 1).stem.rpartition("-")[2] for name in structures.ROWS}
+    assert len(set(keys.values())) == len(keys), "the key of a cell covers the definition of its row"
     before = bench.path("few-shot scratch", "recognition", 1)
     monkeypatch.setitem(structures.STRUCTURES, "stan-conv_full", structures.Structure("stan", {"depth": 1}))
     assert bench.path("few-shot scratch", "recognition", 1) != before
 
 
-def test_a_cell_that_another_process_holds_is_left_to_it(scripts, tmp_path):
+def test_a_cell_locked_by_another_process_is_skipped(scripts, tmp_path):
     cells, measured = scripts["cells"], []
 
     def cell(name: str, *after: str) -> Any:
@@ -162,10 +166,10 @@ def test_a_cell_that_another_process_holds_is_left_to_it(scripts, tmp_path):
         return cells.Cell(tmp_path / f"{name}.json", name, measure, tuple(tmp_path / f"{a}.json" for a in after))
 
     held, free = cell("held"), cell("free", "held")
-    with cells._held(held.path.with_suffix(".lock")) as mine:
-        assert mine
+    with cells._held(held.path.with_suffix(".lock")) as acquired:
+        assert acquired
         assert not cells._filled(held, 1, 2)
-        assert not cells._filled(free, 1, 2), "it waits for the held one"
+        assert not cells._filled(free, 1, 2), "it waits for the locked cell"
     cells.fill([free, held])
     assert measured == ["held", "free"]
     with pytest.raises(ValueError, match=r"orphan waits for .*nobody\.json"):
@@ -179,20 +183,20 @@ def test_a_cell_that_fails_leaves_no_file_and_is_tried_again(scripts, tmp_path):
         cells.fill([failing])
     assert not failing.done
     cells.fill([replace(failing, measure=lambda: {"figures": {"x": 1.0}})])
-    kept = json.loads(failing.path.read_text())
-    assert kept["figures"] == {"x": 1.0}
-    assert {"seconds", "core seconds", "commit"} <= set(kept)
+    stored = json.loads(failing.path.read_text())
+    assert stored["figures"] == {"x": 1.0}
+    assert {"seconds", "core seconds", "commit"} <= set(stored)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
-def test_peak_memory_is_what_a_block_needs_beyond_what_was_held():
-    """In a process of its own, as the benchmark measures it: an allocator that has served others keeps their pages."""
+def test_peak_memory_excludes_what_was_allocated_before_the_block():
+    """Measure in a separate process, as the benchmark does: an allocator that served other code keeps its pages."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import cells\n"
         "held = torch.ones(2**22)\n"
         "with cells.peak_memory('cpu') as peak: torch.ones(2**24).sum() + held.sum()\n"
         "print(peak[0])"
     )
-    asked = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
-    peak = float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
+    peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 60 < peak < 90, "64 MiB"

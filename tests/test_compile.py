@@ -1,4 +1,4 @@
-"""torch.compile takes branches and models whole: no break in the graph, the same numbers, names of weights kept."""
+"""torch.compile of branches and models: no graph break, the same numbers and the same names of weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "co
 SLOW += [pytest.param("training", marks=[pytest.mark.slow, COMPILER])]
 
 
-@pytest.mark.parametrize("what", ["whole", *SLOW])
-def test_it_compiles_without_a_break_and_computes_the_same(what):
+@pytest.mark.parametrize("case", ["whole", *SLOW])
+def test_compiling_has_no_graph_break_and_gives_the_same_numbers(case):
     script = Path(__file__).parent / "compiled.py"
-    done = subprocess.run([sys.executable, str(script), what], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(script), case], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""ConST-CL's pieces against naive loops, torchvision and the released figures: regions, decoder, heads, losses."""
+"""ConST-CL's parts against naive loops, torchvision and the released values: regions, decoder, heads, losses."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def randn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def same(found: torch.Tensor, expected: torch.Tensor, *, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+def same(actual: torch.Tensor, expected: torch.Tensor, *, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def test_random_boxes_lie_inside_the_image_and_are_drawn_uniformly_and_independently():
@@ -36,15 +36,13 @@ def test_random_boxes_lie_inside_the_image_and_are_drawn_uniformly_and_independe
     y1, x1, y2, x2 = boxes.double().unbind(-1)
     width, height = x2 - x1, y2 - y1
     aspect = height / width
-    augmented_views = torch.stack(
-        [x1 / (1 - width), y1 / (1 - height), (width - 0.1) / 0.4, (aspect - 0.5) / 1.5]
-    ).flatten(1)
-    assert torch.corrcoef(augmented_views).fill_diagonal_(0).abs().max() < 0.03
-    steps = torch.linspace(0, 1, augmented_views.shape[1], dtype=augmented_views.dtype)
-    same(augmented_views.sort().values, steps.expand(4, -1), atol=0.03)
+    uniforms = torch.stack([x1 / (1 - width), y1 / (1 - height), (width - 0.1) / 0.4, (aspect - 0.5) / 1.5]).flatten(1)
+    assert torch.corrcoef(uniforms).fill_diagonal_(0).abs().max() < 0.03
+    steps = torch.linspace(0, 1, uniforms.shape[1], dtype=uniforms.dtype)
+    same(uniforms.sort().values, steps.expand(4, -1), atol=0.03)
 
 
-def test_random_boxes_are_those_of_their_generator():
+def test_random_boxes_are_decided_by_their_generator():
     first, again, other = (random_regions(2, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     same(first, again, atol=0)
     assert (first != other).all()
@@ -55,7 +53,7 @@ BLOCKS = torch.tensor([[0, 0, 0.625, 0.375], [0, 0.375, 0.625, 1], [0.625, 0, 1,
 QUARTERS = torch.tensor([[0, 0, 0.5, 0.5], [0, 0.5, 0.5, 1], [0.5, 0, 1, 0.5], [0.5, 0.5, 1, 1]])
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (192, 256)])  # the last is made small
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (192, 256)])  # the last is scaled down
 def test_segments_of_plain_blocks_are_the_blocks(height, width):
     image = torch.empty(1, 3, height, width)
     for box, colour in zip(BLOCKS, ([1, 0, 0], [0, 0, 1], [0, 1, 0], [0.8, 0.8, 0.8]), strict=True):
@@ -64,7 +62,7 @@ def test_segments_of_plain_blocks_are_the_blocks(height, width):
     same(lowlevel_regions(image, 4)[0], BLOCKS, atol=1e-6)
 
 
-def test_segments_of_one_colour_are_the_cells_of_their_grid_and_so_is_one_that_lost_its_pixels(monkeypatch):
+def test_segments_of_one_colour_or_without_pixels_are_grid_cells(monkeypatch):
     same(lowlevel_regions(torch.full((1, 3, 32, 32), 0.3), 4)[0], QUARTERS)
     monkeypatch.setattr(regions_module, "_segments", lambda points, *_, **__: torch.zeros(1, points.shape[-1]).long())
     boxes = lowlevel_regions(torch.zeros(1, 3, 8, 8), 4)[0]
@@ -73,7 +71,7 @@ def test_segments_of_one_colour_are_the_cells_of_their_grid_and_so_is_one_that_l
 
 
 def naive_segments(image: torch.Tensor, regions: int) -> torch.Tensor:
-    """SLIC in loops: ten times, pixels choose among the centres at most one expected side away, and centres move."""
+    """Run SLIC in loops: ten times, pixels choose among centres at most one expected side away, and centres move."""
     _, h, w = image.shape
     colours, side = regions_module._lab(image[None])[0], (h * w / regions) ** 0.5
     seeds = [((y1 + y2) / 2 * h, (x1 + x2) / 2 * w) for y1, x1, y2, x2 in regions_module._cells(regions, h, w).tolist()]
@@ -93,7 +91,7 @@ def naive_segments(image: torch.Tensor, regions: int) -> torch.Tensor:
     return torch.tensor(boxes, dtype=image.dtype)
 
 
-def test_segments_of_noise_are_those_of_slic_in_loops():
+def test_segments_of_noise_equal_slic_in_loops():
     noise = torch.rand(2, 3, 12, 16, dtype=torch.float64)
     same(lowlevel_regions(noise, 6), torch.stack([naive_segments(image, 6) for image in noise]), atol=1e-6)
 
@@ -109,7 +107,7 @@ def test_segments_depend_on_their_image_alone():
     assert (boxes[..., 2:] > boxes[..., :2]).all()
 
 
-def test_colours_are_those_of_the_lab_tables():
+def test_colours_equal_the_lab_tables():
     white_red_green_blue_grey = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]])
     tables = [[100, 0, 0], [53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86], [53.39, 0, 0]]
     lab = regions_module._lab(white_red_green_blue_grey[:, :, None, None])[..., 0, 0]
@@ -117,7 +115,7 @@ def test_colours_are_those_of_the_lab_tables():
 
 
 def naive_pool(features: torch.Tensor, box: torch.Tensor, crop: int) -> torch.Tensor:
-    """(D,): the mean of crop x crop bilinear samples of features (h, w, D), each from its four corners."""
+    """Return the mean (D,) of crop x crop bilinear samples of features (h, w, D), each from its four corners."""
     h, w, _ = features.shape
     y1, x1, y2, x2 = (box * torch.tensor([h, w, h, w])).tolist()
     total = torch.zeros_like(features[0, 0])
@@ -129,7 +127,7 @@ def naive_pool(features: torch.Tensor, box: torch.Tensor, crop: int) -> torch.Te
 
 
 def many_boxes() -> torch.Tensor:
-    """(2, 40, 4): ordinary ones, ones smaller than a cell, the whole image, its border, and ones without area."""
+    """Return boxes (2, 40, 4): ordinary, smaller than a cell, the full image, at its border, and without area."""
     drawn = random_regions(2, 20).double()
     tiny = drawn[:, :16].clone()
     tiny[..., 2:] = tiny[..., :2] + 0.04 * torch.rand(2, 16, 2)
@@ -138,13 +136,13 @@ def many_boxes() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("crop", [1, 4, 7])
-def test_pooling_equals_one_bilinear_sample_a_bin(crop):
+def test_pooling_equals_one_bilinear_sample_per_bin(crop):
     features, boxes = randn(2, 7, 5, 6), many_boxes()
     expected = [torch.stack([naive_pool(f, b, crop) for b in bs]) for f, bs in zip(features, boxes, strict=True)]
     same(pool_regions(features, boxes, crop=crop), torch.stack(expected))
 
 
-def test_pooling_is_torchvision_s_aligned_kind_moved_by_half_a_cell_and_its_legacy_kind_for_large_boxes_alone():
+def test_pooling_equals_aligned_roi_align_shifted_by_half_a_cell_and_legacy_roi_align_for_large_boxes_only():
     features, boxes = randn(2, 7, 5, 6), many_boxes()
     corners = boxes[..., [1, 0, 3, 2]] * torch.tensor([5.0, 7, 5, 7])
 
@@ -158,7 +156,7 @@ def test_pooling_is_torchvision_s_aligned_kind_moved_by_half_a_cell_and_its_lega
     legacy = (pooled - reference(0, aligned=False)).abs().amax(dim=-1)
     large = (corners[..., 2:] - corners[..., :2] >= 1).all(dim=-1)
     assert legacy[large].max() < 1e-12
-    assert legacy[~large].max() > 0.1  # it makes boxes below one cell larger
+    assert legacy[~large].max() > 0.1  # the legacy kind enlarges boxes below one cell
 
 
 def test_pooling_a_constant_map_gives_the_constant():
@@ -174,7 +172,7 @@ def test_pooling_passes_gradients_and_works_in_bf16():
     same(rough.float(), pool_regions(features.float(), boxes), atol=0.03)
 
 
-def test_context_frames_are_the_released_ones():
+def test_context_frames_equal_the_released_ones():
     assert context_frames(8) == [2, 3, 4, 5, 6]
     assert context_frames(12, 5) == [2, 4, 6, 8, 10]
     assert context_frames(16, 5) == [2, 5, 8, 11, 14]
@@ -194,15 +192,15 @@ GRID = (2, 3)
 
 
 def decoder_and_inputs() -> tuple[RegionDecoder, torch.Tensor, torch.Tensor]:
-    """For two videos: 5 regions each, and 4 frames of context of 2 x 3 tokens, width 12."""
+    """Return a decoder and, for two videos, 5 regions and 4 context frames of 2 x 3 tokens, width 12."""
     decoder = RegionDecoder(12, layers=3, heads=3, unit=8).double()
-    for parameter in decoder.parameters():  # norms and biases too are to matter
+    for parameter in decoder.parameters():  # norms and biases must matter, too
         parameter.data += 0.3 * torch.randn_like(parameter)
     return decoder, randn(2, 5, 12).requires_grad_(), randn(2, 4, 6, 12).requires_grad_()
 
 
 def naive_memory(decoder: RegionDecoder, context: torch.Tensor, times: list[int]) -> torch.Tensor:
-    """(T·N, D + 16): tokens of one video, each with its learned distance from the middle in time and place."""
+    """Return (T·N, D + 16): tokens of one video, each with its learned distance from the middle in time and space."""
     rows, (h, w) = [], GRID
     for at, i, j in product(range(len(times)), range(h), range(w)):
         distances = [times[at] - sum(times) / len(times)], [i - (h - 1) / 2, j - (w - 1) / 2]
@@ -215,11 +213,11 @@ def naive_memory(decoder: RegionDecoder, context: torch.Tensor, times: list[int]
 
 
 def naive_unit(layer: torch.nn.Module, head: int, regions: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-    """One head of a layer for one video, region by region."""
+    """Compute one head of a layer for one video, region by region."""
 
     def part(linear: torch.nn.Linear, at: int, x: torch.Tensor) -> torch.Tensor:
-        own = slice(at * layer.unit, (at + 1) * layer.unit)
-        return linear.weight[own] @ x + linear.bias[own]
+        unit_rows = slice(at * layer.unit, (at + 1) * layer.unit)
+        return linear.weight[unit_rows] @ x + linear.bias[unit_rows]
 
     rows = []
     keys = [part(layer.kv, head, token) for token in memory]
@@ -247,7 +245,7 @@ def test_the_decoder_equals_single_heads_in_loops(times):
         same(predicted[b], x @ decoder.out.weight.T + decoder.out.bias, atol=1e-10)
 
 
-def test_context_tokens_may_come_in_any_order_with_their_positions_and_only_distances_count():
+def test_the_decoder_depends_on_distances_and_not_on_the_order_of_context_tokens():
     decoder, regions, context = decoder_and_inputs()
     expected = decoder(regions, context, grid=GRID, frames=[2, 5, 8, 11])
     mixed = context[:, [3, 0, 2, 1]]
@@ -255,7 +253,7 @@ def test_context_tokens_may_come_in_any_order_with_their_positions_and_only_dist
     same(decoder(regions, context, grid=GRID, frames=[3, 6, 9, 12]), expected)
     assert (decoder(regions, mixed, grid=GRID, frames=[2, 5, 8, 11]) - expected).abs().max() > 1e-3
     weight = decoder.place[0].weight.data
-    weight.copy_(weight[:, [1, 0]])  # rows and columns change places, here and in the grid
+    weight.copy_(weight[:, [1, 0]])  # swap rows and columns, in the weights and in the grid
     turned = context.unflatten(2, GRID).transpose(2, 3).flatten(2, 3)
     same(decoder(regions, turned, grid=GRID[::-1], frames=[2, 5, 8, 11]), expected)
 
@@ -272,7 +270,7 @@ def test_gradients_reach_regions_context_and_every_parameter():
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in (regions, context, *decoder.parameters()))
 
 
-def test_every_unit_starts_as_in_keras():
+def test_every_unit_is_initialised_as_in_keras():
     decoder = RegionDecoder(64, layers=2, heads=4, unit=32)
     layer = decoder.layers[0]
     for weights, inside in ((layer.q.weight, 64), (layer.kv.weight, 80), (layer.ffn1.weight.flatten(0, 1), 32)):
@@ -282,14 +280,14 @@ def test_every_unit_starts_as_in_keras():
     assert not any(p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))
 
 
-def test_parameters_are_those_of_the_released_heads():
+def test_parameter_counts_equal_those_of_the_released_heads():
     with torch.device("meta"):
         heads = RegionDecoder(2048), ProjectionHead(2048), ProjectionHead(2048, norm="layer")
     assert [sum(p.numel() for p in head.parameters()) for head in heads] == [6_928_356, 12_857_472, 12_857_472]
 
 
 @pytest.mark.parametrize(("norm", "over"), [("batch", 0), ("layer", 1)])
-def test_the_projection_is_three_normalised_layers_and_a_linear(norm, over):
+def test_the_projection_is_three_normalised_layers_and_a_linear_layer(norm, over):
     head, x = ProjectionHead(6, hidden=10, out=4, norm=norm).double(), randn(7, 6)
     expected = x
     for at in (0, 3, 6):
@@ -299,7 +297,7 @@ def test_the_projection_is_three_normalised_layers_and_a_linear(norm, over):
     same(head(x), expected @ head[9].weight.T + head[9].bias)
 
 
-def test_the_global_loss_is_the_released_one_and_twice_nt_xent_whichever_view_comes_first():
+def test_the_global_loss_equals_the_released_one_and_twice_nt_xent_in_either_order():
     a = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [4, 3, 2, 1], [8, 7, 6, 5]])
     assert two_view_contrastive(a, a[[0, 2, 1, 3]], temperature=0.1).item() == pytest.approx(4.136947, abs=1e-6)
     a, b = randn(2, 5, 6)
@@ -312,7 +310,7 @@ def test_the_global_loss_is_the_released_one_and_twice_nt_xent_whichever_view_co
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.1, 1.669813), (0.2, 1.666844)])
-def test_the_local_loss_is_the_released_one_on_its_own_test_tensors(temperature, expected):
+def test_the_local_loss_equals_the_released_one_on_the_released_test_tensors(temperature, expected):
     none = [[-1.0] * 4] * 2
     low, high = [[1, 2, 3, 4], [5, 6, 7, 8]], [[4, 3, 2, 1], [8, 7, 6, 5]]
     a = torch.tensor([low + none, none + high, low + high])
@@ -320,21 +318,21 @@ def test_the_local_loss_is_the_released_one_on_its_own_test_tensors(temperature,
     b = torch.tensor([low + none, none + high, [low[0], [4.5, 3.5, 2.5, 1.5], *high]])
     mask = (a != -1).any(dim=-1)
     every = torch.ones_like(mask)  # the release lets masked regions be negatives
-    there = region_contrastive(b, b, mask, every, source=a, temperature=temperature)
-    back = region_contrastive(a, a, mask, every, source=b, temperature=temperature)
-    assert ((there + back) / 2).item() == pytest.approx(expected, abs=2e-6)
+    forward = region_contrastive(b, b, mask, every, source=a, temperature=temperature)
+    backward = region_contrastive(a, a, mask, every, source=b, temperature=temperature)
+    assert ((forward + backward) / 2).item() == pytest.approx(expected, abs=2e-6)
 
 
 def naive_local(predicted, target, predicted_mask, target_mask, *, source, temperature) -> float:
-    """The triple loop: videos, their regions, the others' regions."""
+    """Compute the local loss in three loops: over videos, their regions, and the regions of other videos."""
     predicted, target, source = (F.normalize(x, dim=-1) for x in (predicted, target, source))
     losses = []
     for i, r in product(*map(range, predicted.shape[:2])):
-        own = [s for s in range(target.shape[1]) if target_mask[i, s]]
-        if not (predicted_mask[i, r] and own):
+        candidates = [s for s in range(target.shape[1]) if target_mask[i, s]]
+        if not (predicted_mask[i, r] and candidates):
             continue
-        like = max(own, key=lambda s: float(source[i, r] @ target[i, s]))
-        positive = float(predicted[i, r] @ target[i, like]) / temperature
+        nearest = max(candidates, key=lambda s: float(source[i, r] @ target[i, s]))
+        positive = float(predicted[i, r] @ target[i, nearest]) / temperature
         total = math.exp(positive)
         for p, s in product(*map(range, target.shape[:2])):
             if p != i and target_mask[p, s]:
@@ -344,49 +342,49 @@ def naive_local(predicted, target, predicted_mask, target_mask, *, source, tempe
 
 
 def local_inputs() -> dict[str, torch.Tensor]:
-    """Four videos with 5 source and 6 target regions; half of all count, and the last video has no target at all."""
+    """Return four videos with 5 source and 6 target regions; half of them count, and the last video has no target."""
     masks = {"predicted_mask": torch.rand(4, 5) < 0.5, "target_mask": torch.rand(4, 6) < 0.5}
     masks["target_mask"][3] = False
     return {"predicted": randn(4, 5, 7), "source": randn(4, 5, 7), "target": randn(4, 6, 7), **masks}
 
 
 def test_the_local_loss_equals_the_triple_loop():
-    given = local_inputs()
-    assert given["target_mask"].any(dim=1).tolist() == [True, True, True, False]
-    expected = naive_local(**given, temperature=0.2)
-    assert region_contrastive(**given, temperature=0.2).item() == pytest.approx(expected, abs=1e-12)
+    inputs = local_inputs()
+    assert inputs["target_mask"].any(dim=1).tolist() == [True, True, True, False]
+    expected = naive_local(**inputs, temperature=0.2)
+    assert region_contrastive(**inputs, temperature=0.2).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_masked_regions_neither_give_nor_matter():
-    given = local_inputs()
-    expected = region_contrastive(**given, temperature=0.2)
+def test_masked_regions_have_no_loss_and_no_influence():
+    inputs = local_inputs()
+    expected = region_contrastive(**inputs, temperature=0.2)
     for name, mask in (("predicted", "predicted_mask"), ("source", "predicted_mask"), ("target", "target_mask")):
-        given[name] = given[name].masked_fill(~given[mask][..., None], 9)
-    same(region_contrastive(**given, temperature=0.2), expected)
-    given["predicted_mask"] = torch.zeros(4, 5, dtype=torch.bool)
-    assert region_contrastive(**given, temperature=0.2) == 0
+        inputs[name] = inputs[name].masked_fill(~inputs[mask][..., None], 9)
+    same(region_contrastive(**inputs, temperature=0.2), expected)
+    inputs["predicted_mask"] = torch.zeros(4, 5, dtype=torch.bool)
+    assert region_contrastive(**inputs, temperature=0.2) == 0
 
 
-def test_one_more_region_changes_its_own_video_s_loss_only_where_it_is_the_nearest():
-    given = local_inputs() | {"predicted_mask": torch.zeros(4, 5, dtype=torch.bool)}
-    given["predicted_mask"][0] = True  # the loss of video 0 alone
-    given["target_mask"][0] = True
-    target, source = (F.normalize(given[name][0], dim=-1) for name in ("target", "source"))
-    expected = region_contrastive(**given, temperature=0.2)
-    given["target_mask"] = torch.cat([given["target_mask"], torch.tensor([[True], *[[False]] * 3])], dim=1)
+def test_an_added_region_changes_the_loss_of_its_video_only_if_it_is_the_nearest():
+    inputs = local_inputs() | {"predicted_mask": torch.zeros(4, 5, dtype=torch.bool)}
+    inputs["predicted_mask"][0] = True  # the loss of video 0 alone
+    inputs["target_mask"][0] = True
+    target, source = (F.normalize(inputs[name][0], dim=-1) for name in ("target", "source"))
+    expected = region_contrastive(**inputs, temperature=0.2)
+    inputs["target_mask"] = torch.cat([inputs["target_mask"], torch.tensor([[True], *[[False]] * 3])], dim=1)
     nearest = (source @ target.T).amax(dim=1)
     further = next(x for x in F.normalize(randn(999, 7), dim=-1) if (source @ x < nearest).all())
     for region, changes in ((target[2], False), (further, False), (source[0], True)):
-        longer = torch.cat([given["target"], region.expand(4, 1, 7)], dim=1)
-        loss = region_contrastive(**given | {"target": longer}, temperature=0.2)
+        longer = torch.cat([inputs["target"], region.expand(4, 1, 7)], dim=1)
+        loss = region_contrastive(**inputs | {"target": longer}, temperature=0.2)
         assert ((loss - expected).abs() > 1e-3) == changes
         assert changes or loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_gradients_reach_prediction_and_target_but_not_what_only_chooses():
-    given = local_inputs()
-    predicted, target, source = (given[name].requires_grad_() for name in ("predicted", "target", "source"))
-    region_contrastive(**given, temperature=0.2).backward()
+def test_gradients_reach_prediction_and_target_but_not_the_source_that_only_selects():
+    inputs = local_inputs()
+    predicted, target, source = (inputs[name].requires_grad_() for name in ("predicted", "target", "source"))
+    region_contrastive(**inputs, temperature=0.2).backward()
     assert all(tensor.grad.isfinite().all() and tensor.grad.any() for tensor in (predicted, target))
     assert source.grad is None
 

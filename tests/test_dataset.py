@@ -1,4 +1,4 @@
-"""A ClipDataset's items are the frames and captions asked for, whatever reads them, and unreadable files are named."""
+"""Items of a ClipDataset: the requested frames, the same in every process; unreadable files are raised or listed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def write_video(path, frames, *, fps=10):
-    """Lossless file of the given uint8 (H, W, 3) pictures."""
+    """Write the given uint8 (H, W, 3) pictures to a lossless file."""
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=fps)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "bgr0"
@@ -40,7 +40,7 @@ def grey(level):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three clips of 20 frames whose grey level is 10 times the frame's number (plus the clip's), with captions."""
+    """Return three captioned clips of 20 frames; the grey level is 10 times the frame's number plus the clip's."""
     folder = tmp_path_factory.mktemp("clips")
     records = []
     for clip in range(3):
@@ -51,11 +51,11 @@ def data(tmp_path_factory):
 
 
 def frames_of(clip):
-    """Frame numbers of a clip, from its grey levels."""
+    """Return the frame numbers of a clip, from its grey levels."""
     return [round(level / 10) for level in clip.video.float().mean(dim=(1, 2, 3)).tolist()]
 
 
-def test_an_item_holds_the_sampled_frames_fitted_and_the_facts_of_its_record(data):
+def test_an_item_holds_the_sampled_and_resized_frames_and_the_label_of_its_record(data):
     for sampler, rule in (("uniform", uniform), ("linspace", linspace)):
         clip = ClipDataset(data, frames=4, transform=TRANSFORM, sampler=sampler)[1]
         assert (clip.video.shape, clip.video.dtype) == ((4, 3, 16, 16), torch.uint8)
@@ -78,32 +78,32 @@ def test_start_and_end_cut_the_clip(data):
 
 
 def test_random_items_depend_on_seed_epoch_and_index_alone(data):
-    def augmented_views(seed=0, epoch=0, order=(0, 1, 2)):
+    def sampled_frames(seed=0, epoch=0, order=(0, 1, 2)):
         dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True, seed=seed)
         dataset.set_epoch(epoch)
         items = {index: dataset[index] for index in order}
         return [frames_of(items[index]) for index in range(3)]
 
-    reference = augmented_views(epoch=3)
-    assert augmented_views(epoch=3, order=(2, 0, 1)) == reference
-    assert augmented_views(epoch=4) != reference
-    assert augmented_views(seed=1, epoch=3) != reference
-    assert len({tuple(frames) for frames in reference}) == 3  # clips do not share their draws
+    reference = sampled_frames(epoch=3)
+    assert sampled_frames(epoch=3, order=(2, 0, 1)) == reference
+    assert sampled_frames(epoch=4) != reference
+    assert sampled_frames(seed=1, epoch=3) != reference
+    assert len({tuple(frames) for frames in reference}) == 3  # every clip has its own random numbers
 
 
 def test_random_frames_stay_in_order_and_vary_over_epochs(data):
     dataset = ClipDataset(data, frames=6, transform=TRANSFORM, random=True)
-    seen = set()
+    choices = set()
     for epoch in range(10):
         dataset.set_epoch(epoch)
         frames = frames_of(dataset[0])
         assert frames == sorted(frames)
-        seen.add(tuple(frames))
-    assert len(seen) > 5
+        choices.add(tuple(frames))
+    assert len(choices) > 5
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_give_what_the_main_process_gives_in_every_epoch(data, context):
+def test_workers_give_the_same_clips_as_the_main_process_in_every_epoch(data, context):
     dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True)
     loader = DataLoader(
         dataset, 2, num_workers=2, collate_fn=collate, persistent_workers=True, multiprocessing_context=context
@@ -140,7 +140,7 @@ def test_an_augmentation_is_one_crop_for_the_whole_clip_and_another_in_the_next_
     assert torch.equal(fixed, VideoTransform(size=16).fit(torch.tensor(picture).permute(2, 0, 1)).expand(4, -1, -1, -1))
 
 
-def test_a_batch_has_the_label_and_the_place_of_each_clip(data):
+def test_a_batch_has_the_label_and_the_index_of_each_clip(data):
     batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[index] for index in (2, 0, 1)])
     assert batch.labels.tolist() == [1, NO_LABEL, 0]
     assert batch.index.tolist() == [2, 0, 1]
@@ -154,7 +154,7 @@ def broken(data, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_file_is_raised_as_it_is(broken, workers):
+def test_the_error_of_an_unreadable_file_is_raised_unchanged(broken, workers):
     dataset = ClipDataset(broken, frames=2, transform=TRANSFORM)
     with pytest.raises(VideoError) as caught:
         list(DataLoader(dataset, 4, num_workers=workers, collate_fn=collate))
@@ -186,7 +186,7 @@ def test_the_report_of_skipped_files_gives_count_names_and_reasons(broken):
     assert describe_unreadable(()) == ""
 
 
-def test_a_batch_moves_to_a_device_whole(data):
+def test_all_tensors_of_a_batch_move_to_a_device(data):
     batch = collate([ClipDataset(data, frames=2, transform=TRANSFORM)[1]])
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
@@ -230,8 +230,8 @@ def test_hostile_files_are_read_or_listed_but_never_stop_a_skipping_loader():
     data = VideoDataset(tuple(Record(path) for path in paths))
     dataset = ClipDataset(data, frames=2, transform=TRANSFORM, unreadable="skip")
     batches = list(DataLoader(dataset, 8, num_workers=2, collate_fn=collate))
-    read = sum(len(batch) for batch in batches)
-    lost = {error.path.name for batch in batches for error in batch.unreadable}
-    assert read + len(lost) == len(paths)
-    assert {"zero_bytes.mp4", "text_renamed.mp4", "random_bytes.mp4", "audio_only.mp4"} <= lost
-    assert "UPPERCASE.MP4" not in lost
+    n_read = sum(len(batch) for batch in batches)
+    unreadable = {error.path.name for batch in batches for error in batch.unreadable}
+    assert n_read + len(unreadable) == len(paths)
+    assert {"zero_bytes.mp4", "text_renamed.mp4", "random_bytes.mp4", "audio_only.mp4"} <= unreadable
+    assert "UPPERCASE.MP4" not in unreadable

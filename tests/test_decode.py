@@ -1,5 +1,4 @@
-"""Reading videos: which frame comes, upright and exact, on files of known content and on real ones of every
-format."""
+"""Reading videos: the right frames, upright and exact, of files of known content and of real files of many formats."""
 
 from __future__ import annotations
 
@@ -30,12 +29,12 @@ def written(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_index_gives_its_frame(written, name):
     assert seen(read(written[name])) == list(range(FRAMES))
-    wanted = [59, 0, 31, 31, 10, 9, 11, 58]
-    assert seen(read(written[name], wanted)) == wanted
+    indices = [59, 0, 31, 31, 10, 9, 11, 58]
+    assert seen(read(written[name], indices)) == indices
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_probe_measures_what_was_written(written, name):
+def test_probe_reports_the_properties_of_a_written_video(written, name):
     info = probe(written[name])
     fps = WRITTEN[name][3]
     assert (info.frames, info.height, info.width, info.rotation) == (FRAMES, 48, 64, 0)
@@ -48,17 +47,17 @@ def test_probe_measures_what_was_written(written, name):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_part_in_seconds_holds_its_frames(written, name):
     fps = float(WRITTEN[name][3])
-    found = seen(read_video(written[name], 100, sampler="linspace", start=19.5 / fps, end=40.5 / fps))
-    assert found == list(range(20, 41))
+    numbers = seen(read_video(written[name], 100, sampler="linspace", start=19.5 / fps, end=40.5 / fps))
+    assert numbers == list(range(20, 41))
     assert seen(read_video(written[name], 3, end=8.5 / fps)) == sample("uniform", 9, 3)
     assert seen(read_video(written[name], 100, sampler="linspace", start=54.5 / fps)) == list(range(55, FRAMES))
 
 
-def test_the_start_of_a_part_counts_and_its_end_does_not(written):
+def test_the_start_of_a_part_is_inclusive_and_its_end_exclusive(written):
     assert seen(read_video(written["closed.mp4"], 9, sampler="linspace", start=0.4, end=0.52)) == [10, 11, 12]
 
 
-def test_a_part_without_a_frame_of_its_own_shows_the_frame_on_screen(written):
+def test_a_part_in_which_no_frame_starts_gives_the_frame_on_screen(written):
     assert seen(read_video(written["closed.mp4"], 2, start=0.41, end=0.43)) == [10, 10]
     assert seen(read_video(written["closed.mp4"], 1, start=2.37, end=9)) == [59]
 
@@ -83,24 +82,24 @@ def test_indices_may_be_a_function_of_the_number_of_frames(written):
     assert seen(read(written["open.mp4"], lambda total: [total - 1, 0, total // 2])) == [59, 0, 30]
 
 
-def test_a_clip_is_its_sample(written):
+def test_read_video_gives_the_frames_that_its_sampler_chooses(written):
     for name in ("uniform", "linspace", "dense"):
         assert seen(read_video(written["closed.mp4"], 7, sampler=name)) == sample(name, FRAMES, 7)
-    drawn = seen(read_video(written["closed.mp4"], 7, rng=Random(4)))
-    assert drawn == sample("uniform", FRAMES, 7, rng=Random(4)) != sample("uniform", FRAMES, 7)
+    random_frames = seen(read_video(written["closed.mp4"], 7, rng=Random(4)))
+    assert random_frames == sample("uniform", FRAMES, 7, rng=Random(4)) != sample("uniform", FRAMES, 7)
 
 
-def test_fit_sees_each_wanted_frame_once_upright(written):
+def test_fit_is_called_once_per_distinct_frame_with_the_upright_picture(written):
     calls = []
 
     def half(frame: torch.Tensor) -> torch.Tensor:
         calls.append(tuple(frame.shape))
         return frame[:, ::2, ::2]
 
-    found = read(written["closed.mp4"], [5, 9, 5, 2], fit=half)
-    assert found.shape == (4, 3, 24, 32)
+    frames = read(written["closed.mp4"], [5, 9, 5, 2], fit=half)
+    assert frames.shape == (4, 3, 24, 32)
     assert calls == [(3, 48, 64)] * 3
-    assert torch.equal(found, read(written["closed.mp4"], [5, 9, 5, 2])[:, :, ::2, ::2])
+    assert torch.equal(frames, read(written["closed.mp4"], [5, 9, 5, 2])[:, :, ::2, ::2])
 
 
 def test_an_index_past_the_end_names_the_range(written):
@@ -141,9 +140,9 @@ def test_all_eight_orientations_come_upright(tmp_path, degrees, mirrored):
         container.mux(stream.encode())
     upright = np.rot90(stored, degrees // 90)
     upright = upright[:, ::-1] if mirrored else upright
-    found = read(tmp_path / "turned.mp4", [1])[0].permute(1, 2, 0).numpy()
-    assert found.shape == upright.shape
-    assert np.abs(found.astype(int) - upright).max() <= 6
+    picture = read(tmp_path / "turned.mp4", [1])[0].permute(1, 2, 0).numpy()
+    assert picture.shape == upright.shape
+    assert np.abs(picture.astype(int) - upright).max() <= 6
     info = probe(tmp_path / "turned.mp4")
     assert (info.height, info.width) == upright.shape[:2]
 
@@ -162,13 +161,13 @@ NAMES = [name for name, _ in REAL]
 SMALL = [name for name, row in REAL if int(row["frames"]) * int(row["width"]) * int(row["height"]) < 15_000_000]
 
 
-def test_the_real_videos_are_there(shared_data):
+def test_the_real_videos_are_present(shared_data):
     assert len(REAL) == 64
     assert len(SMALL) > 15
 
 
 @pytest.mark.parametrize(("name", "row"), REAL, ids=NAMES)
-def test_facts_of_a_real_video(shared_data, name, row):
+def test_probe_reports_the_annotated_properties_of_a_real_video(shared_data, name, row):
     info = probe(shared_data / name)
     sides = (int(row["height"]), int(row["width"]))
     assert info.frames == len(info.times) == int(row["frames"])
@@ -183,9 +182,9 @@ def test_facts_of_a_real_video(shared_data, name, row):
     assert info.duration >= min(float(row["duration"]) - 0.5, 0.75 * float(row["duration"]))
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> int:
-    assert found.shape == expected.shape
-    return int((found.int() - expected.int()).abs().max())
+def difference(frames: torch.Tensor, expected: torch.Tensor) -> int:
+    assert frames.shape == expected.shape
+    return int((frames.int() - expected.int()).abs().max())
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -194,8 +193,8 @@ def test_chosen_frames_equal_those_of_the_ffmpeg_program(shared_data, name):
     every = ffmpeg.frames(shared_data / name, (info.height, info.width))
     assert len(every) == info.frames
     rng = Random(name)
-    wanted = [rng.randrange(len(every)) for _ in range(6)] + [len(every) - 1]
-    assert difference(read(shared_data / name, wanted), every[wanted]) <= 2
+    indices = [rng.randrange(len(every)) for _ in range(6)] + [len(every) - 1]
+    assert difference(read(shared_data / name, indices), every[indices]) <= 2
     assert difference(read_video(shared_data / name, 12), every[sample("uniform", len(every), 12)]) <= 2
 
 
@@ -204,15 +203,15 @@ def test_chosen_frames_equal_those_of_the_ffmpeg_program(shared_data, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_frames_of_every_real_video_equal_those_of_the_ffmpeg_program(shared_data, name, backend):
     info = probe(shared_data / name)
-    wanted = sorted(Random(name).sample(range(info.frames), min(20, info.frames)))
+    indices = sorted(Random(name).sample(range(info.frames), min(20, info.frames)))
     try:
-        found = read(shared_data / name, wanted, backend=backend)
+        frames = read(shared_data / name, indices, backend=backend)
     except MissingExtraError:
         pytest.skip("the extra torchcodec, or an FFmpeg that it can load, is not installed")
     except VideoError as error:
         assert backend != "pyav"
         pytest.skip(error.reason)
-    assert difference(found, ffmpeg.frames(shared_data / name, (info.height, info.width), wanted)) <= 2
+    assert difference(frames, ffmpeg.frames(shared_data / name, (info.height, info.width), indices)) <= 2
 
 
 @pytest.mark.slow
@@ -220,12 +219,12 @@ def test_twenty_frames_of_every_real_video_equal_those_of_the_ffmpeg_program(sha
 def test_every_frame_of_every_real_video_equals_that_of_the_ffmpeg_program(shared_data, name):
     info = probe(shared_data / name)
     for first in range(0, info.frames, 50):
-        wanted = list(range(first, min(first + 50, info.frames)))
-        expected = ffmpeg.frames(shared_data / name, (info.height, info.width), wanted)
-        assert difference(read(shared_data / name, wanted), expected) <= 2
+        indices = list(range(first, min(first + 50, info.frames)))
+        expected = ffmpeg.frames(shared_data / name, (info.height, info.width), indices)
+        assert difference(read(shared_data / name, indices), expected) <= 2
 
 
-def test_burnt_in_numbers_show_that_the_frame_is_the_one_asked_for(shared_data):
+def test_frames_read_one_by_one_equal_those_of_a_full_read(shared_data):
     path = shared_data / "videos_formats" / "h265_frame_numbers.mp4"
     alone = torch.cat([read(path, [k]) for k in range(10)])
     assert torch.equal(alone, read(path))
@@ -244,7 +243,7 @@ def test_hidden_frames_are_not_counted(shared_data):
     assert totals == [80, 72]  # packets promise 80 frames, 72 are shown
 
 
-def test_of_several_video_streams_the_first_counts(shared_data):
+def test_the_first_of_several_video_streams_is_read(shared_data):
     assert read(shared_data / "videos" / "space_telescope.mp4", [0]).shape == (1, 3, 180, 320)
 
 
@@ -278,7 +277,7 @@ def test_a_name_that_is_not_unicode_works(written, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-def test_what_is_no_readable_file_says_so(tmp_path, backend):
+def test_a_path_that_is_no_readable_file_is_refused_with_the_reason(tmp_path, backend):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, reason in {
@@ -297,7 +296,7 @@ def test_what_is_no_readable_file_says_so(tmp_path, backend):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
-def test_a_file_without_permission_says_so(written, tmp_path):
+def test_a_file_without_read_permission_is_refused_with_the_reason(written, tmp_path):
     (tmp_path / "locked.mp4").write_bytes(written["closed.mp4"].read_bytes())
     (tmp_path / "locked.mp4").chmod(0)
     with pytest.raises(VideoError, match="Permission denied"):
@@ -331,13 +330,13 @@ def test_errors_survive_pickling(written):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
 def test_no_decoder_outlives_its_call(written, shared_data):
-    """A decoder that waits for the garbage collector hangs a loader worker that is forked before it comes."""
-    kept = []
+    """A decoder left to the garbage collector hangs a loader worker that is forked before the collection."""
+    errors = []
 
     def threads() -> int:
         return len(os.listdir("/proc/self/task"))
 
-    read(written["closed.mp4"], [0])  # what stays for good has started
+    read(written["closed.mp4"], [0])  # start the threads that stay for good
     gc.collect()
     gc.disable()
     try:
@@ -349,13 +348,13 @@ def test_no_decoder_outlives_its_call(written, shared_data):
             for name in ("corrupted_midstream.mp4", "invalid_bitstream.webm", "resolution_change.ts"):
                 with pytest.raises(VideoError) as caught:
                     read(shared_data / "hostile" / name)
-                kept.append(caught.value)
+                errors.append(caught.value)
         assert threads() == before
     finally:
         gc.enable()
 
 
-def test_facts_print_with_their_names(written):
+def test_video_info_prints_its_fields_with_their_names(written):
     info = probe(written["closed.mp4"])
     assert isinstance(info, VideoInfo)
     assert "frames=60, fps=25.0, duration=2.4" in repr(info)
@@ -363,10 +362,10 @@ def test_facts_print_with_their_names(written):
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_a_video_that_takes_too_long_is_an_error(written, backend):
-    for name, wanted in (("closed.mp4", [50]), ("closed.mp4", [0, 20, 50]), ("mpeg4.mp4", [3])):
+    for name, indices in (("closed.mp4", [50]), ("closed.mp4", [0, 20, 50]), ("mpeg4.mp4", [3])):
         with pytest.raises(VideoError, match=r"took more than 1e-09 s to decode; allow more with time_limit"):
-            read(written[name], wanted, backend=backend, time_limit=1e-9)
-        assert len(read(written[name], wanted, backend=backend, time_limit=60)) == len(wanted)
+            read(written[name], indices, backend=backend, time_limit=1e-9)
+        assert len(read(written[name], indices, backend=backend, time_limit=60)) == len(indices)
     with pytest.raises(VideoError, match="took more than"):
         read_video(written["closed.mp4"], 4, start=1, time_limit=1e-9)
     with pytest.raises(ValueError, match="time_limit must be a number of seconds > 0, or None, got 0"):

@@ -1,4 +1,4 @@
-"""decord and torchcodec give PyAV's frames or refuse the file by name; neither ever gives another frame."""
+"""decord and torchcodec give PyAV's frames or refuse the file with the reason; neither ever gives a wrong frame."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FAITHFUL = ("closed.mp4", "closed.mkv", "refresh.mp4", "fragments.mp4", "mpeg4.m
 @pytest.mark.parametrize("name", WRITTEN)
 def test_decord_gives_the_right_frames_or_refuses(written, name):
     try:
-        found = read(written[name], [59, 0, 31, 31, 10, 9], backend="decord")
+        frames = read(written[name], [59, 0, 31, 31, 10, 9], backend="decord")
     except VideoError as error:
         refusal = error
     else:
         refusal = None
-        assert (found.int() - read(written[name], [59, 0, 31, 31, 10, 9]).int()).abs().max() <= 2
+        assert (frames.int() - read(written[name], [59, 0, 31, 31, 10, 9]).int()).abs().max() <= 2
     assert (refusal is None) == (name in FAITHFUL)
     assert refusal is None or (refusal.backend, refusal.reason[-20:]) == ("decord", "; use backend='pyav'")
 
@@ -46,7 +46,7 @@ def test_decord_gives_the_right_frames_or_refuses(written, name):
         ("videos_formats/h265_frame_numbers.mp4", "open groups of pictures"),
     ],
 )
-def test_decord_refuses_by_name_what_it_gets_wrong(shared_data, name, kind):
+def test_decord_refuses_files_that_it_would_read_wrongly_and_says_why(shared_data, name, kind):
     for call in (probe, read, read_video):
         with pytest.raises(VideoError, match=f"decord does not read .*{kind}") as caught:
             call(shared_data / name, backend="decord")
@@ -95,12 +95,12 @@ def test_torchcodec_gives_the_right_frames_or_refuses(written, name):
     if not torchcodec_works():
         pytest.skip("the extra torchcodec, or an FFmpeg that it can load, is not installed")
     try:
-        found = read(written[name], [59, 0, 31, 31, 10, 9], backend="torchcodec")
+        frames = read(written[name], [59, 0, 31, 31, 10, 9], backend="torchcodec")
     except VideoError as error:
         refusal = error
     else:
         refusal = None
-        assert seen(found) == [59, 0, 31, 31, 10, 9]
+        assert seen(frames) == [59, 0, 31, 31, 10, 9]
     assert (refusal is not None) == (
         name in ("b_frames.avi", "mpeg4.avi", "mpeg2.mpg", "closed.ts", "vp8.webm", "vp9.webm")
     )

@@ -1,4 +1,4 @@
-"""Evaluation by the terms of a protocol: its size, its tokens, shared captions, few shots, base to novel, failures."""
+"""Evaluation under a protocol: its size and tokens, shared captions, few shots, base to novel, pages of failures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def model():
 
 @pytest.fixture
 def broken(data, tmp_path) -> VideoDataset:
-    """The data as a protocol of 20 videos, one of which cannot be read."""
+    """Return the data as a protocol of 20 videos with one that cannot be read."""
     (tmp_path / "broken.mp4").write_bytes(b"")
     records = (replace(data[0], path=tmp_path / "broken.mp4"), *data.records[1:])
     return replace(data, records=records, protocol_spec=ProtocolSpec(videos=20))
@@ -61,52 +61,52 @@ def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
         evaluate_retrieval(model, encode_dataset(model, broken, skip))
 
 
-def test_where_fewer_are_allowed_n_stands_beside_every_figure(model, broken, tmp_path):
+def test_n_is_printed_beside_every_metric_of_an_incomplete_gallery(model, broken, tmp_path):
     allowed = replace(broken, protocol_spec=replace(broken.protocol_spec, fewer=True))
-    found = evaluate_retrieval(model, allowed, replace(DATA_CONFIG, unreadable="skip"), dual_softmax=100.0)
-    figures = [line for line in str(found).splitlines() if re.match(r"(t2v|v2t)", line)]
-    assert len(figures) == 4
-    assert all(line.endswith("(N = 19 of 20)") for line in figures)
-    result = read_result(found.save(tmp_path / "result.json"))
+    evaluation = evaluate_retrieval(model, allowed, replace(DATA_CONFIG, unreadable="skip"), dual_softmax=100.0)
+    lines = [line for line in str(evaluation).splitlines() if re.match(r"(t2v|v2t)", line)]
+    assert len(lines) == 4
+    assert all(line.endswith("(N = 19 of 20)") for line in lines)
+    result = read_result(evaluation.save(tmp_path / "result.json"))
     assert (result["data"]["videos"], result["data"]["expected"]) == (19, 20)
     assert "N =" not in str(
         evaluate_retrieval(model, replace(broken, records=broken.records[1:], protocol_spec=ProtocolSpec()))
     )
 
 
-def test_a_part_of_a_data_set_is_one_of_its_own(data, model):
-    whole = replace(data, protocol_spec=ProtocolSpec(videos=20, frames=3, tokens=16))
-    train, val = whole.split(0.5)
+def test_a_part_of_a_data_set_gets_its_own_name_and_no_protocol_size(data, model):
+    full = replace(data, protocol_spec=ProtocolSpec(videos=20, frames=3, tokens=16))
+    train, val = full.split(0.5)
     assert (train.protocol_spec.videos, val.protocol_spec.videos, val.protocol_spec.tokens) == (None, None, 16)
-    assert val.name == f"{data.name}, 10 of 20 videos"  # so no result names the protocol for a part of it
-    assert whole.subset(range(20)).name == data.subset([0]).name == data.name
+    assert val.name == f"{data.name}, 10 of 20 videos"  # a result never names the protocol for a part of it
+    assert full.subset(range(20)).name == data.subset([0]).name == data.name
     assert val.subset(range(3)).name == f"{data.name}, 3 of 20 videos"
     listed = replace(data, protocol_spec=ProtocolSpec(videos=1000, listed=20))
-    assert listed.subset([0]).name == f"{data.name}, 1 of 20 videos"  # which the protocol's number is not that of
+    assert listed.subset([0]).name == f"{data.name}, 1 of 20 videos"  # of the 20 listed, not the protocol's 1000
     assert (
         listed.subset([0]).protocol_spec
         == listed.of_classes(data.classes).subset([0]).protocol_spec
         == ProtocolSpec(whole=(data.name, 20))
     )
-    some = whole.of_classes(data.classes[:2])
-    assert some.name == f"{data.name}, 2 of {len(data.classes)} classes"
-    assert some.subset([0]).name == f"{some.name}, 1 of {len(some)} videos"
-    assert whole.of_classes(data.classes).name == data.name
+    two_classes = full.of_classes(data.classes[:2])
+    assert two_classes.name == f"{data.name}, 2 of {len(data.classes)} classes"
+    assert two_classes.subset([0]).name == f"{two_classes.name}, 1 of {len(two_classes)} videos"
+    assert full.of_classes(data.classes).name == data.name
     assert evaluate_retrieval(model, val).data_config == DataConfig(frames=3, tokens=16)
-    assert trained_data_config(model, whole.protocol_spec) == DataConfig(frames=3, tokens=16)
+    assert trained_data_config(model, full.protocol_spec) == DataConfig(frames=3, tokens=16)
 
 
-def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
+def test_captions_are_cut_to_a_number_of_tokens_and_keep_their_end_token(model):
     long = "a small red circle moves to the left and then it turns around twice"
     ids = model.backbone.tokenize([long])[0].tolist()
     pad, end = text.special_tokens(model.tokenizer)
     cut = model.backbone.tokenize([long, "a circle"], longest=7)
     assert cut[0].tolist() == [*ids[:6], end, *[pad] * (len(ids) - 7)]
     assert torch.equal(cut[1], model.backbone.tokenize(["a circle"])[0])
-    alike = embed_texts(model, [long, long[: long.index("turns")]], tokens=7, precision="32-true")
-    assert torch.equal(alike[0], alike[1])
-    apart = embed_texts(model, [long, long[: long.index("turns")]], precision="32-true")
-    assert not torch.equal(apart[0], apart[1])
+    same_after_cut = embed_texts(model, [long, long[: long.index("turns")]], tokens=7, precision="32-true")
+    assert torch.equal(same_after_cut[0], same_after_cut[1])
+    uncut = embed_texts(model, [long, long[: long.index("turns")]], precision="32-true")
+    assert not torch.equal(uncut[0], uncut[1])
     assert torch.equal(text.cut(cut, 500, pad=pad, end=end), cut)
     without_end = text.cut(torch.tensor([[5, 6, 7, 8, 1, 1]]), 3, pad=1, end=None)
     assert without_end.tolist() == [[5, 6, 7, 1, 1, 1]]
@@ -114,7 +114,7 @@ def test_captions_are_cut_to_so_many_tokens_with_the_end_kept(model):
         DataConfig(tokens=2)
 
 
-def test_retrieval_is_scored_with_the_captions_cut(model, data):
+def test_retrieval_is_scored_with_cut_captions(model, data):
     short = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5))
     assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, DATA_CONFIG).metrics.t2v.ranks.tolist()
     assert short.to_dict()["data_config"]["tokens"] == 5
@@ -122,14 +122,12 @@ def test_retrieval_is_scored_with_the_captions_cut(model, data):
     stored = evaluate_retrieval(model, store, replace(DATA_CONFIG, tokens=5))
     assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
     protocol = replace(data, protocol_spec=ProtocolSpec(tokens=5, frames=3))
-    assert (
-        evaluate_retrieval(model, protocol, DATA_CONFIG).data_config.tokens == 5
-    )  # also where other settings are given
+    assert evaluate_retrieval(model, protocol, DATA_CONFIG).data_config.tokens == 5  # even when a data config is passed
     assert encode_dataset(model, protocol).data_config.frames == 3
 
 
-def test_equal_captions_are_right_for_each_others_videos(model, data):
-    """Templates of Something-Something: a text is one query, and every video that has it is right."""
+def test_equal_captions_are_one_query_and_match_all_their_videos(model, data):
+    """Templates of Something-Something: each text is one query, and every video with that text is relevant."""
     captions = [("moving up",), ("moving down",), ("moving up", "nearing")]
     records = tuple(replace(r, captions=captions[i % 3]) for i, r in enumerate(data))
     shared = replace(data, records=records, protocol_spec=ProtocolSpec(shared=True))
@@ -137,24 +135,24 @@ def test_equal_captions_are_right_for_each_others_videos(model, data):
     assert texts == ["moving up", "moving down", "nearing"]
     assert truth.tolist() == [[i % 3 != 1 for i in range(20)], [i % 3 == 1 for i in range(20)],
                               [i % 3 == 2 for i in range(20)]]  # fmt: skip
-    found = evaluate_retrieval(model, shared, DATA_CONFIG)
+    evaluation = evaluate_retrieval(model, shared, DATA_CONFIG)
     video = torch.nn.functional.normalize(embed_videos(model, shared, DATA_CONFIG).video, dim=-1)
     scores = (embed_texts(model, texts, precision="32-true") @ video.T).double()
     for side, matrix, right in (("t2v", scores, truth), ("v2t", scores.T, truth.T)):
         best = [min(1 + int((row > row[j]).sum()) for j in np.flatnonzero(ok)) for row, ok in zip(matrix, right)]  # noqa: B905
-        assert getattr(found.metrics, side).ranks.tolist() == best
-    assert (found.metrics.t2v.n_queries, found.metrics.v2t.n_queries) == (3, 20)
+        assert getattr(evaluation.metrics, side).ranks.tolist() == best
+    assert (evaluation.metrics.t2v.n_queries, evaluation.metrics.v2t.n_queries) == (3, 20)
 
 
-def test_a_matrix_of_truth_scores_both_directions_and_leaves_out_videos_without_a_caption():
+def test_a_relevance_matrix_scores_both_directions_and_leaves_out_videos_without_captions():
     rng = np.random.default_rng(0)
     scores, truth = rng.normal(size=(6, 9)), rng.random((6, 9)) < 0.3
     truth[:, 4], truth[np.arange(6), np.arange(6) % 4] = False, True
-    found = retrieval_metrics(scores, truth)
-    assert found.t2v.values == ranking_metrics(scores, truth).values
+    metrics = retrieval_metrics(scores, truth)
+    assert metrics.t2v.values == ranking_metrics(scores, truth).values
     captioned = truth.any(axis=0)
-    assert found.v2t.values == ranking_metrics(scores.T[captioned], truth.T[captioned]).values
-    assert found.v2t.n_queries == captioned.sum()
+    assert metrics.v2t.values == ranking_metrics(scores.T[captioned], truth.T[captioned]).values
+    assert metrics.v2t.n_queries == captioned.sum()
     one = retrieval_metrics(scores[:, :6], np.eye(6, dtype=bool))
     for side in ("t2v", "v2t"):
         plain = getattr(retrieval_metrics(scores[:, :6], np.arange(6)), side).values
@@ -167,12 +165,12 @@ def labelled(counts: dict[str, int]) -> VideoDataset:
     return VideoDataset(tuple(records), names, "set")
 
 
-def test_few_shots_are_so_many_videos_of_every_class():
+def test_few_shot_takes_the_same_number_of_videos_from_every_class():
     data = labelled({"a": 5, "b": 3, "c": 9})
-    drawn = data.few_shot(3, seed=1)
-    assert [r.label for r in drawn] == [0] * 3 + [1] * 3 + [2] * 3
-    assert drawn.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
-    assert set(drawn) <= set(data)
+    chosen = data.few_shot(3, seed=1)
+    assert [r.label for r in chosen] == [0] * 3 + [1] * 3 + [2] * 3
+    assert chosen.records == data.few_shot(3, seed=1).records != data.few_shot(3, seed=2).records
+    assert set(chosen) <= set(data)
     cut = replace(data, records=tuple(replace(r, start=s, end=s + 1.0) for r in data for s in (0.0, 1.0)))
     assert [r.label for r in cut.few_shot(3, seed=1)] == [0] * 6 + [1] * 6 + [2] * 6  # clips of a video stay together
     with pytest.raises(ValueError, match="set has classes with fewer than 4 videos: b"):
@@ -191,66 +189,68 @@ def test_base_classes_are_the_frequent_half_and_labels_follow():
 
 
 def test_class_names_are_embedded_at_the_precision_of_the_videos(model, data, monkeypatch):
-    seen, encode = [], type(model).encode_text
+    autocast, encode = [], type(model).encode_text
 
-    def spy(self, *given, **options):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return encode(self, *given, **options)
+    def spy(self, *args, **options):
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return encode(self, *args, **options)
 
     monkeypatch.setattr(type(model), "encode_text", spy)
     for precision in ("32-true", "bf16-mixed"):
         evaluate_zero_shot(model, data, replace(DATA_CONFIG, precision=precision))
-    assert seen == [False, True]
+    assert autocast == [False, True]
 
 
-def test_base_to_novel_recognises_each_half_among_its_own_names(model, data):
-    learned = data.base_novel()[1].classes  # of a training set whose counts are the other way round
-    found = base_to_novel(model, data, DATA_CONFIG, base=learned)
+def test_base_to_novel_classifies_each_half_among_the_names_of_that_half(model, data):
+    learned = data.base_novel()[1].classes  # as from a training set with reversed class counts
+    evaluation = base_to_novel(model, data, DATA_CONFIG, base=learned)
     base, novel = data.of_classes(learned), data.of_classes([c for c in data.classes if c not in learned])
-    assert found.base["top-1"] == evaluate_zero_shot(model, base, DATA_CONFIG)["top-1"]
-    assert found.novel["top-1"] == evaluate_zero_shot(model, novel, DATA_CONFIG)["top-1"]
-    first, second = found.base["top-1"], found.novel["top-1"]
-    assert found.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
-    assert "harmonic mean" in str(found)
+    assert evaluation.base["top-1"] == evaluate_zero_shot(model, base, DATA_CONFIG)["top-1"]
+    assert evaluation.novel["top-1"] == evaluate_zero_shot(model, novel, DATA_CONFIG)["top-1"]
+    first, second = evaluation.base["top-1"], evaluation.novel["top-1"]
+    assert evaluation.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
+    assert "harmonic mean" in str(evaluation)
 
 
-def test_classes_are_told_one_by_one(model, data):
+def test_recognition_is_reported_class_by_class(model, data):
     logits = np.array([[3, 1, 0, 0], [1, 3, 0, 0], [0, 1, 3, 0], [0, 3, 1, 0], [0, 3, 2, 0]], dtype=float)
-    found = recognition_metrics(logits, np.array([0, 0, 2, 2, 2])).by_class()
-    assert [(c.videos, c.mistaken_for) for c in found] == [(2, 1), (0, None), (3, 1), (0, None)]
-    assert [c.top1 for c in found] == pytest.approx([50, None, 100 / 3, None])
-    assert found[2].mistaken == pytest.approx(200 / 3)
+    classes = recognition_metrics(logits, np.array([0, 0, 2, 2, 2])).by_class()
+    assert [(c.videos, c.mistaken_for) for c in classes] == [(2, 1), (0, None), (3, 1), (0, None)]
+    assert [c.top1 for c in classes] == pytest.approx([50, None, 100 / 3, None])
+    assert classes[2].mistaken == pytest.approx(200 / 3)
     evaluation = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     table = evaluation.class_table().splitlines()
     assert len(table) == 1 + len(data.classes)
     result = evaluation.to_dict()["by_class"]
     assert [row["class"] for row in result] == list(data.classes)
-    seen = [row for row in result if row["videos"]]
-    assert np.mean([row["top-1"] for row in seen]) == pytest.approx(evaluation["mean class"])
+    present = [row for row in result if row["videos"]]
+    assert np.mean([row["top-1"] for row in present]) == pytest.approx(evaluation["mean class"])
     with pytest.raises(ValueError, match="only recognition has classes"):
         evaluate_retrieval(model, data, DATA_CONFIG).class_table()
 
 
-def test_the_best_items_are_those_of_a_sort(model, data):
+def test_the_best_items_equal_those_of_a_full_sort(model, data):
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 5, (7, 11)).astype(float)
     assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
-    found = evaluate_retrieval(model, data, DATA_CONFIG, best=3).top_results
-    assert found is not None
-    assert found.best.shape == (20, 3)
+    top = evaluate_retrieval(model, data, DATA_CONFIG, best=3).top_results
+    assert top is not None
+    assert top.best.shape == (20, 3)
     assert evaluate_retrieval(model, data, DATA_CONFIG).top_results is None
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
-    """With names that would be markup, and a video that is gone by the time the page is made."""
+    """One caption would be markup, and one video is deleted before the page is written."""
     odd = replace(broken[1], captions=("<b>not bold</b> & more",))
-    whole = replace(broken, records=(odd, *broken.records[2:]), protocol_spec=ProtocolSpec())
-    found = evaluate_retrieval(model, whole, DATA_CONFIG, best=2)
-    gone = replace(whole, records=(replace(odd, path=tmp_path / "gone.mp4"), *whole.records[1:]))
+    readable = replace(broken, records=(odd, *broken.records[2:]), protocol_spec=ProtocolSpec())
+    evaluation = evaluate_retrieval(model, readable, DATA_CONFIG, best=2)
+    deleted = replace(readable, records=(replace(odd, path=tmp_path / "gone.mp4"), *readable.records[1:]))
     page = write_report(
-        replace(found, top_results=replace(found.top_results, data=gone)), tmp_path / "failures.html", queries=100
+        replace(evaluation, top_results=replace(evaluation.top_results, data=deleted)),
+        tmp_path / "failures.html",
+        queries=100,
     ).read_text()
-    failed = int((found.metrics.t2v.ranks > 1).sum())
+    failed = int((evaluation.metrics.t2v.ranks > 1).sum())
     assert page.count("<section>") == failed > 5
     assert f"{failed} of 19 captions did not rank their video first; shown: all of them" in page
     assert "&lt;b&gt;not bold&lt;/b&gt; &amp; more" in page
@@ -259,10 +259,10 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
     assert "http" not in page
     order = [float(rank) for rank in re.findall(r"rank of its video: ([\d.]+)<", page)]
     assert order == sorted(order, reverse=True)
-    few = write_report(found, tmp_path / "few.html", queries=2).read_text()
+    few = write_report(evaluation, tmp_path / "few.html", queries=2).read_text()
     assert few.count("<section>") == 2
     with pytest.raises(ValueError, match="best=5"):
-        write_report(evaluate_retrieval(model, whole, DATA_CONFIG), tmp_path / "none.html")
+        write_report(evaluate_retrieval(model, readable, DATA_CONFIG), tmp_path / "none.html")
 
 
 def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
@@ -300,7 +300,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
         assert reason in capsys.readouterr().err
 
 
-def test_shots_train_on_a_few_and_validate_on_the_rest(data, tmp_path, capsys, monkeypatch):
+def test_few_shot_training_validates_on_the_remaining_videos(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i in range(6):
         (tmp_path / "set" / ("red" if i % 2 else "blue")).mkdir(parents=True, exist_ok=True)
@@ -324,7 +324,7 @@ def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
-    results[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # which decide no figure
+    results[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # these do not affect the metrics
     assert "of 3 runs" in summarize(results)
     other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9

@@ -1,4 +1,4 @@
-"""Fingerprints of towers: kept as long as nothing changes, and another one as soon as anything does."""
+"""Fingerprints of towers: constant while nothing changes, different as soon as anything does."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def backbone(tiny_clip) -> Backbone:
 
 @pytest.fixture
 def hashings(monkeypatch) -> list[None]:
-    """Every time that all weights are hashed."""
-    done: list[None] = []
+    """Return a list that grows by one entry whenever all weights are hashed."""
+    calls: list[None] = []
     monkeypatch.setattr(
-        "clipvid.models.backbone.backbone.hash_of", lambda weights: done.append(None) or hash_of(weights)
+        "clipvid.models.backbone.backbone.hash_of", lambda weights: calls.append(None) or hash_of(weights)
     )
-    return done
+    return calls
 
 
-def told(backbone: Backbone) -> list[str]:
-    """Of the image tower and of the text tower."""
+def tower_fingerprints(backbone: Backbone) -> list[str]:
+    """Return the fingerprints of the image tower and of the text tower."""
     return [backbone.tower_fingerprint, backbone.text_fingerprint]
 
 
@@ -43,7 +43,7 @@ def write_in_place(block: Any) -> None:
 
 
 def step_of_a_fused_optimizer(block: Any) -> None:
-    """torch does not count these writes."""
+    """Write to a weight in a way that torch does not count."""
     weight = block.mlp.c_fc.weight
     weight.grad = torch.ones_like(weight)
     torch.optim.AdamW([weight], fused=True).step()
@@ -58,26 +58,26 @@ CHANGES = [change_activation, write_in_place, step_of_a_fused_optimizer, put_ano
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("tower", [0, 1], ids=["image", "text"])
-def test_a_change_after_the_first_look_gives_that_tower_another_one(backbone, tower, change: Callable[[Any], None]):
-    before = told(backbone)
+def test_a_change_gives_that_tower_another_fingerprint(backbone, tower, change: Callable[[Any], None]):
+    before = tower_fingerprints(backbone)
     change((backbone.visual, backbone.clip)[tower].transformer.resblocks[-1])
-    after = told(backbone)
+    after = tower_fingerprints(backbone)
     assert after[tower] != before[tower]
     assert after[1 - tower] == before[1 - tower]
 
 
 def test_unchanged_weights_are_hashed_once(backbone, hashings):
-    first = told(backbone)
-    assert told(backbone) == first
+    first = tower_fingerprints(backbone)
+    assert tower_fingerprints(backbone) == first
     assert len(hashings) == 2
 
 
-def test_weights_that_are_written_back_have_the_first_one_again(backbone):
+def test_restored_weights_have_their_first_fingerprint_again(backbone):
     before = backbone.tower_fingerprint
     weight = backbone.visual.transformer.resblocks[0].mlp.c_fc.weight
-    kept = weight.detach().clone()
+    original = weight.detach().clone()
     with torch.no_grad():
         weight.mul_(2)
         assert backbone.tower_fingerprint != before
-        weight.copy_(kept)
+        weight.copy_(original)
     assert backbone.tower_fingerprint == before

@@ -1,4 +1,4 @@
-"""Drawn views: kept ones equal the same draws made live, take turns, and depend on the clip alone."""
+"""Augmented views: cached ones equal those made live, are used in turn, and depend on the clip alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clipvid.training.batches import open_batches
 from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
-DRAWS = AugmentedViews(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
+VIEWS = AugmentedViews(2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1)
 CONFIG = TrainConfig(
     epochs=3, batch_size=4, cache_taps=True, cache_views=2, crop_scale=(0.3, 0.8), flip=0.5, rand_augment=1,
     data_config=DATA_CONFIG,
@@ -51,71 +51,71 @@ def model():
 
 
 @pytest.fixture(scope="module", params=["disk", "memory", "disk, bf16"])
-def kept(request, model, data, tmp_path_factory) -> TapStore:
+def cached(request, model, data, tmp_path_factory) -> TapStore:
     data_config = replace(DATA_CONFIG, precision="bf16-mixed") if "bf16" in request.param else DATA_CONFIG
     if request.param == "memory":
-        return encode_dataset(model, data, data_config, augmented_views=DRAWS)
-    return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, data_config, augmented_views=DRAWS)
+        return encode_dataset(model, data, data_config, augmented_views=VIEWS)
+    return TapCache(tmp_path_factory.mktemp("taps")).store(model, data, data_config, augmented_views=VIEWS)
 
 
 def encoded_lengths(monkeypatch) -> list[int]:
-    """Clips of every pass of the tower from now on."""
-    seen: list[int] = []
-    monkeypatch.setattr(tap_cache, "LiveSource", lambda m, d, *a, **k: seen.append(len(d)) or LiveSource(m, d, *a, **k))
-    return seen
+    """Return a list that receives the number of clips of every later pass of the tower."""
+    lengths: list[int] = []
+    monkeypatch.setattr(tap_cache, "LiveSource", lambda m, d, *a, **k: lengths.append(len(d)) or LiveSource(m, d, *a, **k))
+    return lengths
 
 
-def test_kept_views_equal_the_same_draws_made_live_to_the_bit(model, data, kept):
-    look = replace(model.transform, crop_scale=(0.3, 0.8), flip=0.5, rand_layers=1)
+def test_cached_views_equal_the_same_views_made_live_bit_for_bit(model, data, cached):
+    transform = replace(model.transform, crop_scale=(0.3, 0.8), flip=0.5, rand_layers=1)
     for view in range(2):
         names = [f"{key}:{view}" for key in clip_keys(data)]
-        clips = ClipDataset(data, frames=3, transform=look, random=True, names=names)
+        clips = ClipDataset(data, frames=3, transform=transform, random=True, names=names)
         clips.set_epoch(view)
         for rows in (range(4), range(4, 8), range(8, 10)):
             video = collate([clips[row] for row in rows]).video
-            with torch.no_grad(), autocast(kept.data_config.precision, model.device):
+            with torch.no_grad(), autocast(cached.data_config.precision, model.device):
                 live = model.taps(video)
-            found = kept.at(view).batch(rows)
-            for wanted, got in zip((*live.patches, *live.cls, live.frames), (*found.patches, *found.cls, found.frames),
-                                   strict=True):  # fmt: skip
-                assert torch.equal(wanted, got)
+            stored = cached.at(view).batch(rows)
+            for expected, actual in zip((*live.patches, *live.cls, live.frames),
+                                        (*stored.patches, *stored.cls, stored.frames), strict=True):  # fmt: skip
+                assert torch.equal(expected, actual)
 
 
-def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, kept):
+def test_views_differ_from_each_other_and_from_the_fixed_one(model, data, cached):
     fixed = encode_dataset(model, data, DATA_CONFIG).batch(range(10)).frames.float()
-    first, second, third = (kept.at(epoch).batch(range(10)).frames.float() for epoch in range(3))
+    first, second, third = (cached.at(epoch).batch(range(10)).frames.float() for epoch in range(3))
     assert not torch.allclose(first, second, atol=1e-2)
     assert not torch.allclose(first, fixed, atol=1e-2)
     assert torch.equal(first, third), "the third epoch reads the first view again"
 
 
 def test_a_view_depends_on_its_clip_alone(model, data, tmp_path):
-    whole = TapCache(tmp_path / "a").store(model, data, DATA_CONFIG, augmented_views=DRAWS)
+    full = TapCache(tmp_path / "a").store(model, data, DATA_CONFIG, augmented_views=VIEWS)
     other = data.subset([7, 2])
-    few = TapCache(tmp_path / "b").store(model, other, DATA_CONFIG, augmented_views=DRAWS)
-    assert (whole.batch([7, 2]).frames.float() - few.batch([0, 1]).frames.float()).abs().max() < 0.02  # batch sizes
+    part = TapCache(tmp_path / "b").store(model, other, DATA_CONFIG, augmented_views=VIEWS)
+    assert (full.batch([7, 2]).frames.float() - part.batch([0, 1]).frames.float()).abs().max() < 0.02  # batch sizes
 
 
-def test_more_views_are_added_to_those_that_are_there(model, data, tmp_path, monkeypatch):
+def test_more_views_are_added_to_the_cached_ones(model, data, tmp_path, monkeypatch):
     cache = TapCache(tmp_path)
-    assert cache.needs(model, data, DATA_CONFIG, augmented_views=DRAWS) == 2 * cache.needs(model, data, DATA_CONFIG)
-    cache.store(model, data, DATA_CONFIG, augmented_views=DRAWS)
+    assert cache.needs(model, data, DATA_CONFIG, augmented_views=VIEWS) == 2 * cache.needs(model, data, DATA_CONFIG)
+    cache.store(model, data, DATA_CONFIG, augmented_views=VIEWS)
     passes = encoded_lengths(monkeypatch)
-    more = cache.store(model, data, DATA_CONFIG, augmented_views=replace(DRAWS, views=3))
+    more = cache.store(model, data, DATA_CONFIG, augmented_views=replace(VIEWS, views=3))
     assert passes == [10]
     assert len({float(more.at(epoch).batch([0]).frames.float().sum()) for epoch in range(3)}) == 3
     cache.store(model, data, DATA_CONFIG)
-    assert passes == [10, 10], "the fixed view is not one of those"
+    assert passes == [10, 10], "the fixed view is cached separately"
 
 
-def test_training_reads_the_views_in_turn(model, data, kept):
-    feed = open_batches(model, kept, CONFIG, progress=False)
-    assert isinstance(feed.source, TapStore)
+def test_training_reads_the_views_in_turn(model, data, cached):
+    source = open_batches(model, cached, CONFIG, progress=False)
+    assert isinstance(source.source, TapStore)
     for epoch in range(3):
-        rows = feed.order(epoch)[1]
-        work = next(iter(feed.batches(epoch, start=1)))
-        assert isinstance(work.video, Taps)
-        assert torch.equal(work.video.frames, kept.at(epoch).batch(rows).frames)
+        rows = source.order(epoch)[1]
+        batch = next(iter(source.batches(epoch, start=1)))
+        assert isinstance(batch.video, Taps)
+        assert torch.equal(batch.video.frames, cached.at(epoch).batch(rows).frames)
 
 
 def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data, tmp_path):
@@ -123,40 +123,40 @@ def test_unreadable_clips_are_left_out_of_every_view_and_named_once(model, data,
     broken.write_bytes(b"no video")
     records = list(data)
     records[3] = replace(records[3], path=broken)
-    some, skip = replace(data, records=tuple(records)), replace(DATA_CONFIG, unreadable="skip")
+    partly_broken, skip = replace(data, records=tuple(records)), replace(DATA_CONFIG, unreadable="skip")
     for store in (
-        TapCache(tmp_path / "taps").store(model, some, skip, augmented_views=DRAWS),
-        encode_dataset(model, some, skip, augmented_views=DRAWS),
+        TapCache(tmp_path / "taps").store(model, partly_broken, skip, augmented_views=VIEWS),
+        encode_dataset(model, partly_broken, skip, augmented_views=VIEWS),
     ):
         assert [error.path for error in store.unreadable] == [broken]
         assert [record.path for record in store.data] == [r.path for r in records if r.path != broken]
         assert [len(store.at(view).batch(range(len(store))).frames) for view in range(2)] == [9, 9]
 
 
-def test_training_from_drawn_views_validates_on_the_fixed_one(model, data):
+def test_training_from_augmented_views_validates_on_the_fixed_one(model, data):
     scores = []
     fixed = encode_dataset(model, data, DATA_CONFIG)
     for val in (data, fixed):
         torch.manual_seed(0)
-        found = train(create_model("clipvid-mini", depth=2), data, val, CONFIG, progress=False)
-        scores.append([entry["score"] for entry in found.history])
+        result = train(create_model("clipvid-mini", depth=2), data, val, CONFIG, progress=False)
+        scores.append([entry["score"] for entry in result.history])
     assert scores[0] == scores[1]
 
 
-def test_equal_draws_are_written_alike_and_have_one_folder(model):
+def test_equal_augmentations_have_one_cache_key(model):
     cache = TapCache("taps")
-    like = (
+    variants = (
         AugmentedViews(3, crop_scale=(0.5, 1.0), flip=1.0),
         AugmentedViews(2, crop_scale=(0.5, 1.0), flip=1.0, rand_magnitude=3),
     )
-    assert cache.cache_key(model, DATA_CONFIG, like[0]).key == cache.cache_key(model, DATA_CONFIG, like[1]).key
+    assert cache.cache_key(model, DATA_CONFIG, variants[0]).key == cache.cache_key(model, DATA_CONFIG, variants[1]).key
     assert (
-        cache.cache_key(model, DATA_CONFIG, like[0]).key
-        != cache.cache_key(model, DATA_CONFIG, replace(like[0], flip=0.5)).key
+        cache.cache_key(model, DATA_CONFIG, variants[0]).key
+        != cache.cache_key(model, DATA_CONFIG, replace(variants[0], flip=0.5)).key
     )
 
 
-def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monkeypatch, capsys):
+def test_the_command_caches_views_and_a_second_run_decodes_nothing(tmp_path, monkeypatch, capsys):
     shapes = write_dataset(tmp_path / "shapes", "test", 10)[0].path.parent
     command = ["train", str(shapes), "--val", str(shapes), "--epochs", "2", "--cache", str(tmp_path / "taps")]
     command += ["--cache_views", "2", "--crop_scale", "[0.5, 1.0]", "--data_config.frames", "2", "--batch_size", "4"]
@@ -172,7 +172,7 @@ def test_the_command_keeps_views_and_a_second_run_decodes_nothing(tmp_path, monk
 
 @pytest.fixture(scope="module")
 def in_memory(model, data) -> TapStore:
-    return encode_dataset(model, data, DATA_CONFIG, augmented_views=DRAWS)
+    return encode_dataset(model, data, DATA_CONFIG, augmented_views=VIEWS)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,6 @@ def in_memory(model, data) -> TapStore:
         (lambda m, d, s: AugmentedViews(2, flip=2.0), ValueError, "flip must be a probability"),
     ],
 )  # fmt: skip
-def test_what_drawn_views_cannot_do_is_refused(model, data, in_memory, act, error, message):
+def test_uses_that_augmented_views_do_not_support_are_refused(model, data, in_memory, act, error, message):
     with pytest.raises(error, match=message):
         act(model, data, in_memory)

@@ -1,4 +1,4 @@
-"""A process that keeps what it frees maps no page twice."""
+"""keep_freed_memory: a process that keeps the memory it frees does not map those pages again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def step():
 
 
 def faults_of_five_steps():
-    for _ in range(6):  # until the heap has room for all that a step holds at once
+    for _ in range(6):  # until the heap is as large as one step needs
         step()
     before = faults()
     for _ in range(5):
@@ -34,18 +34,18 @@ def faults_of_five_steps():
     return faults() - before
 
 
-as_it_comes = faults_of_five_steps()
+by_default = faults_of_five_steps()
 assert keep_freed_memory()
-print(as_it_comes, faults_of_five_steps())
+print(by_default, faults_of_five_steps())
 """
 
 
 GLIBC = [int(part) for part in platform.libc_ver()[1].split(".")[:2]] if platform.libc_ver()[0] == "glibc" else [0, 0]
 
 
-@pytest.mark.skipif(GLIBC < [2, 35], reason="a setting of glibc, of tensors of 64 MiB from 2.35 on")
-def test_freed_memory_is_kept_and_not_mapped_anew():
+@pytest.mark.skipif(GLIBC < [2, 35], reason="needs glibc 2.35 or later, where the setting covers blocks of 64 MiB")
+def test_freed_memory_is_kept_and_not_mapped_again():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    as_it_comes, kept = map(int, done.stdout.split())
-    assert as_it_comes > 10_000
-    assert kept < 500
+    by_default, with_setting = map(int, done.stdout.split())
+    assert by_default > 10_000
+    assert with_setting < 500

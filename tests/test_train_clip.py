@@ -1,4 +1,4 @@
-"""The part of CLIP that trains: as the mode says, at its own rate; it is saved with the branch and comes back."""
+"""Training parts of CLIP: the mode selects them, clip_lr is their learning rate, and saved models include them."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ def visual(names):
 
 
 @pytest.mark.parametrize("mode", ["none", "text", "last:1", "all"])
-def test_a_step_changes_exactly_what_the_mode_names(model, clips, mode):
+def test_training_changes_exactly_the_weights_that_the_mode_names(model, clips, mode):
     before = clip_weights(model)
     rate = {} if mode == "none" else {"clip_lr": 1e-3}
     train(model, clips, None, config(train_clip=mode, **rate), progress=False)
@@ -78,7 +78,7 @@ def test_a_step_changes_exactly_what_the_mode_names(model, clips, mode):
         rest = {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj", "ln_final.weight", "ln_final.bias"}
         assert moved - blocks <= rest | {"text_projection"}
         assert "visual.proj" in moved
-    assert not any(p.requires_grad for p in model.backbone.parameters()), "after training nothing trains on"
+    assert not any(p.requires_grad for p in model.backbone.parameters()), "training leaves no parameter trainable"
 
 
 def test_recognition_never_trains_the_text_tower(model, clips):
@@ -89,7 +89,7 @@ def test_recognition_never_trains_the_text_tower(model, clips):
         train(model, clips, None, config(task="recognition", train_clip="text"), progress=False)
 
 
-def test_what_was_trained_of_clip_is_saved_with_the_branch_and_comes_back(model, clips, tmp_path):
+def test_trained_clip_weights_are_saved_with_the_branch_and_loaded_back(model, clips, tmp_path):
     original = create_model("clipvid-mini", depth=1)
     train(model, clips, None, config(train_clip="last:2", clip_lr=1e-3), progress=False)
     loaded = load(model.save(tmp_path / "m"))
@@ -99,13 +99,15 @@ def test_what_was_trained_of_clip_is_saved_with_the_branch_and_comes_back(model,
         assert torch.equal(loaded.encode_text(TEXT), model.encode_text(TEXT))
         assert not torch.equal(loaded.encode_text(TEXT), original.encode_text(TEXT))
     assert loaded.fingerprint == model.fingerprint != original.fingerprint
-    assert loaded.backbone.fingerprint == original.backbone.fingerprint, "of the base as it came"
+    assert loaded.backbone.fingerprint == original.backbone.fingerprint, (
+        "the backbone keeps the fingerprint of its base"
+    )
     again = load(loaded.save(tmp_path / "again"))
     assert again.fingerprint == model.fingerprint
     assert (tmp_path / "m" / "branch.safetensors").stat().st_size < 12e6
 
 
-def test_clip_learns_at_its_own_rate(model):
+def test_clip_trains_at_a_separate_learning_rate(model):
     model.set_trainable("all")
     objective = torch.nn.Module()
     objective.model = model
@@ -116,7 +118,7 @@ def test_clip_learns_at_its_own_rate(model):
     assert peaks[id(model.branch.layers[0].block.attention.qkv.weight)] == pytest.approx(1e-4)
 
 
-def test_a_run_with_clip_in_training_resumes_to_the_bit(clips, tmp_path):
+def test_a_run_that_trains_clip_resumes_bit_for_bit(clips, tmp_path):
     torch.manual_seed(0)
     state = create_model("clipvid-mini", depth=1).branch.state_dict()
     ends = []
@@ -134,11 +136,11 @@ def test_a_run_with_clip_in_training_resumes_to_the_bit(clips, tmp_path):
 
 
 def _interrupted(model, clips, settings, out):
-    """Stop after the first epoch, as Ctrl-C would."""
-    whole = Run.end_epoch
+    """Train and stop after the first epoch, as Ctrl-C would."""
+    end_epoch = Run.end_epoch
 
     def end_and_stop(self, val_data):
-        whole(self, val_data)
+        end_epoch(self, val_data)
         raise KeyboardInterrupt
 
     Run.end_epoch = end_and_stop
@@ -146,10 +148,10 @@ def _interrupted(model, clips, settings, out):
         with pytest.raises(KeyboardInterrupt):
             train(model, clips, None, settings, out=out, progress=False)
     finally:
-        Run.end_epoch = whole
+        Run.end_epoch = end_epoch
 
 
-def test_taps_made_before_are_refused_when_the_tower_trains(model, clips):
+def test_cached_taps_are_refused_when_the_tower_trains(model, clips):
     store = encode_dataset(model, clips, DATA_CONFIG)
     with pytest.raises(ValueError, match="cached taps would be outdated"):
         train(model, store, None, config(train_clip="last:1"), progress=False)
@@ -163,14 +165,14 @@ def test_taps_of_another_tower_are_refused(model, clips):
     other = create_model("clipvid-mini", depth=1)
     before = embed_videos(other, store).video
     train(other, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
-    assert other.backbone.fingerprint == model.backbone.fingerprint, "the base is the same, its tower is not any more"
+    assert other.backbone.fingerprint == model.backbone.fingerprint, "the base is the same, but its tower was trained"
     for read in (lambda: embed_videos(other, store), lambda: train(other, store, None, config(), progress=False)):
         with pytest.raises(ValueError, match=r"the taps of noise were made by a tower with fingerprint \w{12}, this"):
             read()
     assert not torch.equal(embed_videos(other, encode_dataset(other, clips, DATA_CONFIG)).video, before)
 
 
-def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
+def test_the_summary_lists_what_trains_and_whether_taps_can_be_cached(model):
     branch = sum(p.numel() for p in model.branch.parameters())
     assert f"{branch:,} parameters: branch and heads" in str(model.trainable_summary())
     model.set_trainable("text")
@@ -184,16 +186,16 @@ def test_the_summary_says_what_trains_and_whether_taps_can_be_cached(model):
     )
 
 
-def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
+def test_info_needs_only_shapes_to_report_what_would_train(capsys):
     from clipvid.cli.main import main
 
-    asked = ["info", "ViT-B-32", "--branch", "divided", "--train_clip", "last:6"]
-    assert main([*asked, "--text_lora", "8"]) == 0
-    said = capsys.readouterr().out
-    assert "LoRA of rank 8 on the text tower" in said
-    assert "reads:                     level 8, 7x7 patches, width 768" in said
-    assert "keys a patch:              12 + 50" in said
-    assert "visual tower (blocks 7 to 8 of 12)" in said
+    command = ["info", "ViT-B-32", "--branch", "divided", "--train_clip", "last:6"]
+    assert main([*command, "--text_lora", "8"]) == 0
+    output = capsys.readouterr().out
+    assert "LoRA of rank 8 on the text tower" in output
+    assert "reads:                     level 8, 7x7 patches, width 768" in output
+    assert "keys per patch:            12 + 50" in output
+    assert "visual tower (blocks 7 to 8 of 12)" in output
 
 
 @pytest.mark.parametrize("mode", ["last:4", "all"])
@@ -205,7 +207,7 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
         ("space", {"stem": "frame"}),
     ],
 )
-def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
+def test_every_trainable_parameter_gets_a_gradient(branch, options, mode):
     model = create_model("clipvid-mini", branch=branch, options=options)
     if mode == "last:4" and branch == "space":
         with pytest.raises(ValueError, match="blocks of the visual tower that do not run"):
@@ -219,21 +221,23 @@ def test_all_that_is_said_to_train_gets_a_gradient(branch, options, mode):
     if branch == "stan":
         torch.nn.init.normal_(model.branch.fusion.gate.weight)
     model.encode_video(torch.randint(0, 255, (2, 2, 3, 48, 48), dtype=torch.uint8)).sum().backward()
-    asked = {name: p.grad for name, p in model.backbone.clip.named_parameters() if p.requires_grad}
-    assert bool(asked) is (branch != "space"), "a branch with a stem of its own runs nothing of the tower"
-    assert not [name for name, grad in asked.items() if grad is None]
+    grads = {name: p.grad for name, p in model.backbone.clip.named_parameters() if p.requires_grad}
+    assert bool(grads) is (branch != "space"), "a branch with its own stem runs no part of the tower"
+    assert not [name for name, grad in grads.items() if grad is None]
 
 
 @pytest.mark.parametrize("branch", ["stan-release", "bt-adapter"])
-def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_train(branch, clips, tmp_path):
+def test_the_published_fusion_shares_clips_norm_projection_and_tables_during_training(branch, clips, tmp_path):
     torch.manual_seed(0)
     model = create_model("clipvid-mini", branch=branch, depth=2)
     visual, fusion, position = model.backbone.visual, model.branch.fusion.clip, model.branch.position.clip
     assert fusion.visual is position.visual is visual
-    own = {id(p) for p in model.backbone.parameters()}
-    assert not [name for name, p in model.branch.named_parameters() if id(p) in own], "borrowed, not owned"
-    twin = copy.deepcopy(model)
-    assert twin.branch.fusion.clip.visual is twin.backbone.visual is not visual
+    backbone_ids = {id(p) for p in model.backbone.parameters()}
+    assert not [name for name, p in model.branch.named_parameters() if id(p) in backbone_ids], (
+        "the branch must not register the weights that it shares"
+    )
+    copied = copy.deepcopy(model)
+    assert copied.branch.fusion.clip.visual is copied.backbone.visual is not visual
     assert copy.deepcopy(model.branch).fusion.clip.visual is visual
     before = visual.proj.detach().clone()
     train(model, clips, None, config(train_clip="all", clip_lr=1e-3), progress=False)
@@ -245,16 +249,18 @@ def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_
         assert torch.equal(loaded.encode_video(clip), model.encode_video(clip))
 
 
-def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, tmp_path):
+def test_a_trained_backbone_is_refused_as_the_base_of_another_model(model, clips, tmp_path):
     folder = model.save(tmp_path / "m")
     train(model, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
-    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*fresh one"):
+    with pytest.raises(
+        CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*newly loaded"
+    ):
         load(folder, base=model.backbone)
     again = load(model.save(tmp_path / "n"), base=model.backbone)
-    assert again.fingerprint == model.fingerprint, "what was saved says how it was trained"
+    assert again.fingerprint == model.fingerprint, "the save records which weights were trained"
 
 
-def test_what_could_train_and_never_moved_counts_as_it_came(model, clips, tmp_path):
+def test_trainable_weights_that_never_changed_count_as_untrained(model, clips, tmp_path):
     plain = model.save(tmp_path / "plain")
     model.set_trainable("last:1")
     model.set_trainable("none")
@@ -268,45 +274,45 @@ def test_what_could_train_and_never_moved_counts_as_it_came(model, clips, tmp_pa
     with torch.no_grad():
         model.backbone.visual.proj.mul_(2)
     model.set_trainable("none")
-    assert model.backbone.trained == {"visual.proj"}, "what was written to is kept, and nothing else"
+    assert model.backbone.trained == {"visual.proj"}, "only weights that were written to count as trained"
     model.set_trainable("last:1")
-    model.backbone.visual.ln_post.weight.data.mul_(2)  # as some optimisers write, past torch's count of writes
+    model.backbone.visual.ln_post.weight.data.mul_(2)  # some optimisers write like this, and torch does not count it
     model.set_trainable("none")
     assert model.backbone.trained == {"visual.proj", "visual.ln_post.weight"}
 
 
-def test_a_model_on_a_backbone_at_hand_stays_where_that_is(model, tmp_path):
+def test_a_model_loaded_onto_a_given_backbone_stays_on_its_device(model, tmp_path):
     folder = model.save(tmp_path / "m")
     model.backbone.to("meta")
-    with pytest.warns(UserWarning, match="no-op"):  # nothing can be put into a branch without memory
-        loaded = load(folder, base=model.backbone)  # the fingerprint is known from when there were weights
+    with pytest.warns(UserWarning, match="no-op"):  # loading into meta tensors does nothing
+        loaded = load(folder, base=model.backbone)  # the fingerprint was computed while there were weights
     assert str(model.backbone.device) == str(next(loaded.branch.parameters()).device) == "meta"
 
 
 def test_a_checkpoint_keeps_the_loss_scale_of_half_precision(model, clips, tmp_path, monkeypatch):
-    """Fabric has 16-mixed on a GPU alone; what is asked of its precision plugin is the same on both."""
+    """Fabric offers 16-mixed on a GPU only; its precision plugin is called in the same way on both devices."""
     from lightning_fabric.plugins.precision import Precision
 
-    given: list[dict] = []
+    restored: list[dict] = []
     monkeypatch.setattr(Precision, "state_dict", lambda _: {"scale": 3.0})
-    monkeypatch.setattr(Precision, "load_state_dict", lambda _, state: given.append(state))
+    monkeypatch.setattr(Precision, "load_state_dict", lambda _, state: restored.append(state))
     _interrupted(model, clips, config(epochs=2), tmp_path)
     train(create_model("clipvid-mini", depth=1), clips, None, config(epochs=2), out=tmp_path, resume=True)
-    assert given == [{"scale": 3.0}]
+    assert restored == [{"scale": 3.0}]
 
 
-def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):
-    """An earlier run trained CLIP's text tower, this one leaves it frozen: the checkpoint cannot bring it back."""
+def test_a_run_resumes_only_with_the_clip_weights_that_it_started_with(clips, tmp_path):
+    """An earlier run trained CLIP's text tower and this run freezes it, so the checkpoint cannot restore it."""
     torch.manual_seed(0)
     model = create_model("clipvid-mini", depth=1)
     train(model, clips, None, config(train_clip="text", clip_lr=1e-3), progress=False)
-    started = model.save(tmp_path / "started")
+    start = model.save(tmp_path / "started")
     settings = config(epochs=2)
     _interrupted(model, clips, settings, tmp_path / "run")
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="whose frozen weights were trained otherwise before"):
         train(create_model("clipvid-mini", depth=1), clips, None, settings, out=tmp_path / "run", resume=True)
-    train(load(started), clips, None, settings, out=tmp_path / "run", resume=True, progress=False)
+    train(load(start), clips, None, settings, out=tmp_path / "run", resume=True, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +323,7 @@ def test_a_run_goes_on_only_from_the_clip_that_it_started_from(clips, tmp_path):
         ("retrieval", {"train_clip": "text", "clip_lr": 1e-3}, "wti"),
     ],
 )
-def test_runs_of_every_kind_resume_to_the_bit(clips, tmp_path, task, changes, similarity):
+def test_runs_of_every_kind_resume_bit_for_bit(clips, tmp_path, task, changes, similarity):
     ends = []
     for out, stops in ((tmp_path / "a", (2,)), (tmp_path / "b", (1, 2))):
         for epochs in stops:
@@ -332,12 +338,12 @@ def test_runs_of_every_kind_resume_to_the_bit(clips, tmp_path, task, changes, si
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_last_blocks_that_a_tower_has_not_are_refused(model):
+def test_more_last_blocks_than_the_tower_has_are_refused(model):
     with pytest.raises(ValueError, match="the visual tower has 6 blocks, mode 'last:99' asks for 99"):
         model.set_trainable("last:99")
 
 
-def test_modes_and_towers_that_do_not_exist_are_refused(model):
+def test_unknown_modes_and_last_blocks_of_a_resnet_are_refused(model):
     with pytest.raises(ValueError, match="mode must be none, text, all, or last:N with N >= 1, got 'half'; it names"):
         model.set_trainable("half")
     with pytest.raises(ValueError, match=r"mode must be .*, got 'last:N'"):
@@ -350,7 +356,7 @@ def test_modes_and_towers_that_do_not_exist_are_refused(model):
         attach(resnet, "posterior").set_trainable("last:1")
 
 
-def test_lora_changes_nothing_at_first_then_trains_alone_and_comes_back(model, clips, tmp_path):
+def test_lora_changes_nothing_at_first_then_trains_alone_and_is_loaded_back(model, clips, tmp_path):
     pytest.importorskip("peft")
     with torch.no_grad():
         before = model.encode_text(TEXT)
@@ -383,7 +389,7 @@ def test_lora_after_the_text_tower_was_trained_is_refused(model):
         model.set_trainable(text_lora=4)
 
 
-def test_weights_that_have_no_place_are_refused(model, clips, tmp_path):
+def test_saved_weights_that_fit_no_parameter_are_refused(model, clips, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = model.save(tmp_path / "m")
@@ -397,18 +403,18 @@ def test_set_trainable_says_which_parts_train_and_how_large_they_are(model):
     def size(*starts: str) -> int:
         return sum(p.numel() for n, p in model.named_parameters() if n.startswith(starts) and "logit_" not in n)
 
-    said = model.set_trainable("all")
+    summary = model.set_trainable("all")
     clip, tower = size("backbone.clip."), size("backbone.clip.visual.")
-    assert said.parts == {"branch": size("branch."), "visual tower": tower, "text tower": clip - tower}
-    assert sum(said.parts.values()) == sum(p.numel() for _, p in model.trainable_parameters())
-    assert str(said).startswith("all: branch (")
+    assert summary.parts == {"branch": size("branch."), "visual tower": tower, "text tower": clip - tower}
+    assert sum(summary.parts.values()) == sum(p.numel() for _, p in model.trainable_parameters())
+    assert str(summary).startswith("all: branch (")
     assert str(model.set_trainable("text")).endswith(f"text tower ({clip - tower:,} parameters)")
     assert model.set_trainable().parts == {"branch": size("branch.")}
 
 
 @pytest.mark.parametrize("name", ["visual.proj", "text_projection", "logit_scale"])
 def test_clip_weights_that_were_set_to_train_by_hand_are_refused_by_name(model, clips, name):
-    """The towers run without gradients unless set_trainable says otherwise: these would never move."""
+    """The towers run without gradients unless set_trainable says otherwise, so these weights would never change."""
     model.set_trainable("text" if name == "visual.proj" else "none")
     model.backbone.clip.get_parameter(name).requires_grad_(True)
     for read in (
@@ -422,7 +428,7 @@ def test_clip_weights_that_were_set_to_train_by_hand_are_refused_by_name(model, 
     assert all(n.startswith("branch.") for n, _ in model.trainable_parameters())
 
 
-def test_training_records_of_older_models_are_read_in_todays_words(model, tmp_path):
+def test_training_records_of_older_models_get_todays_setting_names(model, tmp_path):
     model.training_record = {"task": "retrieval", "freeze": "visual"}
     assert load(model.save(tmp_path / "m")).training_record == {"task": "retrieval", "train_clip": "text"}
 
@@ -437,7 +443,7 @@ def test_a_checkpoint_with_the_old_setting_is_refused_by_name(model, clips, tmp_
         train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
 
 
-def test_a_model_comes_out_of_training_in_eval_mode_also_when_it_is_interrupted(model, clips, tmp_path):
+def test_training_leaves_the_model_in_eval_mode_even_when_interrupted(model, clips, tmp_path):
     _interrupted(model, clips, config(epochs=2), tmp_path)
     assert not any(part.training for part in model.modules())
     train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)

@@ -1,4 +1,4 @@
-"""The data set doctor: every kind of trouble is counted and named, files are decoded once, also after a kill."""
+"""The data set check: every kind of problem is counted and named, and files are decoded once, even after a kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 
 @pytest.fixture
 def tree(tmp_path, write_video):
-    """A table of six videos: two good ones, a copy, one frame, no video, and one that is not there."""
+    """Return the folder of a table of six videos: two good ones, a copy, one frame, a text file, and a missing one."""
     rng = np.random.default_rng(0)
     for name, frames in (("a", 10), ("b", 12), ("one", 1)):
         write_video(tmp_path / f"{name}.mp4", rng.integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8), fps=5)
@@ -37,23 +37,23 @@ def tree(tmp_path, write_video):
     return tmp_path
 
 
-def test_every_kind_of_trouble_is_counted_and_named(tree):
+def test_every_kind_of_problem_is_counted_and_named(tree):
     data = open_dataset("csv", tree, allow_missing=True)
     report = check(data, tree / "out", workers=1, longest=3)
     assert (report.expected, report.readable, report.probed) == (6, 4, 5)
     assert [Path(path).name for path in report.missing] == ["gone.mp4"]
     assert {Path(path).name: reason for path, reason in report.unreadable.items()}.keys() == {"text.mp4"}
     assert [{Path(p).name for p in duplicates} for duplicates in report.duplicates] == [{"a.mp4", "copy.mp4"}]
-    odd = {Path(path).name: what for path, what in report.suspicious.items()}
+    odd = {Path(path).name: problem for path, problem in report.suspicious.items()}
     assert odd == {"one.mp4": "a single frame", "a.mp4": "the annotations use it up to 9 s, it ends at 2.00 s"}
-    assert {Path(path).name: what for path, what in report.captions.items()} == {
+    assert {Path(path).name: problem for path, problem in report.captions.items()} == {
         "b.mp4": "the same caption more than once",
         "copy.mp4": "1 of 1 have more than 3 words",
     }
     assert report.kinds == {"h264": 4, "unreadable": 1}
     assert not report.healthy
-    said = str(report)
-    for part in (
+    text = str(report)
+    for words in (
         "4 of 6 videos can be read",
         "missing: 1",
         "gone.mp4",
@@ -61,13 +61,13 @@ def test_every_kind_of_trouble_is_counted_and_named(tree):
         "duplicates: 1",
         "suspicious: 2",
     ):
-        assert part in said
+        assert words in text
     assert json.loads((tree / "out" / "report.json").read_text())["expected"] == 6
 
 
 def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, capsys):
     monkeypatch.chdir(tree)
-    monkeypatch.setattr("clipvid.data.check._probed", lambda paths, **_: map(_found, paths))
+    monkeypatch.setattr("clipvid.data.check._probed", lambda paths, **_: map(_fake_probe, paths))
     for folder in ("one/clips", "two/clips"):
         Path(folder).mkdir(parents=True)
         shutil.copy("a.mp4", f"{folder}/a.mp4")
@@ -80,7 +80,7 @@ def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, 
     assert main(["data", "check", "videos", "two"]) == 0
     assert main(["data", "check", "folder", "one/clips"]) == 0
     assert "report: clipvid-check/folder-clips/report.json" in capsys.readouterr().out
-    kept = Path("clipvid-check/folder-clips/report.json").read_bytes()
+    stored = Path("clipvid-check/folder-clips/report.json").read_bytes()
     error = refusal(capsys, "data", "check", "folder", "two/clips")
     assert (
         f"report.json is about clips in {tree.resolve()}/one/clips, and would be overwritten; give another --o" in error
@@ -88,11 +88,11 @@ def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, 
     assert "report.json is about two in " in refusal(
         capsys, "data", "check", "folder", "one/clips", "--out", "clipvid-check/videos-two"
     )
-    assert Path("clipvid-check/folder-clips/report.json").read_bytes() == kept
+    assert Path("clipvid-check/folder-clips/report.json").read_bytes() == stored
     assert main(["data", "check", "folder", "one/clips"]) == 0
 
 
-def _found(path: Path) -> dict[str, object]:
+def _fake_probe(path: Path) -> dict[str, object]:
     info = {"codec": "h264", "frames": 10, "duration": 2.0}
     return {"path": str(path), "stamp": [0, 0], "content": str(path), "info": info}
 
@@ -101,7 +101,7 @@ def test_files_are_decoded_once_and_changed_ones_again(tree, write_video):
     data = open_dataset("csv", tree, allow_missing=True)
     first = check(data, tree / "out", workers=1)
     with (tree / "out" / LOG).open("a") as log:
-        log.write('{"path": "cut o')  # as a kill leaves it
+        log.write('{"path": "cut o')  # a kill leaves a cut line
     again = check(data, tree / "out", workers=1)
     assert (first.probed, again.probed) == (5, 0)
     assert again.unreadable == first.unreadable
@@ -111,16 +111,16 @@ def test_files_are_decoded_once_and_changed_ones_again(tree, write_video):
     assert (mended.probed, len(mended.unreadable)) == (1, 0)
 
 
-def test_the_seconds_that_workers_take_to_start_are_told(tree, capsys):
+def test_progress_says_when_workers_are_starting(tree, capsys):
     data = open_dataset("csv", tree, allow_missing=True)
-    for part, said in ((data.subset([0]), "starting 1 worker]"), (data, "starting 2 workers]")):
+    for part, ending in ((data.subset([0]), "starting 1 worker]"), (data, "starting 2 workers]")):
         check(part, tree / "out", workers=2, progress=True)
-        shown = capsys.readouterr().err.rstrip().split("\r")
-        assert shown[1].endswith(said)
-        assert "starting" not in shown[-1]
+        lines = capsys.readouterr().err.rstrip().split("\r")
+        assert lines[1].endswith(ending)
+        assert "starting" not in lines[-1]
 
 
-def test_no_worker_is_told_of_where_none_starts(tree, capsys):
+def test_progress_mentions_no_workers_when_none_start(tree, capsys):
     data = open_dataset("csv", tree, allow_missing=True)
     check(data, tree / "out", workers=1)
     check(data, tree / "out", workers=1, progress=True)
@@ -134,7 +134,7 @@ def test_a_file_that_takes_too_long_is_named(tree):
 
 
 @pytest.mark.skipif(not HOSTILE.exists(), reason="needs the hostile files of ../shared/data")
-def test_hostile_files_neither_end_nor_hang_it(tmp_path):
+def test_hostile_files_neither_end_nor_hang_the_check(tmp_path):
     folder = tmp_path / "hostile"
     folder.mkdir()
     for path in HOSTILE.iterdir():
@@ -147,7 +147,7 @@ def test_hostile_files_neither_end_nor_hang_it(tmp_path):
 
 
 def test_a_killed_check_goes_on_and_decodes_no_file_twice(tmp_path, write_video):
-    """Sixty files; the slow tests have ten thousand."""
+    """Use sixty files; the slow test has ten thousand."""
     killed_and_resumed(tmp_path, write_video, files=60, after=15)
 
 
@@ -158,11 +158,12 @@ def test_a_killed_check_of_ten_thousand_files_goes_on(tmp_path, write_video):
 
 
 def killed_and_resumed(folder, write_video, *, files, after):
+    """Kill a check once it has logged `after` files, run it again, and return the report of the second run."""
     videos = folder / "videos"
     videos.mkdir()
     first = write_video(videos / "00000.mp4", np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8))
     data = first.read_bytes()
-    for i in range(1, files):  # a byte behind the end changes the content and no frame
+    for i in range(1, files):  # bytes after the end change the content hash and no frame
         (videos / f"{i:05d}.mp4").write_bytes(data + i.to_bytes(3, "big"))
     code = (
         "import sys; from clipvid.data.check import check; from clipvid.data.open import open_dataset\n"
@@ -190,22 +191,22 @@ def killed_and_resumed(folder, write_video, *, files, after):
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from clipvid.data import check as doctor
+from clipvid.data import check as data_check
 from clipvid.data.open import open_dataset
 from clipvid.video import decode
 
-own, folder = decode.probe, Path(sys.argv[1])
+original, folder = decode.probe, Path(sys.argv[1])
 
 def probe(path):
     with (folder / "calls.txt").open("a") as calls:
         calls.write(path.name + chr(10))
     if path.name in sys.argv[2:] or (path.name == "once.mp4" and (folder / "calls.txt").read_text().count("once") == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    return own(path)
+    return original(path)
 
 decode.probe = probe  # also in the workers, which import this script
 if __name__ == "__main__":
-    report = doctor.check(open_dataset("videos", folder / "videos"), folder / "out", workers=1)
+    report = data_check.check(open_dataset("videos", folder / "videos"), folder / "out", workers=1)
     print(sorted(Path(path).name for path in report.unreadable), report.readable)
 """
 
@@ -218,7 +219,7 @@ def run_script(folder: Path, text: str, *args: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def four(tmp_path, write_video) -> Path:
-    """A folder with four videos in `videos`."""
+    """Write four videos to the folder `videos` and return its parent."""
     (tmp_path / "videos").mkdir()
     for name in ("a", "b", "once", "z"):
         write_video(tmp_path / "videos" / f"{name}.mp4", np.zeros((3, 16, 16, 3), dtype=np.uint8))
@@ -226,7 +227,7 @@ def four(tmp_path, write_video) -> Path:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_file_is_blamed_for_its_worker_only_after_the_second_death(four):
+def test_a_file_is_blamed_only_after_two_workers_died_on_it(four):
     done = run_script(four, DEADLY, "b.mp4")
     assert done.stdout == "['b.mp4'] 3\n", done.stderr
     calls = (four / "calls.txt").read_text().split()
@@ -246,7 +247,7 @@ check(open_dataset("videos", sys.argv[1] + "/videos"), sys.argv[1] + "/out", wor
 """
 
 
-def test_a_script_without_a_guard_is_told_so_and_no_file_is_blamed(four):
+def test_a_script_without_a_main_guard_gets_an_error_and_no_file_is_blamed(four):
     done = run_script(four, UNGUARDED)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
@@ -257,7 +258,7 @@ def test_a_script_without_a_guard_is_told_so_and_no_file_is_blamed(four):
     assert not (four / "out" / "report.json").exists()
 
 
-def test_a_blame_after_one_death_by_an_earlier_version_is_tried_again(four):
+def test_a_file_that_an_earlier_version_blamed_after_one_death_is_checked_again(four):
     data = open_dataset("videos", four / "videos")
     check(data, four / "out", workers=1)
     log = four / "out" / LOG
@@ -269,7 +270,7 @@ def test_a_blame_after_one_death_by_an_earlier_version_is_tried_again(four):
     assert (again.probed, again.readable) == (1, 4)
 
 
-def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_video):
+def test_a_file_that_took_too_long_is_checked_again_with_more_time(tmp_path, write_video):
     write_video(tmp_path / "a.mp4", np.zeros((5, 16, 16, 3), dtype=np.uint8))
     data = open_dataset("videos", tmp_path)
     short = check(data, tmp_path / "out", workers=1, limit=1e-5)
@@ -279,23 +280,24 @@ def test_what_took_too_long_is_looked_at_again_with_more_time(tmp_path, write_vi
     assert (long.probed, long.readable) == (1, 1)
 
 
-def test_a_folder_without_any_of_the_videos_is_reported_and_doubted(tree, capsys):
+def test_a_folder_without_any_of_the_videos_is_reported_and_questioned(tree, capsys):
     (tree / "empty").mkdir()
     options = ["--annotations", str(tree / "lacking.csv"), "--out", str(tree / "out")]
     (tree / "lacking.csv").write_text("path,caption\nx.mp4,a\ny.mp4,b\n")
     assert main(["data", "check", "csv", str(tree / "empty"), *options]) == 1
-    said = capsys.readouterr()
-    assert "0 of 2 videos can be read" in said.out
-    assert "missing: 2" in said.out
+    printed = capsys.readouterr()
+    assert "0 of 2 videos can be read" in printed.out
+    assert "missing: 2" in printed.out
     assert (
-        f"2 of 2 videos are missing; none of them is in {tree / 'empty'}; is it the folder of the videos?" in said.err
+        f"2 of 2 videos are missing; none of them is in {tree / 'empty'}; is it the folder of the videos?"
+        in printed.err
     )
     report = json.loads((tree / "out" / "report.json").read_text())
     assert (report["expected"], report["readable"]) == (2, 0)
     assert [Path(path).name for path in report["missing"]] == ["x.mp4", "y.mp4"]
 
 
-def test_of_a_list_of_ones_own_the_protocols_number_is_said_too(tree):
+def test_the_report_of_a_custom_list_also_gives_the_protocols_number(tree):
     (tree / "own.csv").write_text("video_id,sentence\na,a dog\nb,a cat\ngone,a cow\n")
     data = read_dataset("msrvtt-1ka", tree, annotations=tree / "own.csv", allow_missing=True)
     report = check(data, tree / "out", workers=1)
@@ -305,11 +307,11 @@ def test_of_a_list_of_ones_own_the_protocols_number_is_said_too(tree):
     assert first.endswith("; the protocol has 1000")
 
 
-def test_the_command_reports_and_ends_with_an_error_where_something_lacks(tree, capsys):
+def test_the_command_exits_with_an_error_when_videos_are_missing(tree, capsys):
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 1
-    said = capsys.readouterr()
-    assert "4 of 6 videos can be read" in said.out
-    assert "1 video is missing and 1 cannot be read" in said.err
+    printed = capsys.readouterr()
+    assert "4 of 6 videos can be read" in printed.out
+    assert "1 video is missing and 1 cannot be read" in printed.err
     (tree / "captions.csv").write_text("path,caption\na.mp4,x\nb.mp4,y\n")
     assert main(["data", "check", "csv", str(tree), "--out", str(tree / "out"), "--workers", "1"]) == 0
     assert "2 of 2 videos can be read (0 decoded now, nothing new)" in capsys.readouterr().out
