@@ -52,18 +52,20 @@ def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
     device = model.device.type
     video, text, video_index = batch_of(clips, device)
 
-    def own() -> Any:
+    def precision() -> Any:
         return autocast("bf16-mixed", model.device)
 
-    with torch.no_grad(), own():
+    with torch.no_grad(), precision():
         taps: Any = model.reads(video)
 
     def infer() -> Tensor:
-        with torch.no_grad(), own():
+        with torch.no_grad(), precision():
             return model.encode_video(taps, normalize=False)
 
     shapes = linears(model, clips)
-    learn = training(model, lambda: model.encode_video(taps, normalize=False), text, video_index, own, own=True)
+    learn = training(
+        model, lambda: model.encode_video(taps, normalize=False), text, video_index, precision, with_our_optimizer=True
+    )
     return {
         "forward pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
         "training step": {"clipvid": learn, "bare products": products(with_gradients(shapes), device=device)},
@@ -82,8 +84,8 @@ def attention(*, device: str, runs: int) -> list[dict[str, Any]]:
                 return kernel(*x)
 
         def backward(kernel: Any, x: Tensor = x) -> Any:
-            own = x.detach().requires_grad_()
-            kernel(*own).sum().backward()
+            inputs = x.detach().requires_grad_()
+            kernel(*inputs).sum().backward()
 
         row: dict[str, Any] = {"sequences": sequences, "tokens": tokens}
         for name, run in (("forward pass", forward), ("forward and backward", backward)):

@@ -130,13 +130,13 @@ def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]
     }
 
 
-def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
-    """Measure all decoders on these files: one clip of each, and the first `whole` files in full."""
+def measure(paths: Sequence[Path], *, full_videos: int) -> dict[str, Any]:
+    """Measure all decoders on these files: one clip of each, and the first `full_videos` files in full."""
     backends, missing = loadable(paths[0])
     fit = VideoTransform(size=224).fit
     clips, refused = read_all(paths, backends, partial(read_video, frames=FRAMES, fit=fit))
     shared = sorted(common(clips))
-    full, _ = read_all(shared[:whole], backends, partial(read, fit=dropped))
+    full, _ = read_all(shared[:full_videos], backends, partial(read, fit=dropped))
     rows = {
         backend: {
             "version": version(PACKAGES[backend]),
@@ -155,7 +155,7 @@ def measure(paths: Sequence[Path], *, whole: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--videos", type=Path, help="folder of custom videos")
-    parser.add_argument("--whole", type=int, default=8, help="number of videos decoded in full")
+    parser.add_argument("--full-videos", type=int, default=8, help="number of videos decoded in full")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -167,7 +167,11 @@ def main() -> None:
         paths = find_clips(source)
         if not paths:
             parser.error(f"no videos in {source}; give a folder of videos")
-        result = {"command": "python benchmarks/decode.py", "videos": kind, **measure(paths, whole=args.whole)}
+        result = {
+            "command": "python benchmarks/decode.py",
+            "videos": kind,
+            **measure(paths, full_videos=args.full_videos),
+        }
     write_json(args.out, {**result, "commit": COMMIT, **machine()})
     print(result)
 

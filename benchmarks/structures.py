@@ -1,14 +1,14 @@
-"""Where should time enter CLIP? Every structure on the same clips, budget and seeds (the STAN paper's comparison).
+"""Comparison of structures that add time to CLIP, on the same clips, budget and seeds (as in the STAN paper).
 
     python benchmarks/structures.py                 # all cells that are missing, then the table
     python benchmarks/structures.py --only stan-rsa divided
-    python benchmarks/structures.py --table         # the table of what is there
+    python benchmarks/structures.py --table         # the table of the finished cells
 
-Each cell (structure x task x seed) is a file in --work, written whole when it is done, so an interrupted run goes on
-where it was, and several processes share the work. A learning rate is chosen for each structure by validation clips;
-retrieval is trained, and recognition goes on from that branch. The frozen tower encodes every clip once. The world is
-rendered (motion_shapes.py): only the order of frames tells a motion from its reverse. The table goes to --work, and
-once no cell is missing to benchmarks/results/structures.json.
+Each cell (structure x task x seed) is a file in --work, written atomically once it is measured, so an interrupted run
+can be resumed, and several processes share the work. Validation clips choose a learning rate for each structure;
+retrieval is trained first, and recognition continues from that branch. The frozen tower encodes every clip once. The
+clips are rendered (motion_shapes.py): only the order of frames tells a motion from its reverse. The table is written to
+--work, and to benchmarks/results/structures.json once no cell is missing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ RESULTS = Path(__file__).parent / "results" / "structures.json"
 
 @dataclass(frozen=True)
 class Bench:
-    """One run: where cells are kept, what they cost, and the data they share."""
+    """One run: the folder of its cells, its budget, and the data that the cells share."""
 
     work: Path
     budget: Budget
@@ -81,19 +81,21 @@ class Bench:
         )
 
     def store(self, split: str) -> TapStore:
-        """Taps of all levels that any structure reads, made once and then mapped from their file."""
+        """Return taps of all levels that any structure reads, encoded once and then memory-mapped from their file."""
         data = self.data(split)
         tower, precision = self.backbone.tower_fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)
-        key = _key(len(data), self.budget.videos, _reading(), TAPPED, tower, precision)
+        key = _key(len(data), self.budget.videos, _pixel_settings(), TAPPED, tower, precision)
         path = self.work / "taps" / f"{split}-{key}.pt"
         if not path.exists():
-            made = encode_dataset(attach(self.backbone, choose("stan", {"depth": 3})), data, DATA_CONFIG, progress=True)
-            assert made.taps.levels == TAPPED
-            assert made.taps.mask is None
-            assert not made.unreadable
+            encoded = encode_dataset(
+                attach(self.backbone, choose("stan", {"depth": 3})), data, DATA_CONFIG, progress=True
+            )
+            assert encoded.taps.levels == TAPPED
+            assert encoded.taps.mask is None
+            assert not encoded.unreadable
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as beside:
-                torch.save((made.taps.patches, made.taps.cls, made.taps.frames), beside)
+                torch.save((encoded.taps.patches, encoded.taps.cls, encoded.taps.frames), beside)
         return TapStore(Taps(TAPPED, *torch.load(path, mmap=True, weights_only=True)), data, DATA_CONFIG, tower)
 
     def stores(self) -> dict[str, TapStore]:
@@ -105,7 +107,7 @@ class Bench:
         return attach(self.backbone, options, similarity=structure.similarity)
 
     def path(self, name: str, task: str, seed: int) -> Path:
-        """The file of a cell; what decides its figures is in its name, beside the code: base model, budget, options."""
+        """Return the file of a cell, named with a hash of base model, budget and options, which decide its metrics."""
         tuned = ("rates", "tuning_seed") if task.startswith("tune") else ()
         budget = {k: v for k, v in asdict(self.budget).items() if k not in ("seeds", "few", *tuned)}
         row = asdict(STRUCTURES[self.budget.few.structure if name in PRETRAINED else name])
@@ -114,13 +116,13 @@ class Bench:
             cache_key = PRETRAINED[name]
             spent = {k: v for k, v in asdict(self.budget.few).items() if not (tuned and k == "pretrain_rates")}
             few = [spent, None if cache_key is None else asdict(cache_key)]
-        made_of = [self.backbone.fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)]
-        made_of += [self.device] if task == "cost" else []
-        key = _key(budget, _reading(), TAPPED, row, *few, *made_of)
+        computed_with = [self.backbone.fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)]
+        computed_with += [self.device] if task == "cost" else []
+        key = _key(budget, _pixel_settings(), TAPPED, row, *few, *computed_with)
         return self.work / "cells" / f"{_plain(name)}-{task}-{seed}-{key}.json"
 
     def model(self, name: str, seed: int) -> Path:
-        """Where the model that retrieval made is kept for recognition."""
+        """Return the folder of the model trained for retrieval, from which recognition continues."""
         return self.work / "models" / self.path(name, "retrieval", seed).stem
 
 
@@ -128,8 +130,8 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _reading() -> dict[str, Any]:
-    """How clips are read; what changes no pixel here does not count, so that a new setting leaves cells valid."""
+def _pixel_settings() -> dict[str, Any]:
+    """Return the data settings that decide the pixels; others may change or be added while cells stay valid."""
     return {name: value for name, value in asdict(DATA_CONFIG).items() if value is not None and name != "time_limit"}
 
 
@@ -138,7 +140,7 @@ def _plain(name: str) -> str:
 
 
 def trainings(bench: Bench, names: list[str]) -> Iterator[Cell]:
-    """What the table needs: the rates first, then seed by seed, so that every row has a figure before any has three."""
+    """Yield the cells of the table: learning rates first, then seed by seed, so that all rows fill up evenly."""
     b = bench.budget
     tuning = {name: [bench.path(name, f"tune-{rate:g}", b.tuning_seed) for rate in b.rates] for name in STRUCTURES}
     for name in _trained(names):
@@ -173,7 +175,7 @@ def _trained(names: list[str]) -> list[str]:
 
 
 def tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
-    """The validation score of a learning rate."""
+    """Return the validation score of a learning rate."""
     seed, stores = bench.budget.tuning_seed, bench.stores()
     config = _config(bench.budget, "retrieval", seed, lr=rate)
     model = bench.fresh(STRUCTURES[name], seed)
@@ -181,7 +183,7 @@ def tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
 
 
 def best_rate(bench: Bench, name: str) -> float:
-    """The learning rate with which this row did best on the validation clips."""
+    """Return the learning rate with which this row scored best on the validation clips."""
     b = bench.budget
     name, rates = (AS_RELEASED, b.few.pretrain_rates) if name in PRETRAINED else (name, b.rates)
     scores = {rate: read_json(bench.path(name, f"tune-{rate:g}", b.tuning_seed))["score"] for rate in rates}
@@ -189,7 +191,7 @@ def best_rate(bench: Bench, name: str) -> float:
 
 
 def without_training(bench: Bench) -> dict[str, Any]:
-    """CLIP's own mean over frames."""
+    """Return the metrics of CLIP's mean over frames."""
     model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
     motion = evaluate_zero_shot(model, test, templates=TEMPLATES)["top-1"]
     return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
@@ -213,13 +215,13 @@ def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
 
 
 def few_tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
-    """The validation score of a learning rate for the clips without labels."""
+    """Return the validation score of a learning rate for pre-training on clips without labels."""
     model, _ = _from_few(bench, name, bench.budget.tuning_seed, rate=rate)
     return {"score": evaluate_recognition(model, bench.store("val"))["top-1"]}
 
 
 def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
-    """Motion top-1 from a few labelled clips a class, after what PRETRAINED says."""
+    """Return motion top-1 from a few labelled clips per class, after the pre-training that PRETRAINED names."""
     rate = None if PRETRAINED[name] is None else best_rate(bench, name)
     model, losses = _from_few(bench, name, seed, rate=rate)
     figures = {"motion top-1": evaluate_recognition(model, bench.store("test"))["top-1"]}
@@ -227,7 +229,7 @@ def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
 
 
 def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tuple[VideoCLIP, list[float]]:
-    """A model that learned from a few labels; the last epoch counts. And the losses of its pre-training."""
+    """Return a model trained on a few labels (its last epoch), and the losses of its pre-training."""
     few, stores, cache_key = bench.budget.few, bench.stores(), PRETRAINED[name]
     model = bench.fresh(STRUCTURES[few.structure], seed)
     losses: list[float] = []
@@ -248,9 +250,9 @@ def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tupl
 
 
 def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
-    """R@1 and R@5 in both directions."""
-    found = evaluate_retrieval(model, store)
-    return {figure: found[figure] for figure in FIGURES}
+    """Return R@1 and R@5 in both directions."""
+    result = evaluate_retrieval(model, store)
+    return {figure: result[figure] for figure in FIGURES}
 
 
 def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
@@ -268,16 +270,16 @@ def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
 
 
 def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
-    """Seconds and peak memory of a training step from taps, parameters, MACs a clip. In a process of its own."""
+    """Return seconds and peak memory of a training step from taps, parameters, and MACs per clip."""
     model = bench.fresh(STRUCTURES[name], 0)
     summary = model.trainable_summary(DATA_CONFIG.frames)
-    facts = {
+    counts = {
         "parameters": summary.trainable,
         "MACs": summary.tower_macs.linear + summary.branch_macs.linear,
         "branch MACs": summary.branch_macs.linear,
     }
     if not summary.trainable:
-        return {**facts, "seconds per step": None, "peak MiB": None}
+        return {**counts, "seconds per step": None, "peak MiB": None}
     size = bench.budget.batch_size
     side = bench.backbone.image_size
     as_trained = partial(autocast, DATA_CONFIG.precision, model.device)
@@ -300,11 +302,15 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
             if bench.device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return {**facts, "seconds per step": min(times), "peak MiB": peak[0]}  # what else runs here only adds to the others
+    return {
+        **counts,
+        "seconds per step": min(times),
+        "peak MiB": peak[0],
+    }  # other processes can only make a step slower
 
 
 def costs(bench: Bench, names: list[str]) -> Iterator[Cell]:
-    """One process for each structure, so that no peak hides another."""
+    """Yield a cell for each structure, measured in a separate process so that no peak hides another."""
     for name in names:
         if name in STRUCTURES:
             yield Cell(bench.path(name, "cost", 0), f"cost of {name}", partial(_cost_apart, bench, name))
@@ -316,31 +322,31 @@ def _cost_apart(bench: Bench, name: str) -> dict[str, Any]:
 
 
 MEASURED = ("commit", "machine", "clipvid", "torch")
-"""What every cell says of where it was measured."""
+"""Keys of a cell that identify the code and the machine that measured it."""
 
 
 def summary(bench: Bench) -> dict[str, Any]:
-    """The table as JSON: mean and standard deviation over the seeds of every figure that is there."""
+    """Return the table as JSON: mean and standard deviation over the seeds of every metric that was measured."""
     b = bench.budget
-    wanted = [*trainings(bench, list(ROWS)), *costs(bench, list(ROWS))]
-    found = {cell.path: read_json(cell.path) for cell in wanted if cell.done}
+    cells = [*trainings(bench, list(ROWS)), *costs(bench, list(ROWS))]
+    results = {cell.path: read_json(cell.path) for cell in cells if cell.done}
     rows: dict[str, Any] = {}
     for name in ROWS:
         values: dict[str, list[float]] = {}
         for task in ("retrieval", "recognition"):
             for seed in b.seeds:
-                for figure, value in found.get(bench.path(name, task, seed), {}).get("figures", {}).items():
+                for figure, value in results.get(bench.path(name, task, seed), {}).get("figures", {}).items():
                     values.setdefault(figure, []).append(value)
         rows[name] = {"figures": {figure: _spread(v) for figure, v in values.items()}}
         if name in STRUCTURES:
-            rows[name] |= {"where": STRUCTURES[name].where, "cost": found.get(bench.path(name, "cost", 0), {})}
-            rows[name]["lr"] = found.get(bench.path(name, "retrieval", b.seeds[0]), {}).get("lr")
+            rows[name] |= {"where": STRUCTURES[name].where, "cost": results.get(bench.path(name, "cost", 0), {})}
+            rows[name]["lr"] = results.get(bench.path(name, "retrieval", b.seeds[0]), {}).get("lr")
     return {
         "command": "python benchmarks/structures.py",
-        **{fact: " and ".join(sorted({cell[fact] for cell in found.values()})) for fact in MEASURED},
-        "missing": len(wanted) - len(found),
+        **{fact: " and ".join(sorted({cell[fact] for cell in results.values()})) for fact in MEASURED},
+        "missing": len(cells) - len(results),
         "budget": asdict(b),
-        "core seconds": round(sum(cell["core seconds"] for cell in found.values())),
+        "core seconds": round(sum(cell["core seconds"] for cell in results.values())),
         "rows": {name: row for name, row in rows.items() if row["figures"]},
     }
 
@@ -356,8 +362,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("structures-work"), help="cells, models, taps and videos")
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--jobs", type=int, help="processes that share the work; by default one for each two cores")
-    parser.add_argument("--table", action="store_true", help="write the table of the cells that are there")
+    parser.add_argument("--jobs", type=int, help="processes that share the work; by default one per two cores")
+    parser.add_argument("--table", action="store_true", help="write the table of the finished cells")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--cost", choices=list(STRUCTURES), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -366,13 +372,13 @@ def main() -> int:
         print(json.dumps(cost(bench, args.cost)))
         return 0
     jobs = args.jobs or (1 if args.device == "cuda" else max(1, cores // 2))
-    wanted = list(trainings(bench, args.only))
-    if not args.table and not all(cell.done for cell in wanted):
+    cells = list(trainings(bench, args.only))
+    if not args.table and not all(cell.done for cell in cells):
         bench.stores()
         torch.set_num_threads(max(1, cores // jobs))
-        same = [__file__, "--worker", "--jobs", str(jobs), *sys.argv[1:]]
-        with nullcontext() if args.worker else helpers(jobs - 1, same):
-            fill(wanted)
+        command = [__file__, "--worker", "--jobs", str(jobs), *sys.argv[1:]]
+        with nullcontext() if args.worker else helpers(jobs - 1, command):
+            fill(cells)
     if args.worker:
         return 0
     if not args.table:
@@ -380,7 +386,7 @@ def main() -> int:
     table = summary(bench)
     write_json(args.work / "structures.json", table)
     if table["missing"]:
-        print(f"{table['missing']} cells are missing; what is there: {args.work / 'structures.json'}")
+        print(f"{table['missing']} cells are missing; the table of the others: {args.work / 'structures.json'}")
     else:
         write_json(RESULTS, table)
         print(f"written to {RESULTS}")

@@ -1,4 +1,4 @@
-"""What benchmarks/structures.py compares, and what each row may spend. Plain data: nothing here runs."""
+"""Rows and budgets of benchmarks/structures.py, as plain data."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.selfsup import SelfSupervision
 
 DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)
-TAPPED = (4, 5, 6)  # level 4 enters the last two blocks, 5 and 6 leave them
+TAPPED = (4, 5, 6)  # level 4 is the input of the last two blocks, 5 and 6 are their outputs
 FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5")
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class FewLabels:
-    """What the few-shot rows get."""
+    """Budget of the few-shot rows."""
 
     structure: str = "stan-conv_full"
     lr: float = 1e-3
-    """For the labelled clips."""
+    """Learning rate for the labelled clips."""
     shots: int = 16
-    """Labelled clips a class."""
+    """Labelled clips per class."""
     epochs: int = 30
     clips: int = 1600
-    """Unlabelled ones to learn from before."""
+    """Unlabelled clips for pre-training."""
     pretrain_epochs: int = 2
     pretrain_rates: tuple[float, ...] = (1e-4, 1e-3)
-    """Learning rates for them; one is chosen for all rows by the validation clips, after ConST-CL as released."""
+    """Learning rates of pre-training; validation clips choose one for all rows, after ConST-CL as released."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every structure gets."""
+    """Budget of every structure."""
 
     train_clips: int = 3200
     val_clips: int = 200
@@ -42,23 +42,23 @@ class Budget:
     recognition_epochs: int = 2
     batch_size: int = 32
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Learning rates that every structure may choose from: by the validation clips, in a run of its own seed."""
+    """Learning rates to choose from; validation clips choose one per structure, in runs with `tuning_seed`."""
     pretrained_lr_scale: float = 1.0
     head_lr: float = 3e-3
     keep_together: int = 2
-    """A clip and itself played backwards share a batch: each is the other's hard negative."""
+    """Clips per group that shares a batch: a clip and its reverse are hard negatives of each other."""
     videos: int = 10
-    """Seed of the clips, which are the same for all."""
+    """Seed of the clips, the same for all structures."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Of weights and order."""
+    """Seeds of weights and batch order."""
     tuning_seed: int = 50
-    """Of the runs that choose a rate; no row of the table has it."""
+    """Seed of the runs that choose a learning rate; no row of the table uses it."""
     few: FewLabels = FewLabels()
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A row of the table: a branch and what differs of it from its preset."""
+    """A row of the table: a branch and the options that differ from its preset."""
 
     branch: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -107,6 +107,6 @@ PRETRAINED: dict[str, SelfSupervision | None] = {
     AS_RELEASED: SelfSupervision(),
     "few-shot constcl, unmirrored": SelfSupervision(flip=0.0),
 }
-"""Rows that learn motions from a few labels, and what the branch (stan-conv_full) learned from unlabelled clips before.
-As released, ConST-CL pulls a clip and its mirror image together, and with them the motions to the left and right."""
+"""Few-shot rows, and the self-supervised pre-training of their branch (stan-conv_full) on unlabelled clips.
+ConST-CL as released pulls a clip and its mirror image together, and so motions to the left and to the right."""
 ROWS = (*STRUCTURES, *PRETRAINED)

@@ -1,12 +1,12 @@
-"""The frozen tower: clipvid's pass beside open_clip's own, the plain one, and the machine's bare matrix products.
+"""Speed of the frozen tower in clipvid, in open_clip and in plain PyTorch, compared with bare matrix products.
 
     python benchmarks/tower.py                       # ViT-B-32, writes benchmarks/results/tower.json
     python benchmarks/tower.py --model ViT-L-14 --clips 1 --out large.json
     python benchmarks/tower.py --device cuda --clips 32 --out tower-cuda.json
 
-All in bf16, in one process, by turns, after their frame embeddings were compared. The bare products are those of the
-tower's own linears, weights as they lie in the model: their rate is what this machine multiplies at, and a tower's
-share of it is what everything else costs. Weights are random, which changes no time.
+All run in bf16, in one process, in turns, after a check that their frame embeddings agree. The bare products are those
+of the tower's linears, with weights in the model's memory layout; their rate is the machine's rate of multiplication,
+and a tower's share of it shows the cost of everything else. Weights are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAMES = 12
 
 
 def linears(visual: Any, images: int) -> list[Shape]:
-    """The matrix products of one pass of open_clip's own ViT."""
+    """Return the matrix products of one pass of open_clip's ViT."""
     width, blocks = visual.conv1.out_channels, visual.transformer.resblocks
     patches, kernel = visual.positional_embedding.shape[0] - 1, visual.conv1.weight[0].numel()
     rows, hidden = images * (patches + 1), blocks[0].mlp.c_fc.out_features
@@ -39,41 +39,41 @@ def linears(visual: Any, images: int) -> list[Shape]:
 
 
 def sides(model: VideoCLIP, video: torch.Tensor, shapes: list[Shape], *, plain: bool) -> dict[str, Step]:
-    """What takes turns, by name."""
+    """Return the steps to be timed in turns, by name."""
     backbone, levels, device = model.backbone, model.branch.levels, model.device.type
 
-    def ours() -> Any:
+    def clipvid_pass() -> Any:
         with torch.no_grad(), autocast("bf16-mixed", model.device):
             return backbone(video, levels=levels)
 
-    def own() -> Any:
+    def open_clip_pass() -> Any:
         with torch.no_grad(), autocast("bf16-mixed", model.device):
             return backbone.visual(video.flatten(0, 1))
 
-    found: dict[str, Step] = {"clipvid": ours, "open_clip": own}
+    turns: dict[str, Step] = {"clipvid": clipvid_pass, "open_clip": open_clip_pass}
     if plain:
         released = plain_of(model, frozen=True).eval()
 
-        def theirs() -> Any:
+        def plain_pass() -> Any:
             with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
                 return released.backbone.tower(video.flatten(0, 1))
 
-        found["plain"] = theirs
-    return {**found, "bare products": products(shapes, device=device)}
+        turns["plain"] = plain_pass
+    return {**turns, "bare products": products(shapes, device=device)}
 
 
 def check_equal(model: VideoCLIP, turns: dict[str, Step]) -> float:
-    """Least cosine between clipvid's frame embeddings and each other's; SystemExit where they are not the same."""
-    wanted = turns["clipvid"]().frames.flatten(0, 1).float()  # (B·T, E)
-    found = [turns["open_clip"]().float()]
+    """Return the least cosine between clipvid's frame embeddings and the others; raise SystemExit below 0.999."""
+    expected = turns["clipvid"]().frames.flatten(0, 1).float()  # (B·T, E)
+    outputs = [turns["open_clip"]().float()]
     if "plain" in turns:
         visual = model.backbone.visual
         with torch.no_grad():
-            found.append(visual.ln_post(turns["plain"]()[-1][:, 0].float()) @ visual.proj)
-    least = min(float(F.cosine_similarity(wanted, other).min()) for other in found)
-    if least < 0.999:
-        raise SystemExit(f"the towers do not compute the same, cosine {least:.4f}, so their times are not compared")
-    return least
+            outputs.append(visual.ln_post(turns["plain"]()[-1][:, 0].float()) @ visual.proj)
+    least_cosine = min(float(F.cosine_similarity(expected, other).min()) for other in outputs)
+    if least_cosine < 0.999:
+        raise SystemExit(f"the towers differ: least cosine {least_cosine:.4f}; times are compared from 0.999 on")
+    return least_cosine
 
 
 def main() -> None:
@@ -90,15 +90,15 @@ def main() -> None:
     video = torch.randn(args.clips, FRAMES, 3, *model.backbone.image_size, device=args.device)
     shapes = linears(model.backbone.visual, args.clips * FRAMES)
     turns = sides(model, video, shapes, plain=args.model.startswith("ViT-B-32"))
-    least = check_equal(model, turns)
+    least_cosine = check_equal(model, turns)
     seconds = take_turns(turns, runs=args.runs, device=args.device)
     rate = {name: flops(shapes) / statistics.median(times) / 1e9 for name, times in seconds.items()}
-    found = {
+    result = {
         "command": invocation(),
         "model": args.model,
         "clips": args.clips,
         "frames": FRAMES,
-        "least cosine of frame embeddings": least,
+        "least cosine of frame embeddings": least_cosine,
         "ms per clip": {name: 1000 * statistics.median(times) / args.clips for name, times in seconds.items()},
         "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
         "GFLOP/s of the linears": rate,
@@ -107,8 +107,8 @@ def main() -> None:
         "commit": COMMIT,
         **machine(),
     }
-    write_json(args.out, found)
-    print(found)
+    write_json(args.out, result)
+    print(result)
 
 
 if __name__ == "__main__":

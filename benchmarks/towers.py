@@ -1,4 +1,4 @@
-"""Does clipvid attach to every tower that open_clip lists? Shapes on the meta device, and eight small ones for real.
+"""Check that clipvid attaches to every tower that open_clip lists: shapes on the meta device, and eight small runs.
 
 Run `python benchmarks/towers.py [--out towers.json]`. No weights are needed: shapes need none, and the real runs use
 random ones. Prints `N/N` and writes JSON.
@@ -24,7 +24,7 @@ from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 
-FAMILIES = {  # one small member of each
+FAMILIES = {  # one small model of each family
     "ViT with class token": "ViT-S-32-alt",
     "SigLIP (attention pooling, no class token)": "ViT-B-16-SigLIP",
     "ViT with mean pooling": "vit_medium_patch16_gap_256",
@@ -39,7 +39,7 @@ Check = Callable[[Backbone, str], str | None]
 
 
 class VisualOnly(nn.Module):
-    """An open_clip model without its text tower, which a branch never reads (and which some models get from a hub)."""
+    """An open_clip model without its text tower, which a branch never reads (and which some models download)."""
 
     def __init__(self, name: str, device: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class VisualOnly(nn.Module):
 
 
 def check_shape(backbone: Backbone, mixer: str) -> str | None:
-    """None when a branch attaches and embeds a clip on the meta device; else what went wrong."""
+    """Return None if a branch attaches and embeds a clip on the meta device, or else the problem."""
     model = attach(backbone, mixer=mixer)
     video = torch.empty(BATCH, FRAMES, 3, *model.backbone.image_size, device="meta")
     with torch.no_grad():
@@ -59,7 +59,7 @@ def check_shape(backbone: Backbone, mixer: str) -> str | None:
 
 
 def check_run(backbone: Backbone, mixer: str) -> str | None:
-    """The same with random weights on the CPU, and finite numbers."""
+    """Do the same on the CPU with random weights, and check that the embedding is finite."""
     model = attach(backbone, mixer=mixer)
     with torch.no_grad():
         embedding = model.encode_video(torch.rand(BATCH, FRAMES, 3, *model.backbone.image_size))
@@ -69,32 +69,32 @@ def check_run(backbone: Backbone, mixer: str) -> str | None:
 
 
 def _wrong_shape(model: VideoCLIP, embedding: torch.Tensor) -> str | None:
-    wanted = (BATCH, model.embed_dim)
-    return None if tuple(embedding.shape) == wanted else f"shape {tuple(embedding.shape)}, not {wanted}"
+    expected = (BATCH, model.embed_dim)
+    return None if tuple(embedding.shape) == expected else f"shape {tuple(embedding.shape)}, not {expected}"
 
 
 def survey(names: list[str], check: Check, mixers: tuple[str, ...], *, device: str) -> dict[str, str | None]:
-    """Every name with every mixer; a failure is a row of the result, not the end of the run."""
-    found: dict[str, str | None] = {}
+    """Return None or the problem for each name, with every mixer; a failure does not end the run."""
+    problem_of: dict[str, str | None] = {}
     for name in names:
         try:
             backbone = Backbone(VisualOnly(name, device))
             problems = [f"{mixer}: {problem}" for mixer in mixers if (problem := check(backbone, mixer))]
         except Exception as error:  # a survey reports whatever goes wrong
             problems = [f"{type(error).__name__}: {error}"]
-        found[name] = "; ".join(problems) or None
+        problem_of[name] = "; ".join(problems) or None
         if problems:
-            print(f"  {name}: {found[name]}")
-    return found
+            print(f"  {name}: {problem_of[name]}")
+    return problem_of
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", nargs="*", help="names to survey, instead of all")
-    parser.add_argument("--no-run", action="store_true", help="shapes only, nothing runs for real")
+    parser.add_argument("--no-run", action="store_true", help="shapes only, no runs with weights")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)  # open_clip warns of missing weights for every model, which is meant here
+    logging.disable(logging.WARNING)  # open_clip warns for every model that it has no weights, as intended
     mixers = ("attention", "conv")
     start = time.perf_counter()
     names = args.only or open_clip.list_models()

@@ -1,13 +1,13 @@
-"""STAN on CLIP ViT-B/32, clipvid beside a plain implementation of the released code: inference and training steps.
+"""Inference and training steps of STAN on CLIP ViT-B/32, compared with a plain implementation of the released code.
 
     python benchmarks/train_step.py                  # writes benchmarks/results/train_step.json
     python benchmarks/train_step.py --device cuda --batch 32 --out train_step-cuda.json
 
-Both get the same weights, clips and losses, in one process, and take turns: every ratio is of two runs that stand
-beside each other, and the median of these is what counts. Before anything is timed their outputs are compared. Peak
-memory is of a process for each, on a GPU of two steps of each. The plain side is plain_stan.py, in fp32 (as its
-attention runs) and under bf16 autocast; it cannot train from taps, since the released code knows none: its live step
-stands beside clipvid's. Weights are random, which changes no time.
+Both sides get the same weights, clips and losses, in one process, and take turns: every ratio is of two consecutive
+runs, and the median of the ratios is reported. Their outputs are compared before anything is timed. Peak memory is
+measured in a separate process for each side; on a GPU, over two steps of each. The plain side is plain_stan.py, in fp32
+(as its attention runs) and under bf16 autocast; it cannot train from taps, which the released code does not have, so
+its live step is compared. Weights are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from clipvid.training.optim import adamw
 FRAMES, DEPTH = 12, 4
 COMPILED = "clipvid, compiled"
 BARE = [(2352, 768, 3072)] * 4
-"""Four clips of 12 x 49 patches through one linear of an MLP, four times. Some machines change their rate in bf16 by
-two within minutes, and this shows it."""
+"""Four products of four clips (12 x 49 patches) with a linear of an MLP. Their rate shows how steady the machine is:
+the bf16 rate of some machines changes by a factor of two within minutes."""
 
 
 def ours(*, train_clip: str = "none") -> VideoCLIP:
@@ -54,7 +54,7 @@ def ours(*, train_clip: str = "none") -> VideoCLIP:
 
 
 def plain_of(model: VideoCLIP, *, frozen: bool) -> PlainSTAN:
-    """The plain model with the same weights."""
+    """Return the plain model with the same weights."""
     plain, visual, branch = PlainSTAN(), model.backbone.visual, dict(model.branch.named_parameters())
     state: dict[str, Tensor] = {
         "backbone.class_embedding": visual.class_embedding,
@@ -62,17 +62,17 @@ def plain_of(model: VideoCLIP, *, frozen: bool) -> PlainSTAN:
         "backbone.position_embedding.weight": visual.positional_embedding,
         "visual_projection.weight": visual.proj.T,
     }
-    for theirs, norm in (("pre_layrnorm", visual.ln_pre), ("post_layernorm", visual.ln_post)):
-        state |= {f"backbone.{theirs}.{k}": v for k, v in norm.state_dict().items()}
-    for number, block in enumerate(visual.transformer.resblocks):
+    for released, norm in (("pre_layrnorm", visual.ln_pre), ("post_layernorm", visual.ln_post)):
+        state |= {f"backbone.{released}.{k}": v for k, v in norm.state_dict().items()}
+    for index, block in enumerate(visual.transformer.resblocks):
         parts = {"layer_norm1": block.ln_1, "layer_norm2": block.ln_2, "self_attn.out_proj": block.attn.out_proj}
         parts |= {"mlp.fc1": block.mlp.c_fc, "mlp.fc2": block.mlp.c_proj}
-        own = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+        layer = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
         for kind, value in (("weight", block.attn.in_proj_weight), ("bias", block.attn.in_proj_bias)):
-            own |= {f"self_attn.{c}_proj.{kind}": v for c, v in zip("qkv", value.chunk(3), strict=True)}
-        state |= {f"backbone.layers.{number}.{k}": v for k, v in own.items()}
-    for theirs, (name, third) in released_names(model).items():
-        state[f"backbone.{theirs}"] = branch[name] if third is None else branch[name].chunk(3)[third]
+            layer |= {f"self_attn.{c}_proj.{kind}": v for c, v in zip("qkv", value.chunk(3), strict=True)}
+        state |= {f"backbone.layers.{index}.{k}": v for k, v in layer.items()}
+    for released, (name, third) in released_names(model).items():
+        state[f"backbone.{released}"] = branch[name] if third is None else branch[name].chunk(3)[third]
     plain.load_state_dict(state)
     if frozen:
         plain.freeze_tower()
@@ -80,20 +80,28 @@ def plain_of(model: VideoCLIP, *, frozen: bool) -> PlainSTAN:
 
 
 def batch_of(size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Preprocessed clips, caption embeddings and owners."""
-    made = torch.Generator().manual_seed(0)
-    video = torch.randn(size, FRAMES, 3, 224, 224, generator=made)
-    text = F.normalize(torch.randn(size, 512, generator=made), dim=-1)
+    """Return preprocessed clips, caption embeddings and the index of each caption's video."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(size, FRAMES, 3, 224, 224, generator=generator)
+    text = F.normalize(torch.randn(size, 512, generator=generator), dim=-1)
     return video.to(device), text.to(device), torch.arange(size, device=device)
 
 
 def training(
-    module: nn.Module, embed: Callable[[], Tensor], text: Tensor, video_index: Tensor, context: Any, *, own: bool
+    module: nn.Module,
+    embed: Callable[[], Tensor],
+    text: Tensor,
+    video_index: Tensor,
+    context: Any,
+    *,
+    with_our_optimizer: bool,
 ) -> Step:
-    """A whole step: forward, loss, backward, clipped gradients, AdamW; with `own` the optimiser as clipvid makes it."""
+    """Return a full step: forward, loss, backward, clipped gradients and AdamW (on request built as clipvid does)."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     device = parameters[0].device.type
-    optimizer = adamw(parameters, lr=1e-6, device=device) if own else torch.optim.AdamW(parameters, lr=1e-6)
+    optimizer = (
+        adamw(parameters, lr=1e-6, device=device) if with_our_optimizer else torch.optim.AdamW(parameters, lr=1e-6)
+    )
 
     def step() -> None:
         with context():
@@ -114,7 +122,7 @@ def inference(run: Callable[[], Tensor], context: Any) -> Step:
     return once
 
 
-ROWS = {  # what clipvid does, and whether the plain model's tower is frozen beside it
+ROWS = {  # clipvid's mode, and whether the plain model's tower is frozen
     "inference": ("inference", True),
     "frozen, live": ("live", True),
     "frozen, from taps": ("taps", True),
@@ -125,57 +133,59 @@ ROWS = {  # what clipvid does, and whether the plain model's tower is frozen bes
 
 
 def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
-    """What takes turns in a row: clipvid, and the plain model in fp32 and under bf16 autocast."""
-    does, frozen = ROWS[name]
+    """Return the steps of a row: clipvid, and the plain model in fp32 and under bf16 autocast."""
+    mode, frozen = ROWS[name]
     video, text, video_index = batch_of(size, device)
-    model = ours(train_clip="all" if does == "all" else "none").to(device)
-    own = partial(autocast, "auto", model.device)
+    model = ours(train_clip="all" if mode == "all" else "none").to(device)
+    precision = partial(autocast, "auto", model.device)
     plain = plain_of(model, frozen=frozen)
     contexts = {"fp32": nullcontext, "bf16": partial(torch.autocast, device, dtype=torch.bfloat16)}
-    if does == "inference":
+    if mode == "inference":
         model.eval()
         plain.eval()
-        found = {"clipvid": inference(lambda: model.encode_video(video, normalize=False), own)}
-        return found | {f"plain {k}": inference(lambda: plain(video), c) for k, c in contexts.items()}
+        turns = {"clipvid": inference(lambda: model.encode_video(video, normalize=False), precision)}
+        return turns | {f"plain {k}": inference(lambda: plain(video), c) for k, c in contexts.items()}
     model.train()
     plain.train()
     source: Any = video
-    if does == "checkpointed":
+    if mode == "checkpointed":
         model.branch.set_activation_checkpointing(True)
-    if does in ("taps", "checkpointed"):
-        with torch.no_grad(), own():
+    if mode in ("taps", "checkpointed"):
+        with torch.no_grad(), precision():
             source = model.reads(video)
 
     def embed() -> Tensor:
         return model.encode_video(source, normalize=False)
 
-    found = {"clipvid": training(model, embed, text, video_index, own, own=True)}
-    if does in ("live", "taps") and (device == "cuda" or shutil.which("g++")):  # as `clipvid train --compile true`
-        fused = ours().to(device).train()
-        fused.branch.compile()
-        run = partial(fused.encode_video, source, normalize=False)
-        found[COMPILED] = training(fused, run, text, video_index, own, own=True)
-    return found | {
-        f"plain {k}": training(plain, lambda: plain(video), text, video_index, c, own=False)
+    turns = {"clipvid": training(model, embed, text, video_index, precision, with_our_optimizer=True)}
+    if mode in ("live", "taps") and (device == "cuda" or shutil.which("g++")):  # like `clipvid train --compile`
+        compiled = ours().to(device).train()
+        compiled.branch.compile()
+        run = partial(compiled.encode_video, source, normalize=False)
+        turns[COMPILED] = training(compiled, run, text, video_index, precision, with_our_optimizer=True)
+    return turns | {
+        f"plain {k}": training(plain, lambda: plain(video), text, video_index, c, with_our_optimizer=False)
         for k, c in contexts.items()
     }
 
 
 def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
-    """Seconds a clip of each, and how many times as many clips a second clipvid passes."""
+    """Return milliseconds per clip of each step, and how many times as fast clipvid is."""
     turns = steps(name, size=size, device=device)
     if name == "inference":
         outputs = {side: turns[side]() for side in turns}
-        apart = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
-        if apart > 0.05:
-            raise SystemExit(f"the two do not compute the same: {apart:.3f} of the largest value apart")
+        difference = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
+        if difference > 0.05:
+            raise SystemExit(
+                f"the outputs differ by {difference:.3f} of the largest value; times are compared up to 0.05"
+            )
     peaks: dict[str, float] = {}
-    if device == "cuda":  # whose allocator tells each side's own, also in one process
+    if device == "cuda":  # its allocator counts each side separately, even in one process
         for side, step in turns.items():
-            with peak_memory(device) as most:
+            with peak_memory(device) as used:
                 step()
                 step()
-            peaks[side] = most[0]
+            peaks[side] = used[0]
     kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
     bare = {f"bare {kind}": products(BARE, device=device, dtype=dtype) for kind, dtype in kinds.items()}
     seconds = take_turns({**turns, **bare}, runs=runs, device=device)
@@ -191,18 +201,18 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
 
 
 def peak_alone(name: str, side: str, *, batch: int) -> float:
-    """`peak` of a process that does nothing else: what a CPU's memory held before would not be told apart."""
+    """Return `peak` from a separate process, because a CPU's memory cannot be counted separately for each side."""
     command = [sys.executable, __file__, "--batch", str(batch), "--peak", name, side]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def peak(name: str, side: str, *, size: int) -> float:
-    """MiB that two steps on a CPU need above what models and batch hold."""
+    """Return the MiB that two steps on a CPU need in addition to models and batch."""
     step = steps(name, size=size, device="cpu")[side]
-    with peak_memory("cpu") as found:
+    with peak_memory("cpu") as peaks:
         step()
         step()
-    return found[0]
+    return peaks[0]
 
 
 def main() -> None:
@@ -211,7 +221,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--keep-freed", action="store_true", help="as `clipvid train` does; for both sides")
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="keep freed memory, as `clipvid train` does; for both sides"
+    )
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -221,18 +233,22 @@ def main() -> None:
     if args.peak:
         print(json.dumps(peak(*args.peak, size=args.batch)))
         return
-    before = read_json(args.out)["rows"] if args.out.exists() else {}
-    rows = {name: before[name] for name in ROWS if name in before}  # with --only the other rows stay
-    made = {"command": invocation(), "model": "ViT-B-32, stan-release", "batch": args.batch}
-    made |= {"frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine()}
+    earlier = read_json(args.out)["rows"] if args.out.exists() else {}
+    rows = {
+        name: earlier[name] for name in ROWS if name in earlier
+    }  # with --only, the other rows are not measured again
+    setup = {"command": invocation(), "model": "ViT-B-32, stan-release", "batch": args.batch}
+    setup |= {"frames": FRAMES, "depth": DEPTH, "commit": COMMIT, **machine()}
     for name in args.only:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
         if args.device == "cpu":
-            sides = [side for side in rows[name]["ms per clip"] if side != COMPILED]  # its compiler would count
+            sides = [
+                side for side in rows[name]["ms per clip"] if side != COMPILED
+            ]  # the memory of its compiler would count
             rows[name]["peak MiB"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
-        write_json(args.out, {**made, "rows": {name: rows[name] for name in ROWS if name in rows}})
+        write_json(args.out, {**setup, "rows": {name: rows[name] for name in ROWS if name in rows}})
 
 
 if __name__ == "__main__":

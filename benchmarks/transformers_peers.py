@@ -1,10 +1,10 @@
-"""Video transformers of clipvid beside those of `transformers`: passes and training steps, in turns.
+"""Speed of clipvid's video transformers, compared with those of `transformers`: passes and training steps, in turns.
 
     python benchmarks/transformers_peers.py          # writes benchmarks/results/transformers_peers.json
     python benchmarks/transformers_peers.py --device cuda --clips 16 --out transformers_peers-cuda.json
 
 TimeSformer (divided, 8 frames) and ViViT (model 1, 32 frames) are the same models with the same weights, and their
-outputs are compared before anything is timed. X-CLIP is another way to put time into CLIP ViT-B/32; beside it stands
+outputs are compared before anything is timed. X-CLIP is another way to add time to CLIP ViT-B/32; it is compared with
 clipvid's STAN on that tower, frozen, for 8 frames. bf16 autocast on both sides, random weights.
 """
 
@@ -30,7 +30,7 @@ from clipvid.training.optim import adamw
 
 
 def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:
-    """Ours, theirs with the same weights, and how many frames they take."""
+    """Return our model, theirs with the same weights, and the number of frames they take."""
     from transformers import TimesformerConfig, TimesformerModel, VivitConfig, VivitModel
 
     if name == "TimeSformer":
@@ -50,10 +50,12 @@ def passes(run: Any, device: torch.device) -> Step:
     return step
 
 
-def learns(module: nn.Module, run: Any, device: torch.device, *, own: bool) -> Step:
-    """Forward, a loss of the right size, backward, AdamW."""
+def learns(module: nn.Module, run: Any, device: torch.device, *, with_our_optimizer: bool) -> Step:
+    """Return a training step: forward, the mean square of the output as a loss, backward, AdamW."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = adamw(parameters, lr=1e-6, device=device.type) if own else torch.optim.AdamW(parameters, lr=1e-6)
+    optimizer = (
+        adamw(parameters, lr=1e-6, device=device.type) if with_our_optimizer else torch.optim.AdamW(parameters, lr=1e-6)
+    )
 
     def step() -> None:
         with autocast("bf16-mixed", device):
@@ -70,46 +72,46 @@ def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict
     video = torch.randn(clips, frames, 3, 224, 224, device=device)
     copies = FusedCopies()
 
-    def own() -> Tensor:
+    def encode_ours() -> Tensor:
         return copies.of(ours, grad=False)(video)
 
-    def other() -> Tensor:
+    def encode_theirs() -> Tensor:
         return theirs(video).last_hidden_state[:, 0]
 
     ours.eval()
     theirs.eval()
-    forth = {"clipvid": passes(own, device), "transformers": passes(other, device)}
-    apart = 1 - float(F.cosine_similarity(forth["clipvid"]().float(), forth["transformers"]().float()).min())
+    forward = {"clipvid": passes(encode_ours, device), "transformers": passes(encode_theirs, device)}
+    apart = 1 - float(F.cosine_similarity(forward["clipvid"]().float(), forward["transformers"]().float()).min())
     if apart > 0.01:
-        raise SystemExit(f"{name}: the two do not compute the same, cosine {1 - apart:.3f}")
-    back = {
-        "clipvid": learns(ours, lambda: ours(video), device, own=True),
-        "transformers": learns(theirs, other, device, own=False),
+        raise SystemExit(f"{name}: the outputs differ, cosine {1 - apart:.3f}; times are compared from 0.99 on")
+    training = {
+        "clipvid": learns(ours, lambda: ours(video), device, with_our_optimizer=True),
+        "transformers": learns(theirs, encode_theirs, device, with_our_optimizer=False),
     }
-    return {f"{name}, forward pass": forth, f"{name}, training step": back}
+    return {f"{name}, forward pass": forward, f"{name}, training step": training}
 
 
 def beside_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
-    """X-CLIP's video encoder and STAN on the same kind of tower; X-CLIP's training moves all of it."""
+    """Return the steps of X-CLIP's video encoder and of STAN on a frozen tower; X-CLIP trains all of its parameters."""
     from transformers import XCLIPConfig, XCLIPModel
 
-    theirs = XCLIPModel(XCLIPConfig()).to(device).eval()
+    x_clip = XCLIPModel(XCLIPConfig()).to(device).eval()
     model = clipvid.create_model("ViT-B-32-quickgelu", "random", depth=4).to(device).eval()
     video = torch.randn(clips, 8, 3, 224, 224, device=device)
 
-    def other() -> Tensor:
-        found = theirs.get_video_features(video)
-        return found if isinstance(found, Tensor) else found.pooler_output
+    def encode_theirs() -> Tensor:
+        output = x_clip.get_video_features(video)
+        return output if isinstance(output, Tensor) else output.pooler_output
 
-    def own() -> Tensor:
+    def encode_ours() -> Tensor:
         return model.encode_video(video, normalize=False)
 
-    forth = {"clipvid": passes(own, device), "transformers": passes(other, device)}
-    back = {
-        "clipvid": learns(model, own, device, own=True),
-        "transformers": learns(theirs, other, device, own=False),
+    forward = {"clipvid": passes(encode_ours, device), "transformers": passes(encode_theirs, device)}
+    training = {
+        "clipvid": learns(model, encode_ours, device, with_our_optimizer=True),
+        "transformers": learns(x_clip, encode_theirs, device, with_our_optimizer=False),
     }
-    return {"X-CLIP B/32 vs. STAN, forward pass": forth, "X-CLIP B/32 vs. STAN, training step": back}
+    return {"X-CLIP B/32 vs. STAN, forward pass": forward, "X-CLIP B/32 vs. STAN, training step": training}
 
 
 def main() -> None:
@@ -133,8 +135,8 @@ def main() -> None:
                 "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
             }
             print(row, rows[row], flush=True)
-    made = {"command": invocation(), "clips": args.clips}
-    write_json(args.out, {**made, "rows": rows, "commit": COMMIT, **machine()})
+    setup = {"command": invocation(), "clips": args.clips}
+    write_json(args.out, {**setup, "rows": rows, "commit": COMMIT, **machine()})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What sliding over a long video costs: one pass of the tower over its frames, and the branch for every window.
+"""Cost of a sliding pass over a long video: the tower once per frame, and the branch for every window.
 
     python benchmarks/windows.py             # ViT-B-32, random weights; writes benchmarks/results/windows.json
 
-A synthetic video is decoded and encoded in windows of 12 frames, one frame apart. Beside it, by turns in the same
-process: the decoder alone, the tower alone on as many frames, the branch alone on as many windows. "Allowed" is what
-decoding, two passes of the tower and the branch take together.
+A synthetic video is decoded and encoded in windows of 12 frames, one frame apart. In turns with it, in the same
+process, are measured: the decoder alone, the tower alone on as many frames, the branch alone on as many windows.
+"Allowed" is the time of decoding, two passes of the tower and the branch together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WINDOW, CHUNK, BATCH = 12, 32, 8
 
 
 def write(path: Path, seconds: int) -> None:
-    """A video of 25 frames a second with a bar that moves."""
+    """Write a video of a moving bar, with 25 frames per second."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         video.width, video.height, video.pix_fmt = 256, 192, "yuv420p"
@@ -61,26 +61,26 @@ def main() -> None:
             steps["total"]()
         seconds = take_turns(steps, runs=args.runs, device=args.device)
     turns = zip(*(seconds[name] for name in ("total", "decoding alone", "tower alone", "branch alone")), strict=True)
-    found = {
+    result = {
         "command": invocation(),
         "model": args.model,
         "frames": frames,
         "windows": windows,
-        "seconds": {name: statistics.median(told) for name, told in seconds.items()},
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "share of what is allowed": statistics.median(a / (d + 2 * t + b) for a, d, t, b in turns),
         "peak MiB": peak[0],
         "commit": COMMIT,
         **machine(),
     }
-    write_json(args.out, found)
-    print(found)
+    write_json(args.out, result)
+    print(result)
 
 
 def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step], int, int]:
-    """What takes turns, and how many frames and windows the video has."""
+    """Return the steps to be timed in turns, and the number of frames and windows of the video."""
 
     def slide() -> int:
-        return sum(len(some) for some in encode_windows(model, path, window=WINDOW, fps=fps))
+        return sum(len(batch) for batch in encode_windows(model, path, window=WINDOW, fps=fps))
 
     def decode() -> int:
         return sum(1 for _ in stream(path, fps=fps, fit=model.transform.fit))
@@ -91,7 +91,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
     with torch.no_grad(), autocast("auto", model.device):
         taps = model.reads(parts[0])
     batches = [min(BATCH, windows - first) for first in range(0, windows, BATCH)]
-    some = [taps.map(lambda t, n=n: t[:, :WINDOW].repeat(n, *[1] * (t.ndim - 1))) for n in batches]
+    tap_batches = [taps.map(lambda t, n=n: t[:, :WINDOW].repeat(n, *[1] * (t.ndim - 1))) for n in batches]
 
     def tower() -> None:
         with torch.no_grad(), autocast("auto", model.device):
@@ -100,7 +100,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
 
     def branch() -> None:
         with torch.no_grad(), autocast("auto", model.device):
-            for batch in some:
+            for batch in tap_batches:
                 model.encode_video(batch)
 
     return {"total": slide, "decoding alone": decode, "tower alone": tower, "branch alone": branch}, frames, windows

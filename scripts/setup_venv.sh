@@ -1,7 +1,7 @@
 # Sourced by test.sh and demo.sh: makes or reuses .venv in the project root and installs clipvid in it.
-# Contract: `setup_venv base` or `setup_venv dev` leaves the shell in the project root with .venv ready; does nothing
-# when pyproject.toml and the place of the project are those of the last install. Uses uv where it is present, or else
-# venv and pip. Knows nothing of registries: they are the machine's own configuration.
+# Contract: `setup_venv base` or `setup_venv dev` leaves the shell in the project root with .venv ready; it does nothing
+# if pyproject.toml and the project's path are those of the last install. It uses uv if available, or else venv and pip.
+# Package registries are left to the machine's configuration.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -11,7 +11,7 @@ die() { printf '%s\n' "error: $*" >&2; exit 1; }
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || printf 'does not start\n'; }
 
-find_python() { # prints a Python >= 3.11; its error names every Python that was tried
+find_python() { # print a Python >= 3.11; the error names every Python that was tried
   local name found=""
   for name in python3 python3.13 python3.12 python3.11 python3.14 python; do
     command -v "$name" >/dev/null 2>&1 || continue
@@ -35,10 +35,10 @@ make_venv() {
   .venv/bin/python -m pip install --quiet uv || say "no uv, pip installs (slower)"
 }
 
-install() { # uv first; pip where uv is missing or does not find what this machine's pip is configured to find
+install() { # with uv, or with pip if uv is missing or cannot find what this machine's pip finds
   local uv
   if uv=$(command -v uv || command -v .venv/bin/uv); then
-    # compiled once here: where Python may not write bytecode, as in many containers, every start would compile torch
+    # Bytecode is compiled once: where Python may not write it, as in many containers, every start would compile torch.
     "$uv" pip install --quiet --compile-bytecode --python .venv/bin/python "$@" && return
     say "uv could not install, trying pip"
   fi
@@ -46,7 +46,7 @@ install() { # uv first; pip where uv is missing or does not find what this machi
   .venv/bin/python -m pip install --quiet "$@"
 }
 
-fingerprint() { # of everything that an install depends on; a copied .venv has another root, so it is installed again
+fingerprint() { # hash what an install depends on; the root is part of it, so a copied .venv is installed again
   .venv/bin/python -c 'import hashlib, sys
 print(hashlib.sha256(open("pyproject.toml", "rb").read() + sys.argv[1].encode()).hexdigest())' "$root"
 }

@@ -1,10 +1,10 @@
-"""Measures of the package's structure: rooms, levels, cycles, sizes; before and after beside each other.
+"""Measure the package's structure: rooms, levels, cycles and sizes, on request compared with another commit.
 
     python scripts/structure.py                 # this tree
-    python scripts/structure.py --base REV      # a commit beside it, read through `git archive`
+    python scripts/structure.py --base REV      # compared with a commit, read through `git archive`
 
-Contract: source text in, numbers out. Nothing of the package is imported or run. An import counts wherever it stands:
-at the top of a module, inside a function, under TYPE_CHECKING, or as a name given to `require`. `tests/test_layers.py`
+Contract: source text in, numbers out. The package is neither imported nor run. Every import counts: at the top of a
+module, inside a function, under TYPE_CHECKING, or as a name passed to `require`. `tests/test_layers.py`
 holds the package to these rules; `docs/architecture.md` shows the same rooms.
 """
 
@@ -48,17 +48,18 @@ LEVELS: tuple[dict[str, str], ...] = (
     {"demo": "the embedded default: the whole job on videos it renders itself"},
     {"cli": "parse, call, print"},
 )
-"""Rooms and their sentences, from the lowest level up. A room imports itself and rooms of lower levels."""
+"""Rooms (the folders of the package) and their purposes, from the lowest level up. A room imports itself and rooms of
+lower levels."""
 
 EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
-"""Pairs (importing module, imported module) that may break the rule. Empty, and meant to stay so."""
+"""Pairs (importing module, imported module) that may break the rule. It should stay empty."""
 
 LIMITS = {"levels by room": 9, "levels by file": 14, "entries at the top": 22}
 LONG_FILE, LONG_FUNCTION = 350, 60
 
 
 class Import(NamedTuple):
-    """One import statement: who imports what, how ("module", "function" or "typing"), and on which line."""
+    """One import statement: importing module, imported module, kind ("module", "function" or "typing"), and line."""
 
     source: str
     target: str
@@ -71,7 +72,10 @@ class Package:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        self.doors = {self.name, f"{self.name}.__main__"}  # ways in from outside; nothing inside imports them
+        self.doors = {
+            self.name,
+            f"{self.name}.__main__",
+        }  # entry points for users; no module of the package imports them
         self.modules = dict(_modules(folder))
         texts = {name: path.read_text(encoding="utf-8") for name, path in self.modules.items()}
         self.imports = [entry for name, text in texts.items() for entry in self.imports_of(name, text)]
@@ -114,7 +118,7 @@ class Package:
         return module.split(".")[1]
 
     def graph(self, *, rooms: bool) -> dict[str, set[str]]:
-        """Return who imports whom, by room or by file."""
+        """Return the set of imported rooms or modules of each room or module."""
         edges: dict[str, set[str]] = {}
         for name in self.modules:
             if name not in self.doors:
@@ -128,26 +132,32 @@ class Package:
         return edges
 
     def breaches(self) -> list[str]:
-        """Return a sentence for each import that climbs, stays level between rooms, or uses the public face."""
+        """Return a sentence for each import of a higher level, another room of the same level, or an entry point."""
         level = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
         complaints = []
         for entry in self.imports:
             if entry.target.partition(".")[0] != self.name or entry.source in self.doors:
                 continue
-            where = f"{entry.source}:{entry.line} imports {entry.target}"
+            statement = f"{entry.source}:{entry.line} imports {entry.target}"
             if entry.target in self.doors:
-                complaints.append(f"{where}, the public face; import from the module that owns the name")
+                complaints.append(
+                    f"{statement}, the public face; import from the module that defines the name"
+                )
                 continue
             if entry.target not in self.modules:
                 if entry.target != f"{self.name}.__version__":
-                    complaints.append(f"{where}, which is no module")
+                    complaints.append(f"{statement}, which is no module")
                 continue
-            here, there = self.room(entry.source), self.room(entry.target)
-            if missing := {here, there} - set(level):
+            source_room, target_room = self.room(entry.source), self.room(entry.target)
+            if missing := {source_room, target_room} - set(level):
                 complaints.append(f"room {sorted(missing)[0]} has no level; place it in LEVELS of scripts/structure.py")
-            elif here != there and level[there] >= level[here] and (entry.source, entry.target) not in EXCEPTIONS:
-                direction = "upwards" if level[there] > level[here] else "sideways"
-                complaints.append(f"{where}, {direction} ({entry.kind} import)")
+            elif (
+                source_room != target_room
+                and level[target_room] >= level[source_room]
+                and (entry.source, entry.target) not in EXCEPTIONS
+            ):
+                direction = "upwards" if level[target_room] > level[source_room] else "sideways"
+                complaints.append(f"{statement}, {direction} ({entry.kind} import)")
         return sorted(set(complaints))
 
 
@@ -220,12 +230,12 @@ def long_files(package: Package) -> list[str]:
 
 
 def entries(package: Package) -> int:
-    """Return how many files and folders stand at the top of the package."""
+    """Return the number of files and folders at the top of the package."""
     return sum(not path.name.startswith(("__pycache__", ".")) for path in package.folder.iterdir())
 
 
 def measure(package: Package) -> dict[str, int]:
-    """Return every figure of the structure by name."""
+    """Return every metric of the structure by name."""
     rooms, files = package.graph(rooms=True), package.graph(rooms=False)
     return {
         "modules": len(package.modules),
@@ -251,9 +261,9 @@ def at_commit(revision: str, folder: Path) -> Package:
 
 
 def main() -> int:
-    """Print the table; exit with 1 where this tree breaks a rule."""
+    """Print the table; return 1 if this tree breaks a rule."""
     parser = argparse.ArgumentParser(description="Measure the structure of the package.")
-    parser.add_argument("--base", help="a commit to show beside this tree")
+    parser.add_argument("--base", help="a commit to compare with")
     parser.add_argument("--list", action="store_true", help="name cycles, breaches, long files and long functions")
     arguments = parser.parse_args()
     package = Package(ROOT / PACKAGE)

@@ -1,8 +1,8 @@
 """Train clipvid-mini, the small open_clip model in assets/clipvid-mini, on still images of the MotionShapes world.
 
 Contract: `python scripts/train_mini.py` writes a folder that open_clip loads as `local-dir:FOLDER` (weights in fp16,
-tokenizer, config, log). Images are paired with captions that never mention motion; text alone teaches the text tower
-the words for motion. About a quarter of an hour on 2 cores; the same seed gives the same data and order of steps.
+tokenizer, config, log). Images are paired with captions that never mention motion; the text tower learns words for
+motion from text alone. Takes about 15 minutes on 2 cores; the same seed gives the same data and order of steps.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ EXTRA_WORDS = (  # noqa: SIM905 (a list would be a page long)
 
 @dataclasses.dataclass
 class MiniConfig:
-    """How clipvid-mini is trained; stored in its train_log.json."""
+    """Training settings of clipvid-mini, stored in its train_log.json."""
 
     steps: int = 1500
     batch: int = 96
-    """Distinct objects a step; at most 512, so that no caption is right for two images by accident."""
+    """Distinct objects per step; at most 512, so that no caption is right for two images by accident."""
     pool: int = 40
     """Stills rendered for each of the 512 objects."""
     lr: float = 1.5e-3
     warmup: int = 100
     decay: float = 0.1
     families: bool = False
-    """Compose batches of objects that differ in nothing but shape, the word that is hardest to see."""
+    """Compose batches of objects that differ only in shape, the property that is hardest to see."""
     texts: int = 48
-    """Captions with motion in the text-only loss of a step."""
+    """Captions with motion per step, in the text-only loss."""
     text_weight: float = 0.3
     text_scale: float = 20.0
-    """Fixed inverse temperature of the text-only loss: it decides how far apart reversed captions come to lie."""
+    """Fixed inverse temperature of the text-only loss; it decides the distance between reversed captions."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class MiniConfig:
 
 
 def model_config(words: int) -> dict[str, object]:
-    """open_clip's description of the model and its preprocessing."""
+    """Return open_clip's config of the model and its preprocessing."""
     return {
         "model_cfg": {
             "embed_dim": 128,
@@ -96,7 +96,7 @@ def model_config(words: int) -> dict[str, object]:
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Save a word tokenizer in the files that transformers' AutoTokenizer reads; returns the size of its vocabulary."""
+    """Save a word tokenizer for transformers' AutoTokenizer; return the size of its vocabulary."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     words = sorted({*EXTRA_WORDS, *COLOURS, *SHAPES, *SIZES, *BACKGROUNDS})
@@ -131,7 +131,7 @@ def write_tokenizer(folder: Path) -> int:
 
 
 def render_object(index: int, *, count: int, seed: int) -> np.ndarray:
-    """Stills of one object, uint8 (count, 48, 48, 3): any motion, any moment at which it can be seen."""
+    """Return stills of one object, uint8 (count, 48, 48, 3): any motion, any moment at which it is visible."""
     size, colour, shape, background = OBJECTS[index]
     stills = []
     for k in range(count):
@@ -140,14 +140,14 @@ def render_object(index: int, *, count: int, seed: int) -> np.ndarray:
         at = rng.random()
         if motion in ("appears", "disappears"):
             at = 0.5 + at / 2 if motion == "appears" else at / 2
-        scene = Scene(colour, shape, size, background, motion, seed=(seed, 3, index, k))  # 3: beside the splits 0, 1, 2
+        scene = Scene(colour, shape, size, background, motion, seed=(seed, 3, index, k))  # the splits have 0, 1, 2
         still = Image.fromarray(render_still(scene, at=at))
         stills.append(np.asarray(still.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
     return np.stack(stills)
 
 
 def render_pool(count: int, *, seed: int, workers: int) -> Tensor:
-    """uint8 (512, count, 3, 48, 48)."""
+    """Return stills of all objects, uint8 (512, count, 3, 48, 48)."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         job = partial(render_object, count=count, seed=seed)
         stills = np.stack(list(pool.map(job, range(len(OBJECTS)), chunksize=8)))
@@ -159,7 +159,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def turned(images: Tensor, *, seed: int) -> Tensor:
-    """Each eighth of the batch under another symmetry of the square; the world of stills has them all."""
+    """Apply another symmetry of the square to each eighth of the batch; the distribution of stills has all eight."""
     parts = []
     for k, part in enumerate(images.chunk(8)):
         part = torch.rot90(part, (k + seed) % 4, dims=(2, 3))
@@ -171,66 +171,69 @@ def turned(images: Tensor, *, seed: int) -> Tensor:
 
 
 def phrase(words: tuple[str, ...], *, keep: tuple[bool, ...] = (True,) * 5, that: bool = False) -> str:
-    """The kept ones of (size, colour, shape, background, motion) as a caption, e.g. "a red shape that moves left"."""
-    size, colour, shape, ground, motion = (word if kept else "" for word, kept in zip(words, keep, strict=True))
+    """Return a caption of the words that `keep` selects, e.g. "a red shape that moves left".
+
+    `words` are (size, colour, shape, background, motion).
+    """
+    size, colour, shape, ground, motion = (word if shown else "" for word, shown in zip(words, keep, strict=True))
     motion = f"that {motion}" if motion and that else motion
     ground = f"over a {ground} background" if ground else ""
     return " ".join(part for part in ("a", size, colour, shape or "shape", motion, ground) if part)
 
 
-def true_of(kept: list[tuple[bool, ...]], left: list[tuple[str, ...]], right: list[tuple[str, ...]]) -> Tensor:
-    """Float (len(left), len(right)): 1 where all that a caption says of its own scene holds for the other one too."""
+def true_of(masks: list[tuple[bool, ...]], left: list[tuple[str, ...]], right: list[tuple[str, ...]]) -> Tensor:
+    """Return float (len(left), len(right)): 1 where the selected words of a left scene also hold for the right one."""
     ids = {word: i for i, word in enumerate(sorted({word for words in (*left, *right) for word in words}))}
-    a, b = (torch.tensor([[ids[word] for word in words] for words in side]) for side in (left, right))
-    return ((a[:, None] == b[None]) | ~torch.tensor(kept)[:, None]).all(-1).float()
+    left_ids, right_ids = (torch.tensor([[ids[word] for word in words] for words in side]) for side in (left, right))
+    return ((left_ids[:, None] == right_ids[None]) | ~torch.tensor(masks)[:, None]).all(-1).float()
 
 
 def still_captions(objects: list[int], rng: np.random.Generator) -> tuple[list[str], Tensor]:
-    """A caption without motion for each object, one in four of them partial, and which objects it is true of."""
+    """Return a caption without motion for each object, one in four partial, and the objects that it is true of."""
     scenes = [(*OBJECTS[i], "") for i in objects]
-    kept = [(*(rng.random(4) < (0.5 if rng.random() < 0.25 else 1)).tolist(), False) for _ in objects]
+    masks = [(*(rng.random(4) < (0.5 if rng.random() < 0.25 else 1)).tolist(), False) for _ in objects]
     captions = [
         TEMPLATES[rng.integers(len(TEMPLATES))].format(phrase(words, keep=keep))
-        for words, keep in zip(scenes, kept, strict=True)
+        for words, keep in zip(scenes, masks, strict=True)
     ]
-    return captions, true_of(kept, scenes, scenes)
+    return captions, true_of(masks, scenes, scenes)
 
 
 def motion_captions(count: int, rng: np.random.Generator) -> tuple[list[str], list[str], Tensor]:
-    """Two ways to say what moves, without any image: (partial or rephrased captions, full captions, which is true).
+    """Return two captions per moving scene, without images: (partial or rephrased, full, which is true of which).
 
-    Every scene comes with its reverse, so the words for motion must keep them apart.
+    Every scene comes with its reverse, and only the words for motion distinguish them.
     """
     scenes = []
     for i in rng.permutation(len(OBJECTS))[: count // 2].tolist():
         motion = MOTIONS[rng.integers(len(MOTIONS))]
         scenes += [(*OBJECTS[i], motion), (*OBJECTS[i], reverse(motion))]
     choices = ((True,) * 5, (False, False, False, False, True), (True, True, True, True, False))
-    kept = [
+    masks = [
         choices[kind]
         if (kind := rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))) < 3
         else (*(rng.random(4) < 0.5).tolist(), True)
         for _ in scenes
     ]
-    said = []
-    for words, keep in zip(scenes, kept, strict=True):
+    rephrased = []
+    for words, keep in zip(scenes, masks, strict=True):
         template = ("{}", "a video of {}", "a clip of {}")[rng.integers(3)]
-        said.append(template.format(phrase(words, keep=keep, that=template != "{}")))
-    return said, [phrase(words) for words in scenes], true_of(kept, scenes, scenes)
+        rephrased.append(template.format(phrase(words, keep=keep, that=template != "{}")))
+    return rephrased, [phrase(words) for words in scenes], true_of(masks, scenes, scenes)
 
 
 # --------------------------------------------------------------------------------------------------------------- loss
 
 
 def soft_nce(logits: Float[Tensor, "m b"], true: Float[Tensor, "m b"]) -> Tensor:
-    """Symmetric InfoNCE where a caption may be true of several images."""
+    """Return the symmetric InfoNCE loss for captions that may be true of several images."""
     rows = -(F.log_softmax(logits, 1) * true / true.sum(1, keepdim=True)).sum(1).mean()
     columns = -(F.log_softmax(logits, 0) * true / true.sum(0, keepdim=True)).sum(0).mean()
     return (rows + columns) / 2
 
 
 def draw_objects(count: int, rng: np.random.Generator, *, families: bool) -> np.ndarray:
-    """Distinct objects of a batch; in families, every size, colour and background comes with all eight shapes."""
+    """Return distinct objects; with `families`, each size, colour and background comes in all eight shapes."""
     if not families:
         return rng.permutation(len(OBJECTS))[:count]
     grid = np.arange(len(OBJECTS)).reshape([len(names) for names in NAMES]).transpose(0, 1, 3, 2)
@@ -238,24 +241,24 @@ def draw_objects(count: int, rng: np.random.Generator, *, families: bool) -> np.
 
 
 def step_loss(model: nn.Module, tokenizer, pool: Tensor, *, config: MiniConfig, step: int) -> tuple[Tensor, Tensor]:
-    """(image-text loss, text-only loss) of one batch."""
+    """Return (image-text loss, text-only loss) of one batch."""
     rng = np.random.default_rng((config.seed, 1000, step))
     objects = draw_objects(config.batch, rng, families=config.families)
     images = pool[torch.from_numpy(objects), torch.from_numpy(rng.integers(pool.shape[1], size=len(objects)))]
-    captions, true = still_captions(objects.tolist(), rng)
-    said, moving, moving_true = motion_captions(config.texts, rng)
+    captions, image_true = still_captions(objects.tolist(), rng)
+    rephrased, full, full_true = motion_captions(config.texts, rng)
     image = model.encode_image(normalise(turned(images, seed=step)), normalize=True)
-    text = model.encode_text(tokenizer([*captions, *said, *moving]), normalize=True)
-    text, said_text, moving_text = text.split((len(captions), len(said), len(moving)))
-    text_only = soft_nce(config.text_scale * said_text @ moving_text.T, moving_true)
-    return soft_nce(model.logit_scale.exp() * text @ image.T, true), text_only
+    text = model.encode_text(tokenizer([*captions, *rephrased, *full]), normalize=True)
+    text, rephrased_text, full_text = text.split((len(captions), len(rephrased), len(full)))
+    text_only = soft_nce(config.text_scale * rephrased_text @ full_text.T, full_true)
+    return soft_nce(model.logit_scale.exp() * text @ image.T, image_true), text_only
 
 
 # ----------------------------------------------------------------------------------------------------------- training
 
 
 def fit(model: nn.Module, tokenizer, pool: Tensor, *, config: MiniConfig) -> list[dict[str, float]]:
-    """Train in place; returns one line of the log for every 50 steps."""
+    """Train in place; return one line of the log for every 50 steps."""
     decayed, plain = [], []
     for name, weight in model.named_parameters():
         (decayed if weight.ndim >= 2 and "embedding" not in name else plain).append(weight)
@@ -286,7 +289,7 @@ def fit(model: nn.Module, tokenizer, pool: Tensor, *, config: MiniConfig) -> lis
 
 @torch.no_grad()
 def score(model: nn.Module, tokenizer, stills: Tensor) -> dict[str, float]:
-    """Zero-shot top-1 on held-out stills (512, count, 3, 48, 48), and how far apart reversed captions lie."""
+    """Return zero-shot top-1 on held-out stills (512, count, 3, 48, 48), and the cosine of reversed captions."""
     model.eval()
     image = torch.cat([model.encode_image(normalise(part), normalize=True) for part in stills.flatten(0, 1).split(512)])
     objects = torch.arange(len(OBJECTS)).repeat_interleave(stills.shape[1])
@@ -310,12 +313,12 @@ def score(model: nn.Module, tokenizer, stills: Tensor) -> dict[str, float]:
 
 
 def save(model: nn.Module, folder: Path, *, out: Path) -> None:
-    """Put weights beside the tokenizer and config, then move the finished folder to its place."""
+    """Save the weights beside the tokenizer and config, then move the finished folder to `out`."""
     from safetensors.torch import save_file
 
     weights = {name: weight.detach().half().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     if (out / "README.md").exists():
         shutil.copy(out / "README.md", folder / "README.md")
     old = out.with_name(f".{out.name}.old")
@@ -335,7 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "clipvid-mini")
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument("--threads", type=int, default=2, help="threads that train")
-    parser.add_argument("--start", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--start", type=Path, help="folder of an earlier run to continue")
     for field in dataclasses.fields(MiniConfig):
         kind = {"action": "store_true"} if field.default is False else {"type": type(field.default)}
         parser.add_argument(f"--{field.name}", default=field.default, **kind)
@@ -350,7 +353,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     described = model_config(write_tokenizer(folder))
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
-    logging.disable(logging.WARNING)  # it would warn that the folder has no weights yet
+    logging.disable(logging.WARNING)  # open_clip would warn that the folder has no weights yet
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     logging.disable(logging.NOTSET)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -23,8 +23,8 @@ def backbone(tiny_clip):
     return Backbone(tiny_clip)
 
 
-def noisy(module, scale=0.3):
-    """Every parameter moved, so that no zero-initialised part hides a mistake."""
+def perturbed(module, scale=0.3):
+    """Add noise to every parameter, because zero-initialised parts would hide mistakes."""
     with torch.no_grad():
         for p in module.parameters():
             p.add_(scale * torch.randn_like(p))
@@ -49,7 +49,7 @@ def test_mixers_add_nothing_at_step_0_and_their_zeroed_weight_learns(name):
 
 
 def test_attention_mixer_equals_a_loop_over_positions():
-    mixer = noisy(MIXERS["attention"](8, 2).double())
+    mixer = perturbed(MIXERS["attention"](8, 2).double())
     x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
     expected = torch.zeros_like(x)
     for b in range(2):
@@ -67,7 +67,7 @@ def test_attention_mixer_equals_a_loop_over_positions():
 
 
 def test_conv_mixer_equals_conv1d_over_time():
-    mixer = noisy(MIXERS["conv"](16, 2).double())
+    mixer = perturbed(MIXERS["conv"](16, 2).double())
     x = torch.randn(2, 6, 4, 16, dtype=torch.float64)
     for n in range(4):
         down = mixer.down(x[:, :, n]).transpose(1, 2)
@@ -76,14 +76,14 @@ def test_conv_mixer_equals_conv1d_over_time():
 
 
 def test_conv_full_mixer_equals_conv3d():
-    mixer = noisy(MIXERS["conv_full"](6, 2).double())
+    mixer = perturbed(MIXERS["conv_full"](6, 2).double())
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     volume = x.view(1, 4, 2, 3, 6).permute(0, 4, 1, 2, 3)
     out = F.conv3d(volume, mixer.conv.weight, mixer.conv.bias, padding=1).permute(0, 2, 3, 4, 1).reshape(1, 4, 6, 6)
     torch.testing.assert_close(mixer(x, grid=(2, 3)), mixer.out(out), atol=1e-12, rtol=0)
 
 
-def test_a_layer_of_one_frame_equals_the_clip_block_it_was_copied_from(backbone):
+def test_a_layer_with_one_frame_equals_the_clip_block_it_was_copied_from(backbone):
     taps = taps_of(backbone, frames=1)
     branch = STAN(backbone, StanOptions(depth=3)).eval()
     blocks = backbone.visual.transformer.resblocks[-3:]
@@ -95,7 +95,7 @@ def test_a_layer_of_one_frame_equals_the_clip_block_it_was_copied_from(backbone)
 
 
 def test_intra_frame_attention_equals_a_loop_over_frames(backbone):
-    layer: SpaceTimeBlock = noisy(STAN(backbone, StanOptions(depth=1)).double()).layers[0]
+    layer: SpaceTimeBlock = perturbed(STAN(backbone, StanOptions(depth=1)).double()).layers[0]
     cls, patch = torch.randn(2, 32, dtype=torch.float64), torch.randn(2, 3, 16, 32, dtype=torch.float64)
     mixed = patch + layer.steps[0](patch, grid=GRID)
     residuals = [layer.block.attention_residual(torch.cat([cls[:, None], mixed[:, t]], dim=1)) for t in range(3)]
@@ -108,8 +108,8 @@ def test_intra_frame_attention_equals_a_loop_over_frames(backbone):
     torch.testing.assert_close(got_patch.flatten(1, 2), tokens[:, 1:], atol=1e-12, rtol=0)
 
 
-def test_without_time_embedding_the_branch_does_not_see_the_order_and_with_it_does(backbone):
-    branch = noisy(STAN(backbone, StanOptions(depth=3)))
+def test_only_the_time_embedding_makes_the_branch_sensitive_to_frame_order(backbone):
+    branch = perturbed(STAN(backbone, StanOptions(depth=3)))
     taps = taps_of(backbone)
     order = torch.tensor([3, 0, 4, 1, 2])
     shuffled = taps.map(lambda t: t[:, order])
@@ -122,7 +122,7 @@ def test_without_time_embedding_the_branch_does_not_see_the_order_and_with_it_do
 
 @pytest.mark.parametrize("mixer", list(MIXERS))
 def test_masked_frames_change_nothing(backbone, mixer):
-    branch = noisy(STAN(backbone, StanOptions(depth=2, mixer=mixer)))
+    branch = perturbed(STAN(backbone, StanOptions(depth=2, mixer=mixer)))
     video = torch.rand(2, 3, 3, 32, 32)
     padded = torch.cat([video, torch.rand(2, 2, 3, 32, 32)], dim=1)
     mask = torch.tensor([[True] * 3 + [False] * 2] * 2)
@@ -131,7 +131,7 @@ def test_masked_frames_change_nothing(backbone, mixer):
     torch.testing.assert_close(branch(masked)[:, :3], branch(taps), atol=1e-5, rtol=1e-5)
 
 
-def test_any_number_of_frames_the_table_is_stretched_past_its_end(backbone):
+def test_the_time_table_is_stretched_for_more_frames_than_its_size(backbone):
     branch = STAN(backbone, StanOptions(depth=1, time_size=4))
     table = branch.position.time
     assert torch.equal(stretched(table, 3), table[:3])
@@ -149,7 +149,7 @@ def test_short_bf16_attention_on_the_cpu_agrees_with_the_fused_kernel():
     torch.testing.assert_close(attend(q, k, v, mask=mask).float(), fused, atol=0.03, rtol=0.03)
 
 
-def test_self_attention_equals_torchs_own():
+def test_self_attention_equals_torch_multihead_attention():
     ours, theirs = SelfAttention(12, 3), torch.nn.MultiheadAttention(12, 3, batch_first=True)
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, torch.randn(36)
     ours.qkv.bias.data = theirs.in_proj_bias.data
@@ -160,7 +160,7 @@ def test_self_attention_equals_torchs_own():
     torch.testing.assert_close(ours(x, mask=mask), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_projection_starts_as_identity_so_that_merge_project_equals_add(backbone):
+def test_merge_project_equals_add_at_step_0(backbone):
     torch.manual_seed(0)
     added = build(backbone, StanOptions(depth=2, merge="add")).eval()
     torch.manual_seed(0)
@@ -175,13 +175,13 @@ def test_drop_path_grows_linearly_and_is_off_in_eval(backbone):
     assert [layer.drop_path for layer in branch.layers] == pytest.approx([0.0, 0.2, 0.4])
     assert [layer.steps[0].drop_path for layer in branch.layers] == pytest.approx([0.0, 0.2, 0.4])
     taps = taps_of(backbone)
-    noisy(branch)
+    perturbed(branch)
     assert torch.equal(branch(taps), branch(taps))
     branch.train()
     assert not torch.equal(branch(taps), branch(taps))
 
 
-def test_a_mixers_own_options_are_checked_by_name_and_survive_the_config(backbone):
+def test_mixer_options_are_checked_by_name_and_survive_the_config(backbone):
     asked = choose("stan", {"depth": 2, "mixer": "rsa", "mixer_options": {"kernel": [3, 1, 1], "bottleneck": 2}})
     branch = build(backbone, from_config(json.loads(json.dumps(asked.to_config()))))
     assert branch.layers[1].steps[0].relate.h2.shape[2:] == (3, 1, 1)

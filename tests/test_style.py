@@ -1,4 +1,4 @@
-"""House rules that no linter knows: headers, sizes, and what must never be written into the project."""
+"""Project rules that no linter checks: headers, sizes, and text that must not appear in the project."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", ".ci")
 TEXT = {".py", ".md", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml", ".cfg", ".html", ".ini", ""}
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 LIBRARY = [path for path in CODE if path.is_relative_to(ROOT / "clipvid")]
-SPEAKERS = {"cli", "__main__.py", "demo"}  # the files and folders that may print
-# joined here, so that this file does not contain what it looks for
+MAY_PRINT = {"cli", "__main__.py", "demo"}  # names of files and folders
+# Words are split, so that this file does not contain what it searches for.
 FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "download.py" + "torch", "/wo" + "rk/", "/ro" + "ot/")
 UNFINISHED = re.compile("|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", "NotImplemented" + "Error")))
 
 
 def texts() -> list[Path]:
-    inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    beside = [path for path in ROOT.iterdir() if path.name != ".git"]  # in a worktree a file with the path of its store
-    files = [path for path in (*beside, *inside) if path.is_file() and "__pycache__" not in path.parts]
+    in_folders = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    at_root = [path for path in ROOT.iterdir() if path.name != ".git"]  # a file where git has the repository elsewhere
+    files = [path for path in (*at_root, *in_folders) if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in files if path.suffix in TEXT and path.stat().st_size < 2_000_000]
 
 
@@ -36,12 +36,12 @@ def long_functions(tree: ast.AST, *, limit: int) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CODE, ids=named)
-def test_a_file_opens_with_what_it_is_and_stays_readable(path):
+def test_files_have_a_docstring_and_limited_sizes(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), "opens with a docstring: what, contract, what it does not know"
+    assert ast.get_docstring(tree), "begin the file with a docstring: purpose, contract, limits"
     limit = 450 if path in LIBRARY else 500
-    assert len(text.splitlines()) <= limit, f"a file has at most {limit} lines; split it by what its parts know"
+    assert len(text.splitlines()) <= limit, f"a file has at most {limit} lines; split it by topic"
     assert not long_functions(tree, limit=80), "a function has at most 80 lines; better 40"
     if path in LIBRARY and any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
         assert "from __future__ import annotations" in text
@@ -49,24 +49,24 @@ def test_a_file_opens_with_what_it_is_and_stays_readable(path):
 
 @pytest.mark.parametrize("path", LIBRARY, ids=named)
 def test_the_library_does_not_print(path):
-    if {path.name, path.parent.name} & SPEAKERS:
+    if {path.name, path.parent.name} & MAY_PRINT:
         return
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
-    assert not lines, "only the command line prints; raise, return or log"
+    assert not lines, "only the command line and the demo print; raise, return or log"
 
 
-def test_nothing_names_a_registry_or_a_path_of_one_machine():
-    found = [(named(path), word) for path in texts() for word in FORBIDDEN if word in path.read_text(encoding="utf-8")]
-    assert not found
+def test_no_file_names_a_registry_or_a_machine_path():
+    hits = [(named(path), word) for path in texts() for word in FORBIDDEN if word in path.read_text(encoding="utf-8")]
+    assert not hits
 
 
-def test_nothing_is_left_unfinished():
-    found = [(named(path), UNFINISHED.findall(path.read_text(encoding="utf-8"))) for path in CODE]
-    assert not [entry for entry in found if entry[1]]
+def test_no_unfinished_code():
+    hits = [(named(path), UNFINISHED.findall(path.read_text(encoding="utf-8"))) for path in CODE]
+    assert not [entry for entry in hits if entry[1]]
 
 
-def test_the_search_covers_the_project_and_would_find_something():
+def test_the_rules_cover_the_project_and_detect_breaches():
     covered = {named(path) for path in texts()}
     assert {"pyproject.toml", "clipvid/errors.py", "scripts/test.sh", ".ci/run", "LICENSE"} <= covered
     assert UNFINISHED.search("# TO" + "DO later")

@@ -1,4 +1,4 @@
-"""The survey of towers: every one that open_clip lists attaches (slow); one of some makes (always)."""
+"""The survey of towers: all that open_clip lists attach (slow test), and one each of five families (always)."""
 
 import logging
 import runpy
@@ -11,28 +11,28 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "towers.py"
 
 @pytest.fixture
 def survey(monkeypatch, capsys):
-    """survey(*arguments): the script's exit code and what it prints."""
+    """Return a function that runs the script with arguments and returns its exit code and output."""
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
         return runpy.run_path(str(SCRIPT))["main"](), capsys.readouterr().out
 
-    level = logging.root.manager.disable  # the script silences a library for good
+    level = logging.root.manager.disable  # the script disables logging of warnings
     yield run
     logging.disable(level)
 
 
-def test_one_of_each_other_make_attaches(survey):
-    """But for open_clip's own ViT, SigLIP's and EVA's, of which other tests attach and run small ones."""
+def test_one_tower_of_each_remaining_family_attaches(survey):
+    """Other tests attach and run small ViTs of open_clip, SigLIP and EVA."""
     names = ["convnext_tiny", "PE-Core-T-16-384", "RN50", "swin_base_patch4_window7_224"]
-    code, said = survey("--no-run", "--only", *names, "vit_relpos_medium_patch16_cls_224")
-    assert code == 0, said
-    assert "5/5 towers attach" in said
+    code, output = survey("--no-run", "--only", *names, "vit_relpos_medium_patch16_cls_224")
+    assert code == 0, output
+    assert "5/5 towers attach" in output
 
 
 @pytest.mark.slow
 def test_all_towers_attach_and_each_family_runs(survey):
-    code, said = survey()
-    assert code == 0, said
-    assert "144/144 towers attach" in said
-    assert "8/8 families run" in said
+    code, output = survey()
+    assert code == 0, output
+    assert "144/144 towers attach" in output
+    assert "8/8 families run" in output

@@ -38,7 +38,7 @@ WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory, write_video) -> VideoDataset:
-    """Eight short videos of moving noise, four captions, two classes told apart by brightness."""
+    """Eight short videos of moving noise, four captions, two classes that differ in brightness."""
     import numpy as np
 
     folder = tmp_path_factory.mktemp("clips")
@@ -83,8 +83,8 @@ def test_recognition_learns_to_tell_two_classes(mini, clips):
 
 
 def test_cached_taps_train_and_score_exactly_as_live_clips(mini, clips):
-    """The tower is frozen and frames are the same: only where taps come from differs."""
-    store = encode_dataset(mini_with(mini, 2), clips, DATA_CONFIG)
+    """The tower is frozen and the frames are the same; only the source of the taps differs."""
+    store = encode_dataset(with_depth(mini, 2), clips, DATA_CONFIG)
     live, cached = fresh(mini), fresh(mini)
     a = embed_videos(live, clips, DATA_CONFIG).video
     b = embed_videos(cached, store).video
@@ -96,42 +96,43 @@ def test_cached_taps_train_and_score_exactly_as_live_clips(mini, clips):
     assert [h["loss"] for h in results[0].history] == [h["loss"] for h in results[1].history]
 
 
-def mini_with(mini, depth):
+def with_depth(mini, depth):
     return attach(mini.backbone, depth=depth)
 
 
-def go_on(csv: Path, out: Path) -> None:
-    """Start a run, or go on from its checkpoint; on one thread, whose sums do not depend on the machine."""
+def execute(csv: Path, out: Path) -> None:
+    """Start a run or resume it, on one thread, so that sums do not depend on the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         data = open_dataset("csv", csv)
         model = fresh(create_model("clipvid-mini", depth=1))
-        asked = config(epochs=3, batch_size=2, checkpoint_every=3)
-        train(model, data, data, asked, out=out, resume=True, progress=False)
+        settings = config(epochs=3, batch_size=2, checkpoint_every=3)
+        train(model, data, data, settings, out=out, resume=True, progress=False)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_path):
+def test_a_run_killed_in_mid_epoch_and_resumed_gives_the_same_bits(clips, tmp_path):
     rows = "".join(f"{r.path},{c},{clips.classes[r.label]}\n" for r in clips for c in r.captions)
     csv = tmp_path / "clips.csv"
     csv.write_text("path,caption,label\n" + rows)
-    go_on(csv, tmp_path / "whole")
-    start = "import sys; from pathlib import Path; from test_training import go_on; go_on(*map(Path, sys.argv[1:]))"
+    execute(csv, tmp_path / "whole")
+    start = "import sys; from pathlib import Path; from test_training import execute; execute(*map(Path, sys.argv[1:]))"
     with open(tmp_path / "log", "ab") as log:
         command = [sys.executable, "-c", start, str(csv), str(tmp_path / "killed")]
         killed = subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent)
-    place = tmp_path / "killed" / "checkpoint.pt"
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
     deadline = time.monotonic() + 120
-    while not place.exists() and time.monotonic() < deadline:  # the first checkpoint is 3 batches into an epoch of 4
+    # The first checkpoint is written after 3 of the 4 batches of an epoch.
+    while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=30)
     assert not (tmp_path / "killed" / "best").exists()
-    reached = torch.load(place, weights_only=True)["position"]
-    assert 0 < 4 * reached["epoch"] + reached["batch"] < 12, (tmp_path / "log").read_text()
-    go_on(csv, tmp_path / "killed")
+    position = torch.load(checkpoint, weights_only=True)["position"]
+    assert 0 < 4 * position["epoch"] + position["batch"] < 12, (tmp_path / "log").read_text()
+    execute(csv, tmp_path / "killed")
     expected, got = (load_file(tmp_path / out / "best" / "branch.safetensors") for out in ("whole", "killed"))
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[k], got[k]) for k in expected)
@@ -139,7 +140,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_in_the_same_bits(clips, tmp_
     assert histories[0] == histories[1]
 
 
-def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
+def test_training_shortens_captions_like_the_protocol(mini, clips):
     long = tuple(replace(r, captions=("a very " * 9 + r.captions[0],)) for r in clips)
     captions = [r.captions[0] for r in long]
     data = replace(clips, records=long, protocol_spec=ProtocolSpec(tokens=6))
@@ -147,9 +148,9 @@ def test_captions_are_cut_in_training_as_the_protocol_has_it(mini, clips):
     cut = embed_texts(mini, captions, tokens=6, precision=precision)
     assert torch.equal(open_batches(mini, data, config(), progress=False).texts.table, cut)
     assert not torch.equal(cut, embed_texts(mini, captions, precision=precision))
-    asked = config(data_config=replace(DATA_CONFIG, tokens=9))
-    own = embed_texts(mini, captions, tokens=9, precision=precision)
-    assert torch.equal(open_batches(mini, data, asked, progress=False).texts.table, own)
+    with_tokens = config(data_config=replace(DATA_CONFIG, tokens=9))
+    overridden = embed_texts(mini, captions, tokens=9, precision=precision)
+    assert torch.equal(open_batches(mini, data, with_tokens, progress=False).texts.table, overridden)
 
 
 def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
         ({"mode": "first_layer"}, "this run reads a tap cache of kind fp32 and mode first_layer"),
     ],
 )
-def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, tmp_path, options, other):
+def test_a_run_is_resumed_only_from_the_source_of_clips_it_started_with(mini, clips, tmp_path, options, other):
     taps = TapCache(tmp_path / "taps")
     run = {"out": tmp_path / "run", "progress": False}
     first = train(fresh(mini), clips, clips, config(epochs=1), cache=taps, **run)
@@ -184,37 +185,37 @@ def test_a_run_goes_on_from_the_kind_of_clips_that_it_started_with(mini, clips, 
     with pytest.raises(CheckpointError, match=message):
         train(fresh(mini), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"
-    store = taps.store(mini_with(mini, 2), clips, DATA_CONFIG)
+    store = taps.store(with_depth(mini, 2), clips, DATA_CONFIG)
     again = train(fresh(mini), store, store, config(epochs=1), resume=True, **run)
     assert again.history == first.history
 
 
-def test_a_run_from_taps_in_memory_goes_on_from_a_store(mini, clips, tmp_path):
-    run, asked = {"out": tmp_path, "progress": False}, config(epochs=1, cache_taps=True)
-    first = train(fresh(mini), clips, None, asked, **run)
-    store = encode_dataset(mini_with(mini, 2), clips, DATA_CONFIG)
-    assert train(fresh(mini), store, None, asked, resume=True, **run).history == first.history
+def test_a_run_from_taps_in_memory_is_resumed_from_a_store(mini, clips, tmp_path):
+    run, settings = {"out": tmp_path, "progress": False}, config(epochs=1, cache_taps=True)
+    first = train(fresh(mini), clips, None, settings, **run)
+    store = encode_dataset(with_depth(mini, 2), clips, DATA_CONFIG)
+    assert train(fresh(mini), store, None, settings, resume=True, **run).history == first.history
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2]])
-def test_a_file_that_is_no_checkpoint_is_refused(mini, clips, tmp_path, content):
+def test_a_file_other_than_a_checkpoint_is_refused(mini, clips, tmp_path, content):
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt is no checkpoint of a training run"):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
-def test_a_checkpoint_that_does_not_tell_its_kind_of_clips_is_gone_on_with(mini, clips, tmp_path):
+def test_a_checkpoint_without_its_source_of_clips_is_resumed(mini, clips, tmp_path):
     run = {"out": tmp_path, "progress": False}
     train(fresh(mini), clips, None, config(epochs=1), **run)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     settings = {name: value for name, value in json.loads(state["config"]).items() if name != "cache_views"}
-    state["config"] = json.dumps(settings, sort_keys=True)  # as before that setting was there
+    state["config"] = json.dumps(settings, sort_keys=True)  # like a checkpoint older than that setting
     torch.save({k: v for k, v in state.items() if k not in ("origin", "readable")}, tmp_path / "checkpoint.pt")
     assert train(fresh(mini), clips, None, config(epochs=1), resume=True, **run).best_epoch == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 50, "patience": 1, "lr": 1e-9}], ids=["epochs", "patience"])
-def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tmp_path, monkeypatch, changes):
+def test_resuming_a_finished_run_returns_its_result_without_opening_clips(mini, clips, tmp_path, monkeypatch, changes):
     run = {"out": tmp_path / "run", "cache": TapCache(tmp_path / "taps"), "progress": False}
     model = fresh(mini)
     first = train(model, clips, clips, config(**changes), **run)
@@ -230,7 +231,7 @@ def test_a_finished_run_gives_its_result_again_and_opens_no_clip(mini, clips, tm
     assert not (tmp_path / "taps").exists()
 
 
-def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tmp_path, monkeypatch):
+def test_a_run_is_not_resumed_if_other_clips_are_readable(mini, clips, tmp_path, monkeypatch):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     data = replace(clips, records=(*clips.records, Record(tmp_path / "broken.mp4", ("a red circle",), 0)))
     settings = config(data_config=replace(DATA_CONFIG, unreadable="skip"))
@@ -239,7 +240,7 @@ def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tm
 
     def save_and_stop(run: Run) -> None:
         save(run)
-        raise KeyboardInterrupt  # no signal: who runs tests in the background may have it ignored
+        raise KeyboardInterrupt  # not a signal, which background processes may ignore
 
     monkeypatch.setattr(Run, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
@@ -249,9 +250,9 @@ def test_a_run_is_not_gone_on_with_where_other_clips_can_be_read(mini, clips, tm
         train(fresh(mini), data, None, settings, resume=True, **run)
 
 
-def test_a_disk_that_takes_no_checkpoint_is_an_error_that_says_so(mini, clips, tmp_path):
+def test_a_full_disk_raises_a_clear_error(mini, clips, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a checkpoint takes more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # less than a checkpoint needs
     try:
         with pytest.raises(
             OSError, match=r"checkpoint.pt cannot be written \(.+\); make room, or choose another folder"
@@ -262,7 +263,7 @@ def test_a_disk_that_takes_no_checkpoint_is_an_error_that_says_so(mini, clips, t
     assert not list(tmp_path.glob("*checkpoint*"))
 
 
-def test_best_epoch_is_kept_and_saved(mini, clips, tmp_path):
+def test_the_best_epoch_is_restored_and_saved(mini, clips, tmp_path):
     model = fresh(mini)
     result = train(model, clips, clips, config(), out=tmp_path, progress=False)
     assert result.best_score == max(h["score"] for h in result.history)
@@ -271,7 +272,7 @@ def test_best_epoch_is_kept_and_saved(mini, clips, tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_training_refuses_what_it_cannot_use(mini, clips):
+def test_training_refuses_unusable_data_and_settings(mini, clips):
     bare = VideoDataset(tuple(replace(r, captions=(), label=None) for r in clips), clips.classes, "bare")
     with pytest.raises(DataError, match=r"retrieval needs two or more clips with a caption each; 8 of 8 in bare"):
         train(fresh(mini), bare, None, config(), progress=False)
@@ -291,33 +292,32 @@ def test_an_unreadable_video_stops_training_or_is_left_out_by_name(mini, clips, 
     skip = replace(DATA_CONFIG, unreadable="skip")
     result = train(fresh(mini), data, None, config(epochs=1, data_config=skip, batch_size=9), progress=False)
     assert [error.path.name for error in result.unreadable] == ["broken.mp4"]
-    protocol = replace(
-        data, protocol_spec=ProtocolSpec(videos=9)
-    )  # validation picks an epoch: no figure of the protocol
+    # Validation only chooses an epoch, so the protocol's number of videos does not apply.
+    protocol = replace(data, protocol_spec=ProtocolSpec(videos=9))
     for cached in (False, True):
         settings = config(epochs=1, data_config=skip, cache_taps=cached)
         assert train(fresh(mini), clips, protocol, settings, progress=False).best_score is not None
-    found = evaluate_retrieval(fresh(mini), data, skip)
-    assert found.n_videos == 8
-    assert [e.path.name for e in found.unreadable] == ["broken.mp4"]
-    assert "1 left out" in str(found)
+    retrieval = evaluate_retrieval(fresh(mini), data, skip)
+    assert retrieval.n_videos == 8
+    assert [e.path.name for e in retrieval.unreadable] == ["broken.mp4"]
+    assert "1 unreadable and left out" in str(retrieval)
 
 
-def test_a_batch_of_nothing_but_unreadable_videos_keeps_its_place_in_the_plan(mini, clips, tmp_path, monkeypatch):
-    """So that a run resumed behind it goes on with the next batch, and repeats none."""
+def test_a_batch_of_unreadable_videos_is_skipped_and_counts_in_the_batch_order(mini, clips, tmp_path, monkeypatch):
+    """A run resumed after it continues with the next batch and repeats none."""
     for name in ("x.mp4", "y.mp4"):
         (tmp_path / name).write_bytes(b"not a video")
     broken = tuple(Record(tmp_path / name, ("a red circle",), 0) for name in ("x.mp4", "y.mp4"))
     data = replace(clips, records=(*broken, *clips.records[:6]))
     settings = config(batch_size=2, keep_together=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    feed = open_batches(mini, data, settings, progress=False)
-    lost = feed.order(0).index([0, 1])
-    assert [work.index for work in feed.batches(0, start=0)] == [place for place in range(4) if place != lost]
-    assert [work.index for work in feed.batches(0, start=2)] == [place for place in (2, 3) if place != lost]
-    places: list[int] = []
-    monkeypatch.setattr(Run, "checkpoint_if_due", lambda run: places.append(run.batch))
+    live = open_batches(mini, data, settings, progress=False)
+    skipped = live.order(0).index([0, 1])
+    assert [batch.index for batch in live.batches(0, start=0)] == [number for number in range(4) if number != skipped]
+    assert [batch.index for batch in live.batches(0, start=2)] == [number for number in (2, 3) if number != skipped]
+    checkpoints: list[int] = []
+    monkeypatch.setattr(Run, "checkpoint_if_due", lambda run: checkpoints.append(run.batch))
     train(fresh(mini), data, None, replace(settings, epochs=1), progress=False)
-    assert places == [place + 1 for place in range(4) if place != lost], "a checkpoint names the batch that comes next"
+    assert checkpoints == [number + 1 for number in range(4) if number != skipped], "a checkpoint names the next batch"
 
 
 def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path):
@@ -329,14 +329,14 @@ def test_an_epoch_without_a_readable_video_stops_training(mini, clips, tmp_path)
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(mini, clips):
     store = encode_dataset(attach(mini.backbone, depth=3), clips, DATA_CONFIG)
-    assert store.read_by(attach(mini.backbone, depth=1)).taps.patches[0] is store.taps.patches[-1], "nothing is copied"
+    assert store.read_by(attach(mini.backbone, depth=1)).taps.patches[0] is store.taps.patches[-1], "not copied"
     blind = attach(mini.backbone, "mean", options={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)
     live, stored = (embed_videos(blind, data, DATA_CONFIG).video for data in (clips, store))
     assert torch.equal(live, stored)
 
 
-def test_plan_keeps_neighbours_together_and_is_a_function_of_seed_and_epoch():
+def test_batch_order_keeps_neighbours_together_and_depends_on_seed_and_epoch():
     settings = TrainConfig(batch_size=4, keep_together=2)
     batches = batch_order(12, settings, epoch=0)
     assert sorted(i for b in batches for i in b) == list(range(12))
@@ -353,12 +353,14 @@ def test_schedule_rises_then_falls_to_zero():
     assert rates[100] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_accumulation_over_two_halves_is_one_batch(mini, clips, monkeypatch):
-    """Recognition: the mean of two half-batch gradients is the gradient of the whole."""
-    seen = []
+def test_accumulating_two_half_batches_equals_one_batch(mini, clips, monkeypatch):
+    """Recognition: the mean of two half-batch gradients equals the gradient of the full batch."""
+    gradients = []
 
     def record(optimizer, *_, **__):
-        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+        gradients.append(
+            [p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        )
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
     for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulate_grad_batches": 2}):
@@ -366,34 +368,34 @@ def test_accumulation_over_two_halves_is_one_batch(mini, clips, monkeypatch):
         for layer in model.branch.layers:
             layer.drop_path = layer.steps[0].drop_path = 0.0
         train(model, clips, None, config(task="recognition", epochs=1, cache_taps=True, **changes), progress=False)
-    assert len(seen) == 2
-    assert max(float(g.abs().max()) for g in seen[0]) > 1e-3
-    for whole, halves in zip(*seen, strict=True):
-        torch.testing.assert_close(halves, whole, atol=1e-6, rtol=1e-4)
+    assert len(gradients) == 2
+    assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3
+    for full, halves in zip(*gradients, strict=True):
+        torch.testing.assert_close(halves, full, atol=1e-6, rtol=1e-4)
 
 
-def test_a_collapsed_model_scores_chance_not_everything():
+def test_a_collapsed_model_scores_chance():
     metrics = retrieval_metrics(torch.ones(50, 50), torch.arange(50))
     assert metrics.t2v["R@1"] == pytest.approx(2.0)
     assert metrics.v2t["R@10"] == pytest.approx(20.0)
 
 
 def test_zero_shot_is_recognition_with_class_names(mini, clips):
-    found = evaluate_zero_shot(fresh(mini), clips, DATA_CONFIG, templates=("a {} clip",))
-    assert found.metrics.n == 8
-    assert 0 <= found["top-1"] <= 100
+    result = evaluate_zero_shot(fresh(mini), clips, DATA_CONFIG, templates=("a {} clip",))
+    assert result.metrics.n == 8
+    assert 0 <= result["top-1"] <= 100
     with pytest.raises(DataError, match=r"has no class names"):
         evaluate_zero_shot(fresh(mini), unlabelled(clips), DATA_CONFIG)
 
 
-def test_a_run_with_another_similarity_is_not_gone_on_with(mini, clips, tmp_path):
+def test_a_run_is_not_resumed_with_another_similarity(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(epochs=1), out=tmp_path / "run", progress=False)
     other = attach(mini.backbone, depth=2, similarity="mug")
     with pytest.raises(CheckpointError, match="another branch or similarity"):
         train(other, clips, None, config(epochs=1), out=tmp_path / "run", resume=True, progress=False)
 
 
-def test_tables_norms_and_biases_are_not_decayed_whatever_their_shape():
+def test_position_tables_norms_and_biases_have_no_weight_decay():
     from clipvid.training.optim import UNDECAYED
 
     spared = ["branch.position.time", "branch.time", "stem.space", "clip.visual.positional_embedding", "stem.cls"]

@@ -1,4 +1,4 @@
-"""VideoTransform against open_clip's own preprocessing of the same picture, through Pillow."""
+"""VideoTransform compared with open_clip's preprocessing of the same image, which uses Pillow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = [48, (48, 48), (40, 64), (64, 40)]
 
 
 def pictures(height: int, width: int, *, frames: int = 1) -> torch.Tensor:
-    """Frames with smooth parts, hard edges and noise, so that a shift or another kernel shows."""
+    """Return frames with smooth parts, hard edges and noise, which reveal a shift or another kernel."""
     rng = np.random.default_rng(height * 1000 + width)
     y, x = np.mgrid[:height, :width]
     smooth = np.stack([255 * y / max(1, height - 1), 255 * x / max(1, width - 1), (x + y) % 256])
@@ -29,7 +29,7 @@ def pictures(height: int, width: int, *, frames: int = 1) -> torch.Tensor:
     return torch.from_numpy(mixed.astype(np.uint8))
 
 
-def by_open_clip(frame: torch.Tensor, config: PreprocessCfg) -> torch.Tensor:
+def open_clip_preprocessed(frame: torch.Tensor, config: PreprocessCfg) -> torch.Tensor:
     return image_transform_v2(config, is_train=False)(Image.fromarray(frame.permute(1, 2, 0).numpy()))
 
 
@@ -45,35 +45,35 @@ def test_equals_open_clip_within_two_grey_levels(interpolation, resize_mode, siz
     transform = VideoTransform.from_config(vars(config))
     for shape in SHAPES:
         if resize_mode == "longest" and min(shape) * 48 < 0.5 * max(shape):
-            continue  # open_clip rounds the short side to 0 there and fails
+            continue  # open_clip rounds the short side to 0 and fails
         if (resize_mode, shape) == ("longest", (17, 1)):
             continue
         frame = pictures(*shape)[0]
-        expected = in_grey_levels(by_open_clip(frame, config), config)
-        found = in_grey_levels(transform(frame), config)
-        assert found.shape == expected.shape
-        assert (found - expected).abs().max() <= 2.01, shape
+        expected = in_grey_levels(open_clip_preprocessed(frame, config), config)
+        actual = in_grey_levels(transform(frame), config)
+        assert actual.shape == expected.shape
+        assert (actual - expected).abs().max() <= 2.01, shape
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(16, 4096), (4096, 16), (8, 100), (3, 700), (1, 4000)], ids=str)
-def test_a_strip_equals_open_clip_too(shape, interpolation):
+def test_a_narrow_strip_equals_open_clip(shape, interpolation):
     config = PreprocessCfg(size=32, interpolation=interpolation)
     frame = pictures(*shape)[0]
-    found = in_grey_levels(VideoTransform.from_config(vars(config))(frame), config)
-    assert (found - in_grey_levels(by_open_clip(frame, config), config)).abs().max() <= 2.01
+    actual = in_grey_levels(VideoTransform.from_config(vars(config))(frame), config)
+    assert (actual - in_grey_levels(open_clip_preprocessed(frame, config), config)).abs().max() <= 2.01
 
 
-def test_a_strip_is_never_resized_as_a_whole(monkeypatch):
+def test_a_narrow_strip_is_cropped_before_it_is_resized(monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("resized the whole strip")
+        raise AssertionError("resized the entire strip")
 
     monkeypatch.setattr("clipvid.video.transforms.F.resize", refuse)
     assert VideoTransform(224).fit(pictures(16, 4096)).shape == (1, 3, 224, 224)
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-def test_a_batch_gives_what_its_frames_give(resize_mode):
+def test_a_batch_equals_its_frames_one_by_one(resize_mode):
     transform = VideoTransform(32, resize_mode=resize_mode)
     clips = pictures(50, 70, frames=6).unflatten(0, (2, 3))  # (B, T, 3, H, W)
     each = torch.stack([transform.fit(frame) for frame in clips.flatten(0, 1)]).unflatten(0, (2, 3))
@@ -88,21 +88,21 @@ def test_fitting_twice_changes_nothing(resize_mode):
     assert torch.equal(transform.fit(once), once)
 
 
-def test_memory_layout_of_the_frames_changes_at_most_rounding():
+def test_memory_layout_of_frames_changes_only_rounding():
     frames = pictures(90, 70)
     last = frames.to(memory_format=torch.channels_last)
     transform = VideoTransform(32)
     assert (transform.fit(frames).int() - transform.fit(last).int()).abs().max() <= 1
 
 
-def test_normalize_is_the_formula():
+def test_normalize_equals_its_formula():
     frames = pictures(8, 8)
     transform = VideoTransform(8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     expected = (frames.double() / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.6, 0.7])[
         :, None, None
     ]
     torch.testing.assert_close(transform.normalize(frames).double(), expected, atol=1e-6, rtol=0)
-    assert frames.dtype == torch.uint8  # the input is left as it was
+    assert frames.dtype == torch.uint8  # the input is unchanged
 
 
 def test_config_may_come_from_json():
@@ -112,7 +112,7 @@ def test_config_may_come_from_json():
     assert hash(transform) == hash(VideoTransform.from_config(config, flip=0.5))
 
 
-def test_augment_without_options_is_fit():
+def test_augment_without_options_equals_fit():
     frames = pictures(50, 70, frames=3)
     assert torch.equal(VideoTransform(32).augment(frames, Random(0)), VideoTransform(32).fit(frames))
 
@@ -126,7 +126,7 @@ def test_augment_treats_all_frames_of_a_clip_alike():
         assert (clip == clip[:1]).all()
 
 
-def test_augment_repeats_with_its_seed_and_takes_one_number():
+def test_augment_is_reproducible_and_draws_one_random_number():
     frames = pictures(60, 80)
     transform = VideoTransform(32, crop_scale=(0.08, 1.0), flip=0.5)
     assert torch.equal(transform.augment(frames, Random(1)), transform.augment(frames, Random(1)))
@@ -139,14 +139,14 @@ def test_augment_repeats_with_its_seed_and_takes_one_number():
     assert len(set(after)) == 1
 
 
-def test_flip_mirrors_as_often_as_asked():
+def test_flip_mirrors_with_its_probability():
     frames = pictures(32, 32)
     transform, rng = VideoTransform(32, flip=0.25), Random(0)
     mirrored = sum(torch.equal(transform.augment(frames, rng), frames.flip(-1)) for _ in range(400))
     assert 70 <= mirrored <= 130
 
 
-def test_random_crops_keep_the_part_of_the_area_they_promise():
+def test_random_crops_have_areas_within_crop_scale():
     y, x = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
     frames = torch.stack([y, x, x]).to(torch.uint8)
     transform, rng = VideoTransform(100, crop_scale=(0.25, 0.5)), Random(0)
@@ -168,7 +168,7 @@ def test_augmenting_a_strip_falls_back_to_its_middle_square():
 
 
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48), (48, 64), (37, 90), (33, 33)], ids=str)
-def test_three_crops_are_both_ends_and_the_middle_of_the_resized_long_side(shape):
+def test_three_crops_are_the_ends_and_the_middle_of_the_resized_long_side(shape):
     frames = pictures(*shape, frames=2)
     size = [int(32 * side / min(shape)) for side in shape]
     resized = F.resize(frames, size, InterpolationMode.BICUBIC, antialias=True)
@@ -184,7 +184,7 @@ def test_three_crops_are_both_ends_and_the_middle_of_the_resized_long_side(shape
 
 @pytest.mark.parametrize("size", [32, (24, 40)], ids=str)
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48), (8, 300), (300, 8), (1, 1), (32, 32), (24, 40)], ids=str)
-def test_the_middle_crop_is_fit_and_so_is_the_only_one(shape, size):
+def test_the_middle_and_the_single_crop_equal_fit(shape, size):
     frames, transform = pictures(*shape, frames=2), VideoTransform(size)
     crops = transform.crops(frames, 3)
     assert torch.equal(crops[1], transform.fit(frames))
@@ -192,15 +192,15 @@ def test_the_middle_crop_is_fit_and_so_is_the_only_one(shape, size):
     assert crops.shape == (3, 2, 3, *transform.target)
 
 
-def test_the_crops_of_a_strip_are_those_of_the_whole_strip_resized():
+def test_the_crops_of_a_strip_equal_crops_of_the_resized_strip():
     strip = pictures(16, 400)
-    whole = F.resize(strip, [32, 800], InterpolationMode.BICUBIC, antialias=True)
+    resized = F.resize(strip, [32, 800], InterpolationMode.BICUBIC, antialias=True)
     crops = VideoTransform(32).crops(strip, 3)
-    for crop, expected in zip(crops, (whole[..., :32], whole[..., 384:416], whole[..., -32:]), strict=True):
+    for crop, expected in zip(crops, (resized[..., :32], resized[..., 384:416], resized[..., -32:]), strict=True):
         assert (crop.int() - expected.int()).abs().max() <= 1
 
 
-def test_a_square_frame_has_one_crop_three_times():
+def test_the_three_crops_of_a_square_frame_are_equal():
     crops = VideoTransform(16).crops(pictures(40, 40)[0], 3)
     assert torch.equal(crops, crops[:1].expand(3, -1, -1, -1))
 
@@ -238,7 +238,7 @@ def test_other_tensors_are_refused_with_the_fix(frames, got):
         ({"flip": 2.0}, r"in \[0, 1\], got 2.0"),
     ],
 )
-def test_wrong_settings_name_value_and_allowed(options, message):
+def test_wrong_settings_are_refused_with_value_and_choices(options, message):
     with pytest.raises(ValueError, match=message):
         VideoTransform(**options)
 

@@ -1,4 +1,4 @@
-"""TimeSformer and ViViT on their own: equal to `transformers`, exact sizes and costs, starts from image models."""
+"""TimeSformer and ViViT without a base model: equal to `transformers`, sizes, costs, starts from image models."""
 
 import numpy as np
 import pytest
@@ -15,26 +15,26 @@ from clipvid.nn.stem import Stem, evenly, inflated, resized_space, tiled
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 2, "frames": 4}
 
 
-def noisy(module, scale=0.2):
+def perturbed(module, scale=0.2):
     with torch.no_grad():
         for p in module.parameters():
             p.add_(scale * torch.randn_like(p))
-    return module.double().eval()  # in float32 rounding alone comes near the tolerance
+    return module.double().eval()  # float32 rounding alone would come close to the tolerance
 
 
-def theirs(attention_type):
+def timesformer_of_transformers(attention_type):
     from transformers import TimesformerConfig, TimesformerModel
 
     config = TimesformerConfig(
         image_size=32, patch_size=8, num_frames=4, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=96, attention_type=attention_type,
     )  # fmt: skip
-    return noisy(TimesformerModel(config))
+    return perturbed(TimesformerModel(config))
 
 
 @pytest.mark.parametrize(("scheme", "kind"), [("joint", "joint_space_time"), ("divided", "divided_space_time")])
 def test_timesformer_equals_transformers(scheme, kind):
-    oracle = theirs(kind)
+    oracle = timesformer_of_transformers(kind)
     ours = video_transformer(StandaloneOptions(scheme, **TINY)).double().eval()
     load_video_weights(ours, oracle.state_dict())
     video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
@@ -42,12 +42,14 @@ def test_timesformer_equals_transformers(scheme, kind):
         expected = oracle(video).last_hidden_state
         cls, patch = ours.tokens(video)
         torch.testing.assert_close(ours(video), expected[:, 0], atol=1e-6, rtol=1e-6)
-        tokens = ours.norm(torch.cat([cls[:, None], patch.transpose(1, 2).flatten(1, 2)], dim=1))  # theirs: (n t)
+        tokens = ours.norm(
+            torch.cat([cls[:, None], patch.transpose(1, 2).flatten(1, 2)], dim=1)
+        )  # transformers orders tokens (n t)
         torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_space_only_timesformer_equals_transformers_averaged_over_frames_before_its_norm():
-    oracle = theirs("space_only")
+def test_space_only_timesformer_equals_transformers_with_the_mean_of_frames_before_the_norm():
+    oracle = timesformer_of_transformers("space_only")
     ours = video_transformer(StandaloneOptions("space", table="space", **TINY)).double().eval()
     load_video_weights(ours, oracle.state_dict())
     video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
@@ -65,7 +67,7 @@ def test_vivit_model_1_equals_transformers():
         image_size=32, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=96,
     )  # fmt: skip
-    oracle = noisy(VivitModel(config))
+    oracle = perturbed(VivitModel(config))
     options = StandaloneOptions("joint", tubelet=2, table="token", activation="gelu_tanh", **TINY)
     ours = video_transformer(options).double().eval()
     load_video_weights(ours, oracle.state_dict())
@@ -80,7 +82,7 @@ def test_vivit_model_1_equals_transformers():
 
 def test_vivit_model_2_equals_a_loop_over_frames_and_then_over_time():
     options = StandaloneOptions("space", tubelet=2, table="space", temporal_depth=2, activation="gelu_tanh", **TINY)
-    ours = noisy(video_transformer(options))
+    ours = perturbed(video_transformer(options))
     video = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         got = ours(video)
@@ -150,18 +152,18 @@ def macs(preset, frames):
 @pytest.mark.parametrize(
     ("preset", "tera"), [("timesformer", 0.587490), ("timesformer-hr", 5.108056), ("timesformer-l", 7.139570)]
 )
-def test_timesformers_three_variants_cost_what_their_formula_says_for_three_crops(preset, tera):
+def test_macs_of_the_timesformer_variants_for_three_crops(preset, tera):
     assert 3 * macs(preset, PRESETS[preset].frames) / 1e12 == pytest.approx(tera, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("preset", "giga"), [("vivit-b1", 451.52), ("vivit-b2", 283.34), ("vivit-b3", 371.09), ("vivit-b4", 276.18)]
 )
-def test_vivits_four_models_cost_what_their_formulas_say(preset, giga):
+def test_macs_of_the_vivit_models(preset, giga):
     assert macs(preset, 32) / 1e9 == pytest.approx(giga, rel=1e-3)
 
 
-def test_a_central_stem_sees_the_middle_frame_and_an_inflated_one_the_mean():
+def test_a_central_kernel_reads_the_middle_frame_and_an_inflated_one_the_mean():
     kernel = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     clip = torch.randn(2, 6, 3, 8, 8, dtype=torch.float64)
     for tubelet in (2, 3):
@@ -175,18 +177,18 @@ def test_a_central_stem_sees_the_middle_frame_and_an_inflated_one_the_mean():
     assert not torch.equal(drawn[:, :, 0], kernel)
 
 
-def test_tiled_positions_are_the_same_at_one_place_in_all_frames():
+def test_tiled_positions_are_equal_in_all_frames():
     space = torch.randn(5, 3)
     assert torch.equal(tiled(space, 4).unflatten(0, (4, 5)), space.expand(4, 5, 3))
 
 
-def test_tables_are_resized_linearly_with_the_ends_in_place():
+def test_tables_are_resized_linearly_with_fixed_ends():
     time, space = torch.randn(5, 3, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
 
-    def along_rows(table, rows):  # what scipy's zoom of order 1 does, too
-        at = np.linspace(0, len(table) - 1, rows)
+    def along_rows(table, rows):  # equals scipy.ndimage.zoom of order 1
+        positions = np.linspace(0, len(table) - 1, rows)
         return np.stack(
-            [np.interp(at, range(len(table)), column) for column in table.reshape(len(table), -1).T], axis=1
+            [np.interp(positions, range(len(table)), column) for column in table.reshape(len(table), -1).T], axis=1
         )
 
     torch.testing.assert_close(resized(time, 9), torch.from_numpy(along_rows(time.numpy(), 9)), atol=1e-12, rtol=0)
@@ -198,7 +200,7 @@ def test_tables_are_resized_linearly_with_the_ends_in_place():
     assert resized_space(space, (3, 4), (3, 4)) is space
 
 
-def test_uniform_frame_sampling_takes_vivits_frames_and_they_alone_matter():
+def test_uniform_frame_sampling_reads_only_the_frames_of_vivit():
     assert evenly(32, 8) == [4, 7, 11, 14, 18, 21, 25, 28]
     stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=3, keep=3)
     clip = torch.randn(1, 10, 3, 8, 8)
@@ -209,14 +211,14 @@ def test_uniform_frame_sampling_takes_vivits_frames_and_they_alone_matter():
         stem(clip[:, :2])
 
 
-def test_frames_of_another_size_are_refused_and_do_not_become_other_places():
+def test_frames_of_another_size_are_refused():
     stem = Stem(6, patch=(4, 4), grid=(2, 3), frames=2, table="token")
     assert stem(torch.randn(1, 2, 3, 8, 12))[1].shape == (1, 2, 6, 6)
     with pytest.raises(ValueError, match=r"frames are \(12, 8\), this stem takes \(8, 12\); use model.transform"):
         stem(torch.randn(1, 2, 3, 12, 8))
 
 
-def test_frames_that_only_pad_are_never_the_ones_that_are_kept():
+def test_sampling_only_padding_frames_is_refused():
     stem = Stem(6, patch=(4, 4), grid=(2, 2), frames=3, keep=3)
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[1, 2:] = False
@@ -225,21 +227,21 @@ def test_frames_that_only_pad_are_never_the_ones_that_are_kept():
         stem.frame_mask(mask)
 
 
-def test_vivits_temporal_table_is_resized_for_other_numbers_of_frames():
+def test_the_temporal_table_of_vivit_is_resized_to_the_number_of_frames():
     temporal = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, **TINY)).temporal
     assert temporal.position.shape[0] == TINY["frames"]
-    temporal.blocks = torch.nn.ModuleList()  # what is left is the table and the norm
+    temporal.blocks = torch.nn.ModuleList()  # only the table is left
     temporal.norm = torch.nn.Identity()
     for frames, last in ((2, -1), (4, -1), (7, -1), (1, 0)):
         _, added = temporal(torch.zeros(1, frames, TINY["width"]))
         torch.testing.assert_close(added[0, 0], temporal.position[0])
         torch.testing.assert_close(added[0, -1], temporal.position[last])
-    kept = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, keep=3, **TINY))
-    assert kept.temporal.position.shape[0] == 3
+    three_frames = video_transformer(StandaloneOptions("space", table="space", temporal_depth=1, keep=3, **TINY))
+    assert three_frames.temporal.position.shape[0] == 3
 
 
-def test_files_as_transformers_writes_them_are_read(tmp_path):
-    """In its files ViViT's attention has other names than in its state dict."""
+def test_files_written_by_transformers_are_read(tmp_path):
+    """The attention of ViViT has other names in its files than in its state dict."""
     from transformers import VivitConfig, VivitForVideoClassification
 
     config = VivitConfig(
@@ -269,7 +271,7 @@ def test_files_as_transformers_writes_them_are_read(tmp_path):
         ({"keep": 0}, "keep must be an integer >= 1, got 0"),
     ],
 )
-def test_numbers_that_make_no_transformer_are_refused(wrong, complaint):
+def test_invalid_options_are_refused(wrong, complaint):
     with pytest.raises(ValueError, match=complaint):
         StandaloneOptions(**wrong)
 
@@ -282,7 +284,7 @@ def test_frames_that_do_not_fill_tubelets_are_refused():
 
 def test_masked_frames_change_nothing():
     for scheme in ("joint", "divided", "local_global", "axial", "factorised", "dot_product"):
-        ours = noisy(video_transformer(StandaloneOptions(scheme, **TINY)))
+        ours = perturbed(video_transformer(StandaloneOptions(scheme, **TINY)))
         video = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64)
         other = video.clone()
         other[:, 2:] = torch.randn(1, 2, 3, 32, 32, dtype=torch.float64)
@@ -298,12 +300,12 @@ def image_model(side=32):
         image_size=side, patch_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=96, layer_norm_eps=1e-6,
     )  # fmt: skip
-    return noisy(ViTModel(config, add_pooling_layer=False))
+    return perturbed(ViTModel(config, add_pooling_layer=False))
 
 
 @pytest.mark.parametrize("scheme", ["space", "divided", "joint"])
-def test_a_start_from_an_image_model_sees_a_frame_as_it_does(scheme):
-    """One frame is what both can read; divided's steps across frames start as identities."""
+def test_initialised_from_an_image_model_a_single_frame_gives_the_same_output(scheme):
+    """Both models can read a single frame; the steps of scheme divided across frames start as identities."""
     oracle = image_model()
     ours = video_transformer(StandaloneOptions(scheme, **TINY)).double().eval()
     load_image_weights(ours, oracle.state_dict())
@@ -311,7 +313,7 @@ def test_a_start_from_an_image_model_sees_a_frame_as_it_does(scheme):
     with torch.no_grad():
         expected = oracle(frame[:, 0]).last_hidden_state[:, 0]
         torch.testing.assert_close(ours(frame), expected, atol=1e-6, rtol=1e-6)
-        if scheme == "space":  # the frames' class tokens are averaged before the norm, so equal frames change nothing
+        if scheme == "space":  # the mean over equal frames is the same
             torch.testing.assert_close(ours(frame.expand(-1, 4, -1, -1, -1)), expected, atol=1e-6, rtol=1e-6)
     step = next(iter(ours.blocks[0].steps), None)
     if step is not None:
@@ -319,17 +321,17 @@ def test_a_start_from_an_image_model_sees_a_frame_as_it_does(scheme):
         assert not step.out.weight.any()
 
 
-def test_a_start_from_an_image_model_resizes_and_repeats_positions_and_inflates_the_kernel(tmp_path):
-    oracle = image_model(side=48)  # 6x6 places, to become 4x4
+def test_initialisation_from_an_image_model_resizes_and_repeats_positions_and_inflates_the_kernel(tmp_path):
+    oracle = image_model(side=48)  # 6x6 positions, resized to 4x4
     oracle.save_pretrained(tmp_path)
     options = StandaloneOptions("joint", tubelet=2, table="token", activation="gelu_tanh", **TINY)
     ours = video_transformer(options).double()
     load_image_weights(ours, tmp_path / "model.safetensors")
-    table, theirs = ours.stem.space, oracle.state_dict()["embeddings.position_embeddings"][0]
+    table, original = ours.stem.space, oracle.state_dict()["embeddings.position_embeddings"][0]
     frames = table[1:].unflatten(0, (2, 16))
     assert torch.equal(frames[0], frames[1])
-    assert torch.equal(table[0], theirs[0])
-    torch.testing.assert_close(frames[0], resized_space(theirs[1:], (6, 6), (4, 4)))
+    assert torch.equal(table[0], original[0])
+    torch.testing.assert_close(frames[0], resized_space(original[1:], (6, 6), (4, 4)))
     kernel = ours.stem.conv.weight
     assert not kernel[:, :, 0].any()
     assert torch.equal(kernel[:, :, 1], oracle.state_dict()["embeddings.patch_embeddings.projection.weight"])
@@ -341,6 +343,6 @@ def test_a_start_from_an_image_model_resizes_and_repeats_positions_and_inflates_
 
 
 def test_weights_of_another_variant_are_refused_by_name():
-    oracle = theirs("divided_space_time")
+    oracle = timesformer_of_transformers("divided_space_time")
     with pytest.raises(CheckpointError, match=r"blocks\.0\.steps\.0"):
         load_video_weights(video_transformer(StandaloneOptions("joint", **TINY)), oracle.state_dict())

@@ -1,4 +1,4 @@
-"""Several views of one clip, from file to score: their pixels, one pass over the file, and how they are averaged."""
+"""Several views of one clip, from file to score: their pixels, a single pass over the file, and their averages."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from clipvid.video.sampling import sample_views, temporal_views, two_clips
 from clipvid.video.transforms import VideoTransform
 
 TRANSFORM = VideoTransform(size=16)
-AS_IT_IS = ContrastiveView(
+UNCHANGED = ContrastiveView(
     crop_scale=(1.0, 1.0), aspect=(4 / 3, 4 / 3), flip=0.0, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_video) -> VideoDataset:
-    """Four clips of 20 to 23 frames, wider than high, whose brightness rises by 10 a frame and from left to right."""
+    """Four clips of 20 to 23 frames, wider than high, whose brightness rises by 10 per frame and from left to right."""
     folder, records = tmp_path_factory.mktemp("views"), []
     for clip in range(4):
         x = np.arange(64)[None, None, :, None] // 2
@@ -57,17 +57,17 @@ def data(tmp_path_factory, write_video) -> VideoDataset:
 # Items and batches
 
 
-def test_one_view_has_no_axis_of_views_and_is_what_read_video_gives(data):
+def test_one_view_has_no_view_axis_and_equals_read_video(data):
     for sampler in ("uniform", "linspace", "dense"):
         clip = ClipDataset(data, frames=25, transform=TRANSFORM, sampler=sampler)[1]
-        read_so = read_video(data[1].path, 25, sampler=sampler, fit=TRANSFORM.fit)
+        expected = read_video(data[1].path, 25, sampler=sampler, fit=TRANSFORM.fit)
         assert clip.video.shape == (25, 3, 16, 16)
-        assert torch.equal(clip.video[: len(read_so)], read_so)
-        assert clip.mask.tolist() == [True] * len(read_so) + [False] * (25 - len(read_so))
+        assert torch.equal(clip.video[: len(expected)], expected)
+        assert clip.mask.tolist() == [True] * len(expected) + [False] * (25 - len(expected))
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "dense"])
-def test_views_come_temporal_first_then_spatial(data, sampler):
+def test_views_are_ordered_by_time_then_by_crop(data, sampler):
     clip = ClipDataset(data, frames=4, transform=TRANSFORM, sampler=sampler, views=Views(2, 3))[1]
     expected = []
     for indices in sample_views(sampler, 21, 4, views=2):
@@ -86,14 +86,14 @@ def test_crops_of_a_short_video_are_padded_and_masked_alike(data):
     assert clip.mask.tolist() == [[True] * 20 + [False] * 5] * 3
 
 
-def test_start_and_end_cut_every_view(data):
-    part = VideoDataset((Record(data[0].path, start=0.2, end=0.6),))  # frames 5 to 14 of 25 a second
+def test_start_and_end_limit_every_view(data):
+    part = VideoDataset((Record(data[0].path, start=0.2, end=0.6),))  # frames 5 to 14 at 25 per second
     clip = ClipDataset(part, frames=3, transform=TRANSFORM, views=Views(2))[0]
     expected = [TRANSFORM.fit(read(data[0].path, [5 + i for i in view])) for view in temporal_views(10, 3, views=2)]
     assert torch.equal(clip.video, torch.stack(expected))
 
 
-def test_a_file_is_decoded_once_for_all_views_and_each_frame_fitted_once(data, monkeypatch):
+def test_a_file_is_decoded_once_for_all_views_and_each_frame_is_converted_once(data, monkeypatch):
     decoded, pictures = [], []
     decode, convert = pyav._decode, Converter.__call__
     monkeypatch.setattr(pyav, "_decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
@@ -109,7 +109,7 @@ def test_a_file_is_decoded_once_for_all_views_and_each_frame_fitted_once(data, m
     assert (len(decoded), len(pictures)) == (1, len(union))
 
 
-def test_a_batch_of_views_has_their_axis_behind_the_clips(data):
+def test_a_batch_has_the_view_axis_after_the_clip_axis(data):
     dataset = ClipDataset(data, frames=4, transform=TRANSFORM, views=Views(2, 3))
     batch = collate([dataset[0], dataset[2]])
     assert (batch.video.shape, batch.mask.shape) == ((2, 6, 4, 3, 16, 16), (2, 6, 4))
@@ -119,7 +119,7 @@ def test_a_batch_of_views_has_their_axis_behind_the_clips(data):
     assert "in 2 temporal x 3 spatial views" in repr(dataset)
 
 
-def test_a_file_that_cannot_be_read_has_no_views(data, tmp_path):
+def test_an_unreadable_file_has_no_views(data, tmp_path):
     (tmp_path / "x.mp4").write_text("not a video")
     broken = VideoDataset((Record(data[0].path), Record(tmp_path / "x.mp4")))
     for options in ({"views": Views(2, 3)}, {"views": Pair(), "random": True}):
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_read_has_no_views(data, tmp_path):
 # Pairs
 
 
-def test_a_pair_is_a_function_of_seed_epoch_and_index_alone(data):
+def test_a_pair_depends_only_on_seed_epoch_and_index(data):
     def pairs(seed=0, epoch=0, order=(0, 1, 2)):
         dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair(), seed=seed)
         dataset.set_epoch(epoch)
@@ -146,7 +146,7 @@ def test_a_pair_is_a_function_of_seed_epoch_and_index_alone(data):
     assert not torch.equal(pairs(seed=1, epoch=3), reference)
 
 
-def test_workers_give_the_pairs_of_the_main_process(data):
+def test_workers_give_the_same_pairs_as_the_main_process(data):
     dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair())
     plain = collate([dataset[i] for i in range(4)])
     (batch,) = DataLoader(dataset, 4, num_workers=2, collate_fn=collate)
@@ -155,9 +155,9 @@ def test_workers_give_the_pairs_of_the_main_process(data):
     assert batch.mask.all()
 
 
-def test_the_clips_of_a_pair_are_the_frames_drawn_at_its_stride(data):
-    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair(3, (AS_IT_IS, AS_IT_IS)))
-    seen = set()
+def test_the_clips_of_a_pair_are_sampled_at_its_stride(data):
+    dataset = ClipDataset(data, frames=4, transform=TRANSFORM, random=True, views=Pair(3, (UNCHANGED, UNCHANGED)))
+    starts = set()
     for epoch in range(20):
         dataset.set_epoch(epoch)
         clip = dataset[0]
@@ -165,8 +165,8 @@ def test_the_clips_of_a_pair_are_the_frames_drawn_at_its_stride(data):
         for view, indices in zip(clip.video, drawn, strict=True):
             frames = read(data[0].path, indices)
             assert torch.equal(view, F.resize(frames, [16, 16], InterpolationMode.BICUBIC, antialias=True))
-        seen.add((drawn[0][0], drawn[1][0]))
-    assert len(seen) > 10
+        starts.add((drawn[0][0], drawn[1][0]))
+    assert len(starts) > 10
 
 
 @pytest.fixture
@@ -176,20 +176,22 @@ def still(tmp_path, write_video) -> VideoDataset:
 
 
 @pytest.mark.parametrize(
-    "cache_key", [replace(AS_IT_IS, crop_scale=(0.1, 0.9)), replace(AS_IT_IS, jitter=1.0)], ids=["crop", "colour"]
+    "augmentation", [replace(UNCHANGED, crop_scale=(0.1, 0.9)), replace(UNCHANGED, jitter=1.0)], ids=["crop", "colour"]
 )
-def test_each_clip_of_a_pair_has_one_augmentation_of_its_own(still, cache_key):
-    dataset = ClipDataset(still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(cache_key, cache_key)))
+def test_each_clip_of_a_pair_is_augmented_separately_and_its_frames_alike(still, augmentation):
+    dataset = ClipDataset(
+        still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(augmentation, augmentation))
+    )
     for epoch in range(5):
         dataset.set_epoch(epoch)
-        one, other = dataset[0].video
-        assert (one == one[:1]).all()
-        assert (other == other[:1]).all()
-        assert not torch.equal(one, other)
+        first, second = dataset[0].video
+        assert (first == first[:1]).all()
+        assert (second == second[:1]).all()
+        assert not torch.equal(first, second)
 
 
-def test_the_first_clip_of_a_pair_is_made_by_the_first_recipe_and_the_second_by_the_second(still):
-    recipes = (replace(AS_IT_IS, solarise=1.0), replace(AS_IT_IS, flip=1.0))
+def test_the_recipes_of_a_pair_apply_to_the_clips_in_order(still):
+    recipes = (replace(UNCHANGED, solarise=1.0), replace(UNCHANGED, flip=1.0))
     dataset = ClipDataset(still, frames=2, transform=TRANSFORM, random=True, views=Pair(recipes=recipes))
     frame = F.resize(read(still[0].path, [0]), [16, 16], InterpolationMode.BICUBIC, antialias=True)[0]
     first, second = dataset[0].video[:, 0]
@@ -210,7 +212,7 @@ def test_the_first_clip_of_a_pair_is_made_by_the_first_recipe_and_the_second_by_
         ({"views": Views(1, 3), "transform": VideoTransform(16, resize_mode="squash")}, "3 crops need .* got 'squash'"),
     ],
 )
-def test_views_that_cannot_be_are_refused_before_a_file_is_opened(data, options, message):
+def test_impossible_views_are_refused_before_a_file_is_opened(data, options, message):
     with pytest.raises(ValueError, match=message):
         ClipDataset(data, **{"frames": 4, "transform": TRANSFORM, **options})
 
@@ -230,7 +232,7 @@ def test_views_that_cannot_be_are_refused_before_a_file_is_opened(data, options,
         (lambda: average_views(torch.zeros(1, 2, 3), "votes"), "unknown average 'votes'; choose one of"),
     ],
 )
-def test_wrong_settings_name_value_and_allowed(make, message):
+def test_wrong_settings_are_refused_with_value_and_choices(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -246,13 +248,13 @@ def model():
         torch.manual_seed(0)
         model = create_model("clipvid-mini", depth=1)
         model.head = LinearClassifier(model.embed_dim, ("even", "odd"))
-    model.transform = replace(model.transform, resize_mode="shortest")  # the mini's own, squash, has no crops
+    model.transform = replace(model.transform, resize_mode="shortest")  # squash, the mode of clipvid-mini, has no crops
     return model.eval()
 
 
 @torch.no_grad()
 def one_by_one(model, data, data_config, index: int) -> torch.Tensor:
-    """Embeddings (V, E) of the views of a clip, each through the model alone, not normalised."""
+    """Return embeddings (V, E) of the views of a clip, each encoded alone, not normalised."""
     rows = []
     total = 20 + index
     for indices in temporal_views(total, data_config.frames, views=data_config.temporal_views):
@@ -261,95 +263,96 @@ def one_by_one(model, data, data_config, index: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def test_embeddings_of_views_are_those_of_each_view_alone(model, data):
+def test_embeddings_of_views_equal_those_of_each_view_alone(model, data):
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
-    found = embed_videos(model, data, data_config)
-    assert found.views.shape == (4, 6, model.embed_dim)
+    embeddings = embed_videos(model, data, data_config)
+    assert embeddings.views.shape == (4, 6, model.embed_dim)
     for index in range(4):
         expected = one_by_one(model, data, data_config, index)
-        torch.testing.assert_close(found.views[index], expected, atol=1e-4, rtol=1e-4)
-        assert expected.std(dim=0).max() > 1e-3, "views that are all alike would prove nothing"
-    unit = nnF.normalize(found.views, dim=-1).mean(dim=1)
-    assert torch.equal(found.video, unit)
+        torch.testing.assert_close(embeddings.views[index], expected, atol=1e-4, rtol=1e-4)
+        assert expected.std(dim=0).max() > 1e-3, "equal views would prove nothing"
+    expected_mean = nnF.normalize(embeddings.views, dim=-1).mean(dim=1)
+    assert torch.equal(embeddings.video, expected_mean)
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
-def test_recognition_scores_the_average_over_the_views_each_passed_alone(model, data, average, monkeypatch):
+def test_recognition_averages_over_the_views(model, data, average, monkeypatch):
     from clipvid.evaluation import recognition
 
     scored, metrics = [], recognition.recognition_metrics
     monkeypatch.setattr(recognition, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3, average=average)
-    found = evaluate_recognition(model, data, data_config)
+    result = evaluate_recognition(model, data, data_config)
     for index in range(4):
         with torch.no_grad():
             logits = [model.head(view[None])[0] for view in one_by_one(model, data, data_config, index)]
         mean_of = {"logits": sum(logits) / 6, "probabilities": (sum(row.softmax(dim=-1) for row in logits) / 6).log()}
         torch.testing.assert_close(scored[0][index], mean_of[average], atol=1e-4, rtol=1e-4)
-    assert f"rising: 4 videos; 3 frames x 2 temporal x 3 spatial views, {average} averaged, 32-true" in str(found)
-    kept = found.to_dict()["data_config"]
-    assert (kept["temporal_views"], kept["spatial_views"], kept["average"]) == (2, 3, average)
+    assert f"rising: 4 videos; 3 frames x 2 temporal x 3 spatial views, {average} averaged, 32-true" in str(result)
+    stored = result.to_dict()["data_config"]
+    assert (stored["temporal_views"], stored["spatial_views"], stored["average"]) == (2, 3, average)
 
 
-def test_retrieval_ranks_by_the_mean_of_the_views_unit_embeddings(model, data, monkeypatch):
+def test_retrieval_ranks_by_the_mean_of_unit_embeddings_of_views(model, data, monkeypatch):
     from clipvid.evaluation import retrieval
 
     scored, metrics = [], retrieval.retrieval_metrics
     monkeypatch.setattr(retrieval, "retrieval_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
     data_config = replace(DATA_CONFIG, temporal_views=3)
-    found = evaluate_retrieval(model, data, data_config)
+    result = evaluate_retrieval(model, data, data_config)
     text = embed_texts(model, [c for r in data for c in r.captions], precision="32-true")
     video = torch.stack([nnF.normalize(one_by_one(model, data, data_config, i), dim=-1).mean(dim=0) for i in range(4)])
     expected = text @ nnF.normalize(video, dim=-1).T
-    whole = torch.from_numpy(scored[0].rows(slice(0, len(text))))
-    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
-    assert "3 frames x 3 temporal x 1 spatial views, embeddings averaged" in str(found)
+    scores = torch.from_numpy(scored[0].rows(slice(0, len(text))))
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    assert "3 frames x 3 temporal x 1 spatial views, embeddings averaged" in str(result)
 
 
-def test_averages_of_logits_and_of_probabilities_are_their_formulas_and_may_disagree():
-    logits = torch.tensor([[[9.0, 0.0, 0.0], [-3.0, 0.0, -9.0], [-3.0, 0.0, -9.0]]])  # one view is sure, two are not
+def test_averages_of_logits_and_of_probabilities_equal_their_formulas_and_may_disagree():
+    # One view is confident, two are not.
+    logits = torch.tensor([[[9.0, 0.0, 0.0], [-3.0, 0.0, -9.0], [-3.0, 0.0, -9.0]]])
     by_logits, by_probabilities = (average_views(logits, how)[0] for how in ("logits", "probabilities"))
     torch.testing.assert_close(by_logits, logits[0].mean(dim=0))
     torch.testing.assert_close(by_probabilities.exp(), logits[0].softmax(dim=-1).mean(dim=0))
     assert (int(by_logits.argmax()), int(by_probabilities.argmax())) == (0, 1)
 
 
-def test_classes_too_improbable_for_a_float_keep_their_order():
+def test_classes_with_probabilities_below_float_range_keep_their_order():
     scores = average_views(torch.tensor([[[0.0, -200.0, -300.0], [0.0, -200.0, -300.0]]]), "probabilities")[0]
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     assert len(set(scores.tolist())) == 3
 
 
-def test_one_view_scores_and_prints_as_ever(model, data):
-    found = embed_videos(model, data, DATA_CONFIG)
+def test_one_view_scores_and_prints_as_without_views(model, data):
+    embeddings = embed_videos(model, data, DATA_CONFIG)
     batch = collate([clip_dataset(model, data, DATA_CONFIG)[i] for i in range(4)])
     with torch.no_grad():
         expected = model.encode_video(batch.video, normalize=False)
-    assert torch.equal(found.video, expected)
+    assert torch.equal(embeddings.video, expected)
     logits = torch.randn(5, 1, 3)
     assert all(torch.equal(average_views(logits, how), logits[:, 0]) for how in ("logits", "probabilities"))
     assert "4 videos; 3 frames, 32-true" in str(evaluate_recognition(model, data, DATA_CONFIG))
 
 
 def test_padding_is_masked_in_every_view(model, data):
-    """A video of 20 frames read as 25 embeds as its 20 do."""
+    """A video of 20 frames read as 25 has the embedding of its 20 frames."""
     data_config = replace(DATA_CONFIG, frames=25, sampler="linspace", spatial_views=3)
     frames = model.transform.crops(read(data[0].path), 3)
     with torch.no_grad():
         expected = model.encode_video(frames, normalize=False)
-    found = embed_videos(model, data.subset([0]), data_config).views[0]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    embeddings = embed_videos(model, data.subset([0]), data_config).views[0]
+    torch.testing.assert_close(embeddings, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pass_of_the_tower_never_holds_more_clips_than_asked(model, data):
-    for batch_size, rows in ((7, [6, 6]), (2, [3] * 4)):  # three views a clip; a clip is never divided
+def test_a_pass_of_the_tower_holds_at_most_batch_size_views(model, data):
+    for batch_size, rows in ((7, [6, 6]), (2, [3] * 4)):  # three views per clip; a clip is never divided
         data_config = replace(DATA_CONFIG, batch_size=batch_size, temporal_views=3)
         source = LiveSource(model, data, data_config, read=model.reads)
         batches = stream_in_order(source, clips_per_batch(data_config))
         assert [len(batch.features.patches[0]) for batch in batches] == rows
 
 
-def test_views_are_not_stored_and_training_draws_one(model, data):
+def test_a_store_holds_no_views_and_training_samples_one(model, data):
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
     with pytest.raises(ValueError, match="a TapStore holds no views for evaluation, got temporal_views=2 and spatial"):
         encode_dataset(model, data, data_config)
@@ -358,18 +361,16 @@ def test_views_are_not_stored_and_training_draws_one(model, data):
         open_batches(
             model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False
         )
-    feed = open_batches(
-        model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7), progress=False
-    )
-    assert feed.source.clips.views == Views()
-    assert (feed.source.clips.transform.rand_layers, feed.source.clips.transform.rand_magnitude) == (2, 7)
-    (work,) = feed.batches(0, start=0)
-    assert work.video.shape[:2] == (4, 3)
+    live = open_batches(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7), progress=False)
+    assert live.source.clips.views == Views()
+    assert (live.source.clips.transform.rand_layers, live.source.clips.transform.rand_magnitude) == (2, 7)
+    (batch,) = live.batches(0, start=0)
+    assert batch.video.shape[:2] == (4, 3)
     pair = clip_dataset(model, data, data_config, random=True, pair=Pair())
     assert pair[0].video.shape[:2] == (2, 3)
 
 
-def test_crops_that_the_base_model_cannot_give_are_refused_before_training(model, data):
+def test_crops_unsupported_by_the_base_model_are_refused_before_training(model, data):
     model.transform = replace(model.transform, resize_mode="squash")
     with pytest.raises(ValueError, match=r"3 crops need .* got 'squash'"):
         open_batches(model, data, TrainConfig(data_config=replace(DATA_CONFIG, spatial_views=3)), progress=False)

@@ -1,4 +1,4 @@
-"""encode_windows: window for window what encode_video gives, each frame through the tower once, memory that stays."""
+"""encode_windows: equal to encode_video for each window, one tower pass per frame, constant memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipvid.video.decode import read, stream
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("video") / "long.mp4")  # 60 frames, 25 a second
+    return write(tmp_path_factory.mktemp("video") / "long.mp4")  # 60 frames, 25 per second
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def encoded(model, path, **options) -> clipvid.models.sliding_window.Windows:
 
 
 @torch.no_grad()
-def plainly(model, path, rows: torch.Tensor) -> torch.Tensor:
+def encode_each(model, path, rows: torch.Tensor) -> torch.Tensor:
     model.eval()
     every = torch.stack([model.transform.fit(frame) for frame in read(path)])
     return torch.cat([model.encode_video(every[row][None]) for row in rows])
@@ -51,30 +51,30 @@ def plainly(model, path, rows: torch.Tensor) -> torch.Tensor:
     ("window", "stride", "every", "chunk", "batch_size"),
     [(12, 1, 1, 32, 8), (8, 3, 1, 5, 2), (4, 9, 1, 7, 3), (5, 2, 3, 64, 1), (12, 12, 5, 1, 4), (60, 1, 1, 32, 8)],
 )
-def test_every_window_is_the_plain_encoding_of_its_frames(model, path, window, stride, every, chunk, batch_size):
-    found = encoded(
+def test_every_window_equals_encode_video_of_its_frames(model, path, window, stride, every, chunk, batch_size):
+    windows = encoded(
         model, path, window=window, stride=stride, every=every, tower_batch_size=chunk, batch_size=batch_size
     )
-    kept = list(range(0, 60, every))
-    starts = list(range(0, len(kept) - window + 1, stride))
-    if starts[-1] != len(kept) - window:
-        starts.append(len(kept) - window)
-    assert found.frames.tolist() == [kept[start : start + window] for start in starts]
-    torch.testing.assert_close(found.video, plainly(model, path, found.frames), atol=1e-5, rtol=0)
-    assert found.starts.tolist() == pytest.approx([kept[start] / 25 for start in starts])
-    assert found.ends.tolist() == pytest.approx([kept[start + window - 1] / 25 for start in starts])
+    frames = list(range(0, 60, every))
+    starts = list(range(0, len(frames) - window + 1, stride))
+    if starts[-1] != len(frames) - window:
+        starts.append(len(frames) - window)
+    assert windows.frames.tolist() == [frames[start : start + window] for start in starts]
+    torch.testing.assert_close(windows.video, encode_each(model, path, windows.frames), atol=1e-5, rtol=0)
+    assert windows.starts.tolist() == pytest.approx([frames[start] / 25 for start in starts])
+    assert windows.ends.tolist() == pytest.approx([frames[start + window - 1] / 25 for start in starts])
 
 
 @pytest.mark.parametrize("branch", ["mean", "posterior", "divided", "vivit2", "stan-release", "timesformer"])
-def test_every_kind_of_branch_slides(path, branch):
+def test_every_kind_of_branch_encodes_windows(path, branch):
     torch.manual_seed(1)
     options = {"temporal_depth": 1} if branch == "vivit2" else {}
     options |= {"depth": 1} if branch not in ("mean", "timesformer") else {}
     if branch == "timesformer":
         options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
     model = attach(load_backbone(), branch, options=options)
-    found = encoded(model, path, window=4, stride=20, tower_batch_size=16)
-    torch.testing.assert_close(found.video, plainly(model, path, found.frames), atol=1e-5, rtol=0)
+    windows = encoded(model, path, window=4, stride=20, tower_batch_size=16)
+    torch.testing.assert_close(windows.video, encode_each(model, path, windows.frames), atol=1e-5, rtol=0)
 
 
 def test_each_frame_passes_the_tower_once(model, path, monkeypatch):
@@ -85,17 +85,17 @@ def test_each_frame_passes_the_tower_once(model, path, monkeypatch):
     assert max(frames) == 13
 
 
-def test_a_video_shorter_than_a_window_gives_one_that_is_masked(model, tmp_path):
+def test_a_video_shorter_than_a_window_gives_one_masked_window(model, tmp_path):
     path = write(tmp_path / "short.mp4", stamps=range(5))
-    found = encoded(model, path, window=8)
-    assert found.frames.tolist() == [[0, 1, 2, 3, 4, 4, 4, 4]]
+    windows = encoded(model, path, window=8)
+    assert windows.frames.tolist() == [[0, 1, 2, 3, 4, 4, 4, 4]]
     clip = torch.stack([model.transform.fit(frame) for frame in read(path)])[[0, 1, 2, 3, 4, 4, 4, 4]]
     mask = torch.tensor([[True] * 5 + [False] * 3])
     with torch.no_grad():
-        torch.testing.assert_close(found.video, model.encode_video(clip[None], mask=mask), atol=1e-5, rtol=0)
+        torch.testing.assert_close(windows.video, model.encode_video(clip[None], mask=mask), atol=1e-5, rtol=0)
 
 
-def test_so_many_frames_a_second_are_taken_whatever_the_rate(path, tmp_path):
+def test_fps_selects_frames_at_any_frame_rate(path, tmp_path):
     assert [index for index, *_ in stream(path, fps=5)] == list(range(0, 60, 5))
     assert [index for index, *_ in stream(path, fps=2)] == [0, 13, 25, 38, 50]
     assert [index for index, *_ in stream(path, fps=100)] == list(range(60))
@@ -106,29 +106,29 @@ def test_so_many_frames_a_second_are_taken_whatever_the_rate(path, tmp_path):
     assert torch.equal(torch.stack(pictures), read(path, [0, 20, 40]))
 
 
-def test_times_are_those_of_the_frames_where_a_container_stamps_them_in_coding_order(tmp_path):
+def test_times_are_correct_if_a_container_stores_them_in_coding_order(tmp_path):
     codec, options, b_frames, fps = WRITTEN["b_frames.avi"]
     path = write(tmp_path / "b_frames.avi", codec=codec, options=options, b_frames=b_frames, fps=fps)
     assert [time for _, time, _ in stream(path)] == pytest.approx([i / fps for i in range(60)])
     assert [index for index, *_ in stream(path, fps=12.5)] == list(range(0, 60, 2))
 
 
-def test_pictures_slide_without_times(model, tmp_path):
+def test_windows_of_pictures_have_no_times(model, tmp_path):
     import PIL.Image
 
     for i in range(6):
         PIL.Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    found = encoded(model, tmp_path, window=4, stride=2)
-    assert found.frames.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
-    assert math.isnan(found.starts[0])
+    windows = encoded(model, tmp_path, window=4, stride=2)
+    assert windows.frames.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    assert math.isnan(windows.starts[0])
     with pytest.raises(VideoError, match="pictures have no times, so fps=2 cannot be applied"):
         encoded(model, tmp_path, fps=2)
 
 
-def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
-    for wrong in ({"window": 0}, {"stride": 0}, {"tower_batch_size": 0}, {"batch_size": -1}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
-            model.encode_windows(path, **wrong)  # at once, before anything is iterated
+def test_wrong_options_and_damaged_files_are_refused(model, path, tmp_path, shared_data):
+    for options in ({"window": 0}, {"stride": 0}, {"tower_batch_size": 0}, {"batch_size": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be an integer >= 1, got"):
+            model.encode_windows(path, **options)  # raised before the first iteration
     with pytest.raises(ValueError, match="not both"):
         model.encode_windows(path, every=2, fps=3)
     with pytest.raises(ValueError, match="fps > 0"):
@@ -137,7 +137,7 @@ def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared
         encoded(model, shared_data / "hostile" / "corrupted_midstream.mp4")
 
 
-def test_the_model_is_in_eval_while_it_encodes_and_as_it_was_in_between(model, path, monkeypatch):
+def test_the_model_is_in_eval_mode_while_it_encodes_and_in_its_own_mode_between_windows(model, path, monkeypatch):
     modes, encode = [], type(model).encode_video
     monkeypatch.setattr(
         type(model), "encode_video", lambda self, *a, **k: modes.append(self.training) or encode(self, *a, **k)
@@ -154,15 +154,15 @@ def test_the_model_is_in_eval_while_it_encodes_and_as_it_was_in_between(model, p
     model.eval()
 
 
-def memory_mib(what: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most that it ever held."""
+def memory_mib(field: str) -> float:
+    """Return the memory of this process in MiB: VmRSS (resident) or VmHWM (peak)."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) / 1024
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resets the peak of memory in /proc")
-def test_an_hour_of_video_passes_in_constant_memory(model, tmp_path):
+def test_an_hour_of_video_needs_constant_memory(model, tmp_path):
     path = tmp_path / "hour.mp4"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "g": "250"})
@@ -173,13 +173,13 @@ def test_an_hour_of_video_passes_in_constant_memory(model, tmp_path):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode())
     for _ in model.encode_windows(write(tmp_path / "short.mp4"), window=12):
-        pass  # what stays for good has loaded
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = memory_mib("VmRSS")
-    found = encoded(model, path, window=12, stride=1, fps=2)
-    assert memory_mib("VmHWM") - before < 300
-    assert len(found) == 7200 - 11
+        pass  # loads everything that stays in memory
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    resident = memory_mib("VmRSS")
+    windows = encoded(model, path, window=12, stride=1, fps=2)
+    assert memory_mib("VmHWM") - resident < 300
+    assert len(windows) == 7200 - 11
     rows = [0, 1234, 7188]
-    frames = read(path, found.frames[rows].flatten().tolist(), fit=model.transform.fit).unflatten(0, (3, 12))
+    frames = read(path, windows.frames[rows].flatten().tolist(), fit=model.transform.fit).unflatten(0, (3, 12))
     with torch.no_grad():
-        torch.testing.assert_close(found.video[rows], model.encode_video(frames), atol=1e-5, rtol=0)
+        torch.testing.assert_close(windows.video[rows], model.encode_video(frames), atol=1e-5, rtol=0)

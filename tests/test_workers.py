@@ -1,4 +1,4 @@
-"""Processes beside this one: they end with it, also when it is killed, and begin where it is."""
+"""Worker processes end with their parent, even if it is killed, and start in its working directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("loads", [(), ("json",)])
-def test_workers_of_a_killed_process_end_with_it(tmp_path, loads):
+def test_workers_end_with_a_killed_parent(tmp_path, loads):
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(loads=loads))
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
@@ -48,14 +48,14 @@ def test_workers_of_a_killed_process_end_with_it(tmp_path, loads):
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    left = [pid for pid in workers if alive(pid)]
-    for pid in left:
+    survivors = [pid for pid in workers if alive(pid)]
+    for pid in survivors:
         os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not survivors
 
 
 @pytest.mark.parametrize("loads", [(), ("json",)])
-def test_workers_begin_where_their_parent_is(tmp_path, monkeypatch, loads):
+def test_workers_start_in_the_directory_of_their_parent(tmp_path, monkeypatch, loads):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
@@ -63,23 +63,23 @@ def test_workers_begin_where_their_parent_is(tmp_path, monkeypatch, loads):
             assert pool.submit(os.getcwd).result() == str((tmp_path / folder).resolve())
 
 
-def test_a_worker_that_cannot_start_is_an_error_before_any_work():
+def test_a_worker_that_cannot_start_raises_before_any_work():
     with pytest.raises(WorkerError, match="worker processes ended as they started"):
         processes_of_a_script_that_fails()
 
 
 def processes_of_a_script_that_fails() -> None:
     main = sys.modules["__main__"]
-    before = getattr(main, "__file__", None), main.__spec__
+    original = getattr(main, "__file__", None), main.__spec__
     main.__file__, main.__spec__ = __file__.replace(".py", "_no_such_script.py"), None
     try:
         process_pool(1)
     finally:
-        main.__file__, main.__spec__ = before
+        main.__file__, main.__spec__ = original
 
 
 @pytest.mark.parametrize("text", ["DataLoader worker (pid 7) is killed by signal: Killed. ", "out of memory"])
-def test_only_torchs_words_about_a_dead_worker_are_one(text):
+def test_only_the_message_of_torch_about_a_dead_worker_is_recognised(text):
     death = loader_death(RuntimeError(text))
     assert (death is None) == (text == "out of memory")
     assert death is None or "workers=0" in str(death)
@@ -93,11 +93,13 @@ write_dataset(Path(sys.argv[1]) / "shapes", "test", 6, workers=2)
 """
 
 
-def test_rendering_in_a_script_without_a_guard_says_so(tmp_path):
+def test_rendering_in_a_script_without_main_guard_raises_a_clear_error(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(UNGUARDED)
     command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("Traceback") == 1
-    assert done.stderr.splitlines()[-1].startswith("clipvid.errors.WorkerError: worker processes ended as they started")
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert completed.returncode == 1
+    assert completed.stderr.count("Traceback") == 1
+    assert completed.stderr.splitlines()[-1].startswith(
+        "clipvid.errors.WorkerError: worker processes ended as they started"
+    )

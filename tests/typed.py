@@ -1,7 +1,7 @@
-"""Types are checked while tests run: shapes by jaxtyping, where a function takes or gives arrays, all else by beartype.
+"""Type checks during tests: jaxtyping checks functions whose annotations name array axes, and beartype all others.
 
-jaxtyping's wrapper keeps a memory of axes for every call and costs some 20 µs; a list of 25 000 videos makes a million
-calls of functions that know no axis, which beartype checks for a tenth of that.
+jaxtyping's wrapper tracks the axes of every call and costs about 20 µs. A list of 25 000 videos makes a million calls
+of functions without axes, and beartype checks these in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import jaxtyping
 from beartype.roar import BeartypeDecorHintException
 from jaxtyping import _decorator
 
-_with_axes = _decorator.jaxtyped
+_check_axes = _decorator.jaxtyped
 
 
 def install() -> None:
-    """What jaxtyping's import hook decorates from now on is decorated by `checked`."""
-    jaxtyping.jaxtyped = _decorator.jaxtyped = checked  # the second decorates what is inside of classes
+    """Make jaxtyping's import hook decorate with `checked` from now on."""
+    jaxtyping.jaxtyped = _decorator.jaxtyped = checked  # the second name decorates members of classes
 
 
 def checked(subject: Any = None, *, typechecker: Callable) -> Any:
-    """A function, method or class that checks its arguments and what it gives; jaxtyping.jaxtyped's own contract."""
+    """Return the function, method or class with checks of arguments and results, like jaxtyping.jaxtyped."""
     if subject is None:
         return partial(checked, typechecker=typechecker)
-    if inspect.isfunction(subject) and not _may_hold_axes(subject):
-        with contextlib.suppress(BeartypeDecorHintException):  # hints that jaxtyping leaves out, such as a ParamSpec's
+    if inspect.isfunction(subject) and not _may_name_axes(subject):
+        with contextlib.suppress(BeartypeDecorHintException):  # jaxtyping skips such hints, e.g. a ParamSpec
             return typechecker(subject)
-    return _with_axes(subject, typechecker=typechecker)
+    return _check_axes(subject, typechecker=typechecker)
 
 
-def _may_hold_axes(function: Callable) -> bool:
-    """An annotation names an array with its axes, or cannot be looked up."""
+def _may_name_axes(function: Callable) -> bool:
+    """Return True if an annotation names an array with its axes or cannot be resolved."""
     try:
         hints = get_type_hints(function, include_extras=True)
-    except Exception:  # of a name that only type checkers import: what jaxtyping makes of it counts
+    except Exception:  # the name is imported only for type checkers; jaxtyping handles it
         return True
     return any(_names_axes(hint) for hint in hints.values())
 

@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""clipvid.runtime.text: numbers and nouns in messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.runtime import text
 
 
-def test_the_examples_are_true():
+def test_docstring_examples():
     assert doctest.testmod(text) == (0, 1)
 
 
-def test_one_of_anything_is_told_in_the_singular(tmp_path):
+def test_counts_of_one_are_singular(tmp_path):
     data = VideoDataset((Record(tmp_path / "a.mp4", ("a dog",), 0),), ("dog",), "one")
     assert repr(data) == "VideoDataset('one': 1 video, 1 caption, 1 class)"

@@ -1,6 +1,7 @@
-"""The trunk of a cache: one level is kept, the tower's last blocks give the others.
+"""Cache mode first_layer: one level is cached, and the tower's last blocks compute the others.
 
-Also how near each kind of number is to live."""
+Also the differences of each number kind from live.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 0}
-TRUNKS = {
+TIMM_TOWERS = {
     "SigLIP": lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"),
     "timm class token": lambda: VisionTransformer(**VIT, class_token=True, global_pool="token"),
     "registers": lambda: VisionTransformer(**VIT, class_token=True, reg_tokens=2, global_pool="token"),
@@ -51,12 +52,12 @@ def data(many) -> VideoDataset:
     return many.subset(range(6))
 
 
-def tiny(trunk: str) -> CLIP:
-    """A CLIP whose image tower is this one of timm's."""
+def tiny(name: str) -> CLIP:
+    """Return a CLIP with this image tower of timm."""
     torch.manual_seed(0)
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
     clip = CLIP(24, CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", image_size=32), text)
-    clip.visual.trunk, clip.visual.image_size = TRUNKS[trunk](), (32, 32)
+    clip.visual.trunk, clip.visual.image_size = TIMM_TOWERS[name](), (32, 32)
     clip.visual.head = torch.nn.Linear(clip.visual.trunk.num_features, 24)
     return clip.eval()
 
@@ -67,8 +68,8 @@ def layer_scaled() -> CLIP:
     return CLIP(24, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)).eval()
 
 
-def told(model: VideoCLIP) -> VideoCLIP:
-    """The same model with a branch that has its say: fresh, its gate is shut."""
+def with_active_branch(model: VideoCLIP) -> VideoCLIP:
+    """Return the model after replacing zero weights by noise: the gate of a new branch is closed."""
     torch.manual_seed(1)
     for parameter in model.branch.parameters():
         if not parameter.any():
@@ -76,7 +77,7 @@ def told(model: VideoCLIP) -> VideoCLIP:
     return model.eval()
 
 
-MAKERS = {
+BUILDERS = {
     "clipvid-mini": lambda: create_model("clipvid-mini", depth=4),
     "open_clip, layer scale": lambda: attach(layer_scaled(), depth=3),
     "SigLIP": lambda: attach(tiny("SigLIP"), depth=3),
@@ -84,9 +85,9 @@ MAKERS = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=BUILDERS)
 def model(request) -> VideoCLIP:
-    return told(MAKERS[request.param]())
+    return with_active_branch(BUILDERS[request.param]())
 
 
 def unit(model: VideoCLIP, clips: VideoDataset | TapStore, data_config: DataConfig | None = None) -> torch.Tensor:
@@ -94,60 +95,67 @@ def unit(model: VideoCLIP, clips: VideoDataset | TapStore, data_config: DataConf
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_a_trunk_gives_what_the_whole_tower_gives_in_a_fraction_of_the_place(data, tmp_path, model, precision):
+def test_first_layer_cache_equals_live_in_a_fraction_of_the_space(data, tmp_path, model, precision):
     data_config = replace(DATA_CONFIG, precision=precision)
     live = unit(model, data, data_config)
     with model.branch_disabled():
-        assert (unit(model, data, data_config) - live).abs().max() > 0.1, "the branch says something"
+        assert (unit(model, data, data_config) - live).abs().max() > 0.1, "the branch changes the embedding"
     cache = TapCache(tmp_path, mode="first_layer")
-    for _ in range(2):  # made now, and read again
+    for _ in range(2):  # first written, then read
         store = cache.store(model, data, data_config)
         assert torch.equal(unit(model, store), live)
     levels = model.branch.levels
-    everything = encode_dataset(model, data, data_config)
-    whole, kept = everything.batch(range(4)), store.batch(range(4))  # a batch as it was encoded: others may round apart
-    assert kept.levels == levels
-    for wanted, found in zip(
-        (*whole.patches, *whole.cls, whole.frames), (*kept.patches, *kept.cls, kept.frames), strict=True
+    in_memory = encode_dataset(model, data, data_config)
+    all_taps, from_first_layer = (
+        in_memory.batch(range(4)),
+        store.batch(range(4)),
+    )  # the batch of the encoding: others may round differently
+    assert from_first_layer.levels == levels
+    for expected, actual in zip(
+        (*all_taps.patches, *all_taps.cls, all_taps.frames),
+        (*from_first_layer.patches, *from_first_layer.cls, from_first_layer.frames),
+        strict=True,
     ):
-        assert torch.equal(wanted.to(found.dtype), found)
-    assert torch.equal(everything.batch([5, 0]).frames.to(kept.frames.dtype), store.batch([5, 0]).frames)
-    exact = TapCache(tmp_path / "taps", kind=cache.cache_key(model, data_config).kind)
-    sizes = [c.needs(model, data, data_config) for c in (exact, TapCache(tmp_path / "first_layer", mode="first_layer"))]
-    assert sizes[1] < sizes[0] / len(levels) + len(data) * 3 * (4 * model.embed_dim + 1)  # and the frame embeddings
+        assert torch.equal(expected.to(actual.dtype), actual)
+    assert torch.equal(in_memory.batch([5, 0]).frames.to(from_first_layer.frames.dtype), store.batch([5, 0]).frames)
+    taps_cache = TapCache(tmp_path / "taps", kind=cache.cache_key(model, data_config).kind)
+    sizes = [
+        c.needs(model, data, data_config) for c in (taps_cache, TapCache(tmp_path / "first_layer", mode="first_layer"))
+    ]
+    assert sizes[1] < sizes[0] / len(levels) + len(data) * 3 * (4 * model.embed_dim + 1)  # plus the frame embeddings
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
-def test_taps_are_equal_to_live_to_the_bit_where_live_is_bf16(data, tmp_path, model, kind):
+def test_cached_taps_equal_live_to_the_bit_in_bf16(data, tmp_path, model, kind):
     data_config = replace(DATA_CONFIG, precision="bf16-mixed")
     store = TapCache(tmp_path, kind=kind).store(model, data, data_config)
     assert torch.equal(unit(model, store), unit(model, data, data_config))
 
 
 @pytest.mark.parametrize("mode", ["taps", "first_layer"])
-def test_cached_is_live_to_the_bit_in_16_mixed_too(data, tmp_path, model, mode):
+def test_cached_equals_live_to_the_bit_in_16_mixed(data, tmp_path, model, mode):
     data_config = replace(DATA_CONFIG, precision="16-mixed")
     live = unit(model, data.subset(range(3)), data_config)
-    for _ in range(2):  # made now, and read again
+    for _ in range(2):  # first written, then read
         store = TapCache(tmp_path, mode=mode).store(model, data.subset(range(3)), data_config)
         assert torch.equal(unit(model, store), live)
 
 
-def test_every_kind_of_number_is_read_at_every_precision(data, tmp_path):
-    model, data = told(create_model("clipvid-mini", depth=2)), data.subset(range(3))
+def test_every_kind_is_close_to_live_at_every_precision(data, tmp_path):
+    model, data = with_active_branch(create_model("clipvid-mini", depth=2)), data.subset(range(3))
     for precision in ("bf16-mixed", "32-true"):
         data_config = replace(DATA_CONFIG, precision=precision)
         live = unit(model, data, data_config)
         for mode in ("taps", "first_layer"):
-            for kind, far in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
+            for kind, tolerance in (("bf16", 2e-3), ("fp16", 5e-4), ("fp32", 0), ("int8", 0.02)):
                 store = TapCache(tmp_path / f"{kind}-{mode}", kind=kind, mode=mode).store(model, data, data_config)
-                assert (unit(model, store) - live).abs().max() <= far, (precision, mode, kind)
+                assert (unit(model, store) - live).abs().max() <= tolerance, (precision, mode, kind)
 
 
-def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path):
-    for trunk, why in (("EVA", "Eva is not a plain ViT"), ("ConvNeXt", "ConvNeXt is not a plain ViT")):
-        with pytest.raises(BackboneError, match=f"{why}.*cache all levels with mode taps"):
-            TapCache(tmp_path, mode="first_layer").store(attach(tiny(trunk), depth=2), data, DATA_CONFIG)
+def test_towers_that_cannot_resume_from_a_block_are_refused(data, tmp_path):
+    for tower, reason in (("EVA", "Eva is not a plain ViT"), ("ConvNeXt", "ConvNeXt is not a plain ViT")):
+        with pytest.raises(BackboneError, match=f"{reason}.*cache all levels with mode taps"):
+            TapCache(tmp_path, mode="first_layer").store(attach(tiny(tower), depth=2), data, DATA_CONFIG)
     with pytest.raises(BackboneError, match="register tokens, which its blocks need"):
         TapCache(tmp_path, mode="first_layer").needs(attach(tiny("registers"), depth=2), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="this branch reads no inner level, so there is no first layer to cache"):
@@ -157,11 +165,11 @@ def test_towers_that_do_not_pass_from_block_to_block_are_refused(data, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(data, tmp_path):
+def test_first_layer_has_another_key_than_taps_and_serves_every_shallower_branch(data, tmp_path):
     model = create_model("clipvid-mini", depth=3)
-    recipes = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "first_layer")]
-    assert recipes[0].key != recipes[1].key
-    assert recipes[1].levels == (4,)
+    keys = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "first_layer")]
+    assert keys[0].key != keys[1].key
+    assert keys[1].levels == (4,)
     store = TapCache(tmp_path, mode="first_layer").store(model, data, DATA_CONFIG)
     shallow, deep = attach(model.backbone, depth=2), attach(model.backbone, depth=4)
     assert torch.equal(store.read_by(shallow).batch([1]).patches[0], store.batch([1]).patches[1])
@@ -171,38 +179,38 @@ def test_a_trunk_and_taps_never_meet_and_a_trunk_serves_every_branch_above_it(da
     with torch.no_grad():
         model.backbone.visual.transformer.resblocks[4].ln_1.weight.mul_(1.1)
     model.backbone.trained.add("visual.transformer.resblocks.4.ln_1.weight")
-    for part in (store, store.subset([0])):
+    for clips in (store, store.subset([0])):
         with pytest.raises(ValueError, match=r"was trained since .* open the cache again"):
-            part.read_by(create_model("clipvid-mini", depth=3))
+            clips.read_by(create_model("clipvid-mini", depth=3))
 
 
-def test_a_level_is_its_own_trunk_from_the_stem_to_the_last(tiny_clip):
+def test_the_tower_continues_from_any_level(tiny_clip):
     backbone = Backbone(tiny_clip)
-    whole = backbone(torch.rand(2, 3, 3, 32, 32), levels=(0, 1, 2, 3, 4))
+    taps = backbone(torch.rand(2, 3, 3, 32, 32), levels=(0, 1, 2, 3, 4))
     for start in range(5):
         levels = tuple(range(start, 5))
-        found, wanted = forward_from(backbone, whole.select((start,)), levels=levels), whole.select(levels)
-        for a, b in zip((*found.patches, *found.cls), (*wanted.patches, *wanted.cls), strict=True):
+        actual, expected = forward_from(backbone, taps.select((start,)), levels=levels), taps.select(levels)
+        for a, b in zip((*actual.patches, *actual.cls), (*expected.patches, *expected.cls), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-        assert not any(t.requires_grad for t in found.patches)
+        assert not any(t.requires_grad for t in actual.patches)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_training_from_a_trunk_is_training_from_taps(data, tmp_path, precision):
-    """Batches of one clip: on some CPUs last bits depend on the other clips of a batch, which training draws anew."""
-    data_config, some = replace(DATA_CONFIG, precision=precision, batch_size=1), data.subset(range(4))
+def test_training_from_first_layer_equals_training_from_taps(data, tmp_path, precision):
+    """Use batches of one clip: on some CPUs the last bits depend on the other clips of a batch."""
+    data_config, clips = replace(DATA_CONFIG, precision=precision, batch_size=1), data.subset(range(4))
 
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
         model = create_model("clipvid-mini", depth=2)
-        store = TapCache(tmp_path / mode, mode=mode).store(model, some, data_config)
+        store = TapCache(tmp_path / mode, mode=mode).store(model, clips, data_config)
         config = TrainConfig(task="recognition", epochs=2, batch_size=1, data_config=data_config)
         return train(model, store, store, config, progress=False).history
 
     assert trained("first_layer") == trained("taps")
 
 
-def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatch):
+def test_the_command_line_trains_from_a_first_layer_cache(many, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [
         "--task",
@@ -217,7 +225,7 @@ def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatc
         "2",
     ]
     options += ["--data_config.precision", "32-true"]
-    given = [
+    command = [
         "train",
         str(many[0].path.parent),
         "--val_fraction",
@@ -227,10 +235,10 @@ def test_the_command_line_trains_from_a_trunk(many, tmp_path, capsys, monkeypatc
         "--cache_mode",
         "first_layer",
     ]
-    assert main([*given, *options]) == 0
+    assert main([*command, *options]) == 0
     capsys.readouterr()
     assert main(["cache", "ls", "taps"]) == 0
-    said = capsys.readouterr().out
-    assert "12 clips" in said
-    assert "levels 5, " in said
-    assert ", first_layer, tower" in said
+    output = capsys.readouterr().out
+    assert "12 clips" in output
+    assert "levels 5, " in output
+    assert ", first_layer, tower" in output

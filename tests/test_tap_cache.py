@@ -1,4 +1,4 @@
-"""The tap cache: cached equals live, damage is named, a killed run loses nothing written, moved files are known."""
+"""The tap cache: cached equals live, damage is reported, moved files are recognised, and sizes are predicted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from clipvid.training.loop import train
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 HALF = replace(DATA_CONFIG, precision="bf16-mixed")
-both = pytest.mark.parametrize("data_config", [DATA_CONFIG, HALF], ids=lambda data_config: data_config.precision)
+all_precisions = pytest.mark.parametrize(
+    "data_config", [DATA_CONFIG, HALF], ids=lambda data_config: data_config.precision
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,10 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-@both
+@all_precisions
 def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
     live = embed_videos(model, data, data_config)
-    for _ in range(2):  # made now, and read again
+    for _ in range(2):  # first written, then read
         store = TapCache(tmp_path).store(model, data, data_config)
         assert torch.equal(embed_videos(model, store).video, live.video)
     assert len(files(tmp_path)) == 3
@@ -58,50 +60,54 @@ def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
-def test_the_kind_follows_the_precision_unless_one_is_asked_for(model, tmp_path, precision, kind):
+def test_the_kind_follows_the_precision_unless_one_is_given(model, tmp_path, precision, kind):
     data_config = replace(DATA_CONFIG, precision=precision)
     for mode in ("taps", "first_layer"):
         assert TapCache(tmp_path, mode=mode).cache_key(model, data_config).kind == kind
         assert TapCache(tmp_path, mode=mode).origin(model, data_config) == f"a tap cache of kind {kind} and mode {mode}"
-    for asked in codec.KINDS:
-        assert TapCache(tmp_path, kind=asked).cache_key(model, data_config).kind == asked
+    for chosen in codec.KINDS:
+        assert TapCache(tmp_path, kind=chosen).cache_key(model, data_config).kind == chosen
 
 
 @pytest.mark.parametrize(("native", "kind"), [("0", "fp32"), ("1", "bf16")])
-def test_the_kind_follows_what_auto_is_on_this_machine(model, tmp_path, monkeypatch, native, kind):
+def test_the_kind_follows_the_precision_that_auto_resolves_to(model, tmp_path, monkeypatch, native, kind):
     monkeypatch.setenv("CLIPVID_NATIVE_BF16", native)
     assert TapCache(tmp_path).cache_key(model, replace(DATA_CONFIG, precision="auto")).kind == kind
 
 
-def test_what_float16_cannot_hold_is_refused_in_half_precision_too(model, tmp_path):
+def test_values_beyond_float16_are_refused_in_half_precision_too(model, tmp_path):
     cache_key = TapCache(tmp_path, kind="fp16").cache_key(model, replace(DATA_CONFIG, precision="16-mixed"))
-    patches = tuple(torch.full((1, 3, 4, 8), 1e6) for _ in cache_key.levels)  # as timm's ViTs give them: in float32
+    patches = tuple(
+        torch.full((1, 3, 4, 8), 1e6) for _ in cache_key.levels
+    )  # in float32, like the outputs of timm's ViTs
     large = Taps(cache_key.levels, patches, (), torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match="beyond float16"):
         tap_cache._as_tensors(tap_cache._for_cache(large, cache_key), cache_key)
 
 
-def test_eight_bits_are_near_and_take_half_the_place(model, data, tmp_path):
+def test_int8_taps_are_close_and_take_half_the_space(model, data, tmp_path):
     exact = TapCache(tmp_path / "bf16").store(model, data, HALF)
-    near = TapCache(tmp_path / "int8", kind="int8").store(model, data, HALF)
-    a, b = exact.batch([5]), near.batch([5])
-    for wanted, found in zip((*a.patches, *a.cls), (*b.patches, *b.cls), strict=True):
-        step = wanted.float().abs().amax(dim=-1, keepdim=True) / 127
-        assert ((wanted.float() - found.float()).abs() <= 0.5 * step + 2**-8 * wanted.float().abs() + 1e-6).all()
-    assert torch.equal(a.frames, b.frames)
+    int8 = TapCache(tmp_path / "int8", kind="int8").store(model, data, HALF)
+    exact_taps, int8_taps = exact.batch([5]), int8.batch([5])
+    for tap, quantised in zip(
+        (*exact_taps.patches, *exact_taps.cls), (*int8_taps.patches, *int8_taps.cls), strict=True
+    ):
+        step = tap.float().abs().amax(dim=-1, keepdim=True) / 127
+        assert ((tap.float() - quantised.float()).abs() <= 0.5 * step + 2**-8 * tap.float().abs() + 1e-6).all()
+    assert torch.equal(exact_taps.frames, int8_taps.frames)
     sizes = [sum(path.stat().st_size for path in files(tmp_path / kind)) for kind in ("bf16", "int8")]
     assert sizes[1] < 0.6 * sizes[0]
-    cosine = torch.nn.functional.cosine_similarity(embed_videos(model, exact).video, embed_videos(model, near).video)
+    cosine = torch.nn.functional.cosine_similarity(embed_videos(model, exact).video, embed_videos(model, int8).video)
     assert cosine.min() > 0.999
 
 
-def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monkeypatch):
+def test_sizes_are_estimated_before_encoding(model, data, tmp_path, monkeypatch):
     for kind in codec.KINDS:
         cache = TapCache(tmp_path / kind, kind=kind)
-        promised = cache.needs(model, data, DATA_CONFIG)
+        estimated = cache.needs(model, data, DATA_CONFIG)
         cache.store(model, data, DATA_CONFIG)
         written = sum(path.stat().st_size for path in files(tmp_path / kind))
-        assert promised < written < promised + 4096 * 3
+        assert estimated < written < estimated + 4096 * 3
         assert cache.needs(model, data, DATA_CONFIG) == 0
     monkeypatch.setattr(tap_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CacheError, match=r"needs .* for clips that are not cached yet, the disk has 0\.0 MiB; choose"):
@@ -109,7 +115,7 @@ def test_sizes_are_known_before_anything_is_encoded(model, data, tmp_path, monke
     assert not (tmp_path / "new").exists()
 
 
-def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, data, tmp_path, monkeypatch):
+def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_recognised(model, data, tmp_path, monkeypatch):
     folder = tmp_path / "videos"
     folder.mkdir()
     moved = [replace(r, path=Path(shutil.copy(r.path, folder))) for r in data]
@@ -122,26 +128,26 @@ def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_known(model, 
     again = cache.store(model, replace(data, records=tuple(moved)), DATA_CONFIG)
     assert not encoded
     assert [r.path for r in again.data] == [r.path for r in moved]
-    shutil.copy(data[0].path, moved[3].path)  # another video under the same name
+    shutil.copy(data[0].path, moved[3].path)  # the same name, but another video
     shutil.copy(data[1].path, folder / "more.mp4")
     (folder / "more.mp4").write_bytes((folder / "more.mp4").read_bytes() + b"\0")
     more = replace(data, records=(*moved, Record(folder / "more.mp4", ("x",), 0)))
-    found = cache.store(model, more, DATA_CONFIG)
+    store = cache.store(model, more, DATA_CONFIG)
     assert encoded == [1]
-    assert torch.equal(found.batch([3]).frames, found.batch([0]).frames)
+    assert torch.equal(store.batch([3]).frames, store.batch([0]).frames)
     part = replace(moved[5], end=0.4)
     cache.store(model, replace(data, records=(part,)), DATA_CONFIG)
-    assert encoded == [1, 1], "a part of a clip is another clip"
+    assert encoded == [1, 1], "a segment of a clip is another clip"
 
 
-def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_path):
+def test_the_cache_key_depends_on_data_config_model_and_kind(model, data, tmp_path):
     torch.manual_seed(3)
     other = create_model("clipvid-mini", depth=2)
     with torch.no_grad():
         other.backbone.visual.conv1.weight.mul_(1.01)
     changed = attach(other.backbone.clip, depth=2)
-    cache, recipes = TapCache(tmp_path), set()
-    for one, data_config in (
+    cache, keys = TapCache(tmp_path), set()
+    for a_model, data_config in (
         (model, DATA_CONFIG),
         (model, replace(DATA_CONFIG, frames=4)),
         (model, replace(DATA_CONFIG, sampler="linspace")),
@@ -149,43 +155,45 @@ def test_another_reading_model_or_kind_never_meets_these_taps(model, data, tmp_p
         (changed, DATA_CONFIG),
         (create_model("clipvid-mini", depth=3), DATA_CONFIG),
     ):
-        recipes.add(cache.cache_key(one, data_config).key)
-    recipes.add(TapCache(tmp_path, kind="int8").cache_key(model, DATA_CONFIG).key)
-    assert len(recipes) == 7
-    same = replace(DATA_CONFIG, batch_size=2, workers=1, backend="decord", tokens=9)
-    assert cache.cache_key(model, same) == cache.cache_key(model, DATA_CONFIG)
+        keys.add(cache.cache_key(a_model, data_config).key)
+    keys.add(TapCache(tmp_path, kind="int8").cache_key(model, DATA_CONFIG).key)
+    assert len(keys) == 7
+    without_effect = replace(DATA_CONFIG, batch_size=2, workers=1, backend="decord", tokens=9)
+    assert cache.cache_key(model, without_effect) == cache.cache_key(model, DATA_CONFIG)
 
 
 @pytest.mark.parametrize(
     ("kind", "mode"), [("fp32", "taps"), ("fp32", "first_layer"), ("int8", "taps"), ("int8", "first_layer")]
 )
-def test_clips_that_are_there_as_another_kind_or_mode_are_pointed_out(model, data, tmp_path, kind, mode):
+def test_clips_cached_as_another_kind_or_mode_are_reported(model, data, tmp_path, kind, mode):
     TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
     advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
-    if kind == "int8":  # which is never advised to whoever asked for more
+    if kind == "int8":  # a coarser kind is never recommended
         advice = "int8 is coarser, so they are encoded anew$"
-    said = rf"3 of the 3 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; "
+    message = (
+        rf"3 of the 3 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; "
+    )
     cache = TapCache(tmp_path, kind="bf16")
-    with pytest.warns(UserWarning, match=said + advice) as noted:
+    with pytest.warns(UserWarning, match=message + advice) as warned:
         cache.store(model, data.subset(range(3)), DATA_CONFIG)
-    assert len(noted) == 1
-    cache.store(model, data, DATA_CONFIG)  # as train does with what it validates on: a warning is an error here
-    TapCache(tmp_path, kind="bf16").store(model, data, DATA_CONFIG)  # nothing to encode, nothing to say
+    assert len(warned) == 1
+    cache.store(model, data, DATA_CONFIG)  # no second warning: it would be an error in tests
+    TapCache(tmp_path, kind="bf16").store(model, data, DATA_CONFIG)  # nothing to encode, no warning
 
 
-def test_clips_of_a_coarser_kind_than_the_precision_asks_for_are_pointed_out(model, data, tmp_path):
+def test_clips_cached_as_a_coarser_kind_than_the_precision_are_reported(model, data, tmp_path):
     TapCache(tmp_path, kind="bf16").store(model, data.subset(range(3)), DATA_CONFIG)
     with pytest.warns(UserWarning, match="not as kind fp32, mode taps; bf16 is coarser, so they are encoded anew$"):
         TapCache(tmp_path).store(model, data.subset(range(3)), DATA_CONFIG)
 
 
-def test_clips_of_another_reading_or_other_clips_are_no_reason_to_warn(model, data, tmp_path):
+def test_no_warning_for_clips_of_another_data_config_or_for_other_clips(model, data, tmp_path):
     TapCache(tmp_path, kind="int8").store(model, data, replace(DATA_CONFIG, frames=2))
     TapCache(tmp_path, kind="fp16").store(model, data.subset([0, 1]), DATA_CONFIG)
     TapCache(tmp_path).store(model, data.subset([2, 3]), DATA_CONFIG)
 
 
-def test_damage_in_another_kind_stops_no_one(model, data, tmp_path):
+def test_damaged_files_of_another_kind_do_no_harm(model, data, tmp_path):
     TapCache(tmp_path, kind="int8").store(model, data, DATA_CONFIG)
     for path in files(tmp_path):
         path.write_bytes(b"cut")
@@ -193,13 +201,20 @@ def test_damage_in_another_kind_stops_no_one(model, data, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
-    given = ["embed", str(data[0].path.parent), "--out", str(tmp_path / "e.safetensors"), "--taps", str(tmp_path / "t")]
-    given += ["--data_config.precision", "32-true"]
-    assert main([*given, "--data_config.frames", "2", "--cache_kind", "int8"]) == 0
+def test_the_command_line_reports_another_kind_in_one_line(data, tmp_path, capsys):
+    command = [
+        "embed",
+        str(data[0].path.parent),
+        "--out",
+        str(tmp_path / "e.safetensors"),
+        "--taps",
+        str(tmp_path / "t"),
+    ]
+    command += ["--data_config.precision", "32-true"]
+    assert main([*command, "--data_config.frames", "2", "--cache_kind", "int8"]) == 0
     capsys.readouterr()
-    (tmp_path / "e.safetensors").write_text("what was there")
-    assert main([*given, "--data_config.frames", "2", "--overwrite", "true"]) == 0
+    (tmp_path / "e.safetensors").write_text("an earlier file")
+    assert main([*command, "--data_config.frames", "2", "--overwrite", "true"]) == 0
     assert (tmp_path / "e.safetensors").stat().st_size > 12 * 128 * 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
     assert len(notes) == 1
@@ -210,7 +225,7 @@ def test_the_command_line_points_it_out_in_one_line(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "foreign", "empty"])
-def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_path, damage):
+def test_damaged_files_are_named_and_not_used(model, data, tmp_path, damage):
     cache = TapCache(tmp_path)
     cache.store(model, data, DATA_CONFIG)
     path = files(tmp_path)[1]
@@ -222,9 +237,9 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, data, tmp_
         embed_videos(model, TapCache(tmp_path).store(model, data, DATA_CONFIG))
 
 
-def test_taps_of_a_tower_that_changed_are_stale_and_never_served(data, tmp_path):
+def test_taps_of_a_changed_tower_are_refused_as_stale(data, tmp_path):
     cache, model = TapCache(tmp_path), create_model("clipvid-mini", depth=2)
-    store, before = cache.store(model, data, DATA_CONFIG), cache.cache_key(model, DATA_CONFIG).key
+    store, old_key = cache.store(model, data, DATA_CONFIG), cache.cache_key(model, DATA_CONFIG).key
     other = create_model("clipvid-mini", depth=2)
     with torch.no_grad():
         other.backbone.visual.conv1.weight[0, 0, 0, 0] += 1e-3
@@ -233,24 +248,24 @@ def test_taps_of_a_tower_that_changed_are_stale_and_never_served(data, tmp_path)
         embed_videos(changed, store)
     assert cache.needs(model, data, DATA_CONFIG) == 0
     assert cache.needs(changed, data, DATA_CONFIG) > 0
-    after = cache.cache_key(changed, DATA_CONFIG).key
-    shutil.copytree(tmp_path / before, tmp_path / after)  # as if the folder's name were all that is looked at
-    with pytest.raises(CacheError, match=rf"\w+\.safetensors is stale: it was written for {before}, .*clipvid cache"):
+    new_key = cache.cache_key(changed, DATA_CONFIG).key
+    shutil.copytree(tmp_path / old_key, tmp_path / new_key)  # the folder's name alone does not count
+    with pytest.raises(CacheError, match=rf"\w+\.safetensors is stale: it was written for {old_key}, .*clipvid cache"):
         cache.store(changed, data, DATA_CONFIG)
 
 
-def test_unreadable_videos_are_left_out_as_the_reading_says(model, data, tmp_path):
+def test_unreadable_videos_are_left_out_if_the_data_config_skips_them(model, data, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     records = (Record(tmp_path / "broken.mp4", ("a",), 0), Record(tmp_path / "gone.mp4", ("b",), 0), *data.records[:3])
-    some = replace(data, records=records)
-    store = TapCache(tmp_path / "taps").store(model, some, replace(DATA_CONFIG, unreadable="skip"))
+    with_unreadable = replace(data, records=records)
+    store = TapCache(tmp_path / "taps").store(model, with_unreadable, replace(DATA_CONFIG, unreadable="skip"))
     assert [e.path.name for e in store.unreadable] == ["broken.mp4", "gone.mp4"]
     assert [r.path for r in store.data] == [r.path for r in data.records[:3]]
 
 
-@both
-def test_training_from_disk_is_training_from_memory(model, data, tmp_path, data_config):
-    some = data.subset(range(6))
+@all_precisions
+def test_training_from_disk_equals_training_from_memory(model, data, tmp_path, data_config):
+    clips = data.subset(range(6))
 
     def trained(store):
         torch.manual_seed(1)
@@ -258,29 +273,31 @@ def test_training_from_disk_is_training_from_memory(model, data, tmp_path, data_
         config = TrainConfig(task="recognition", epochs=2, batch_size=4, data_config=data_config)
         return train(fresh, store, store, config, progress=False).history
 
-    assert trained(TapCache(tmp_path).store(model, some, data_config)) == trained(
-        encode_dataset(model, some, data_config)
+    assert trained(TapCache(tmp_path).store(model, clips, data_config)) == trained(
+        encode_dataset(model, clips, data_config)
     )
 
 
-@both
-def test_the_store_of_a_disk_has_parts_levels_and_orders(model, data, tmp_path, data_config):
-    kept, held = TapCache(tmp_path).store(model, data, data_config), encode_dataset(model, data, data_config)
+@all_precisions
+def test_a_store_on_disk_supports_subsets_levels_and_reordering(model, data, tmp_path, data_config):
+    from_disk, in_memory = TapCache(tmp_path).store(model, data, data_config), encode_dataset(model, data, data_config)
     rows, order = [7, 2, 2], torch.tensor([[2, 0, 1]]).repeat(12, 1)
     for a, b in (
-        (kept.subset(rows).batch([0, 2]), held.subset(rows).batch([0, 2])),
-        (kept.reordered(order).batch([4]), held.reordered(order).batch([4])),
+        (from_disk.subset(rows).batch([0, 2]), in_memory.subset(rows).batch([0, 2])),
+        (from_disk.reordered(order).batch([4]), in_memory.reordered(order).batch([4])),
     ):
         assert all(torch.equal(x, y) for x, y in zip(a.patches, b.patches, strict=True))
     shallow = attach(model.backbone, depth=1)
-    assert torch.equal(kept.read_by(shallow).batch([1]).patches[0], held.read_by(shallow).batch([1]).patches[0])
+    assert torch.equal(
+        from_disk.read_by(shallow).batch([1]).patches[0], in_memory.read_by(shallow).batch([1]).patches[0]
+    )
     with pytest.raises(ValueError, match="these taps hold levels 5, 6, the branch reads 4, 5, 6"):
-        kept.read_by(attach(model.backbone, depth=3))
+        from_disk.read_by(attach(model.backbone, depth=3))
 
 
-def test_a_disk_that_takes_no_more_is_an_error_that_says_so(model, data, tmp_path):
+def test_a_full_disk_raises_a_clear_error(model, data, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a batch takes more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # less than a batch needs
     try:
         with pytest.raises(OSError, match=r"cannot be written .*make room, or choose another folder"):
             write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
@@ -301,7 +318,7 @@ def test_wrong_kinds_and_branches_without_taps_are_refused(data, tmp_path):
         codec.packed(torch.tensor([[1e6]]), "fp16")
 
 
-def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path, capsys, monkeypatch):
+def test_the_command_line_trains_from_a_cache_and_lists_verifies_and_prunes_it(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [
         "--task",
@@ -316,18 +333,18 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
         "1",
     ]
     options += ["--data_config.precision", "32-true"]
-    given = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
-    assert main([*given, "--out", "a"]) == 0
-    assert main([*given, "--out", "b"]) == 0
+    command = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
+    assert main([*command, "--out", "a"]) == 0
+    assert main([*command, "--out", "b"]) == 0
     scores = re.findall(r"top-1 [\d.]+", capsys.readouterr().out)
     assert len(scores) == 2
     assert scores[0] == scores[1]
-    assert main([*given, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
+    assert main([*command, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
     assert (
         "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, this run reads"
         in capsys.readouterr().err
     )
-    assert main([*given, "--out", "a", "--resume", "true"]) == 0
+    assert main([*command, "--out", "a", "--resume", "true"]) == 0
     assert scores[0] in capsys.readouterr().out
     assert main(["cache", "ls", "taps"]) == 0
     assert "12 clips" in capsys.readouterr().out
@@ -338,12 +355,12 @@ def test_the_command_line_trains_from_a_cache_and_looks_after_it(data, tmp_path,
     path.write_bytes(content)
     (path.parent / ".left.part").write_bytes(b"half")
     assert main(["cache", "verify", "taps"]) == 1
-    said = capsys.readouterr()
-    assert f"{path.name} is damaged: the bytes of clip" in said.out
-    assert "1 file of taps is damaged; clipvid cache prune taps removes it" in said.err
+    output = capsys.readouterr()
+    assert f"{path.name} is damaged: the bytes of clip" in output.out
+    assert "1 file of taps is damaged; clipvid cache prune taps removes it" in output.err
     assert main(["cache", "prune", "taps"]) == 0
     assert "2 removed" in capsys.readouterr().out
-    assert main([*given, "--out", "c"]) == 0
+    assert main([*command, "--out", "c"]) == 0
     capsys.readouterr()
     assert main(["cache", "ls", "taps"]) == 0
     assert "12 clips" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Kept caption embeddings: equal to live to the bit, never those of another tower or cut, damage is named."""
+"""Cached caption embeddings: bit-identical to live, specific to tower and caption length, damage is reported."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def model() -> VideoCLIP:
 
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
-    """How many captions went through a text tower, pass by pass."""
-    seen: list[int] = []
+    """Number of captions in each pass of a text tower."""
+    sizes: list[int] = []
     encode = VideoCLIP.encode_text
-    monkeypatch.setattr(VideoCLIP, "encode_text", lambda m, x, **k: seen.append(len(x)) or encode(m, x, **k))
-    return seen
+    monkeypatch.setattr(VideoCLIP, "encode_text", lambda m, x, **k: sizes.append(len(x)) or encode(m, x, **k))
+    return sizes
 
 
 def shards(folder: Path) -> list[Path]:
@@ -59,56 +59,56 @@ def shards(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_kept_equals_live_to_the_bit_and_the_tower_runs_once(model, tmp_path, passes, precision):
+def test_cached_equals_live_to_the_bit_and_the_tower_runs_once(model, tmp_path, passes, precision):
     live = embed_texts(model, TEXTS, precision=precision, batch_size=4)
     assert passes == [4, 2]
     assert live.dtype == torch.float32
     for _ in range(2):
-        found = embed_texts(model, TEXTS, precision=precision, batch_size=4, cache=TextCache(tmp_path))
-        assert torch.equal(found, live)
+        cached = embed_texts(model, TEXTS, precision=precision, batch_size=4, cache=TextCache(tmp_path))
+        assert torch.equal(cached, live)
     assert passes == [4, 2, 4, 2]
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(TEXTS)))
+    torch.testing.assert_close(cached.norm(dim=-1), torch.ones(len(TEXTS)))
     assert len(shards(tmp_path)) == 2
 
 
-def test_the_text_tower_is_looked_at_once_for_all_chunks(model, tmp_path, monkeypatch):
-    looks: list[None] = []
-    looked_at = Backbone._hashed
-    monkeypatch.setattr(Backbone, "_hashed", lambda *given: looks.append(None) or looked_at(*given))
+def test_the_text_tower_is_hashed_once_for_all_chunks(model, tmp_path, monkeypatch):
+    calls: list[None] = []
+    hashed = Backbone._hashed
+    monkeypatch.setattr(Backbone, "_hashed", lambda *args: calls.append(None) or hashed(*args))
     embed_texts(model, TEXTS, batch_size=2, cache=TextCache(tmp_path))
     assert len(shards(tmp_path)) == 3
-    assert len(looks) == 1
+    assert len(calls) == 1
 
 
-def test_captions_that_were_added_leave_whole_chunks_before_them_known(model, tmp_path, passes):
+def test_added_captions_leave_full_chunks_before_them_cached(model, tmp_path, passes):
     embed_texts(model, ["a", "b", "c", "d"], batch_size=2, cache=TextCache(tmp_path))
     embed_texts(model, ["e", "d", "c", "b", "a"], batch_size=2, cache=TextCache(tmp_path))
     assert passes == [2, 2, 1]
 
 
-def test_another_tower_cut_or_precision_never_meets_these_embeddings(model, tmp_path, passes):
+def test_embeddings_are_specific_to_text_tower_caption_length_and_precision(model, tmp_path, passes):
     def embedded(m: VideoCLIP, **options) -> torch.Tensor:
         return embed_texts(m, TEXTS, **{"precision": "32-true", **options}, cache=TextCache(tmp_path))
 
-    whole, cut = embedded(model), embedded(model, tokens=5)
-    assert not torch.equal(whole, cut)
+    uncut, cut = embedded(model), embedded(model, tokens=5)
+    assert not torch.equal(uncut, cut)
     assert torch.equal(cut, embed_texts(model, TEXTS, precision="32-true", tokens=5))
     embedded(model, precision="bf16-mixed")
     assert len(list(tmp_path.iterdir())) == 2
     other = create_model("clipvid-mini", depth=1)
     with torch.no_grad():
         other.backbone.clip.token_embedding.weight[5:50] += 0.1
-    assert not torch.equal(embedded(other), whole)
+    assert not torch.equal(embedded(other), uncut)
     same_text = create_model("clipvid-mini", depth=1)
     with torch.no_grad():
         same_text.backbone.visual.conv1.weight.mul_(1.1)
         same_text.backbone.clip.logit_scale.fill_(0)
     before = len(passes)
-    assert torch.equal(embedded(same_text), whole)
-    assert len(passes) == before, "the image tower and the temperature change no text"
+    assert torch.equal(embedded(same_text), uncut)
+    assert len(passes) == before, "image tower and temperature do not change text embeddings"
 
 
-def test_a_text_tower_that_was_trained_is_another_one(model):
+def test_training_changes_the_text_fingerprint(model):
     before = model.backbone.text_fingerprint
     name = "token_embedding.weight"
     model.backbone.trained.add(name)
@@ -118,7 +118,7 @@ def test_a_text_tower_that_was_trained_is_another_one(model):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
-def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, damage):
+def test_damaged_files_are_named_and_not_used(model, tmp_path, damage):
     embed_texts(model, TEXTS, batch_size=4, cache=TextCache(tmp_path))
     path, neighbour = shards(tmp_path)
     content = bytearray(path.read_bytes())
@@ -132,21 +132,21 @@ def test_damaged_files_are_named_and_nothing_of_them_is_served(model, tmp_path, 
 def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes, precision):
     data_config = replace(DATA_CONFIG, precision=precision)
     store = TapCache(tmp_path).store(model, data, data_config)
-    held = encode_dataset(model, data, data_config)
-    live, kept, again = (evaluate_retrieval(model, clips) for clips in (held, store, store))
+    in_memory = encode_dataset(model, data, data_config)
+    live, from_disk, second = (evaluate_retrieval(model, clips) for clips in (in_memory, store, store))
     assert len(passes) == 2
-    assert live.metrics.to_dict() == kept.metrics.to_dict() == again.metrics.to_dict()
+    assert live.metrics.to_dict() == from_disk.metrics.to_dict() == second.metrics.to_dict()
     config = TrainConfig(epochs=1, batch_size=4, captions_per_video=0, data_config=data_config)
 
     def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
         torch.manual_seed(0)
         return train(create_model("clipvid-mini", depth=1), clips, None, config, progress=False).history
 
-    assert trained(held) == trained(store)
-    assert len(passes) == 3, "what evaluation embedded, training knows"
+    assert trained(in_memory) == trained(store)
+    assert len(passes) == 3, "training reuses the embeddings of the evaluation"
 
 
-def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
+def test_nothing_is_cached_while_the_text_tower_trains(data, tmp_path):
     model = create_model("clipvid-mini", depth=1)
     store = TapCache(tmp_path).store(model, data, DATA_CONFIG)
     config = TrainConfig(epochs=1, batch_size=4, train_clip="text", data_config=DATA_CONFIG)
@@ -155,66 +155,66 @@ def test_a_text_tower_that_trains_keeps_nothing(data, tmp_path):
 
 
 @pytest.fixture
-def at_hand(data, tmp_path, monkeypatch) -> str:
-    """The folder of the videos, for commands that run in an empty one."""
+def videos(data, tmp_path, monkeypatch) -> str:
+    """Folder of the videos; commands run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return str(data[0].path.parent)
 
 
 @pytest.fixture
-def taps(at_hand) -> Path:
-    """A cache that an evaluation made, with its result beside it."""
-    assert main(["eval", at_hand, "--cache", "taps", "--out", "made.json", *OPTIONS]) == 0
+def evaluated_cache(videos) -> Path:
+    """Cache written by an evaluation, with the result in made.json."""
+    assert main(["eval", videos, "--cache", "taps", "--out", "made.json", *OPTIONS]) == 0
     return Path("taps")
 
 
-def test_eval_with_a_cache_gives_the_result_that_eval_without_one_gives(at_hand, taps):
-    assert main(["eval", at_hand, "--out", "live.json", *OPTIONS]) == 0
+def test_eval_gives_the_same_result_with_and_without_a_cache(videos, evaluated_cache):
+    assert main(["eval", videos, "--out", "live.json", *OPTIONS]) == 0
     assert json.loads(Path("live.json").read_text()) == json.loads(Path("made.json").read_text())
 
 
-def test_a_second_eval_reads_the_cache_alone(at_hand, taps, monkeypatch):
+def test_a_second_eval_reads_only_the_cache(videos, evaluated_cache, monkeypatch):
     for encodes in ("clipvid.features.embed.LiveSource", "clipvid.features.tap_cache.LiveSource"):
         monkeypatch.setattr(encodes, None)
     monkeypatch.setattr(VideoCLIP, "encode_text", None)
-    assert main(["eval", at_hand, "--cache", "taps", "--out", "read.json", *OPTIONS]) == 0
+    assert main(["eval", videos, "--cache", "taps", "--out", "read.json", *OPTIONS]) == 0
     assert json.loads(Path("read.json").read_text()) == json.loads(Path("made.json").read_text())
 
 
 @pytest.mark.parametrize("options", [OPTIONS, HALF], ids=["32-true", "bf16-mixed"])
-def test_embed_reads_from_the_cache_what_it_gives_live(at_hand, monkeypatch, options):
-    assert main(["eval", at_hand, "--cache", "taps", *options]) == 0
-    assert main(["embed", at_hand, "--out", "live.safetensors", *options]) == 0
+def test_embed_gives_the_same_from_the_cache_as_live(videos, monkeypatch, options):
+    assert main(["eval", videos, "--cache", "taps", *options]) == 0
+    assert main(["embed", videos, "--out", "live.safetensors", *options]) == 0
     monkeypatch.setattr("clipvid.features.tap_cache.LiveSource", None)
-    assert main(["embed", at_hand, "--taps", "taps", "--out", "kept.safetensors", *options]) == 0
-    assert torch.equal(load_file("live.safetensors")["video"], load_file("kept.safetensors")["video"])
+    assert main(["embed", videos, "--taps", "taps", "--out", "cached.safetensors", *options]) == 0
+    assert torch.equal(load_file("live.safetensors")["video"], load_file("cached.safetensors")["video"])
 
 
-def test_verify_counts_captions_too(data, taps, capsys):
+def test_verify_counts_captions_too(data, evaluated_cache, capsys):
     capsys.readouterr()
     assert main(["cache", "verify", "taps"]) == 0
-    said = capsys.readouterr().out
-    assert "12 clips" in said
-    assert f"{len({c for r in data for c in r.captions})} captions" in said
-    assert "caption embeddings" in said
+    output = capsys.readouterr().out
+    assert "12 clips" in output
+    assert f"{len({c for r in data for c in r.captions})} captions" in output
+    assert "caption embeddings" in output
 
 
-def test_verify_names_damaged_captions(taps, capsys):
-    (path,) = shards(taps)
+def test_verify_names_damaged_captions(evaluated_cache, capsys):
+    (path,) = shards(evaluated_cache)
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "verify", "taps"]) == 1
     assert f"{path.name} is damaged" in capsys.readouterr().out
 
 
-def test_prune_removes_damaged_captions_and_leaves_the_clips(taps):
-    (path,) = shards(taps)
+def test_prune_removes_damaged_captions_and_leaves_the_clips(evaluated_cache):
+    (path,) = shards(evaluated_cache)
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "prune", "taps"]) == 0
-    assert [part.rows for part in parts_of(taps)] == [12, 0]
+    assert [part.rows for part in parts_of(evaluated_cache)] == [12, 0]
     assert not path.exists()
 
 
-def test_embed_encodes_what_a_cache_lacks_and_leaves_out_what_cannot_be_read(data, tmp_path, monkeypatch):
+def test_embed_encodes_uncached_clips_and_skips_unreadable_ones(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Token features against each tower's own text embedding, and masks on the tokenizers that open_clip has."""
+"""Token features compared with each tower's text embedding, and token masks for open_clip's tokenizers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from clipvid.models.factory import attach
 VISION: dict[str, Any] = {"layers": 1, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 16}
 TEXT: dict[str, Any] = {"context_length": 12, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}
 EMBED, END = 24, 98
-OWN: dict[str, Any] = {  # open_clip's own text towers, each with the position that it pools
+OPEN_CLIP_TOWERS: dict[str, Any] = {  # open_clip's text towers, each with the position that it pools
     "CLIP": (CLIP, {}, "end"),
     "CLIP, end by id": (CLIP, {"pool_type": "eos", "eos_id": END}, "end"),
     "CLIP, linear projection": (CLIP, {"proj_bias": True}, "end"),
     "CLIP, no projection": (CLIP, {"proj_type": "none", "width": EMBED}, "end"),
-    "own tower": (CustomTextCLIP, {}, "end"),
-    "own tower, first token": (CustomTextCLIP, {"pool_type": "first", "no_causal_mask": True}, "first"),
+    "separate text tower": (CustomTextCLIP, {}, "end"),
+    "separate text tower, first token": (CustomTextCLIP, {"pool_type": "first", "no_causal_mask": True}, "first"),
     "SigLIP": (
         CustomTextCLIP,
         {"pool_type": "last", "no_causal_mask": True, "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
@@ -56,7 +56,7 @@ NLLB: dict[str, Any] = {
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 40,
 }
-FACE: dict[str, Any] = {  # Hugging Face text towers: configuration, pooler, projection
+HUGGING_FACE_TOWERS: dict[str, Any] = {  # Hugging Face text towers: configuration, pooler, projection
     "BERT": (BertConfig(**SMALL), "cls_pooler", "mlp"),
     "BERT without its pooler": (BertConfig(**SMALL), "cls_last_hidden_state_pooler", "linear"),
     "NLLB": (M2M100Config(**NLLB, pad_token_id=1), "cls_pooler", "linear"),
@@ -66,12 +66,12 @@ FACE: dict[str, Any] = {  # Hugging Face text towers: configuration, pooler, pro
 }
 
 
-def own_clip(kind: type, **changes) -> Any:
+def open_clip_model(kind: type, **changes) -> Any:
     torch.manual_seed(0)
     return kind(EMBED, CLIPVisionCfg(**VISION), CLIPTextCfg(**(TEXT | changes))).eval()
 
 
-def own_coca() -> Any:
+def coca() -> Any:
     torch.manual_seed(0)
     return CoCa(
         EMBED,
@@ -82,8 +82,8 @@ def own_coca() -> Any:
 
 
 def hugging_face_clip(name: str, folder) -> Any:
-    """As open_clip builds it from a model's name; the folder stands for the hub."""
-    config, pooler, projection = FACE[name]
+    """Return the model as open_clip builds it from a hub name; the folder takes the place of the hub."""
+    config, pooler, projection = HUGGING_FACE_TOWERS[name]
     config.save_pretrained(folder)
     text = CLIPTextCfg(
         hf_model_name=str(folder), hf_model_pretrained=False, hf_pooler_type=pooler, hf_proj_type=projection
@@ -93,7 +93,7 @@ def hugging_face_clip(name: str, folder) -> Any:
 
 
 def captions(*, pad: int = 0) -> torch.Tensor:
-    """Five rows of 12 ids: start, words, end, padding; the last row is full."""
+    """Return five rows of 12 ids: start, words, end, padding; the last row has no padding."""
     tokens = torch.randint(3, END, (5, 12))
     tokens[:, 0] = 2
     for row, length in enumerate((3, 4, 7, 11, 12)):
@@ -102,11 +102,11 @@ def captions(*, pad: int = 0) -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.parametrize("name", list(OWN))
+@pytest.mark.parametrize("name", list(OPEN_CLIP_TOWERS))
 @torch.no_grad()
-def test_at_the_pooled_position_a_feature_is_the_towers_own_embedding(name):
-    kind, changes, position = OWN[name]
-    clip, tokens = own_clip(kind, **changes), captions()
+def test_the_feature_at_the_pooled_position_is_the_text_embedding(name):
+    kind, changes, position = OPEN_CLIP_TOWERS[name]
+    clip, tokens = open_clip_model(kind, **changes), captions()
     features = token_features(clip, tokens)
     assert features.shape == (5, 12, EMBED)
     at = {"first": torch.zeros(5).long(), "last": torch.full((5,), 11), "end": (tokens == END).long().argmax(dim=1)}
@@ -116,23 +116,23 @@ def test_at_the_pooled_position_a_feature_is_the_towers_own_embedding(name):
 
 
 @torch.no_grad()
-def test_cocas_tokens_take_the_path_of_its_class_embedding_which_is_not_among_them():
-    clip, tokens = own_coca(), captions()
+def test_coca_token_features_use_the_projection_of_its_class_embedding_and_exclude_it():
+    clip, tokens = coca(), captions()
     features = token_features(clip, tokens)
     pooled, before_norm = clip.text(tokens)
     torch.testing.assert_close(features, clip.text.ln_final(before_norm) @ clip.text.text_projection)
     assert features.shape == (5, 12, EMBED)
     torch.testing.assert_close(pooled, clip.encode_text(tokens, normalize=False))
     assert (features - pooled[:, None]).abs().amax(dim=-1).min() > 1e-3
-    clip.text.transformer.resblocks = torch.nn.ModuleList([Nothing()])  # every token becomes what is put in
+    clip.text.transformer.resblocks = torch.nn.ModuleList([Identity()])  # every token keeps its input embedding
     clip.text.positional_embedding.zero_()
     clip.text.token_embedding.weight[5] = clip.text.cls_emb
     pooled = clip.encode_text(tokens, normalize=False)
     torch.testing.assert_close(token_features(clip, torch.full_like(tokens, 5))[:, 0], pooled, atol=1e-6, rtol=0)
 
 
-class Nothing(torch.nn.Module):
-    """A transformer block that leaves its tokens as they are."""
+class Identity(torch.nn.Module):
+    """A transformer block that returns its input."""
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         return x
@@ -143,7 +143,7 @@ class Nothing(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["BERT", "BERT without its pooler", "NLLB"])
 @torch.no_grad()
-def test_towers_that_pool_their_first_token_have_their_embedding_there(name, tmp_path):
+def test_first_token_feature_is_the_text_embedding_if_the_tower_pools_it(name, tmp_path):
     clip = hugging_face_clip(name, tmp_path)
     tokens = captions(pad=clip.text.config.pad_token_id)
     features = token_features(clip, tokens)
@@ -153,7 +153,7 @@ def test_towers_that_pool_their_first_token_have_their_embedding_there(name, tmp
 
 @pytest.mark.parametrize("name", ["RoBERTa", "mT5"])
 @torch.no_grad()
-def test_of_towers_that_average_and_project_linearly_the_embedding_is_the_average(name, tmp_path):
+def test_mean_of_token_features_is_the_text_embedding_if_the_projection_is_linear(name, tmp_path):
     clip = hugging_face_clip(name, tmp_path)
     pad = clip.text.config.pad_token_id
     tokens = captions(pad=pad)
@@ -164,8 +164,8 @@ def test_of_towers_that_average_and_project_linearly_the_embedding_is_the_averag
 
 
 @torch.no_grad()
-def test_through_an_mlp_the_average_agrees_for_captions_of_one_token(tmp_path):
-    """RoBERTa's projection in open_clip is an MLP, which does not commute with averaging."""
+def test_with_an_mlp_projection_token_feature_and_embedding_agree_for_one_token(tmp_path):
+    """An MLP projection, as in open_clip's RoBERTa, does not commute with averaging."""
     clip = hugging_face_clip("RoBERTa, MLP", tmp_path)
     tokens = torch.full((2, 12), 1)
     tokens[:, 0] = torch.tensor([7, 8])
@@ -173,7 +173,7 @@ def test_through_an_mlp_the_average_agrees_for_captions_of_one_token(tmp_path):
 
 
 @torch.no_grad()
-def test_token_features_equal_the_released_codes(shared_data):
+def test_token_features_equal_those_of_the_released_code(shared_data):
     folder = shared_data / "fixtures" / "stan_release"
     config, io = (
         json.loads((folder / "case.json").read_text())["open_clip_config"],
@@ -187,7 +187,7 @@ def test_token_features_equal_the_released_codes(shared_data):
 
 
 @torch.no_grad()
-def test_the_minis_end_token_is_its_embedding_and_the_last_that_counts():
+def test_the_end_token_of_clipvid_mini_is_its_embedding_and_the_last_unmasked():
     mini: Any = load_clip("clipvid-mini")
     clip, tokenizer, _ = mini
     tokens = tokenizer(["a red circle", "", "a blue star moves left over a plain background " * 3])
@@ -200,13 +200,13 @@ def test_the_minis_end_token_is_its_embedding_and_the_last_that_counts():
     torch.testing.assert_close(ends, clip.encode_text(tokens), atol=1e-6, rtol=0)
 
 
-def test_gradients_pass_where_the_tower_trains():
-    clip = own_clip(CLIP)
+def test_token_features_pass_gradients_to_the_tower():
+    clip = open_clip_model(CLIP)
     token_features(clip, captions()).square().sum().backward()
     assert clip.token_embedding.weight.grad.any()
 
 
-def test_a_text_tower_of_another_make_is_refused_by_name():
+def test_an_unsupported_text_tower_is_refused_by_name():
     clip = torch.nn.Module()
     clip.text = torch.nn.Linear(2, 2)
     with pytest.raises(BackboneError, match="Linear lacks text_projection or forward_intermediates"):
@@ -220,29 +220,29 @@ def naive_mask(row: list[int], *, pad: int, end: int | None) -> list[bool]:
 
 
 @pytest.mark.parametrize(("pad", "end"), [(0, 4), (4, 4), (1, 1), (1, 2), (0, None), (3, 0)])
-def test_masks_are_those_of_a_loop(pad, end):
+def test_masks_equal_a_loop(pad, end):
     tokens = torch.randint(0, 6, (200, 7))
     got = token_mask(tokens, pad=pad, end=end)
     assert got.tolist() == [naive_mask(row, pad=pad, end=end) for row in tokens.tolist()]
 
 
-def test_a_word_that_shares_its_id_with_padding_counts_before_the_end():
+def test_a_word_with_the_padding_id_is_unmasked_before_the_end():
     tokenizer: Any = open_clip.get_tokenizer("ViT-B-32")
     assert tokenizer.encode("!(") == [0, 263]
     pad, end = special_tokens(tokenizer)
     assert (pad, end) == (0, 49407)
     tokens = tokenizer(["no !( dog", "no dog", "dog " * 100])
-    assert (tokens[0] == 0).sum() == 77 - 5  # the padding and one word
+    assert (tokens[0] == 0).sum() == 77 - 5  # padding and one word
     assert token_mask(tokens, pad=pad, end=end).sum(dim=1).tolist() == [6, 4, 77]
 
 
-def test_a_caption_cut_before_its_end_token_keeps_what_is_not_padding():
+def test_a_caption_without_end_token_masks_only_padding():
     tokens = open_clip.get_tokenizer("ViT-B-32")(["a dog runs on the grass", "dog"])[:, :5]
     assert token_mask(tokens, pad=0, end=49407).tolist() == [[True] * 5, [True] * 3 + [False] * 2]
 
 
 def small_tokenizer(specials: list[str], **named: str) -> PreTrainedTokenizerFast:
-    """Words a, dog, runs behind the specials, which get ids from 0; an end token, if named, closes each caption."""
+    """Return a tokenizer with the words a, dog, runs after the specials (ids from 0); an end token closes captions."""
     ids = {word: i for i, word in enumerate([*specials, "<unk>", "a", "dog", "runs"])}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -261,7 +261,7 @@ def small_tokenizer(specials: list[str], **named: str) -> PreTrainedTokenizerFas
         (["<s>", "<pad>"], {"pad_token": "<pad>"}, (1, None)),  # BERT
     ],
 )
-def test_tokenizers_of_transformers_say_what_ends_and_fills_a_row(tmp_path, specials, named, expected):
+def test_padding_and_end_ids_of_transformers_tokenizers(tmp_path, specials, named, expected):
     small_tokenizer(specials, **named).save_pretrained(tmp_path)
     tokenizer = HFTokenizer(str(tmp_path), context_length=6)
     pad, end = special_tokens(tokenizer)
@@ -272,8 +272,8 @@ def test_tokenizers_of_transformers_say_what_ends_and_fills_a_row(tmp_path, spec
     assert token_mask(tokens, pad=pad, end=end).sum(dim=1).tolist() == [3 + closing, 1 + closing, 6]
 
 
-def test_siglips_tokenizer_is_read_like_the_others():
-    """Built around a small vocabulary: SigLipTokenizer's own constructor downloads one."""
+def test_padding_and_end_ids_of_the_siglip_tokenizer():
+    """Use a small vocabulary without the constructor of SigLipTokenizer, which downloads one."""
     tokenizer = SigLipTokenizer.__new__(SigLipTokenizer)
     tokenizer.context_length = 6
     tokenizer.tokenizer = small_tokenizer(["<pad>", "</s>"], pad_token="<pad>", eos_token="</s>")
@@ -283,7 +283,7 @@ def test_siglips_tokenizer_is_read_like_the_others():
     assert token_mask(tokens, pad=1, end=1).sum(dim=1).tolist() == [3, 2]
 
 
-def test_a_tokenizer_that_says_neither_is_refused_by_name():
+def test_a_tokenizer_without_padding_or_end_id_is_refused_by_name():
     with pytest.raises(ValueError, match=r"tokenizer function has neither eot_token_id nor pad_token_id.*pad= the id"):
         special_tokens(open_clip.tokenize)
     unpadded = small_tokenizer(["</s>"], eos_token="</s>")
@@ -293,10 +293,10 @@ def test_a_tokenizer_that_says_neither_is_refused_by_name():
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["CoCa", "BERT"])
-def test_lora_fits_text_towers_of_other_families(kind, tmp_path):
-    """CoCa's attention has a mask for each caption and head; Hugging Face's towers have linears of their own."""
+def test_lora_works_on_text_towers_of_other_families(kind, tmp_path):
+    """CoCa's attention has a mask per caption and head; Hugging Face's towers have other linears."""
     pytest.importorskip("peft")
-    clip = own_coca() if kind == "CoCa" else hugging_face_clip("BERT", tmp_path)
+    clip = coca() if kind == "CoCa" else hugging_face_clip("BERT", tmp_path)
     model, tokens = attach(clip, "mean"), captions()
     before = model.encode_text(tokens)
     model.set_trainable(text_lora=2)
@@ -308,8 +308,8 @@ def test_lora_fits_text_towers_of_other_families(kind, tmp_path):
 
 
 @pytest.mark.parametrize("similarity", ["wti", "mug", "mug_simple"])
-def test_the_similarity_of_a_caption_is_that_of_its_own_tokens_whatever_the_padding_is(similarity):
-    """Through the public path, texts to similarities, against the head on the caption's features alone."""
+def test_similarity_does_not_depend_on_padding(similarity):
+    """Compare similarities from texts with those of the matcher on the unpadded features of one caption."""
 
     class Tokens:
         eos_token_id = END
@@ -324,12 +324,12 @@ def test_the_similarity_of_a_caption_is_that_of_its_own_tokens_whatever_the_padd
     texts, frames = ["a dog runs", "a cat"], torch.randn(3, 4, EMBED)
     for pad in (0, 1, END):
         torch.manual_seed(1)
-        model = attach(own_clip(CLIP), "mean", tokenizer=Tokens(pad), similarity=similarity)
+        model = attach(open_clip_model(CLIP), "mean", tokenizer=Tokens(pad), similarity=similarity)
         with torch.no_grad():
-            words = model.text_features(texts)
-            found = model.match(words, frames)
-            assert words.mask.sum(dim=1).tolist() == [5, 4]
+            token_features = model.text_features(texts)
+            similarity_matrix = model.match(token_features, frames)
+            assert token_features.mask.sum(dim=1).tolist() == [5, 4]
             for row, length in enumerate((5, 4)):
-                own = words.features[row, None, None, :length]
-                alone = model.matcher(own, frames[None], text_mask=torch.ones(1, 1, length, dtype=torch.bool))
-                torch.testing.assert_close(found[row], alone[0], atol=1e-6, rtol=0)
+                unpadded = token_features.features[row, None, None, :length]
+                expected = model.matcher(unpadded, frames[None], text_mask=torch.ones(1, 1, length, dtype=torch.bool))
+                torch.testing.assert_close(similarity_matrix[row], expected[0], atol=1e-6, rtol=0)
