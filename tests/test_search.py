@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.search.index import FACTS, VECTORS, Hit, VideoIndex
+from clipvid.search.index import METADATA, VECTORS, Hit, VideoIndex
 from clipvid.video.decode import read_video
 from clipvid.video.transforms import VideoTransform
 
@@ -142,7 +142,7 @@ def test_a_video_finds_itself_first_and_an_embeddings_length_does_not_count(inde
 
 def test_k_beyond_the_index_gives_everything_and_less_than_one_is_refused(index):
     assert len(index.search("red", k=100)) == 4
-    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="k must be an integer >= 1, got 0"):
         index.search("red", k=0)
 
 
@@ -164,7 +164,7 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
     lost = VideoIndex.build(model, library / "broken.mp4", progress=False)
     with pytest.raises(ValueError, match=r"empty; 1 file skipped, see \.skipped"):
         lost.search("red")
-    with pytest.raises(ValueError, match="have 8 numbers, the query has 3"):
+    with pytest.raises(ValueError, match=r"must have 8 numbers.*got 3"):
         index.search_embedding(torch.ones(3))
     with pytest.raises(ValueError, match="not finite"):
         index.search_embedding(torch.full((8,), torch.nan))
@@ -211,7 +211,7 @@ def test_videos_already_indexed_are_an_error_or_skipped_or_replaced(index, model
     blue = tmp_path / "blue.mp4"
     blue.write_bytes((library / "blue").read_bytes())
     before = model.clips
-    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; choose what becomes of them"):
+    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; set existing to skip or replace"):
         index.add([blue, library / "b" / "red.mp4"], progress=False)
     assert model.clips == before
     index.add([blue, blue, library / "b" / "red.mp4"], existing="skip", progress=False)
@@ -276,14 +276,14 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
     place = index.save(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
-    facts = json.loads((place / FACTS).read_text())
-    (place / FACTS).write_text(json.dumps(facts | {"paths": facts["paths"][:2]}))
+    facts = json.loads((place / METADATA).read_text())
+    (place / METADATA).write_text(json.dumps(facts | {"paths": facts["paths"][:2]}))
     with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
         VideoIndex.load(place, model)
-    (place / FACTS).write_text(json.dumps(facts | {"format": 99}))
+    (place / METADATA).write_text(json.dumps(facts | {"format": 99}))
     with pytest.raises(CheckpointError, match="index format 99"):
         VideoIndex.load(place, model)
-    (place / FACTS).write_text(json.dumps(facts))
+    (place / METADATA).write_text(json.dumps(facts))
     (place / VECTORS).write_bytes((place / VECTORS).read_bytes()[:20])
     with pytest.raises(CheckpointError, match="cannot be read"):
         VideoIndex.load(place, model)

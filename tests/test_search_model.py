@@ -21,7 +21,7 @@ from clipvid.features.token_wise import match_all
 from clipvid.models.backbone import fused as quick
 from clipvid.models.factory import create_model
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import FACTS
+from clipvid.search.storage import METADATA
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SENTENCES = ("a red circle", "a blue square moves to the left", "a green triangle", "nothing at all")
@@ -134,12 +134,12 @@ def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path
         VideoIndex(model, precision="bf16")
     place = built(model, files, "bf16-mixed").save(tmp_path / "saved")
     assert VideoIndex.load(place, model).precision == "bf16-mixed"
-    facts = json.loads((place / FACTS).read_text())
-    (place / FACTS).write_text(json.dumps(facts | {"precision": "half"}))
+    facts = json.loads((place / METADATA).read_text())
+    (place / METADATA).write_text(json.dumps(facts | {"precision": "half"}))
     with pytest.raises(CheckpointError, match=r"precision of .*saved must be one of auto, .*got 'half'; build"):
         VideoIndex.load(place, model)
     del facts["precision"]
-    (place / FACTS).write_text(json.dumps(facts))
+    (place / METADATA).write_text(json.dumps(facts))
     assert VideoIndex.load(place, model).precision == "auto"
 
 

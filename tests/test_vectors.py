@@ -11,7 +11,7 @@ from test_search import ColourModel
 
 from clipvid.errors import CheckpointError
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import FACTS
+from clipvid.search.storage import METADATA
 from clipvid.search.stores.faiss import KINDS, NEEDED, Vectors
 
 TOTAL, WIDTH = 3000, 24
@@ -92,7 +92,7 @@ def test_a_saved_index_of_any_kind_finds_the_same_and_can_be_added_to(kind, mode
     rows, more = clustered(700), clustered(50, seed=3)
     index = filled(model, kind, rows)
     loaded = VideoIndex.load(index.save(tmp_path / "saved"), model)
-    assert (loaded.kind, json.loads((tmp_path / "saved" / FACTS).read_text())["kind"]) == (kind, kind)
+    assert (loaded.kind, json.loads((tmp_path / "saved" / METADATA).read_text())["kind"]) == (kind, kind)
     for query in clustered(20, seed=1):
         assert loaded.search_embedding(query, k=10) == index.search_embedding(query, k=10)
     loaded._put([Path(f"/more-{place}.mp4") for place in range(50)], more)
@@ -109,7 +109,7 @@ def test_all_videos_are_found_if_all_are_asked_for(kind, model):
 
 def test_an_ivf_of_too_few_videos_is_refused_before_any_is_embedded(model, tmp_path):
     files = [tmp_path / f"{place}.mp4" for place in range(3)]
-    with pytest.raises(ValueError, match=f"at least {NEEDED} videos to find its lists, got 3; take kind flat"):
+    with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 3; use kind flat"):
         VideoIndex.build(model, files, kind="ivf", progress=False)
     assert model.clips == 0
 
@@ -122,7 +122,7 @@ def test_an_ivf_that_was_interrupted_before_its_training_is_exact_and_goes_on(mo
     exact = filled(model, "flat", rows[:100])
     assert loaded.search_embedding(rows[500], k=100) == exact.search_embedding(rows[500], k=100)
     assert not loaded._vectors.trained
-    with pytest.raises(ValueError, match=f"at least {NEEDED} videos to find its lists, got 100"):
+    with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 100"):
         loaded._vectors.settle()
     loaded._put([Path(f"/{place}.mp4") for place in range(100, 700)], rows[100:])
     loaded._vectors.settle()
@@ -134,16 +134,16 @@ def test_kinds_that_are_none_and_files_of_another_kind_are_refused(model, tmp_pa
     with pytest.raises(ValueError, match="kind must be one of flat, ivf, hnsw, got 'lsh'"):
         VideoIndex(model, kind="lsh")
     place = filled(model, "hnsw", clustered(50)).save(tmp_path / "saved")
-    facts = json.loads((place / FACTS).read_text())
-    for kind, message in (("flat", "holds IndexHNSWFlat, not flat vectors"), ("lsh", "is of kind 'lsh'")):
-        (place / FACTS).write_text(json.dumps(facts | {"kind": kind}))
+    facts = json.loads((place / METADATA).read_text())
+    for kind, message in (("flat", "holds IndexHNSWFlat, not flat vectors"), ("lsh", "one of flat, .*, got 'lsh'")):
+        (place / METADATA).write_text(json.dumps(facts | {"kind": kind}))
         with pytest.raises(CheckpointError, match=message):
             VideoIndex.load(place, model)
 
 
 def test_an_index_that_names_no_kind_is_flat(model, tmp_path):
     place = filled(model, "flat", clustered(50)).save(tmp_path / "saved")
-    facts = json.loads((place / FACTS).read_text())
+    facts = json.loads((place / METADATA).read_text())
     del facts["kind"]
-    (place / FACTS).write_text(json.dumps(facts))
+    (place / METADATA).write_text(json.dumps(facts))
     assert VideoIndex.load(place, model).kind == "flat"
