@@ -91,7 +91,7 @@ def test_a_part_of_the_training_videos_is_held_out(videos, capsys):
     assert "on 10 validation videos" in capsys.readouterr().out
     error = refusal(capsys, "eval", "videos/test", "--model", "run")
     assert "run is the folder of a training run; its model is run/best" in error
-    assert "frames starts at 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
+    assert "frames must be an integer >= 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
 
 
 def test_an_interrupted_index_keeps_what_is_embedded_and_goes_on(videos, monkeypatch, capsys):

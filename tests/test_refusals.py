@@ -119,11 +119,11 @@ def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--test_clips 8", "test_clips must be even, as clips come in pairs, and 10 or more, got 8"),
-        ("--test_clips 11", "test_clips must be even, as clips come in pairs, and 10 or more, got 11"),
-        ("--train_clips 0", "train_clips must be even, as clips come in pairs, and 2 or more, got 0"),
+        ("--test_clips 8", "test_clips must be an even integer >= 10, got 8"),
+        ("--test_clips 11", "test_clips must be an even integer >= 10, got 11"),
+        ("--train_clips 0", "train_clips must be an even integer >= 2, got 0"),
         ("--test_clips 5122", "captions are unique, so indices end at 5119"),
-        ("--epochs 0", "epochs starts at 1, got 0"),
+        ("--epochs 0", "epochs must be an integer >= 1, got 0"),
     ],
 )
 def test_a_demo_that_could_not_end_is_refused_before_it_renders(tmp_path, monkeypatch, capsys, words, said):

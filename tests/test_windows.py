@@ -127,7 +127,7 @@ def test_pictures_slide_without_times(model, tmp_path):
 
 def test_wrong_numbers_and_damaged_files_are_named(model, path, tmp_path, shared_data):
     for wrong in ({"window": 0}, {"stride": 0}, {"tower_batch_size": 0}, {"batch_size": -1}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} starts at 1, got"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be an integer >= 1, got"):
             model.encode_windows(path, **wrong)  # at once, before anything is iterated
     with pytest.raises(ValueError, match="not both"):
         model.encode_windows(path, every=2, fps=3)

@@ -39,12 +39,14 @@ def demo(
             baseline gets five times as many for each.
         seed: of videos, weights and order.
     """
-    from clipvid.demo.tour import Plan, run
+    from clipvid.demo.tour import DemoConfig, run
 
     require_writable(Path(out) / "results.json")
-    plan = Plan(train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed)
+    config = DemoConfig(
+        train_clips=train_clips, test_clips=test_clips, epochs=epochs, baseline_epochs=5 * epochs, seed=seed
+    )
     with lock_folder(out):
-        run(out, plan)
+        run(out, config)
 
 
 COMMANDS = {
