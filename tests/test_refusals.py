@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid.cli.arguments import lasting
+from clipvid.cli.arguments import model_note
 from clipvid.cli.main import main
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.runtime.files import atomic_file, describe_os_error, require_writable
@@ -98,7 +98,7 @@ def test_a_file_that_is_there_is_refused_unless_it_may_be_replaced(idle, tmp_pat
     (tmp_path / "videos").symlink_to(idle / "videos")
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, *words.split())
-    assert f"{name} is there already; give --overwrite true to replace it, or another name" in error
+    assert f"{name} already exists; give --overwrite true to replace it, or another name" in error
     with pytest.raises(TypeError):  # a model would be made now
         main([*words.split(), "--overwrite", "true"])
     assert Path(name).read_text() == "somebody's"
@@ -107,13 +107,13 @@ def test_a_file_that_is_there_is_refused_unless_it_may_be_replaced(idle, tmp_pat
 def test_two_results_for_one_file_are_refused(idle, tmp_path, capsys):
     place = str(tmp_path / "x.html")
     error = refusal(capsys, "eval", "videos/test", "--out", place, "--report", place)
-    assert "x.html would be written twice; give each file a name of its own" in error
+    assert "x.html would be written twice; give each file a different name" in error
 
 
 def test_a_run_is_gone_on_with_only_when_asked(idle, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").touch()
     error = refusal(capsys, "train", "videos/test", "--out", str(tmp_path))
-    assert f"{tmp_path} holds a training run; give --resume true to go on with it, or another --out" in error
+    assert f"{tmp_path} holds a training run; give --resume true to continue it, or another --out" in error
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_demo_that_could_not_end_is_refused_before_it_renders(tmp_path, monkey
     ("query", "said"),
     [
         ("file", "file is a file; add --video true to look for videos like it, or write a sentence"),
-        ("missing.MP4", "missing.MP4 is named as a video, and no such file is here; mend its path, or write a"),
+        ("missing.MP4", "missing.MP4 looks like a video file, but does not exist; correct the path, or write a"),
     ],
 )
 def test_a_video_in_the_place_of_a_sentence_is_refused_before_the_index_is_read(idle, capsys, query, said):
@@ -182,11 +182,11 @@ def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("train --cache_kind int8", "nothing is kept without --cache; leave out --cache_kind int8"),
-        ("train --cache_mode taps", "nothing is kept without --cache; leave out --cache_mode taps"),
-        ("eval --cache_kind bf16", "nothing is kept without --cache; leave out --cache_kind bf16"),
-        ("eval --cache_mode first_layer", "nothing is kept without --cache; leave out --cache_mode first_layer"),
-        ("embed --cache_kind fp32", "nothing is kept without --taps; leave out --cache_kind fp32"),
+        ("train --cache_kind int8", "nothing is cached without --cache; leave out --cache_kind int8"),
+        ("train --cache_mode taps", "nothing is cached without --cache; leave out --cache_mode taps"),
+        ("eval --cache_kind bf16", "nothing is cached without --cache; leave out --cache_kind bf16"),
+        ("eval --cache_mode first_layer", "nothing is cached without --cache; leave out --cache_mode first_layer"),
+        ("embed --cache_kind fp32", "nothing is cached without --taps; leave out --cache_kind fp32"),
         ("train --shots 1 --val_fraction 0.1", "--shots says what to validate on; leave out --val_fraction 0.1"),
         ("train --val x --val_fraction 0.5", "--val says what to validate on; leave out --val_fraction 0.5"),
         ("train --val_split x --val_fraction 0.5", "--val_split says what to validate on; leave out --val_fraction"),
@@ -208,16 +208,16 @@ def test_taps_are_kept_on_the_disk_or_in_memory(work, capsys, monkeypatch):
     ("words", "said"),
     [
         ("search nowhere red", "nowhere holds no index (no index.json); clipvid index VIDEOS --out nowhere makes one"),
-        ("embed tables", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
-        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
+        ("embed tables", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
+        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
         ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
         ("embed nowhere", "nowhere does not exist; give a video or a folder of videos"),
         ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
         ("train videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
-        ("index videos --out tables", "tables holds other files, and an index needs a folder of its own; give another"),
+        ("index videos --out tables", "tables holds other files, and an index needs a separate folder; give another"),
         (
             "index videos --out tables --add true --model clipvid-mini",
-            "tables holds other files, and an index needs a folder",
+            "tables holds other files, and an index needs a separate folder",
         ),
         ("train videos/test --lr -1", "lr must be above 0 and finite, got -1.0"),
     ],
@@ -239,10 +239,10 @@ def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"a: [1, 2\nb: }\n", "options.yaml is no YAML (line 2)"),
-        (b"\xf4\xff\x00", "options.yaml is no YAML"),
-        (b"only words", "options.yaml holds no options; write one a line, such as device: cpu"),
-        (b"", "options.yaml holds no options; write one a line, such as device: cpu"),
+        (b"a: [1, 2\nb: }\n", "options.yaml is not valid YAML (line 2)"),
+        (b"\xf4\xff\x00", "options.yaml is not valid YAML"),
+        (b"only words", "options.yaml holds no options; write one per line, such as device: cpu"),
+        (b"", "options.yaml holds no options; write one per line, such as device: cpu"),
         (b"nosuch: 3\n", "options.yaml has 'nosuch', which is no option of this command"),
         (None, "File does not exist: "),
     ],
@@ -334,7 +334,7 @@ def test_an_index_is_searched_from_anywhere_and_says_that_its_model_is_gone(work
     assert main(["search", "../index", "red", "--k", "1"]) == 0
     (tmp_path / "model").rename(tmp_path / "moved")
     capsys.readouterr()
-    said = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
+    said = f"../index was made with the model {tmp_path / 'model'}, which no longer exists; restore it"
     assert said in refusal(capsys, "search", "../index", "red")
 
 
@@ -342,6 +342,6 @@ def test_what_an_index_notes_of_its_model_holds_from_anywhere(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     Path("RN50").mkdir()  # somebody's folder, and no saved model
     Path("weights.pt").touch()
-    assert lasting("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
-    assert lasting("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
-    assert lasting(None, None) == {"model": "clipvid-mini", "pretrained": None}
+    assert model_note("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
+    assert model_note("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
+    assert model_note(None, None) == {"model": "clipvid-mini", "pretrained": None}

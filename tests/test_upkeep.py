@@ -88,7 +88,7 @@ def test_verify_names_it_looks_at_the_others_and_ends_with_an_error(folders, cap
     assert f"{shard.name} is damaged" in said.out
     assert "1 file of " in said.err
     assert (
-        f"cache_key.json of {folders[0]} is damaged; the next run that reads what is there writes it anew" in said.err
+        f"cache_key.json of {folders[0]} is damaged; the next run that uses the cache writes it again" in said.err
     )
 
 
