@@ -145,7 +145,7 @@ def test_info_describes_every_kind_of_branch_also_one_that_computes_nothing(caps
         depth = () if alone or name == "mean" else ("--depth", "2")
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
         said = capsys.readouterr().out
-        assert "MACs a clip (12 frames)" in said
+        assert "MACs per clip, 12 frames" in said
         assert ("keys a patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
 
 

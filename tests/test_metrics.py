@@ -61,7 +61,7 @@ def test_many_to_many_ranks_and_hits_are_the_mean_over_all_orders_of_ties(seed):
     scores = rng.integers(0, 3, size=(8, 6)).astype(np.float32)
     truth = rng.random((8, 6)) < 0.4
     truth[np.arange(8), rng.integers(0, 6, size=8)] = True
-    place = ranking.place(Matrix(scores), truth)
+    place = ranking.find_placement(Matrix(scores), truth)
     for k in (1, 2, 5):
         oracle = [by_all_orders(row, np.flatnonzero(true), k) for row, true in zip(scores, truth, strict=True)]
         np.testing.assert_allclose(ranks(scores, truth), [rank for rank, _ in oracle], rtol=1e-12)
@@ -183,7 +183,9 @@ def figures_under(rule, placed):
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
 def test_stored_msrvtt_metrics_are_reproduced_under_each_rule_of_ties(direction, ties):
     matrix, stored = reference()
-    placed = dict(zip(("t2v", "v2t"), ranking.place_both(Matrix(matrix), np.arange(1000)), strict=True))[direction]
+    placed = dict(zip(("t2v", "v2t"), ranking.find_both_placements(Matrix(matrix), np.arange(1000)), strict=True))[
+        direction
+    ]
     agrees(figures_under(ties, placed), stored[direction][f"ties_{ties}"])
 
 
@@ -205,21 +207,23 @@ def test_stored_dual_softmax_is_reproduced(direction, temperature):
     matrix, stored = reference()
     adjusted = DualSoftmax(Matrix(matrix), temperature)
     scores = adjusted if direction == "t2v" else ByVideo(adjusted, np.arange(1000))
-    found = figures_under("average", ranking.place(scores, np.arange(1000)))
+    found = figures_under("average", ranking.find_placement(scores, np.arange(1000)))
     agrees(found, stored[direction]["dual_softmax_float64"][f"T={temperature:g}"])
 
 
 @needs_cap4video
 def test_stored_querybank_figures_are_reproduced():
     matrix, stored = reference()
-    whole = figures_under("average", ranking.place(QueryBank(Matrix(matrix), Matrix(matrix)), np.arange(1000)))
+    whole = figures_under("average", ranking.find_placement(QueryBank(Matrix(matrix), Matrix(matrix)), np.arange(1000)))
     expected = stored["t2v"]["qbnorm_reference_code_bank=the_1000_test_texts_beta20_k1"]
     assert [round(whole[f"R@{k}"], 3) for k in (1, 5, 10, 50)] == [expected[f"R{k}"] for k in (1, 5, 10, 50)]
     assert (whole["MdR"], round(whole["MnR"], 1)) == (expected["MedR"], expected["MeanR"])
     split = stored["t2v"]["split_bank_first500_queries_last500"]
     rest = matrix[500:]
-    before = figures_under("average", ranking.place(Matrix(rest), np.arange(500, 1000)))
-    after = figures_under("average", ranking.place(QueryBank(Matrix(rest), Matrix(matrix[:500])), np.arange(500, 1000)))
+    before = figures_under("average", ranking.find_placement(Matrix(rest), np.arange(500, 1000)))
+    after = figures_under(
+        "average", ranking.find_placement(QueryBank(Matrix(rest), Matrix(matrix[:500])), np.arange(500, 1000))
+    )
     agrees(before, split["before"])
     agrees(after, split["after_qbnorm_beta20_k1"])
 

@@ -13,7 +13,7 @@ import torch
 from clipvid.evaluation.metrics import Matrix, Products, bootstrap_interval, ranking_metrics, retrieval_metrics, tiled
 from clipvid.evaluation.metrics import scores as scores_of
 from clipvid.evaluation.metrics.bootstrap import ranking_intervals, share_interval
-from clipvid.evaluation.metrics.ranking import place, place_both
+from clipvid.evaluation.metrics.ranking import find_both_placements, find_placement
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import plain_metrics
@@ -39,9 +39,9 @@ def test_one_pass_counts_what_two_do_where_most_scores_tie(total, width, rows, c
     text, video = whole_numbers(total, width, seed=total)
     partners = np.random.default_rng(total).permutation(total)
     scores = (text @ video.T).numpy()
-    queries, items = place(Matrix(scores), partners), place(Matrix(scores.T), np.argsort(partners))
+    queries, items = find_placement(Matrix(scores), partners), find_placement(Matrix(scores.T), np.argsort(partners))
     for source in (Products(text, video), Matrix(scores), Matrix(scores.astype(np.int64))):
-        forth, back = place_both(source, partners)
+        forth, back = find_both_placements(source, partners)
         same(forth, queries)
         same(back, items)
 
@@ -52,7 +52,7 @@ def test_equal_embeddings_tie_in_whichever_tiles_they_stand(monkeypatch):
     made = torch.Generator().manual_seed(0)
     text, video = (torch.nn.functional.normalize(torch.randn(90, 33, generator=made), dim=-1) for _ in range(2))
     text[[80, 41]], video[[88, 3, 30]] = text[2].clone(), video[17].clone()
-    forth, back = place_both(Products(text, video), np.arange(90))
+    forth, back = find_both_placements(Products(text, video), np.arange(90))
     assert {i: int(t) for i, t in enumerate(forth.ties) if t} == {3: 3, 17: 3, 30: 3, 88: 3}
     assert {j: int(t) for j, t in enumerate(back.ties) if t} == {2: 2, 41: 2, 80: 2}
     exact = (text.double() @ video.double().T).numpy()
@@ -108,10 +108,10 @@ def three_threads() -> Iterator[None]:
 def test_scoring_leaves_the_processs_threads_alone_and_counts_the_same(three_threads, monkeypatch):
     text, video = whole_numbers(700, 6, seed=4)
     torch.set_num_threads(1)
-    alone = place_both(Products(text, video), np.arange(700))
+    alone = find_both_placements(Products(text, video), np.arange(700))
     torch.set_num_threads(3)
     monkeypatch.setattr(torch, "set_num_threads", None)  # calling it would fail
-    for counts, expected in zip(place_both(Products(text, video), np.arange(700)), alone, strict=True):
+    for counts, expected in zip(find_both_placements(Products(text, video), np.arange(700)), alone, strict=True):
         same(counts, expected)
 
 

@@ -35,17 +35,17 @@ def ranks(similarity: Any, truth: Any) -> Float64[ndarray, " q"]:
     index (Q,) of the only one. With r relevant and t irrelevant items tied at the best relevant score, and g items
     above it, the expected rank is 1 + g + t / (r + 1): for one relevant item the usual average, 1 + g + t / 2.
     """
-    return expected_ranks(place(as_scores(similarity), truth))
+    return expected_ranks(find_placement(as_scores(similarity), truth))
 
 
-def place(scores: Rows, truth: Any) -> Placement:
+def find_placement(scores: Rows, truth: Any) -> Placement:
     """Count, block by block, the items above and tied with every query's best relevant item."""
     relevant = checked_truth(truth, scores.shape)
     counts = [_place_block(scores.rows(part), relevant[part], first=part.start) for part in blocks(scores)]
     return Placement(*(np.concatenate(column) for column in zip(*counts, strict=True)))
 
 
-def place_both(scores: Paired, partners: Int64[ndarray, " q"]) -> tuple[Placement, Placement]:
+def find_both_placements(scores: Paired, partners: Int64[ndarray, " q"]) -> tuple[Placement, Placement]:
     """Place queries among items and items among queries; query i is relevant only to item `partners[i]`."""
     counts = count_both(scores.pairs(partners), partners)
     of_queries, of_items = (Placement(c.above, c.level - 1, np.ones_like(c.level)) for c in counts)
@@ -89,12 +89,12 @@ class Quality(NamedTuple):
 def quality(scores: Rows, truth: Any, *, placement: Placement | None = None) -> Quality:
     """Return average precision and nDCG of every query, as expectations over the orders of tied items.
 
-    `placement`, the output of `place`, saves a pass over the scores when every query has one relevant item.
+    `placement`, the output of `find_placement`, saves a pass over the scores when every query has one relevant item.
     """
     relevant = checked_truth(truth, scores.shape)
     reciprocals, discounts = _cumulative_sums(scores.shape[1])
     if relevant.ndim == 1:
-        p = place(scores, relevant) if placement is None else placement
+        p = find_placement(scores, relevant) if placement is None else placement
         first, last = p.above, p.above + p.ties + 1
         return Quality(*((sums[last] - sums[first]) / (p.ties + 1) for sums in (reciprocals, discounts)))
     pairs: list[tuple[float, float]] = []

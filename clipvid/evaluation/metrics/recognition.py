@@ -22,7 +22,7 @@ from clipvid.evaluation.metrics.bootstrap import (
     percent,
     share_interval,
 )
-from clipvid.evaluation.metrics.ranking import hits, place
+from clipvid.evaluation.metrics.ranking import find_placement, hits
 from clipvid.evaluation.metrics.scores import Matrix, Rows, as_array, blocks
 from clipvid.runtime.text import pluralize
 
@@ -82,7 +82,7 @@ class RecognitionMetrics:
 def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:
     """Return the accuracy of class scores (B, C) for labels (B,); the class mean is over classes with labels."""
     scores, classes = Matrix(logits), as_array(labels).astype(np.int64)
-    placement = place(scores, classes)
+    placement = find_placement(scores, classes)
     k = min(5, scores.shape[1])
     top1 = hits(placement, 1)
     each = {"top-1": top1, f"top-{k}": hits(placement, k)}

@@ -19,9 +19,9 @@ from clipvid.evaluation.metrics.ranking import (
     Placement,
     checked_truth,
     expected_ranks,
+    find_both_placements,
+    find_placement,
     hits,
-    place,
-    place_both,
     quality,
 )
 from clipvid.evaluation.metrics.scores import Paired, Rows, Scores, as_scores
@@ -124,7 +124,7 @@ def retrieval_metrics(
     by_video, videos = ByVideo(scores, truth), np.arange(scores.shape[1])
     if isinstance(scores, Paired) and np.array_equal(np.sort(truth), videos):  # one caption per video: both in one pass
         _check_ks(ks)
-        of_captions, of_videos = place_both(scores, truth)
+        of_captions, of_videos = find_both_placements(scores, truth)
         return RetrievalMetrics(
             t2v=_metrics(scores, truth, of_captions, **options), v2t=_metrics(by_video, videos, of_videos, **options)
         )
@@ -146,7 +146,7 @@ def ranking_metrics(
     _check_ks(ks)
     scores = as_scores(similarity)
     options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
-    return _metrics(scores, truth, place(scores, truth), **options)
+    return _metrics(scores, truth, find_placement(scores, truth), **options)
 
 
 def _check_ks(ks: Sequence[int]) -> None:
