@@ -192,7 +192,7 @@ def test_shapes_alone_are_enough_to_say_what_would_train(capsys):
     said = capsys.readouterr().out
     assert "LoRA of rank 8 on the text tower" in said
     assert "reads:                     level 8, 7x7 patches, width 768" in said
-    assert "keys a patch:              12 + 50" in said
+    assert "keys per patch:            12 + 50" in said
     assert "visual tower (blocks 7 to 8 of 12)" in said
 
 
@@ -248,7 +248,9 @@ def test_the_published_fusion_uses_clips_own_norm_projection_and_tables_as_they_
 def test_a_backbone_that_was_trained_is_no_base_for_another_model(model, clips, tmp_path):
     folder = model.save(tmp_path / "m")
     train(model, clips, None, config(train_clip="last:1", clip_lr=1e-3), progress=False)
-    with pytest.raises(CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*fresh one"):
+    with pytest.raises(
+        CheckpointError, match=r"changed since it was loaded: \d+ weights trained \(first .*newly loaded one"
+    ):
         load(folder, base=model.backbone)
     again = load(model.save(tmp_path / "n"), base=model.backbone)
     assert again.fingerprint == model.fingerprint, "what was saved says how it was trained"

@@ -146,7 +146,7 @@ def test_info_describes_every_kind_of_branch_also_one_that_computes_nothing(caps
         assert main(["info", "clipvid-mini", "--branch", name, *depth]) == 0, name
         said = capsys.readouterr().out
         assert "MACs per clip, 12 frames" in said
-        assert ("keys a patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
+        assert ("keys per patch" in said) is (alone or BRANCHES[name].__class__.__name__ == "IntermediateOptions")
 
 
 def test_a_wrong_command_line_is_two_lines_in_its_own_words(capsys):

@@ -33,7 +33,7 @@ def test_the_demonstration_model_is_taken_with_a_word_unless_it_is_named(clips, 
     assert NO_MODEL in capsys.readouterr().err
     assert refusal(capsys, *words, "--model", "clipvid-mini") == f"clipvid {command}: clipvid-mini was made\n"
     error = refusal(capsys, *words, "--pretrained", "openai")
-    assert "pretrained openai names weights of a base model; give that too, as --model ViT-B-32" in error
+    assert "pretrained openai names weights of a base model; give the model too, such as --model ViT-B-32" in error
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

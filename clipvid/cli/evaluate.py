@@ -85,8 +85,7 @@ def evaluate(
         overwrite: replace existing files of out, report and profile.
         device: auto (a GPU if there is one), cpu, cuda or mps.
         profile: also print the time per stage, and write it beside out, in a file ending in .profile.json.
-        data_config: how clips are read, such as --data_config.frames 8; other settings as in the model's training or
-            the protocol.
+        data_config: how clips are read, such as --data_config.frames 8; defaults from model or protocol.
     """
     check_names(model, data=data)
     require_new(out, report, profile_path(out, asked=profile), overwrite=overwrite)

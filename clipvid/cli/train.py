@@ -116,11 +116,9 @@ def fine_tune(  # not named `train`, because jsonargparse would look that name u
         allow_missing: ignore videos that are in the annotations but do not exist.
         cache: folder in which the frozen tower's taps are cached for this and later runs; each clip is encoded once.
         cache_kind: auto (when left out), the type of the precision; bf16, fp16, fp32, or int8, the smallest.
-        cache_mode: taps (when left out); or first_layer, which stores one level and runs the last blocks for each
-            batch, to save disk space.
+        cache_mode: taps (when left out); or first_layer, smaller: one level is stored, the last blocks run per batch.
         device: auto (a GPU if there is one), cpu, cuda or mps.
-        resume: continue from the last checkpoint in out; with more epochs than before, the learning rates of the
-            remaining epochs are computed again.
+        resume: continue from the last checkpoint in out; more epochs than before change the remaining learning rates.
         profile: also print the time per stage, and write it to out/profile.json.
         config: all other settings of training.
     """
@@ -129,23 +127,21 @@ def fine_tune(  # not named `train`, because jsonargparse would look that name u
     _check_out(out, data, format, resume=resume)
     plain = "videos" if config.task == "selfsup" else "folder"
     note_format(data, format, plain=plain)
-    tap_cache = named_cache(cache, kind=cache_kind, mode=cache_mode)
-    open_named = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
-    selection = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
-    train_data, val_data = _train_and_val(
-        open_named, data, **selection, fraction=val_fraction, shots=shots, seed=config.seed
-    )
-    torch_device = named_device(device)
+    taps = named_cache(cache, kind=cache_kind, mode=cache_mode)
+    opener = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
+    named = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
+    train_data, val_data = _train_and_val(opener, data, **named, fraction=val_fraction, shots=shots, seed=config.seed)
+    device = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
     _print_notes(out, val_data, config, resume=resume, held_out=val is None and val_split is None and shots is None)
     from clipvid.training.loop import train  # here, because it takes seconds and no check above needs it
 
     chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    video_model = _initialised_model(model, pretrained, chosen, seed=config.seed).to(torch_device)
+    video_model = _initialised_model(model, pretrained, chosen, seed=config.seed).to(device)
     with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
         result = train(
-            video_model, train_data, val_data, config, out=out, resume=resume, cache=tap_cache, accelerator=torch_device
+            video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
     if result.nothing_left:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
@@ -189,7 +185,7 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
 
 
 def _train_and_val(
-    open_named: Callable[..., Any],
+    opener: Callable[..., Any],
     data: str,
     *,
     format: str | None,
@@ -207,14 +203,14 @@ def _train_and_val(
         refuse(f"{others[0]} says what to validate on", val_fraction=fraction)
     if split is None and (splits := splits_of(data, format)):
         raise ValueError(f"{data} has splits {', '.join(splits)}; give --split, the one to train on, and --val_split")
-    train_data = open_named(data, split=split, annotations=annotations)
+    train_data = opener(data, split=split, annotations=annotations)
     if val is not None or val_split is not None:
         if val is None and split is None:
             raise ValueError(
                 "val_split without split would train on the validation videos too; give --split, such as train"
             )
         val_annotations = annotations if val is None else None
-        val_data = open_named(val or data, split=val_split, classes=train_data.classes, annotations=val_annotations)
+        val_data = opener(val or data, split=val_split, classes=train_data.classes, annotations=val_annotations)
         return (train_data if shots is None else train_data.few_shot(shots, seed=seed)), val_data
     if shots is None:
         return train_data.split(0.1 if fraction is None else fraction, seed=seed)
