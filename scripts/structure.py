@@ -140,9 +140,7 @@ class Package:
                 continue
             statement = f"{entry.source}:{entry.line} imports {entry.target}"
             if entry.target in self.doors:
-                complaints.append(
-                    f"{statement}, the public face; import from the module that defines the name"
-                )
+                complaints.append(f"{statement}, the public face; import from the module that defines the name")
                 continue
             if entry.target not in self.modules:
                 if entry.target != f"{self.name}.__version__":

@@ -61,7 +61,9 @@ def cached(request, model, data, tmp_path_factory) -> TapStore:
 def encoded_lengths(monkeypatch) -> list[int]:
     """Return a list that receives the number of clips of every later pass of the tower."""
     lengths: list[int] = []
-    monkeypatch.setattr(tap_cache, "LiveSource", lambda m, d, *a, **k: lengths.append(len(d)) or LiveSource(m, d, *a, **k))
+    monkeypatch.setattr(
+        tap_cache, "LiveSource", lambda m, d, *a, **k: lengths.append(len(d)) or LiveSource(m, d, *a, **k)
+    )
     return lengths
 
 

@@ -87,9 +87,7 @@ def test_verify_names_damage_in_all_folders_and_fails(folders, capsys):
     assert "cache_key.json is not a valid cache key (" in output.out
     assert f"{shard.name} is damaged" in output.out
     assert "1 file of " in output.err
-    assert (
-        f"cache_key.json of {folders[0]} is damaged; the next run that reads what is there writes it anew" in output.err
-    )
+    assert f"cache_key.json of {folders[0]} is damaged; the next run that uses the cache writes it again" in output.err
 
 
 def test_verify_recommends_prune_only_for_files_that_prune_removes(folders, capsys):

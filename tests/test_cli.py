@@ -111,10 +111,10 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
     stored = Path("found/index.json").read_bytes()
     assert "found holds an index; give --add true" in refusal(capsys, "index", "videos/test", "--out", "found")
     assert Path("found/index.json").read_bytes() == stored
-    assert "found knows its model, frames, kind and precision; leave out --frames 3" in refusal(
+    assert "found stores its model, frames, kind and precision; leave out --frames 3" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--frames", "3"
     )
-    assert "found knows its model, frames, kind and precision; leave out --kind hnsw" in refusal(
+    assert "found stores its model, frames, kind and precision; leave out --kind hnsw" in refusal(
         capsys, "index", "videos/test", "--out", "found", "--add", "true", "--kind", "hnsw"
     )
     assert main(["index", "videos/test", "--out", "found", "--add", "true"]) == 0
@@ -188,7 +188,7 @@ def test_errors_explain_arguments_that_were_mistaken_for_something_else(videos, 
     assert "zero_shot: only recognition has classes, the task is retrieval" in error
     table = "videos/test/captions.csv"
     error = refusal(capsys, "eval", "videos/test", "--annotations", table, "--bank", "train")
-    assert f"{table} is read whole, also for --bank train; give the folder of the files" in error
+    assert f"{table} is a single file, and --bank train needs the folder of the files; give that" in error
     clip = next(Path("videos/test").glob("*.mp4"))
     assert "add --video true to look for videos like it" in refusal(capsys, "search", "found", str(clip))
     assert "found" in refusal(capsys, "search", "found", "a dog that runs " * 30)  # longer than a file name may be
@@ -367,7 +367,7 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     _, error = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Traceback" not in error
-    assert "interrupted; run it again, and the files that were looked at are not decoded again" in error
+    assert "interrupted; run it again to continue, checked files are not decoded again" in error
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["cached", "live"])

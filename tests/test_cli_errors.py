@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid.cli.arguments import lasting
+from clipvid.cli.arguments import model_note
 from clipvid.cli.main import main
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.runtime.files import atomic_file, describe_os_error, require_writable
@@ -106,7 +106,7 @@ def test_an_existing_file_is_refused_without_overwrite(no_models, tmp_path, monk
     (tmp_path / "videos").symlink_to(no_models / "videos")
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, *words.split())
-    assert f"{name} is there already; give --overwrite true to replace it, or another name" in error
+    assert f"{name} already exists; give --overwrite true to replace it, or another name" in error
     with pytest.raises(TypeError):  # the command goes on to create a model
         main([*words.split(), "--overwrite", "true"])
     assert Path(name).read_text() == "old content"
@@ -115,23 +115,23 @@ def test_an_existing_file_is_refused_without_overwrite(no_models, tmp_path, monk
 def test_two_outputs_in_one_file_are_refused(no_models, tmp_path, capsys):
     path = str(tmp_path / "x.html")
     error = refusal(capsys, "eval", "videos/test", "--out", path, "--report", path)
-    assert "x.html would be written twice; give each file a name of its own" in error
+    assert "x.html would be written twice; give each file a different name" in error
 
 
 def test_a_run_is_resumed_only_when_asked(no_models, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").touch()
     error = refusal(capsys, "train", "videos/test", "--out", str(tmp_path))
-    assert f"{tmp_path} holds a training run; give --resume true to go on with it, or another --out" in error
+    assert f"{tmp_path} holds a training run; give --resume true to continue it, or another --out" in error
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--test_clips 8", "test_clips must be even, as clips come in pairs, and 10 or more, got 8"),
-        ("--test_clips 11", "test_clips must be even, as clips come in pairs, and 10 or more, got 11"),
-        ("--train_clips 0", "train_clips must be even, as clips come in pairs, and 2 or more, got 0"),
+        ("--test_clips 8", "test_clips must be an even integer >= 10, got 8"),
+        ("--test_clips 11", "test_clips must be an even integer >= 10, got 11"),
+        ("--train_clips 0", "train_clips must be an even integer >= 2, got 0"),
         ("--test_clips 5122", "captions are unique, so indices end at 5119"),
-        ("--epochs 0", "epochs starts at 1, got 0"),
+        ("--epochs 0", "epochs must be an integer >= 1, got 0"),
     ],
 )
 def test_invalid_demo_options_are_refused_before_rendering(tmp_path, monkeypatch, capsys, words, message):
@@ -144,7 +144,7 @@ def test_invalid_demo_options_are_refused_before_rendering(tmp_path, monkeypatch
     ("query", "message"),
     [
         ("file", "file is a file; add --video true to look for videos like it, or write a sentence"),
-        ("missing.MP4", "missing.MP4 is named as a video, and no such file is here; mend its path, or write a"),
+        ("missing.MP4", "missing.MP4 looks like a video file, but does not exist; correct the path, or write a"),
     ],
 )
 def test_a_video_as_a_text_query_is_refused_before_the_index_is_read(no_models, capsys, query, message):
@@ -190,11 +190,11 @@ def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train --cache_kind int8", "nothing is kept without --cache; leave out --cache_kind int8"),
-        ("train --cache_mode taps", "nothing is kept without --cache; leave out --cache_mode taps"),
-        ("eval --cache_kind bf16", "nothing is kept without --cache; leave out --cache_kind bf16"),
-        ("eval --cache_mode first_layer", "nothing is kept without --cache; leave out --cache_mode first_layer"),
-        ("embed --cache_kind fp32", "nothing is kept without --taps; leave out --cache_kind fp32"),
+        ("train --cache_kind int8", "nothing is cached without --cache; leave out --cache_kind int8"),
+        ("train --cache_mode taps", "nothing is cached without --cache; leave out --cache_mode taps"),
+        ("eval --cache_kind bf16", "nothing is cached without --cache; leave out --cache_kind bf16"),
+        ("eval --cache_mode first_layer", "nothing is cached without --cache; leave out --cache_mode first_layer"),
+        ("embed --cache_kind fp32", "nothing is cached without --taps; leave out --cache_kind fp32"),
         ("train --shots 1 --val_fraction 0.1", "--shots says what to validate on; leave out --val_fraction 0.1"),
         ("train --val x --val_fraction 0.5", "--val says what to validate on; leave out --val_fraction 0.5"),
         ("train --val_split x --val_fraction 0.5", "--val_split says what to validate on; leave out --val_fraction"),
@@ -216,16 +216,16 @@ def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypat
     ("words", "message"),
     [
         ("search nowhere red", "nowhere holds no index (no index.json); clipvid index VIDEOS --out nowhere makes one"),
-        ("embed tables", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
-        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos themselves; give a video or a folder"),
+        ("embed tables", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
+        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
         ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
         ("embed nowhere", "nowhere does not exist; give a video or a folder of videos"),
         ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
         ("train videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
-        ("index videos --out tables", "tables holds other files, and an index needs a folder of its own; give another"),
+        ("index videos --out tables", "tables holds other files, and an index needs a separate folder; give another"),
         (
             "index videos --out tables --add true --model clipvid-mini",
-            "tables holds other files, and an index needs a folder",
+            "tables holds other files, and an index needs a separate folder",
         ),
         ("train videos/test --lr -1", "lr must be above 0 and finite, got -1.0"),
     ],
@@ -247,10 +247,10 @@ def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [1, 2\nb: }\n", "options.yaml is no YAML (line 2)"),
-        (b"\xf4\xff\x00", "options.yaml is no YAML"),
-        (b"only words", "options.yaml holds no options; write one a line, such as device: cpu"),
-        (b"", "options.yaml holds no options; write one a line, such as device: cpu"),
+        (b"a: [1, 2\nb: }\n", "options.yaml is not valid YAML (line 2)"),
+        (b"\xf4\xff\x00", "options.yaml is not valid YAML"),
+        (b"only words", "options.yaml holds no options; write one per line, such as device: cpu"),
+        (b"", "options.yaml holds no options; write one per line, such as device: cpu"),
         (b"nosuch: 3\n", "options.yaml has 'nosuch', which is no option of this command"),
         (None, "File does not exist: "),
     ],
@@ -344,7 +344,7 @@ def test_an_index_is_searched_from_any_folder_and_names_a_missing_model(work, tm
     assert main(["search", "../index", "red", "--k", "1"]) == 0
     (tmp_path / "model").rename(tmp_path / "moved")
     capsys.readouterr()
-    message = f"../index was made with the model {tmp_path / 'model'}, which is not there any more; put it back"
+    message = f"../index was made with the model {tmp_path / 'model'}, which no longer exists; restore it"
     assert message in refusal(capsys, "search", "../index", "red")
 
 
@@ -352,6 +352,6 @@ def test_model_paths_stored_in_an_index_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("RN50").mkdir()  # an unrelated folder, not a saved model
     Path("weights.pt").touch()
-    assert lasting("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
-    assert lasting("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
-    assert lasting(None, None) == {"model": "clipvid-mini", "pretrained": None}
+    assert model_note("RN50", "openai") == {"model": "RN50", "pretrained": "openai"}
+    assert model_note("ViT-B-32", "weights.pt") == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
+    assert model_note(None, None) == {"model": "clipvid-mini", "pretrained": None}

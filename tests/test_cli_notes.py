@@ -10,7 +10,7 @@ from refused import refusal
 from clipvid.cli.main import main
 from clipvid.data.motion_shapes import write_dataset
 
-NO_MODEL = "note: no --model given: taking clipvid-mini, a small demonstration model"
+NO_MODEL = "note: no --model given: using clipvid-mini, a small demonstration model"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_default_demonstration_model_is_noted_unless_it_is_named(clips, tmp_
     assert NO_MODEL in capsys.readouterr().err
     assert refusal(capsys, *arguments, "--model", "clipvid-mini") == f"clipvid {command}: clipvid-mini was made\n"
     error = refusal(capsys, *arguments, "--pretrained", "openai")
-    assert "pretrained openai names weights of a base model; give that too, as --model ViT-B-32" in error
+    assert "pretrained openai names weights of a base model; give the model too, such as --model ViT-B-32" in error
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
@@ -43,7 +43,7 @@ def test_the_format_chosen_for_an_ambiguous_folder_is_noted(tmp_path, monkeypatc
         Path("clips", name).mkdir(parents=True)
         Path("clips", name, "a.mp4").touch()
     arguments = [command, "clips", "--model", "clipvid-mini", "--task", "recognition", "--format"]
-    note = "note: clips is read as csv, for captions.csv in it; give --format folder to read its 2 sub-folders as "
+    note = "note: clips is read as csv, because it holds captions.csv; give --format folder to read its 2 sub-folders "
     Path("clips", "captions.csv").write_text("path,caption\nwalk/a.mp4,a dog\n")
     assert main(arguments[:-1]) == 1
     assert note in capsys.readouterr().err
@@ -92,4 +92,4 @@ def test_searching_an_index_of_the_demonstration_model_is_noted(clips, tmp_path,
     assert main(["index", str(clips), "--model", "clipvid-mini", "--frames", "2", "--out", folder]) == 0
     capsys.readouterr()
     assert main(["search", folder, "a red circle"]) == 0
-    assert f"note: {folder} was made with clipvid-mini, which knows drawn shapes alone" in capsys.readouterr().err
+    assert f"note: {folder} was made with clipvid-mini, which only knows drawn shapes" in capsys.readouterr().err

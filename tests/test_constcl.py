@@ -205,7 +205,7 @@ def naive_memory(decoder: RegionDecoder, context: torch.Tensor, times: list[int]
     for at, i, j in product(range(len(times)), range(h), range(w)):
         distances = [times[at] - sum(times) / len(times)], [i - (h - 1) / 2, j - (w - 1) / 2]
         learned = []
-        for (first, _, last), distance in zip((decoder.time, decoder.place), distances, strict=True):
+        for (first, _, last), distance in zip((decoder.time, decoder.space), distances, strict=True):
             hidden = (first.weight @ first.weight.new_tensor(distance) + first.bias).clamp(min=0)
             learned.append(last.weight @ hidden + last.bias)
         rows.append(torch.cat([context[at, i * w + j], *learned]))
@@ -252,7 +252,7 @@ def test_the_decoder_depends_on_distances_and_not_on_the_order_of_context_tokens
     same(decoder(regions, mixed, grid=GRID, frames=[11, 2, 8, 5]), expected)
     same(decoder(regions, context, grid=GRID, frames=[3, 6, 9, 12]), expected)
     assert (decoder(regions, mixed, grid=GRID, frames=[2, 5, 8, 11]) - expected).abs().max() > 1e-3
-    weight = decoder.place[0].weight.data
+    weight = decoder.space[0].weight.data
     weight.copy_(weight[:, [1, 0]])  # swap rows and columns, in the weights and in the grid
     turned = context.unflatten(2, GRID).transpose(2, 3).flatten(2, 3)
     same(decoder(regions, turned, grid=GRID[::-1], frames=[2, 5, 8, 11]), expected)

@@ -86,7 +86,7 @@ def test_a_part_of_a_data_set_gets_its_own_name_and_no_protocol_size(data, model
     assert (
         listed.subset([0]).protocol_spec
         == listed.of_classes(data.classes).subset([0]).protocol_spec
-        == ProtocolSpec(whole=(data.name, 20))
+        == ProtocolSpec(full_set=(data.name, 20))
     )
     two_classes = full.of_classes(data.classes[:2])
     assert two_classes.name == f"{data.name}, 2 of {len(data.classes)} classes"
@@ -293,7 +293,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
         ("--task", "retrieval", "--prompts", "name"): "give --zero_shot true, or leave them out",
         ("--task", "retrieval", "--by_class", "true"): "only recognition has classes",
         ("--zero_shot", "true", "--report", "x.html"): "report: only retrieval has this",
-        ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries starts at 1",
+        ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries must be an integer >=",
         ("--task", "retrieval", "--report", "."): ". is a folder, a file should go there",
     }.items():
         assert main(["eval", folder, *words, *data_config]) == 1

@@ -63,9 +63,9 @@ def test_python_dash_m_shows_the_help_too():
         ("train . --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
         ("info clipvid-mini --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
         ("train nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
-        ("train . --out run", "run holds a training run; give --resume true to go on with it, or another --out"),
-        ("index . --out run", "run holds other files, and an index needs a folder of its own; give another --out"),
-        ("eval . --out run/checkpoint.pt", "run/checkpoint.pt is there already; give --overwrite true to replace it"),
+        ("train . --out run", "run holds a training run; give --resume true to continue it, or another --out"),
+        ("index . --out run", "run holds other files, and an index needs a separate folder; give another --out"),
+        ("eval . --out run/checkpoint.pt", "run/checkpoint.pt already exists; give --overwrite true to replace it"),
         ("eval nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
     ],
 )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.search.index import FACTS, VECTORS, Hit, VideoIndex
+from clipvid.search.index import METADATA, VECTORS, Hit, VideoIndex
 from clipvid.video.decode import read_video
 from clipvid.video.transforms import VideoTransform
 
@@ -142,7 +142,7 @@ def test_a_video_finds_itself_first_and_the_norm_of_a_query_does_not_matter(inde
 
 def test_k_beyond_the_index_gives_everything_and_less_than_one_is_refused(index):
     assert len(index.search("red", k=100)) == 4
-    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="k must be an integer >= 1, got 0"):
         index.search("red", k=0)
 
 
@@ -164,7 +164,7 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
     empty = VideoIndex.build(model, library / "broken.mp4", progress=False)
     with pytest.raises(ValueError, match=r"empty; 1 file skipped, see \.skipped"):
         empty.search("red")
-    with pytest.raises(ValueError, match="have 8 numbers, the query has 3"):
+    with pytest.raises(ValueError, match=r"must have 8 numbers.*got 3"):
         index.search_embedding(torch.ones(3))
     with pytest.raises(ValueError, match="not finite"):
         index.search_embedding(torch.full((8,), torch.nan))
@@ -211,7 +211,7 @@ def test_videos_already_indexed_are_an_error_or_skipped_or_replaced(index, model
     blue = tmp_path / "blue.mp4"
     blue.write_bytes((library / "blue").read_bytes())
     before = model.clips
-    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; choose what becomes of them"):
+    with pytest.raises(ValueError, match=r"red\.mp4 is indexed already; set existing to skip or replace"):
         index.add([blue, library / "b" / "red.mp4"], progress=False)
     assert model.clips == before
     index.add([blue, blue, library / "b" / "red.mp4"], existing="skip", progress=False)
@@ -276,14 +276,14 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
     folder = index.save(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
-    metadata = json.loads((folder / FACTS).read_text())
-    (folder / FACTS).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
+    metadata = json.loads((folder / METADATA).read_text())
+    (folder / METADATA).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
     with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
         VideoIndex.load(folder, model)
-    (folder / FACTS).write_text(json.dumps(metadata | {"format": 99}))
+    (folder / METADATA).write_text(json.dumps(metadata | {"format": 99}))
     with pytest.raises(CheckpointError, match="index format 99"):
         VideoIndex.load(folder, model)
-    (folder / FACTS).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps(metadata))
     (folder / VECTORS).write_bytes((folder / VECTORS).read_bytes()[:20])
     with pytest.raises(CheckpointError, match="cannot be read"):
         VideoIndex.load(folder, model)

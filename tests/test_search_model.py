@@ -21,7 +21,7 @@ from clipvid.features.token_wise import match_all
 from clipvid.models.backbone import fused
 from clipvid.models.factory import create_model
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import FACTS
+from clipvid.search.storage import METADATA
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SENTENCES = ("a red circle", "a blue square moves to the left", "a green triangle", "nothing at all")
@@ -134,12 +134,12 @@ def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path
         VideoIndex(model, precision="bf16")
     folder = build_index(model, files, "bf16-mixed").save(tmp_path / "saved")
     assert VideoIndex.load(folder, model).precision == "bf16-mixed"
-    metadata = json.loads((folder / FACTS).read_text())
-    (folder / FACTS).write_text(json.dumps(metadata | {"precision": "half"}))
+    metadata = json.loads((folder / METADATA).read_text())
+    (folder / METADATA).write_text(json.dumps(metadata | {"precision": "half"}))
     with pytest.raises(CheckpointError, match=r"precision of .*saved must be one of auto, .*got 'half'; build"):
         VideoIndex.load(folder, model)
     del metadata["precision"]
-    (folder / FACTS).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps(metadata))
     assert VideoIndex.load(folder, model).precision == "auto"
 
 

@@ -129,7 +129,7 @@ def test_a_patch_is_compared_with_as_many_keys_as_the_papers_count():
 
 def test_the_key_counts_are_those_of_the_masks():
     for scheme in ("space", "joint", "local_global", "axial", "divided"):
-        kinds = [*SCHEMES[scheme].steps, SCHEMES[scheme].own]
+        kinds = [*SCHEMES[scheme].steps, SCHEMES[scheme].kind]
         counts = compared(scheme, frames=T, grid=(H, W), cls_key=True)
         for kind, count in zip(kinds, counts, strict=True):
             assert {1 + sum(sees(kind, q, k) for k in POSITIONS) for q in POSITIONS} == {count}
@@ -150,7 +150,7 @@ def test_with_one_frame_axial_looks_along_rows_and_columns_only():
 def test_extra_steps_are_exact_identities_at_step_0_and_their_zero_weights_get_gradients(scheme):
     s = SCHEMES[scheme]
     layer = scheme_block(s, Block(D, HEADS), D, heads=HEADS)
-    bare = SpaceTimeBlock(layer.block, own=s.own)
+    bare = SpaceTimeBlock(layer.block, kind=s.kind)
     cls = None if s.cls == "frame" else torch.randn(2, D)
     patch = torch.randn(2, T, H * W, D)
     (got_cls, got), (bare_cls, expected) = layer(cls, patch, grid=(H, W)), bare(cls, patch, grid=(H, W))
@@ -229,7 +229,7 @@ def test_an_even_grid_without_keys_is_refused():
 
 def test_an_odd_number_of_heads_cannot_be_split():
     with pytest.raises(ValueError, match="must be even, got 3"):
-        SpaceTimeBlock(Block(9, 3), own="split")
+        SpaceTimeBlock(Block(9, 3), kind="split")
 
 
 def test_the_mlp_gives_the_same_for_a_class_token_apart_or_with_the_patches():

@@ -11,7 +11,7 @@ from test_search import ColourModel
 
 from clipvid.errors import CheckpointError
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import FACTS
+from clipvid.search.storage import METADATA
 from clipvid.search.stores.faiss import KINDS, NEEDED, Vectors
 
 TOTAL, WIDTH = 3000, 24
@@ -92,7 +92,7 @@ def test_a_loaded_index_gives_the_same_hits_and_can_be_extended(kind, model, tmp
     rows, more = clustered(700), clustered(50, seed=3)
     index = index_of(model, kind, rows)
     loaded = VideoIndex.load(index.save(tmp_path / "saved"), model)
-    assert (loaded.kind, json.loads((tmp_path / "saved" / FACTS).read_text())["kind"]) == (kind, kind)
+    assert (loaded.kind, json.loads((tmp_path / "saved" / METADATA).read_text())["kind"]) == (kind, kind)
     for query in clustered(20, seed=1):
         assert loaded.search_embedding(query, k=10) == index.search_embedding(query, k=10)
     loaded._put([Path(f"/more-{row}.mp4") for row in range(50)], more)
@@ -109,7 +109,7 @@ def test_a_large_k_returns_all_videos(kind, model):
 
 def test_ivf_with_too_few_videos_is_refused_before_embedding(model, tmp_path):
     files = [tmp_path / f"{number}.mp4" for number in range(3)]
-    with pytest.raises(ValueError, match=f"at least {NEEDED} videos to find its lists, got 3; take kind flat"):
+    with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 3; use kind flat"):
         VideoIndex.build(model, files, kind="ivf", progress=False)
     assert model.clips == 0
 
@@ -122,7 +122,7 @@ def test_ivf_interrupted_before_its_training_is_exact_and_can_be_continued(model
     exact = index_of(model, "flat", rows[:100])
     assert loaded.search_embedding(rows[500], k=100) == exact.search_embedding(rows[500], k=100)
     assert not loaded._vectors.trained
-    with pytest.raises(ValueError, match=f"at least {NEEDED} videos to find its lists, got 100"):
+    with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 100"):
         loaded._vectors.settle()
     loaded._put([Path(f"/{row}.mp4") for row in range(100, 700)], rows[100:])
     loaded._vectors.settle()
@@ -134,16 +134,16 @@ def test_unknown_kinds_and_files_of_another_kind_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="kind must be one of flat, ivf, hnsw, got 'lsh'"):
         VideoIndex(model, kind="lsh")
     folder = index_of(model, "hnsw", clustered(50)).save(tmp_path / "saved")
-    metadata = json.loads((folder / FACTS).read_text())
-    for kind, message in (("flat", "holds IndexHNSWFlat, not flat vectors"), ("lsh", "is of kind 'lsh'")):
-        (folder / FACTS).write_text(json.dumps(metadata | {"kind": kind}))
+    metadata = json.loads((folder / METADATA).read_text())
+    for kind, message in (("flat", "holds IndexHNSWFlat, not flat vectors"), ("lsh", "one of flat, .*, got 'lsh'")):
+        (folder / METADATA).write_text(json.dumps(metadata | {"kind": kind}))
         with pytest.raises(CheckpointError, match=message):
             VideoIndex.load(folder, model)
 
 
 def test_an_index_without_a_kind_is_flat(model, tmp_path):
     folder = index_of(model, "flat", clustered(50)).save(tmp_path / "saved")
-    metadata = json.loads((folder / FACTS).read_text())
+    metadata = json.loads((folder / METADATA).read_text())
     del metadata["kind"]
-    (folder / FACTS).write_text(json.dumps(metadata))
+    (folder / METADATA).write_text(json.dumps(metadata))
     assert VideoIndex.load(folder, model).kind == "flat"

@@ -361,7 +361,9 @@ def test_a_store_holds_no_views_and_training_samples_one(model, data):
         open_batches(
             model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False
         )
-    live = open_batches(model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7), progress=False)
+    live = open_batches(
+        model, data, TrainConfig(data_config=data_config, rand_augment=2, rand_magnitude=7), progress=False
+    )
     assert live.source.clips.views == Views()
     assert (live.source.clips.transform.rand_layers, live.source.clips.transform.rand_magnitude) == (2, 7)
     (batch,) = live.batches(0, start=0)

@@ -1,7 +1,7 @@
-"""Arguments of commands resolved to devices, models and data sets, and the report of files that were left out.
+"""Resolution of command-line arguments to devices, models and data sets; notes and skipped files on standard error.
 
-Contract: words in, objects out, or a ValueError that says which option to change; what could not be read goes to
-standard error. Heavy modules load when they are needed. Knows nothing of what a command does with them.
+Contract: words in, objects out, or a ValueError that says which option to change. Heavy modules are imported when they
+are needed. Knows nothing of the commands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clipvid.models.backbone.names import MINI, builtin_names, check_branch, che
 from clipvid.runtime.files import require_writable
 
 DEFAULT_MODEL = MINI
-"""The model of a command that names none; the command says so."""
+"""Model of a command without --model; a note on standard error names it."""
 
 
 def named_model(
@@ -32,11 +32,14 @@ def named_model(
     plain: str = "stan",
     shapes_only: bool = False,
 ) -> Any:
-    """Return a saved model where `name` is a folder of one, else the base model of that name with a branch.
+    """Return the saved model in the folder `name`, else the base model of that name with a branch.
 
-    Without a name it is DEFAULT_MODEL, which standard error then says: it is no model for videos of one's own.
-    `chosen` are options of `create_model`, None for those not asked for; `plain` is the branch where none is; with
-    `shapes_only` a base model has no weights.
+    Args:
+        name: folder of a saved model or name of a base model; DEFAULT_MODEL if None, with a note that it is only for
+            demonstration.
+        chosen: options of `create_model`; None for those that were not given.
+        plain: the branch if none is chosen.
+        shapes_only: build a base model without weights, on the meta device.
     """
     from clipvid.models.checkpoint import CONFIG
     from clipvid.models.factory import create_model, load
@@ -45,18 +48,18 @@ def named_model(
     if name is None:
         name = _default_model(pretrained)
     if (Path(name) / CONFIG).is_file():
-        what = f"{name} is a saved model and brings its own branch and weights"
-        refuse(what, pretrained=pretrained, **chosen)
+        reason = f"{name} is a saved model and brings its own branch and weights"
+        refuse(reason, pretrained=pretrained, **chosen)
         return load(name, device=named_device(device))
     if (Path(name) / "best" / CONFIG).is_file():
         raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
-    place = "meta" if shapes_only else named_device(device)
+    torch_device = "meta" if shapes_only else named_device(device)
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    return create_model(name, pretrained, device=place, **{"branch": plain, **given})
+    return create_model(name, pretrained, device=torch_device, **{"branch": plain, **given})
 
 
 def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
-    """ValueError for data, a model or a branch that there is not, before anything that they need is loaded."""
+    """Raise ValueError for data that does not exist and for an unknown model or branch; fast, as nothing is loaded."""
     if data is not None and not Path(data).exists():
         raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
     if data is not None and Path(data).is_file():
@@ -64,38 +67,40 @@ def check_names(model: str | None, branch: str | None = None, *, data: str | Non
 
         if is_video(Path(data)):
             raise ValueError(f"{data} is a video; give a folder of videos, or a csv file")
-    if model is not None and not Path(model).is_dir() and (known := builtin_names()):
-        check_name(model, known)
+    if model is not None and not Path(model).is_dir() and (base_names := builtin_names()):
+        check_name(model, base_names)
     if branch is not None:
         check_branch(branch)
 
 
 def _default_model(pretrained: str | None) -> str:
-    """Return the default model, with a note of it; ValueError for weights without the model whose they are."""
+    """Return DEFAULT_MODEL and print a note about it; raise ValueError for `pretrained` without a model."""
     if pretrained is not None:
-        raise ValueError(f"pretrained {pretrained} names weights of a base model; give that too, as --model ViT-B-32")
+        raise ValueError(
+            f"pretrained {pretrained} names weights of a base model; give the model too, such as --model ViT-B-32"
+        )
     print(
-        f"note: no --model given: taking {DEFAULT_MODEL}, a small demonstration model that knows drawn shapes alone; "
-        "for videos of your own give a model of open_clip, such as --model ViT-B-32 --pretrained openai",
+        f"note: no --model given: using {DEFAULT_MODEL}, a small demonstration model that only knows drawn shapes; "
+        "for your own videos give an open_clip model, such as --model ViT-B-32 --pretrained openai",
         file=sys.stderr,
     )
     return DEFAULT_MODEL
 
 
 def refuse(reason: str, **options: object) -> None:
-    """ValueError for options that were given where nothing would listen to them."""
+    """Raise ValueError for options that were given and would have no effect; None stands for an option not given."""
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{reason}; leave out {', '.join(given)}")
 
 
 def named_device(name: str) -> str:
-    """Return the device of that name; auto is a GPU where there is one."""
+    """Return the name of the device for torch; auto is a GPU if there is one, else the CPU."""
     import torch
 
     gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next((gpu for gpu, there in gpus.items() if there), "cpu")
+        return next((gpu for gpu, available in gpus.items() if available), "cpu")
     if name != "cpu" and name not in gpus:
         raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
     if not gpus.get(name, True):
@@ -104,68 +109,67 @@ def named_device(name: str) -> str:
 
 
 def named_prompts(name: str) -> tuple[str, ...]:
-    """Return a set of prompts by name, or those of a text file, one a line, each with {} for the class name."""
+    """Return a set of prompts by name, or read a text file with one prompt per line; {} stands for the class name."""
     from clipvid.config.settings import PROMPT_SETS
 
     if name in PROMPT_SETS:
         return PROMPT_SETS[name]
     if not Path(name).is_file():
         raise ValueError(f"unknown prompts {name!r}; choose one of {', '.join(PROMPT_SETS)}, or a text file of them")
-    found = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
-    if not found:
-        raise ValueError(f"{name} holds no prompt; write one a line, with {{}} for the class name")
-    return found
+    prompts = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    if not prompts:
+        raise ValueError(f"{name} holds no prompt; write one per line, with {{}} for the class name")
+    return prompts
 
 
 def require_new(*paths: str | Path | None, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, one that is to hold two things, and one that would be replaced unasked.
-
-    A path may be None.
-    """
+    """Raise an error for a file that cannot be written, is named twice, or exists without `overwrite`; skip None."""
     given = [Path(path) for path in paths if path is not None]
     for i, path in enumerate(given):
         require_writable(path)
         if path.absolute() in [other.absolute() for other in given[:i]]:
-            raise ValueError(f"{path} would be written twice; give each file a name of its own")
+            raise ValueError(f"{path} would be written twice; give each file a different name")
         if not overwrite and os.path.lexists(path):
-            raise FileExistsError(f"{path} is there already; give --overwrite true to replace it, or another name")
+            raise FileExistsError(f"{path} already exists; give --overwrite true to replace it, or another name")
 
 
-def profile_of(path: str | Path | None, *, asked: bool) -> Path | None:
-    """Return the path of the profile beside the file that a command writes; None without a file or if not `asked`."""
+def profile_path(path: str | Path | None, *, asked: bool) -> Path | None:
+    """Return the path of the profile beside the output file `path`; None without an output file or if not `asked`."""
     return Path(path).with_suffix(".profile.json") if path is not None and asked else None
 
 
-def named_reading(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
-    """Return the data config: settings asked by name, the others as in the model's training or the protocol."""
+def named_data_config(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
+    """Return the data config of the model's training or of the protocol, with the fields in `asked` replaced."""
     from clipvid.config.data_config import DataConfig
     from clipvid.data.records import NO_PROTOCOL
     from clipvid.features.encode import trained_data_config
 
-    known = [field.name for field in fields(DataConfig)]
-    if unknown := [name for name in asked or {} if name not in known]:
-        raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(known)}")
-    told, kinds = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
+    names = [field.name for field in fields(DataConfig)]
+    if unknown := [name for name in asked or {} if name not in names]:
+        raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(names)}")
+    data_config, defaults = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
     for name, value in (asked or {}).items():
-        kind = int if name == "tokens" else type(getattr(kinds, name))
+        kind = int if name == "tokens" else type(getattr(defaults, name))
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"--data_config.{name} takes {kind.__name__}, got {value!r}")
-    return replace(told, **(asked or {}))
+    return replace(data_config, **(asked or {}))
 
 
 def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
-    """Return the tap cache in a folder, which is given as `option`; None without, and ValueError for its kind or mode
-    then."""
+    """Return the tap cache in a folder, or None without a folder.
+
+    Raise ValueError for a kind or mode without a folder; `option` is the name of the folder's option in the message.
+    """
     from clipvid.features.tap_cache import TapCache
 
     if folder is None:
-        refuse(f"nothing is kept without --{option}", cache_kind=kind, cache_mode=mode)
+        refuse(f"nothing is cached without --{option}", cache_kind=kind, cache_mode=mode)
         return None
     return TapCache(folder, kind=kind or "auto", mode=mode or "taps")
 
 
-def kept_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
-    """Return the clips unchanged without a cache, else their taps from it, encoding what is missing."""
+def cached_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
+    """Return the cached taps of the clips, encoding missing ones; without a cache, return the clips unchanged."""
     if cache is None:
         return clips
     with notes_shown():
@@ -174,36 +178,36 @@ def kept_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
 
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """clipvid's own warnings in the block on standard error, each as one line of its own words."""
+    """Print clipvid's warnings in the block to standard error as one line each; other warnings stay as they are."""
     from clipvid.errors import ClipvidWarning
 
     with warnings.catch_warnings():
-        before = warnings.showwarning
+        show_other = warnings.showwarning
 
-        def show(message: Any, category: type[Warning], *where: Any) -> None:
+        def show(message: Any, category: type[Warning], *details: Any) -> None:
             if issubclass(category, ClipvidWarning):
                 print(f"note: {message}", file=sys.stderr)
             else:
-                before(message, category, *where)
+                show_other(message, category, *details)
 
         warnings.showwarning = show
         yield
 
 
-def lasting(model: str | None, pretrained: str | None) -> dict[str, str | None]:
-    """Return the note of a model and its weights for an index: paths whole, so that they hold from anywhere."""
+def model_note(model: str | None, pretrained: str | None) -> dict[str, str | None]:
+    """Return the note of an index about its model and weights; paths are absolute, to work from any folder."""
     from clipvid.models.checkpoint import CONFIG
 
     model = model or DEFAULT_MODEL
-    saved, file = (Path(model) / CONFIG).is_file(), pretrained is not None and os.path.isfile(pretrained)
+    is_saved, is_file = (Path(model) / CONFIG).is_file(), pretrained is not None and os.path.isfile(pretrained)
     return {
-        "model": os.path.abspath(model) if saved else model,
-        "pretrained": os.path.abspath(str(pretrained)) if file else pretrained,
+        "model": os.path.abspath(model) if is_saved else model,
+        "pretrained": os.path.abspath(str(pretrained)) if is_file else pretrained,
     }
 
 
 def index_model(index: str, device: str) -> Any:
-    """Return the model that an index was built with, by the name in its note."""
+    """Load the model that an index was built with; raise ValueError if it is unknown or no longer exists."""
     from clipvid.search.index import VideoIndex
 
     note = VideoIndex.read_note(index)
@@ -214,20 +218,19 @@ def index_model(index: str, device: str) -> Any:
         )
     if os.path.isabs(made_with) and not os.path.isdir(made_with):
         raise ValueError(
-            f"{index} was made with the model {made_with}, which is not there any more; put it back, or build the "
-            "index anew"
+            f"{index} was made with the model {made_with}, which no longer exists; restore it, or build the index again"
         )
     if made_with == DEFAULT_MODEL:
         print(
-            f"note: {index} was made with {DEFAULT_MODEL}, which knows drawn shapes alone; for videos of your own "
-            "build it with --model ViT-B-32 --pretrained openai",
+            f"note: {index} was made with {DEFAULT_MODEL}, which only knows drawn shapes; for your own videos build it "
+            "with --model ViT-B-32 --pretrained openai",
             file=sys.stderr,
         )
     return named_model(made_with, note["pretrained"], device=device, plain="mean")
 
 
 def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:
-    """Return the data set; where no format is given, a table's, or `plain` for a folder without one.
+    """Return the data set; the format defaults to csv if there is a table, else to `plain`.
 
     `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
     """
@@ -239,7 +242,7 @@ def named_data(data: str, format: str | None = None, *, plain: str = "folder", *
 
 
 def note_format(data: str, format: str | None, *, plain: str = "folder") -> None:
-    """Say what a folder is read as where it may be either: it has a table, and sub-folders that may be classes."""
+    """Print a note about the format of an ambiguous folder, with a table and with sub-folders that may be classes."""
     from clipvid.data.files import is_video, subfolders
 
     root = Path(data)
@@ -249,14 +252,14 @@ def note_format(data: str, format: str | None, *, plain: str = "folder") -> None
     folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
     if len(folders) > 1:
         print(
-            f"note: {data} is read as csv, for {tables[0].name} in it; give --format {plain} to read its "
+            f"note: {data} is read as csv, because it holds {tables[0].name}; give --format {plain} to read its "
             f"{len(folders)} sub-folders{' as classes' if plain == 'folder' else ''}",
             file=sys.stderr,
         )
 
 
 def splits_of(data: str, format: str | None) -> list[str]:
-    """Names of the splits that a protocol, or a table with a column for them, has."""
+    """Return the names of the splits of a protocol, or of a table with a split column."""
     from clipvid.data.formats.csv import splits_in
     from clipvid.data.formats.protocols import PROTOCOLS
 
@@ -267,7 +270,7 @@ def splits_of(data: str, format: str | None) -> list[str]:
 
 
 def show_unreadable(unreadable: Sequence[Any]) -> None:
-    """Print the files that were left out, and why, on standard error."""
+    """Print the unreadable files and the reasons on standard error."""
     if unreadable:
         from clipvid.data.batch import describe_unreadable
 
@@ -276,17 +279,17 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
 
 @contextmanager
 def profiled_to(path: str | Path | None, *, asked: bool) -> Iterator[None]:
-    """Profile the block if `asked`: print its stages, and write them as JSON to `path` if there is one."""
+    """Profile the block if `asked`: print its stages, and write them as JSON to `path` unless that is None."""
     if not asked:
         yield
         return
     from clipvid.runtime.files import atomic_file
     from clipvid.runtime.profiling import profiled
 
-    with profiled() as found:
+    with profiled() as measured:
         yield
-    print(found)
+    print(measured)
     if path is not None:
-        with atomic_file(path) as beside:
-            beside.write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
+        with atomic_file(path) as draft:
+            draft.write_text(json.dumps(measured.plain(), indent=2) + "\n", encoding="utf-8")
         print(f"profile: {path}")

@@ -1,20 +1,20 @@
-"""Commands about tap caches: cache ls, verify and prune. Help texts come from their docstrings.
+"""Commands for tap caches: cache ls, verify and prune. Their docstrings are the help texts.
 
-Contract: plain arguments in; a command prints what it found and removes what was asked for, or raises. Heavy modules
-load when a command runs. Knows nothing of parsing or exit codes.
+Contract: plain arguments in; a command prints its results and removes files, or raises. Heavy modules are imported when
+a command runs. Knows nothing of parsing or exit codes.
 """
 
 from __future__ import annotations
 
-MEND = "the next run that reads what is there writes it anew; if none will, remove the folder"
+REPAIR = "the next run that uses the cache writes it again; if there is no such run, remove the folder"
 """Advice for a cache folder whose cache key cannot be read."""
 
 
 def list_caches(folder: str) -> None:
-    """Print what a tap cache holds: clips, bytes, and what they were made with.
+    """Print the contents of a tap cache: clips, bytes, and the model and settings that made them.
 
     Args:
-        folder: as `clipvid train --cache` was given it.
+        folder: folder of the cache, as in `clipvid train --cache`.
     """
     from clipvid.features.maintenance import parts_of
 
@@ -23,10 +23,10 @@ def list_caches(folder: str) -> None:
 
 
 def verify(folder: str) -> None:
-    """Read every byte of a tap cache and name the files that are not what was written.
+    """Read every byte of a tap cache and list the damaged files.
 
     Args:
-        folder: as `clipvid train --cache` was given it.
+        folder: folder of the cache, as in `clipvid train --cache`.
     """
     from clipvid.errors import CacheError
     from clipvid.features.maintenance import parts_of
@@ -34,24 +34,24 @@ def verify(folder: str) -> None:
     parts = parts_of(folder, full=True)
     for part in parts:
         print(part)
-    found = []
+    problems = []
     if damaged := sum(len(part.damaged) for part in parts if part.cache_key is not None):
-        many = f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them"
-        one = f"1 file of {folder} is damaged; clipvid cache prune {folder} removes it"
-        found.append(one if damaged == 1 else many)
+        plural = f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them"
+        singular = f"1 file of {folder} is damaged; clipvid cache prune {folder} removes it"
+        problems.append(singular if damaged == 1 else plural)
     if broken := [str(part.folder) for part in parts if part.cache_key is None]:
-        found.append(f"cache_key.json of {', '.join(broken)} is damaged; {MEND}")
-    if found:
-        raise CacheError("; ".join(found))
+        problems.append(f"cache_key.json of {', '.join(broken)} is damaged; {REPAIR}")
+    if problems:
+        raise CacheError("; ".join(problems))
     print("every file is as it was written")
 
 
 def prune(folder: str, tower: str | None = None) -> None:
-    """Remove damaged files and drafts of killed runs from a tap cache; not while something writes to it.
+    """Remove damaged files and drafts of killed runs from a tap cache; do not run it while a process writes there.
 
     Args:
-        folder: as `clipvid train --cache` was given it.
-        tower: also remove all that the tower said whose fingerprint begins so, as `clipvid cache ls` shows it.
+        folder: folder of the cache, as in `clipvid train --cache`.
+        tower: also remove all taps of the tower whose fingerprint begins so; `clipvid cache ls` shows it.
     """
     from clipvid.features.maintenance import prune as prune_cache
 
@@ -59,5 +59,5 @@ def prune(folder: str, tower: str | None = None) -> None:
     for path in pruned.removed:
         print(f"removed {path}")
     for part in pruned.left:
-        print(f"left {part.folder}: cache_key.json {part.broken}; {MEND}")
+        print(f"left {part.folder}: cache_key.json {part.broken}; {REPAIR}")
     print(f"{len(pruned.removed)} removed")

@@ -63,7 +63,7 @@ class ProtocolSpec:
     """Maximum caption length in tokens in common use."""
     shared: bool = False
     """True if equal captions are interchangeable: each is correct for every video that has it."""
-    whole: tuple[str, int] | None = None
+    full_set: tuple[str, int] | None = None
     """Name and number of videos of the full data set that this is a subset of."""
     fewer: bool = False
     """True if the caller allowed fewer videos than the protocol has (allow_missing)."""
@@ -134,7 +134,7 @@ class VideoDataset:
         The name of a subset of a protocol's data says how many videos remain, so that its metrics are not mistaken for
         those of the full set.
         """
-        selection, full_set = self.surviving(indices), self.protocol_spec.whole
+        selection, full_set = self.surviving(indices), self.protocol_spec.full_set
         n_expected = self.protocol_spec.videos if self.protocol_spec.listed is None else self.protocol_spec.listed
         if full_set is None and n_expected is not None:
             full_set = (self.name, n_expected)
@@ -146,7 +146,7 @@ class VideoDataset:
                 else f"{full_set[0]}, {len(selection)} of {full_set[1]} videos"
             )
         return replace(
-            selection, name=name, protocol_spec=replace(self.protocol_spec, videos=None, listed=None, whole=full_set)
+            selection, name=name, protocol_spec=replace(self.protocol_spec, videos=None, listed=None, full_set=full_set)
         )
 
     def surviving(self, indices: Iterable[int]) -> VideoDataset:
@@ -189,12 +189,12 @@ class VideoDataset:
             raise ValueError(f"{self.name} has no class {unknown[0]!r}; it has {', '.join(self.classes)}")
         new_labels = {self.classes.index(name): label for label, name in enumerate(names)}
         records = tuple(replace(r, label=new_labels[r.label]) for r in self.records if r.label in new_labels)
-        name, counts = self.name, (self.protocol_spec.videos, self.protocol_spec.listed, self.protocol_spec.whole)
+        name, counts = self.name, (self.protocol_spec.videos, self.protocol_spec.listed, self.protocol_spec.full_set)
         if len(names) < len(self.classes):
             name = f"{name}, {len(names)} of {len(self.classes)} classes"
         is_protocol = any(count is not None for count in counts)
         full_set = (name, len(records)) if is_protocol else None
-        protocol_spec = replace(self.protocol_spec, videos=None, listed=None, whole=full_set)
+        protocol_spec = replace(self.protocol_spec, videos=None, listed=None, full_set=full_set)
         return replace(self, records=records, classes=tuple(names), name=name, protocol_spec=protocol_spec)
 
     def base_novel(self) -> tuple[VideoDataset, VideoDataset]:

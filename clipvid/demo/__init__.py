@@ -1,1 +1,1 @@
-"""The embedded default: the whole job on videos it renders itself."""
+"""The demo: training, evaluation and search on videos that it renders itself."""

@@ -1,7 +1,8 @@
-"""The main job on the embedded default: render clips, train a branch on a frozen CLIP, score it, save it, search.
+"""The demo: render clips, train a branch on the frozen mini CLIP, evaluate and save it, and search with it.
 
-Contract: an output folder in; videos, models, plots, an index and results.json in it, and one table printed. Every
-figure is measured in this run, on clips the training never saw. Also shows how the pieces of clipvid fit together.
+Contract: an output folder in; videos, models, plots, an index and results.json in that folder, and one printed table.
+Every metric is measured in this run, on clips that are not used in training. The module is also an example of how the
+parts of clipvid work together.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ from clipvid.search.index import VideoIndex
 from clipvid.training.loop import TrainResult, train
 from clipvid.video.decode import read_video
 
-TEMPLATES = ("a shape that {}.",)  # the words in which the mini model's captions are written
-DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)  # from the first frame to the last
+TEMPLATES = ("a shape that {}.",)  # the form of the captions that the mini model was trained on
+DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)  # linspace includes the first and last frames
 ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, frames shuffled")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The size of the demo."""
+class DemoConfig:
+    """Sizes of the demo's data sets and settings of its training runs."""
 
     train_clips: int = 4000
     val_clips: int = 200
     test_clips: int = 400
     epochs: int = 4
-    """Epochs of retrieval; recognition starts from that branch and takes half of them."""
+    """Epochs of retrieval training; recognition starts from that branch and trains for half as many."""
     baseline_epochs: int = 20
-    """Epochs per task of the order-blind baseline, whose steps are cheap: more than STAN gets."""
+    """Epochs per task of the order-blind baseline; more than for STAN, because its steps are cheap."""
     depth: int = 2
     mixer: str = "conv_full"
     lr: float = 1e-3
@@ -63,20 +64,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         for split in motion_shapes.SPLITS:
-            least = 2 if split == "train" else len(motion_shapes.MOTIONS)  # every motion is scored and shown
+            least = 2 if split == "train" else len(motion_shapes.MOTIONS)  # every motion needs a clip
             if (clips := getattr(self, f"{split}_clips")) < least or clips % 2:
-                raise ValueError(
-                    f"{split}_clips must be even, as clips come in pairs, and {least} or more, got {clips}"
-                )
-            motion_shapes.draw_scene(self.seed, split, clips - 1)  # refuses more clips than a split has
+                raise ValueError(f"{split}_clips must be an even integer >= {least}, got {clips}; clips come in pairs")
+            motion_shapes.draw_scene(self.seed, split, clips - 1)  # raises ValueError for too many clips
         for name in ("epochs", "baseline_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)}; an epoch is one pass")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A figure in percent with its 95 % interval."""
+    """A metric in percent with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -87,28 +86,34 @@ class Score:
 
 
 Row = dict[str, Score]
+"""Metrics of one row of the table, by column."""
 
 
 def run(
-    out: str | Path = "clipvid-demo", plan: Plan | None = None, *, say: Callable[[str], None] = print
+    out: str | Path = "clipvid-demo", config: DemoConfig | None = None, *, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Run the demo into `out`; returns what results.json holds."""
-    plan, out, start = plan or Plan(), Path(out), time.perf_counter()
+    """Run the demo, write its files to `out`, and return the contents of results.json.
+
+    `say` prints a line of progress.
+    """
+    config, out, start = config or DemoConfig(), Path(out), time.perf_counter()
     data_config = DATA_CONFIG
-    say(f"1/5  rendering {plan.train_clips + plan.val_clips + plan.test_clips} short videos into {out / 'videos'}")
-    sizes = {"train": plan.train_clips, "val": plan.val_clips, "test": plan.test_clips}
+    say(
+        f"1/5  rendering {config.train_clips + config.val_clips + config.test_clips} short videos into {out / 'videos'}"
+    )
+    sizes = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}
     workers = os.cpu_count() or 1
     data = {
-        split: motion_shapes.write_dataset(out / "videos", split, n, seed=plan.seed, workers=workers, progress=True)
+        split: motion_shapes.write_dataset(out / "videos", split, n, seed=config.seed, workers=workers, progress=True)
         for split, n in sizes.items()
     }
     say(f"2/5  the frozen CLIP ({MINI}) encodes every clip once; its taps stay in memory")
     backbone = load_backbone()
-    options = choose("stan", {"depth": plan.depth, "mixer": plan.mixer, "drop_path": 0.0})
+    options = choose("stan", {"depth": config.depth, "mixer": config.mixer, "drop_path": 0.0})
     encoder = attach(backbone, options)
-    stores = {split: encode_dataset(encoder, part, data_config, progress=True) for split, part in data.items()}
+    stores = {split: encode_dataset(encoder, dataset, data_config, progress=True) for split, dataset in data.items()}
     say("3/5  training for retrieval (captions), then from there for recognition (motions); the baseline the same way")
-    table, models, runs = _train_and_score(backbone, options, stores, plan=plan)
+    table, models, runs = _train_and_score(backbone, options, stores, config=config)
     seconds = time.perf_counter() - start
     say("")
     say(render_table(table))
@@ -126,22 +131,22 @@ def run(
     )
     say("5/5  three sentences, looked up among the test clips")
     _search(index, data["test"], out / "plots", say=say)
-    results = _results(table, runs, plan=plan, seconds=seconds, total=time.perf_counter() - start)
-    with atomic_file(out / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    results = _results(table, runs, config=config, seconds=seconds, total=time.perf_counter() - start)
+    with atomic_file(out / "results.json") as draft:
+        draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     say("")
-    say(_farewell(out, results["seconds"]))
+    say(_closing_message(out, results["seconds"]))
     return results
 
 
 def load_backbone() -> Backbone:
-    """Load the embedded model by the path that any open_clip checkpoint takes."""
+    """Load the mini model in the same way as any open_clip checkpoint."""
     clip, tokenizer, base = load_clip(MINI)
     return Backbone(clip, tokenizer=tokenizer, base=base)
 
 
 def render_table(table: dict[str, Row]) -> str:
-    """Return the demo's table, aligned for a terminal."""
+    """Return the table as text with aligned columns."""
     columns = list(next(iter(table.values())))
     cells = [
         ["", *columns],
@@ -158,82 +163,88 @@ def render_table(table: dict[str, Row]) -> str:
 
 
 def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
-    """Return the share of clips whose caption beats the same caption with the motion reversed; ties count half."""
+    """Return the percentage of clips closer to their caption than to the caption of the reversed motion.
+
+    Ties count half.
+    """
     motions = [store.data.classes[r.label] for r in store.data if r.label is not None]
-    own = [r.captions[0] for r in store.data]
-    other = [text.replace(motion, motion_shapes.reverse(motion)) for text, motion in zip(own, motions, strict=True)]
+    captions = [r.captions[0] for r in store.data]
+    reversed_captions = [
+        text.replace(motion, motion_shapes.reverse(motion)) for text, motion in zip(captions, motions, strict=True)
+    ]
     video = F.normalize(embed_videos(model, store).video, dim=-1)
-    margins = [(video * embed_texts(model, texts)).sum(dim=-1) for texts in (own, other)]
-    won = (margins[0] > margins[1]).double() + 0.5 * (margins[0] == margins[1]).double()
-    return _score(100 * won.mean().item(), percent(share_interval(won.numpy())))
+    similarities = [(video * embed_texts(model, texts)).sum(dim=-1) for texts in (captions, reversed_captions)]
+    wins = (similarities[0] > similarities[1]).double() + 0.5 * (similarities[0] == similarities[1]).double()
+    return _score(100 * wins.mean().item(), percent(share_interval(wins.numpy())))
 
 
 def shuffled(store: TapStore, *, seed: int) -> TapStore:
-    """Return the clips with their frames in random order."""
+    """Return the taps of the clips with their frames in random order."""
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(store.data_config.frames, generator=generator) for _ in range(len(store))]
     return store.reordered(torch.stack(orders))
 
 
 def _train_and_score(
-    backbone: Backbone, options: BranchOptions, stores: dict[str, TapStore], *, plan: Plan
+    backbone: Backbone, options: BranchOptions, stores: dict[str, TapStore], *, config: DemoConfig
 ) -> tuple[dict[str, Row], dict[str, VideoCLIP], dict[str, TrainResult]]:
-    zero = attach(backbone, "mean")
+    """Train and evaluate every row; return the table, the STAN models by task, and the training results by name."""
+    frame_mean = attach(backbone, "mean")
     table = {
-        ROWS[0]: _retrieval(zero, stores["test"])
-        | {"motion top-1": _top1(evaluate_zero_shot(zero, stores["test"], templates=TEMPLATES))}
+        ROWS[0]: _retrieval(frame_mean, stores["test"])
+        | {"motion top-1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
     }
-    mean = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
+    mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
     runs: dict[str, TrainResult] = {}
     models: dict[str, VideoCLIP] = {}
     epochs = {
-        ROWS[1]: {"retrieval": plan.baseline_epochs, "recognition": plan.baseline_epochs},
-        ROWS[2]: {"retrieval": plan.epochs, "recognition": max(1, plan.epochs // 2)},
+        ROWS[1]: {"retrieval": config.baseline_epochs, "recognition": config.baseline_epochs},
+        ROWS[2]: {"retrieval": config.epochs, "recognition": max(1, config.epochs // 2)},
     }
-    for name, branch in ((ROWS[1], mean), (ROWS[2], options)):
+    for name, branch in ((ROWS[1], mean_branch), (ROWS[2], options)):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(plan.seed)  # weights are drawn on the CPU
+            torch.default_generator.manual_seed(config.seed)  # initial weights are sampled on the CPU
             retriever = attach(backbone, branch)
-        config = _config("retrieval", plan, epochs=epochs[name]["retrieval"])
-        runs[f"{name} (retrieval)"] = train(retriever, stores["train"], stores["val"], config)
+        train_config = _train_config("retrieval", config, epochs=epochs[name]["retrieval"])
+        runs[f"{name} (retrieval)"] = train(retriever, stores["train"], stores["val"], train_config)
         recogniser = attach(backbone, branch)
         recogniser.branch.load_state_dict(retriever.branch.state_dict())
-        config = _config("recognition", plan, epochs=epochs[name]["recognition"])
-        runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], config)
+        train_config = _train_config("recognition", config, epochs=epochs[name]["recognition"])
+        runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], train_config)
         models = {"retrieval": retriever, "recognition": recogniser}
         table[name] = _retrieval(retriever, stores["test"])
         table[name]["motion top-1"] = _top1(evaluate_recognition(recogniser, stores["test"]))
-    mixed = shuffled(stores["test"], seed=plan.seed)
-    table[ROWS[3]] = _retrieval(models["retrieval"], mixed)
-    table[ROWS[3]]["motion top-1"] = _top1(evaluate_recognition(models["recognition"], mixed))
+    shuffled_store = shuffled(stores["test"], seed=config.seed)
+    table[ROWS[3]] = _retrieval(models["retrieval"], shuffled_store)
+    table[ROWS[3]]["motion top-1"] = _top1(evaluate_recognition(models["recognition"], shuffled_store))
     return table, models, runs
 
 
-def _config(task: Literal["retrieval", "recognition"], plan: Plan, *, epochs: int) -> TrainConfig:
+def _train_config(task: Literal["retrieval", "recognition"], config: DemoConfig, *, epochs: int) -> TrainConfig:
     return TrainConfig(
         task=task,
         epochs=epochs,
         batch_size=32,
-        lr=plan.lr,
-        pretrained_lr_scale=1.0,  # at a lower rate turning was learnt later
+        lr=config.lr,
+        pretrained_lr_scale=1.0,  # at a lower rate, the turning motions are learnt later
         head_lr=3e-3,
-        keep_together=2,  # a clip and itself played backwards: each is the other's hard negative
-        seed=plan.seed,
+        keep_together=2,  # a clip and its reversed copy are hard negatives of each other
+        seed=config.seed,
         data_config=DATA_CONFIG,
     )
 
 
 def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
-    found = evaluate_retrieval(model, store).metrics
+    metrics = evaluate_retrieval(model, store).metrics
     return {
-        "R@1 text to video": _score(found.t2v["R@1"], found.t2v.intervals["R@1"]),
-        "R@1 video to text": _score(found.v2t["R@1"], found.v2t.intervals["R@1"]),
+        "R@1 text to video": _score(metrics.t2v["R@1"], metrics.t2v.intervals["R@1"]),
+        "R@1 video to text": _score(metrics.v2t["R@1"], metrics.v2t.intervals["R@1"]),
         "caption over its reverse": against_reversed(model, store),
     }
 
 
-def _top1(found: EvaluationResult) -> Score:
-    return _score(found["top-1"], found.metrics.intervals["top-1"])
+def _top1(result: EvaluationResult) -> Score:
+    return _score(result["top-1"], result.metrics.intervals["top-1"])
 
 
 def _score(value: float, interval) -> Score:
@@ -242,15 +253,16 @@ def _score(value: float, interval) -> Score:
 
 
 def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dict[str, TrainResult]) -> None:
+    """Draw training curves, a confusion matrix and retrieval results."""
     history = [
         {"run": name, **{k: v for k, v in entry.items() if k in ("loss", "score")}, "epoch": int(entry["epoch"])}
         for name, result in runs.items()
         for entry in result.history
     ]
     for task, score in (("retrieval", "R@1"), ("recognition", "top-1")):
-        own = [entry for entry in history if task in entry["run"]]
+        entries = [entry for entry in history if task in entry["run"]]
         plots.training_curve(
-            own, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
+            entries, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
         )
     confusion = evaluate_recognition(models["recognition"], store).metrics.confusion
     plots.confusion_matrix(
@@ -260,22 +272,23 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
 
 
 def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int = 3) -> list[plots.RetrievalRow]:
-    """One query of each pair of motions, with its first hits."""
+    """Return one query per pair of motions, with its first hits."""
     video = F.normalize(embed_videos(model, store).video, dim=-1)
-    chosen = [next(i for i, r in enumerate(store.data) if r.label == label) for label in range(0, 2 * queries, 2)]
-    text = embed_texts(model, [store.data[i].captions[0] for i in chosen])
+    query_rows = [next(i for i, r in enumerate(store.data) if r.label == label) for label in range(0, 2 * queries, 2)]
+    text = embed_texts(model, [store.data[i].captions[0] for i in query_rows])
     rows = []
-    for place, similarity in zip(chosen, text @ video.T, strict=True):
+    for query_row, similarity in zip(query_rows, text @ video.T, strict=True):
         best = similarity.topk(hits)
-        found = tuple(
-            plots.Hit(_frames(store.data[i].path), score, i == place, caption=store.data[i].captions[0])
+        strips = tuple(
+            plots.Hit(_frames(store.data[i].path), score, i == query_row, caption=store.data[i].captions[0])
             for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        rows.append(plots.RetrievalRow(store.data[place].captions[0], found))
+        rows.append(plots.RetrievalRow(store.data[query_row].captions[0], strips))
     return rows
 
 
 def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]) -> None:
+    """Print the hits of three captions and draw them as film strips."""
     captions = {r.path.resolve(): r.captions[0] for r in data}
     queries = [next(r.captions[0] for r in data if r.label == label) for label in (1, 4, 9)]
     rows = []
@@ -284,10 +297,10 @@ def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]
         hits = index.search(query, k=3)
         for hit in hits:
             say(f"       {hit.score:.3f}  {hit.path.name}  {captions[hit.path.resolve()]}")
-        found = [captions[hit.path.resolve()] for hit in hits]
+        hit_captions = [captions[hit.path.resolve()] for hit in hits]
         strips = tuple(
             plots.Hit(_frames(hit.path), hit.score, text == query, caption=text)
-            for hit, text in zip(hits, found, strict=True)
+            for hit, text in zip(hits, hit_captions, strict=True)
         )
         rows.append(plots.RetrievalRow(query, strips))
     plots.retrieval_grid(rows, folder / "search.png", title="Search")
@@ -298,8 +311,9 @@ def _frames(path: Path) -> Tensor:
 
 
 def _results(
-    table: dict[str, Row], runs: dict[str, TrainResult], *, plan: Plan, seconds: float, total: float
+    table: dict[str, Row], runs: dict[str, TrainResult], *, config: DemoConfig, seconds: float, total: float
 ) -> dict[str, Any]:
+    """Return the contents of results.json: versions, machine, configuration, table, training history and seconds."""
     from clipvid.runtime.version import __version__
 
     return {
@@ -307,17 +321,18 @@ def _results(
         "torch": torch.__version__,
         "machine": f"{os.cpu_count()} CPU cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "plan": asdict(plan),
+        "plan": asdict(config),
         "table": {name: {column: asdict(score) for column, score in row.items()} for name, row in table.items()},
         "history": {name: list(run.history) for name, run in runs.items()},
         "seconds": {"to the table": round(seconds, 1), "in all": round(total, 1)},
     }
 
 
-def _farewell(out: Path, seconds: dict[str, float]) -> str:
+def _closing_message(out: Path, seconds: dict[str, float]) -> str:
+    """Return the last lines: time, files, and commands for the user's own videos."""
     return f"""Done in {seconds["in all"]:.0f} s. Pictures are in {out / "plots"}, models in {out}/model-*.
 
-Now your own videos, with any open_clip model (its weights are downloaded once). For training, one sub-folder a class:
+Now your own videos, with any open_clip model (its weights are downloaded once). For training, one sub-folder per class:
   clipvid index my-videos --model ViT-B-32 --pretrained openai --out my-index
   clipvid search my-index "a dog runs on the beach"
   clipvid train my-videos --task recognition --model ViT-B-32 --pretrained openai --out my-run

@@ -49,12 +49,12 @@ class BaseToNovel:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
 
 
-def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, zero_shot: bool = False) -> None:
-    """Raise the ValueError or DataError of `evaluate_recognition` (or of zero-shot recognition) before decoding."""
+def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, by_class_name: bool = False) -> None:
+    """Raise the ValueError or DataError of `evaluate_recognition`, or of `evaluate_zero_shot`, before decoding."""
     dataset = dataset_of(data)
-    if zero_shot and len(dataset.classes) < 2:
+    if by_class_name and len(dataset.classes) < 2:
         raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
-    _check_labels(dataset, dataset.classes if zero_shot else _classifier(model).classes)
+    _check_labels(dataset, dataset.classes if by_class_name else _classifier(model).classes)
 
 
 def _classifier(model: VideoCLIP) -> Classifier:
@@ -110,7 +110,7 @@ def evaluate_zero_shot(
     progress: bool = False,
 ) -> EvaluationResult[RecognitionMetrics]:
     """Classify videos without training: predict the class whose name, put into `templates`, is nearest to the video."""
-    check_recognition(model, data, zero_shot=True)
+    check_recognition(model, data, by_class_name=True)
     precision = resolve_data_config(model, data, data_config).precision
     head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
     return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)

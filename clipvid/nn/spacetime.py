@@ -22,7 +22,7 @@ from clipvid.nn.attention import Block
 from clipvid.nn.attention_patterns import attend_in_groups, comparisons
 from clipvid.nn.mixers import AttentionStep
 
-Place = Literal["before", "between", "after"]
+StepPosition = Literal["before", "between", "after"]
 Drop = Literal["released", "clip"]
 
 
@@ -30,14 +30,14 @@ Drop = Literal["released", "clip"]
 class Scheme:
     """Attention kinds of a block, step by step."""
 
-    own: str
+    kind: str
     """Attention kind of the block itself."""
     steps: tuple[str, ...] = ()
     """Attention kinds of the extra steps; each starts as an identity."""
     cls: Literal["video", "frame"] = "video"
     """Class token. video: one per clip, added to every sequence. frame: one per frame, treated like a patch; none in a
     model without class tokens."""
-    place: Place = "before"
+    position: StepPosition = "before"
     """Position of the extra steps: before the block, between its attention and its MLP, or after the block."""
     linear: bool = True
     """True to end each extra step in a zero-initialised linear; False to zero its attention's output projection."""
@@ -51,7 +51,7 @@ SCHEMES: dict[str, Scheme] = {
     "divided": Scheme("space", ("time",)),  # as released: the class token is no key in the time step, unlike eq. 11
     "local_global": Scheme("grid", ("local",), cls_key=True),  # paper only; the position of the windows is ours
     "axial": Scheme("height", ("time", "width"), cls_key=True),  # paper only
-    "factorised": Scheme("space", ("time",), cls="frame", place="between", linear=False),  # ViViT's model 3
+    "factorised": Scheme("space", ("time",), cls="frame", position="between", linear=False),  # ViViT's model 3
     "dot_product": Scheme("split", cls="frame"),  # ViViT's model 4
 }
 """Named schemes: TimeSformer's five (its figure 1) and ViViT's models 3 and 4. ViViT's model 1 is `joint`; its model 2
@@ -68,8 +68,8 @@ def compared(
     named = SCHEMES[scheme]
     cls_in_steps = cls and (named.cls_key if cls_key is None else cls_key)
     extra_keys = [comparisons(kind, frames=frames, grid=grid, cls=cls_in_steps) for kind in named.steps]
-    block_keys = comparisons(named.own, frames=frames, grid=grid, cls=cls)
-    return [*extra_keys, block_keys] if named.place == "before" else [block_keys, *extra_keys]
+    block_keys = comparisons(named.kind, frames=frames, grid=grid, cls=cls)
+    return [*extra_keys, block_keys] if named.position == "before" else [block_keys, *extra_keys]
 
 
 class SpaceTimeBlock(nn.Module):
@@ -85,25 +85,25 @@ class SpaceTimeBlock(nn.Module):
         block: nn.Module,
         steps: Sequence[nn.Module] = (),
         *,
-        own: str = "space",
-        place: Place = "before",
+        kind: str = "space",
+        position: StepPosition = "before",
         drop_path: float = 0.0,
         drop_mlp: bool = False,
         drop: Drop = "released",
     ) -> None:
         super().__init__()
-        if own != "space" and not isinstance(block, Block):
+        if kind != "space" and not isinstance(block, Block):
             raise ValueError(
                 f"block must be a plain Block, got {type(getattr(block, 'block', block)).__name__}, whose attention is "
-                f"limited to single frames; scheme {own!r} needs plain blocks: choose space, divided or factorised"
+                f"limited to single frames; scheme {kind!r} needs plain blocks: choose space, divided or factorised"
             )
         self.block: Any = block  # provides attention_residual and mlp_residual
-        if own == "split" and self.block.attention.heads % 2:
+        if kind == "split" and self.block.attention.heads % 2:
             raise ValueError(
                 f"heads must be even, got {self.block.attention.heads}; in scheme split, half of them attend over time"
             )
         self.steps = nn.ModuleList(steps)
-        self.own, self.place = own, place
+        self.kind, self.position = kind, position
         self.drop_path, self.drop_mlp, self.drop = drop_path, drop_mlp, drop
 
     def forward(
@@ -114,10 +114,10 @@ class SpaceTimeBlock(nn.Module):
         grid: tuple[int, int],
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b t n d"]]:
-        if self.place == "before":
+        if self.position == "before":
             patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
         cls, patch = self._apply_attention(cls, patch, grid=grid, mask=mask)
-        if self.place == "between":
+        if self.position == "between":
             patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
         # On a CPU the class token is computed separately: one more row per clip no longer fits the blocking of the
         # matrix product and costs 4 to 5 % of a training step. On a GPU one call needs half as many kernels.
@@ -125,7 +125,7 @@ class SpaceTimeBlock(nn.Module):
         cls, patch = self._add_residuals(
             cls, patch, cls_residual, patch_residual, drops=self.drop_mlp or self.drop == "clip"
         )
-        if self.place == "after":
+        if self.position == "after":
             patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
         return cls, patch
 
@@ -142,7 +142,7 @@ class SpaceTimeBlock(nn.Module):
     ) -> tuple[Tensor | None, Tensor]:
         """Add the residuals of the block's attention to the class token and the patches."""
         cls_residual, patch_residual = attend_in_groups(
-            self._group_attention, patch, kind=self.own, grid=grid, cls=cls, mask=mask
+            self._group_attention, patch, kind=self.kind, grid=grid, cls=cls, mask=mask
         )
         return self._add_residuals(cls, patch, cls_residual, patch_residual, drops=self.drop == "clip")
 
@@ -232,5 +232,5 @@ def scheme_block(
             step.copy_attention(block)
         steps.append(step)
     return SpaceTimeBlock(
-        block, steps, own=scheme.own, place=scheme.place, drop_path=drop_path, drop_mlp=True, drop=drop
+        block, steps, kind=scheme.kind, position=scheme.position, drop_path=drop_path, drop_mlp=True, drop=drop
     )

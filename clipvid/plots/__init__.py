@@ -1,7 +1,8 @@
-"""Pictures: training curves, retrieval results as film strips, confusion matrices; the only owner of matplotlib.
+"""Plots: training curves, retrieval results as film strips, confusion matrices, trade-offs.
 
-Contract: plain data in (numbers, uint8 frames, sentences), one finished file out; the format follows from the suffix.
-Drawn with matplotlib's objects, never pyplot, so no global state is read or changed and any thread may draw.
+Contract: plain data in (numbers, uint8 frames, sentences), one finished file out; the suffix of the file decides its
+format. The only package that imports matplotlib. It uses matplotlib's object interface, never pyplot, so that it reads
+and changes no global state and any thread may draw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Charts: training curves, confusion matrices, quality against price.
+"""Charts: training curves, confusion matrices, quality against cost.
 
 Contract: plain numbers and names in, one finished file out. Knows nothing of models or data sets.
 """
@@ -26,7 +26,7 @@ from clipvid.plots.style import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS
 
 @dataclass(frozen=True)
 class Trade:
-    """One thing's price and quality, with the quality's standard deviation; `group` gives its colour and marker."""
+    """A named point: price, quality, and the standard deviation of the quality; `group` gives its colour and marker."""
 
     name: str
     price: float
@@ -42,9 +42,10 @@ def training_curve(
     title: str = "Training",
     score_name: str = "validation score",
 ) -> Path:
-    """Draw loss and validation score against epochs, one line for each run.
+    """Draw loss and validation score against epochs, one line per run.
 
-    Each entry has "epoch" and "loss", and may have "run" (the name of its line) and "score" (higher is better).
+    Each entry of `history` has "epoch" and "loss", and may have "run" (the name of its line) and "score" (higher is
+    better). Raise ValueError for an empty history and for an entry without "epoch" or "loss".
     """
     runs = _runs(history)
     scored = any(point is not None for run in runs.values() for point in run["score"])
@@ -76,12 +77,12 @@ def trade_off(
     quality: str,
     mark: tuple[float, str] | None = None,
 ) -> Path:
-    """Draw quality against price, price on a logarithmic axis, each point named and with its deviation.
+    """Draw quality against price (logarithmic axis), each point with its name and an error bar.
 
-    `mark` is a quality worth knowing, such as chance, and what to call it: a dashed line through the chart.
+    `mark` is a reference quality, such as chance level, and its label; it is drawn as a dashed line.
     """
     if not points:
-        raise ValueError("points are empty; give at least one Trade")
+        raise ValueError("points must not be empty; give at least one Trade")
     figure = _chart(width=9.6, height=5.8)
     axes = figure.subplots()
     _panel(axes, quality)
@@ -89,11 +90,11 @@ def trade_off(
     axes.set_xlabel(price, color=INK, fontsize=11)
     groups = list(dict.fromkeys(point.group for point in points))
     for order, group in enumerate(groups):
-        own = [point for point in points if point.group == group]
+        members = [point for point in points if point.group == group]
         axes.errorbar(
-            [p.price for p in own],
-            [p.quality for p in own],
-            yerr=[p.spread for p in own],
+            [p.price for p in members],
+            [p.quality for p in members],
+            yerr=[p.spread for p in members],
             fmt=RUN_MARKERS[order],
             color=RUN_COLOURS[order],
             markersize=7,
@@ -104,7 +105,7 @@ def trade_off(
     if mark is not None:
         height, name = mark
         axes.axhline(height, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0.5)
-        inside = axes.get_yaxis_transform()  # along the axis in shares of its length, up in data
+        inside = axes.get_yaxis_transform()  # x as a fraction of the axis, y in data coordinates
         style = {"fontsize": 9, "color": GREY, "style": "italic", "parse_math": False}
         axes.text(0.005, height, name, transform=inside, ha="left", va="bottom", **style)
     axes.margins(x=0.14)
@@ -118,9 +119,9 @@ def trade_off(
 
 
 def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
-    """Write each point's name where it covers nothing, with a line to the point if it had to go far."""
+    """Write each point's name at a position that is free, with a line to the point if the two are far apart."""
     canvas = FigureCanvasAgg(axes.get_figure(root=True))
-    canvas.draw()  # the layout is settled only now
+    canvas.draw()  # computes the layout, and with it the positions in pixels
     axes.set_autoscale_on(False)
     to_pixels, renderer = axes.transData.transform, canvas.get_renderer()
     pixels = [tuple(to_pixels((p.price, p.quality))) for p in points]
@@ -129,8 +130,8 @@ def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
         (x - 7, min(low, y - 7), x + 7, max(high, y + 7))
         for (x, y), (_, low, _, high) in zip(pixels, bars, strict=True)
     ]
-    written = [*axes.texts, *([axes.get_legend()] if axes.get_legend() else [])]
-    obstacles += [_corners(thing.get_window_extent(renderer)) for thing in written]
+    artists = [*axes.texts, *([axes.get_legend()] if axes.get_legend() else [])]
+    obstacles += [_corners(artist.get_window_extent(renderer)) for artist in artists]
     texts = [axes.text(p.price, p.quality, p.name, fontsize=8.5, color=INK, parse_math=False) for p in points]
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent(renderer) for text in texts)]
     boxes = place_labels(pixels, sizes, obstacles, _corners(axes.get_window_extent(renderer)))
@@ -156,7 +157,10 @@ def confusion_matrix(
     *,
     title: str = "Confusion matrix",
 ) -> Path:
-    """Draw counts (C, C), true classes down and predicted ones across, coloured by the share of each true class."""
+    """Draw counts (C, C) with true classes as rows, each cell coloured by its share of the true class.
+
+    Raise ValueError for a matrix of another shape than (C, C), C being the number of `classes`.
+    """
     counts = np.asarray(matrix, dtype=float)
     if counts.shape != (len(classes), len(classes)):
         raise ValueError(f"matrix must be (C, C) for {len(classes)} classes, got {counts.shape}; rows are true classes")
@@ -175,24 +179,24 @@ def confusion_matrix(
                 colour = "white" if share[i, j] > 0.5 else INK
                 axes.text(j, i, f"{count:g}", ha="center", va="center", fontsize=8.5, color=colour)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, aspect=40, pad=0.02, format=PercentFormatter(1.0))
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]  # typed as a Spines, is one spine
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]  # typed as Spines, but is a single Spine
     bar.ax.tick_params(labelsize=8.5, colors=GREY, length=0)
     bar.set_label("share of the true class", fontsize=9.5, color=GREY)
-    right = np.trace(counts) / max(counts.sum(), 1e-12)
+    accuracy = np.trace(counts) / max(counts.sum(), 1e-12)
     figure.suptitle(heading, x=0.02, ha="left", **HEADING)
-    axes.set_title(f"{right:.1%} right of {counts.sum():g}", loc="left", fontsize=10, color=GREY)
+    axes.set_title(f"{accuracy:.1%} right of {counts.sum():g}", loc="left", fontsize=10, color=GREY)
     return write(figure, path)
 
 
 def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list]]:
-    """The history by run: {name: {"epoch": [...], "loss": [...], "score": [... or None]}}."""
+    """Return the history by run: {name: {"epoch": [...], "loss": [...], "score": [... or None]}}."""
     if not history:
-        raise ValueError("history is empty; give one mapping for each epoch with 'epoch' and 'loss'")
+        raise ValueError("history is empty; give one mapping per epoch with 'epoch' and 'loss'")
     runs: dict[str, dict[str, list]] = {}
     for entry in history:
         missing = {"epoch", "loss"} - set(entry)
         if missing:
-            raise ValueError(f"history entry {dict(entry)} lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"history entry {dict(entry)} lacks {', '.join(sorted(missing))}; add it")
         run = runs.setdefault(str(entry.get("run", "")), {"epoch": [], "loss": [], "score": []})
         for key, values in run.items():
             values.append(entry.get(key))
@@ -200,6 +204,7 @@ def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list]]
 
 
 def _run_label(name: str, run: Mapping[str, list], *, score_name: str) -> str:
+    """Return the legend text of a run: its name and best score."""
     scores = [pair for pair in zip(run["score"], run["epoch"], strict=True) if pair[0] is not None]
     if not scores:
         return name
@@ -214,6 +219,7 @@ def _chart(*, width: float, height: float) -> Figure:
 
 
 def _panel(axes: Axes, name: str) -> None:
+    """Style axes: title, grid and colours; the x axis counts epochs."""
     axes.set_title(name, loc="left", fontsize=11, color=INK, parse_math=False)
     axes.set_xlabel("epoch", fontsize=9.5, color=GREY)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -226,12 +232,14 @@ def _panel(axes: Axes, name: str) -> None:
 
 
 def _class_ticks(axes: Axes, classes: list[str]) -> None:
-    """Class names on both sides; of very many only every n-th, so that they stay readable."""
+    """Label both axes with class names; above 60 classes only every n-th, so that the names stay readable."""
     step = math.ceil(len(classes) / 60)
-    places, names = range(0, len(classes), step), classes[::step]
-    turn = max(map(len, names), default=0) > 4
-    axes.set_xticks(places, names, rotation=40 if turn else 0, ha="right" if turn else "center", rotation_mode="anchor")
-    axes.set_yticks(places, names)
+    positions, names = range(0, len(classes), step), classes[::step]
+    slanted = max(map(len, names), default=0) > 4
+    axes.set_xticks(
+        positions, names, rotation=40 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor"
+    )
+    axes.set_yticks(positions, names)
     axes.tick_params(colors=INK, labelsize=9 if len(classes) <= 30 else 7, length=0)
     axes.set_xlabel("predicted", fontsize=10, color=GREY)
     axes.set_ylabel("true", fontsize=10, color=GREY)

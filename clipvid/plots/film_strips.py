@@ -1,4 +1,4 @@
-"""Film strips: one clip, or every query of a retrieval with the clips it found.
+"""Film strips of a single clip, or of retrieval queries with their hits.
 
 Contract: uint8 frames and sentences in, one finished file out. Knows nothing of models, data sets or decoding.
 """
@@ -24,7 +24,7 @@ from clipvid.plots.style import DPI, FILM, GREY, HOLE, INK, RIGHT, WRONG, write
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved video: a few of its frames, its score, and whether it is a right answer."""
+    """One retrieved video: some of its frames, its score, and if it is a correct answer."""
 
     frames: UInt8[Tensor, "t 3 h w"]
     score: float
@@ -41,9 +41,9 @@ class RetrievalRow:
 
 
 def retrieval_grid(rows: Sequence[RetrievalRow], path: str | Path, *, title: str = "") -> Path:
-    """Draw each query with film strips of its hits below it: right ones framed green and ticked, wrong ones crossed."""
+    """Draw each query above film strips of its hits: correct ones framed green with a tick, wrong ones with a cross."""
     if not any(row.hits for row in rows):
-        raise ValueError("rows hold no hits; give at least one RetrievalRow with one Hit")
+        raise ValueError("rows have no hits; give at least one RetrievalRow with at least one Hit")
     columns = max(len(row.hits) for row in rows)
     n_frames = max(len(hit.frames) for row in rows for hit in row.hits)
     aspect = float(np.median([_aspect(hit.frames) for row in rows for hit in row.hits]))
@@ -65,25 +65,25 @@ def retrieval_grid(rows: Sequence[RetrievalRow], path: str | Path, *, title: str
 
 
 def film_strip(frames: UInt8[Tensor, "t 3 h w"], path: str | Path, *, title: str = "", per_row: int = 8) -> Path:
-    """Draw the frames in order as a film strip, `per_row` to a line, each with its number from 0."""
+    """Draw the frames in order as a film strip, `per_row` per line, each with its number (from 0)."""
     if not len(frames):
-        raise ValueError("frames holds no frame; got shape (0, ...)")
-    across = min(per_row, len(frames))
+        raise ValueError("frames has no frame, got shape (0, ...); give at least one")
+    columns = min(per_row, len(frames))
     aspect = _aspect(frames)
-    width = max(3.0, min(13.0, across * 1.3 * aspect))
-    strip = _Strip(across, width=width, aspect=aspect)
+    width = max(3.0, min(13.0, columns * 1.3 * aspect))
+    strip = _Strip(columns, width=width, aspect=aspect)
     page = _Page(width=width + 0.5, side=0.25)
     if title:
         page.paragraph(title, size=13, weight="bold", after=0.14)
-    for first in range(0, len(frames), across):
-        strip.draw(page, frames[first : first + across], x=0.25, y=page.y, numbered_from=first)
+    for first in range(0, len(frames), columns):
+        strip.draw(page, frames[first : first + columns], x=0.25, y=page.y, numbered_from=first)
         page.y += strip.height + 0.12
     page.y += 0.02
     return page.write(path)
 
 
 class _Page:
-    """A sheet measured in inches from its top left corner that grows downwards; nothing on it can be clipped."""
+    """A page that grows downwards with its contents, so that nothing is clipped; in inches from the top left corner."""
 
     def __init__(self, *, width: float, side: float) -> None:
         self.width, self.side, self.y = width, side, side * 0.8
@@ -93,11 +93,11 @@ class _Page:
         self._ruler = FigureCanvasAgg(self.figure).get_renderer()
 
     def measure(self, text: str, font: FontProperties) -> float:
-        """Width of a line of text in inches."""
+        """Return the width of a line of text in inches."""
         return self._ruler.get_text_width_height_descent(text, font, ismath=False)[0] / DPI
 
     def wrap(self, text: str, *, width: float, font: FontProperties) -> list[str]:
-        """Lines of at most `width` inches; a word that is longer than a line is broken."""
+        """Split text into lines of at most `width` inches, breaking words that are longer than a line."""
         lines = [""]
         for word in text.split():
             if self.measure(f"{lines[-1]} {word}", font) <= width or not lines[-1]:
@@ -111,10 +111,11 @@ class _Page:
         return lines
 
     def text(self, text: str, *, x: float, y: float, font: FontProperties, colour: str = INK) -> None:
-        """One line whose capitals are centred on `y`."""
+        """Write one line, with its capitals centred on `y`."""
         self.axes.text(x, y, text, font=font, color=colour, va="center_baseline", ha="left", parse_math=False)
 
     def paragraph(self, text: str, *, size: float, after: float, weight: str = "normal") -> None:
+        """Write wrapped text at the bottom of the page, with `after` inches of space below it."""
         font = FontProperties(size=size, weight=weight)
         for line in self.wrap(text, width=self.width - 2 * self.side, font=font):
             self.y += size * 1.4 / 72
@@ -122,6 +123,7 @@ class _Page:
         self.y += after
 
     def write(self, path: str | Path) -> Path:
+        """Set the final height and save the page."""
         height = self.y + self.side * 0.2
         self.figure.set_size_inches(self.width, height)
         self.axes.set(xlim=(0, self.width), ylim=(height, 0))
@@ -129,7 +131,7 @@ class _Page:
 
 
 class _Strip:
-    """The measures of a film strip of `n_frames` cells, in inches; every strip on a page has the same."""
+    """Dimensions in inches of a film strip of `n_frames` cells, shared by all strips on a page."""
 
     def __init__(self, n_frames: int, *, width: float, aspect: float) -> None:
         self.width, self.edge, self.gap = width, 0.13, 0.045
@@ -138,12 +140,13 @@ class _Strip:
         self.height = self.cell_height + 2 * self.edge
 
     def film_width(self, n_frames: int) -> float:
+        """Return the width in inches of a film of `n_frames` frames."""
         return self.gap + n_frames * (self.cell + self.gap)
 
     def draw(
         self, page: _Page, frames: UInt8[Tensor, "t 3 h w"], *, x: float, y: float, numbered_from: int | None = None
     ) -> None:
-        """Film with its perforation, and the frames fitted into its cells; a shorter clip is a shorter film."""
+        """Draw perforated film with a frame in each cell; fewer frames give a shorter film."""
         width = self.film_width(len(frames))
         page.axes.add_patch(_rounded(x, y, width, self.height, radius=0.05, facecolor=FILM, edgecolor="none"))
         n_holes = max(2, round(width / 0.17))
@@ -156,12 +159,12 @@ class _Strip:
             _picture(page.axes, frame, x=left, y=y + self.edge, width=self.cell, height=self.cell_height)
             if numbered_from is not None:
                 box = {"boxstyle": "round,pad=0.25", "facecolor": FILM, "edgecolor": "none", "alpha": 0.75}
-                at = (left + 0.05, y + self.edge + 0.05)
-                page.axes.text(*at, f"{numbered_from + number}", fontsize=7, color="white", va="top", bbox=box)
+                corner = (left + 0.05, y + self.edge + 0.05)
+                page.axes.text(*corner, f"{numbered_from + number}", fontsize=7, color="white", va="top", bbox=box)
 
 
 def _draw_hit(page: _Page, hit: Hit, *, x: float, y: float, strip: _Strip, rank: int) -> float:
-    """A strip in its frame, and below it rank, mark, score and caption; returns the y where it all ends."""
+    """Draw a framed strip with mark, score, rank and caption below it; return the y of the lower end."""
     colour, pad = (RIGHT if hit.right else WRONG), 0.05
     strip.draw(page, hit.frames, x=x, y=y)
     width, height = strip.film_width(len(hit.frames)) + 2 * pad, strip.height + 2 * pad
@@ -184,7 +187,7 @@ def _draw_hit(page: _Page, hit: Hit, *, x: float, y: float, strip: _Strip, rank:
 
 
 def _mark(axes: Axes, x: float, y: float, *, right: bool) -> None:
-    """A disc with a tick or a cross, drawn as lines so that no font decides whether it shows."""
+    """Draw a disc with a tick or a cross; as lines, because a font may lack these characters."""
     axes.add_patch(Circle((x, y), 0.085, facecolor=RIGHT if right else WRONG, edgecolor="none"))
     tick = [((-0.042, -0.012, 0.042), (0.003, 0.035, -0.032))]
     cross = [((-0.03, 0.03), (-0.03, 0.03)), ((-0.03, 0.03), (0.03, -0.03))]
@@ -193,7 +196,7 @@ def _mark(axes: Axes, x: float, y: float, *, right: bool) -> None:
 
 
 def _picture(axes: Axes, frame: UInt8[Tensor, "3 h w"], *, x: float, y: float, width: float, height: float) -> None:
-    """The frame, whole and centred in the cell: another aspect leaves film visible beside it."""
+    """Draw the uncropped frame centred in its cell; film stays visible beside a frame of another aspect ratio."""
     scale = min(width / frame.shape[2], height / frame.shape[1])
     w, h = frame.shape[2] * scale, frame.shape[1] * scale
     left, top = x + (width - w) / 2, y + (height - h) / 2
@@ -207,5 +210,5 @@ def _rounded(x: float, y: float, width: float, height: float, *, radius: float, 
 
 
 def _aspect(frames: Tensor) -> float:
-    """Width over height, kept between upright and wide screen so that one odd clip does not deform the page."""
+    """Return width / height, limited to [9/16, 16/9] so that one unusual clip does not deform the page."""
     return min(16 / 9, max(9 / 16, frames.shape[3] / frames.shape[2]))

@@ -1,7 +1,7 @@
-"""Where names go beside the points of a chart: pure geometry on rectangles (left, bottom, right, top), in any unit.
+"""Placement of labels beside the points of a chart: geometry of boxes (left, bottom, right, top), in any unit.
 
-Contract: a name never covers a point, an error bar or another name while there is a place that does not. Knows nothing
-of drawing.
+Contract: a label covers no point, error bar or other label if one of the tried positions is free. Knows nothing of
+drawing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 Box = tuple[float, float, float, float]
 DISTANCES = (10.0, 18.0, 30.0, 44.0, 60.0, 80.0, 104.0)
-"""From a point to the near edge of its name, nearest first."""
+"""Tried distances from a point to the near edge of its label, in increasing order."""
 DIRECTIONS = tuple((math.cos(a), math.sin(a)) for a in (math.radians(d) for d in (0, 180, 35, 325, 145, 215, 90, 270)))
-"""Right, left, then aslant, then above and below."""
+"""Tried directions as unit vectors: right, left, diagonal, above, below."""
 
 
 def place_labels(
@@ -22,29 +22,34 @@ def place_labels(
     obstacles: Sequence[Box],
     within: Box,
 ) -> list[Box]:
-    """A box for the name of every point, `sizes` being (width, height); crowded points choose first."""
+    """Return one box per point for its label of the given size (width, height); crowded points are placed first."""
     order = sorted(range(len(points)), key=lambda i: -sum(math.dist(points[i], other) < 90 for other in points))
-    found: dict[int, Box] = {}
+    boxes: dict[int, Box] = {}
     for i in order:
-        taken = [*obstacles, *found.values()]
-        candidates = [_beside(points[i], sizes[i], way, far) for far in DISTANCES for way in DIRECTIONS]
-        found[i] = min(candidates, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box, within))
-    return [found[i] for i in range(len(points))]
+        taken = [*obstacles, *boxes.values()]
+        candidates = [
+            _beside(points[i], sizes[i], direction, distance) for distance in DISTANCES for direction in DIRECTIONS
+        ]
+        boxes[i] = min(candidates, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box, within))
+    return [boxes[i] for i in range(len(points))]
 
 
-def _beside(point: tuple[float, float], size: tuple[float, float], way: tuple[float, float], far: float) -> Box:
+def _beside(
+    point: tuple[float, float], size: tuple[float, float], direction: tuple[float, float], distance: float
+) -> Box:
+    """Return the box of a label at this distance and direction from a point."""
     (x, y), (width, height) = point, size
-    x, y = x + far * way[0], y + far * way[1]
-    left = x if way[0] > 0.1 else x - width if way[0] < -0.1 else x - width / 2
-    bottom = y if way[1] > 0.1 else y - height if way[1] < -0.1 else y - height / 2
+    x, y = x + distance * direction[0], y + distance * direction[1]
+    left = x if direction[0] > 0.1 else x - width if direction[0] < -0.1 else x - width / 2
+    bottom = y if direction[1] > 0.1 else y - height if direction[1] < -0.1 else y - height / 2
     return left, bottom, left + width, bottom + height
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
+    """Return the area of the intersection of two boxes."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _outside(box: Box, within: Box) -> float:
-    """The area of a box that lies outside, counted tenfold: a name that is cut off cannot be read."""
+    """Return ten times the area of a box outside `within`: a label that is cut off is worse than an overlap."""
     return 10 * ((box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, within))

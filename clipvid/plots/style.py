@@ -1,7 +1,7 @@
-"""What all pictures share: colours, resolution, and a file that appears whole or not at all.
+"""Style shared by all plots (colours, resolution) and atomic writing of figures.
 
-Contract: a figure and a path in, the file out. Right and wrong differ in colour, shape and line style, for colour-blind
-readers. Knows nothing of what is drawn.
+Contract: a figure and a path in, the file out. Correct and wrong answers differ in colour, shape and line style, for
+colour-blind readers. Knows nothing of the contents of a figure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 DPI = 130
 INK, GREY, LINE, FILM, HOLE = "#1f2933", "#66737f", "#d9dee3", "#20242a", "#f2f4f6"
-RIGHT, WRONG = "#0a8a66", "#c8402a"  # bluish green and vermilion: apart for every common kind of colour blindness
+RIGHT, WRONG = "#0a8a66", "#c8402a"  # bluish green and vermilion differ for every common colour blindness
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEADING = {"fontsize": 14, "fontweight": "bold", "color": INK, "parse_math": False}
@@ -22,11 +22,11 @@ HEAT = LinearSegmentedColormap.from_list("clipvid", ["#f6f9fb", "#b9d7e8", "#4b9
 
 
 def write(figure: Figure, path: str | Path) -> Path:
-    """Write beside the target, then rename: a reader never meets half a picture."""
+    """Save the figure atomically; raise ValueError for a suffix that matplotlib cannot write."""
     path = Path(path)
-    suffix, known = path.suffix.lower().lstrip("."), figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ValueError(f"cannot draw {path.name!r}; the name must end with one of {', '.join(sorted(known))}")
+    suffix, formats = path.suffix.lower().lstrip("."), figure.canvas.get_supported_filetypes()
+    if suffix not in formats:
+        raise ValueError(f"cannot draw {path.name!r}; the name must end with one of {', '.join(sorted(formats))}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,9 +1,9 @@
 """VideoIndex: embeddings of many videos, searched by a sentence, a video or an embedding.
 
-Contract: scores are cosine similarities, best first; every video is compared, unless an approximate kind is chosen.
-Videos and sentences are embedded as evaluation does it (features/embed.py). An index belongs to the model that made
-it: another model's queries live in another space, so loading it with one is refused. Files that cannot be read are
-listed in `skipped`, with the reason.
+Contract: hits come best first, scored by cosine similarity; a query is compared with every video, unless the index has
+an approximate kind. Videos and sentences are embedded as in evaluation (features/embed.py). An index belongs to the
+model that made it: another model's embeddings are not comparable, so `load` refuses another model. Files that cannot be
+read are listed in `skipped`, with the reason.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.storage import FACTS, FORMAT, VECTORS, check_place, read_metadata
+from clipvid.search.storage import FORMAT, METADATA, VECTORS, check_replaceable, read_metadata
 from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
-from clipvid.search.videos import expanded
+from clipvid.search.videos import expand_videos
 
 EXISTING = ("error", "skip", "replace")
+"""Allowed values of `existing` in `VideoIndex.add`."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A found video: its absolute path, the cosine similarity to the query, and its place, from 1."""
+    """One search result: absolute path of a video, cosine similarity to the query, and rank (from 1)."""
 
     path: Path
     score: float
@@ -49,13 +50,13 @@ class Hit:
 
 
 class VideoIndex:
-    """Videos to be searched. `VideoIndex.build` makes one from files, `VideoIndex.load` reads a saved one.
+    """Searchable embeddings of videos: `VideoIndex.build` makes an index from files, `VideoIndex.load` reads it again.
 
-    Any number of threads may search, also while another one adds: an answer is that of one moment.
+    Any number of threads may search while another one adds videos: every search sees a consistent state.
 
     Args:
-        kind: flat compares a query with every video; ivf and hnsw answer sooner among very many and may miss some.
-        precision: floating-point type of all embeddings, those of queries too, as for evaluation (`DataConfig`).
+        kind: flat compares a query with every video; ivf and hnsw are faster on very many videos and may miss some.
+        precision: floating-point type of all embeddings, including those of queries, as in `DataConfig`.
     """
 
     def __init__(
@@ -71,14 +72,15 @@ class VideoIndex:
         self.kind = checked_kind(kind)
         self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
         self.precision = precision
-        self._fingerprint = model.fingerprint  # of the weights that embed: they must not change later
-        self.note: dict[str, str | None] = {}  # saved with the index; the command line keeps the model's name in it
+        self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
+        self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []
         self._skipped: dict[Path, VideoError] = {}
-        self._vectors: Vectors | None = None  # once the width of an embedding is known
-        self._lock = SharedLock()  # of the three above, which change together
-        resolve(precision, model.device)  # refuses a wrong precision now
-        clip_dataset(model, _data([]), self._reading())  # and wrong frames, samplers and backends
+        self._vectors: Vectors | None = None  # made when the first embedding gives the width
+        self._lock = SharedLock()  # guards the three attributes above, because they change together
+        # These two calls refuse a wrong precision, number of frames, sampler or backend now
+        resolve(precision, model.device)
+        clip_dataset(model, _data([]), self._data_config())
 
     @classmethod
     def build(
@@ -97,11 +99,11 @@ class VideoIndex:
         progress: bool = True,
         save_to: str | Path | None = None,
     ) -> VideoIndex:
-        """Embed files, and the files below folders, and index them.
+        """Embed files, and the files below folders, and return their index.
 
-        Below a folder, files with the suffix of a video or with none are taken, hidden ones never. With `save_to` the
-        index is saved there at the end, and what is done is saved too when the build is interrupted or fails:
-        `load` it and `add(..., existing="skip")` to go on.
+        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones. With `save_to`, the
+        index is saved at the end, also when the build is interrupted or fails: to continue, `load` it and call
+        `add(..., existing="skip")`.
         """
         index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind, precision=precision)
         with nullcontext() if save_to is None else index.saving_to(save_to):
@@ -110,8 +112,8 @@ class VideoIndex:
 
     @contextmanager
     def saving_to(self, folder: str | Path) -> Iterator[None]:
-        """Save to `folder` at the end of the block, also when it is interrupted or fails."""
-        check_place(Path(folder))
+        """Save to `folder` at the end of the block, also if the block is interrupted or fails."""
+        check_replaceable(Path(folder))
         try:
             yield
         finally:
@@ -128,109 +130,112 @@ class VideoIndex:
         workers: int = 0,
         progress: bool = True,
     ) -> None:
-        """Embed more files or folders. An interruption keeps what is embedded.
+        """Embed more files or folders. Videos that are embedded before an interruption stay in the index.
 
         Args:
-            existing: what to do with files that are indexed already: "error" before anything is embedded, "skip" to
-                leave them as they are, "replace" to embed them again.
-            unreadable: "skip" lists a file that cannot be read in `skipped`, "raise" raises its VideoError.
+            existing: treatment of files that are already indexed: "error" raises ValueError before anything is
+                embedded, "skip" leaves them unchanged, "replace" embeds them again.
+            unreadable: treatment of files that cannot be read: "skip" lists them in `skipped`, "raise" raises their
+                VideoError.
         """
         if existing not in EXISTING:
             raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
         self._check_model()
-        paths, known = expanded(videos), set(self.paths)
-        again = [path for path in paths if path in known]
-        if again and existing == "error":
+        paths, indexed = expand_videos(videos), set(self.paths)
+        duplicates = [path for path in paths if path in indexed]
+        if duplicates and existing == "error":
             raise ValueError(
-                f"{again[0]}{f' and {len(again) - 1} more' if len(again) > 1 else ''} is indexed already; "
-                "choose what becomes of them (existing: skip or replace)"
+                f"{duplicates[0]}{f' and {len(duplicates) - 1} more' if len(duplicates) > 1 else ''} is indexed "
+                "already; set existing to skip or replace"
             )
         if existing == "skip":
-            paths = [path for path in paths if path not in known]
+            paths = [path for path in paths if path not in indexed]
         if self._vectors is None or not self._vectors.trained:
-            check_enough(self.kind, len(known.union(paths)))  # before anything is embedded
-        data_config = self._reading(batch_size=batch_size, workers=workers, unreadable=unreadable)
+            check_enough(self.kind, len(indexed.union(paths)))  # before anything is embedded
+        data_config = self._data_config(batch_size=batch_size, workers=workers, unreadable=unreadable)
         batches = embed_batches(self.model, _data(paths), data_config, progress=progress, title="embedding")
         with closing(batches):
-            for rows, places, lost in batches:
-                self._lose(lost)
+            for rows, positions, unreadable_files in batches:
+                self._record_skipped(unreadable_files)
                 if rows is not None:
-                    self._put([paths[place] for place in places], _unit(rows))
+                    self._put([paths[position] for position in positions], _unit(rows))
         with self._lock.exclusive():
             if self._vectors is not None:
                 self._vectors.settle()
 
     def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
-        """The `k` videos that fit the sentence best; all of them if there are fewer.
+        """Return the `k` videos that match the sentence best, or all videos if there are fewer.
 
-        With `rerank` so many of the first are read again and put in the order of the model's token-wise similarity,
-        which is then their score. ValueError for a model that has none.
+        The first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
+        score. Raise ValueError for an empty sentence, and for `rerank` with a model without token-wise similarity.
         """
         if not text.strip():
             raise ValueError("the query is empty; describe what the video should show")
         if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
-                f"rerank={rerank} is a number of videos, 0 for none, and needs a model with a token-wise similarity "
-                "(wti, mug or mug_simple); leave rerank out"
+                f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
+                f"mug_simple), got {rerank}; leave rerank out"
             )
         embedding = embed_texts(self.model, [text], precision=self.precision)[0]
         hits = self._nearest(embedding.numpy(), max(k, rerank))
         return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
+        """Return the hits sorted and scored by the model's token-wise similarity to the sentence."""
         if not hits:
             return []
         model: Any = self.model
-        frames, _, _ = embed_frames(model, _data([hit.path for hit in hits]), self._reading())
+        frames, _, _ = embed_frames(model, _data([hit.path for hit in hits]), self._data_config())
         scores = match_all(model, [text], frames, precision=self.precision)[0].tolist()
-        order = sorted(range(len(hits)), key=lambda place: -scores[place])
-        return [Hit(hits[place].path, scores[place], rank) for rank, place in enumerate(order, start=1)]
+        order = sorted(range(len(hits)), key=lambda position: -scores[position])
+        return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
 
     def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
-        """The `k` videos most like the given one, which comes first itself if it is indexed."""
+        """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
-        with closing(embed_batches(self.model, _data([Path(path)]), self._reading())) as batches:
+        with closing(embed_batches(self.model, _data([Path(path)]), self._data_config())) as batches:
             (rows, _, _) = next(batches)
-        assert rows is not None, "a video that cannot be read is an error"
+        assert rows is not None, "an unreadable query raises VideoError"
         return self._nearest(_unit(rows)[0], k)
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
-        """The `k` videos nearest to an embedding of any length (the vector's norm does not count)."""
+        """Return the `k` videos nearest to an embedding; its norm does not matter."""
         return self._nearest(_unit(torch.as_tensor(embedding)[None])[0], k)
 
     def _nearest(self, query: Float32[ndarray, " e"], k: int) -> list[Hit]:
-        """Return the `k` videos nearest to a vector of length 1, those of one moment."""
+        """Return the `k` videos nearest to a vector of length 1."""
         if k < 1:
-            raise ValueError(f"k must be 1 or more, got {k}")
+            raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
-                lost = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
-                raise ValueError(f"the index is empty{lost}; add videos first")
+                skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
+                raise ValueError(f"the index is empty{skipped}; add videos first")
             if len(query) != self._vectors.width:
                 raise ValueError(
-                    f"embeddings of this index have {self._vectors.width} numbers, the query has {len(query)}"
+                    f"the query must have {self._vectors.width} numbers, as the embeddings of this index, got "
+                    f"{len(query)}; embed it with the model of the index"
                 )
             if not np.isfinite(query).all():
-                raise ValueError("the query's embedding is not finite")
-            scores, rows = (one[0] for one in self._vectors.search(query[None], min(k, len(self._paths))))
+                raise ValueError("the query's embedding is not finite; check the query and the model's weights")
+            scores, rows = (array[0] for array in self._vectors.search(query[None], min(k, len(self._paths))))
             scores, rows = scores[rows >= 0], rows[rows >= 0]
-            best = np.lexsort((rows, -scores))  # equal scores in the order of the index, on every machine
-            return [Hit(self._paths[rows[at]], float(scores[at]), rank) for rank, at in enumerate(best, start=1)]
+            best = np.lexsort((rows, -scores))  # ties in the order of the index, so that every machine agrees
+            return [Hit(self._paths[rows[i]], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the index to `folder`, whole or not at all; an index that is there is replaced."""
+        """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
         folder = Path(folder)
-        check_place(folder)
-        with self._lock.shared():  # only while the contents are copied: writing them may take long
-            facts = self._facts()
+        check_replaceable(folder)
+        with self._lock.shared():  # released before writing, which may take long
+            metadata = self._metadata()
             vectors = None if self._vectors is None else self._vectors.packed()
-        with atomic_folder(folder) as beside:
-            (beside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        with atomic_folder(folder) as draft:
+            (draft / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
             if vectors is not None:
-                (beside / VECTORS).write_bytes(vectors)
+                (draft / VECTORS).write_bytes(vectors)
         return folder
 
-    def _facts(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
@@ -246,37 +251,37 @@ class VideoIndex:
 
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
-        """Read an index of `save`. CheckpointError if another model made it, or if the files are damaged."""
+        """Read a saved index; raise CheckpointError if another model made it, or if its files are damaged."""
         folder = Path(folder)
-        facts = read_metadata(folder)
-        if facts["fingerprint"] != model.fingerprint:
+        metadata = read_metadata(folder)
+        if metadata["fingerprint"] != model.fingerprint:
             raise CheckpointError(
-                f"{folder} was made by another model (fingerprint {facts['fingerprint'][:12]}, this one is "
+                f"{folder} was made by another model (fingerprint {metadata['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        options = {name: facts[name] for name in ("frames", "sampler", "backend", "kind", "precision")}
+        options = {name: metadata[name] for name in ("frames", "sampler", "backend", "kind", "precision")}
         index = cls(model, **options)
-        index.note = facts.get("note", {})
-        index._paths = [Path(path) for path in facts["paths"]]
-        index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in facts["skipped"]}
+        index.note = metadata.get("note", {})
+        index._paths = [Path(path) for path in metadata["paths"]]
+        index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in metadata["skipped"]}
         if index._paths:
             index._vectors = Vectors.load(folder / VECTORS, kind=index.kind, rows=len(index))
         return index
 
     @staticmethod
     def read_note(folder: str | Path) -> dict[str, str | None]:
-        """The note of a saved index, without its model: what `clipvid search` needs to load that model."""
+        """Return the note of a saved index without loading its model; `clipvid search` finds the model's name in it."""
         return read_metadata(Path(folder)).get("note", {})
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The indexed videos."""
+        """Absolute paths of the indexed videos."""
         with self._lock.shared():
             return tuple(self._paths)
 
     @property
     def skipped(self) -> tuple[VideoError, ...]:
-        """Why files are not in the index."""
+        """Errors of the files that could not be read and are not in the index."""
         with self._lock.shared():
             return tuple(self._skipped.values())
 
@@ -285,28 +290,28 @@ class VideoIndex:
             return len(self._paths)
 
     def __repr__(self) -> str:
-        lost = f", {len(self._skipped)} skipped" if self._skipped else ""
+        skipped = f", {len(self._skipped)} skipped" if self._skipped else ""
         kind = "" if self.kind == "flat" else f", {self.kind}"
-        return f"VideoIndex({pluralize(len(self), 'video')}{lost}, {pluralize(self.frames, 'frame')} each{kind})"
+        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {pluralize(self.frames, 'frame')} each{kind})"
 
-    def _reading(self, **options: Any) -> DataConfig:
-        """Return how this index reads and embeds videos, with other options of a `DataConfig` beside its own."""
-        own = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
-        return DataConfig(**own, **options)
+    def _data_config(self, **options: Any) -> DataConfig:
+        """Return the data config of this index, with `options` for its other fields."""
+        fixed = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
+        return DataConfig(**fixed, **options)
 
-    def _lose(self, errors: Iterable[VideoError]) -> None:
-        """List files that cannot be read in `skipped`, and drop the rows that they had."""
-        lost = {error.path: error for error in errors}
-        if lost:
+    def _record_skipped(self, errors: Iterable[VideoError]) -> None:
+        """Add unreadable files to `skipped`, and remove their rows from the index."""
+        skipped = {error.path: error for error in errors}
+        if skipped:
             with self._lock.exclusive():
-                self._drop(lost)
-                self._skipped |= lost
+                self._drop(skipped)
+                self._skipped |= skipped
 
     def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
-        """Add rows, in place of those that the paths had."""
-        wrong = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
-        if wrong:
-            raise ValueError(f"the model's embedding of {wrong[0]} is not finite; check the model's weights")
+        """Store the embeddings of these videos, replacing earlier ones."""
+        bad = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
+        if bad:
+            raise ValueError(f"the model's embedding of {bad[0]} is not finite; check the model's weights")
         with self._lock.exclusive():
             if self._vectors is None:
                 self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
@@ -317,19 +322,20 @@ class VideoIndex:
                 self._skipped.pop(path, None)
 
     def _drop(self, paths: Iterable[Path]) -> None:
-        """Remove the rows of these videos, where they have any; the caller holds the lock."""
-        gone = set(paths).intersection(self._paths)
-        if gone and self._vectors is not None:
-            self._vectors.remove([row for row, path in enumerate(self._paths) if path in gone])
-            self._paths = [path for path in self._paths if path not in gone]
+        """Remove the rows of these videos, if there are any; the caller holds the lock."""
+        indexed = set(paths).intersection(self._paths)
+        if indexed and self._vectors is not None:
+            self._vectors.remove([row for row, path in enumerate(self._paths) if path in indexed])
+            self._paths = [path for path in self._paths if path not in indexed]
 
     def _check_model(self) -> None:
+        """Raise CheckpointError if the model's weights have changed since the index was made."""
         if self.model.fingerprint != self._fingerprint:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
 
 
 def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
-    """Rows of length 1 as faiss takes them; in float32 also where the model computes in half precision."""
+    """Return the embeddings as float32 rows of length 1, the form that faiss takes."""
     return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
 
 

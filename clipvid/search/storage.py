@@ -1,6 +1,7 @@
-"""The folder of a saved index: what it holds, and what must not be replaced.
+"""The folder of a saved index: its files, its metadata, and the check that no other files are replaced.
 
-Contract: paths in, facts out; CheckpointError for what no `VideoIndex.save` wrote. Knows nothing of models.
+Contract: paths in, metadata out; CheckpointError for a folder that `VideoIndex.save` did not write. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -15,39 +16,44 @@ from clipvid.errors import CheckpointError
 from clipvid.search.stores.faiss import KINDS
 
 FORMAT = 1
-FACTS, VECTORS = INDEX, "vectors.faiss"
+METADATA, VECTORS = INDEX, "vectors.faiss"
+"""Names of the two files of an index."""
 
 
-def check_place(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but an index."""
+def check_replaceable(folder: Path) -> None:
+    """Raise ValueError for a file, and for a folder that holds anything but an index."""
     if folder.is_dir():
-        others = sorted({path.name for path in folder.iterdir()} - {FACTS, VECTORS})
-        if others:
-            raise ValueError(f"{folder} holds other files ({others[0]}); an index needs a folder of its own")
+        other_files = sorted({path.name for path in folder.iterdir()} - {METADATA, VECTORS})
+        if other_files:
+            raise ValueError(f"{folder} holds other files ({other_files[0]}); save the index to a separate folder")
     elif folder.exists():
-        raise ValueError(f"{folder} is a file; an index is saved to a folder")
+        raise ValueError(f"{folder} is a file; give a folder for the index")
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read what is written beside the vectors; CheckpointError if it is damaged.
+    """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported.
 
-    An index that names no kind is flat, one that names no precision is auto.
+    The kind defaults to flat and the precision to auto, for indexes saved without them.
     """
-    if not (folder / FACTS).is_file():
-        raise CheckpointError(f"{folder} holds no index (no {FACTS}); clipvid index VIDEOS --out {folder} makes one")
+    if not (folder / METADATA).is_file():
+        raise CheckpointError(f"{folder} holds no index (no {METADATA}); clipvid index VIDEOS --out {folder} makes one")
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        version, expected = facts["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
+        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        version, expected = metadata["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / FACTS} is damaged ({error!r}); build it again") from error
-    if version != FORMAT or not expected <= set(facts):
-        raise CheckpointError(f"{folder} has index format {version!r}, this clipvid reads {FORMAT}; build it again")
-    facts = {"kind": "flat", "precision": "auto"} | facts
-    if facts["kind"] not in KINDS:
-        raise CheckpointError(f"{folder} is of kind {facts['kind']!r}, this clipvid reads {', '.join(KINDS)}")
-    if facts["precision"] not in PRECISIONS:
+        raise CheckpointError(f"{folder / METADATA} is damaged ({error!r}); build the index again") from error
+    if version != FORMAT or not expected <= set(metadata):
         raise CheckpointError(
-            f"the precision of {folder} must be one of {', '.join(PRECISIONS)}, got {facts['precision']!r}; build the "
-            "index again"
+            f"{folder} has index format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
         )
-    return facts
+    metadata = {"kind": "flat", "precision": "auto"} | metadata
+    if metadata["kind"] not in KINDS:
+        raise CheckpointError(
+            f"the kind of {folder} must be one of {', '.join(KINDS)}, got {metadata['kind']!r}; build the index again"
+        )
+    if metadata["precision"] not in PRECISIONS:
+        raise CheckpointError(
+            f"the precision of {folder} must be one of {', '.join(PRECISIONS)}, got {metadata['precision']!r}; build "
+            "the index again"
+        )
+    return metadata

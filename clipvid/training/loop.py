@@ -64,7 +64,7 @@ def train(
     if cache is not None and config.cache_taps:
         raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
     if cache is not None:
-        replace(config, cache_taps=True)  # which refuses what taps cannot give
+        replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
             raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")

@@ -31,11 +31,11 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")))
 
 
-def check_name(name: str, known: Sequence[str]) -> None:
-    """Raise ValueError unless `name` is clipvid-mini, begins with a scheme of SCHEMES, or is one of `known`."""
-    if name == MINI or name.startswith(SCHEMES) or name in known:
+def check_name(name: str, base_names: Sequence[str]) -> None:
+    """Raise ValueError unless `name` is clipvid-mini, begins with a scheme of SCHEMES, or is one of `base_names`."""
+    if name == MINI or name.startswith(SCHEMES) or name in base_names:
         return
-    near = get_close_matches(name.replace("/", "-"), [*known, MINI], n=3)
+    near = get_close_matches(name.replace("/", "-"), [*base_names, MINI], n=3)
     folder = os.path.isdir(name)
     if folder or ("/" in name and not near):
         what = "a folder, but none that clipvid saved" if folder else "no folder that there is"

@@ -51,7 +51,7 @@ class IntermediateOptions(BranchOptions):
     tubelet: int = 2
     """Frames per tubelet."""
     inflation: Literal["central", "inflate", "random"] = "central"
-    """How the stem of tubelets starts from CLIP's convolution (ViViT, section 3.4)."""
+    """Initialisation of the tubelet stem from CLIP's convolution (ViViT, section 3.4)."""
     position: Literal["time", "token"] = "time"
     """Trained positions, zero at first: one vector per frame (TimeSformer), or one per token (ViViT)."""
     time_size: int = 64
@@ -192,8 +192,8 @@ def _layers(copies: list[nn.Module], options: IntermediateOptions, *, width: int
             eps = block.norm1.eps if isinstance(block, Block) else 1e-5
             layers.append(scheme_block(scheme, block, width, heads=heads, eps=eps, drop_path=rate, drop=o.drop))
         else:
-            own = 0.0 if o.drop == "clip" else rate  # dropped by the block then
-            step = MIXERS[o.mixer](width, heads, drop_path=own, **o.mixer_options)
+            step_rate = 0.0 if o.drop == "clip" else rate  # with "clip", the block drops the step's residual
+            step = MIXERS[o.mixer](width, heads, drop_path=step_rate, **o.mixer_options)
             layers.append(SpaceTimeBlock(block, [step], drop_path=rate, drop_mlp=True, drop=o.drop))
     return layers
 

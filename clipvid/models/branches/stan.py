@@ -46,10 +46,11 @@ class StanOptions(BranchOptions):
     tower. release: added to the class token before CLIP's final norm and projection, as published. balanced: as
     release, but w CLIP + (1 - w) branch with a trained sigmoid w for each channel, half at first (BT-Adapter)."""
     order: Literal["cross_first", "intra_first"] = "cross_first"
-    """Which module of a layer runs first: cross_first is the released code, intra_first the paper's text."""
+    """The first module of a layer: the cross-frame one (cross_first, as released) or the intra-frame one (intra_first,
+    as in the paper's text)."""
     merge: Literal["add", "project", "balanced"] = "add"
-    """How a level joins the branch: added as it is (released code), through a DxD projection (paper, eq. 5-6), or
-    w level + (1 - w) branch with a trained sigmoid w for each channel (BT-Adapter)."""
+    """Merge of a level into the branch. add: a plain sum (released code). project: added through a DxD projection
+    (paper, eq. 5-6). balanced: w level + (1 - w) branch, with a trained sigmoid w for each channel (BT-Adapter)."""
     position: Literal["clip", "learned"] = "learned"
     """Spatial positions: CLIP's own table a second time (released code), or a table that the branch trains."""
     class_start: Literal["mean", "release", "own"] = "mean"
@@ -106,10 +107,10 @@ class STAN(LayeredBranch):
         self.options = o = options or StanOptions()
         self.levels = backbone.last_levels(o.depth)
         self.geometry = g = backbone.geometry(self.levels)
-        own = g.widths[-1] if backbone.has_blocks else min(g.widths[-1], g.embed_dim)
-        self.width = width = o.width or own
+        default_width = g.widths[-1] if backbone.has_blocks else min(g.widths[-1], g.embed_dim)
+        self.width = width = o.width or default_width
         self.entries = nn.ModuleList(
-            _Entry(g, place=k, width=width, project=o.merge == "project") for k in range(o.depth)
+            _Entry(g, index=k, width=width, project=o.merge == "project") for k in range(o.depth)
         )
         self.position = _Position(backbone, g, options=o, width=width)
         self.balance = Balance(width) if o.merge == "balanced" else None
@@ -145,7 +146,7 @@ def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[Spa
         SpaceTimeBlock(
             copies[k] if copies else Block(width, heads),
             [MIXERS[o.mixer](width, heads, drop_path=rates[k], **o.mixer_options)],
-            place="before" if o.order == "cross_first" else "after",
+            position="before" if o.order == "cross_first" else "after",
             drop_path=rates[k],
         )
         for k in range(o.depth)
@@ -155,17 +156,17 @@ def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[Spa
 class _Entry(nn.Module):
     """One level's way into the branch: frame-mean class token and patches, projected where widths differ."""
 
-    def __init__(self, geometry: Geometry, *, place: int, width: int, project: bool) -> None:
+    def __init__(self, geometry: Geometry, *, index: int, width: int, project: bool) -> None:
         super().__init__()
-        self.place = place
-        level_width = geometry.widths[place]
+        self.index = index
+        level_width = geometry.widths[index]
         self.patch = _projection(level_width, width) if project or level_width != width else nn.Identity()
         self.frame = None if geometry.class_token else nn.Linear(geometry.embed_dim, width)
 
     def forward(self, taps: Taps) -> tuple[Tensor, Tensor]:
-        patch = self.patch(taps.patches[self.place])
+        patch = self.patch(taps.patches[self.index])
         if self.frame is None:
-            cls = self.patch(mean_over_frames(taps.cls[self.place], taps.mask))
+            cls = self.patch(mean_over_frames(taps.cls[self.index], taps.mask))
         else:  # no class token: the frame's pooled feature takes its place
             cls = self.frame(mean_over_frames(taps.frames, taps.mask))
         return cls, patch
@@ -176,9 +177,9 @@ class _Position(nn.Module):
 
     def __init__(self, backbone: Backbone, geometry: Geometry, *, options: StanOptions, width: int) -> None:
         super().__init__()
-        own = vit.embeddings(backbone.visual)
-        needs_own = options.position == "clip" or options.class_start != "mean"
-        if needs_own and (own is None or own[1].shape != (1 + geometry.patches, width)):
+        clip_embeddings = vit.embeddings(backbone.visual)
+        needs_clip = options.position == "clip" or options.class_start != "mean"
+        if needs_clip and (clip_embeddings is None or clip_embeddings[1].shape != (1 + geometry.patches, width)):
             raise BackboneError(
                 f"{type(backbone.visual).__name__} has no position table for {geometry.patches} patches of width "
                 f"{width}, which this preset re-uses; choose branch stan"
@@ -191,7 +192,11 @@ class _Position(nn.Module):
         self.clip = Borrowed(backbone.visual)
         self.clip_class = options.class_start == "release"
         # BT-Adapter's token starts at zero and has CLIP's position of the class token added
-        self.own_class = nn.Parameter(own[1][0].detach().clone()) if options.class_start == "own" and own else None
+        self.own_class = (
+            nn.Parameter(clip_embeddings[1][0].detach().clone())
+            if options.class_start == "own" and clip_embeddings
+            else None
+        )
 
     def forward(self, cls: Float[Tensor, "b d"], patch: Float[Tensor, "b t n d"]) -> tuple[Tensor, Tensor]:
         visual = self.clip.visual

@@ -1,1 +1,1 @@
-"""Vector stores behind one protocol."""
+"""Stores of unit vectors with nearest-neighbour search."""

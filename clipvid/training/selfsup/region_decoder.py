@@ -39,7 +39,7 @@ class RegionDecoder(nn.Module):
         if min(layers, heads, unit) < 1:
             raise ValueError(f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}")
         self.time = _position_mlp(1)
-        self.place = _position_mlp(2)
+        self.space = _position_mlp(2)
         memory = width + 2 * POSITION
         inner = heads * unit
         self.layers = nn.ModuleList(
@@ -78,7 +78,7 @@ class RegionDecoder(nn.Module):
         axes = [torch.tensor(axis, dtype=like.dtype, device=like.device) for axis in (frames, *map(range, grid))]
         offsets = torch.stack(torch.meshgrid(*(axis - axis.mean() for axis in axes), indexing="ij"), dim=-1)
         offsets = offsets.flatten(1, 2)  # (T, N, 3)
-        return torch.cat([self.time(offsets[..., :1]), self.place(offsets[..., 1:])], dim=-1)
+        return torch.cat([self.time(offsets[..., :1]), self.space(offsets[..., 1:])], dim=-1)
 
 
 class ProjectionHead(nn.Sequential):
