@@ -34,12 +34,13 @@ import clipvid
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
+from clipvid.features.source import CachedClips
 from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
 from clipvid.training.objectives import Retrieval
-from clipvid.training.train_batch import CachedClips, TrainBatch
+from clipvid.training.train_batch import TrainBatch
 
 DISTINCT = 32
 EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}

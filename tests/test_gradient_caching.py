@@ -13,7 +13,8 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.memory import encode_dataset
-from clipvid.features.source import TapStore
+from clipvid.features.source import CachedClips
+from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.factory import attach, create_model
 from clipvid.models.video_clip import VideoCLIP
@@ -21,7 +22,7 @@ from clipvid.training import objectives
 from clipvid.training.batches import open_batches
 from clipvid.training.loop import train
 from clipvid.training.objectives import Retrieval
-from clipvid.training.train_batch import CachedClips, TrainBatch
+from clipvid.training.train_batch import TrainBatch
 from clipvid.training.trainer import Run
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")

@@ -127,7 +127,7 @@ def test_reranking_needs_a_token_wise_similarity(clips):
     with pytest.raises(ValueError, match="whose similarity is 'mean'; attach it with similarity wti"):
         evaluate_retrieval(plain, clips, DATA_CONFIG, rerank=3)
     index = VideoIndex.build(plain, [clips[0].path], frames=3, progress=False)
-    with pytest.raises(ValueError, match="needs a model with a token-wise similarity"):
+    with pytest.raises(ValueError, match="0 for a model without token-wise similarity"):
         index.search("a red circle", rerank=3)
     with pytest.raises(ValueError, match="unknown similarity 'wit'; choose one of mean, wti, mug"):
         create_model("clipvid-mini", similarity="wit")
