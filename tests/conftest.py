@@ -75,5 +75,5 @@ def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = 
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """Return write_video(path, frames, fps=25), which writes uint8 RGB (T, H, W, 3) with even sides as H.264."""
+    """A function of path, frames and fps (25): it writes uint8 RGB (T, H, W, 3) with even sides as H.264."""
     return _write_video

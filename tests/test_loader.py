@@ -84,8 +84,9 @@ def test_processes_give_the_same_batches(dataset):
 
 @pytest.fixture
 def loaders(monkeypatch) -> list[object]:
-    """Iterators of loaders that were started, referenced as by a traceback: their processes must not end merely
-    because the last reference to them goes.
+    """Iterators of loaders that were started, referenced as by a traceback.
+
+    Their processes must not end merely because the last reference to them goes.
     """
     iterators: list[object] = []
     make_iterator = DataLoader.__iter__

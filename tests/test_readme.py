@@ -33,6 +33,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
+    """One code block of a page."""
+
     language: str
     code: str
     line: int

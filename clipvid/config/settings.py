@@ -1,5 +1,6 @@
-"""Settings as dataclasses: how clips are read and how a branch is trained. The command line derives its options from
-them: a field's docstring is its help.
+"""Settings as dataclasses: how clips are read and how a branch is trained.
+
+The command line derives its options from them: a field's docstring is its help.
 
 Contract: plain data that checks itself; importing this file loads nothing heavy. Does not know how settings are used.
 """

@@ -28,7 +28,7 @@ MODES = ("taps", "first_layer")
 class CacheKey:
     """Everything that determines the bytes of a clip's taps, except the clip itself."""
 
-    tower: str
+    tower_fingerprint: str
     """`Backbone.tower_fingerprint`."""
     preprocess: str
     """Image preprocessing, as JSON."""
@@ -42,27 +42,27 @@ class CacheKey:
     """Storage format of the features: see clipvid.features.codec."""
     mode: str
     """One of MODES."""
-    drawn: str = ""
+    augmented_views: str = ""
     """Settings of augmented views, as JSON; empty for one fixed view."""
 
     @property
     def key(self) -> str:
         """Name of the folder of such taps."""
-        return _hash({name: value for name, value in asdict(self).items() if name != "drawn" or value})
+        return _hash({name: value for name, value in asdict(self).items() if name != "augmented_views" or value})
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
         summary = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
         extras = [", first_layer"] if self.mode == "first_layer" else []
-        extras += [f", augmented views {self.drawn}"] if self.drawn else []
-        return f"{summary}{''.join(extras)}, tower {self.tower[:12]}"
+        extras += [f", augmented views {self.augmented_views}"] if self.augmented_views else []
+        return f"{summary}{''.join(extras)}, tower {self.tower_fingerprint[:12]}"
 
 
 @dataclass(frozen=True)
 class TextCacheKey:
     """Everything that determines the embedding of token ids, except the ids themselves."""
 
-    tower: str
+    tower_fingerprint: str
     """`Backbone.text_fingerprint`."""
     precision: str
     """Precision in which the text tower ran; auto is resolved."""
@@ -73,7 +73,7 @@ class TextCacheKey:
         return f"{TEXT}{_hash(asdict(self))}"
 
     def __str__(self) -> str:
-        return f"caption embeddings, {self.precision}, text tower {self.tower[:12]}"
+        return f"caption embeddings, {self.precision}, text tower {self.tower_fingerprint[:12]}"
 
 
 def _hash(fields: dict[str, object]) -> str:

@@ -77,21 +77,21 @@ class FirstLayerTaps:
         *,
         precision: str,
         dtype: torch.dtype | None,
-        tower: str | None = None,
+        tower_fingerprint: str | None = None,
     ) -> None:
         """Compute `levels` from the single level of `cached`, in `precision`, in which the tower made that level.
 
-        `dtype` is the type of live taps; None leaves each tensor in the type that the tower gives it. `tower` is the
-        fingerprint of the tower that made the taps, by default the backbone's own.
+        `dtype` is the type of live taps; None leaves each tensor in the type that the tower gives it.
+        `tower_fingerprint` is that of the tower that made the taps, by default the backbone's own.
         """
         self.cached, self.backbone, self.levels = cached, backbone, tuple(levels)
         self.precision, self.dtype = precision, dtype
-        self._tower = backbone.tower_fingerprint if tower is None else tower
+        self._tower_fingerprint = backbone.tower_fingerprint if tower_fingerprint is None else tower_fingerprint
 
     def select(self, levels: Sequence[int]) -> FirstLayerTaps:
         """Return the taps of these levels. Raise ValueError for one below the cached, or a tower trained since."""
         require_levels(range(self.cached.stored[0], self.backbone.levels + 1), levels)
-        if self.backbone.tower_fingerprint != self._tower:
+        if self.backbone.tower_fingerprint != self._tower_fingerprint:
             raise ValueError(
                 "the tower was trained since this first-layer cache was opened; open the cache again with the model "
                 "that is to read it"
@@ -111,5 +111,5 @@ class FirstLayerTaps:
         return taps.select(self.levels).to(dtype=self.dtype)
 
     def _like(self, cached: CachedTaps, levels: Sequence[int]) -> FirstLayerTaps:
-        options = {"precision": self.precision, "dtype": self.dtype, "tower": self._tower}
+        options = {"precision": self.precision, "dtype": self.dtype, "tower_fingerprint": self._tower_fingerprint}
         return FirstLayerTaps(cached, self.backbone, levels, **options)

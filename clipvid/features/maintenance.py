@@ -85,7 +85,7 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     """
     removed: list[Path] = []
     parts = parts_of(folder, full=True)
-    towers = {part.folder: part.cache_key.tower for part in parts if part.cache_key is not None}
+    towers = {part.folder: part.cache_key.tower_fingerprint for part in parts if part.cache_key is not None}
     matches = {name for name in towers.values() if tower is not None and name.startswith(tower)}
     if tower is not None and len(matches) != 1:
         available = ", ".join(sorted({name[:12] for name in towers.values()})) or "none that can be read"

@@ -92,7 +92,7 @@ class TapCache:
         """Return the cache key of the taps of this model's branch."""
         levels = tuple(model.branch.levels)
         return CacheKey(
-            tower=model.backbone.tower_fingerprint,
+            tower_fingerprint=model.backbone.tower_fingerprint,
             preprocess=json.dumps(preprocess_fields(model.backbone.preprocess_config), sort_keys=True),
             precision=resolve(data_config.precision, model.device),
             frames=data_config.frames,
@@ -100,7 +100,7 @@ class TapCache:
             levels=levels if self.mode == "taps" else _first_layer_of(model),
             kind=self.kind_for(model, data_config),
             mode=self.mode,
-            drawn="" if augmented_views is None else str(augmented_views),
+            augmented_views="" if augmented_views is None else str(augmented_views),
         )
 
     def needs(
@@ -162,7 +162,7 @@ class TapCache:
             cached[0],
             data.surviving(rows),
             data_config,
-            cache_key.tower,
+            cache_key.tower_fingerprint,
             unreadable=tuple(unreadable),
             texts=TextCache(self.folder),
             origin=self.origin(model, data_config),
@@ -211,12 +211,12 @@ class TapCache:
             except (CacheError, OSError):  # damaged or unreadable; reported when that cache is read
                 continue
             if n_stored := sum(key in shards for key in missing):
-                general = replace(other, levels=(), drawn="")
+                general = replace(other, levels=(), augmented_views="")
                 if general in self._noted:
                     missing = {key for key in missing if key not in shards}
                     continue
                 self._noted.add(general)
-                noun = "views" if cache_key.drawn else "clips"
+                noun = "views" if cache_key.augmented_views else "clips"
                 note = (
                     f"{n_stored} of the {len(missing)} {noun} to encode are in {self.folder} as kind {other.kind}, "
                     f"mode {other.mode}, not as kind {requested}, mode {self.mode}"

@@ -49,14 +49,14 @@ class Rows(Protocol):
 class TapStore:
     """Taps of a data set, clip i at row i, in memory or on disk: a FeatureSource.
 
-    `data` holds the records that were encoded, in order; `unreadable` the errors of those that were left out; `tower`
-    is `Backbone.tower_fingerprint` of the model that encoded them.
+    `data` holds the records that were encoded, in order; `unreadable` the errors of those that were left out;
+    `tower_fingerprint` is that of the model that encoded them (`Backbone.tower_fingerprint`).
     """
 
     taps: Rows
     data: VideoDataset
     data_config: DataConfig
-    tower: str
+    tower_fingerprint: str
     unreadable: tuple[VideoError, ...] = ()
     texts: TextCache | None = None
     """Cache of the captions' embeddings, if there is one."""
@@ -69,7 +69,7 @@ class TapStore:
     device: torch.device = CPU
     """Device of the streamed features: that of the model after `read_by`."""
     on_demand: bool = False
-    """Whether `stream` gives `CachedClips`, whose taps are read when they are needed, for gradient caching."""
+    """True if `stream` yields `CachedClips`, whose taps are read when they are needed (gradient caching)."""
 
     def stream(self, order: Sequence[Sequence[int]]) -> Generator[FeatureBatch, None, None]:
         """Yield the taps of each batch of rows on the store's device, read ahead of their use."""
@@ -99,10 +99,10 @@ class TapStore:
 
         Raises ValueError for a level that is not stored, and for taps of another tower.
         """
-        if (fingerprint := model.backbone.tower_fingerprint) != self.tower:
+        if (fingerprint := model.backbone.tower_fingerprint) != self.tower_fingerprint:
             raise ValueError(
-                f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower[:12]}, this model's "
-                f"is {fingerprint[:12]}; encode the videos again with this model"
+                f"the taps of {self.data.name} were made by a tower with fingerprint {self.tower_fingerprint[:12]}, "
+                f"this model's is {fingerprint[:12]}; encode the videos again with this model"
             )
         return replace(self._each(lambda view: view.select(model.branch.levels)), device=model.device)
 

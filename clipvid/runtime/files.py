@@ -1,5 +1,6 @@
-"""Atomic files and folders: each is written under a temporary name, then renamed. Also folder locks, and early checks
-that a path can be written.
+"""Atomic files and folders: each is written under a temporary name, then renamed.
+
+Also folder locks, and early checks that a path can be written.
 
 Contract: paths in; files and folders out, or the operating system's error in plain words. Imports nothing of clipvid.
 """

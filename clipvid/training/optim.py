@@ -20,8 +20,7 @@ UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|c
 
 
 def schedule(done: float, *, warmup: float) -> float:
-    """Return the learning rate relative to its peak after a fraction `done` of all steps: linear warmup, then
-    cosine."""
+    """Return the learning rate over its peak after a fraction `done` of all steps: linear warmup, then cosine."""
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
