@@ -11,6 +11,8 @@ from pathlib import Path
 
 from performance import TABLES
 
+from clipvid.demo.tour import COLUMNS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STRUCTURES = RESULTS / "structures.json"
@@ -19,24 +21,23 @@ STRUCTURES = RESULTS / "structures.json"
 def demo_table(results: dict, others: list[dict]) -> str:
     """Return the demo's table in Markdown, with its settings and the results of other seeds."""
     table = results["table"]
-    columns = list(next(iter(table.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, row in table.items():
-        cells = [f"{c['value']:.1f} [{c['low']:.1f}, {c['high']:.1f}]" for c in (row[k] for k in columns)]
+        cells = [f"{c['value']:.1f} [{c['low']:.1f}, {c['high']:.1f}]" for c in (row[column] for column in COLUMNS)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    plan = results["plan"]
+    config = results["config"]
     lines.append("")
     lines.append(
-        f"Percent, with 95 % bootstrap intervals, on {plan['test_clips']} test clips; trained on {plan['train_clips']} "
-        f"clips of 8 frames; {results['seconds']['in all']:.0f} s in total on {results['machine']}. Measured by "
+        f"Percent, with 95 % bootstrap intervals, on {config['test_clips']} test clips; trained on "
+        f"{config['train_clips']} clips of 8 frames; {results['seconds']['total']:.0f} s in total on {results['machine']}. Measured by "
         f"`bash scripts/demo.sh` at commit {results['commit']} (clipvid {results['clipvid']}, "
         f"torch {results['torch']})."
     )
     if others:
         stan = [run["table"]["STAN, trained"] for run in others]
-        seeds = ", ".join(str(run["plan"]["seed"]) for run in others)
-        values = {column: [row[column]["value"] for row in stan] for column in columns}
-        spans = "; ".join(f"{column} {min(scores):.1f} to {max(scores):.1f}" for column, scores in values.items())
+        seeds = ", ".join(str(run["config"]["seed"]) for run in others)
+        values = {heading: [row[column]["value"] for row in stan] for column, heading in COLUMNS.items()}
+        spans = "; ".join(f"{heading} {min(scores):.1f} to {max(scores):.1f}" for heading, scores in values.items())
         lines += ["", f"STAN with other seeds of videos, weights and order (`clipvid demo --seed`, {seeds}): {spans}."]
     return "\n".join(lines)
 
@@ -130,10 +131,10 @@ def filled(text: str) -> str:
     results = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
     others = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
     for run in others:
-        differing = [k for k, v in run["plan"].items() if k != "seed" and v != results["plan"][k]]
+        differing = [k for k, v in run["config"].items() if k != "seed" and v != results["config"][k]]
         if differing:
             raise SystemExit(
-                f"seed {run['plan']['seed']} was run with other settings ({', '.join(differing)}); run it again"
+                f"seed {run['config']['seed']} was run with other settings ({', '.join(differing)}); run it again"
             )
     text = fill(text, "demo", demo_table(results, others))
     if STRUCTURES.exists():

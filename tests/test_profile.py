@@ -160,7 +160,7 @@ PROFILE = ["--profile", "true"]
 def seconds(path: Path) -> dict[str, float]:
     """Return the seconds by stage of a written profile, after checking that they add up to its total."""
     written = json.loads(path.read_text())
-    assert written["total seconds"] == pytest.approx(sum(written["seconds"].values()))
+    assert written["total_seconds"] == pytest.approx(sum(written["seconds"].values()))
     return written["seconds"]
 
 

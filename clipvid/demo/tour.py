@@ -43,6 +43,13 @@ from clipvid.video.decode import read_video
 
 TEMPLATES = ("a shape that {}.",)  # the form of the captions that the mini model was trained on
 DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)  # linspace includes the first and last frames
+COLUMNS = {
+    "t2v_r1": "R@1 text to video",
+    "v2t_r1": "R@1 video to text",
+    "caption_over_reverse": "caption over its reverse",
+    "motion_top1": "motion top-1",
+}
+"""Metrics of the table, and their headings."""
 ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, frames shuffled")
 
 
@@ -147,11 +154,8 @@ def load_backbone() -> Backbone:
 
 def render_table(table: dict[str, Row]) -> str:
     """Return the table as text with aligned columns."""
-    columns = list(next(iter(table.values())))
-    cells = [
-        ["", *columns],
-        *([name, *(str(row[c]) if c in row else "-" for c in columns)] for name, row in table.items()),
-    ]
+    rows = [[name, *(str(row[column]) for column in COLUMNS)] for name, row in table.items()]
+    cells = [["", *COLUMNS.values()], *rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -192,7 +196,7 @@ def _train_and_score(
     frame_mean = attach(backbone, "mean")
     table = {
         ROWS[0]: _retrieval(frame_mean, stores["test"])
-        | {"motion top-1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
+        | {"motion_top1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
     }
     mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)
     runs: dict[str, TrainResult] = {}
@@ -213,10 +217,10 @@ def _train_and_score(
         runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], train_config)
         models = {"retrieval": retriever, "recognition": recogniser}
         table[name] = _retrieval(retriever, stores["test"])
-        table[name]["motion top-1"] = _top1(evaluate_recognition(recogniser, stores["test"]))
+        table[name]["motion_top1"] = _top1(evaluate_recognition(recogniser, stores["test"]))
     shuffled_store = shuffled(stores["test"], seed=config.seed)
     table[ROWS[3]] = _retrieval(models["retrieval"], shuffled_store)
-    table[ROWS[3]]["motion top-1"] = _top1(evaluate_recognition(models["recognition"], shuffled_store))
+    table[ROWS[3]]["motion_top1"] = _top1(evaluate_recognition(models["recognition"], shuffled_store))
     return table, models, runs
 
 
@@ -237,9 +241,9 @@ def _train_config(task: Literal["retrieval", "recognition"], config: DemoConfig,
 def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     metrics = evaluate_retrieval(model, store).metrics
     return {
-        "R@1 text to video": _score(metrics.t2v["R@1"], metrics.t2v.intervals["R@1"]),
-        "R@1 video to text": _score(metrics.v2t["R@1"], metrics.v2t.intervals["R@1"]),
-        "caption over its reverse": against_reversed(model, store),
+        "t2v_r1": _score(metrics.t2v["R@1"], metrics.t2v.intervals["R@1"]),
+        "v2t_r1": _score(metrics.v2t["R@1"], metrics.v2t.intervals["R@1"]),
+        "caption_over_reverse": against_reversed(model, store),
     }
 
 
@@ -321,16 +325,16 @@ def _results(
         "torch": torch.__version__,
         "machine": f"{os.cpu_count()} CPU cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "plan": asdict(config),
+        "config": asdict(config),
         "table": {name: {column: asdict(score) for column, score in row.items()} for name, row in table.items()},
         "history": {name: list(run.history) for name, run in runs.items()},
-        "seconds": {"to the table": round(seconds, 1), "in all": round(total, 1)},
+        "seconds": {"table": round(seconds, 1), "total": round(total, 1)},
     }
 
 
 def _closing_message(out: Path, seconds: dict[str, float]) -> str:
     """Return the last lines: time, files, and commands for the user's own videos."""
-    return f"""Done in {seconds["in all"]:.0f} s. Pictures are in {out / "plots"}, models in {out}/model-*.
+    return f"""Done in {seconds["total"]:.0f} s. Pictures are in {out / "plots"}, models in {out}/model-*.
 
 Now your own videos, with any open_clip model (its weights are downloaded once). For training, one sub-folder per class:
   clipvid index my-videos --model ViT-B-32 --pretrained openai --out my-index

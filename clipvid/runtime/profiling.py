@@ -37,7 +37,7 @@ class Profile:
 
     def plain(self) -> dict[str, Any]:
         """Return the seconds as a dictionary of JSON types."""
-        return {"total seconds": self.total, "seconds": self.seconds, "beside": self.beside}
+        return {"total_seconds": self.total, "seconds": self.seconds, "beside": self.beside}
 
     def __str__(self) -> str:
         total = self.total or 1.0
