@@ -29,8 +29,9 @@ def demo_table(results: dict, others: list[dict]) -> str:
     lines.append("")
     lines.append(
         f"Percent, with 95 % bootstrap intervals, on {config['test_clips']} test clips; trained on "
-        f"{config['train_clips']} clips of 8 frames; {results['seconds']['total']:.0f} s in total on {results['machine']}. Measured by "
-        f"`bash scripts/demo.sh` at commit {results['commit']} (clipvid {results['clipvid']}, "
+        f"{config['train_clips']} clips of 8 frames; {results['seconds']['total']:.0f} s in total on "
+        f"{results['machine']}. Measured by `bash scripts/demo.sh` at commit {results['commit']} (clipvid "
+        f"{results['clipvid']}, "
         f"torch {results['torch']})."
     )
     if others:
