@@ -124,7 +124,7 @@ def test_search_reranks_the_first_hits_alone(model, clips):
 
 def test_reranking_needs_a_token_wise_similarity(clips):
     plain = create_model("clipvid-mini", branch="mean")
-    with pytest.raises(ValueError, match="whose similarity is 'mean'; attach it with similarity wti"):
+    with pytest.raises(ValueError, match="whose similarity is 'mean'; create it with similarity wti"):
         evaluate_retrieval(plain, clips, DATA_CONFIG, rerank=3)
     index = VideoIndex.build(plain, [clips[0].path], frames=3, progress=False)
     with pytest.raises(ValueError, match="0 for a model without token-wise similarity"):

@@ -1,7 +1,7 @@
 """Commands for tap caches: cache ls, verify and prune. Their docstrings are the help texts.
 
-Contract: plain arguments in; a command prints its results and removes files, or raises. Heavy modules are imported when
-a command runs. Knows nothing of parsing or exit codes.
+Contract: plain arguments in; a command prints its results and removes files, or raises. A cache has one part, a
+subfolder, per cache key. Heavy modules are imported when a command runs. Knows nothing of parsing or exit codes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def verify(folder: str) -> None:
 
 
 def prune(folder: str, tower: str | None = None) -> None:
-    """Remove damaged files and drafts of killed runs from a tap cache; do not run it while a process writes there.
+    """Remove damaged files, and unfinished ones of killed runs; do not run it while a process writes to the cache.
 
     Args:
         folder: folder of the cache, as in `clipvid train --cache`.
-        tower: also remove all taps of the tower whose fingerprint begins so; `clipvid cache ls` shows it.
+        tower: also remove all taps of the tower whose fingerprint starts with this; `clipvid cache ls` shows it.
     """
     from clipvid.features.maintenance import prune as prune_cache
 

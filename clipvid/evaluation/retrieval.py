@@ -59,12 +59,12 @@ def evaluate_retrieval(
 
     Every caption is a query (multi-caption sets have more captions than videos); ranks of ties are averaged;
     intervals are 95 % bootstrap over queries. A model with a token-wise similarity scores all pairs with it or, with
-    `rerank`, only the best `rerank` items of each query by the cosine of the means.
+    `rerank`, only the best `rerank` items of each query by its cosine with the mean over frames.
 
     Metrics of adjusted scores are returned separately, in `adjusted`: `dual_softmax` is the temperature of a dual
     softmax (100 for cosines), `bank` captions of training videos for QB-Norm. `hubs` adds the hubness of the gallery;
     `best` stores that many best videos per caption (for `html_report`). Raises DataError if a video has no caption, and
-    for fewer videos than the data's protocol has, unless it was opened with allow_missing.
+    for fewer videos than the data's protocol has, unless the data were opened with allow_missing.
     """
     check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     data_config = resolve_data_config(model, data, data_config)
@@ -102,7 +102,7 @@ def check_retrieval(
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank must be an integer >= 1 and needs a token-wise similarity, got {rerank} for a model whose "
-            f"similarity is {model.similarity!r}; attach it with similarity wti, mug or mug_simple"
+            f"similarity is {model.similarity!r}; create it with similarity wti, mug or mug_simple"
         )
     if rerank is not None and (dual_softmax is not None or bank):
         raise ValueError(
@@ -182,10 +182,10 @@ def _token_wise(
     options = {"precision": data_config.precision, "tokens": data_config.tokens}
     reranking = match_all(model, texts, frames, only=for_texts | for_videos, **options)
     ranked = [reranked(similarity, reranking, chosen) for chosen in (for_texts, for_videos)]
-    t2v, v2t = (retrieval_metrics(scores, truth, seed=extra.seed) for scores in ranked)
+    by_text, by_video = (retrieval_metrics(scores, truth, seed=extra.seed) for scores in ranked)
     top_results = extra.top_results(ranked[0], texts, truth, dataset)
     return EvaluationResult(
-        replace(t2v, v2t=v2t.v2t), metadata, name, hubs=extra.hubness(ranked[0]), top_results=top_results
+        replace(by_text, v2t=by_video.v2t), metadata, name, hubs=extra.hubness(ranked[0]), top_results=top_results
     )
 
 

@@ -78,10 +78,11 @@ class Pruned:
 
 
 def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
-    """Remove damaged files, drafts of killed runs and, with `tower`, everything of the tower with that fingerprint.
+    """Remove damaged files, unfinished ones and, with `tower`, everything of the tower with that fingerprint.
 
-    `tower` is the beginning of a fingerprint. Do not call this while another process writes to the cache: its draft
-    would be removed too. Raises CacheError unless exactly one tower in the cache matches.
+    `tower` is the beginning of a fingerprint. Unfinished files are left by killed runs. Do not call this while another
+    process writes to the cache: its unfinished file would be removed too. Raises CacheError unless exactly one tower in
+    the cache matches.
     """
     removed: list[Path] = []
     parts = parts_of(folder, full=True)

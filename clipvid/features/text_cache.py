@@ -1,8 +1,8 @@
 """Embeddings of captions by a frozen text tower, cached on disk: the same captions are embedded once for all runs.
 
 Contract: a model, token ids and the function that embeds them in; that function's result, new or cached, out, bit for
-bit. Ids that are embedded in one batch are stored in one file, which is written atomically: in another batch the last
-bits of a row may differ. Knows nothing of tokenizers or of the videos that captions belong to.
+bit. A file holds the embeddings of one batch, because the last bits of a row may differ in another batch. Files are
+written atomically. Knows nothing of tokenizers or of the videos that captions belong to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "embedding"
 
 
 class TextCache:
-    """Caption embeddings in a cache folder, beside the taps."""
+    """Caption embeddings in the folder of a tap cache."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -41,7 +41,7 @@ class TextCache:
     ) -> Float[Tensor, "m e"]:
         """Return the embeddings of these token ids from the cache, or from `embed` and store them; float32, on the CPU.
 
-        A row is identified by the ids that the tower reads, after truncation, and by the other rows of its batch.
+        `ids` (truncated) are one batch, reused only for the same ids in the same order.
         Raises CacheError for a damaged file, and if a new one cannot be written.
         """
         folder, name = self.folder / cache_key.key, _hash(ids)

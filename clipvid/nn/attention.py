@@ -1,7 +1,7 @@
 """Self-attention and the pre-norm transformer block that all branches share.
 
 Contract: token sequences (..., L, D) in, the same shape out. A block exposes its two residuals separately, because STAN
-averages the class token between them. Knows nothing of frames, CLIP or losses.
+averages the class token over frames in between. Knows nothing of frames, CLIP or losses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHORT = 640
 """Longest key sequence, in tokens, for which plain matrix products train faster than torch's fused bf16 CPU kernel."""
 
 Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention function: takes q, k and v, each (B, A, L, d), and returns the mixed values in the same shape."""
+"""Attention function: takes q, k and v, each (B, A, L, d) with A heads, and returns the mixed values in that shape."""
 
 
 def attend(

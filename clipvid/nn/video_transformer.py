@@ -17,10 +17,11 @@ from clipvid.nn.temporal import TemporalTransformer
 
 
 class VideoTransformer(nn.Module):
-    """Stem, blocks of one scheme, final norm. The output is the class token, or without one the mean over all tokens.
+    """Stem, space-time blocks, final norm. The output is the class token, or without one the mean over all tokens.
 
     If each frame has a class token, these are averaged before the norm (TimeSformer's space-only release) or, with
-    `temporal`, normalised and passed to the temporal transformer (ViViT's model 2).
+    `temporal`, normalised and passed to the temporal transformer (ViViT's model 2). `cls` is "video" for one
+    class token per clip, "frame" for one per frame.
     """
 
     def __init__(
@@ -43,28 +44,28 @@ class VideoTransformer(nn.Module):
     def tokens(
         self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Float[Tensor, "b d"] | None, Float[Tensor, "b u n d"]]:
-        """Return class token and patches after the last block; a frame's class token precedes its patches."""
+        """Return class token and patches, of U tubelets, after the last block; a frame's class token precedes them."""
         cls, patch = self.stem(video)
-        mask = self.stem.frame_mask(mask)
+        tubelet_mask = self.stem.frame_mask(mask)
         if cls is not None and self.cls_per_frame:
             cls, patch = None, with_cls_of_frames(cls[:, None].expand(-1, patch.shape[1], -1), patch)
         for block in self.blocks:
-            cls, patch = block(cls, patch, grid=self.stem.grid, mask=mask)
+            cls, patch = block(cls, patch, grid=self.stem.grid, mask=tubelet_mask)
         return cls, patch
 
     def forward(
         self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d"]:
         cls, patch = self.tokens(video, mask=mask)
-        mask = self.stem.frame_mask(mask)
+        tubelet_mask = self.stem.frame_mask(mask)
         if cls is not None:
             return self.norm(cls)
         if self.stem.cls is None:
             frames = self.norm(patch).mean(dim=2)
-            return self._pool_frames(frames, mask)
+            return self._pool_frames(frames, tubelet_mask)
         if self.temporal is None:
-            return self.norm(mean_over_frames(patch[:, :, 0], mask))
-        return self._pool_frames(self.norm(patch[:, :, 0]), mask)
+            return self.norm(mean_over_frames(patch[:, :, 0], tubelet_mask))
+        return self._pool_frames(self.norm(patch[:, :, 0]), tubelet_mask)
 
     def _pool_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         """Return one vector per clip, (B, D): by the temporal transformer if there is one, else the mean."""

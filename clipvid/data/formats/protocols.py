@@ -20,7 +20,7 @@ class Split:
     videos: int | None = None
     captions: int | None = None
     keep: tuple[str, ...] = ()
-    """Values of the split field to select from a file of several splits; for HMDB51's files, the code."""
+    """Names of this split in files that list several splits; for HMDB51, its code (`Protocol.coded`)."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,19 @@ class Protocol:
     class_files: tuple[str, ...] = ()
     """Files with the class names in label order."""
     coded: bool = False
-    """True for HMDB51: one file per class, with one code per video."""
+    """True for HMDB51: one file per class, with a code after each video: 1 for training, 2 for testing, else 0."""
     class_in_name: str = ""
-    """Regular expression for the text after the class in video names, used to check lists of class numbers."""
+    """Regular expression for the text that follows the class in a video's name; the class before it is compared with a
+    label that is given as a number."""
     frames: int = 12
     """Frames per clip in common use."""
     tokens: int | None = None
     """Maximum caption length in tokens in common use (truncation keeps the end token); None for the limit of the text
     tower."""
     by_template: bool = False
-    """True if the class of a video is its caption, correct for all videos of the class."""
+    """True if the caption of a video is its class name, and so is relevant to all videos of the class."""
     note: str = ""
+    """Peculiarity of the protocol, for error messages."""
 
 
 _MSRVTT_JSON = ("MSRVTT_data.json",)
@@ -128,7 +130,7 @@ PROTOCOLS: dict[str, Protocol] = {
             paragraph=True,
             frames=64,
             tokens=64,
-            note="test is val_1, as the field has it",
+            note="test is val_1, as in the literature",
         ),
         Protocol(
             "k400",
@@ -197,7 +199,7 @@ PROTOCOLS: dict[str, Protocol] = {
             coded=True,
             class_in_name=r"_[a-z]_(cm|nm)_np",
             frames=8,
-            note="a list that circulates (ViFi-CLIP's) has kick and kick_ball, sword and sword_exercise swapped",
+            note="ViFi-CLIP's list of classes swaps kick with kick_ball, and sword with sword_exercise",
         ),
     )
 }

@@ -45,7 +45,7 @@ class RankingMetrics:
 
     @property
     def ranks(self) -> Float64[ndarray, " q"]:
-        """Expected rank of the best relevant item of each query, from 1, as the function `ranks` defines it."""
+        """Expected rank of the best relevant item of each query, from 1, as `ranking.ranks` defines it."""
         return self.each["MnR"]
 
     def __getitem__(self, name: str) -> float:
@@ -71,7 +71,7 @@ class RetrievalMetrics:
     v2t: RankingMetrics
 
     def to_dict(self) -> dict[str, object]:
-        """Return the metrics of both directions by its name, ready for JSON."""
+        """Return the metrics keyed by direction, ready for JSON."""
         return {"t2v": self.t2v.to_dict(), "v2t": self.v2t.to_dict()}
 
     def __str__(self) -> str:
@@ -98,8 +98,8 @@ def retrieval_metrics(
 ) -> RetrievalMetrics:
     """Return the metrics of captions (rows) against videos (columns) in both directions.
 
-    `similarity` (M, B) is a matrix or any `Scores`. `video_index` (M,) is the video of each caption. If a caption is
-    relevant to several videos it is a boolean matrix (M, B) instead: every caption is then a query for all of its
+    `similarity` (M, B) is a matrix or any `Scores`. `video_index` (M,) is the video of each caption. If captions are
+    relevant to several videos, `video_index` is a boolean matrix (M, B): every caption is then a query for all of its
     videos, and every captioned video a query for all of its captions.
 
     t2v: every caption is a query, and the gallery has every video, also those without a caption. v2t: every captioned
@@ -119,14 +119,15 @@ def retrieval_metrics(
         captioned = np.flatnonzero(truth.any(axis=0))
         return RetrievalMetrics(
             t2v=ranking_metrics(scores, truth, **options),
-            v2t=ranking_metrics(Turned(scores, captioned), truth.T[captioned], **options),
+            v2t=ranking_metrics(Transposed(scores, captioned), truth.T[captioned], **options),
         )
     by_video, videos = ByVideo(scores, truth), np.arange(scores.shape[1])
     if isinstance(scores, Paired) and np.array_equal(np.sort(truth), videos):  # one caption per video: both in one pass
         _check_ks(ks)
-        of_captions, of_videos = count_placement_both(scores, truth)
+        caption_placement, video_placement = count_placement_both(scores, truth)
         return RetrievalMetrics(
-            t2v=_metrics(scores, truth, of_captions, **options), v2t=_metrics(by_video, videos, of_videos, **options)
+            t2v=_metrics(scores, truth, caption_placement, **options),
+            v2t=_metrics(by_video, videos, video_placement, **options),
         )
     return RetrievalMetrics(
         t2v=ranking_metrics(scores, truth, **options),
@@ -142,7 +143,7 @@ def ranking_metrics(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> RankingMetrics:
-    """Return the metrics of one direction, with any number of relevant items per query; `truth` as in `ranks`."""
+    """Return the metrics of one direction for any number of relevant items per query, `truth` as in `ranking.ranks`."""
     _check_ks(ks)
     scores = as_scores(similarity)
     options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
@@ -158,7 +159,7 @@ def _check_ks(ks: Sequence[int]) -> None:
 def _metrics(
     scores: Rows, truth: Any, placement: Placement, *, ks: Sequence[int], n_bootstrap: int, seed: int
 ) -> RankingMetrics:
-    """Return the metrics of queries whose best relevant items have this `placement`."""
+    """Return the metrics of one direction; `placement` counts the items above and tied with the best relevant one."""
     ranked = expected_ranks(placement)
     precision, gain = quality(scores, truth, placement=placement)
     shares = {**{f"R@{k}": hits(placement, k) for k in ks}, "mAP": precision, "nDCG": gain}
@@ -169,8 +170,8 @@ def _metrics(
     return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
 
 
-class Turned:
-    """Scores for video to text of chosen videos with all captions: the columns of `scores`, transposed."""
+class Transposed:
+    """Scores for video to text: chosen videos (rows) with all captions (columns)."""
 
     def __init__(self, scores: Scores, videos: Num[ndarray, " q"]) -> None:
         self.scores, self.videos = scores, videos
@@ -184,7 +185,7 @@ class Turned:
 
 
 class ByVideo:
-    """Scores for video to text between captioned videos: a video in the gallery has the score of its best caption."""
+    """Scores for video to text: captioned videos (rows) with the best caption of each captioned video (columns)."""
 
     def __init__(self, scores: Scores, video_indices: Num[ndarray, " m"]) -> None:
         self.scores = scores

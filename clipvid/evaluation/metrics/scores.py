@@ -55,10 +55,10 @@ class Scores(Rows, Protocol):
 
 @runtime_checkable
 class Paired(Scores, Protocol):
-    """Scores that are equal in both directions, so that a single pass counts both."""
+    """Scores that are the same in both directions, so that one pass over them ranks for both."""
 
     def pairs(self, partners: Int[ndarray, " m"]) -> Pairs:
-        """Return tiles of scores, where query i and item `partners[i]` belong together."""
+        """Return the scores as tiles; `partners[i]` is the item that is relevant to query i."""
         ...
 
 
@@ -102,6 +102,7 @@ class Products(_Sized):
     """
 
     def __init__(self, queries: Float[Tensor, "m e"], gallery: Float[Tensor, "n e"]) -> None:
+        # `_query_of` and `_item_of` are the distinct row of each query and item.
         self._queries, self._query_of = _distinct(queries, name="query")
         self._gallery, self._item_of = _distinct(gallery, name="gallery item")
         self.shape = len(self._query_of), len(self._item_of)
@@ -155,10 +156,11 @@ class DualSoftmax(_Sized):
 
 
 class QueryBank(_Sized):
-    """QB-Norm: beta s minus the log-sum-exp of the bank's scores of each item, for queries whose best item is a hub.
+    """QB-Norm: scores beta s, from which log(sum(exp(beta b))) is subtracted for queries whose best item is a hub.
 
-    `bank` has the scores of K training queries with the same gallery (K, N). An item is a hub if it is among the `k`
-    best of any of them. The bank must not contain test queries, which would make it a dual softmax over the test set.
+    The sum runs over the scores b of `bank`, those of K training queries with the same gallery (K, N), for each item.
+    An item is a hub if it is among the `k` best of any training query. The bank must not contain test queries, which
+    would make it a dual softmax over the test set.
     """
 
     def __init__(self, scores: Rows, bank: Rows, *, beta: float = 20.0, k: int = 1) -> None:
@@ -232,9 +234,9 @@ def _distinct(embeddings: Float[Tensor, "m e"], *, name: str) -> tuple[Float[Ten
                 f"the embedding of {name} {part.start + not_finite[0]} is not finite; check its video or text"
             )
     _, group, size = np.unique(_hashes(rows), return_inverse=True, return_counts=True)
-    representative, first = np.arange(len(rows)), {}
+    representative, first_row = np.arange(len(rows)), {}
     for row in np.flatnonzero(size[group] > 1):  # rows with equal hashes are compared byte by byte
-        representative[row] = first.setdefault(_unsigned_zeros(rows[row]).tobytes(), row)
+        representative[row] = first_row.setdefault(_unsigned_zeros(rows[row]).tobytes(), row)
     distinct, inverse = np.unique(representative, return_inverse=True)
     return (values, inverse) if len(distinct) == len(rows) else (values[torch.from_numpy(distinct)], inverse)
 

@@ -1,6 +1,6 @@
-"""Trainable copies of a tower's blocks, made of clipvid's own modules where they compute the same.
+"""Trainable copies of a tower's blocks: a clipvid `Block` if it computes the same, else the wrapped original.
 
-Contract: a block of open_clip or timm in, a trainable module of the same outputs out. Imports neither.
+Contract: a block of open_clip or timm in, a trainable module with the same outputs out. Imports neither library.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from clipvid.errors import BackboneError
 from clipvid.nn.attention import Block, QuickGELU
 
 
-class WholeBlock(nn.Module):
-    """An unchanged copy of a timm block that computes its two residuals separately."""
+class WrappedBlock(nn.Module):
+    """A copy of a timm block that `Block` cannot express, wrapped to compute its two residuals separately."""
 
     def __init__(self, block: Any, *, rope: Tensor | None, class_token: bool) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class WholeBlock(nn.Module):
         self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
         attention = self.block.attn
         if class_token and getattr(attention, "num_prefix_tokens", None) == 0:
-            attention.num_prefix_tokens = 1  # the branch's class token has no grid position to rotate by
+            attention.num_prefix_tokens = 1  # rotation skips the class token that the branch adds
         self.register_buffer("rope", None if rope is None else rope.detach().clone(), persistent=False)
 
     def attention_residual(self, x: Tensor) -> Tensor:
@@ -39,20 +39,25 @@ class WholeBlock(nn.Module):
             return self.block.norm2(self.block.mlp(x))
         return self._scaled(self.block.mlp(self.block.norm2(x)), "2")
 
-    def _scaled(self, residual: Tensor, which: str) -> Tensor:
-        gamma = getattr(self.block, f"gamma_{which}", None)
+    def _scaled(self, residual: Tensor, number: str) -> Tensor:
+        """Return residual "1" (attention) or "2" (MLP) times its layer scale, if the block has one."""
+        gamma = getattr(self.block, f"gamma_{number}", None)
         if gamma is not None:
             return gamma * residual
-        return getattr(self.block, f"ls{which}", nn.Identity())(residual)
+        return getattr(self.block, f"ls{number}", nn.Identity())(residual)
 
 
 def copy_block(block: Any, *, rope: Tensor | None, class_token: bool) -> nn.Module:
+    """Return a trainable copy of a block; `rope` is the tower's rotary embedding table.
+
+    `class_token` is True if the copy will see a class token, even one that the tower lacks.
+    """
     kind = type(block).__name__
     if kind == "ResidualAttentionBlock":
         return from_open_clip(block)
     if kind == "Block" and rope is None and _plain_attention(block.attn):
         return _from_timm(block)
-    return WholeBlock(block, rope=rope, class_token=class_token)
+    return WrappedBlock(block, rope=rope, class_token=class_token)
 
 
 def from_open_clip(block) -> Block:
@@ -97,7 +102,7 @@ def _from_timm(block) -> Block:
     if plain_mlp:
         _copy_state(new.mlp[0], block.mlp.fc1)
         _copy_state(new.mlp[2], block.mlp.fc2)
-    else:  # gated MLPs are copied unchanged
+    else:  # a gated MLP is copied unchanged, in place of the placeholder of width 1
         new.mlp = copy.deepcopy(block.mlp)
     if scaled:
         _copy_tensor(new.scale1, block.ls1.gamma)
@@ -123,6 +128,10 @@ def _activation(module: nn.Module) -> Callable[[], nn.Module]:
 
 
 def rotary_table(visual: Any) -> Tensor | None:
+    """Return the rotary embedding table that all blocks of a timm tower share; None if there is none.
+
+    Raises BackboneError for a tower that learns one per block.
+    """
     trunk = getattr(visual, "trunk", None)
     rope = getattr(trunk, "rope", None)
     if trunk is None or rope is None:
@@ -132,6 +141,7 @@ def rotary_table(visual: Any) -> Tensor | None:
             f"{type(trunk).__name__} learns a rotary embedding for every depth, which a side branch cannot copy; "
             "choose another base model"
         )
+    # rotary embeddings that store no grid shape are given the tower's
     return rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=trunk.patch_embed.grid_size)
 
 

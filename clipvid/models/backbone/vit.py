@@ -51,7 +51,7 @@ def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn
 
     Each copy computes its two residuals separately (`attention_residual`, `mlp_residual`), because STAN averages the
     class token between them. Blocks of the common form become `clipvid.nn.Block` with the same weights and output.
-    Blocks with rotary embeddings, other attention or post-norm are copied unchanged (`WholeBlock`). Set `class_token`
+    Blocks with rotary embeddings, other attention or post-norm are copied unchanged (`WrappedBlock`). Set `class_token`
     if the copies will see a class token, even one that the tower lacks. Raises BackboneError for too large a depth.
     """
     blocks = vit_blocks(visual)

@@ -1,4 +1,4 @@
-"""PyAV's verdicts on files that another decoder is to read, remembered as long as the files stay unchanged.
+"""Verdicts on whether another decoder reads a file like PyAV, remembered as long as the file stays unchanged.
 
 Contract: a file's identity and a decoder in, its Verdict or None out. Each lookup takes an identity freshly read from
 the disk, so a changed file has no verdict. The memory is bounded, thread-safe and safe across forks. Knows nothing of
@@ -23,7 +23,7 @@ LIMIT = 64 << 20
 ENTRY = 600
 """Size of one verdict without its times, in bytes."""
 SETTLED = 2.0
-"""Age of a file's last change, in seconds, from which its time stamps reliably show the next change."""
+"""Minimum age of a file's last change, in seconds, for the next change to get other time stamps."""
 FINEST = 1_000_000
 """Largest denominator of a constant frame duration in seconds."""
 
@@ -43,7 +43,7 @@ class Identity(NamedTuple):
     @property
     def recent(self) -> bool:
         """True if the file changed so recently that another change could leave the same time stamps."""
-        now = time.time()
+        now = time.time()  # `modified` can be set by any program, also to the future; `changed` only by the system
         return now - self.changed / 1e9 < SETTLED or abs(now - self.modified / 1e9) < SETTLED
 
 
@@ -81,7 +81,7 @@ class Verdict:
 
     @property
     def times(self) -> tuple[float, ...]:
-        """Time of each frame in seconds, bit for bit that of the listing."""
+        """Time of each frame in seconds, bit for bit as given to `of`."""
         if self.step is None:
             return tuple(self.stamps or ())
         return _even_times(self.step, self.frames)
@@ -118,7 +118,7 @@ class Memory:
         self._limit, self._size, self._lock = limit, 0, threading.Lock()
         self._entries: dict[Key, Entry] = {}
         self.news: dict[Key, Entry] | None = None
-        """Entries added since this was last set to a dict; None to record none."""
+        """Entries added since a worker last sent them to the main process; None to record none."""
         if hasattr(os, "register_at_fork"):  # a lock held by another thread at a fork would stay locked in the child
             release = self._lock.release
             os.register_at_fork(before=self._lock.acquire, after_in_parent=release, after_in_child=release)
@@ -142,7 +142,7 @@ class Memory:
             self._remove((decoder, file.device, file.inode))
 
     def learn(self, entries: Mapping[Key, Entry]) -> None:
-        """Add entries of another process."""
+        """Add entries, also those of another process, in place of older ones on the same files."""
         with self._lock:
             for key, entry in entries.items():
                 if key in self._entries and self._entries[key][0] == entry[0]:
