@@ -190,6 +190,6 @@ def test_branches_that_need_vit_blocks_refuse_a_convolutional_tower():
     clip = CLIP(16, vision, CLIPTextCfg(context_length=12, vocab_size=99, width=16, heads=2, layers=1))
     backbone = Backbone(clip.eval())
     for name in ("space", "divided", "vivit4"):
-        with pytest.raises(BackboneError, match="is no plain ViT, so there are no blocks"):
+        with pytest.raises(BackboneError, match="is no plain ViT, so it has no blocks to copy"):
             attach(backbone, name)
     assert attach(backbone, "posterior").encode_video(torch.rand(1, 2, 3, 64, 64)).shape == (1, 16)

@@ -115,7 +115,9 @@ def test_a_finished_run_continues_with_more_epochs_and_warns_about_its_new_sched
 
 def test_fewer_epochs_than_were_trained_are_refused(mini, clips, tmp_path):
     train(fresh(mini), clips, None, config(), out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of its 2 epochs 2 are"):
+    with pytest.raises(
+        CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of the 2 epochs planned, 2 have"
+    ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
@@ -123,5 +125,7 @@ def test_fewer_epochs_that_end_a_run_before_its_first_validation_are_refused(min
     interrupted(monkeypatch, after=1)
     with pytest.raises(StoppedError):
         train(fresh(mini), clips, clips, config(epochs=9, validate_every=5), out=tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of its 9 epochs 1 is"):
+    with pytest.raises(
+        CheckpointError, match=r"epochs must be >= 2 to resume .*, got 1; of the 9 epochs planned, 1 has"
+    ):
         train(fresh(mini), clips, clips, config(epochs=1, validate_every=5), out=tmp_path, resume=True, progress=False)

@@ -236,6 +236,8 @@ def test_the_mlp_gives_the_same_for_a_class_token_apart_or_with_the_patches():
     """A CPU computes the class token apart, a GPU with the patches."""
     block = noisy(SpaceTimeBlock(Block(D, HEADS)))
     cls, patch = torch.randn(2, D, dtype=torch.float64), torch.randn(2, T, H * W, D, dtype=torch.float64)
-    for one, other in zip(*(block._through_mlp(cls, patch, apart=apart) for apart in (True, False)), strict=True):
+    for one, other in zip(
+        *(block._mlp_residuals(cls, patch, separate_cls=apart) for apart in (True, False)), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    assert block._through_mlp(None, patch, apart=False)[0] is None
+    assert block._mlp_residuals(None, patch, separate_cls=False)[0] is None

@@ -1,7 +1,7 @@
 """Resolution of command-line arguments to devices, models and data sets; notes and skipped files on standard error.
 
-Contract: words in, objects out, or a ValueError that says which option to change. Heavy modules are imported when they
-are needed. Knows nothing of the commands.
+Contract: argument values in, objects out, or a ValueError that says which option to change. Heavy modules are imported
+when they are needed. Knows nothing of the commands.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def named_model(
     """Return the saved model in the folder `name`, else the base model of that name with a branch.
 
     Args:
-        name: folder of a saved model or name of a base model; DEFAULT_MODEL if None, with a note that it is only for
-            demonstration.
+        name: folder of a saved model or name of a base model; None for DEFAULT_MODEL, after printing a note that
+            this is a demonstration model.
         chosen: options of `create_model`; None for those that were not given.
-        plain: the branch if none is chosen.
+        plain: name of the branch if `chosen` has none.
         shapes_only: build a base model without weights, on the meta device.
     """
     from clipvid.models.checkpoint import CONFIG
@@ -59,7 +59,7 @@ def named_model(
 
 
 def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
-    """Raise ValueError for data that does not exist and for an unknown model or branch; fast, as nothing is loaded."""
+    """Raise ValueError for data that does not exist and for an unknown model or branch, without loading a model."""
     if data is not None and not Path(data).exists():
         raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
     if data is not None and Path(data).is_file():
@@ -149,6 +149,7 @@ def named_data_config(model: Any, asked: Mapping[str, Any] | None, protocol_spec
         raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(names)}")
     data_config, defaults = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
     for name, value in (asked or {}).items():
+        # the default of tokens is None, so its type is given here
         kind = int if name == "tokens" else type(getattr(defaults, name))
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"--data_config.{name} takes {kind.__name__}, got {value!r}")
@@ -195,7 +196,7 @@ def notes_shown() -> Iterator[None]:
 
 
 def model_note(model: str | None, pretrained: str | None) -> dict[str, str | None]:
-    """Return the note of an index about its model and weights; paths are absolute, to work from any folder."""
+    """Return the model and weights for the metadata of an index; paths are absolute, so any working folder will do."""
     from clipvid.models.checkpoint import CONFIG
 
     model = model or DEFAULT_MODEL
@@ -216,6 +217,7 @@ def index_model(index: str, device: str) -> Any:
         raise ValueError(
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
+    # an absolute path is that of a saved model (`model_note`)
     if os.path.isabs(made_with) and not os.path.isdir(made_with):
         raise ValueError(
             f"{index} was made with the model {made_with}, which no longer exists; restore it, or build the index again"
@@ -230,7 +232,7 @@ def index_model(index: str, device: str) -> Any:
 
 
 def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:
-    """Return the data set; the format defaults to csv if there is a table, else to `plain`.
+    """Return the data set; the format defaults to csv if `data` is or holds a csv file, else to `plain`.
 
     `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
     """
@@ -242,7 +244,7 @@ def named_data(data: str, format: str | None = None, *, plain: str = "folder", *
 
 
 def note_format(data: str, format: str | None, *, plain: str = "folder") -> None:
-    """Print a note about the format of an ambiguous folder, with a table and with sub-folders that may be classes."""
+    """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
     from clipvid.data.files import is_video, subfolders
 
     root = Path(data)
@@ -259,7 +261,7 @@ def note_format(data: str, format: str | None, *, plain: str = "folder") -> None
 
 
 def splits_of(data: str, format: str | None) -> list[str]:
-    """Return the names of the splits of a protocol, or of a table with a split column."""
+    """Return the names of the splits of a protocol, or of a csv file with a split column."""
     from clipvid.data.formats.csv import splits_in
     from clipvid.data.formats.protocols import PROTOCOLS
 

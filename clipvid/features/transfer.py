@@ -1,7 +1,7 @@
-"""Transfer of taps to a GPU while it computes: from page-locked memory, on a separate CUDA stream.
+"""Transfer of taps to a GPU during its computation: from page-locked memory, on a separate CUDA stream.
 
-Contract: taps that a thread has gathered in; a function that returns them on the device out, called by the thread that
-computes with them. On any other device it is just `to`. Knows nothing of the use of the taps.
+Contract: taps in, gathered by a reading thread; a function out, which the computing thread calls to get them on the
+device. For a device other than CUDA the function is a plain `Taps.to`. Knows nothing of the use of the taps.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from clipvid.models.backbone.taps import Taps
 
 
 def sent(taps: Taps, device: torch.device) -> Callable[[], Taps]:
-    """Start the transfer to `device`; return a function that makes the caller's stream wait and gives the taps there.
+    """Start the transfer to `device` and return a function that returns the taps there.
 
-    A plain copy would wait for all queued work of the device, and the device for the copy.
+    The function makes the current CUDA stream of its caller wait for the transfer. A plain copy would start only after
+    all queued work of the device, and the device would be idle during the copy.
     """
     if device.type != "cuda" or taps.frames.is_cuda:
         return lambda: taps.to(device)
     stream = _stream(device)
     with torch.cuda.stream(stream):
-        moved = _each(taps, lambda t: t.pin_memory().to(device, non_blocking=True))
-        copied = stream.record_event()
+        transferred = _change_all(taps, lambda t: t.pin_memory().to(device, non_blocking=True))
+        transfer_done = stream.record_event()
 
-    def arrived() -> Taps:
+    def taps_on_device() -> Taps:
         reader = torch.cuda.current_stream(device)
-        reader.wait_event(copied)
+        reader.wait_event(transfer_done)
 
-        def read(t: Tensor) -> Tensor:
-            t.record_stream(reader)  # keeps the other stream from reusing its memory before the reader is done
+        def in_use(t: Tensor) -> Tensor:
+            t.record_stream(reader)  # the memory of `t` is not reused before the work queued on `reader` is done
             return t
 
-        return _each(moved, read)
+        return _change_all(transferred, in_use)
 
-    return arrived
+    return taps_on_device
 
 
-def _each(taps: Taps, change: Callable[[Tensor], Tensor]) -> Taps:
+def _change_all(taps: Taps, change: Callable[[Tensor], Tensor]) -> Taps:
     """Return the taps with `change` applied to the features and the mask."""
-    moved = taps.map(change)
-    return moved if taps.mask is None else replace(moved, mask=change(taps.mask))
+    changed = taps.map(change)
+    return changed if taps.mask is None else replace(changed, mask=change(taps.mask))
 
 
 @cache

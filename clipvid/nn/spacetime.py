@@ -3,8 +3,8 @@
 Contract: class token (B, D) or None and patches (B, T, N, D) in, the same out. STAN's layers, TimeSformer's blocks and
 the blocks of ViViT's models 1, 3 and 4 are this class with different steps. Knows nothing of towers, taps or heads.
 Papers: Bertasius et al., TimeSformer (ICML 2021), section 3; Arnab et al., ViViT (ICCV 2021), section 3.3; Liu et al.,
-STAN (CVPR 2023), section 3.2-3.3. Comments in `SCHEMES` mark schemes that differ from the paper, or that only the
-paper has.
+STAN (CVPR 2023), section 3.2-3.3. Comments in `SCHEMES` mark schemes that differ from the paper, and schemes of the
+paper for which no code was released.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ class Scheme:
     position: StepPosition = "before"
     """Position of the extra steps: before the block, between its attention and its MLP, or after the block."""
     linear: bool = True
-    """True to end each extra step in a zero-initialised linear; False to zero its attention's output projection."""
+    """True to end each extra step in a zero-initialised linear; False to zero-initialise the output projection of its
+    attention instead."""
     cls_key: bool = False
-    """True to make the class token a key in the extra steps too."""
+    """True to make the class token a key in the extra steps, not only in the block's own attention."""
 
 
 SCHEMES: dict[str, Scheme] = {
     "space": Scheme("space", cls="frame"),
     "joint": Scheme("joint"),
     "divided": Scheme("space", ("time",)),  # as released: the class token is no key in the time step, unlike eq. 11
-    "local_global": Scheme("grid", ("local",), cls_key=True),  # paper only; the position of the windows is ours
-    "axial": Scheme("height", ("time", "width"), cls_key=True),  # paper only
+    "local_global": Scheme("grid", ("local",), cls_key=True),  # no released code; see local_windows
+    "axial": Scheme("height", ("time", "width"), cls_key=True),  # no released code
     "factorised": Scheme("space", ("time",), cls="frame", position="between", linear=False),  # ViViT's model 3
     "dot_product": Scheme("split", cls="frame"),  # ViViT's model 4
 }
@@ -73,11 +74,11 @@ def compared(
 
 
 class SpaceTimeBlock(nn.Module):
-    """A transformer block applied within groups of tokens, with extra steps that mix frames around its attention.
+    """A transformer block applied within groups of tokens, with extra steps across frames (`position` says where).
 
     A class token belongs to the entire clip: it joins every group, and its outputs are averaged over the groups.
-    `drop` selects the stochastic depth. "released" drops attention per sequence, and with `drop_mlp` the MLP per clip,
-    and rescales the remaining residuals. "clip" drops each residual per clip without rescaling, as ViViT does.
+    `drop` selects the stochastic depth. "released" drops attention per group, and with `drop_mlp` the MLP per clip, and
+    rescales the remaining residuals. "clip" drops each residual per clip without rescaling, as ViViT does.
     """
 
     def __init__(
@@ -119,9 +120,9 @@ class SpaceTimeBlock(nn.Module):
         cls, patch = self._apply_attention(cls, patch, grid=grid, mask=mask)
         if self.position == "between":
             patch = self._apply_steps(cls, patch, grid=grid, mask=mask)
-        # On a CPU the class token is computed separately: one more row per clip no longer fits the blocking of the
-        # matrix product and costs 4 to 5 % of a training step. On a GPU one call needs half as many kernels.
-        cls_residual, patch_residual = self._through_mlp(cls, patch, apart=patch.device.type == "cpu")
+        # On a CPU the class token is computed separately: as an extra row per clip it does not fit the block size of
+        # the matrix product and costs 4 to 5 % of a training step. On a GPU one call needs half as many kernels.
+        cls_residual, patch_residual = self._mlp_residuals(cls, patch, separate_cls=patch.device.type == "cpu")
         cls, patch = self._add_residuals(
             cls, patch, cls_residual, patch_residual, drops=self.drop_mlp or self.drop == "clip"
         )
@@ -133,7 +134,7 @@ class SpaceTimeBlock(nn.Module):
         """Add the residuals of the extra steps to the patches."""
         for step in self.steps:
             options = {"cls": cls} if isinstance(step, AttentionStep) else {}
-            residual = step(patch, grid=grid, mask=mask, **options)  # drop="released" drops sequences within the step
+            residual = step(patch, grid=grid, mask=mask, **options)  # with "released", the step itself drops groups
             _, patch = self._add_residuals(None, patch, None, residual, drops=self.drop == "clip")
         return patch
 
@@ -146,17 +147,17 @@ class SpaceTimeBlock(nn.Module):
         )
         return self._add_residuals(cls, patch, cls_residual, patch_residual, drops=self.drop == "clip")
 
-    def _through_mlp(self, cls: Tensor | None, patch: Tensor, *, apart: bool) -> tuple[Tensor | None, Tensor]:
-        """Return the MLP residual of each token; with `apart` the class token is computed in a separate call."""
+    def _mlp_residuals(self, cls: Tensor | None, patch: Tensor, *, separate_cls: bool) -> tuple[Tensor | None, Tensor]:
+        """Return the MLP residuals; with `separate_cls`, that of the class token is computed in a call of its own."""
         tokens = patch.flatten(1, 2)
-        if cls is None or apart:
+        if cls is None or separate_cls:
             cls_residual = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]
             return cls_residual, self.block.mlp_residual(tokens).unflatten(1, patch.shape[1:3])
         residuals = self.block.mlp_residual(torch.cat([cls[:, None], tokens], dim=1))
         return residuals[:, 0], residuals[:, 1:].unflatten(1, patch.shape[1:3])
 
     def _group_attention(self, x: Tensor, **options: Any) -> Tensor:
-        """Return the attention residual; stochastic depth drops single sequences, as in the released code."""
+        """Return the attention residual; with "released", stochastic depth drops the residuals of single groups."""
         residual = self.block.attention_residual(x, **options)
         if self.drop == "clip":
             return residual
@@ -178,7 +179,7 @@ class SpaceTimeBlock(nn.Module):
 
 
 def with_cls_of_frames(cls: Float[Tensor, "b t d"], patch: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t m d"]:
-    """Return the patches with each frame's class token in front, (B, T, N + 1, D); it then counts as a patch."""
+    """Return the patches with each frame's class token as an additional patch in front, (B, T, N + 1, D)."""
     return torch.cat([cls[:, :, None].to(patch.dtype), patch], dim=2)
 
 

@@ -1,7 +1,7 @@
 """Prefetching: a thread prepares the next results while the caller uses the last one.
 
-Contract: jobs in, their results in the same order out; an error is raised in place of its result. The thread ends with
-the iteration: at its end, closed early, interrupted, or by an error. Imports nothing of clipvid.
+Contract: jobs in, their results in the same order out; an error is raised in place of its result. The thread ends when
+the iteration does: after the last result, or when it is closed early, interrupted or fails. Imports nothing of clipvid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 AHEAD = 2
-"""Default number of results prefetched while one is used: the next, and one more in case that one is slow."""
+"""Default number of results prefetched while one is used: the next, and one more as a buffer against a slow job."""
 
 
 def prefetch(
@@ -22,7 +22,7 @@ def prefetch(
     """Yield the results of the jobs, which run one after another in a thread, at most `n` ahead of their use.
 
     `jobs` itself is iterated in the caller's thread. `stop` is called when the iteration ends, however it ends, before
-    the thread is joined: it may tell a running job to give up. Close the generator if you leave it early.
+    the thread is joined, and can make a running job return early. Close the generator if you leave it early.
     """
     pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="clipvid-ahead")

@@ -1,6 +1,6 @@
 """Training curves for TensorBoard. The only file that imports tensorboard.
 
-Contract: name, value and step in, files in a folder out. Knows nothing of what the values mean.
+Contract: scalars with name and step in, event files in a folder out. Knows nothing of what the values mean.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Curves:
-    """A writer of scalars that does nothing without a folder; as a context it gives the function that writes one."""
+    """Context manager that yields a function to write one scalar (name, value, step); without a folder, a no-op."""
 
     def __init__(self, folder: Path | None) -> None:
         self.writer = None

@@ -105,7 +105,7 @@ def _train(
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
     run = Run(model, config, fabric, out=out, clips=_clips(parts), origin=origin)
-    state = run.last_state() if resume else None
+    state = run.read_last_checkpoint() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
     _check_validation(model, val_data, config)
@@ -113,7 +113,7 @@ def _train(
     if val_data is not None:
         val_data = _for_validation(encode_taps(model, val_data, config, cache, progress=progress))
     read = [source.data, *([] if val_data is None else [val_data])]
-    run.prepare(steps_an_epoch=len(source.order(0)), readable=_clips(read))
+    run.prepare(steps_per_epoch=len(source.order(0)), readable=_clips(read))
     if state is not None:
         run.restore(state)
     del state  # weights and optimiser are the run's by now

@@ -63,12 +63,10 @@ def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """Return a Fabric of one device in the precision that `config` asks for."""
     device = Fabric(accelerator=accelerator, devices=1).device
     precision = resolve(config.data_config.precision, device)
-    if precision == "32-true" or (precision, device.type) == (
-        "16-mixed",
-        "cpu",
-    ):  # Fabric itself warns about fp16 on a CPU
+    # for fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself
+    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
         return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
-    # Fabric otherwise logs the precision on every run
+    # a plugin made here keeps Fabric from logging the precision on every run
     return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
 
 
@@ -84,26 +82,26 @@ class Run:
         groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
         optimizer = adamw(groups, lr=config.lr, device=fabric.device.type, scaled=scaled)
-        self.wrapped, self.optimizer = fabric.setup(self.objective, optimizer)
-        self.clips, self.origin = clips, origin  # hash of the training and validation data, and their source
-        self.epoch = self.batch = 0  # the next epoch and the next position in its batch order
-        self.added = 0  # batches since the last optimizer step
-        self.saved = 0  # `steps` at the last checkpoint
+        self.wrapped_objective, self.optimizer = fabric.setup(self.objective, optimizer)
+        self.clips_hash, self.origin = clips, origin  # hash and source of the training and validation data
+        self.epoch = self.batch = 0  # next epoch, and next position in its batch order
+        self.accumulated = 0  # batches since the last optimizer step
+        self.saved_at = 0  # `steps` at the last checkpoint
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
         self.resumed_at: int | None = None  # epoch of the checkpoint that the run was resumed from
         self.replanned: list[int] = []
 
-    def prepare(self, *, steps_an_epoch: int, readable: str) -> None:
+    def prepare(self, *, steps_per_epoch: int, readable: str) -> None:
         """Set the length of the run and the hash of the clips that could be read."""
-        self.an_epoch, self.readable = steps_an_epoch, readable
-        self.total = max(1, steps_an_epoch * self.config.epochs)
+        self.steps_per_epoch, self.readable_hash = steps_per_epoch, readable
+        self.total_steps = max(1, steps_per_epoch * self.config.epochs)
 
     @property
     def steps(self) -> int:
         """Number of batches done."""
-        return self.epoch * self.an_epoch + self.batch
+        return self.epoch * self.steps_per_epoch + self.batch
 
     def step(self, batch: TrainBatch) -> float:
         """Learn from one batch; the optimizer steps once every `accumulate_grad_batches`. Return the loss.
@@ -111,9 +109,9 @@ class Run:
         Raises FloatingPointError for a loss that is not finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(self.steps / self.total, warmup=self.config.warmup)
+            group["lr"] = group["peak"] * schedule(self.steps / self.total_steps, warmup=self.config.warmup)
         with stage("loss"):
-            loss = self.wrapped(batch)
+            loss = self.wrapped_objective(batch)
             value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -121,8 +119,8 @@ class Run:
             )
         with stage("backward"):
             self.fabric.backward(loss / self.config.accumulate_grad_batches)
-        self.batch, self.added = batch.index + 1, self.added + 1
-        if self.added == self.config.accumulate_grad_batches:
+        self.batch, self.accumulated = batch.index + 1, self.accumulated + 1
+        if self.accumulated == self.config.accumulate_grad_batches:
             with stage("optimiser"):
                 self._optimizer_step()
         self.losses.append(value)
@@ -130,10 +128,10 @@ class Run:
 
     def _optimizer_step(self) -> None:
         if self.config.clip_norm:
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
+            self.fabric.clip_gradients(self.wrapped_objective, self.optimizer, max_norm=self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.added = 0
+        self.accumulated = 0
 
     def end_epoch(self, val_data: VideoDataset | TapStore | None) -> dict[str, float]:
         """Validate, keep the best weights, write the checkpoint of the finished epoch; return its history entry."""
@@ -142,10 +140,10 @@ class Run:
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
         last = self.epoch + 1 == self.config.epochs
-        if last and self.added:  # fewer batches than `accumulate_grad_batches` were left
+        if last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
-            with stage("validation", complete=True):
+            with stage("validation", complete=True):  # includes the stages inside
                 entry["score"] = self._score(val_data)
         score = entry.get("score")
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
@@ -194,56 +192,60 @@ class Run:
 
     def checkpoint_if_due(self) -> None:
         """Save every `checkpoint_every` batches."""
-        if self.steps - self.saved >= self.config.checkpoint_every:
+        if self.steps - self.saved_at >= self.config.checkpoint_every:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, if the run has a folder."""
-        self.saved = self.steps
+        """Write the checkpoint if the run has a folder."""
+        self.saved_at = self.steps
         if self.path is None or not self.fabric.is_global_zero:
             return
         gradients = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         state = {
             **self.metadata,
-            "readable": self.readable,
+            "readable": self.readable_hash,
             "weights": self._trained(),
             "gradients": gradients,  # accumulated since the last optimizer step
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),  # empty unless 16-mixed
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
-            "position": {"epoch": self.epoch, "batch": self.batch, "added": self.added, "losses": self.losses},
+            "position": {"epoch": self.epoch, "batch": self.batch, "added": self.accumulated, "losses": self.losses},
             "history": self.history,
             "best": self.best,
             "replanned": self.replanned,
         }
         write_checkpoint(self.path, state)
 
-    def last_state(self) -> dict[str, Any] | None:
-        """Read the last checkpoint, None where there is none yet, and take the position in the data from it."""
+    def read_last_checkpoint(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None if there is none yet.
+
+        Sets the run's position, history and best epoch from it; `restore` sets the weights.
+        """
         if self.path is None:
-            raise ValueError("resume needs out=, the folder of the run to go on with")
+            raise ValueError("resume needs out=, the folder of the run to resume")
         state = read_checkpoint(self.path, self.metadata)
         if state is not None:
             position = state["position"]
-            self.epoch, self.batch, self.added = (position[k] for k in ("epoch", "batch", "added"))
+            self.epoch, self.batch, self.accumulated = (position[k] for k in ("epoch", "batch", "added"))
             self.losses = position["losses"]
             self.history, self.best = state["history"], state["best"]
             self.resumed_at, self.replanned = self.epoch, list(state.get("replanned", ()))
-            self._plan_anew(json.loads(state["config"])["epochs"])
+            self._check_planned_epochs(json.loads(state["config"])["epochs"])
         return state
 
-    def _plan_anew(self, planned: int) -> None:
-        """Record and warn that the learning rates are planned for another number of epochs than `planned`.
+    def _check_planned_epochs(self, planned: int) -> None:
+        """Record and warn that the learning rates are planned anew if the run was `planned` for another number.
 
-        Raises CheckpointError for fewer epochs than were begun, or too few to choose a best one.
+        Raises CheckpointError for fewer epochs than the run has begun, and if it has done all of the epochs asked for
+        but validated none of them.
         """
         asked, begun = self.config.epochs, self.epoch + bool(self.batch)
         if asked < begun or (asked == self.epoch and self.best["state"] is None):
             least = max(begun, self.epoch + (self.best["state"] is None))
             raise CheckpointError(
-                f"epochs must be >= {least} to resume {self.path}, got {asked}; of its {planned} epochs "
-                f"{begun} {'is' if begun == 1 else 'are'} begun or done"
+                f"epochs must be >= {least} to resume {self.path}, got {asked}; of the {planned} epochs planned, "
+                f"{begun} {'has' if begun == 1 else 'have'} begun"
             )
         if asked == planned or self.is_over():
             return
@@ -258,7 +260,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the state of a checkpoint: weights, gradients, optimizer and random generators."""
         assert self.path is not None
-        check_metadata(self.path, state, {"readable": self.readable})
+        check_metadata(self.path, state, {"readable": self.readable_hash})
         self.objective.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -268,13 +270,13 @@ class Run:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.saved = self.steps
+        self.saved_at = self.steps
 
     def bar(self, progress: bool):
         """Return the progress bar of the whole run."""
         from tqdm import tqdm
 
-        return tqdm(total=self.total, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
+        return tqdm(total=self.total_steps, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
 
     def curves(self) -> Curves:
         """Return the writer of the training curves."""
@@ -282,10 +284,10 @@ class Run:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Data, settings and model of the run, which a resumed run must share."""
+        """Data, settings and model of the run; on resumption they must match those in the checkpoint."""
         config = json.dumps(self.config.plain(), sort_keys=True)
         model = {"base": self._base, "branch": self._architecture()}
-        return {"clips": self.clips, "origin": self.origin, "config": config, **model}
+        return {"clips": self.clips_hash, "origin": self.origin, "config": config, **model}
 
     def _architecture(self) -> str:
         """Return the branch's options and the similarity as JSON."""
@@ -294,7 +296,7 @@ class Run:
 
     @cached_property
     def _base(self) -> str:
-        """Frozen part of the base model: its fingerprint, and a hash of weights that were trained earlier."""
+        """Fingerprint of the base model, and a hash of the frozen weights that earlier training may have changed."""
         backbone = self.model.backbone
         parameters = backbone.clip.named_parameters()
         frozen = {n: p for n, p in parameters if n in backbone.trained and not p.requires_grad}
@@ -307,7 +309,7 @@ class Run:
         """Return the validation metric; torch's generator is left as it was."""
         if self.config.task == "selfsup":
             pairs = open_pairs(self.model, val_data, self.config)
-            return -held_out_loss(self.wrapped, pairs, seed=self.config.seed)
+            return -held_out_loss(self.wrapped_objective, pairs, seed=self.config.seed)
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
             return float(evaluate(self.model, val_data, self.config.data_config)[SCORES[self.config.task]])

@@ -50,8 +50,8 @@ class TextTokens:
 def token_features(clip: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m ctx e"]:
     """Return features of all tokens, padding included, projected and not normalised.
 
-    CoCa pools a class embedding appended to the tokens; it is not included. If a tower averages (mean poolers of
-    Hugging Face towers) and its projection is linear, its embedding is the average of these features. Raises
+    CoCa pools a class token appended to the caption; its feature is not included. In Hugging Face towers with a mean
+    pooler and a linear projection, the text embedding is the average of these features. Raises
     BackboneError for a text tower that is neither open_clip's own nor a Hugging Face one.
     """
     text = getattr(clip, "text", clip)  # open_clip's CLIP class holds the parts of its text tower itself
@@ -71,10 +71,11 @@ def token_features(clip: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m 
 
 
 def token_mask(tokens: Int[Tensor, "m ctx"], *, pad: int, end: int | None) -> Bool[Tensor, "m ctx"]:
-    """Return True for the tokens of a caption: up to and including its first end token, whatever their ids.
+    """Return True for the tokens of a caption: all up to and including its first end token.
 
-    In rows without an end token, or if `end` is None, it is True for ids other than `pad`. The end token takes
-    precedence because padding may share its id with it (Hugging Face CLIP, SigLIP) or a word ("!" in CLIP's BPE).
+    In rows without an end token, or if `end` is None, it is True for ids other than `pad`. The end token decides
+    where it can, because `pad` may also be the id of a word ("!" in CLIP's BPE) or of the end token (Hugging Face CLIP,
+    SigLIP).
     """
     words = tokens != pad
     if end is None:
@@ -102,8 +103,9 @@ def cut(tokens: Int[Tensor, "m ctx"], longest: int, *, pad: int, end: int | None
 def special_tokens(tokenizer: Any) -> tuple[int, int | None]:
     """Return (pad, end) ids of an open_clip tokenizer for `token_mask`; end is None if it has none.
 
-    SigLIP's pad and end ids are equal, so `token_mask` stops at the first of them; the last position, which SigLIP
-    pools, counts only in captions that fill the context. Raises ValueError for a tokenizer without a pad id.
+    SigLIP pads with its end token and pools the last position. `token_mask` is True for the first end token only, so
+    the pooled position counts only in captions that fill the context. Raises ValueError for a tokenizer without a pad
+    id.
     """
     if hasattr(tokenizer, "eot_token_id"):
         return 0, int(tokenizer.eot_token_id)  # SimpleTokenizer pads with zeros and has no attribute for it
@@ -119,7 +121,10 @@ def special_tokens(tokenizer: Any) -> tuple[int, int | None]:
 
 
 def _hugging_face_features(text: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Tensor, "m ctx e"]:
-    """Return projected features of all tokens; the tower's `output_tokens` drops the first and does not project."""
+    """Return projected features of all tokens.
+
+    The tower's own `output_tokens` are not projected and, with a class pooler, lack the class token.
+    """
     attended = (tokens != text.config.pad_token_id).long()
     x = text.transformer(input_ids=tokens, attention_mask=attended).last_hidden_state  # (M, ctx, width of the tower)
     dense = getattr(text.transformer, "pooler", None)

@@ -1,10 +1,10 @@
-"""Intermediate structures: space-time attention between the tower's own blocks, which are copied and trained.
+"""Intermediate branches: trained copies of the tower's last blocks, with space-time attention inside them.
 
-Contract: Taps in (the one level that enters the copied blocks), or Pixels where the branch has a stem of its own; frame
-embeddings (B, T, E) out. With the extra steps at zero, the copies compute what the scheme's identity says: see
-`IntermediateOptions.scheme`. Knows nothing of files, text or losses.
+Contract: Taps in (the one level that enters the copied blocks), or Pixels if the branch has its own stem; frame
+embeddings (B, T, E) out. The extra steps of the blocks start at zero; `IntermediateOptions.scheme` says which schemes
+then equal CLIP. Knows nothing of files, text or losses.
 Papers: Bertasius et al., TimeSformer (ICML 2021), section 3; Arnab et al., ViViT (ICCV 2021), sections 3.2 and 3.3;
-as structures on CLIP: Liu et al., STAN (CVPR 2023), figure 1 and table 6.
+on CLIP, as "intermediate structures": Liu et al., STAN (CVPR 2023), figure 1 and table 6.
 """
 
 from __future__ import annotations
@@ -32,36 +32,37 @@ from clipvid.nn.stem import Stem, inflated
 
 @dataclass(frozen=True)
 class IntermediateOptions(BranchOptions):
-    """Everything that decides an intermediate structure; saved with it."""
+    """All options of an intermediate branch; saved with it."""
 
     scheme: str = "divided"
-    """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4). At
-    step 0, space and factorised are CLIP; divided, local_global and axial are their block's own attention alone, with
-    one class token for the clip; joint and dot_product mix frames from the start."""
+    """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4).
+    Before training, space and factorised equal CLIP; in divided, local_global and axial only the attention of the
+    copied block acts, with one class token per clip; joint and dot_product already mix frames."""
     depth: int | None = 4
-    """K: how many of the tower's last blocks are copied; the rest stay frozen. None copies all of them, as any stem but
-    the tower's does."""
+    """K, the number of the tower's last blocks that are copied; the others stay frozen. None copies all; stems frame
+    and tubelet always do."""
     mixer: str | None = None
     """Cross-frame module in place of divided's attention: attention, conv, conv_full or rsa."""
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the cross-frame module by name."""
     stem: Literal["tower", "frame", "tubelet"] = "tower"
-    """tower: the frozen tower runs up to the copied blocks. frame, tubelet: all of the tower is copied, with a stem of
-    its own that trains and reads one frame or `tubelet` of them (ViViT); nothing can be cached then."""
+    """tower: the frozen tower runs up to the copied blocks. frame, tubelet: the entire tower is copied, and a trained
+    stem reads one frame or `tubelet` frames at a time (ViViT); no taps can be cached then."""
     tubelet: int = 2
     """Frames per tubelet."""
     inflation: Literal["central", "inflate", "random"] = "central"
     """Initialisation of the tubelet stem from CLIP's convolution (ViViT, section 3.4)."""
     position: Literal["time", "token"] = "time"
-    """Trained positions, zero at first: one vector per frame (TimeSformer), or one per token (ViViT)."""
+    """Position table, trained from zero: one vector per frame (TimeSformer), or one per token of each frame (ViViT)."""
     time_size: int = 64
     """Rows of the position table; it is interpolated for longer clips."""
     temporal_depth: int = 0
-    """Blocks of a temporal transformer over the frame embeddings that come out (ViViT's model 2)."""
+    """Number of blocks of a temporal transformer over the frame embeddings (ViViT's model 2); 0 for none."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     drop: Literal["released", "clip"] = "released"
-    """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
+    """Stochastic depth. released: per sequence, with the remaining residuals rescaled (TimeSformer). clip: per clip,
+    without rescaling (ViViT)."""
 
     def __post_init__(self) -> None:
         checks.choices(self, _CHOICES)
@@ -69,11 +70,11 @@ class IntermediateOptions(BranchOptions):
             check_mixer(self.mixer, self.mixer_options)
             if self.scheme != "divided":
                 raise ValueError(
-                    f"scheme {self.scheme!r} says itself how frames are mixed, so it takes no mixer; choose 'divided', "
-                    "whose cross-frame step can be any mixer"
+                    f"scheme must be 'divided' to take a mixer, got {self.scheme!r}; choose 'divided', or leave "
+                    "mixer out"
                 )
         elif self.mixer_options:
-            raise ValueError(f"mixer_options {dict(self.mixer_options)} belong to a mixer; give mixer too")
+            raise ValueError(f"mixer_options {dict(self.mixer_options)} have no effect without a mixer; give mixer too")
         checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
         if self.depth is not None:
             checks.least(self, depth=1)
@@ -81,8 +82,8 @@ class IntermediateOptions(BranchOptions):
             raise ValueError(f"stem {self.stem!r} copies all blocks of the tower; leave depth {self.depth} out")
         if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
             raise ValueError(
-                f"tubelet {self.tubelet} and inflation {self.inflation!r} belong to stem 'tubelet', this one is "
-                f"{self.stem!r}; leave them out, or choose that stem"
+                f"tubelet {self.tubelet} and inflation {self.inflation!r} have no effect with stem "
+                f"{self.stem!r}; leave them out, or choose stem 'tubelet'"
             )
         checks.probability(self, "drop_path", certain=False)
 
@@ -110,7 +111,7 @@ IntermediateOptions.kind, IntermediateOptions.presets = "intermediate", PRESETS
 
 
 class Intermediate(LayeredBranch):
-    """Copies of the tower's last blocks with space-time attention, and of its way to the embedding."""
+    """Copies of the tower's last blocks with space-time attention, and of the layers after them (`tail`)."""
 
     copied = (".block.", ".tail.", ".stem.")
     reads_frames = False
@@ -120,15 +121,15 @@ class Intermediate(LayeredBranch):
         self.options = o = options or IntermediateOptions()
         self.reads_pixels = o.stem != "tower"
         depth = backbone.levels if o.depth is None or self.reads_pixels else o.depth
-        first = backbone.levels - len(backbone.last_levels(depth))
-        self.geometry = g = backbone.geometry((first,) if backbone.has_blocks else ())
+        first_level = backbone.levels - len(backbone.last_levels(depth))
+        self.geometry = g = backbone.geometry((first_level,) if backbone.has_blocks else ())
         copies = backbone.copy_blocks(depth, class_token=g.class_token) if backbone.has_blocks else []
         if not copies:
             raise BackboneError(
-                f"{type(backbone.visual).__name__} is no plain ViT, so there are no blocks to put attention between; "
+                f"{type(backbone.visual).__name__} is no plain ViT, so it has no blocks to copy; "
                 "choose a side branch (stan) or a posterior one (posterior)"
             )
-        self.levels = () if self.reads_pixels else (first,)
+        self.levels = () if self.reads_pixels else (first_level,)
         self.width = g.widths[0]
         scheme = SCHEMES[o.scheme]
         self.frame_cls = g.class_token and scheme.cls == "frame"
@@ -143,7 +144,7 @@ class Intermediate(LayeredBranch):
         )
 
     def start(self, taps: Taps | Pixels) -> State:
-        cls, patch = self._entered(taps)
+        cls, patch = self._first_input(taps)
         if self.frame_cls and cls is not None:
             cls, patch = None, with_cls_of_frames(cls, patch)
         elif cls is not None:
@@ -158,7 +159,7 @@ class Intermediate(LayeredBranch):
         if state.cls is not None:
             tokens = with_cls_of_frames(state.cls[:, None].expand(-1, tokens.shape[1], -1), tokens)
         frames = self.tail(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        if self.stem is not None:  # one embedding a tubelet, given to each of its frames
+        if self.stem is not None:  # each frame is given the embedding of its tubelet
             frames = frames.repeat_interleave(self.stem.tubelet, dim=1)
         return frames if self.over_frames is None else self.over_frames(frames, mask=state.taps.mask)
 
@@ -170,8 +171,8 @@ class Intermediate(LayeredBranch):
         frames = frames if self.stem is None else frames // self.stem.tubelet
         return [] if o.mixer else compared(o.scheme, frames=frames, grid=g.grid, cls=g.class_token)
 
-    def _entered(self, taps: Taps | Pixels) -> tuple[Tensor | None, Tensor]:
-        """Return class tokens of the frames (B, T, D) or None, and patches, as they enter the first copied block."""
+    def _first_input(self, taps: Taps | Pixels) -> tuple[Tensor | None, Tensor]:
+        """Return the input of the first copied block: class tokens of the frames (B, T, D) or None, and patches."""
         if self.stem is not None and isinstance(taps, Pixels):
             cls, patch = self.stem(taps.video)
             return (None if cls is None else cls[:, None].expand(-1, patch.shape[1], -1)), patch
@@ -199,7 +200,7 @@ def _layers(copies: list[nn.Module], options: IntermediateOptions, *, width: int
 
 
 def _stem(backbone: Backbone, options: IntermediateOptions) -> Stem:
-    """Build a stem of frames or tubelets with the tower's weights."""
+    """Build the stem that reads frames or tubelets, initialised from the tower's stem."""
     parts, o = backbone.stem_parts(), options
     tubelet = o.tubelet if o.stem == "tubelet" else 1
     grid = backbone.geometry((backbone.levels,)).grid

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 
 from clipvid.nn.attention import attend
 
-POSITION = 8
+POSITION_CHANNELS = 8
 """Channels of the temporal position embedding, and of the spatial one."""
 EPS = 1e-12
 """Epsilon of the layer norms, as in the released configuration."""
 NORMS = {"batch": partial(nn.BatchNorm1d, track_running_stats=False), "layer": nn.LayerNorm}
 """Norms of the projection head: batch as released; layer for batches too small for statistics. The head is used only in
-training, so it tracks no running statistics, and a checkpoint of parameters misses nothing."""
+training and needs no running statistics; without them, its parameters are all there is to save."""
 
 
 class RegionDecoder(nn.Module):
     """Cross-attention layers that predict each region of one view from the context tokens of the other view.
 
-    Regions do not attend to each other. Keys and values carry their temporal and spatial position beside their
-    features; queries carry none.
+    Regions do not attend to each other. Embeddings of their position in time and space are concatenated to the context
+    tokens, not to the regions. `unit` is the width of one attention head.
     """
 
     def __init__(self, width: int, *, layers: int = 3, heads: int = 3, unit: int = 128) -> None:
@@ -40,10 +40,10 @@ class RegionDecoder(nn.Module):
             raise ValueError(f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}")
         self.time = _position_mlp(1)
         self.space = _position_mlp(2)
-        memory = width + 2 * POSITION
+        memory_width = width + 2 * POSITION_CHANNELS
         inner = heads * unit
         self.layers = nn.ModuleList(
-            _Layer(inner if layer else width, memory, heads=heads, unit=unit) for layer in range(layers)
+            _Layer(inner if layer else width, memory_width, heads=heads, unit=unit) for layer in range(layers)
         )
         self.out = _initialise(nn.Linear(inner, width))
 
@@ -97,29 +97,29 @@ class _Layer(nn.Module):
     """`heads` parallel units, each a single-head decoder: an FFN after LN(attention + projected query).
 
     The FFN has no residual connection, and units do not mix within a layer; the query projection of the next layer is
-    the first to combine them.
+    the first to combine them. `unit` is their width.
     """
 
-    def __init__(self, width: int, memory: int, *, heads: int, unit: int) -> None:
+    def __init__(self, width: int, memory_width: int, *, heads: int, unit: int) -> None:
         super().__init__()
         self.heads, self.unit = heads, unit
-        self.q = _initialise(nn.Linear(width, heads * unit), units=heads)
-        self.kv = _initialise(nn.Linear(memory, 2 * heads * unit), units=2 * heads)
+        self.q = _initialise(nn.Linear(width, heads * unit), chunks=heads)
+        self.kv = _initialise(nn.Linear(memory_width, 2 * heads * unit), chunks=2 * heads)
         self.norm_weight = nn.Parameter(torch.ones(heads, 1, unit))
         self.norm_bias = nn.Parameter(torch.zeros(heads, 1, unit))
-        self.ffn1 = _PerUnit(heads, unit)
-        self.ffn2 = _PerUnit(heads, unit)
+        self.ffn1 = _LinearPerUnit(heads, unit)
+        self.ffn2 = _LinearPerUnit(heads, unit)
 
     def forward(self, x: Float[Tensor, "b r d"], memory: Float[Tensor, "b m c"]) -> Float[Tensor, "b r e"]:
-        q = self.q(x).unflatten(-1, (self.heads, self.unit)).transpose(1, 2)  # (B, A, R, unit)
+        q = self.q(x).unflatten(-1, (self.heads, self.unit)).transpose(1, 2)  # (B, heads, R, unit)
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, self.unit)).permute(2, 0, 3, 1, 4)
         hidden = F.layer_norm(attend(q, k, v) + q, (self.unit,), eps=EPS)
         hidden = hidden * self.norm_weight + self.norm_bias
         hidden = self.ffn2(F.gelu(self.ffn1(hidden)))
-        return hidden.transpose(1, 2).flatten(2)  # (B, R, A·unit)
+        return hidden.transpose(1, 2).flatten(2)  # (B, R, heads * unit)
 
 
-class _PerUnit(nn.Module):
+class _LinearPerUnit(nn.Module):
     """A separate linear for each unit, computed as one batched product."""
 
     def __init__(self, units: int, width: int) -> None:
@@ -135,12 +135,15 @@ class _PerUnit(nn.Module):
 
 def _position_mlp(axes: int) -> nn.Sequential:
     """Build the MLP that embeds offsets along `axes` axes."""
-    return nn.Sequential(_initialise(nn.Linear(axes, 4)), nn.ReLU(), _initialise(nn.Linear(4, POSITION)))
+    return nn.Sequential(_initialise(nn.Linear(axes, 4)), nn.ReLU(), _initialise(nn.Linear(4, POSITION_CHANNELS)))
 
 
-def _initialise(linear: nn.Linear, *, units: int = 1) -> nn.Linear:
-    """Initialise as Keras does, unit by unit: torch's random biases would dominate inputs of norm 1."""
-    for weight in linear.weight.data.chunk(units):
+def _initialise(linear: nn.Linear, *, chunks: int = 1) -> nn.Linear:
+    """Initialise as Keras does, each of the `chunks` chunks of rows separately, and return the linear.
+
+    Biases start at zero: torch's random ones would be larger than the products with inputs of norm 1.
+    """
+    for weight in linear.weight.data.chunk(chunks):
         nn.init.xavier_uniform_(weight)
     nn.init.zeros_(linear.bias)
     return linear
