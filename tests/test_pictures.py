@@ -78,7 +78,7 @@ def test_a_missing_number_is_an_error_and_not_another_frame(folder):
 
 def test_names_without_numbers_and_empty_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VideoError, match="a directory without pictures, and no video file"):
+    with pytest.raises(VideoError, match="a folder without pictures; give a video file"):
         read(tmp_path / "empty")
     picture(tmp_path / "two" / "cat.png", 1)
     assert len(read(tmp_path / "two")) == 1
@@ -111,7 +111,7 @@ def test_depths_and_transparency_become_8_bit_rgb(tmp_path):
     assert pixels == {"deep": [200] * 3, "grey": [80] * 3, "clear": [9, 8, 7], "palette": [90] * 3}
     PIL.Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "integer.tiff")
     for name in ("real", "integer"):
-        with pytest.raises(VideoError, match="numbers of unknown range"):
+        with pytest.raises(VideoError, match="values of unknown range"):
             read(tmp_path / f"{name}.tiff")
 
 

@@ -1,4 +1,4 @@
-"""The demo: render clips, train a branch on the frozen mini CLIP, evaluate and save it, and search with it.
+"""The demo: render clips, train a video branch on the frozen mini CLIP, evaluate and save it, and search with it.
 
 Contract: an output folder in; videos, models, plots, an index and results.json in that folder, and one printed table.
 Every metric is measured in this run, on clips that are not used in training. The module is also an example of how the
@@ -51,6 +51,7 @@ COLUMNS = {
 }
 """Metrics of the table, and their headings."""
 ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, frames shuffled")
+"""Names of the table's rows. The second is the order-blind baseline: an MLP on the mean of the frame embeddings."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ class DemoConfig:
     val_clips: int = 200
     test_clips: int = 400
     epochs: int = 4
-    """Epochs of retrieval training; recognition starts from that branch and trains for half as many."""
+    """Epochs of STAN for retrieval; recognition starts from the trained weights and takes half as many epochs."""
     baseline_epochs: int = 20
-    """Epochs per task of the order-blind baseline; more than for STAN, because its steps are cheap."""
+    """Epochs of the order-blind baseline for each task; more than for STAN, because its epochs take less time."""
     depth: int = 2
     mixer: str = "conv_full"
+    """STAN's module that mixes across frames; `depth` is its number of layers."""
     lr: float = 1e-3
     seed: int = 0
 
@@ -114,14 +116,14 @@ def run(
         split: motion_shapes.write_dataset(out / "videos", split, n, seed=config.seed, workers=workers, progress=True)
         for split, n in sizes.items()
     }
-    say(f"2/5  the frozen CLIP ({MINI}) encodes every clip once; its taps stay in memory")
+    say(f"2/5  the frozen CLIP ({MINI}) encodes every clip once; its outputs stay in memory")
     backbone = load_backbone()
     options = choose("stan", {"depth": config.depth, "mixer": config.mixer, "drop_path": 0.0})
     encoder = attach(backbone, options)
     stores = {split: encode_dataset(encoder, dataset, data_config, progress=True) for split, dataset in data.items()}
-    say("3/5  training for retrieval (captions), then from there for recognition (motions); the baseline the same way")
+    say("3/5  training the baseline, then STAN: for retrieval (captions), and from there for recognition (motions)")
     table, models, runs = _train_and_score(backbone, options, stores, config=config)
-    seconds = time.perf_counter() - start
+    table_time = time.perf_counter() - start
     say("")
     say(render_table(table))
     say("")
@@ -138,7 +140,7 @@ def run(
     )
     say("5/5  three sentences, looked up among the test clips")
     _search(index, data["test"], out / "plots", say=say)
-    results = _results(table, runs, config=config, seconds=seconds, total=time.perf_counter() - start)
+    results = _results(table, runs, config=config, table_time=table_time, total_time=time.perf_counter() - start)
     with atomic_file(out / "results.json") as draft:
         draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     say("")
@@ -166,7 +168,7 @@ def render_table(table: dict[str, Row]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def against_reversed(model: VideoCLIP, store: TapStore) -> Score:
+def caption_over_reverse(model: VideoCLIP, store: TapStore) -> Score:
     """Return the percentage of clips closer to their caption than to the caption of the reversed motion.
 
     Ties count half.
@@ -215,7 +217,7 @@ def _train_and_score(
         recogniser.branch.load_state_dict(retriever.branch.state_dict())
         train_config = _train_config("recognition", config, epochs=epochs[name]["recognition"])
         runs[f"{name} (recognition)"] = train(recogniser, stores["train"], stores["val"], train_config)
-        models = {"retrieval": retriever, "recognition": recogniser}
+        models = {"retrieval": retriever, "recognition": recogniser}  # STAN's after the loop
         table[name] = _retrieval(retriever, stores["test"])
         table[name]["motion_top1"] = _top1(evaluate_recognition(recogniser, stores["test"]))
     shuffled_store = shuffled(stores["test"], seed=config.seed)
@@ -243,7 +245,7 @@ def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     return {
         "t2v_r1": _score(metrics.t2v["R@1"], metrics.t2v.intervals["R@1"]),
         "v2t_r1": _score(metrics.v2t["R@1"], metrics.v2t.intervals["R@1"]),
-        "caption_over_reverse": against_reversed(model, store),
+        "caption_over_reverse": caption_over_reverse(model, store),
     }
 
 
@@ -276,7 +278,7 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
 
 
 def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int = 3) -> list[plots.RetrievalRow]:
-    """Return one query per pair of motions, with its first hits."""
+    """Return one query for each pair of a motion and its reverse (labels 2i and 2i + 1), with its first hits."""
     video = F.normalize(embed_videos(model, store).video, dim=-1)
     query_rows = [next(i for i, r in enumerate(store.data) if r.label == label) for label in range(0, 2 * queries, 2)]
     text = embed_texts(model, [store.data[i].captions[0] for i in query_rows])
@@ -292,7 +294,7 @@ def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int
 
 
 def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]) -> None:
-    """Print the hits of three captions and draw them as film strips."""
+    """Print the hits of three test captions, of the motions with labels 1, 4 and 9, and draw them as film strips."""
     captions = {r.path.resolve(): r.captions[0] for r in data}
     queries = [next(r.captions[0] for r in data if r.label == label) for label in (1, 4, 9)]
     rows = []
@@ -315,7 +317,7 @@ def _frames(path: Path) -> Tensor:
 
 
 def _results(
-    table: dict[str, Row], runs: dict[str, TrainResult], *, config: DemoConfig, seconds: float, total: float
+    table: dict[str, Row], runs: dict[str, TrainResult], *, config: DemoConfig, table_time: float, total_time: float
 ) -> dict[str, Any]:
     """Return the contents of results.json: versions, machine, configuration, table, training history and seconds."""
     from clipvid.runtime.version import __version__
@@ -328,7 +330,7 @@ def _results(
         "config": asdict(config),
         "table": {name: {column: asdict(score) for column, score in row.items()} for name, row in table.items()},
         "history": {name: list(run.history) for name, run in runs.items()},
-        "seconds": {"table": round(seconds, 1), "total": round(total, 1)},
+        "seconds": {"table": round(table_time, 1), "total": round(total_time, 1)},
     }
 
 

@@ -50,21 +50,21 @@ def write_report(
     top_results = evaluation.top_results
     if top_results is None or not isinstance(evaluation.metrics, RetrievalMetrics):
         raise ValueError(
-            "evaluation must be of retrieval with top_results, and has none; call evaluate_retrieval with best=5"
+            "evaluation must be a retrieval result with top_results; get one from evaluate_retrieval with best=5"
         )
     if queries < 1:
         raise ValueError(f"queries must be an integer >= 1, got {queries}; it is the number of captions to show")
     ranks = evaluation.metrics.t2v.ranks
     order = np.argsort(-ranks, kind="stable")
     failed = [int(query) for query in order if ranks[query] > 1]
-    strip = cache(_strip)
+    strip = cache(_strip)  # a video can be among the best of several queries
     sections = []
     for query in tqdm(failed[:queries], desc="report", unit="query", disable=not progress):
         relevant = top_results.relevant_videos(query)
-        figures = [_figure(top_results.data[video], strip, right=True, text="right:") for video in relevant[:3]]
+        figures = [_figure(top_results.data[video], strip, right=True, label="right:") for video in relevant[:3]]
         for rank, video in enumerate(top_results.best[query], start=1):
             figures.append(
-                _figure(top_results.data[int(video)], strip, right=int(video) in relevant, text=f"no. {rank}:")
+                _figure(top_results.data[int(video)], strip, right=int(video) in relevant, label=f"no. {rank}:")
             )
         head = f"<h2>{escape(top_results.texts[query])} <small>rank of its video: {ranks[query]:g}</small></h2>"
         sections.append(f"<section>{head}{''.join(figures)}</section>")
@@ -84,15 +84,15 @@ def write_report(
     return Path(path)
 
 
-def _figure(record: Record, strip: Callable[[Record], str | VideoError], *, right: bool, text: str) -> str:
+def _figure(record: Record, strip: Callable[[Record], str | VideoError], *, right: bool, label: str) -> str:
     """Return a `figure` element with the film strip of a video, or with the reason why there is none."""
     picture = strip(record)
-    part = "" if record.start is None and record.end is None else f", {record.start or 0:g} to {record.end or 'end'} s"
-    caption = f"<figcaption>{text} {escape(record.path.name)}{part}</figcaption>"
+    times = "" if record.start is None and record.end is None else f", {record.start or 0:g} to {record.end or 'end'} s"
+    caption = f"<figcaption>{label} {escape(record.path.name)}{times}</figcaption>"
     if isinstance(picture, VideoError):
         return f"<figure>{caption}<figcaption>{escape(picture.reason)}</figcaption></figure>"
-    kind = ' class="right"' if right else ""
-    return f'<figure{kind}><img alt="" loading="lazy" src="data:image/jpeg;base64,{picture}">{caption}</figure>'
+    html_class = ' class="right"' if right else ""
+    return f'<figure{html_class}><img alt="" loading="lazy" src="data:image/jpeg;base64,{picture}">{caption}</figure>'
 
 
 def _strip(record: Record) -> str | VideoError:

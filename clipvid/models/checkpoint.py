@@ -1,7 +1,8 @@
-"""The files of a saved model: config.json and branch.safetensors in a separate folder, or a hub repository.
+"""The two files of a saved model: config.json and branch.safetensors.
 
-Contract: plain data and tensors in and out. Writing is atomic; reading anything but a saved model raises
-CheckpointError with the reason. Knows nothing of the meaning of config and tensors.
+Contract: plain data and tensors in and out, in a folder that holds nothing else; reading also accepts the name of a hub
+repository. Writing is atomic; reading anything but a saved model raises CheckpointError with the reason. Knows nothing
+of the meaning of config and tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FORMAT = 2
 """Version of the format of config.json."""
 CONFIG, WEIGHTS = "config.json", "branch.safetensors"
 """File names of a saved model."""
-PARTS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training")
+REQUIRED_KEYS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training")
 """Required keys of config.json."""
 
 
@@ -38,9 +39,9 @@ def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[st
     return Path(folder)
 
 
-def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a base model's fingerprint, a branch's options, and weights."""
-    digest = hashlib.sha256(base.encode())
+def fingerprint(base_fingerprint: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Return a hash (SHA-256) that changes with the base model, the branch's options or the weights in `state`."""
+    digest = hashlib.sha256(base_fingerprint.encode())
     digest.update(json.dumps(options, sort_keys=True).encode())
     for name, value in sorted(state.items()):
         digest.update(name.encode())
@@ -49,25 +50,26 @@ def fingerprint(base: str, options: Mapping[str, Any], state: Mapping[str, Tenso
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a saved model; raise CheckpointError for another file or format."""
+    """Return the config of a saved model; raise CheckpointError if it is not one, or one of another format."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         saved_format = config["format"]
-        missing = set(PARTS) - set(config)
+        missing = set(REQUIRED_KEYS) - set(config)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
     if saved_format != FORMAT or missing:
         raise CheckpointError(
-            f"{path} has format {saved_format} and lacks {sorted(missing)}; this version reads format {FORMAT}"
+            f"{path} has format {saved_format} and missing keys {sorted(missing)}; this version of clipvid reads only "
+            f"format {FORMAT} with all keys, so load the model with the version that saved it"
         )
     return config
 
 
 def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a saved model, grouped by part, the first component of their names."""
+    """Return the tensors of a saved model, grouped by module: "branch.norm.bias" is at ["branch"]["norm.bias"]."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -75,11 +77,11 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    parts: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = value
-    return parts
+        module, _, rest = name.partition(".")
+        modules.setdefault(module, {})[rest] = value
+    return modules
 
 
 def local_folder(folder: str | Path) -> Path:

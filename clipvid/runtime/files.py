@@ -19,7 +19,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows has no fcntl
     fcntl = None
 
 
@@ -41,11 +41,12 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
 
 @contextmanager
 def lock_folder(folder: str | Path, *, outside: bool = False) -> Iterator[None]:
-    """Lock `folder` for this block alone. Raise FileExistsError if another process or another block holds the lock.
+    """Lock `folder` during a `with` block; raise FileExistsError if it is locked already, by this process or another.
 
-    The lock is a file .lock in the folder; with `outside`, for a folder that is replaced as a whole, a file next to it
-    that is named after it. The system releases the lock when its process ends, however it ends, so a lock file that a
-    killed process left behind locks nothing. File systems without locks are left unlocked.
+    The lock is a file .lock in the folder. Use `outside` for a folder that is replaced as a whole: the lock file is
+    then beside the folder, and named after it. The system releases the lock when the process that holds it ends, even
+    if it is killed, so a lock file that is left over locks nothing. On Windows, and on file systems without locks,
+    nothing is locked.
     """
     path = Path(folder).absolute()
     lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
@@ -59,7 +60,7 @@ def lock_folder(folder: str | Path, *, outside: bool = False) -> Iterator[None]:
         if fcntl is None:  # Windows cannot remove an open file
             os.close(file)
         with suppress(OSError):
-            lock.unlink()  # still locked, so that a process that opened it meanwhile notices the removal
+            lock.unlink()  # still locked: a process that opened the file earlier then finds it gone, and retries
         if fcntl is not None:
             os.close(file)
         with suppress(OSError):  # the folder may have been filled
@@ -86,7 +87,7 @@ def _open_locked(path: Path) -> int | None:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
-        os.close(file)  # the previous holder removed the file in the meantime
+        os.close(file)  # The previous holder removed this file after it was opened here: try again.
 
 
 def describe_os_error(error: OSError) -> str:
@@ -96,7 +97,8 @@ def describe_os_error(error: OSError) -> str:
     reason = (error.strerror or "unknown error").lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; make room, or choose another place"
-    path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))  # a temporary file's target
+    # Instead of a temporary path (.NAME.PID.part), the user is told the one that it stands for.
+    path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))
     return f"{path} cannot be read or changed: {reason}" if path else reason
 
 
@@ -108,16 +110,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # such as a write to a full disk
             error.filename = str(path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None) -> None:
@@ -129,13 +131,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the OSError
         raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
-    path.chmod(
-        _mode_of_a_new_file(path)
-    )  # safetensors gives access to the owner alone, but caches and models are shared
+    # safetensors gives access to the owner alone, but caches and models are shared.
+    path.chmod(_mode_of_a_new_file(path))
 
 
 def _mode_of_a_new_file(path: Path) -> int:
-    """Return the mode that the system gives a new file beside `path`: it follows the umask without setting it."""
+    """Return the permissions of a new file beside `path`, found without setting the umask."""
     probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
     file = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
@@ -155,17 +156,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        yield beside
+        yield temporary
         if path.exists():
             os.replace(path, old)
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
             os.replace(old, path)
         shutil.rmtree(old, ignore_errors=True)

@@ -40,7 +40,7 @@ class SharedLock:
                 self._writing = True
             finally:
                 self._waiting -= 1
-                self._changed.notify_all()  # an interrupted wait must not leave readers waiting for it
+                self._changed.notify_all()  # readers must not wait for a writer whose wait was interrupted
         try:
             yield
         finally:

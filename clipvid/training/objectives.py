@@ -1,7 +1,7 @@
-"""Objectives: from a batch to its loss. One class per task; everything that trains is a parameter of it.
+"""Objectives: modules that compute the loss of a batch, one class per task.
 
-Contract: a model, a config and a TrainBatch in, a scalar loss out; the mean loss over held-out batches.
-Knows nothing of optimizers or files.
+Contract: a model, a config and a TrainBatch in, a scalar loss out; also the mean loss over held-out batches. The
+parameters of an objective are all that is trained: the model's, and its own. Knows nothing of optimizers or files.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from clipvid.training.train_batch import BatchSource, CachedClips, TrainBatch
 class Retrieval(nn.Module):
     """Contrastive loss between clips and captions, by the model's own similarity.
 
-    With `config.micro_batch_size` this is gradient caching (Gao et al. 2021, section 3): embeddings are computed
-    micro-batch by
-    micro-batch and nothing else is stored, and the loss is that of the whole batch. In the backward pass the gradient
-    with respect to the embeddings comes first; each micro-batch then runs again, with the same random numbers.
+    With `config.micro_batch_size` this is gradient caching (Gao et al. 2021, section 3). The forward pass computes the
+    embeddings one micro-batch at a time and stores nothing else; the loss is that of the whole batch. The backward pass
+    first computes the gradient with respect to the embeddings, and then runs each micro-batch again, with the same
+    random numbers, to take its gradient further.
     """
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
@@ -55,7 +55,7 @@ class Retrieval(nn.Module):
             return self.model.encode_clip(video, mask=mask)
 
         if not self.micro_batch_size:
-            assert not isinstance(batch.video, CachedClips)  # its taps are read already
+            assert not isinstance(batch.video, CachedClips)  # cached taps are read late only for micro-batches
             return self.model.encode_clip(batch.video, mask=batch.mask)
         parts = self._in_micro_batches(encode, len(batch))
         frames = torch.cat([part for part, _ in parts])
@@ -74,14 +74,15 @@ class Retrieval(nn.Module):
         return torch.cat(parts) if isinstance(parts[0], Tensor) else TextTokens.joined(parts)
 
     def _in_micro_batches(self, encode: Callable[[Tensor], Any], count: int) -> list[Any]:
-        """Apply `encode` to rows 0 to `count` in micro-batches, whose graphs are built when their gradient is taken."""
+        """Apply `encode` to `count` rows in micro-batches; their autograd graphs are built in the backward pass."""
         parts = []
         for rows in torch.arange(count, device=self.model.device).split(self.micro_batch_size):
-            torch.clear_autocast_cache()  # one cast shared by all micro-batches would sum their gradients in bf16
+            torch.clear_autocast_cache()  # a cast weight shared by micro-batches would sum their gradients in bf16
             parts.append(checkpointed(encode, rows))
         return parts
 
     def _scale(self) -> float | Tensor:
+        """Return the factor of the similarities; a learned one is at most 100, as in CLIP, or 1 % above its start."""
         if self.log_scale is None:
             return self.scale
         return self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
@@ -118,9 +119,10 @@ OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
 
 @torch.no_grad()
 def held_out_loss(objective: nn.Module, source: BatchSource, *, seed: int) -> float:
-    """Return the mean loss in eval mode over the batches of epoch 0, with the same regions at every call.
+    """Return the mean loss in eval mode over the batches of epoch 0.
 
-    torch's CPU generator is left as it was. Raises DataError where no batch could be read.
+    ConST-CL's random regions are the same in every call; torch's CPU generator is left as it was. Raises DataError
+    if no batch could be read.
     """
     with evaluating(objective), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good

@@ -201,7 +201,7 @@ def _stream(
         next_tick = math.floor(time * fps + 1e-6) + 1
         return True
 
-    decoder = images if images.are(path) else pyav
+    decoder = images if images.handles(path) else pyav
     try:
         yield from decoder.stream(path, selected, fit=fit)
     except VideoError as error:
@@ -269,4 +269,4 @@ def _checked_indices(indices: Sequence[int]) -> tuple[int, ...]:
 def _decoder(backend: str, path: str | Path) -> Any:
     if backend not in _DECODERS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return images if images.are(path) else _DECODERS[backend]
+    return images if images.handles(path) else _DECODERS[backend]

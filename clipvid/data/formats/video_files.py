@@ -1,4 +1,4 @@
-"""Video files of a protocol, found by the names that its annotations use.
+"""Search for the video files of a data set by the names in its annotations.
 
 Contract: a folder and an entry in, a path out. Knows nothing of annotation formats.
 """
@@ -12,18 +12,18 @@ from clipvid.data.formats.annotations import Entry
 
 
 def stem_of(video: str) -> str:
-    """Return the name without folder, and without the suffix of a video or trailing dots."""
+    """Return the name of a video without folder and video suffix; a name without suffix loses its trailing dots."""
     path = Path(video)
-    return path.stem if is_video(path) else path.name.rstrip(".")  # ids may contain dots
+    return path.stem if is_video(path) else path.name.rstrip(".")  # the name may be an id that contains dots
 
 
 def expected_name(entry: Entry) -> str:
-    """Return the file name that a user would expect."""
+    """Return the likely file name of an entry, for files that are missing or not checked."""
     return entry.video if is_video(Path(entry.video)) else f"{entry.video.rstrip('.')}.mp4"
 
 
 class VideoFiles:
-    """Index of clips below a folder by name, ignoring suffix and case; the first in sorted order wins."""
+    """Index of clips below a folder by name, ignoring suffix and case; of clips with one name it holds the first."""
 
     def __init__(self, root: Path) -> None:
         self.files: dict[str, Path] = {}

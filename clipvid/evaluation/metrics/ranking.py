@@ -48,7 +48,7 @@ def count_placement(scores: Rows, truth: Any) -> Placement:
 def count_placement_both(scores: Paired, partners: Int64[ndarray, " q"]) -> tuple[Placement, Placement]:
     """Count both directions in one pass; query i is relevant to item `partners[i]` alone."""
     counts = count_both(scores.pairs(partners), partners)
-    of_queries, of_items = (Placement(c.above, c.level - 1, np.ones_like(c.level)) for c in counts)
+    of_queries, of_items = (Placement(c.above, c.equal - 1, np.ones_like(c.equal)) for c in counts)
     return of_queries, of_items
 
 

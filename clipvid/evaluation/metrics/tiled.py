@@ -1,8 +1,9 @@
-"""Counts of both retrieval directions in one pass over tiles of scores, for one-to-one pairs of queries and items.
+"""Ranks of one-to-one pairs of queries and items, in both retrieval directions, from one pass over tiles of scores.
 
-Contract: a `Pairs` in; out, for every query and every item, how many of the other side score higher than its partner
-and how many the same. Each tile fits into a core's cache and is computed once; nothing is sorted. The scores of
-partners are computed first and copied into the tiles bit for bit, so that ties are exact. Knows nothing of metrics.
+Contract: a `Pairs` in; out, for every query, the number of items that score higher than its partner, and the number
+that score the same; for every item, the same numbers of queries. Each tile fits into a core's cache and is computed
+once; nothing is sorted. The scores of partners are computed first and copied into the tiles bit for bit, so that ties
+are exact. Knows nothing of metrics.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ rows and 255 words per row."""
 
 @runtime_checkable
 class Pairs(Protocol):
-    """Scores in tiles, with queries and items in an order chosen by the implementation."""
+    """Tiles of a score matrix, whose rows and columns are in the order of `queries` and `items`."""
 
     partner_scores: Num[ndarray, " m"]
     """Score of each query with its item, in query order."""
     queries: Int[ndarray, " m"]
-    """Query of each row of the tiles."""
+    """Query of each row of the matrix, as its index."""
     items: Int[ndarray, " m"]
-    """Item of each column of the tiles."""
+    """Item of each column of the matrix, as its index."""
 
     def tile(self, rows: slice, columns: slice, *, room: Float32[Tensor, " s"]) -> Num[ndarray, "r c"]:
         """Return a tile of scores, which may be stored in `room`; thread-safe if each thread has its own `room`."""
@@ -51,11 +52,12 @@ class MatrixPairs:
 
 
 class ProductPairs:
-    """Tiles of inner products of distinct queries (D, E) and items (F, E).
+    """Tiles of inner products, for embeddings without repetitions: distinct queries (D, E) and distinct items (F, E).
 
-    `query_of` and `item_of` are the distinct row of each query and item; `partners` is the item of each query. A
-    product may differ in its last bits from tile to tile. Products of partners are therefore computed once, in float64,
-    rounded and copied into every tile that has them: equal queries, or equal items, tie in any tile.
+    `query_of` and `item_of` give the row of each query and of each item in these; `partners` is the item of each query.
+    Tiles are ordered by that row, so that equal embeddings are neighbours. A product may differ in its last bits from
+    tile to tile. Products of partners are therefore computed once, in float64, rounded and copied into every tile that
+    has them: a partner ties exactly with every item, or query, that has the same embedding.
     """
 
     def __init__(
@@ -67,104 +69,111 @@ class ProductPairs:
         item_of: Int64[ndarray, " m"],
         partners: Int[ndarray, " m"],
     ) -> None:
-        self._queries, self._gallery = queries, gallery
-        self.queries, self.items = (np.argsort(distinct, kind="stable") for distinct in (query_of, item_of))
-        self._rows, self._columns = query_of[self.queries], item_of[self.items]
-        pairs, inverse = np.unique(query_of * len(gallery) + item_of[partners], return_inverse=True)
-        self._first, self._second = np.divmod(pairs, len(gallery))
-        self._pair_scores = _products(queries, gallery, self._first, self._second)
+        self._query_embeddings, self._item_embeddings = queries, gallery
+        self.queries, self.items = (np.argsort(row_of, kind="stable") for row_of in (query_of, item_of))
+        self._distinct_queries, self._distinct_items = query_of[self.queries], item_of[self.items]
+        pair_ids, inverse = np.unique(query_of * len(gallery) + item_of[partners], return_inverse=True)
+        self._pair_queries, self._pair_items = np.divmod(pair_ids, len(gallery))
+        self._pair_scores = _products(queries, gallery, self._pair_queries, self._pair_items)
         self.partner_scores = self._pair_scores[inverse]
 
     def tile(self, rows: slice, columns: slice, *, room: Float32[Tensor, " s"]) -> Num[ndarray, "r c"]:
-        queries, items = self._rows[rows], self._columns[columns]
+        queries, items = self._distinct_queries[rows], self._distinct_items[columns]
         top, left, bottom, right = int(queries[0]), int(items[0]), int(queries[-1]) + 1, int(items[-1]) + 1
         shape = bottom - top, right - left
         out = room[: shape[0] * shape[1]].view(shape)  # reused, because new memory costs page faults
-        products = torch.mm(self._queries[top:bottom], self._gallery[left:right].T, out=out).numpy()
-        low, high = np.searchsorted(self._first, (top, bottom))
-        within = low + np.flatnonzero((self._second[low:high] >= left) & (self._second[low:high] < right))
-        products[self._first[within] - top, self._second[within] - left] = self._pair_scores[within]
-        if shape[0] < len(queries):
+        products = torch.mm(self._query_embeddings[top:bottom], self._item_embeddings[left:right].T, out=out).numpy()
+        low, high = np.searchsorted(self._pair_queries, (top, bottom))
+        within = low + np.flatnonzero((self._pair_items[low:high] >= left) & (self._pair_items[low:high] < right))
+        products[self._pair_queries[within] - top, self._pair_items[within] - left] = self._pair_scores[within]
+        if shape[0] < len(queries):  # equal embeddings were multiplied once and are repeated now
             products = products[queries - top]
         return products if shape[1] == len(items) else products[:, items - left]
 
 
-class Beaten(NamedTuple):
-    """Counts per query over all items, or per item over all queries."""
+class PartnerCounts(NamedTuple):
+    """Scores compared with the partner's: counts of items for each query, or counts of queries for each item."""
 
     above: Int64[ndarray, " m"]
     """Number that score higher than the partner."""
-    level: Int64[ndarray, " m"]
+    equal: Int64[ndarray, " m"]
     """Number that score the same, including the partner."""
 
 
-def count_both(pairs: Pairs, partners: Int[ndarray, " m"]) -> tuple[Beaten, Beaten]:
-    """Count what scores as high as each query's item, and as each item's query; raise ValueError for a NaN score."""
+def count_both(pairs: Pairs, partners: Int[ndarray, " m"]) -> tuple[PartnerCounts, PartnerCounts]:
+    """Return the counts of every query and of every item; `partners` is the item of each query.
+
+    Raises ValueError for a NaN score.
+    """
     total = len(partners)
-    query_of = np.empty(total, np.int64)
-    query_of[partners] = np.arange(total)
-    of_queries, of_items = (np.zeros((2, total), np.int64) for _ in range(2))  # in tile order
+    query_of_item = np.empty(total, np.int64)
+    query_of_item[partners] = np.arange(total)
+    row_counts, column_counts = (np.zeros((2, total), np.int64) for _ in range(2))  # above and equal
     row_scores, column_scores, lock = (
         pairs.partner_scores[pairs.queries][:, None],
-        pairs.partner_scores[query_of[pairs.items]],
+        pairs.partner_scores[query_of_item[pairs.items]],
         Lock(),
     )
 
-    def count_stripe(top: int) -> None:
+    def count_rows(top: int) -> None:
+        """Count in all tiles of the rows from `top` on."""
         rows = slice(top, min(top + ROWS, total))
-        counts = np.zeros((2, total), np.int64)
-        room, truths = torch.empty(ROWS * COLUMNS), np.zeros((rows.stop - top, COLUMNS), dtype=bool)
+        partial_counts = np.zeros((2, total), np.int64)
+        room, flags = torch.empty(ROWS * COLUMNS), np.zeros((rows.stop - top, COLUMNS), dtype=bool)
         for left in range(0, total, COLUMNS):
             columns = slice(left, min(left + COLUMNS, total))
             scores = pairs.tile(rows, columns, room=room)
             if np.isnan(scores.max()):
                 _raise_nan(scores, pairs.queries[rows], pairs.items[columns])
-            result, width = truths[:, : columns.stop - left], columns.stop - left
-            for kind, compare in enumerate((np.greater, np.equal)):
+            result, width = flags[:, : columns.stop - left], columns.stop - left
+            for field, compare in enumerate((np.greater, np.equal)):
                 compare(scores, row_scores[rows], out=result)
-                of_queries[kind, rows] += _in_rows(truths, width)
+                row_counts[field, rows] += _count_in_rows(flags, width)
                 compare(scores, column_scores[columns], out=result)
-                counts[kind, columns] = _in_columns(truths, width)
+                partial_counts[field, columns] = _count_in_columns(flags, width)
         with lock:
-            of_items[:] += counts
+            column_counts[:] += partial_counts
 
-    # A product may itself use torch's threads. One would be enough, but their number is set for the whole process.
+    # Each product may use several torch threads besides. One would be enough, but setting it affects the whole process.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(count_stripe, range(0, total, ROWS)):
+        for _ in pool.map(count_rows, range(0, total, ROWS)):
             pass
-    return Beaten(*of_queries[:, np.argsort(pairs.queries)]), Beaten(*of_items[:, np.argsort(pairs.items)])
+    return (
+        PartnerCounts(*row_counts[:, np.argsort(pairs.queries)]),
+        PartnerCounts(*column_counts[:, np.argsort(pairs.items)]),
+    )
 
 
-def _in_rows(truths: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " r"]:
+def _count_in_rows(flags: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " r"]:
     """Count the true entries among the first `width` of each row."""
-    words = _words(truths, width)
-    return np.add.reduce(words, axis=1).view(np.uint8).reshape(len(truths), 8).sum(axis=1, dtype=np.int64)
+    words = _words(flags, width)
+    return np.add.reduce(words, axis=1).view(np.uint8).reshape(len(flags), 8).sum(axis=1, dtype=np.int64)
 
 
-def _in_columns(truths: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " _"]:
+def _count_in_columns(flags: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, " _"]:
     """Count the true entries in each of the first `width` columns."""
-    return np.add.reduce(_words(truths, width), axis=0).view(np.uint8)[:width]
+    return np.add.reduce(_words(flags, width), axis=0).view(np.uint8)[:width]
 
 
-def _words(truths: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, "r _"]:
-    """View rows as 64-bit words of eight entries; clear those an earlier tile left behind the last column."""
+def _words(flags: Bool[ndarray, "r w"], width: int) -> Shaped[ndarray, "r _"]:
+    """Return the first `width` columns as 64-bit words of eight entries, the last one filled up with False."""
     end = -(-width // 8) * 8
-    truths[:, width:end] = False
-    return truths.view(np.uint64)[:, : end // 8]
+    flags[:, width:end] = False  # an earlier, wider tile may have left True
+    return flags.view(np.uint64)[:, : end // 8]
 
 
 def _products(
-    queries: Float32[Tensor, "d e"], gallery: Float32[Tensor, "f e"], first: ndarray, second: ndarray
+    queries: Float32[Tensor, "d e"], gallery: Float32[Tensor, "f e"], query_rows: ndarray, item_rows: ndarray
 ) -> Float32[ndarray, " p"]:
-    """Return products of these rows of `queries` and `gallery`, computed in float64 and rounded once."""
-    left_rows, right_rows, products = queries.numpy(), gallery.numpy(), np.empty(len(first), np.float64)
-    for start in range(0, len(first), ROWS):
+    """Return the product of each pair of rows of `queries` and `gallery`, computed in float64 and rounded once."""
+    query_array, item_array, products = queries.numpy(), gallery.numpy(), np.empty(len(query_rows), np.float64)
+    for start in range(0, len(query_rows), ROWS):
         part = slice(start, start + ROWS)
         left, right = (
-            rows[indices[part]].astype(np.float64) for rows, indices in ((left_rows, first), (right_rows, second))
+            array[rows[part]].astype(np.float64) for array, rows in ((query_array, query_rows), (item_array, item_rows))
         )
         products[part] = np.einsum("pe,pe->p", left, right)
-    return torch.from_numpy(products).float().numpy()  # overflow becomes inf without a warning, as in `tile`
+    return torch.from_numpy(products).float().numpy()  # torch rounds overflow to inf without a warning
 
 
 def _raise_nan(scores: ndarray, queries: ndarray, items: ndarray) -> None:

@@ -2,10 +2,11 @@
 
 Contract: a model and pairs of augmented clips in, a scalar loss out. The global loss contrasts the two clips of a video
 with all other clips of the batch. The local loss predicts each region of a clip from context tokens of the other clip
-and contrasts the prediction with the regions of all videos. Projection head, region decoder and the layer copies of the
-Y split are used only in training; only the model's branch is saved. Knows nothing of optimisers, data or files.
+and contrasts the prediction with the regions of all videos. Projection head, region decoder and copied layers (the Y
+split, see `SelfSupervised`) are used only in training; only the model's branch is saved. Knows nothing of optimisers,
+data or files.
 Paper: Yuan et al., Contextualized Spatio-Temporal Contrastive Learning with Self-Supervision (ConST-CL, CVPR 2022);
-numbers from its released code. Ours: a branch on a frozen tower in place of the paper's 3D ResNet.
+numbers as in its released code. Difference: a branch on a frozen tower in place of the paper's 3D ResNet.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class SelfSupervised(nn.Module):
         super().__init__()
         self.model, self.options = model, config.selfsup
         branch, split = self.branch, config.selfsup.split
-        self.first = len(branch.layers) - split
-        self.local = copy.deepcopy(branch.layers[self.first :]).train()  # a loaded model's layers are in eval mode
+        self.split_start = len(branch.layers) - split
+        # The layers of a loaded model are in eval mode.
+        self.local = copy.deepcopy(branch.layers[self.split_start :]).train()
         self.project = ProjectionHead(
             model.embed_dim, hidden=config.selfsup.hidden, out=config.selfsup.out, norm=config.selfsup.norm
         )
@@ -55,9 +57,9 @@ class SelfSupervised(nn.Module):
 
     def forward(self, batch: TrainBatch) -> Float[Tensor, ""]:
         assert isinstance(batch.video, Tensor)  # pairs of clips, never taps
-        o = self.options
+        options = self.options
         global_loss, local_loss = self.parts(batch.video, mask=batch.mask)
-        return o.global_weight * global_loss + o.local_weight * local_loss
+        return options.global_weight * global_loss + options.local_weight * local_loss
 
     def parts(
         self,
@@ -69,9 +71,9 @@ class SelfSupervised(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the global and the local loss of pairs of clips, unweighted.
 
-        `boxes`, (y1, x1, y2, x2) as fractions of the sides, replace the generated ones, for example with a detector's;
-        `valid` is False for padding boxes. They refer to the middle frame (T // 2) of the clip as given, after cropping
-        and mirroring. `train` accepts no boxes because its crops are random.
+        `boxes`, for example a detector's, replace the generated ones: (y1, x1, y2, x2) as fractions of the sides, in
+        the middle frame (T // 2) of the clip as passed, after cropping and mirroring. `valid` is False for padding
+        boxes. `train` accepts no boxes because its crops are random.
 
         Raises DataError for fewer than two videos: the negatives are other videos, and without any the loss is zero.
         """
@@ -89,24 +91,24 @@ class SelfSupervised(nn.Module):
         if valid is None:
             valid = torch.ones(boxes.shape[:3], dtype=torch.bool)
         a, b = self.project(embeddings).unflatten(0, (-1, 2)).unbind(1)
-        predicted, target = self._predictions(tokens, boxes.to(tokens.device))
+        predicted, pooled = self._predictions(tokens, boxes.to(tokens.device))
         with torch.autocast(tokens.device.type, enabled=False):  # a temperature of 0.1 magnifies bf16's rounding errors
             global_loss = two_view_contrastive(a.float(), b.float(), temperature=self.options.temperature_global)
-            return global_loss, self._local_loss(predicted.float(), target.float(), valid.to(tokens.device))
+            return global_loss, self._local_loss(predicted.float(), pooled.float(), valid.to(tokens.device))
 
     def _encode(self, source: Taps | Pixels) -> tuple[Float[Tensor, "v e"], Float[Tensor, "v t n d"]]:
-        """Return each clip's embedding, by the branch's layers, and its dense tokens, by their copies."""
+        """Return each clip's embedding, from the branch's layers, and its dense tokens, from the copied layers."""
         branch = self.branch
         layers = list(branch.layers)
-        shared = branch.run(branch.start(source), 0, layers[: self.first])
-        frames = branch.finish(branch.run(shared, self.first, layers[self.first :]))
-        tokens = branch.dense(branch.run(shared, self.first, list(self.local)))
+        shared = branch.run(branch.start(source), 0, layers[: self.split_start])
+        frames = branch.finish(branch.run(shared, self.split_start, layers[self.split_start :]))
+        tokens = branch.dense(branch.run(shared, self.split_start, list(self.local)))
         return mean_over_frames(frames, source.mask), F.normalize(tokens, dim=-1)
 
     def _predictions(
         self, tokens: Float[Tensor, "v t n d"], boxes: Float[Tensor, "b 2 r 4"]
     ) -> tuple[Float[Tensor, "b 2 r d"], Float[Tensor, "b 2 r d"]]:
-        """Return each clip's regions as predicted from the other clip's context, and as pooled from its own tokens."""
+        """Return each region's features, predicted from the other clip, and pooled from its own clip's tokens."""
         grid = self.branch.geometry.grid
         middle = tokens[:, tokens.shape[1] // 2].unflatten(1, grid)
         pooled = pool_regions(middle, boxes.flatten(0, 1))
@@ -118,7 +120,7 @@ class SelfSupervised(nn.Module):
     def _local_loss(
         self, predicted: Float[Tensor, "b 2 r d"], pooled: Float[Tensor, "b 2 r d"], valid: Bool[Tensor, "b 2 r"]
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of both directions: first clip to second, and second to first."""
+        """Return the mean of two losses: the first clip's predictions against the second's regions, and the reverse."""
         target = pooled.detach() if self.options.target == "stopgrad" else pooled
         losses = [
             region_contrastive(
@@ -135,10 +137,10 @@ class SelfSupervised(nn.Module):
 
 
 def _boxes(clips: UInt8[Tensor, "v t 3 s s"], frames: int, *, options: SelfSupervision) -> Float[Tensor, "v r 4"]:
-    """Return boxes in the middle one of `frames` dense frames, for each clip: random, or from its pixels."""
+    """Return boxes for the middle frame of each clip, random or from its pixels; tokens exist for `frames` frames."""
     if options.generator == "random":
         return random_regions(len(clips), options.regions)
-    middle = frames // 2 * (clips.shape[1] // frames)  # with tubelets a dense frame covers several frames
+    middle = frames // 2 * (clips.shape[1] // frames)  # with tubelets, the tokens of a frame cover several video frames
     return lowlevel_regions(clips[:, middle], options.regions)
 
 

@@ -2,7 +2,7 @@
 
 Contract: the same functions as the video decoders, used whichever backend is selected. Pictures of a folder are
 ordered by the numbers in their names; a missing number is an error, because it would shift the index of every later
-frame. The frame rate is unknown, so there are no times and no part in seconds can be selected. Transparency is dropped,
+frame. The frame rate is unknown: frames have no times, and selecting by seconds is an error. Transparency is dropped,
 as in videos.
 """
 
@@ -32,8 +32,8 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", 
 """Lower-case suffixes of the files that are read as pictures."""
 
 
-def are(path: str | Path) -> bool:
-    """Return True for the name of a picture file and for a folder: paths that this module reads."""
+def handles(path: str | Path) -> bool:
+    """Return True if this module, not a video decoder, reads `path`: a folder, or a file named like a picture."""
     return Path(path).suffix.lower() in SUFFIXES or os.path.isdir(path)  # isdir returns False for invalid names.
 
 
@@ -61,7 +61,7 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
             path, "pictures have no times; leave out start and end, or encode them as a video", backend=BACKEND
         )
     clock, files = Clock(path, choice.time_limit, backend=BACKEND), listed(path)
-    indices = choice.of((0.0,) * len(files))
+    indices = choice.of((0.0,) * len(files))  # without by_time, only the number of times matters
     in_range(indices, path=path, frames=len(files), backend=BACKEND)
     pictures = {}
     for index in sorted(set(indices)):
@@ -72,7 +72,7 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
 
 
 def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
-    """Yield the pictures selected by `keep`, one at a time; it is called with the time None."""
+    """Yield the pictures selected by `keep`, one at a time; `keep` gets the index and None for the time."""
     for index, file in enumerate(listed(path)):
         if keep(index, None):
             picture = _decoded(file).pixels
@@ -85,12 +85,14 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def listed(path: str | Path) -> list[Path]:
-    """Return the picture itself, or the pictures of a folder in the ordered of their numbers."""
+    """Return the picture itself, or the pictures of a folder in the order of their numbers."""
     if not Path(path).is_dir():
         return [Path(sniff.checked(path, backend=BACKEND))]
     files = pictures_in(Path(path))
     if not files:
-        raise VideoError(path, "a directory without pictures, and no video file", backend=BACKEND)
+        raise VideoError(
+            path, "a folder without pictures; give a video file, or a folder of numbered pictures", backend=BACKEND
+        )
     if len(files) == 1:
         return files
     numbered = {file: re.findall(r"\d+", file.stem)[-1:] for file in files}
@@ -150,11 +152,15 @@ def _decoded(file: Path) -> _Decoded:
 
 
 def _in_8_bits(file: Path, picture: Image, kind: str) -> np.ndarray:
-    """Return 8-bit RGB (H, W, 3); deeper values are scaled, while Pillow would clip them at 255."""
-    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and kind == "png")
-    if picture.mode in ("I", "F") and not deep:
-        raise VideoError(file, f"its values are {picture.mode}, numbers of unknown range", backend=BACKEND)
-    if not deep:
+    """Return 8-bit RGB (H, W, 3); 16-bit values are scaled down, because Pillow's own conversion clips them at 255."""
+    is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and kind == "png")
+    if picture.mode in ("I", "F") and not is_16_bit:
+        raise VideoError(
+            file,
+            f"Pillow's mode {picture.mode} has values of unknown range; convert it to 8 or 16 bits",
+            backend=BACKEND,
+        )
+    if not is_16_bit:
         return np.array(picture.convert("RGB"))
     grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
