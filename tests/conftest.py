@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,14 @@ import typed
 
 typed.install()  # before anything of clipvid is imported
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made, 600 000 objects, out of every later garbage collection: each takes 0.15 s with them.
+    """
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # extensions count what is left of them at the end
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
