@@ -39,3 +39,10 @@ def test_one_clip_a_class_is_no_surer_of_its_classes_than_of_its_clips(right):
     assert found["mean class"][0] <= found["top-1"][0] + 3
     assert found["mean class"][1] >= found["top-1"][1] - 3
     assert found["mean class"][1] - found["mean class"][0] >= 0.8 * (found["top-1"][1] - found["top-1"][0])
+
+
+@pytest.mark.parametrize("queries", [1, 7, 300])
+def test_samples_drawn_many_at_a_time_are_those_drawn_one_by_one(queries):
+    scores = np.random.default_rng(1).random(queries)
+    one_by_one = bootstrap_interval(scores, statistic=lambda sample: float(np.mean(sample)))
+    assert bootstrap_interval(scores) == one_by_one
