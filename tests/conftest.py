@@ -19,8 +19,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made, 600 000 objects, out of every later garbage collection: each takes 0.15 s with them.
-    """
+    """Leave the 600 000 objects of the imports out of every later garbage collection: walking them takes 0.15 s."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # extensions count what is left of them at the end
