@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,13 @@ import typed
 
 typed.install()  # must run before the first import of clipvid
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Leave the 600 000 objects of the imports out of every later garbage collection: walking them takes 0.15 s."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # extensions count what is left of them at the end
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

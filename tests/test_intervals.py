@@ -41,3 +41,10 @@ def test_one_clip_per_class_gives_the_class_mean_an_interval_like_that_of_top_1(
     assert intervals["mean class"][1] - intervals["mean class"][0] >= 0.8 * (
         intervals["top-1"][1] - intervals["top-1"][0]
     )
+
+
+@pytest.mark.parametrize("queries", [1, 7, 300])
+def test_samples_drawn_many_at_a_time_are_those_drawn_one_by_one(queries):
+    scores = np.random.default_rng(1).random(queries)
+    one_by_one = bootstrap_interval(scores, statistic=lambda sample: float(np.mean(sample)))
+    assert bootstrap_interval(scores) == one_by_one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_every_room_of_the_package_is_in_a_level_and_vice_versa():
     ],
 )
 def test_each_kind_of_breach_is_detected(module, text, complaint):
-    package = structure.Package(ROOT / "clipvid")
+    package = copy(PACKAGE)
     package.imports = list(package.imports_of(module, text))
     assert complaint in " ".join(package.breaches())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, get_args, get_type_hints
 
 import jaxtyping
@@ -28,19 +28,37 @@ def checked(subject: Any = None, *, typechecker: Callable) -> Any:
     """Return the function, method or class with checks of arguments and results, like jaxtyping.jaxtyped."""
     if subject is None:
         return partial(checked, typechecker=typechecker)
-    if inspect.isfunction(subject) and not _may_name_axes(subject):
-        with contextlib.suppress(BeartypeDecorHintException):  # jaxtyping skips such hints, e.g. a ParamSpec
-            return typechecker(subject)
+    if inspect.isfunction(subject) and (hints := _hints(subject)) is not None:
+        with contextlib.suppress(BeartypeDecorHintException):  # hints that jaxtyping leaves out, such as a ParamSpec's
+            if not any(map(_names_axes, hints)):
+                return typechecker(subject)
+            if not inspect.isgeneratorfunction(subject):
+                return _with_shared_axes(typechecker(subject))
     return _check_axes(subject, typechecker=typechecker)
 
 
-def _may_name_axes(function: Callable) -> bool:
-    """Return True if an annotation names an array with its axes or cannot be resolved."""
+def _with_shared_axes(function: Callable) -> Callable:
+    """Give each call of a function that beartype checks a memory of axes, shared by its arguments and its result.
+
+    jaxtyping's own wrapper binds the arguments first and checks them a second time with the result, for the sake of its
+    message: with it the suite needs an eighth more time.
+    """
+    memory = _check_axes("context")
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with memory:
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _hints(function: Callable) -> list[Any] | None:
+    """Return the function's annotations, or None where one cannot be looked up: jaxtyping leaves such a one out."""
     try:
-        hints = get_type_hints(function, include_extras=True)
-    except Exception:  # the name is imported only for type checkers; jaxtyping handles it
-        return True
-    return any(_names_axes(hint) for hint in hints.values())
+        return list(get_type_hints(function, include_extras=True).values())
+    except Exception:  # a name that only type checkers import
+        return None
 
 
 def _names_axes(hint: Any) -> bool:
