@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import gc
+import importlib.metadata
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if item.get_closest_marker("native_bf16") and not native_bf16(torch.device("cpu")):
         pytest.skip("multiplies large matrices in bf16, which torch emulates here at a hundredth of float32's speed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _entry_points_read_once() -> Iterator[None]:
+    """Scan the installed distributions for plugins of Fabric once, not for each of the two Fabrics of a training."""
+    from lightning_fabric.utilities import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(importlib.metadata.entry_points), raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
