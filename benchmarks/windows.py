@@ -22,7 +22,6 @@ from rates import Step, take_turns
 
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.factory import create_model
-from clipvid.models.sliding_window import encode_windows
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
 from clipvid.video.decode import stream
@@ -80,7 +79,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
     """Return the steps to be timed in turns, and the number of frames and windows of the video."""
 
     def slide() -> int:
-        return sum(len(batch) for batch in encode_windows(model, path, window=WINDOW, fps=fps))
+        return sum(len(batch) for batch in model.encode_windows(path, window=WINDOW, fps=fps))
 
     def decode() -> int:
         return sum(1 for _ in stream(path, fps=fps, fit=model.transform.fit))
