@@ -67,8 +67,8 @@ def steps(model: VideoCLIP, clips: int) -> dict[str, dict[str, Step]]:
         model, lambda: model.encode_video(taps, normalize=False), text, video_index, precision, with_our_optimizer=True
     )
     return {
-        "forward pass": {"clipvid": infer, "bare products": products(shapes, device=device)},
-        "training step": {"clipvid": learn, "bare products": products(with_gradients(shapes), device=device)},
+        "forward pass": {"clipvid": infer, "bare_products": products(shapes, device=device)},
+        "training step": {"clipvid": learn, "bare_products": products(with_gradients(shapes), device=device)},
     }
 
 
@@ -88,7 +88,7 @@ def attention(*, device: str, runs: int) -> list[dict[str, Any]]:
             kernel(*inputs).sum().backward()
 
         row: dict[str, Any] = {"sequences": sequences, "tokens": tokens}
-        for name, run in (("forward pass", forward), ("forward and backward", backward)):
+        for name, run in (("forward_ms", forward), ("forward_backward_ms", backward)):
             turns: dict[str, Step] = {kernel: (lambda f=f, run=run: run(f)) for kernel, f in kernels.items()}
             seconds = take_turns(turns, runs=runs, device=device)
             row[name] = {kernel: 1000 * statistics.median(times) for kernel, times in seconds.items()}
@@ -111,10 +111,10 @@ def main() -> None:
         seconds = take_turns(turns, runs=args.runs, device=args.device)
         work = flops(shapes) * (3 if name == "training step" else 1)
         rows[name] = {
-            "ms per clip": {side: 1000 * statistics.median(times) / args.clips for side, times in seconds.items()},
-            "GFLOP/s of the linears": {side: work / statistics.median(times) / 1e9 for side, times in seconds.items()},
-            "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],
-            "where the time goes": shares(turns["clipvid"], device=args.device),
+            "ms_per_clip": {side: 1000 * statistics.median(times) / args.clips for side, times in seconds.items()},
+            "linears_gflop_per_s": {side: work / statistics.median(times) / 1e9 for side, times in seconds.items()},
+            "share_of_bare_products_rate": 1 / times_as_fast(seconds, "bare_products")["clipvid"],
+            "time_share_by_operation": shares(turns["clipvid"], device=args.device),
         }
     result = {
         "command": invocation(),
@@ -122,7 +122,7 @@ def main() -> None:
         "clips": args.clips,
         "frames": FRAMES,
         "rows": rows,
-        "attention, ms": attention(device=args.device, runs=args.runs),
+        "attention": attention(device=args.device, runs=args.runs),
         "commit": COMMIT,
         **machine(),
     }

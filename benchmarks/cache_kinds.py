@@ -73,9 +73,9 @@ def measure(model: VideoCLIP, clips: VideoDataset, data_config: DataConfig, fold
         size = cache.needs(model, clips, data_config) / len(clips)
         video = F.normalize(embed_videos(model, cache.store(model, clips, data_config)).video, dim=-1)
         differences = (video - live).abs()
-        row = {"kind": kind, "mode": mode, "bytes per clip": size, **recall(text, truth, video)}
+        row = {"kind": kind, "mode": mode, "bytes_per_clip": size, **recall(text, truth, video)}
         rows.append(
-            {**row, "largest difference": float(differences.max()), "mean difference": float(differences.mean())}
+            {**row, "largest_difference": float(differences.max()), "mean_difference": float(differences.mean())}
         )
         print(rows[-1], flush=True)
     return {"dimensions": live.shape[1], "rows": rows}
@@ -97,7 +97,7 @@ def main() -> None:
         result = measure(model, write_dataset(folder, "test", args.test), data_config, folder)
     precision = resolve(data_config.precision, model.device)
     setup = {"command": "python benchmarks/cache_kinds.py", "depth": DEPTH, "frames": FRAMES, "precision": precision}
-    clips = {"training clips": args.train, "test clips": args.test, "epochs": args.epochs}
+    clips = {"train_clips": args.train, "test_clips": args.test, "epochs": args.epochs}
     write_json(args.out, {**setup, **clips, "commit": COMMIT, **machine(), **result})
 
 

@@ -66,9 +66,9 @@ def _filled(cell: Cell, number: int, total: int) -> bool:
         elapsed, worked = time.perf_counter(), _worked()
         result = cell.measure()
         elapsed, worked = time.perf_counter() - elapsed, _worked() - worked
-        circumstances = {"seconds": elapsed, "core seconds": worked, "commit": COMMIT, **machine()}
+        circumstances = {"seconds": elapsed, "core_seconds": worked, "commit": COMMIT, **machine()}
         write_json(cell.path, {**result, **circumstances})
-        print(f"  {result.get('figures', '')}  {elapsed:.0f} s", flush=True)
+        print(f"  {result.get('metrics', '')}  {elapsed:.0f} s", flush=True)
     return True
 
 

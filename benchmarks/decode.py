@@ -6,8 +6,8 @@
 Every file is read with every decoder, taking turns. Frames of clips are resized to 224 pixels as for a model; those of
 full videos are converted to RGB and dropped. Rates are over the files that all decoders accept, so no decoder gains by
 refusing slow files; the accepted share is over all files. decord and torchcodec are checked against PyAV at the first
-read of a file, which these rates include; `beside_decord` compares later reads with decord itself. Without real videos,
-clips of MotionShapes are rendered and read. A decoder that cannot be loaded is left out, with the reason.
+read of a file, which these rates include; `compare_with_decord` compares later reads with decord itself. Without real
+videos, clips of MotionShapes are rendered and read. A decoder that cannot be loaded is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def rate(times: Times, paths: set[Path], *, clips: bool) -> float:
     return (len(paths) if clips else sum(times[path][1] for path in paths)) / seconds
 
 
-def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]:
+def compare_with_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]:
     """Compare reading a clip through clipvid with decord alone: the same indices, opened and read in turns.
 
     The fastest of `rounds` counts for each file; a ratio above 1 means that clipvid is slower. The probe is the extra
@@ -124,9 +124,9 @@ def beside_decord(paths: Sequence[Path], *, rounds: int = 3) -> dict[str, float]
         sums = [total + one for total, one in zip(sums, seconds, strict=True)]
     return {
         "files": len(paths),
-        "median of ratios": median(ratios),
-        "ratio of sums": sums[1] / sums[0],
-        "median seconds of the probe": median(probes),
+        "median_ratio": median(ratios),
+        "ratio_of_sums": sums[1] / sums[0],
+        "median_probe_seconds": median(probes),
     }
 
 
@@ -140,16 +140,16 @@ def measure(paths: Sequence[Path], *, full_videos: int) -> dict[str, Any]:
     rows = {
         backend: {
             "version": version(PACKAGES[backend]),
-            f"clips ({FRAMES} frames) per second": rate(clips[backend], set(shared), clips=True),
-            "frames per second, full videos": rate(full[backend], common(full), clips=False),
-            "share of files accepted": len(clips[backend]) / len(paths),
+            "clips_per_second": rate(clips[backend], set(shared), clips=True),
+            "full_videos_frames_per_second": rate(full[backend], common(full), clips=False),
+            "accepted_share": len(clips[backend]) / len(paths),
             "refused": dict(refused[backend].most_common()),
         }
         for backend in backends
     }
-    counts = {"files": len(paths), "compared": len(shared), "whole": len(common(full))}
-    beside = {"beside decord itself": beside_decord(sorted(clips["decord"]))} if "decord" in backends else {}
-    return {**counts, "decoders": rows, **beside, "absent": missing}
+    counts = {"files": len(paths), "compared": len(shared), "full_videos": len(common(full))}
+    vs_decord = {"vs_decord": compare_with_decord(sorted(clips["decord"]))} if "decord" in backends else {}
+    return {**counts, "decoders": rows, **vs_decord, "absent": missing}
 
 
 def main() -> None:
@@ -170,6 +170,7 @@ def main() -> None:
         result = {
             "command": "python benchmarks/decode.py",
             "videos": kind,
+            "frames": FRAMES,
             **measure(paths, full_videos=args.full_videos),
         }
     write_json(args.out, {**result, "commit": COMMIT, **machine()})

@@ -3,7 +3,7 @@
     python benchmarks/epoch.py                             # writes benchmarks/results/epoch.json
     python benchmarks/epoch.py --model clipvid-mini --frames 8
 
-ViT-B-32 with random weights, branch stan, rendered MotionShapes. "The branch's own compute" is the same training with
+ViT-B-32 with random weights, branch stan, rendered MotionShapes. `branch_compute` is the same training with
 every batch of taps in memory before it starts, so nothing is read, gathered or waited for. Each result is (seconds of
 several epochs - seconds of one) / (number of epochs - 1), which leaves out what happens once per run; by then the files
 of the cache are in the system's page cache. The profile of the cached run shows the time spent waiting.
@@ -92,25 +92,25 @@ def main() -> None:
     model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device)
     data_config = DataConfig(frames=args.frames, batch_size=args.batch)
     config = TrainConfig(epochs=args.epochs, batch_size=args.batch, data_config=data_config)
-    times: dict[str, list[float]] = {"from cache": [], "branch's own compute": [], "live": []}
+    times: dict[str, list[float]] = {"from_cache": [], "branch_compute": [], "live": []}
     with TemporaryDirectory() as folder:
         data = motion_shapes.write_dataset(folder, "train", args.clips)
         cached = TapCache(Path(folder) / "taps").store(model, data, data_config)
         ready = replace(cached, taps=Ready(cached, config))
         seconds(model, cached, replace(config, epochs=1))  # warms up what is slow only once
         for run in range(args.runs):
-            times["from cache"].append(an_epoch(model, cached, config))
-            times["branch's own compute"].append(an_epoch(model, ready, config))
+            times["from_cache"].append(an_epoch(model, cached, config))
+            times["branch_compute"].append(an_epoch(model, ready, config))
             if not run:  # live epochs take much longer, and one is precise enough
                 times["live"].append(an_epoch(model, data, replace(config, epochs=2)))
         with profiled() as profile:
             seconds(model, cached, config)
-    paired = zip(times["from cache"], times["branch's own compute"], strict=True)
+    paired = zip(times["from_cache"], times["branch_compute"], strict=True)
     result: dict[str, Any] = {
-        "seconds per epoch": {name: statistics.median(values) for name, values in times.items()},
-        "cache, times the branch's own compute": statistics.median(a / b for a, b in paired),
-        "live, times the cache": times["live"][0] / statistics.median(times["from cache"]),
-        "share of waiting": profile.seconds.get("waiting for data", 0.0) / profile.total,
+        "seconds_per_epoch": {name: statistics.median(values) for name, values in times.items()},
+        "cache_vs_branch_compute": statistics.median(a / b for a, b in paired),
+        "live_vs_cache": times["live"][0] / statistics.median(times["from_cache"]),
+        "waiting_share": profile.seconds.get("waiting for data", 0.0) / profile.total,
     }
     setup = {"command": invocation(), "model": args.model, "depth": DEPTH, **vars(args)}
     setup |= {"out": args.out.name, "commit": COMMIT, **machine()}

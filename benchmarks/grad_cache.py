@@ -131,7 +131,7 @@ def measured(setup: Setup, row: Row) -> dict[str, Any]:
             float(loss.detach())  # waits until a GPU has finished
             del train_batch, loss
             seconds = time.perf_counter() - start
-    return {"peak MiB": peak[0], "seconds per step": seconds}
+    return {"peak_mib": peak[0], "seconds_per_step": seconds}
 
 
 def difference(setup: Setup, *, size: int, micro_batch_size: int) -> float:
@@ -199,10 +199,14 @@ def main() -> None:
     )
     rows = [alone(setup, row) for row in settings]
     for row in rows[2:]:
-        row["of small and embeddings"] = row["peak MiB"] / (rows[0]["peak MiB"] + embeddings)
+        row["peak_vs_small_batch_and_embeddings"] = row["peak_mib"] / (rows[0]["peak_mib"] + embeddings)
     largest_difference = difference(setup, size=args.small, micro_batch_size=max(1, args.small // 4))
-    measurements = {"embeddings MiB": embeddings, "gradient MiB": weights, "gradients apart": largest_difference}
-    print(json.dumps(measurements), [row["of small and embeddings"] for row in rows[2:]])
+    measurements = {
+        "embeddings_mib": embeddings,
+        "gradient_mib": weights,
+        "largest_gradient_difference": largest_difference,
+    }
+    print(json.dumps(measurements), [row["peak_vs_small_batch_and_embeddings"] for row in rows[2:]])
     write_json(
         args.out, {"command": invocation(), **vars(setup), **measurements, "commit": COMMIT, **machine(), "rows": rows}
     )

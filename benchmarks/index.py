@@ -76,11 +76,11 @@ def measure(kind: str, size: int, *, clusters: int, queries: int, exact: Path) -
         np.save(exact, nearest)
     shared = [len(set(ours) & set(reference)) for ours, reference in zip(nearest, np.load(exact), strict=True)]
     return {
-        "build seconds": built,
-        "MiB held": held,
-        "MiB at most while built": peak[0],
-        "ms per query alone": latency(vectors, vectors_of_queries[:200], batch=1),
-        f"ms per query in batches of {BATCH}": latency(vectors, vectors_of_queries, batch=BATCH),
+        "build_seconds": built,
+        "memory_mib": held,
+        "build_peak_mib": peak[0],
+        "single_ms_per_query": latency(vectors, vectors_of_queries[:200], batch=1),
+        "batched_ms_per_query": latency(vectors, vectors_of_queries, batch=BATCH),
         f"recall@{NEAREST}": float(np.mean(shared)) / NEAREST,
     }
 
@@ -119,7 +119,13 @@ def main() -> None:
         print(json.dumps(measure(args.one, size, **options)))
         return
     rows = [compare(size, ["--clusters", str(args.clusters), "--queries", str(args.queries)]) for size in args.sizes]
-    setup = {"width": WIDTH, "clusters": args.clusters, "queries": args.queries, "faiss": faiss.__version__}
+    setup = {
+        "width": WIDTH,
+        "clusters": args.clusters,
+        "queries": args.queries,
+        "batch": BATCH,
+        "faiss": faiss.__version__,
+    }
     write_json(
         args.out, {"command": "python benchmarks/index.py", **setup, "commit": COMMIT, **machine(), "rows": rows}
     )

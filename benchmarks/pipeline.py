@@ -7,7 +7,7 @@ ViT-B-32 with random weights, branch stan, 12 frames per clip. Measured in one p
 with the same number of threads or processes; tower and branch alone, on clips that are already decoded; and both, as
 `clipvid embed` runs them; also the machine's rate of multiplying matrices of the tower's shape. If decoder and tower
 share the cores of a CPU, no pipeline can take less time than the sum of their core seconds divided by the number of
-cores ("least that the cores allow"). Without --videos and without the shared videos beside the checkout, clips are
+cores (`min_seconds_on_cores`). Without --videos and without the shared videos beside the checkout, clips are
 rendered.
 """
 
@@ -98,18 +98,18 @@ def measured(
 
     batches = [batch for batch in decoded() if len(batch)]
     alone(model, batches[:1], data_config)  # warms up what is slow only once
-    parts: dict[str, list[tuple[float, float]]] = {"decoding alone": [], "tower and branch alone": [], "pipeline": []}
+    parts: dict[str, list[tuple[float, float]]] = {"decoding": [], "tower_and_branch": [], "pipeline": []}
     profiles: list[Profile] = []
     for _ in range(runs):
-        parts["decoding alone"].append(timed(decoded, device))
-        parts["tower and branch alone"].append(timed(lambda: alone(model, batches, data_config), device))
+        parts["decoding"].append(timed(decoded, device))
+        parts["tower_and_branch"].append(timed(lambda: alone(model, batches, data_config), device))
         with profiled() as profile:
             parts["pipeline"].append(timed(lambda: embed_videos(model, data, data_config), device))
         profiles.append(profile)
     result = {
         name: {
             "seconds": statistics.median(s for s, _ in turns),
-            "core seconds": statistics.median(c for _, c in turns),
+            "core_seconds": statistics.median(c for _, c in turns),
         }
         for name, turns in parts.items()
     }
@@ -119,20 +119,20 @@ def measured(
 def ratios(result: dict[str, Any], model: VideoCLIP, rate: float) -> dict[str, Any]:
     """Return the pipeline's time relative to its slower part, to the cores, and to plain matrix products."""
     parts, clips = result["parts"], result["clips"]
-    pipeline, decoding, tower = (parts[k] for k in ("pipeline", "decoding alone", "tower and branch alone"))
+    pipeline, decoding, tower = (parts[k] for k in ("pipeline", "decoding", "tower_and_branch"))
     cores = len(os.sched_getaffinity(0))
     slower = max(decoding["seconds"], tower["seconds"])
-    shared = (decoding["core seconds"] + tower["core seconds"]) / cores if model.device.type == "cpu" else slower
+    shared = (decoding["core_seconds"] + tower["core_seconds"]) / cores if model.device.type == "cpu" else slower
     cost = model.trainable_summary(FRAMES)
     macs = clips * (cost.tower_macs.total + cost.branch_macs.total)
     return {
-        "clips per second": {name: clips / part["seconds"] for name, part in parts.items()},
-        "times the slower of decoding and tower": pipeline["seconds"] / slower,
-        "least that the cores allow": max(slower, shared),
-        "times the least that the cores allow": pipeline["seconds"] / max(slower, shared),
-        "matmul GMAC/s": rate / 1e9,
-        "share of the matmul rate": {
-            name: macs / part["seconds"] / rate for name, part in parts.items() if name != "decoding alone"
+        "clips_per_second": {name: clips / part["seconds"] for name, part in parts.items()},
+        "time_vs_slower_part": pipeline["seconds"] / slower,
+        "min_seconds_on_cores": max(slower, shared),
+        "time_vs_min_on_cores": pipeline["seconds"] / max(slower, shared),
+        "matmul_gmac_per_s": rate / 1e9,
+        "share_of_matmul_rate": {
+            name: macs / part["seconds"] / rate for name, part in parts.items() if name != "decoding"
         },
     }
 
@@ -160,8 +160,8 @@ def main() -> None:
     made |= {"batch": args.batch, "workers": args.workers, "device": args.device, "commit": COMMIT, **machine()}
     write_json(args.out, {**made, **result, "profile": profile.plain()})
     print(profile)
-    for name in ("times the slower of decoding and tower", "times the least that the cores allow"):
-        print(f"{name}: {result[name]:.2f}")
+    print(f"time relative to the slower part: {result['time_vs_slower_part']:.2f}")
+    print(f"time relative to the minimum that the cores allow: {result['time_vs_min_on_cores']:.2f}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from clipvid.evaluation.metrics import Products, retrieval_metrics
 
 RESULTS = Path(__file__).parent / "results" / "retrieval_eval.json"
 WIDTH = 512
-FIGURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
+METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 Metrics = dict[str, dict[str, float]]
 
 
@@ -43,7 +43,7 @@ def embeddings(size: int, width: int = WIDTH) -> tuple[Tensor, Tensor]:
 def ours(text: Tensor, video: Tensor) -> Metrics:
     """Return clipvid's metrics of both directions."""
     result = retrieval_metrics(Products(text, video), torch.arange(len(text)))
-    return {side: {name: getattr(result, side)[name] for name in FIGURES} for side in ("t2v", "v2t")}
+    return {side: {name: getattr(result, side)[name] for name in METRICS} for side in ("t2v", "v2t")}
 
 
 def plain(text: Tensor, video: Tensor) -> Metrics:
@@ -56,7 +56,7 @@ SIDES: dict[str, Callable[[Tensor, Tensor], Metrics]] = {"clipvid": ours, "plain
 
 def largest_difference(first: Metrics, second: Metrics) -> float:
     """Return the largest difference between two sets of metrics."""
-    return max(abs(first[side][name] - second[side][name]) for side in first for name in FIGURES)
+    return max(abs(first[side][name] - second[side][name]) for side in first for name in METRICS)
 
 
 def measure(side: str, size: int) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def measure(side: str, size: int) -> dict[str, Any]:
     SIDES[side](text[:64], video[:64])  # warms up what is slow only once
     with peak_memory("cpu") as peak:
         start, worked = time.perf_counter(), time.process_time()
-        figures = SIDES[side](text, video)
+        metrics = SIDES[side](text, video)
         seconds, worked = time.perf_counter() - start, time.process_time() - worked
-    return {"seconds": seconds, "core seconds": worked, "MiB above the embeddings": peak[0], "figures": figures}
+    return {"seconds": seconds, "core_seconds": worked, "beyond_embeddings_mib": peak[0], "metrics": metrics}
 
 
 def compare(size: int, *, with_plain: bool) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def compare(size: int, *, with_plain: bool) -> dict[str, Any]:
         command = [sys.executable, __file__, "--one", side, "--sizes", str(size)]
         row[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     if with_plain:
-        seconds, memory = ([row[side][of] for side in SIDES] for of in ("seconds", "MiB above the embeddings"))
-        row["times faster"] = seconds[1] / seconds[0]
-        row["share of the memory"] = memory[0] / memory[1]
-        row["figures apart"] = largest_difference(row["clipvid"]["figures"], row["plain"]["figures"])
+        seconds, memory = ([row[side][of] for side in SIDES] for of in ("seconds", "beyond_embeddings_mib"))
+        row["speedup"] = seconds[1] / seconds[0]
+        row["memory_share"] = memory[0] / memory[1]
+        row["largest_metric_difference"] = largest_difference(row["clipvid"]["metrics"], row["plain"]["metrics"])
     return row
 
 

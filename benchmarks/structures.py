@@ -33,7 +33,7 @@ from cells import Cell, fill, helpers, peak_memory, read_json, write_json
 from structures_plan import (
     AS_RELEASED,
     DATA_CONFIG,
-    FIGURES,
+    METRICS,
     PRETRAINED,
     ROWS,
     SPLITS,
@@ -194,7 +194,7 @@ def without_training(bench: Bench) -> dict[str, Any]:
     """Return the metrics of CLIP's mean over frames."""
     model, test = bench.fresh(STRUCTURES["zero-shot"], 0), bench.store("test")
     motion = evaluate_zero_shot(model, test, templates=TEMPLATES)["top-1"]
-    return {"figures": {**_retrieval_figures(model, test), "motion top-1": motion}}
+    return {"metrics": {**_retrieval_metrics(model, test), "motion top-1": motion}}
 
 
 def retrieval(bench: Bench, name: str, seed: int) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def retrieval(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     config = _config(bench.budget, "retrieval", seed, lr=best_rate(bench, name))
     result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
     model.save(bench.model(name, seed))
-    return {"figures": _retrieval_figures(model, stores["test"]), "lr": config.lr, "history": result.history}
+    return {"metrics": _retrieval_metrics(model, stores["test"]), "lr": config.lr, "history": result.history}
 
 
 def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def recognition(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     model.branch.load_state_dict(load(bench.model(name, seed), base=bench.backbone).branch.state_dict())
     config = _config(bench.budget, "recognition", seed, lr=best_rate(bench, name))
     result = train(model, stores["train"], stores["val"], config, accelerator=bench.device)
-    figures = {"motion top-1": evaluate_recognition(model, stores["test"])["top-1"]}
-    return {"figures": figures, "lr": config.lr, "history": result.history}
+    metrics = {"motion top-1": evaluate_recognition(model, stores["test"])["top-1"]}
+    return {"metrics": metrics, "lr": config.lr, "history": result.history}
 
 
 def few_tune(bench: Bench, name: str, rate: float) -> dict[str, Any]:
@@ -224,8 +224,8 @@ def few_shot(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     """Return motion top-1 from a few labelled clips per class, after the pre-training that PRETRAINED names."""
     rate = None if PRETRAINED[name] is None else best_rate(bench, name)
     model, losses = _from_few(bench, name, seed, rate=rate)
-    figures = {"motion top-1": evaluate_recognition(model, bench.store("test"))["top-1"]}
-    return {"figures": figures, "pretraining lr": rate, "pretraining losses": losses}
+    metrics = {"motion top-1": evaluate_recognition(model, bench.store("test"))["top-1"]}
+    return {"metrics": metrics, "pretraining_lr": rate, "pretraining_losses": losses}
 
 
 def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tuple[VideoCLIP, list[float]]:
@@ -249,10 +249,10 @@ def _from_few(bench: Bench, name: str, seed: int, *, rate: float | None) -> tupl
     return model, losses
 
 
-def _retrieval_figures(model: VideoCLIP, store: TapStore) -> dict[str, float]:
+def _retrieval_metrics(model: VideoCLIP, store: TapStore) -> dict[str, float]:
     """Return R@1 and R@5 in both directions."""
     result = evaluate_retrieval(model, store)
-    return {figure: result[figure] for figure in FIGURES}
+    return {metric: result[metric] for metric in METRICS}
 
 
 def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
@@ -275,11 +275,11 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
     summary = model.trainable_summary(DATA_CONFIG.frames)
     counts = {
         "parameters": summary.trainable,
-        "MACs": summary.tower_macs.linear + summary.branch_macs.linear,
-        "branch MACs": summary.branch_macs.linear,
+        "macs": summary.tower_macs.linear + summary.branch_macs.linear,
+        "branch_macs": summary.branch_macs.linear,
     }
     if not summary.trainable:
-        return {**counts, "seconds per step": None, "peak MiB": None}
+        return {**counts, "seconds_per_step": None, "peak_mib": None}
     size = bench.budget.batch_size
     side = bench.backbone.image_size
     as_trained = partial(autocast, DATA_CONFIG.precision, model.device)
@@ -304,8 +304,8 @@ def cost(bench: Bench, name: str, *, steps: int = 12) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
     return {
         **counts,
-        "seconds per step": min(times),
-        "peak MiB": peak[0],
+        "seconds_per_step": min(times),
+        "peak_mib": peak[0],
     }  # other processes can only make a step slower
 
 
@@ -335,9 +335,9 @@ def summary(bench: Bench) -> dict[str, Any]:
         values: dict[str, list[float]] = {}
         for task in ("retrieval", "recognition"):
             for seed in b.seeds:
-                for figure, value in results.get(bench.path(name, task, seed), {}).get("figures", {}).items():
-                    values.setdefault(figure, []).append(value)
-        rows[name] = {"figures": {figure: _spread(v) for figure, v in values.items()}}
+                for metric, value in results.get(bench.path(name, task, seed), {}).get("metrics", {}).items():
+                    values.setdefault(metric, []).append(value)
+        rows[name] = {"metrics": {metric: _spread(v) for metric, v in values.items()}}
         if name in STRUCTURES:
             rows[name] |= {"where": STRUCTURES[name].where, "cost": results.get(bench.path(name, "cost", 0), {})}
             rows[name]["lr"] = results.get(bench.path(name, "retrieval", b.seeds[0]), {}).get("lr")
@@ -346,8 +346,8 @@ def summary(bench: Bench) -> dict[str, Any]:
         **{fact: " and ".join(sorted({cell[fact] for cell in results.values()})) for fact in MEASURED},
         "missing": len(cells) - len(results),
         "budget": asdict(b),
-        "core seconds": round(sum(cell["core seconds"] for cell in results.values())),
-        "rows": {name: row for name, row in rows.items() if row["figures"]},
+        "core_seconds": round(sum(cell["core_seconds"] for cell in results.values())),
+        "rows": {name: row for name, row in rows.items() if row["metrics"]},
     }
 
 

@@ -10,7 +10,7 @@ from clipvid.config.selfsup import SelfSupervision
 
 DATA_CONFIG = DataConfig(frames=8, sampler="linspace", batch_size=64)
 TAPPED = (4, 5, 6)  # level 4 is the input of the last two blocks, 5 and 6 are their outputs
-FIGURES = ("R@1", "R@5", "v2t R@1", "v2t R@5")
+METRICS = ("R@1", "R@5", "v2t R@1", "v2t R@5")
 SPLITS = ("train", "val", "test")
 
 

@@ -59,7 +59,7 @@ def sides(model: VideoCLIP, video: torch.Tensor, shapes: list[Shape], *, plain: 
                 return released.backbone.tower(video.flatten(0, 1))
 
         turns["plain"] = plain_pass
-    return {**turns, "bare products": products(shapes, device=device)}
+    return {**turns, "bare_products": products(shapes, device=device)}
 
 
 def check_equal(model: VideoCLIP, turns: dict[str, Step]) -> float:
@@ -98,12 +98,12 @@ def main() -> None:
         "model": args.model,
         "clips": args.clips,
         "frames": FRAMES,
-        "least cosine of frame embeddings": least_cosine,
-        "ms per clip": {name: 1000 * statistics.median(times) / args.clips for name, times in seconds.items()},
-        "clipvid is times as fast as": times_as_fast(seconds, "clipvid"),
-        "GFLOP/s of the linears": rate,
-        "share of the bare products' rate": 1 / times_as_fast(seconds, "bare products")["clipvid"],
-        "where the time goes": shares(turns["clipvid"], device=args.device),
+        "min_frame_embedding_cosine": least_cosine,
+        "ms_per_clip": {name: 1000 * statistics.median(times) / args.clips for name, times in seconds.items()},
+        "speedup_over": times_as_fast(seconds, "clipvid"),
+        "linears_gflop_per_s": rate,
+        "share_of_bare_products_rate": 1 / times_as_fast(seconds, "bare_products")["clipvid"],
+        "time_share_by_operation": shares(turns["clipvid"], device=args.device),
         "commit": COMMIT,
         **machine(),
     }

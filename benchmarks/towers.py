@@ -115,7 +115,7 @@ def main() -> int:
             "open_clip": open_clip.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "seconds_meta": round(seconds, 1),
+            "meta_seconds": round(seconds, 1),
             "meta": shapes,
             "runs": runs,
         }

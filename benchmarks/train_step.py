@@ -40,7 +40,7 @@ from clipvid.training.losses import matching
 from clipvid.training.optim import adamw
 
 FRAMES, DEPTH = 12, 4
-COMPILED = "clipvid, compiled"
+COMPILED = "clipvid_compiled"
 BARE = [(2352, 768, 3072)] * 4
 """Four products of four clips (12 x 49 patches) with a linear of an MLP. Their rate shows how steady the machine is:
 the bf16 rate of some machines changes by a factor of two within minutes."""
@@ -144,7 +144,7 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
         model.eval()
         plain.eval()
         turns = {"clipvid": inference(lambda: model.encode_video(video, normalize=False), precision)}
-        return turns | {f"plain {k}": inference(lambda: plain(video), c) for k, c in contexts.items()}
+        return turns | {f"plain_{k}": inference(lambda: plain(video), c) for k, c in contexts.items()}
     model.train()
     plain.train()
     source: Any = video
@@ -164,7 +164,7 @@ def steps(name: str, *, size: int, device: str) -> dict[str, Step]:
         run = partial(compiled.encode_video, source, normalize=False)
         turns[COMPILED] = training(compiled, run, text, video_index, precision, with_our_optimizer=True)
     return turns | {
-        f"plain {k}": training(plain, lambda: plain(video), text, video_index, c, with_our_optimizer=False)
+        f"plain_{k}": training(plain, lambda: plain(video), text, video_index, c, with_our_optimizer=False)
         for k, c in contexts.items()
     }
 
@@ -174,7 +174,7 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
     turns = steps(name, size=size, device=device)
     if name == "inference":
         outputs = {side: turns[side]() for side in turns}
-        difference = float((outputs["clipvid"] - outputs["plain bf16"]).abs().max() / outputs["plain fp32"].abs().max())
+        difference = float((outputs["clipvid"] - outputs["plain_bf16"]).abs().max() / outputs["plain_fp32"].abs().max())
         if difference > 0.05:
             raise SystemExit(
                 f"the outputs differ by {difference:.3f} of the largest value; times are compared up to 0.05"
@@ -191,12 +191,12 @@ def compared(name: str, *, size: int, device: str, runs: int) -> dict[str, Any]:
     seconds = take_turns({**turns, **bare}, runs=runs, device=device)
     rate = {kind: flops(BARE) / statistics.median(seconds.pop(f"bare {kind}")) / 1e9 for kind in kinds}
     return {
-        "ms per clip": {side: 1000 * statistics.median(times) / size for side, times in seconds.items()},
-        "least ms per clip": {side: 1000 * min(times) / size for side, times in seconds.items()},
-        "times as fast as": times_as_fast(seconds, "clipvid"),
-        **({"compiled, times as fast as": times_as_fast(seconds, COMPILED)} if COMPILED in seconds else {}),
-        "GFLOP/s of bare products": rate,
-        **({"peak MiB": peaks} if peaks else {}),
+        "ms_per_clip": {side: 1000 * statistics.median(times) / size for side, times in seconds.items()},
+        "min_ms_per_clip": {side: 1000 * min(times) / size for side, times in seconds.items()},
+        "speedup_over": times_as_fast(seconds, "clipvid"),
+        **({"compiled_speedup_over": times_as_fast(seconds, COMPILED)} if COMPILED in seconds else {}),
+        "bare_products_gflop_per_s": rate,
+        **({"peak_mib": peaks} if peaks else {}),
     }
 
 
@@ -243,9 +243,9 @@ def main() -> None:
         rows[name] = compared(name, size=args.batch, device=args.device, runs=args.runs)
         if args.device == "cpu":
             sides = [
-                side for side in rows[name]["ms per clip"] if side != COMPILED
+                side for side in rows[name]["ms_per_clip"] if side != COMPILED
             ]  # the memory of its compiler would count
-            rows[name]["peak MiB"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
+            rows[name]["peak_mib"] = {side: peak_alone(name, side, batch=args.batch) for side in sides}
         rows[name]["commit"] = COMMIT
         print(name, json.dumps(rows[name]), flush=True)
         write_json(args.out, {**setup, "rows": {name: rows[name] for name in ROWS if name in rows}})

@@ -81,9 +81,9 @@ def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict
     ours.eval()
     theirs.eval()
     forward = {"clipvid": passes(encode_ours, device), "transformers": passes(encode_theirs, device)}
-    apart = 1 - float(F.cosine_similarity(forward["clipvid"]().float(), forward["transformers"]().float()).min())
-    if apart > 0.01:
-        raise SystemExit(f"{name}: the outputs differ, cosine {1 - apart:.3f}; times are compared from 0.99 on")
+    difference = 1 - float(F.cosine_similarity(forward["clipvid"]().float(), forward["transformers"]().float()).min())
+    if difference > 0.01:
+        raise SystemExit(f"{name}: the outputs differ, cosine {1 - difference:.3f}; times are compared from 0.99 on")
     training = {
         "clipvid": learns(ours, lambda: ours(video), device, with_our_optimizer=True),
         "transformers": learns(theirs, encode_theirs, device, with_our_optimizer=False),
@@ -91,7 +91,7 @@ def same_model(name: str, *, clips: int, device: torch.device) -> dict[str, dict
     return {f"{name}, forward pass": forward, f"{name}, training step": training}
 
 
-def beside_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
+def compare_with_xclip(*, clips: int, device: torch.device) -> dict[str, dict[str, Step]]:
     """Return the steps of X-CLIP's video encoder and of STAN on a frozen tower; X-CLIP trains all of its parameters."""
     from transformers import XCLIPConfig, XCLIPModel
 
@@ -127,12 +127,12 @@ def main() -> None:
     for name in args.only:
         torch.manual_seed(0)
         options = {"clips": args.clips, "device": device}
-        turns = beside_xclip(**options) if name == "X-CLIP" else same_model(name, **options)
+        turns = compare_with_xclip(**options) if name == "X-CLIP" else same_model(name, **options)
         for row, sides in turns.items():
             seconds = take_turns(sides, runs=args.runs, device=args.device)
             rows[row] = {
-                "ms per clip": {s: 1000 * statistics.median(times) / args.clips for s, times in seconds.items()},
-                "times as fast": times_as_fast(seconds, "clipvid")["transformers"],
+                "ms_per_clip": {s: 1000 * statistics.median(times) / args.clips for s, times in seconds.items()},
+                "speedup": times_as_fast(seconds, "clipvid")["transformers"],
             }
             print(row, rows[row], flush=True)
     setup = {"command": invocation(), "clips": args.clips}

@@ -4,7 +4,7 @@
 
 A synthetic video is decoded and encoded in windows of 12 frames, one frame apart. In turns with it, in the same
 process, are measured: the decoder alone, the tower alone on as many frames, the branch alone on as many windows.
-"Allowed" is the time of decoding, two passes of the tower and the branch together.
+The allowed time is that of decoding, two passes of the tower and the branch together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from rates import Step, take_turns
 
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.factory import create_model
-from clipvid.models.sliding_window import encode_windows
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast
 from clipvid.video.decode import stream
@@ -60,15 +59,15 @@ def main() -> None:
         with peak_memory(args.device) as peak:
             steps["total"]()
         seconds = take_turns(steps, runs=args.runs, device=args.device)
-    turns = zip(*(seconds[name] for name in ("total", "decoding alone", "tower alone", "branch alone")), strict=True)
+    turns = zip(*(seconds[name] for name in ("total", "decoding", "tower", "branch")), strict=True)
     result = {
         "command": invocation(),
         "model": args.model,
         "frames": frames,
         "windows": windows,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "share of what is allowed": statistics.median(a / (d + 2 * t + b) for a, d, t, b in turns),
-        "peak MiB": peak[0],
+        "share_of_allowed_time": statistics.median(a / (d + 2 * t + b) for a, d, t, b in turns),
+        "peak_mib": peak[0],
         "commit": COMMIT,
         **machine(),
     }
@@ -80,7 +79,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
     """Return the steps to be timed in turns, and the number of frames and windows of the video."""
 
     def slide() -> int:
-        return sum(len(batch) for batch in encode_windows(model, path, window=WINDOW, fps=fps))
+        return sum(len(batch) for batch in model.encode_windows(path, window=WINDOW, fps=fps))
 
     def decode() -> int:
         return sum(1 for _ in stream(path, fps=fps, fit=model.transform.fit))
@@ -103,7 +102,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
             for batch in tap_batches:
                 model.encode_video(batch)
 
-    return {"total": slide, "decoding alone": decode, "tower alone": tower, "branch alone": branch}, frames, windows
+    return {"total": slide, "decoding": decode, "tower": tower, "branch": branch}, frames, windows
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ from typing import Any
 
 def steps(result: Mapping[str, Any]) -> str:
     """Return inference and training steps of clipvid and of the plain model, compiled ones too if they were run."""
-    sides = ("clipvid", "clipvid, compiled", "plain bf16", "plain fp32")
+    sides = ("clipvid", "clipvid_compiled", "plain_bf16", "plain_fp32")
     digits = 2 if _on_gpu(result) else 0
     rows = []
     for name, row in result["rows"].items():
-        times, peak = row["ms per clip"], row["peak MiB"]
+        times, peak = row["ms_per_clip"], row["peak_mib"]
         cells = (f"{times[side]:.{digits}f}" if side in times else "-" for side in sides)
-        ratios = (row.get(key) for key in ("times as fast as", "compiled, times as fast as"))
-        speed = (f"**{r['plain bf16']:.2f}** / **{r['plain fp32']:.1f}**" if r else "-" for r in ratios)
+        ratios = (row.get(key) for key in ("speedup_over", "compiled_speedup_over"))
+        speed = (f"**{r['plain_bf16']:.2f}** / **{r['plain_fp32']:.1f}**" if r else "-" for r in ratios)
         memory = " / ".join(f"{peak[side]:.0f}" if side in peak else "-" for side in (sides[0], *sides[2:]))
         rows.append((name, *cells, *speed, memory))
-    head = ("", *(side.replace("plain ", "plain, ") for side in sides))
+    head = ("", *map(_label, sides))
     head = (*head, "speed-up over plain (bf16 / fp32)", "speed-up, compiled", "peak MiB (clipvid / bf16 / fp32)")
     setup = f"{result['model']}, K={result['depth']}, batch {result['batch']}"
     rates = "" if _on_gpu(result) else _matmul_rates(result)
@@ -31,16 +31,16 @@ def steps(result: Mapping[str, Any]) -> str:
 
 def _matmul_rates(result: Mapping[str, Any]) -> str:
     """Return a sentence with the range of the machine's matrix multiplication rates during the run."""
-    rates = [row["GFLOP/s of bare products"] for row in result["rows"].values()]
+    rates = [row["bare_products_gflop_per_s"] for row in result["rows"].values()]
     spans = (f"{min(r[kind] for r in rates):.0f} to {max(r[kind] for r in rates):.0f} in {kind}" for kind in rates[0])
     return f" Between the measurements, matrix products alone ran at {' and '.join(spans)} GFLOP/s."
 
 
 def tower(result: Mapping[str, Any]) -> str:
     head = ("", "ms per clip", "GFLOP/s of its linears")
-    rates = result["GFLOP/s of the linears"]
-    rows = [(name, _digits(ms), f"{rates[name]:.0f}") for name, ms in result["ms per clip"].items()]
-    share = result["share of the bare products' rate"]
+    rates = result["linears_gflop_per_s"]
+    rows = [(_label(name), _digits(ms), f"{rates[name]:.0f}") for name, ms in result["ms_per_clip"].items()]
+    share = result["share_of_bare_products_rate"]
     note = f"clipvid reaches {100 * share:.0f} % of the rate of the bare products. Its time by operation: "
     return _table(head, rows) + _measured(result, f"{note}{_shares(result)}.")
 
@@ -49,9 +49,9 @@ def branch(result: Mapping[str, Any]) -> str:
     head = ("", "ms per clip", "bare products", "share of their rate", "time by operation")
     rows = []
     for name, row in result["rows"].items():
-        times = row["ms per clip"]
-        share = f"{100 * row[_SHARE]:.0f} %"
-        rows.append((name, _digits(times["clipvid"]), _digits(times["bare products"]), share, _shares(row)))
+        times = row["ms_per_clip"]
+        share = f"{100 * row['share_of_bare_products_rate']:.0f} %"
+        rows.append((name, _digits(times["clipvid"]), _digits(times["bare_products"]), share, _shares(row)))
     return _table(head, rows) + _measured(result, f"{result['model']}, {result['frames']} frames.")
 
 
@@ -64,8 +64,8 @@ def attention(result: Mapping[str, Any]) -> str:
         "forward and backward: products",
     )
     rows = []
-    for row in result["attention, ms"]:
-        forward, both = row["forward pass"], row["forward and backward"]
+    for row in result["attention"]:
+        forward, both = row["forward_ms"], row["forward_backward_ms"]
         cells = (forward["fused"], forward["products"], both["fused"], both["products"])
         rows.append((f"{row['sequences']} x {row['tokens']}", *(f"{cell:.1f}" for cell in cells)))
     return _table(head, rows) + _measured(result, "Milliseconds, 12 heads of width 64.")
@@ -76,9 +76,9 @@ def peers(result: Mapping[str, Any]) -> str:
     rows = [
         (
             name,
-            _digits(row["ms per clip"]["clipvid"]),
-            _digits(row["ms per clip"]["transformers"]),
-            f"{row['times as fast']:.2f}",
+            _digits(row["ms_per_clip"]["clipvid"]),
+            _digits(row["ms_per_clip"]["transformers"]),
+            f"{row['speedup']:.2f}",
         )
         for name, row in result["rows"].items()
     ]
@@ -98,13 +98,13 @@ def scoring(result: Mapping[str, Any]) -> str:
     )
     rows = []
     for row in result["rows"]:
-        ours, theirs, memory = row["clipvid"], row.get("plain"), "MiB above the embeddings"
+        ours, theirs, memory = row["clipvid"], row.get("plain"), "beyond_embeddings_mib"
         size = f"{row['size']:,} x {row['size']:,}"
         if theirs is None:
             rows.append((size, f"{ours['seconds']:.1f}", "-", f"{ours[memory]:.0f}", "-", "-", "-"))
             continue
         cells = (f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{ours[memory]:.0f}", f"{theirs[memory]:.0f}")
-        rows.append((size, *cells, f"**{row['times faster']:.1f}**", f"{100 * row['share of the memory']:.0f} %"))
+        rows.append((size, *cells, f"**{row['speedup']:.1f}**", f"{100 * row['memory_share']:.0f} %"))
     note = f"Embeddings of width {result['width']}; MiB in addition to the embeddings."
     return _table(head, rows) + _measured(result, note)
 
@@ -114,18 +114,18 @@ def kinds(result: Mapping[str, Any]) -> str:
     head = ("kind, mode", "KiB per clip", "largest difference", "R@1 text to video", "R@1 video to text")
     rows = []
     for row in result["rows"]:
-        size = f"{row['bytes per clip'] / 1024:.0f}" if "bytes per clip" in row else "-"
-        away = f"{row['largest difference']:.1e}" if "largest difference" in row else "-"
+        size = f"{row['bytes_per_clip'] / 1024:.0f}" if "bytes_per_clip" in row else "-"
+        away = f"{row['largest_difference']:.1e}" if "largest_difference" in row else "-"
         rows.append((f"{row['kind']}, {row['mode']}", size, away, f"{row['t2v R@1']:.1f}", f"{row['v2t R@1']:.1f}"))
-    clips = f"{result['test clips']} MotionShapes clips, {result['frames']} frames, clipvid-mini, "
+    clips = f"{result['test_clips']} MotionShapes clips, {result['frames']} frames, clipvid-mini, "
     note = f"{clips}depth {result['depth']}; the embeddings have length 1."
     return _table(head, rows) + _measured(result, note)
 
 
 def epoch(result: Mapping[str, Any]) -> str:
-    rows = [(name, _digits(seconds)) for name, seconds in result["seconds per epoch"].items()]
-    ratio = result["cache, times the branch's own compute"]
-    waiting, live = 100 * result["share of waiting"], result["live, times the cache"]
+    rows = [(_label(name), _digits(seconds)) for name, seconds in result["seconds_per_epoch"].items()]
+    ratio = result["cache_vs_branch_compute"]
+    waiting, live = 100 * result["waiting_share"], result["live_vs_cache"]
     note = (
         f"{result['model']}, {result['clips']} clips: training from the cache takes {ratio:.2f} times the branch's own "
         f"compute, and waits for data {waiting:.1f} % of the time; live training takes {live:.1f} times as long as "
@@ -137,14 +137,14 @@ def epoch(result: Mapping[str, Any]) -> str:
 def pipeline(result: Mapping[str, Any]) -> str:
     head = ("", "seconds", "core seconds", "clips per second")
     rows = [
-        (name, *map(_digits, (part["seconds"], part["core seconds"], result["clips per second"][name])))
+        (_label(name), *map(_digits, (part["seconds"], part["core_seconds"], result["clips_per_second"][name])))
         for name, part in result["parts"].items()
     ]
-    least = f", and {result['times the least that the cores allow']:.2f} times the minimum that the cores allow"
+    least = f", and {result['time_vs_min_on_cores']:.2f} times the minimum that the cores allow"
     least = "" if _on_gpu(result) else least
     note = (
         f"{result['model']}, {result['clips']} clips of {result['frames']} frames: the pipeline takes "
-        f"{result['times the slower of decoding and tower']:.2f} times the time of its slower part{least}."
+        f"{result['time_vs_slower_part']:.2f} times the time of its slower part{least}."
     )
     return _table(head, rows) + _measured(result, note)
 
@@ -154,31 +154,30 @@ def micro_batches(result: Mapping[str, Any]) -> str:
     head = ("batch_size", "micro_batch_size", "activation_checkpointing", "peak MiB", "seconds per step")
     rows = [
         (str(row["batch"]), str(row["micro_batch_size"] or "-"), "yes" if row["activation_checkpointing"] else "no",
-         f"{row['peak MiB']:.0f}",
-         _digits(row["seconds per step"]))
+         f"{row['peak_mib']:.0f}",
+         _digits(row["seconds_per_step"]))
         for row in result["rows"]
     ]  # fmt: skip
     note = (
-        f"{result['model']}; the embeddings of the large batch take {result['embeddings MiB']:.1f} MiB, the gradient "
-        f"of the weights {result['gradient MiB']:.1f} MiB; the gradients with and without micro-batches differ by at "
-        f"most {result['gradients apart']:.0e} of the largest entry."
+        f"{result['model']}; the embeddings of the large batch take {result['embeddings_mib']:.1f} MiB, the gradient "
+        f"of the weights {result['gradient_mib']:.1f} MiB; the gradients with and without micro-batches differ by at "
+        f"most {result['largest_gradient_difference']:.0e} of the largest entry."
     )
     return _table(head, rows) + _measured(result, note)
 
 
 def index(result: Mapping[str, Any]) -> str:
     """Return build time, memory, latency and recall of each kind of search index."""
-    names = list(result["rows"][0]["flat"])
-    alone, batched = "ms per query alone", next(name for name in names if name.startswith("ms per query in"))
-    recall = next(name for name in names if name.startswith("recall@"))
+    batched = f"ms per query in batches of {result['batch']}"
+    recall = next(name for name in result["rows"][0]["flat"] if name.startswith("recall@"))
     head = ("vectors", "kind", "build, s", "MiB", "ms per query, p50 / p99", batched, recall)
     rows = []
     for row in result["rows"]:
         for kind in (name for name in row if name != "size"):
-            measured = row[kind]
-            latency = f"{measured[alone]['p50']:.2f} / {measured[alone]['p99']:.2f}"
-            cells = (f"{measured['build seconds']:.0f}", f"{measured['MiB held']:.0f}", latency)
-            cells = (*cells, f"{measured[batched]['p50']:.2f}", f"{measured[recall]:.3f}")
+            measured, single = row[kind], row[kind]["single_ms_per_query"]
+            latency = f"{single['p50']:.2f} / {single['p99']:.2f}"
+            cells = (f"{measured['build_seconds']:.0f}", f"{measured['memory_mib']:.0f}", latency)
+            cells = (*cells, f"{measured['batched_ms_per_query']['p50']:.2f}", f"{measured[recall]:.3f}")
             rows.append((f"{row['size']:,} x {result['width']}", kind, *cells))
     note = f"Vectors clustered around {result['clusters']} centres; faiss {result['faiss']}."
     return _table(head, rows) + _measured(result, note)
@@ -186,12 +185,11 @@ def index(result: Mapping[str, Any]) -> str:
 
 def decode(result: Mapping[str, Any]) -> str:
     """Return the speed of each decoder and the share of files that it accepts."""
-    first = next(iter(result["decoders"].values()))
-    clips, full = (next(k for k in first if k.startswith(start)) for start in ("clips (", "frames per second"))
-    head = ("", clips, full, "files accepted")
+    clips = f"clips ({result['frames']} frames) per second"
+    head = ("", clips, "frames per second, full videos", "files accepted")
     rows = [
-        (f"{name} {row['version']}", f"{row[clips]:.1f}", f"{row[full]:.0f}",
-         f"{100 * row['share of files accepted']:.0f} %")
+        (f"{name} {row['version']}", f"{row['clips_per_second']:.1f}", f"{row['full_videos_frames_per_second']:.0f}",
+         f"{100 * row['accepted_share']:.0f} %")
         for name, row in result["decoders"].items()
     ]  # fmt: skip
     absent = f" Not installed: {', '.join(result['absent'])}." if result["absent"] else ""
@@ -201,12 +199,12 @@ def decode(result: Mapping[str, Any]) -> str:
 
 def windows(result: Mapping[str, Any]) -> str:
     """Return the time of a sliding pass over a long video, and of its parts."""
-    rows = [(name, _digits(seconds)) for name, seconds in result["seconds"].items()]
-    share = 100 * result["share of what is allowed"]
+    rows = [(_label(name), _digits(seconds)) for name, seconds in result["seconds"].items()]
+    share = 100 * result["share_of_allowed_time"]
     note = (
         f"{result['model']}, {result['windows']} windows one frame apart over {result['frames']} frames: the total is "
         f"{share:.0f} % of the time of decoding, two passes of the tower and the branch together; peak memory "
-        f"{result['peak MiB']:.0f} MiB."
+        f"{result['peak_mib']:.0f} MiB."
     )
     return _table(("", "seconds"), rows) + _measured(result, note)
 
@@ -216,17 +214,33 @@ def _on_gpu(result: Mapping[str, Any]) -> bool:
     return "--device cuda" in result["command"]
 
 
+LABELS = {
+    "clipvid_compiled": "clipvid, compiled",
+    "plain_bf16": "plain, bf16",
+    "plain_fp32": "plain, fp32",
+    "bare_products": "bare products",
+    "from_cache": "from cache",
+    "branch_compute": "branch's own compute",
+    "decoding": "decoding alone",
+    "tower": "tower alone",
+    "branch": "branch alone",
+    "tower_and_branch": "tower and branch alone",
+}
+"""Labels in the tables for keys of results that are not printed as they are."""
+
+
+def _label(key: str) -> str:
+    return LABELS.get(key, key)
+
+
 def _digits(value: float) -> str:
     """Format a number with three significant digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-_SHARE = "share of the bare products' rate"
-
-
 def _shares(row: Mapping[str, Any]) -> str:
     """Return the operations that take the most time, with their shares, as text."""
-    largest = list(row["where the time goes"].items())[:6]
+    largest = list(row["time_share_by_operation"].items())[:6]
     return ", ".join(f"{name.rpartition('::')[2].strip('_')} {100 * share:.0f} %" for name, share in largest)
 
 

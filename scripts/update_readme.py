@@ -54,11 +54,11 @@ def structures_table(results: dict) -> str:
     for name, row in results["rows"].items():
         if name.startswith(FEW):
             continue
-        cells = [_cell(row["figures"].get(column)) for column in columns]
+        cells = [_cell(row["metrics"].get(column)) for column in columns]
         cells.append("-" if row["lr"] is None else f"{row['lr']:g}")
         cost = row["cost"]
-        seconds, peak = cost.get("seconds per step"), cost.get("peak MiB")
-        cells += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['MACs'] / 1e9:.2f} G"]
+        seconds, peak = cost.get("seconds_per_step"), cost.get("peak_mib")
+        cells += [f"{cost['parameters'] / 1e6:.2f} M", f"{cost['macs'] / 1e9:.2f} G"]
         cells += ["-" if seconds is None else f"{1000 * seconds:.0f}", "-" if peak is None else f"{peak:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     budget = results["budget"]
@@ -70,7 +70,7 @@ def structures_table(results: dict) -> str:
         f"{budget['retrieval_epochs']} epochs of retrieval followed by {budget['recognition_epochs']} of motion "
         f"recognition, batch size {budget['batch_size']}, and the learning rate among {rates} that was best on "
         "validation clips. The column *trained* counts parameters; MACs are per clip of 8 frames, ms and peak MiB per "
-        f"training step from cached taps. {results['machine']}, {results['core seconds'] / 3600:.1f} core hours in "
+        f"training step from cached taps. {results['machine']}, {results['core_seconds'] / 3600:.1f} core hours in "
         f"total; measured by `{results['command']}` at commit {results['commit']}.",
         "",
         _few_labels(results),
@@ -82,9 +82,9 @@ def _few_labels(results: dict) -> str:
     """Return a sentence on the gain from ConST-CL on unlabelled clips when there are few labels."""
     few = results["budget"]["few"]
     rows = {name.removeprefix(FEW): row for name, row in results["rows"].items() if name.startswith(FEW)}
-    scores = {name: _cell(row["figures"]["motion top-1"]) for name, row in rows.items()}
-    start = rows["scratch"]["figures"]["motion top-1"]["mean"]
-    gains = {name: row["figures"]["motion top-1"]["mean"] - start for name, row in rows.items()}
+    scores = {name: _cell(row["metrics"]["motion top-1"]) for name, row in rows.items()}
+    start = rows["scratch"]["metrics"]["motion top-1"]["mean"]
+    gains = {name: row["metrics"]["motion top-1"]["mean"] - start for name, row in rows.items()}
     return (
         f"With {few['shots']} labelled clips per motion (`{few['structure']}`, {few['epochs']} epochs), motion top-1 "
         f"is {scores['scratch']} without pre-training, {scores['constcl']} ({gains['constcl']:+.1f}) after ConST-CL as "
@@ -94,10 +94,10 @@ def _few_labels(results: dict) -> str:
     )
 
 
-def _cell(figure: dict | None) -> str:
-    if figure is None:
+def _cell(metric: dict | None) -> str:
+    if metric is None:
         return "-"
-    return f"{figure['mean']:.1f}" + ("" if figure["std"] is None else f" ± {figure['std']:.1f}")
+    return f"{metric['mean']:.1f}" + ("" if metric["std"] is None else f" ± {metric['std']:.1f}")
 
 
 def structures_plot(results: dict, path: Path) -> None:
@@ -105,9 +105,9 @@ def structures_plot(results: dict, path: Path) -> None:
     from clipvid.plots import Trade, trade_off
 
     points = [
-        Trade(name, 1000 * row["cost"]["seconds per step"], figure["mean"], figure["std"] or 0.0, row["where"])
+        Trade(name, 1000 * row["cost"]["seconds_per_step"], metric["mean"], metric["std"] or 0.0, row["where"])
         for name, row in results["rows"].items()
-        if (figure := row["figures"].get("motion top-1")) and row.get("cost", {}).get("seconds per step")
+        if (metric := row["metrics"].get("motion top-1")) and row.get("cost", {}).get("seconds_per_step")
     ]
     trade_off(
         points,

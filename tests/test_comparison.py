@@ -59,33 +59,33 @@ def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     chosen = json.loads(texts[bench.path("posterior", "retrieval", 1)])
     scores = {rate: json.loads(texts[bench.path("posterior", f"tune-{rate:g}", 50)])["score"] for rate in (1e-3, 2e-3)}
     assert scores[chosen["lr"]] == max(scores.values())
-    assert set(chosen["figures"]) == set(structures.FIGURES)
+    assert set(chosen["metrics"]) == set(structures.METRICS)
 
     removed = bench.path("posterior", "recognition", 2)
     removed.unlink()  # as if the run had been interrupted at this cell
     scripts["cells"].fill(list(structures.trainings(bench, names)))
     remade = json.loads(removed.read_text())
-    assert remade["figures"] == json.loads(texts[removed])["figures"], "a cell is a function of its name"
+    assert remade["metrics"] == json.loads(texts[removed])["metrics"], "a cell is a function of its name"
     assert all(path.read_text() == text for path, text in texts.items() if path != removed), (
         "other cells stay unchanged"
     )
 
     table = structures.summary(bench)
     row = table["rows"]["posterior"]
-    assert len(row["figures"]["R@1"]["values"]) == 2
+    assert len(row["metrics"]["R@1"]["values"]) == 2
     assert set(table["rows"]) == set(names)
     assert table["missing"] > 0
-    assert row["figures"]["R@1"]["mean"] == pytest.approx(sum(row["figures"]["R@1"]["values"]) / 2)
+    assert row["metrics"]["R@1"]["mean"] == pytest.approx(sum(row["metrics"]["R@1"]["values"]) / 2)
 
     for name in ("zero-shot", "posterior"):
-        measured = {**structures.cost(bench, name, steps=3), "seconds": 1.0, "core seconds": 1.0, "commit": "abc"}
+        measured = {**structures.cost(bench, name, steps=3), "seconds": 1.0, "core_seconds": 1.0, "commit": "abc"}
         scripts["cells"].write_json(bench.path(name, "cost", 0), {**measured, **scripts["cells"].machine()})
     table = structures.summary(bench)
     assert table["rows"]["posterior"]["cost"]["parameters"] > 0
     assert "abc" in table["commit"]
     text = scripts["update_readme"].structures_table(table)
     assert "| zero-shot |" in text
-    assert f"{row['figures']['R@1']['mean']:.1f} ± {row['figures']['R@1']['std']:.1f}" in text
+    assert f"{row['metrics']['R@1']['mean']:.1f} ± {row['metrics']['R@1']['std']:.1f}" in text
     assert "With 1 labelled clips per motion (`stan-conv_full`, 1 epochs), motion top-1 is" in text
     assert table["commit"] in text
 
@@ -122,7 +122,7 @@ def test_the_core_seconds_of_a_cell_include_its_child_processes(scripts, tmp_pat
         return {}
 
     scripts["cells"].fill([scripts["cells"].Cell(tmp_path / "a.json", "a", measure)])
-    assert scripts["cells"].read_json(tmp_path / "a.json")["core seconds"] > 0.05
+    assert scripts["cells"].read_json(tmp_path / "a.json")["core_seconds"] > 0.05
 
 
 def test_the_readme_matches_the_stored_measurements(scripts):
@@ -182,10 +182,10 @@ def test_a_cell_that_fails_leaves_no_file_and_is_tried_again(scripts, tmp_path):
     with pytest.raises(ZeroDivisionError):
         cells.fill([failing])
     assert not failing.done
-    cells.fill([replace(failing, measure=lambda: {"figures": {"x": 1.0}})])
+    cells.fill([replace(failing, measure=lambda: {"metrics": {"x": 1.0}})])
     stored = json.loads(failing.path.read_text())
-    assert stored["figures"] == {"x": 1.0}
-    assert {"seconds", "core seconds", "commit"} <= set(stored)
+    assert stored["metrics"] == {"x": 1.0}
+    assert {"seconds", "core_seconds", "commit"} <= set(stored)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")

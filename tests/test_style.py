@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,9 @@ FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", ".ci")
 TEXT = {".py", ".md", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml", ".cfg", ".html", ".ini", ""}
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 LIBRARY = [path for path in CODE if path.is_relative_to(ROOT / "clipvid")]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+MAY_NAME = {"rows", "table", "meta", "runs", "refused", "time_share_by_operation", "metrics", "t2v", "v2t"}
+"""Fields of results whose keys are names: of rows, models, operations and metrics, or messages of errors."""
 MAY_PRINT = {"cli", "__main__.py", "demo"}  # names of files and folders
 # Words are split, so that this file does not contain what it searches for.
 FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "download.py" + "torch", "/wo" + "rk/", "/ro" + "ot/")
@@ -24,6 +30,17 @@ def texts() -> list[Path]:
     at_root = [path for path in ROOT.iterdir() if path.name != ".git"]  # a file where git has the repository elsewhere
     files = [path for path in (*at_root, *in_folders) if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in files if path.suffix in TEXT and path.stat().st_size < 2_000_000]
+
+
+def fields(value: Any, *, below: str = "") -> Iterator[str]:
+    """Yield the keys of a result that are fields, not metrics or names; profiles are left out, clipvid writes them."""
+    if isinstance(value, dict):
+        for key, content in value.items():
+            if below not in MAY_NAME and not re.search(r"(R|recall)@\d+$", key):
+                yield key
+            yield from () if key == "profile" else fields(content, below=key)
+    for content in value if isinstance(value, list) else ():
+        yield from fields(content)
 
 
 def named(path: Path) -> str:
@@ -66,8 +83,21 @@ def test_no_unfinished_code():
     assert not [entry for entry in hits if entry[1]]
 
 
+@pytest.mark.parametrize("path", RESULTS, ids=named)
+def test_fields_of_results_are_in_snake_case(path):
+    keys = fields(json.loads(path.read_text(encoding="utf-8")))
+    wrong = sorted({key for key in keys if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", key)})
+    assert not wrong, "name a field in snake_case, with its unit at the end; labels belong to scripts/performance.py"
+
+
 def test_the_rules_cover_the_project_and_detect_breaches():
     covered = {named(path) for path in texts()}
     assert {"pyproject.toml", "clipvid/errors.py", "scripts/test.sh", ".ci/run", "LICENSE"} <= covered
+    assert list(fields({"ms per clip": 1, "rows": {"a b": {"R@1": 2, "c d": [{"e f": 3}]}}})) == [
+        "ms per clip",
+        "rows",
+        "c d",
+        "e f",
+    ]
     assert UNFINISHED.search("# TO" + "DO later")
     assert long_functions(ast.parse("def f():\n" + "    x = 1\n" * 80), limit=80) == ["f"]
