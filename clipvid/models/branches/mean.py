@@ -21,7 +21,7 @@ from clipvid.nn.pooling import mean_over_frames
 
 @dataclass(frozen=True)
 class MeanOptions(BranchOptions):
-    """Everything that decides a mean branch; saved with it."""
+    """Options of a mean branch, saved with it."""
 
     hidden: int = 0
     """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""

@@ -27,7 +27,7 @@ from clipvid.nn.video_transformer import VideoTransformer
 
 @dataclass(frozen=True)
 class StandaloneOptions(BranchOptions):
-    """Everything that decides a video transformer; saved with it. The defaults are TimeSformer's base variant."""
+    """Options of a video transformer, saved with it. The defaults are TimeSformer's base variant."""
 
     scheme: str = "divided"
     """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4)."""
