@@ -37,7 +37,7 @@ MeanOptions.kind, MeanOptions.presets = "mean", PRESETS
 class Mean(Branch):
     """Frame-mean of CLIP embeddings, plus an MLP of it that starts at zero."""
 
-    levels = ()  # reads nothing but the frame embeddings
+    levels = ()  # the branch reads only the frame embeddings
 
     def __init__(self, backbone: Backbone, options: MeanOptions | None = None) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Posterior(Branch):
 
 
 class Refinement(nn.Module):
-    """Frame embeddings, and what a temporal transformer adds to them."""
+    """Frame embeddings plus the output of a temporal transformer over them."""
 
     def __init__(self, temporal: TemporalTransformer, embed_dim: int, *, gated: bool) -> None:
         super().__init__()
