@@ -103,9 +103,9 @@ def test_fit_is_called_once_per_distinct_frame_with_the_upright_picture(written)
 
 
 def test_an_index_past_the_end_names_the_range(written):
-    with pytest.raises(VideoError, match="frame 60 was asked for, it has frames 0 to 59"):
+    with pytest.raises(VideoError, match="frame 60 was requested, it has frames 0 to 59"):
         read(written["closed.mp4"], [3, 60])
-    with pytest.raises(VideoError, match="frame 99 was asked for, it has frames 0 to 59"):
+    with pytest.raises(VideoError, match="frame 99 was requested, it has frames 0 to 59"):
         read(written["closed.mp4"], lambda total: [99])
 
 
