@@ -283,7 +283,7 @@ def test_a_path_that_is_no_readable_file_is_refused_with_the_reason(tmp_path, ba
     for name, reason in {
         "absent.mp4": "no such file",
         "dangling": "no such file",
-        "": "a directory",
+        "": "a folder without pictures",
         "pipe": "not a regular file",
         "n" * 300: "cannot be opened: File name too long",
         "nul\0": "cannot be opened",
