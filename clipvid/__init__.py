@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clipvid.training.loop import train as train
     from clipvid.video.decode import read_video as read_video
 
-_OWNERS = {
+_MODULES = {
     "create_model": "clipvid.models.factory",
     "attach": "clipvid.models.factory",
     "load": "clipvid.models.factory",
@@ -73,10 +73,10 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ no longer reports names that do not exist
 
     def __getattr__(name: str) -> object:
-        """Load a public name from the module that owns it, once (PEP 562)."""
-        if name not in _OWNERS:
+        """Load a public name from the module that defines it, once (PEP 562)."""
+        if name not in _MODULES:
             raise AttributeError(f"module 'clipvid' has no attribute {name!r}; public names: {', '.join(__all__)}")
-        value = getattr(importlib.import_module(_OWNERS[name]), name)
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 

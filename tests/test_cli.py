@@ -180,9 +180,9 @@ def test_a_wrong_command_line_gives_an_error_of_two_lines(capsys):
 
 def test_errors_explain_arguments_that_were_mistaken_for_something_else(videos, capsys):
     error = refusal(capsys, "info", "my-rnu/best")
-    assert "unknown model 'my-rnu/best': no folder that there is" in error
+    assert "unknown model 'my-rnu/best': no existing folder and no model of open_clip" in error
     assert "its tags are openai, " in refusal(capsys, "info", "ViT-B-16", "--pretrained", "nix")
-    assert "a folder, but none that clipvid saved" in refusal(capsys, "info", "videos")
+    assert "a folder that clipvid did not save" in refusal(capsys, "info", "videos")
     assert "there is no result a.json" in refusal(capsys, "compare", "a.json", "b.json")
     error = refusal(capsys, "eval", "videos/test", "--task", "retrieval", "--zero_shot", "true")
     assert "zero_shot: only recognition has classes, the task is retrieval" in error
@@ -261,7 +261,7 @@ def test_a_finished_run_says_that_nothing_was_left_and_continues_with_more_epoch
     assert "model saved to run/best" in printed
     assert main([*options, "--epochs", "2", "--resume", "true"]) == 0
     printed = capsys.readouterr()
-    assert "note: the run was planned for 1 epoch and goes on for 2: its learning rates are planned anew" in printed.err
+    assert "note: the run was planned for 1 epoch and now has 2: its learning rates are rescheduled" in printed.err
     assert "nothing was left" not in printed.out
     assert len(json.loads(Path("run/history.json").read_text())) == 2
 

@@ -195,9 +195,9 @@ def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):
         ("eval --cache_kind bf16", "nothing is cached without --cache; leave out --cache_kind bf16"),
         ("eval --cache_mode first_layer", "nothing is cached without --cache; leave out --cache_mode first_layer"),
         ("embed --cache_kind fp32", "nothing is cached without --taps; leave out --cache_kind fp32"),
-        ("train --shots 1 --val_fraction 0.1", "--shots says what to validate on; leave out --val_fraction 0.1"),
-        ("train --val x --val_fraction 0.5", "--val says what to validate on; leave out --val_fraction 0.5"),
-        ("train --val_split x --val_fraction 0.5", "--val_split says what to validate on; leave out --val_fraction"),
+        ("train --shots 1 --val_fraction 0.1", "--shots selects the validation data; leave out --val_fraction 0.1"),
+        ("train --val x --val_fraction 0.5", "--val selects the validation data; leave out --val_fraction 0.5"),
+        ("train --val_split x --val_fraction 0.5", "--val_split selects the validation data; leave out --val_fraction"),
     ],
 )
 def test_an_option_without_effect_is_refused(no_models, capsys, words, message):
@@ -208,7 +208,7 @@ def test_an_option_without_effect_is_refused(no_models, capsys, words, message):
 def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypatch):
     monkeypatch.chdir(work)
     error = refusal(capsys, "train", "videos/test", "--val", "videos/test", "--cache", "taps", "--cache_taps", "true")
-    assert "cache keeps taps on the disk, cache_taps true in memory; leave out one of them" in error
+    assert "cache stores taps on disk, and cache_taps true in memory; leave out one of them" in error
     assert not Path("taps").exists()
 
 

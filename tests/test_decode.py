@@ -103,9 +103,9 @@ def test_fit_is_called_once_per_distinct_frame_with_the_upright_picture(written)
 
 
 def test_an_index_past_the_end_names_the_range(written):
-    with pytest.raises(VideoError, match="frame 60 was asked for, it has frames 0 to 59"):
+    with pytest.raises(VideoError, match="frame 60 was requested, it has frames 0 to 59"):
         read(written["closed.mp4"], [3, 60])
-    with pytest.raises(VideoError, match="frame 99 was asked for, it has frames 0 to 59"):
+    with pytest.raises(VideoError, match="frame 99 was requested, it has frames 0 to 59"):
         read(written["closed.mp4"], lambda total: [99])
 
 
@@ -283,7 +283,7 @@ def test_a_path_that_is_no_readable_file_is_refused_with_the_reason(tmp_path, ba
     for name, reason in {
         "absent.mp4": "no such file",
         "dangling": "no such file",
-        "": "a directory",
+        "": "a folder without pictures",
         "pipe": "not a regular file",
         "n" * 300: "cannot be opened: File name too long",
         "nul\0": "cannot be opened",

@@ -53,11 +53,11 @@ def broken(data, tmp_path) -> VideoDataset:
 
 def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):
     skip = replace(DATA_CONFIG, unreadable="skip")
-    with pytest.raises(DataError, match=r"has 20 videos and 19 are here, so the metrics would be over an easier gal"):
+    with pytest.raises(DataError, match=r"has 20 videos and 19 are available, so the metrics would be over an easie"):
         evaluate_retrieval(model, broken, skip)
     with pytest.raises(DataError, match="allow it with allow_missing"):
         evaluate_zero_shot(model, broken, skip)
-    with pytest.raises(DataError, match="19 are here"):
+    with pytest.raises(DataError, match="19 are available"):
         evaluate_retrieval(model, encode_dataset(model, broken, skip))
 
 

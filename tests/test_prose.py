@@ -31,7 +31,7 @@ RETIRED_NAMES = words_of(
     Reading named_reading VideoData owner owners NO_TERMS Recipe TextRecipe recipe_of trunk_of KeptTaps KeptTrunk
     kept keeping Facts FACTS facts Found found told own some here there whole known place Card ResultCard doctor
     twins Quick QuickAttention quick_copy rerun check_rerunnable open_feed feed LiveFeed StoredFeed PairFeed
-    StoredClips Work copied_lr recompute accumulate unfreeze
+    StoredClips Work copied_lr recompute accumulate
     """
 )
 """Identifiers that must not come back, as variables, parameters, attributes, functions or classes."""
@@ -41,6 +41,9 @@ RETIRED_PHRASES = (
     r"TapStore\.tower\b",
     r"weights' move|weights move",
     r"quick cop(y|ies)",
+    r"(?<!gc\.)\bunfreeze\b",
+    r"\brecompute (runs|is|must)\b",
+    r"\banew\b",
     r"of one's own",
     r"is a whole number from",
     r"stands? there twice",

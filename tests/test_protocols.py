@@ -127,9 +127,7 @@ def test_a_custom_list_is_never_reported_under_the_name_of_the_protocol(tmp_path
         4917,
         301,
     )
-    message = (
-        "protocol has 4917 videos and the list names 301, of which 300 are here, .* leave out the list .annotations. to"
-    )
+    message = "protocol has 4917 videos and the list names 301, of which 300 are available, .* leave out the list "
     with pytest.raises(DataError, match=message):
         require_whole(data, 300)
     require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)

@@ -92,7 +92,7 @@ def test_a_finished_run_continues_with_more_epochs_and_warns_about_its_new_sched
     shorter, longer = config(epochs=1), config(epochs=3)
     finished = train(fresh(mini), clips, clips, shorter, out=tmp_path / "a", progress=False)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    message = "planned for 1 epoch and goes on for 3: its learning rates are planned anew from epoch 2 on, so it will"
+    message = "planned for 1 epoch and now has 3: its learning rates are rescheduled from epoch 2 on, so it will"
     expected = fresh(mini)
     with pytest.warns(ClipvidWarning, match=message):
         result = train(expected, clips, clips, longer, out=tmp_path / "a", resume=True, progress=False)

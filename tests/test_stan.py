@@ -204,5 +204,5 @@ def test_wrong_options_name_the_value_and_the_choices(backbone):
         choose("stan", {"detph": 3})
     with pytest.raises(ValueError, match="unknown branch 'stann'; choose one of mean, posterior, seqtransf, stan"):
         choose("stann")
-    with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9 was asked for; choose a depth from 1 to 4"):
+    with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9 was requested; choose a depth from 1 to 4"):
         build(backbone, choose("stan", {"depth": 9}))

@@ -169,7 +169,7 @@ def test_clips_cached_as_another_kind_or_mode_are_reported(model, data, tmp_path
     TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
     advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
     if kind == "int8":  # a coarser kind is never recommended
-        advice = "int8 is coarser, so they are encoded anew$"
+        advice = "int8 is coarser, so they are encoded again$"
     message = (
         rf"3 of the 3 clips to encode are in {tmp_path} as kind {kind}, mode {mode}, not as kind bf16, mode taps; "
     )
@@ -183,7 +183,7 @@ def test_clips_cached_as_another_kind_or_mode_are_reported(model, data, tmp_path
 
 def test_clips_cached_as_a_coarser_kind_than_the_precision_are_reported(model, data, tmp_path):
     TapCache(tmp_path, kind="bf16").store(model, data.subset(range(3)), DATA_CONFIG)
-    with pytest.warns(UserWarning, match="not as kind fp32, mode taps; bf16 is coarser, so they are encoded anew$"):
+    with pytest.warns(UserWarning, match="not as kind fp32, mode taps; bf16 is coarser, so they are encoded again$"):
         TapCache(tmp_path).store(model, data.subset(range(3)), DATA_CONFIG)
 
 
@@ -220,7 +220,7 @@ def test_the_command_line_reports_another_kind_in_one_line(data, tmp_path, capsy
     assert len(notes) == 1
     assert notes[0].startswith("note: 12 of the 12 clips to encode are in ")
     assert notes[0].endswith(
-        "as kind int8, mode taps, not as kind fp32, mode taps; int8 is coarser, so they are encoded anew"
+        "as kind int8, mode taps, not as kind fp32, mode taps; int8 is coarser, so they are encoded again"
     )
 
 
@@ -301,7 +301,7 @@ def test_a_full_disk_raises_a_clear_error(model, data, tmp_path):
     try:
         with pytest.raises(OSError, match=r"cannot be written .*make room, or choose another folder"):
             write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100_000)})
-        with pytest.raises(CacheError, match=r"cannot be written .*what is there stays, and the next run continues"):
+        with pytest.raises(CacheError, match=r"cannot be written .*stored so far remain valid, and the next run cont"):
             TapCache(tmp_path / "taps").store(model, data, DATA_CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -310,7 +310,7 @@ def test_a_run_resumes_only_with_the_clip_weights_that_it_started_with(clips, tm
     settings = config(epochs=2)
     _interrupted(model, clips, settings, tmp_path / "run")
     torch.manual_seed(0)
-    with pytest.raises(CheckpointError, match="whose frozen weights were trained otherwise before"):
+    with pytest.raises(CheckpointError, match="whose frozen weights differ from earlier training"):
         train(create_model("clipvid-mini", depth=1), clips, None, settings, out=tmp_path / "run", resume=True)
     train(load(start), clips, None, settings, out=tmp_path / "run", resume=True, progress=False)
 

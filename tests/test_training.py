@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_run_is_refused(mini, clips, tmp_path):
     ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, resume=True, progress=False)
     with pytest.raises(
-        FileExistsError, match=r"holds a training run; go on with it \(resume=True\), or choose another out"
+        FileExistsError, match=r"holds a training run; continue it \(resume=True\), or choose another out"
     ):
         train(fresh(mini), clips, None, config(epochs=1), out=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"another config \(lr: 0.001 saved, 0.002 now\)"):

@@ -357,7 +357,7 @@ def test_a_store_holds_no_views_and_training_samples_one(model, data):
     with pytest.raises(ValueError, match="a TapStore holds no views for evaluation, got temporal_views=2 and spatial"):
         encode_dataset(model, data, data_config)
     store = encode_dataset(model, data, DATA_CONFIG)
-    with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none left"):
+    with pytest.raises(ValueError, match="crop_scale, flip change pixels, and a TapStore has none;"):
         open_batches(
             model, store, TrainConfig(data_config=DATA_CONFIG, crop_scale=(0.5, 1.0), flip=0.5), progress=False
         )

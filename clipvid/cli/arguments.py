@@ -26,10 +26,10 @@ DEFAULT_MODEL = MINI
 def named_model(
     name: str | None,
     pretrained: str | None = None,
-    chosen: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
     device: str = "cpu",
-    plain: str = "stan",
+    default_branch: str = "stan",
     shapes_only: bool = False,
 ) -> Any:
     """Return the saved model in the folder `name`, else the base model of that name with a branch.
@@ -37,25 +37,25 @@ def named_model(
     Args:
         name: folder of a saved model or name of a base model; None for DEFAULT_MODEL, after printing a note that
             this is a demonstration model.
-        chosen: options of `create_model`; None for those that were not given.
-        plain: name of the branch if `chosen` has none.
+        options: options of `create_model`; None for those that were not given.
+        default_branch: name of the branch if `options` has none.
         shapes_only: build a base model without weights, on the meta device.
     """
     from clipvid.models.checkpoint import CONFIG
     from clipvid.models.factory import create_model, load
 
-    chosen = chosen or {}
+    options = options or {}
     if name is None:
         name = _default_model(pretrained)
     if (Path(name) / CONFIG).is_file():
         reason = f"{name} is a saved model and brings its own branch and weights"
-        refuse(reason, pretrained=pretrained, **chosen)
+        refuse(reason, pretrained=pretrained, **options)
         return load(name, device=named_device(device))
     if (Path(name) / "best" / CONFIG).is_file():
         raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
     torch_device = "meta" if shapes_only else named_device(device)
-    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    return create_model(name, pretrained, device=torch_device, **{"branch": plain, **given})
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    return create_model(name, pretrained, device=torch_device, **{"branch": default_branch, **given})
 
 
 def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
@@ -133,27 +133,27 @@ def require_new(*paths: str | Path | None, overwrite: bool) -> None:
             raise FileExistsError(f"{path} already exists; give --overwrite true to replace it, or another name")
 
 
-def profile_path(path: str | Path | None, *, asked: bool) -> Path | None:
-    """Return the path of the profile beside the output file `path`; None without an output file or if not `asked`."""
-    return Path(path).with_suffix(".profile.json") if path is not None and asked else None
+def profile_path(path: str | Path | None, *, enabled: bool) -> Path | None:
+    """Return the path of the profile next to the output file `path`; None without an output file or a profile."""
+    return Path(path).with_suffix(".profile.json") if path is not None and enabled else None
 
 
-def named_data_config(model: Any, asked: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
-    """Return the data config of the model's training or of the protocol, with the fields in `asked` replaced."""
+def named_data_config(model: Any, changes: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
+    """Return the data config of the model's training or of the protocol, with the fields in `changes` replaced."""
     from clipvid.config.data_config import DataConfig
     from clipvid.data.records import NO_PROTOCOL
     from clipvid.features.encode import trained_data_config
 
     names = [field.name for field in fields(DataConfig)]
-    if unknown := [name for name in asked or {} if name not in names]:
+    if unknown := [name for name in changes or {} if name not in names]:
         raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(names)}")
     data_config, defaults = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
-    for name, value in (asked or {}).items():
-        # the default of tokens is None, so its type is given here
+    for name, value in (changes or {}).items():
+        # The default of tokens is None and does not show its type.
         kind = int if name == "tokens" else type(getattr(defaults, name))
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"--data_config.{name} takes {kind.__name__}, got {value!r}")
-    return replace(data_config, **(asked or {}))
+    return replace(data_config, **(changes or {}))
 
 
 def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
@@ -217,7 +217,7 @@ def index_model(index: str, device: str) -> Any:
         raise ValueError(
             f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
         )
-    # an absolute path is that of a saved model (`model_note`)
+    # Only the path of a saved model is absolute (`model_note`).
     if os.path.isabs(made_with) and not os.path.isdir(made_with):
         raise ValueError(
             f"{index} was made with the model {made_with}, which no longer exists; restore it, or build the index again"
@@ -228,22 +228,22 @@ def index_model(index: str, device: str) -> Any:
             "with --model ViT-B-32 --pretrained openai",
             file=sys.stderr,
         )
-    return named_model(made_with, note["pretrained"], device=device, plain="mean")
+    return named_model(made_with, note["pretrained"], device=device, default_branch="mean")
 
 
-def named_data(data: str, format: str | None = None, *, plain: str = "folder", **options: Any) -> Any:
-    """Return the data set; the format defaults to csv if `data` is or holds a csv file, else to `plain`.
+def named_data(data: str, format: str | None = None, *, default_format: str = "folder", **options: Any) -> Any:
+    """Return the data set; the format defaults to csv if `data` is or holds a csv file, else to `default_format`.
 
     `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
     """
     from clipvid.data.open import open_dataset
 
     root = Path(data)
-    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else plain
+    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else default_format
     return open_dataset(format or guessed, root, **options)
 
 
-def note_format(data: str, format: str | None, *, plain: str = "folder") -> None:
+def note_format(data: str, format: str | None, *, default_format: str = "folder") -> None:
     """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
     from clipvid.data.files import is_video, subfolders
 
@@ -254,8 +254,8 @@ def note_format(data: str, format: str | None, *, plain: str = "folder") -> None
     folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
     if len(folders) > 1:
         print(
-            f"note: {data} is read as csv, because it holds {tables[0].name}; give --format {plain} to read its "
-            f"{len(folders)} sub-folders{' as classes' if plain == 'folder' else ''}",
+            f"note: {data} is read as csv, because it holds {tables[0].name}; give --format {default_format} "
+            f"to read its {len(folders)} sub-folders{' as classes' if default_format == 'folder' else ''}",
             file=sys.stderr,
         )
 
@@ -280,9 +280,9 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
 
 
 @contextmanager
-def profiled_to(path: str | Path | None, *, asked: bool) -> Iterator[None]:
-    """Profile the block if `asked`: print its stages, and write them as JSON to `path` unless that is None."""
-    if not asked:
+def profiled_to(path: str | Path | None, *, enabled: bool) -> Iterator[None]:
+    """Profile the block if `enabled`: print its stages, and write them as JSON to `path` unless that is None."""
+    if not enabled:
         yield
         return
     from clipvid.runtime.files import atomic_file

@@ -75,7 +75,7 @@ def evaluate(
         rerank: apply the model's token-wise similarity only to this number of best videos per query, not to all pairs.
         dual_softmax: also show metrics after a dual softmax of this temperature (100), which needs all queries at once.
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
-        allow_missing: score a protocol although some of its videos are missing; N then stands beside every metric.
+        allow_missing: score a protocol although some of its videos are missing; N is then printed with every metric.
         out: JSON file for the result, which `clipvid compare` reads.
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: number of captions in the report, the worst first.
@@ -84,14 +84,14 @@ def evaluate(
         cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace existing files of out, report and profile.
         device: auto (a GPU if there is one), cpu, cuda or mps.
-        profile: also print the time per stage, and write it beside out, in a file ending in .profile.json.
+        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
         data_config: how clips are read, such as --data_config.frames 8; defaults from model or protocol.
     """
     check_names(model, data=data)
-    require_new(out, report, profile_path(out, asked=profile), overwrite=overwrite)
+    require_new(out, report, profile_path(out, enabled=profile), overwrite=overwrite)
     _check_numbers(report_queries, dual_softmax)
     tap_cache = named_cache(cache, kind=cache_kind, mode=cache_mode)
-    video_model = named_model(model, pretrained, device=device, plain="mean")
+    video_model = named_model(model, pretrained, device=device, default_branch="mean")
     task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     head = None if task == "retrieval" or zero_shot else video_model.head
     note_format(data, format)
@@ -105,7 +105,7 @@ def evaluate(
     extras |= {} if bank is None else {"bank": _bank_captions(bank, open_named, annotations)}
     _check_scorable(video_model, videos, task, by_class_name=zero_shot, extras=extras)
     resolved_config = named_data_config(video_model, data_config, videos.protocol_spec)
-    with profiled_to(profile_path(out, asked=profile), asked=profile):
+    with profiled_to(profile_path(out, enabled=profile), enabled=profile):
         clips = cached_clips(video_model, videos, resolved_config, tap_cache)
         result = score(video_model, clips, resolved_config, progress=True, **extras)
     print(result)
@@ -184,15 +184,15 @@ def _check_numbers(queries: int, dual_softmax: float | None) -> None:
 def _check_recognition_options(task: str, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:
     """Raise ValueError for options of recognition with another task, and for prompts without --zero_shot."""
     if task != "recognition":
-        for name in [name for name, asked in (("zero_shot", by_class_name), ("by_class", by_class)) if asked]:
+        for name in [name for name, is_set in (("zero_shot", by_class_name), ("by_class", by_class)) if is_set]:
             raise ValueError(f"{name}: only recognition has classes, the task is {task}; leave it out")
     if prompts is not None and not by_class_name:
         raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
 
 
-def _retrieval_options(task: str, **asked: Any) -> dict[str, Any]:
+def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
     """Return the extra options of retrieval; raise ValueError if they are given for another task."""
-    extras = {name: value for name, value in asked.items() if value is not None}
+    extras = {name: value for name, value in options.items() if value is not None}
     if task == "retrieval":
         best = {"best": 5} if extras.pop("report", None) else {}
         return {**extras, **best, "hubs": True}
@@ -252,7 +252,7 @@ def check_data(
         longest: list captions with more words than this.
     """
     from clipvid.data.check import REPORT, check
-    from clipvid.data.open import none_there, read_dataset
+    from clipvid.data.open import advice_on_root, read_dataset
 
     require_writable(Path(out or "clipvid-check") / REPORT)
     data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
@@ -263,7 +263,7 @@ def check_data(
     print(report)
     print(f"report: {Path(out) / REPORT}")
     if data.missing and not len(data):
-        raise DataError(f"{report.expected} of {report.expected} videos are missing; {none_there(root)}")
+        raise DataError(f"{report.expected} of {report.expected} videos are missing; {advice_on_root(root)}")
     if not report.healthy:
         lacking = f"{pluralize(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
         raise DataError(

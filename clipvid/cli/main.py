@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     config_files: list[tuple[Any, list[str]]] = []
     try:
-        given: Any = parsed[name]
-        config_files = _options_in((given if name not in GROUPS else given[given.action]).config or [])
-        given = parser.instantiate(parsed)[name]
+        options: Any = parsed[name]
+        config_files = _options_in((options if name not in GROUPS else options[options.action]).config or [])
+        options = parser.instantiate(parsed)[name]
         if name in GROUPS:
-            name, given = f"{name} {given.action}", given[given.action]
+            name, options = f"{name} {options.action}", options[options.action]
         if argv is None and name == "train":  # not when called from Python, as the setting stays for the whole process
             keep_freed_memory()
-        COMMANDS[name](**_arguments(name, vars(given)))
+        COMMANDS[name](**_arguments(name, vars(options)))
     except (ClipvidError, ValueError, FloatingPointError, OSError) as error:
         message = describe_os_error(error) if isinstance(error, OSError) else str(error)
         print(f"clipvid {name}: {message}{_source_of_option(config_files, message, words)}", file=sys.stderr)
@@ -234,13 +234,13 @@ def _parser(words: Sequence[str]) -> Any:
     )
     group = parser.add_subcommands(dest="command", required=False)
     for name in dict.fromkeys(name.partition(" ")[0] for name in COMMANDS):
-        is_asked, is_group = name in words, name in GROUPS
-        sub = _command(name) if is_asked and not is_group else _parser_class()(description=GROUPS.get(name))
+        is_named, is_group = name in words, name in GROUPS
+        sub = _command(name) if is_named and not is_group else _parser_class()(description=GROUPS.get(name))
         group.add_subcommand(name, sub, help=GROUPS.get(name) or _first_line(name))
-        if is_asked and is_group:
+        if is_named and is_group:
             inner = sub.add_subcommands(dest="action", required=True)
-            for full in (full for full in COMMANDS if full.startswith(f"{name} ")):
-                inner.add_subcommand(full.partition(" ")[2], _command(full), help=_first_line(full))
+            for full_name in (full_name for full_name in COMMANDS if full_name.startswith(f"{name} ")):
+                inner.add_subcommand(full_name.partition(" ")[2], _command(full_name), help=_first_line(full_name))
     return parser
 
 
@@ -255,8 +255,8 @@ def _command(name: str) -> Any:
     if name == "train":
         parser.add_class_arguments(TrainConfig)
     positional = [action for action in parser._actions if not action.option_strings]
-    given = [action.dest.upper() + (" ..." if action.nargs == "+" else "") for action in positional]
-    parser.usage = " ".join(["clipvid", name, *given, "[options]"])  # argparse would list all options
+    operands = [action.dest.upper() + (" ..." if action.nargs == "+" else "") for action in positional]
+    parser.usage = " ".join(["clipvid", name, *operands, "[options]"])  # argparse would list all options
     return parser
 
 
@@ -265,10 +265,10 @@ def _first_line(name: str) -> str:
     return (COMMANDS[name].__doc__ or "").split("\n")[0]
 
 
-def _arguments(command: str, given: dict[str, Any]) -> dict[str, Any]:
+def _arguments(command: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the command's function; options of training are collected in a TrainConfig."""
-    given = {name: value for name, value in given.items() if name != "config"}
+    options = {name: value for name, value in options.items() if name != "config"}
     if command == "train":
-        settings: dict[str, Any] = {field.name: given.pop(field.name) for field in fields(TrainConfig)}
-        given["config"] = TrainConfig(**settings)
-    return given
+        settings: dict[str, Any] = {field.name: options.pop(field.name) for field in fields(TrainConfig)}
+        options["config"] = TrainConfig(**settings)
+    return options

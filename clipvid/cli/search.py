@@ -56,13 +56,13 @@ def embed(
         cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace existing files of out and profile.
         device: auto (a GPU if there is one), cpu, cuda or mps.
-        profile: also print the time per stage, and write it beside out, in a file ending in .profile.json.
+        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
         data_config: how clips are read, such as --data_config.frames 8; other settings as in the model's training.
     """
     check_names(model)
     if not out.endswith(".safetensors"):
         raise ValueError(f"out must end in .safetensors, got {out}")
-    profile_file = profile_path(out, asked=profile)
+    profile_file = profile_path(out, enabled=profile)
     require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
 
     import torch.nn.functional as F
@@ -73,10 +73,10 @@ def embed(
 
     tap_cache = named_cache(taps, kind=cache_kind, mode=cache_mode, option="taps")
     paths = _videos_in(Path(videos))
-    video_model = named_model(model, pretrained, device=device, plain="mean")
+    video_model = named_model(model, pretrained, device=device, default_branch="mean")
     resolved_config = replace(named_data_config(video_model, data_config), unreadable="skip")
     clips = VideoDataset(tuple(Record(path) for path in paths), name="videos")
-    with profiled_to(profile_file, asked=profile):
+    with profiled_to(profile_file, enabled=profile):
         clips = cached_clips(video_model, clips, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
     metadata = {
@@ -134,7 +134,7 @@ def index(
         add: extend the index in out, skipping files that it has; use it to finish an interrupted run.
         kind: flat (when left out) compares a query with every video; ivf and hnsw are faster on hundreds of thousands
             of videos, and may miss some.
-        profile: also print the time per stage, and write it beside out, in a file ending in .profile.json.
+        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
         precision: auto (when left out), bf16-mixed, 16-mixed or 32-true, for videos and queries; auto is bf16 if the
             hardware supports it.
     """
@@ -156,7 +156,7 @@ def index(
             settings = {"frames": frames, "kind": kind, "precision": precision}
             index = _new_index(model, pretrained, device=device, settings=settings)
         # saving_to saves the index also after an interruption
-        with index.saving_to(out), profiled_to(f"{out.rstrip('/')}.profile.json", asked=profile):
+        with index.saving_to(out), profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
             index.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
     if not len(index):
         show_unreadable(index.skipped)
@@ -178,7 +178,7 @@ def _new_index(model: str | None, pretrained: str | None, *, device: str, settin
     from clipvid.features.encode import trained_data_config
     from clipvid.search.index import VideoIndex
 
-    video_model = named_model(model, pretrained, device=device, plain="mean")
+    video_model = named_model(model, pretrained, device=device, default_branch="mean")
     data_config = trained_data_config(video_model)
     index = VideoIndex(
         video_model,

@@ -59,9 +59,9 @@ def info(
         text_lora: rank of LoRA adapters on the text tower; 0 for none.
         frames: frames per clip.
     """
-    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    model_options = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
     check_names(model, branch)
-    described = named_model(model, pretrained, chosen, shapes_only=True)
+    described = named_model(model, pretrained, model_options, shapes_only=True)
     if train_clip != "none" or text_lora:
         described.set_trainable(train_clip, text_lora=text_lora)
     print(described.trainable_summary(frames))
@@ -125,21 +125,21 @@ def fine_tune(  # not named `train`, because jsonargparse would look that name u
     check_names(model, branch, data=data)
     config = config or TrainConfig()
     _check_out(out, data, format, resume=resume)
-    plain = "videos" if config.task == "selfsup" else "folder"
-    note_format(data, format, plain=plain)
+    default_format = "videos" if config.task == "selfsup" else "folder"
+    note_format(data, format, default_format=default_format)
     taps = named_cache(cache, kind=cache_kind, mode=cache_mode)
-    opener = partial(named_data, format=format, plain=plain, allow_missing=allow_missing)
-    named = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
-    train_data, val_data = _train_and_val(opener, data, **named, fraction=val_fraction, shots=shots, seed=config.seed)
+    opener = partial(named_data, format=format, default_format=default_format, allow_missing=allow_missing)
+    splits = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
+    train_data, val_data = _train_and_val(opener, data, **splits, fraction=val_fraction, shots=shots, seed=config.seed)
     device = named_device(device)
     if config.task != "retrieval":
         refuse(f"task {config.task} compares no texts", similarity=similarity)
     _print_notes(out, val_data, config, resume=resume, held_out=val is None and val_split is None and shots is None)
-    from clipvid.training.loop import train  # here, because it takes seconds and no check above needs it
+    from clipvid.training.loop import train  # imported late: it takes seconds, and no check above needs it
 
-    chosen = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    video_model = _initialised_model(model, pretrained, chosen, seed=config.seed).to(device)
-    with notes_shown(), profiled_to(Path(out) / "profile.json", asked=profile):
+    model_options = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
+    video_model = _initialised_model(model, pretrained, model_options, seed=config.seed).to(device)
+    with notes_shown(), profiled_to(Path(out) / "profile.json", enabled=profile):
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
@@ -149,13 +149,13 @@ def fine_tune(  # not named `train`, because jsonargparse would look that name u
     show_unreadable(result.unreadable)
 
 
-def _initialised_model(model: str | None, pretrained: str | None, chosen: dict[str, Any], *, seed: int) -> Any:
+def _initialised_model(model: str | None, pretrained: str | None, options: dict[str, Any], *, seed: int) -> Any:
     """Return the model with the branch's initial weights sampled by the seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # weights are sampled on the CPU
-        return named_model(model, pretrained, chosen)
+        return named_model(model, pretrained, options)
 
 
 def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
@@ -198,9 +198,9 @@ def _train_and_val(
     seed: int,
 ) -> tuple[Any, Any]:
     """Return training and validation data; without a named validation set, part of the training data is held out."""
-    held_out = {"--val": val, "--val_split": val_split, "--shots": shots}
-    if others := [name for name, value in held_out.items() if value is not None]:
-        refuse(f"{others[0]} says what to validate on", val_fraction=fraction)
+    selecting_options = {"--val": val, "--val_split": val_split, "--shots": shots}
+    if selecting := [name for name, value in selecting_options.items() if value is not None]:
+        refuse(f"{selecting[0]} selects the validation data", val_fraction=fraction)
     if split is None and (splits := splits_of(data, format)):
         raise ValueError(f"{data} has splits {', '.join(splits)}; give --split, the one to train on, and --val_split")
     train_data = opener(data, split=split, annotations=annotations)
@@ -216,10 +216,10 @@ def _train_and_val(
         return train_data.split(0.1 if fraction is None else fraction, seed=seed)
     few = train_data.few_shot(shots, seed=seed)
     train_paths = {record.path for record in few}
-    others = train_data.subset(i for i, record in enumerate(train_data) if record.path not in train_paths)
-    if not len(others):
+    remaining = train_data.subset(i for i, record in enumerate(train_data) if record.path not in train_paths)
+    if not len(remaining):
         raise ValueError(f"{shots} shots take all {len(train_data)} videos; give --val, or fewer shots")
-    return few, others
+    return few, remaining
 
 
 def _stop_reason(result: Any, config: TrainConfig) -> str:
@@ -234,8 +234,8 @@ def _describe_best(result: Any, val_data: Any, train_data: Any) -> str:
     """Describe the best epoch and its score; the score of self-supervision is its negative loss."""
     if result.best_score is None:
         return str(result.best_epoch)
-    loss = result.score_name == SCORES["selfsup"]
-    score = f"loss {-result.best_score:.3f}" if loss else f"{result.score_name} {result.best_score:.1f}"
+    is_loss = result.score_name == SCORES["selfsup"]
+    score = f"loss {-result.best_score:.3f}" if is_loss else f"{result.score_name} {result.best_score:.1f}"
     return f"{result.best_epoch}, {score} on {_describe_videos(val_data, train_data)}"
 
 

@@ -61,7 +61,7 @@ class TrainConfig:
     accumulate_grad_batches: int = 1
     """Batches whose gradients are summed before each optimizer step."""
     lr: float = 3e-4
-    """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 beside an unfrozen CLIP)."""
+    """Peak learning rate of the branch (the STAN paper trains its branch at 2e-5 together with CLIP)."""
     pretrained_lr_scale: float = 0.1
     """Learning rate of the intra-frame blocks, relative to `lr`. They start as copies of CLIP's blocks and would forget
     them at a high rate."""
@@ -194,11 +194,11 @@ class TrainConfig:
     def _check_micro_batches(self) -> None:
         checks.least(self, micro_batch_size=0)
         if self.micro_batch_size and self.task != "retrieval":
-            others = {
+            advice = {
                 "recognition": "is a mean over clips: lower batch_size and raise accumulate_grad_batches instead",
                 "selfsup": "compares regions across the batch, which micro-batches would split; lower batch_size",
             }
-            raise ValueError(f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {others[self.task]}")
+            raise ValueError(f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {advice[self.task]}")
         if self.micro_batch_size >= self.batch_size:
             raise ValueError(
                 f"micro_batch_size must be below batch_size {self.batch_size}, got {self.micro_batch_size}; lower it, "
@@ -285,5 +285,5 @@ def check_train_clip(name: str, value: str) -> None:
     if not re.fullmatch(r"none|text|all|last:[1-9]\d*", value):
         raise ValueError(
             f"{name} must be none, text, all, or last:N with N >= 1, got {value!r}; it names the part of CLIP that "
-            "trains beside the branch"
+            "trains with the branch"
         )

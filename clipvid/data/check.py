@@ -162,8 +162,8 @@ def check(
     current = {str(path): outcomes[str(path)] for path in paths}
     report = _report(data, current, probed=len(stale), seconds=time.perf_counter() - start, longest=longest)
     report = replace(report, root=resolved_root)
-    with atomic_file(out / REPORT) as beside:
-        beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with atomic_file(out / REPORT) as draft:
+        draft.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -247,12 +247,12 @@ def _probed(paths: Sequence[Path], *, workers: int, limit: int | float) -> Itera
     remaining = deque(paths)
     while remaining:
         interrupted: list[Path] = []
-        yield from _in_pool(remaining, interrupted, workers=min(workers, len(remaining)), limit=limit)
+        yield from _probe_in_pool(remaining, interrupted, workers=min(workers, len(remaining)), limit=limit)
         for path in interrupted:
-            yield _alone(path, limit=limit, tries=1 if len(interrupted) == 1 else 2)
+            yield _probe_alone(path, limit=limit, tries=1 if len(interrupted) == 1 else 2)
 
 
-def _in_pool(
+def _probe_in_pool(
     remaining: deque[Path], interrupted: list[Path], *, workers: int, limit: int | float
 ) -> Iterator[dict[str, Any]]:
     """Yield outcomes of files taken off `remaining`; when a worker dies, add unfinished files to `interrupted`."""
@@ -276,7 +276,7 @@ def _in_pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
+def _probe_alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any]:
     """Return the outcome of a file decoded alone in a worker, or a fatal one after `tries` workers died."""
     for _ in range(tries):
         pool = process_pool(1, loads=LOADS)

@@ -246,7 +246,7 @@ def write_clip(path: str | Path, frames: UInt8[ndarray, "t h w 3"], *, fps: int)
     """Encode RGB frames as H.264 in mp4, finely enough that coding artefacts do not reveal the order of frames."""
     import av
 
-    with atomic_file(path) as beside, av.open(str(beside), "w", format="mp4") as container:
+    with atomic_file(path) as draft, av.open(str(draft), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -88,7 +88,7 @@ def read_dataset(
     )
 
 
-def none_there(root: str | Path) -> str:
+def advice_on_root(root: str | Path) -> str:
     """Return the advice for a data set of which no video exists."""
     folder = root if Path(root).is_dir() else Path(root).parent
     return f"none of them is in {folder}; is it the folder of the videos?"
@@ -99,9 +99,10 @@ def _check_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None
     if not data.missing or (allow and len(data)):
         return
     suffix = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
-    advice = none_there(root)
+    advice = advice_on_root(root)
     if len(data):
-        advice = f"fetch them, or allow it (allow_missing) to go on without them{_short_list_note(data.protocol_spec)}"
+        note = _short_list_note(data.protocol_spec)
+        advice = f"fetch them, or allow it (allow_missing) to continue without them{note}"
     raise DataError(
         f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
         f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{suffix}; {advice}"

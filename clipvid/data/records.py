@@ -180,7 +180,7 @@ class VideoDataset:
             for label, paths in paths_by_label.items()
         }
         chosen = [i for i, r in enumerate(self.records) if r.label is not None and r.path in drawn[r.label]]
-        return replace(self.subset(chosen), name=f"{self.name}, {shots} a class")
+        return replace(self.subset(chosen), name=f"{self.name}, {shots} per class")
 
     def of_classes(self, names: Sequence[str]) -> VideoDataset:
         """Return the videos of the classes in `names`, relabelled in that order; ValueError for an unknown name."""

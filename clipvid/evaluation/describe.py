@@ -33,11 +33,11 @@ def describe_evaluation(
     )
 
 
-def require_each(data: VideoDataset, what: str, has: Sequence[bool]) -> None:
-    """Raise DataError with the first video that lacks `what`, such as a caption; `has` is one flag per video."""
+def require_each(data: VideoDataset, annotation: str, has: Sequence[bool]) -> None:
+    """Raise DataError with the first video that lacks an annotation ("caption"); `has` is one flag per video."""
     without = [record.path for record, ok in zip(data, has, strict=True) if not ok]
     if without:
         raise DataError(
-            f"{len(without)} of {len(data)} videos of {data.name} have no {what}, first {without[0]}; add it, or "
+            f"{len(without)} of {len(data)} videos of {data.name} have no {annotation}, first {without[0]}; add it, or "
             "leave these videos out of the data"
         )

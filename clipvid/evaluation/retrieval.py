@@ -1,6 +1,6 @@
 """Text-video retrieval of a data set by a model.
 
-Contract: model and data in, an EvaluationResult out with metrics, intervals, N and what could not be read. Embeddings
+Contract: model and data in, an EvaluationResult out with metrics, intervals, N and the unreadable files. Embeddings
 come from features/embed.py, metrics from metrics/. Knows nothing of training.
 """
 

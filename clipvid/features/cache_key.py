@@ -81,7 +81,7 @@ def _hash(fields: dict[str, object]) -> str:
 
 
 def write_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
-    """Create the folder and write its cache key into it, unless it is there already."""
+    """Create the folder and write its cache key into it, unless the file already has this content."""
     path = folder / CACHE_KEY_FILE
     text = json.dumps(asdict(cache_key), indent=2) + "\n"
     if not path.exists() or path.read_bytes() != text.encode():

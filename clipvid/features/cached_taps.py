@@ -79,22 +79,22 @@ class FirstLayerTaps:
         dtype: torch.dtype | None,
         tower_fingerprint: str | None = None,
     ) -> None:
-        """Compute `levels` from the single level of `cached`, in `precision`, in which the tower made that level.
+        """Compute `levels` from the single level of `cached`, at `precision`, at which the tower computed that level.
 
-        `dtype` is the type of live taps; None leaves each tensor in the type that the tower gives it.
-        `tower_fingerprint` is that of the tower that made the taps, by default the backbone's own.
+        `dtype` is the type of live taps; None leaves each tensor in the type of the tower's output.
+        `tower_fingerprint` is that of the tower that computed the level, by default the backbone's.
         """
         self.cached, self.backbone, self.levels = cached, backbone, tuple(levels)
         self.precision, self.dtype = precision, dtype
         self._tower_fingerprint = backbone.tower_fingerprint if tower_fingerprint is None else tower_fingerprint
 
     def select(self, levels: Sequence[int]) -> FirstLayerTaps:
-        """Return the taps of these levels. Raise ValueError for one below the cached, or a tower trained since."""
+        """Return the taps of these levels. Raise ValueError for one below the cached level or a tower trained since."""
         require_levels(range(self.cached.stored[0], self.backbone.levels + 1), levels)
         if self.backbone.tower_fingerprint != self._tower_fingerprint:
             raise ValueError(
-                "the tower was trained since this first-layer cache was opened; open the cache again with the model "
-                "that is to read it"
+                "the tower was trained since this first-layer cache was opened; open the cache again with the trained "
+                "model"
             )
         return self._like(self.cached, levels)
 

@@ -235,9 +235,9 @@ def require_whole(data: VideoDataset, n_videos: int) -> None:
     if protocol_spec.videos is None or n_videos >= protocol_spec.videos or protocol_spec.fewer:
         return
     advice = "repair the others (clipvid data check lists their errors)"
-    count = f"{n_videos} are here"
+    count = f"{n_videos} are available"
     if protocol_spec.listed is not None and protocol_spec.listed < protocol_spec.videos:
-        count = f"the list names {protocol_spec.listed}, of which {n_videos} are here"
+        count = f"the list names {protocol_spec.listed}, of which {n_videos} are available"
         advice = "leave out the list (annotations) to take the protocol's own"
     raise DataError(
         f"{data.name}: the protocol has {protocol_spec.videos} videos and {count}, so the metrics would be over an "

@@ -61,7 +61,7 @@ def clip_dataset(
     `random` samples one clip per video, or two as `pair` says; the data config's views are for evaluation. `seed` and
     `names` are those of ClipDataset.
     """
-    # also for training, which otherwise fails at its first validation
+    # Training needs this check too: it would otherwise fail at its first validation.
     model.transform.check_crops(data_config.spatial_views)
     fixed = Views() if random else Views(data_config.temporal_views, data_config.spatial_views)
     return ClipDataset(
@@ -80,13 +80,13 @@ def clip_dataset(
 
 
 class LiveSource:
-    """Clips that are decoded at every visit, and their features: a FeatureSource.
+    """FeatureSource that decodes its clips each time they are streamed, and encodes them.
 
     Args:
         model: encoder of the clips.
-        data: their records.
-        data_config: how they are read; `spatial_views` and `temporal_views` make B·V rows of B clips.
-        clips: replaces the default, `clip_dataset` of `data`.
+        data: records of the clips.
+        data_config: settings for reading the clips; `spatial_views` and `temporal_views` make B·V rows of B clips.
+        clips: the clips to decode; by default `clip_dataset` of `data`.
         read: the function that encodes a batch of decoded clips, under `inference` (`VideoCLIP.reads` for the model's
             branch, `VideoCLIP.taps` for complete taps); None streams the clips themselves, for a tower that runs in
             the training step and for an encoder without taps.

@@ -1,7 +1,7 @@
 """Maintenance of a cache: list its contents, verify its files, and remove damaged ones.
 
 Contract: a folder in; descriptions of its contents out, and files removed. Reads headers or every byte, but not the
-meaning of the tensors. Nothing is removed from a folder whose cache key cannot be read: its files may be anybody's.
+meaning of the tensors. Nothing is removed from a folder whose cache key cannot be read: it may not be a cache.
 """
 
 from __future__ import annotations

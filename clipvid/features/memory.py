@@ -41,7 +41,8 @@ def encode_dataset(
     for view in views_of([None] * len(data) if augmented_views is None else clip_keys(data), augmented_views):
         taps, readable, errors = _encode_view(model, data, data_config, view, rows, progress=progress)
         position = {row: number for number, row in enumerate(rows)}
-        views = [one.part([position[row] for row in readable]) for one in views] if len(readable) < len(rows) else views
+        if len(readable) < len(rows):
+            views = [earlier.part([position[row] for row in readable]) for earlier in views]
         rows, views, unreadable = readable, [*views, taps], [*unreadable, *errors]
     tower, others = model.backbone.tower_fingerprint, tuple(views[1:])
     clips = data.surviving(rows)

@@ -52,13 +52,13 @@ class FeatureBatch:
     labels: Int[Tensor, " b"]
     """Class indices of the clips that were read, on the model's device."""
     mask: Bool[Tensor, "... t"] | None = None
-    """Mask of decoded clips, False for frames that pad a shorter clip; None if no frame does, and beside taps."""
+    """Mask of decoded clips, False for frames that pad a shorter clip; None without padding, and for features."""
     unreadable: tuple[VideoError, ...] = ()
 
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """The interface of a data set's features, wherever they come from: the live tower, memory or disk."""
+    """The interface of a data set's features from any source: the live tower, memory or disk."""
 
     @property
     def data(self) -> VideoDataset: ...
@@ -71,7 +71,7 @@ class FeatureSource(Protocol):
         ...
 
     def stream(self, order: Sequence[Sequence[int]]) -> Generator[FeatureBatch, None, None]:
-        """Yield the features of each batch of rows, in this order; close the generator if you leave it early."""
+        """Yield the features of each batch of rows, in this order; close the generator to stop early."""
         ...
 
 

@@ -222,7 +222,7 @@ class TapCache:
                     f"mode {other.mode}, not as kind {requested}, mode {self.mode}"
                 )
                 if codec.FIDELITY[other.kind] < codec.FIDELITY[requested]:
-                    return f"{note}; {other.kind} is coarser, so they are encoded anew"
+                    return f"{note}; {other.kind} is coarser, so they are encoded again"
                 return (
                     f"{note}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
                     "and mode)"
@@ -230,7 +230,7 @@ class TapCache:
         return ""
 
     def _check_disk_space(self, needed: int) -> None:
-        """Raise CacheError if the disk has less than `needed` bytes free, beside a reserve of SPARE."""
+        """Raise CacheError if the disk has less than `needed` bytes free in addition to a reserve of SPARE."""
         existing = self.folder.absolute()
         while not existing.exists():
             existing = existing.parent
@@ -249,8 +249,8 @@ def _as_cache_error(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CacheError(
-            f"{folder} cannot be written ({describe_os_error(error)}); what is there stays, and the next run continues "
-            "from it; make room, or choose another folder"
+            f"{folder} cannot be written ({describe_os_error(error)}); the clips stored so far remain valid, and the "
+            "next run continues from them; make room, or choose another folder"
         ) from error
 
 
@@ -265,7 +265,7 @@ def _first_layer_of(model: VideoCLIP) -> tuple[int]:
 def _live_type(cache_key: CacheKey) -> torch.dtype | None:
     """Return the type in which taps of that precision reach the branch, live (`VideoCLIP.encode_frames`) and stored.
 
-    None is each tensor's own: in 16-mixed some of a tower's outputs are float16 and others float32.
+    None stands for the type of each tensor: in 16-mixed some of a tower's outputs are float16 and others float32.
     """
     if cache_key.precision == "bf16-mixed":
         return torch.bfloat16
@@ -312,7 +312,7 @@ def _frame_kind(kind: str) -> str:
 
 
 def _kind_of(name: str, tensor: Tensor, cache_key: CacheKey) -> str:
-    """Return the kind of one tensor of taps; its own type if that rounds no more than the cache key's kind."""
+    """Return the kind of one tensor of taps: that of its type if it rounds no more than the cache key's kind."""
     if cache_key.kind == "fp32" and _live_type(cache_key) is None:
         return codec.exact_kind(tensor.dtype)
     return _frame_kind(cache_key.kind) if name == "frames" else cache_key.kind

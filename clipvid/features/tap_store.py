@@ -80,7 +80,7 @@ class TapStore:
                 yield FeatureBatch(taps(), list(rows), labels[list(rows)].to(self.device))
 
     def _read(self, rows: Sequence[int]) -> Callable[[], Taps | CachedClips]:
-        """Start to read a batch, unless it is read on demand; return the function that gives it."""
+        """Start to read a batch, unless it is read on demand, and return the function that returns its taps."""
         return partial(CachedClips, self, rows, self.device) if self.on_demand else sent(self.batch(rows), self.device)
 
     def _in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:

@@ -33,7 +33,7 @@ class TextCache:
         self.folder = Path(folder)
 
     def cache_key(self, backbone: Backbone, precision: str) -> TextCacheKey:
-        """Return the key of this text tower's embeddings; it hashes all weights, so ask once for many ids."""
+        """Return the key of this text tower's embeddings. It hashes all weights, so call it once for many ids."""
         return TextCacheKey(backbone.text_fingerprint, resolve(precision, backbone.device))
 
     def embedded(

@@ -69,13 +69,13 @@ def candidates(similarity: Float[Tensor, "q n"], k: int) -> Bool[Tensor, "q n"]:
 
 
 def reranked(
-    similarity: Float[Tensor, "q n"], again: Float[Tensor, "q n"], chosen: Bool[Tensor, "q n"]
+    similarity: Float[Tensor, "q n"], refined: Float[Tensor, "q n"], chosen: Bool[Tensor, "q n"]
 ) -> Float[Tensor, "q n"]:
-    """Return scores that rank the chosen pairs by `again`, ahead of all others, which stay ranked by `similarity`.
+    """Return scores that rank the chosen pairs by `refined`, ahead of all others, which stay ranked by `similarity`.
 
     Both are within [-1, 1], so adding 3 lifts the worst of the chosen pairs above the best of the others.
     """
-    return torch.where(chosen, again + 3, similarity)
+    return torch.where(chosen, refined + 3, similarity)
 
 
 def _all_pairs(model: VideoCLIP, words: TextTokens, frames: Frames) -> Tensor:

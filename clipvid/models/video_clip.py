@@ -114,8 +114,8 @@ class VideoCLIP(nn.Module):
         if self.branch.reads_pixels:
             return Pixels(video, mask)
         with stage("tower"):
-            read = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
-            return self._for_branch(read)
+            taps = self.backbone(video, levels=self.branch.levels, mask=mask, embed=self.branch.reads_frames)
+            return self._for_branch(taps)
 
     def _for_branch(self, taps: Taps) -> Taps:
         """Cast to the branch's dtype if the tower has another (half precision) and autocast is off."""
@@ -266,7 +266,7 @@ class VideoCLIP(nn.Module):
             _DISABLED.reset(token)
 
     def set_trainable(self, mode: str = "none", *, text: bool = True, text_lora: int = 0) -> trainable.Trainable:
-        """Choose the part of the base model that trains beside the branch; return all parts that train.
+        """Set the part of the base model that trains with the branch; return all parts that train.
 
         none: nothing. text: the text tower. last:N: the last N blocks of both towers and the layers after them. all:
         both towers, as in the STAN paper. With `text` False the text tower trains in no mode. Blocks of the visual

@@ -148,7 +148,7 @@ class SpaceTimeBlock(nn.Module):
         return self._add_residuals(cls, patch, cls_residual, patch_residual, drops=self.drop == "clip")
 
     def _mlp_residuals(self, cls: Tensor | None, patch: Tensor, *, separate_cls: bool) -> tuple[Tensor | None, Tensor]:
-        """Return the MLP residuals; with `separate_cls`, that of the class token is computed in a call of its own."""
+        """Return the MLP residuals; with `separate_cls`, that of the class token is computed in a separate call."""
         tokens = patch.flatten(1, 2)
         if cls is None or separate_cls:
             cls_residual = None if cls is None else self.block.mlp_residual(cls[:, None])[:, 0]

@@ -28,13 +28,13 @@ def place_labels(
     for i in order:
         taken = [*obstacles, *boxes.values()]
         candidates = [
-            _beside(points[i], sizes[i], direction, distance) for distance in DISTANCES for direction in DIRECTIONS
+            _label_box(points[i], sizes[i], direction, distance) for distance in DISTANCES for direction in DIRECTIONS
         ]
         boxes[i] = min(candidates, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box, within))
     return [boxes[i] for i in range(len(points))]
 
 
-def _beside(
+def _label_box(
     point: tuple[float, float], size: tuple[float, float], direction: tuple[float, float], distance: float
 ) -> Box:
     """Return the box of a label at this distance and direction from a point."""

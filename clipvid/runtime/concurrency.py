@@ -86,7 +86,7 @@ def loader_death(error: RuntimeError) -> WorkerError | None:
 
 
 def _end_with_parent() -> None:
-    """Make this worker end with its parent, also a killed one, instead of waiting for work for ever.
+    """Make this worker end with its parent, even if that is killed, instead of waiting for work forever.
 
     Ctrl-C reaches workers too and is ignored there: they finish their current job, and the parent cancels the others
     and reports the interruption.

@@ -97,7 +97,7 @@ def describe_os_error(error: OSError) -> str:
     reason = (error.strerror or "unknown error").lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; make room, or choose another place"
-    # Instead of a temporary path (.NAME.PID.part), the user is told the one that it stands for.
+    # The message names the final path instead of the temporary one (.NAME.PID.part).
     path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))
     return f"{path} cannot be read or changed: {reason}" if path else reason
 

@@ -78,7 +78,7 @@ class VideoIndex:
         self._skipped: dict[Path, VideoError] = {}
         self._vectors: Vectors | None = None  # made when the first embedding gives the width
         self._lock = SharedLock()  # guards the three attributes above, because they change together
-        # These two calls refuse a wrong precision, number of frames, sampler or backend now
+        # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
         resolve(precision, model.device)
         clip_dataset(model, _data([]), self._data_config())
 
@@ -335,7 +335,7 @@ class VideoIndex:
 
 
 def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
-    """Return the embeddings as float32 rows of length 1, the form that faiss takes."""
+    """Return the embeddings as float32 rows of length 1, as faiss expects them."""
     return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
 
 

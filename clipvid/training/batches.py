@@ -1,4 +1,4 @@
-"""Training batches: clips decoded at every visit, or cached taps, with their captions and labels.
+"""Training batches: clips decoded in every epoch, or cached taps, with their captions and labels.
 
 Contract: data and settings in, `TrainBatch`es out, in an order that (seed, epoch) decide; `start` skips the batches
 that a resumed run has already used. Knows nothing of weights, optimizers or losses.
@@ -91,9 +91,9 @@ def _check_augmented_views(store: TapStore, config: TrainConfig, augmented_views
     """Raise ValueError for augmentations that the stored taps do not have."""
     if config.mixup:
         raise ValueError("mixup blends the pixels of two clips, and a TapStore has none; give the videos instead")
-    if augmented_views is None and (asked := config.augmentations()):
+    if augmented_views is None and (augmentations := config.augmentations()):
         raise ValueError(
-            f"{', '.join(asked)} change pixels, and a TapStore has none left; give the videos instead, or cache "
+            f"{', '.join(augmentations)} change pixels, and a TapStore has none; give the videos instead, or cache "
             "augmented views (cache_views)"
         )
     if store.augmented_views != augmented_views:
@@ -116,8 +116,8 @@ def open_pairs(
     """Open pairs of clips for self-supervision; raise ValueError for taps, DataError for a single video."""
     if isinstance(data, TapStore):
         raise ValueError(
-            "selfsup cuts two random clips of a video at each visit, and a TapStore keeps the taps of one; give the "
-            f"videos of {data.data.name} themselves"
+            "selfsup samples two random clips per video and epoch, and a TapStore holds the taps of one; give the "
+            f"videos of {data.data.name} instead"
         )
     if len(data) < 2:
         raise DataError(
@@ -170,7 +170,7 @@ class TrainBatches:
 
 
 class _Captions:
-    """Embeddings of every training caption, made once where the text tower is frozen; else their token ids."""
+    """Embeddings of all training captions, computed once if the text tower is frozen; else their token ids."""
 
     def __init__(
         self, model: VideoCLIP, data: VideoDataset, config: TrainConfig, *, cache: TextCache | None = None
@@ -186,7 +186,7 @@ class _Captions:
         tokens = data.protocol_spec.tokens if tokens is None else tokens
         self.table = torch.zeros(0, 1)
         if needed and (model.backbone.text_trains or model.matcher is not None):
-            self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs at every visit
+            self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs in every step
         elif needed:
             self.table = embed_texts(
                 model, captions, precision=config.data_config.precision, tokens=tokens, cache=cache
@@ -194,21 +194,21 @@ class _Captions:
 
     def draw(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Return captions of these clips and their video indices; the choice is a function of (seed, epoch, clip)."""
-        picked: list[int] = []
+        table_rows: list[int] = []
         video_index: list[int] = []
         for position, index in enumerate(indices) if len(self.table) else ():
             rows = self.rows[index]
             if 0 < self.count < len(rows):
                 rows = Random(f"{self.seed} {epoch} {index}").sample(rows, self.count)
-            picked += rows
+            table_rows += rows
             video_index += [position] * len(rows)
-        return self.table[picked].to(self.device), torch.tensor(video_index, dtype=torch.long, device=self.device)
+        return self.table[table_rows].to(self.device), torch.tensor(video_index, dtype=torch.long, device=self.device)
 
 
 def batch_order(n: int, config: TrainConfig, *, epoch: int) -> list[list[int]]:
     """Return the batches of an epoch over n clips: groups of `keep_together` neighbours, the groups in random order.
 
-    A last batch smaller than half is dropped when there are others: a contrastive loss over two clips is noise.
+    A last batch of less than half the size is dropped if there are others: a contrastive loss over two clips is noise.
     """
     keep, size = config.keep_together, config.batch_size
     groups = [range(first, min(first + keep, n)) for first in range(0, n, keep)]

@@ -1,8 +1,7 @@
-"""The checkpoint of a training run: written atomically, and refused where it belongs to another run.
+"""Checkpoints of training runs: written atomically, and refused by other runs.
 
 Contract: a path and the run's metadata (names, settings and hashes that a run cannot change) in; the saved state out,
-or
-a CheckpointError that says what differs. Knows nothing of weights, data or the content of a state.
+or a CheckpointError that names the difference. Knows nothing of weights, data or the content of a state.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ OTHER = {
     "clips": "was trained on other clips; give the clips that it started with",
     "origin": "was trained from {saved}, this run reads {current}; give the same source",
     "config": "belongs to a run with another config ({changed}); choose another out, or that config",
-    "base": "was trained on another base model, or on one whose frozen weights were trained otherwise before; load the "
+    "base": "was trained on another base model, or on one whose frozen weights differ from earlier training; load the "
     "model it started from",
     "branch": "was trained with another branch or similarity; give the options that it started with",
     "readable": "was trained when other clips could be read; make the same clips readable, or start a new run",
 }
 """Message for each entry of the metadata that differs."""
 EPOCHS = "epochs"
-"""The one setting that decides the result and may still differ: a `Run` plans its learning rates anew and says so."""
+"""The only setting that changes the result and may differ: a `Run` then reschedules its learning rates and warns."""
 LATER = ("origin", "readable")
-"""Metadata that the first checkpoints were written without."""
+"""Metadata that the first version of checkpoints lacks."""
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state atomically; raise OSError where it cannot be written, such as on a full disk."""
+    """Write the state atomically; raise OSError if it cannot be written, such as on a full disk."""
     with atomic_file(path) as draft:
         try:
             torch.save(dict(state), draft)
-        except RuntimeError as error:  # its own text names offsets in the file, not the failed write
+        except RuntimeError as error:  # torch's text names offsets in the file, not the failed write
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
 
 
 def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the state of a checkpoint, None where there is none.
+    """Return the state of a checkpoint, or None if there is none.
 
     Raises CheckpointError for a damaged file, and for the checkpoint of another run.
     """
@@ -72,7 +71,7 @@ def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, 
 
 
 def free_settings(settings: Any, prefix: str = "") -> set[str]:
-    """Return the dotted names of the settings that change no result, as the fields of their dataclass say."""
+    """Return the dotted names of the settings that change no result, according to the metadata of their fields."""
     free: set[str] = set()
     for field in fields(settings):
         value = getattr(settings, field.name)

@@ -45,29 +45,29 @@ def train(
 ) -> TrainResult:
     """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
 
-    The model is set to train mode for each epoch and comes back in eval mode.
+    The model is in train mode during each epoch, and in eval mode afterwards.
 
-    With `val_data` the model ends with the weights of the best validation, without it with the last. `out` receives
-    checkpoints, the best model (`out/best`), TensorBoard curves and history.json. Taps are read from `cache` and
-    written to it. torch's random generators are left as they were.
+    With `val_data` the model gets the weights of the epoch with the best score, otherwise those of the last epoch.
+    `out` receives checkpoints, the best model (`out/best`), TensorBoard curves and history.json. Taps are read from
+    `cache` and written to it. torch's random generators are restored afterwards.
 
-    `resume` continues from the last checkpoint in `out`. A finished run gives its result again (`nothing_left`),
-    without the list of unreadable clips. With more epochs it continues: its learning rates are planned anew
-    (`replanned`, and a ClipvidWarning), so it does not equal a run that had as many epochs from the start. Settings
-    that change no step and no score, such as the workers, may differ from the first run's.
+    `resume` continues from the last checkpoint in `out`. For a finished run the same result is returned again
+    (`nothing_left`), without the list of unreadable clips. With more epochs the run continues, and its remaining
+    learning rates are rescheduled (`replanned`, and a ClipvidWarning), so it does not equal a run that had as many
+    epochs from the start. Settings that change no step and no score, such as the workers, may differ.
 
-    Raises, before a clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
-    another run, which names each setting that differs, FileExistsError for a run that would be overwritten or that
-    another process writes; and once they were, CheckpointError where other clips can be read than before.
+    Raises, before any clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
+    another run, with each setting that differs, FileExistsError for a run that would be overwritten or that another
+    process is writing; and after decoding, CheckpointError if the readable clips are not those of the checkpoint.
     """
     config = config or TrainConfig()
     if cache is not None and config.cache_taps:
-        raise ValueError("cache keeps taps on the disk, cache_taps true in memory; leave out one of them")
+        raise ValueError("cache stores taps on disk, and cache_taps true in memory; leave out one of them")
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-            raise FileExistsError(f"{out} holds a training run; go on with it (resume=True), or choose another out")
+            raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
         fabric = fabric_for(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
@@ -104,7 +104,7 @@ def _train(
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
-    run = Run(model, config, fabric, out=out, clips=_clips(parts), origin=origin)
+    run = Run(model, config, fabric, out=out, clips=_clips_hash(parts), origin=origin)
     state = run.read_last_checkpoint() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
@@ -112,16 +112,16 @@ def _train(
     source = open_batches(model, train_data, config, cache=cache, progress=progress)
     if val_data is not None:
         val_data = _for_validation(encode_taps(model, val_data, config, cache, progress=progress))
-    read = [source.data, *([] if val_data is None else [val_data])]
-    run.prepare(steps_per_epoch=len(source.order(0)), readable=_clips(read))
+    readable = [source.data, *([] if val_data is None else [val_data])]
+    run.prepare(steps_per_epoch=len(source.order(0)), readable=_clips_hash(readable))
     if state is not None:
         run.restore(state)
-    del state  # weights and optimiser are the run's by now
+    del state  # frees memory: the run has copied the weights and the optimizer's state
     with _compiled(model.branch, config):
         _fit(run, source, val_data, progress=progress)
-    lost = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
-    named = {error.path: error for error in lost}
-    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(named.values()))
+    errors = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
+    error_by_path = {error.path: error for error in errors}
+    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(error_by_path.values()))
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _check_compile(model: VideoCLIP, config: TrainConfig) -> None:
-    """Refuse, before anything is encoded, settings of torch.compile that would fail at the first step."""
+    """Raise ValueError, before anything is encoded, if torch.compile would fail at the first step."""
     if model.branch._compiled_call_impl is not None and (config.micro_batch_size or config.activation_checkpointing):
         raise ValueError(
             "the branch is compiled, and its second pass would draw other random numbers; leave out "
@@ -188,7 +188,7 @@ def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | Non
 
 @contextmanager
 def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
-    """Leave the model in eval mode, also where training stops with an error."""
+    """Set the model to eval mode after the block, also if training stops with an error."""
     try:
         yield
     finally:
@@ -196,7 +196,7 @@ def _eval_afterwards(model: VideoCLIP) -> Iterator[None]:
 
 
 def _prepare_head(model: VideoCLIP, data: VideoDataset | TapStore, config: TrainConfig) -> None:
-    """Give the model a classifier for the data's classes, if the task needs one and the model has another."""
+    """Give the model a classifier of the data's classes if the task needs one, unless its head is one already."""
     if config.task != "recognition":
         return
     dataset = dataset_of(data)
@@ -229,7 +229,7 @@ def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDa
         )
 
 
-def _clips(parts: Sequence[VideoDataset | TapStore]) -> str:
+def _clips_hash(parts: Sequence[VideoDataset | TapStore]) -> str:
     """Return a hash of these data sets."""
     return " ".join(data_hash(dataset_of(part)) for part in parts)
 
@@ -244,7 +244,7 @@ def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | N
 
 
 def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, config: TrainConfig) -> None:
-    """Refuse data that validation cannot use, before anything is encoded."""
+    """Raise ValueError or DataError, before anything is encoded, for data that validation cannot use."""
     if config.task == "selfsup" and data is not None:
         open_pairs(model, data, config, use="validation")
     if isinstance(data, TapStore) and data.augmented_views is not None:
@@ -255,5 +255,5 @@ def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, co
 
 
 def _for_validation(data: VideoDataset | TapStore) -> VideoDataset | TapStore:
-    """Allow missing videos: validation chooses an epoch and reports no metric of a protocol."""
+    """Return the data with missing videos allowed: validation selects an epoch and reports no protocol's metric."""
     return replace(data, data=data.data.allowing_fewer()) if isinstance(data, TapStore) else data.allowing_fewer()

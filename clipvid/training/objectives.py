@@ -1,7 +1,8 @@
 """Objectives: modules that compute the loss of a batch, one class per task.
 
 Contract: a model, a config and a TrainBatch in, a scalar loss out; also the mean loss over held-out batches. The
-parameters of an objective are all that is trained: the model's, and its own. Knows nothing of optimizers or files.
+parameters of an objective (those of the model, and any of the loss) are all that is trained. Knows nothing of
+optimizers or files.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Retrieval(nn.Module):
     """Contrastive loss between clips and captions, by the model's own similarity.
 
     With `config.micro_batch_size` this is gradient caching (Gao et al. 2021, section 3). The forward pass computes the
-    embeddings one micro-batch at a time and stores nothing else; the loss is that of the whole batch. The backward pass
+    embeddings one micro-batch at a time and stores nothing else; the loss is that of the full batch. The backward pass
     first computes the gradient with respect to the embeddings, and then runs each micro-batch again, with the same
-    random numbers, to take its gradient further.
+    random numbers, to backpropagate it to the parameters.
     """
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
@@ -82,7 +83,7 @@ class Retrieval(nn.Module):
         return parts
 
     def _scale(self) -> float | Tensor:
-        """Return the factor of the similarities; a learned one is at most 100, as in CLIP, or 1 % above its start."""
+        """Return the scale of the similarities; if learned, at most 100, as in CLIP, or 1 % above its initial value."""
         if self.log_scale is None:
             return self.scale
         return self.log_scale.clamp(max=math.log(max(100.0, 1.01 * self.scale))).exp()
@@ -121,8 +122,8 @@ OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
 def held_out_loss(objective: nn.Module, source: BatchSource, *, seed: int) -> float:
     """Return the mean loss in eval mode over the batches of epoch 0.
 
-    ConST-CL's random regions are the same in every call; torch's CPU generator is left as it was. Raises DataError
-    if no batch could be read.
+    ConST-CL's random regions are the same in every call; torch's CPU generator is restored afterwards. Raises
+    DataError if no batch could be read.
     """
     with evaluating(objective), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU for good

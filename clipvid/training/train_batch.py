@@ -1,6 +1,6 @@
 """One batch of training: clips or their taps, captions, labels.
 
-Contract: plain data from whoever makes batches to the objectives. Knows nothing of data sets, caches, losses or models.
+Contract: plain data, passed from batches.py to the objectives. Knows nothing of data sets, caches, losses or models.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class TrainBatch:
     Args:
         index: position in the epoch's batch order; positions without a readable clip are left out.
         video: clips (B, T, 3, S, S), pairs of clips (B, 2, T, 3, S, S), taps, or with gradient caching clips whose
-            taps are still to be read.
-        mask: False for frames that pad a shorter clip; None where no frame does.
+            taps are read on demand.
+        mask: False for frames that pad a shorter clip; None without padding.
         text: embeddings (M, E) of the captions, or token ids (M, ctx) for a text tower that trains.
         video_index: (M,), the row of the clip that each caption describes.
         labels: (B,), class indices.

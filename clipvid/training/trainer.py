@@ -54,19 +54,19 @@ class TrainResult:
     seconds: float
     unreadable: tuple[VideoError, ...] = ()
     nothing_left: bool = False
-    """True where the resumed run was already over, so that nothing was trained."""
+    """True if the resumed run was already finished, so that nothing was trained."""
     replanned: tuple[int, ...] = ()
-    """Epochs finished at each resumption with another number of epochs; the learning rates were planned anew there."""
+    """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
 
 
 def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
     """Return a Fabric of one device in the precision that `config` asks for."""
     device = Fabric(accelerator=accelerator, devices=1).device
     precision = resolve(config.data_config.precision, device)
-    # for fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself
+    # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
     if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
         return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
-    # a plugin made here keeps Fabric from logging the precision on every run
+    # Fabric logs the precision on every run unless it is given a plugin.
     return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
 
 
@@ -100,11 +100,11 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Number of batches done."""
+        """Number of batches trained so far."""
         return self.epoch * self.steps_per_epoch + self.batch
 
     def step(self, batch: TrainBatch) -> float:
-        """Learn from one batch; the optimizer steps once every `accumulate_grad_batches`. Return the loss.
+        """Train on one batch and return its loss; the optimizer steps once per `accumulate_grad_batches` batches.
 
         Raises FloatingPointError for a loss that is not finite.
         """
@@ -139,10 +139,10 @@ class Run:
             raise DataError(f"no training video could be read in epoch {self.epoch + 1}; check the data set's root")
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
-        last = self.epoch + 1 == self.config.epochs
-        if last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
+        is_last = self.epoch + 1 == self.config.epochs
+        if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
-        if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or last):
+        if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
             with stage("validation", complete=True):  # includes the stages inside
                 entry["score"] = self._score(val_data)
         score = entry.get("score")
@@ -235,24 +235,24 @@ class Run:
         return state
 
     def _check_planned_epochs(self, planned: int) -> None:
-        """Record and warn that the learning rates are planned anew if the run was `planned` for another number.
+        """Record and warn that learning rates are rescheduled if the run was `planned` for another number of epochs.
 
-        Raises CheckpointError for fewer epochs than the run has begun, and if it has done all of the epochs asked for
-        but validated none of them.
+        Raises CheckpointError for fewer epochs than the run has begun, and if it has finished all requested epochs but
+        validated none of them.
         """
-        asked, begun = self.config.epochs, self.epoch + bool(self.batch)
-        if asked < begun or (asked == self.epoch and self.best["state"] is None):
+        requested, begun = self.config.epochs, self.epoch + bool(self.batch)
+        if requested < begun or (requested == self.epoch and self.best["state"] is None):
             least = max(begun, self.epoch + (self.best["state"] is None))
             raise CheckpointError(
-                f"epochs must be >= {least} to resume {self.path}, got {asked}; of the {planned} epochs planned, "
+                f"epochs must be >= {least} to resume {self.path}, got {requested}; of the {planned} epochs planned, "
                 f"{begun} {'has' if begun == 1 else 'have'} begun"
             )
-        if asked == planned or self.is_over():
+        if requested == planned or self.is_over():
             return
         self.replanned.append(self.epoch)
         warnings.warn(
-            f"the run was planned for {pluralize(planned, 'epoch')} and goes on for {asked}: its learning rates are "
-            f"planned anew from epoch {self.epoch + 1} on, so it will not equal a run of {asked} from the start",
+            f"the run was planned for {pluralize(planned, 'epoch')} and now has {requested}: its learning rates are "
+            f"rescheduled from epoch {self.epoch + 1} on, so it will not equal a run of {requested} from the start",
             ClipvidWarning,
             stacklevel=5,
         )
@@ -306,7 +306,7 @@ class Run:
         return {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
 
     def _score(self, val_data: VideoDataset | TapStore) -> float:
-        """Return the validation metric; torch's generator is left as it was."""
+        """Return the validation metric; torch's generator is restored afterwards."""
         if self.config.task == "selfsup":
             pairs = open_pairs(self.model, val_data, self.config)
             return -held_out_loss(self.wrapped_objective, pairs, seed=self.config.seed)

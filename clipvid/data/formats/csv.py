@@ -131,9 +131,9 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
     if not table.is_dir():
         raise DataError(f"{table} does not exist; give a csv file, or a folder that holds one")
     tables = sorted(path for path in table.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
-    named = [path for path in tables if path.stem == "captions"]
-    if len(tables) == 1 or len(named) == 1:
-        return named[0] if named else tables[0]
+    caption_tables = [path for path in tables if path.stem == "captions"]
+    if len(tables) == 1 or len(caption_tables) == 1:
+        return caption_tables[0] if caption_tables else tables[0]
     content = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
     raise DataError(f"{table} holds {content}; name the one to read (annotations)")
 
@@ -165,7 +165,7 @@ def _rows(table: Path) -> Iterator[_Row]:
         yield _Row(line, row[path_column], row.get("caption"), row.get("label"), row.get("split"), start, end)
 
 
-def _seconds(text: str | None, where: str) -> float | None:
+def _seconds(text: str | None, location: str) -> float | None:
     """Return a time in seconds, None for an empty field."""
     if not text:
         return None
@@ -174,7 +174,7 @@ def _seconds(text: str | None, where: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise DataError(f"{where} must be a number of seconds >= 0, got {text!r}")
+        raise DataError(f"{location} must be a number of seconds >= 0, got {text!r}")
     return value
 
 

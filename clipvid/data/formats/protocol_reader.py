@@ -69,7 +69,7 @@ def open_protocol(
         clips = _add_captions(clips, finder, source=lists[0].path)
     uncaptioned = [key for key, clip in clips.items() if p.task == "retrieval" and not clip.captions]
     if uncaptioned and (not allow_missing or len(uncaptioned) == len(clips)):
-        advice = "" if len(uncaptioned) == len(clips) else ", or allow it (allow_missing) to go on without them"
+        advice = "" if len(uncaptioned) == len(clips) else ", or allow it (allow_missing) to continue without them"
         raise DataError(
             f"{lists[0].path}: no captions for {len(uncaptioned)} of {len(clips)} videos, such as {uncaptioned[0][0]}; "
             f"get those{advice}"

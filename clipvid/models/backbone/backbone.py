@@ -28,7 +28,7 @@ from clipvid.nn.attention import Block
 
 
 class Backbone(nn.Module):
-    """A frozen open_clip model that gives taps and text embeddings.
+    """A frozen open_clip model that returns taps and text embeddings.
 
     Modifies the given model object: its parameters no longer require gradients, and it stays in eval mode even when a
     surrounding module is set to train.
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         """Return the last `depth` levels; raise BackboneError if the tower has fewer."""
         if not 0 <= depth <= self.levels:
             raise BackboneError(
-                f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was asked for; "
+                f"{type(self.visual).__name__} has {self.levels} levels to tap, depth {depth} was requested; "
                 f"choose a depth from 1 to {self.levels}"
             )
         return tuple(range(self.levels - depth + 1, self.levels + 1))

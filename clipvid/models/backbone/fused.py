@@ -33,7 +33,7 @@ Make = Callable[[nn.Module, nn.Module], nn.Module | None]
 class FusedCopies:
     """Thread-safe fused copies of one module; empty after being copied or unpickled.
 
-    A copy is never modified: a changed weight gives a new copy, and a running pass goes on with the old one.
+    A copy is never modified: after a weight changes a new copy is made, and a running pass continues with the old one.
     `WeightCache` documents which writes are noticed.
     """
 
@@ -202,9 +202,9 @@ def _can_pack(dtype: torch.dtype) -> bool:
         results = [_packed_multiplier(weight, bias, then)(x) for then in ("none", "swish")]
     except (AttributeError, RuntimeError, TypeError):
         return False
-    plain = F.linear(x, weight, bias).float()
-    pairs = zip(results, (plain, F.silu(plain)), strict=True)
-    return all(torch.allclose(got.float(), expected, rtol=0.05, atol=0.05) for got, expected in pairs)
+    reference = F.linear(x, weight, bias).float()
+    pairs = zip(results, (reference, F.silu(reference)), strict=True)
+    return all(torch.allclose(result.float(), expected, rtol=0.05, atol=0.05) for result, expected in pairs)
 
 
 class FrozenPatches(nn.Module):

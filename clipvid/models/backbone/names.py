@@ -38,9 +38,9 @@ def check_name(name: str, base_names: Sequence[str]) -> None:
     near = get_close_matches(name.replace("/", "-"), [*base_names, MINI], n=3)
     folder = os.path.isdir(name)
     if folder or ("/" in name and not near):
-        what = "a folder, but none that clipvid saved" if folder else "no folder that there is"
+        kind = "a folder that clipvid did not save" if folder else "no existing folder"
         raise ValueError(
-            f"unknown model {name!r}: {what}, nor a model of open_clip; a training run's model is its folder best, "
+            f"unknown model {name!r}: {kind} and no model of open_clip; a training run's model is its folder best, "
             f"open_clip's own files are local-dir:{name}, and a hub's are hf-hub:{name}"
         )
     hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"

@@ -80,8 +80,8 @@ def load_clip(
     if not name.startswith(SCHEMES):
         _check_builtin(name, "random" if shapes_only and pretrained is None else pretrained)
     elif pretrained is not None:
-        what = f"{MINI} brings its" if base.name == MINI else f"{name.split(':')[0]}: names bring their"
-        raise ValueError(f"{what} own weights; leave pretrained out")
+        model = f"{MINI} brings its" if base.name == MINI else f"{name.split(':')[0]}: names bring their"
+        raise ValueError(f"{model} own weights; leave pretrained out")
     tag = None if pretrained == "random" else pretrained
     # OpenAI's and some other weights were trained with QuickGELU and score points lower without it
     quick = bool(tag) and bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
@@ -118,11 +118,11 @@ def _tokenizer(name: str) -> Any:
         raise _unreachable(f"the tokenizer of {name}", error) from error
 
 
-def _unreachable(what: str, error: Exception) -> BackboneError:
+def _unreachable(part: str, error: Exception) -> BackboneError:
     """Return the error for a part that comes from a hub, such as a tokenizer or a text tower's config."""
     cause = " ".join(str(error).split())
     return BackboneError(
-        f"{what} could not be loaded ({cause}); it comes from a hub: check the network, or attach a custom model "
+        f"{part} could not be loaded ({cause}); it comes from a hub: check the network, or attach a custom model "
         "and tokenizer in Python"
     )
 

@@ -45,10 +45,10 @@ class Taps:
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
         """Return the taps of these clips, in this order."""
         chosen = torch.as_tensor(rows)
-        picked = replace(self, mask=None).map(
+        features = replace(self, mask=None).map(
             lambda t: t[chosen]
         )  # the mask is gathered last: its size must match the clips
-        return picked if self.mask is None else replace(picked, mask=self.mask[chosen])
+        return features if self.mask is None else replace(features, mask=self.mask[chosen])
 
     def part(self, rows: Sequence[int]) -> Taps:
         """Return `gather(rows)`: taps in memory have no cheaper way to be split."""
@@ -123,11 +123,11 @@ def rounded_for_autocast(source: Taps | Pixels) -> Taps | Pixels:
     return source.to(dtype=torch.bfloat16) if rounds else source
 
 
-def require_levels(held: Sequence[int], wanted: Sequence[int]) -> None:
+def require_levels(available: Sequence[int], required: Sequence[int]) -> None:
     """Raise ValueError for a requested level that the taps lack."""
-    if not set(wanted) <= set(held):
+    if not set(required) <= set(available):
         raise ValueError(
-            f"these taps hold levels {_format_levels(held)}, the branch reads {_format_levels(wanted)}; "
+            f"these taps hold levels {_format_levels(available)}, the branch reads {_format_levels(required)}; "
             "encode the clips with a model of that branch"
         )
 

@@ -25,7 +25,7 @@ from clipvid.nn.attention import SelfAttention, attend
 from clipvid.runtime.optional import require
 
 MODES = ("none", "text", "last:N", "all")
-"""Values of `set_trainable`: the part of the base model that trains beside the branch."""
+"""Values of `set_trainable`: the part of the base model that trains with the branch."""
 LORA_TARGETS = (
     "qkv",
     "out",

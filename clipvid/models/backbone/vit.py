@@ -58,7 +58,7 @@ def copy_blocks(visual: Any, depth: int, *, class_token: bool = True) -> list[nn
     if not blocks or not all(has_separable_residuals(block) for block in blocks[-depth:]):
         return []
     if depth > len(blocks):
-        raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were asked for; lower depth")
+        raise BackboneError(f"{type(visual).__name__} has {len(blocks)} blocks, {depth} were requested; lower depth")
     rope = rotary_table(visual)
     copies = [copy_block(block, rope=rope, class_token=class_token) for block in blocks[-depth:]]
     for layer in copies:
@@ -169,7 +169,7 @@ def copy_text_blocks(clip: Any, depth: int) -> tuple[list[Block], Tensor]:
             "posterior, or init random"
         )
     if depth > len(blocks):
-        raise BackboneError(f"the text tower has {len(blocks)} blocks, {depth} were asked for; lower depth")
+        raise BackboneError(f"the text tower has {len(blocks)} blocks, {depth} were requested; lower depth")
     assert text is not None
     copies = [from_open_clip(block) for block in blocks[:depth]]
     for block in copies:

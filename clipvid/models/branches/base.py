@@ -40,39 +40,40 @@ class Branch(nn.Module):
     """Taps in, frame embeddings (B, T, E) out; their mean over frames is the video embedding."""
 
     options: Any
-    """The dataclass that this branch was built from, and can be rebuilt from."""
+    """Dataclass that this branch was built from and can be rebuilt from."""
     levels: tuple[int, ...]
-    """Levels of the tower that it reads."""
+    """Levels of the tower that the branch reads."""
     reads_pixels: bool = False
-    """It has a stem of its own and takes Pixels in place of Taps, so nothing of it can be cached."""
+    """True for a branch with its own stem, which takes Pixels in place of Taps and has nothing to cache."""
     reads_frames: bool = True
-    """It reads CLIP's own frame embeddings, so the tower has to run to its end."""
+    """True for a branch that reads CLIP's frame embeddings, which need all blocks of the tower."""
     image_size: int | None = None
-    """Side of the frames that it reads, where that is not the tower's."""
+    """Side of the frames that the branch reads; None for the tower's."""
     one_token: bool = False
-    """It makes one embedding for the whole clip; all frames are given the same."""
+    """True for a branch that computes one embedding per clip and repeats it for every frame."""
     copied: tuple[str, ...] = (".block.",)
-    """Parts of names: parameters that start as copies of CLIP's, and train at a lower rate."""
+    """Parts of the names of parameters that start as copies of CLIP's and train at a lower rate."""
 
     def compared(self, frames: int) -> list[int]:
-        """Keys that a patch is compared with in each step of a layer; empty where the branch has no such scheme."""
+        """Return the number of keys per patch in each step of a layer; empty for a branch without such steps."""
         return []
 
     def set_activation_checkpointing(self, on: bool) -> None:
-        """Set whether layers run again in the backward pass, which saves the memory of their activations.
+        """Switch on or off that layers run again in the backward pass, which saves the memory of their activations.
 
-        Raises ValueError to switch it on for a branch without layers on the tower's tokens.
+        Raises ValueError if `on` is True and the branch has no layers on the tower's tokens.
         """
         if on:
             raise ValueError(
-                f"recompute runs the layers of a branch a second time, and {type(self).__name__} has none on the "
-                "tower's tokens; leave it out, or choose a side branch (stan) or an intermediate one (divided, vivit1)"
+                f"activation_checkpointing runs the layers of a branch again, and {type(self).__name__} has none on "
+                "the tower's tokens; leave it out, or choose a side branch (stan) or an intermediate one (divided, "
+                "vivit1)"
             )
 
 
 @dataclass(frozen=True)
 class State:
-    """A clip on its way through a layered branch: what it read, its class token if it has one, and its tokens."""
+    """Input of a layered branch, and between its layers the class token, if there is one, and the patch tokens."""
 
     taps: Taps | Pixels
     cls: Float[Tensor, "b d"] | None
@@ -80,14 +81,14 @@ class State:
 
 
 class LayeredBranch(Branch, ABC):
-    """A branch that keeps tokens on the tower's grid from layer to layer, so that it can be stopped between two.
+    """A branch whose layers keep tokens on the tower's grid, so that its state can be read between two layers.
 
-    It says how it starts, what a layer does and how it ends; `forward` is these in a row.
+    Subclasses define `start`, `advance` and `finish`; `forward` runs them in this order.
     """
 
     layers: nn.ModuleList
     geometry: Geometry
-    """Geometry of the levels that it reads; its grid is that of the dense tokens."""
+    """Geometry of the levels that the branch reads; its grid is that of the dense tokens."""
     width: int
     """D of the dense tokens."""
     activation_checkpointing: bool = False
@@ -113,7 +114,7 @@ class LayeredBranch(Branch, ABC):
         self, layer: nn.Module, cls: Tensor | None, patch: Float[Tensor, "b t n d"], *, mask: Tensor | None
     ) -> tuple[Tensor | None, Float[Tensor, "b t n d"]]:
         """Run one layer on the tokens, under activation checkpointing if that is on."""
-        run = partial(layer, grid=self.geometry.grid, mask=mask)  # holds no tokens, which the graph would keep with it
+        run = partial(layer, grid=self.geometry.grid, mask=mask)  # binds no tokens: the graph would keep them alive
         return (
             checkpointed(run, cls, patch)
             if self.activation_checkpointing and torch.is_grad_enabled()
@@ -138,9 +139,9 @@ class LayeredBranch(Branch, ABC):
 
 
 class Borrowed:
-    """The tower itself, for a branch that uses its weights: no part of the branch, so not trained or saved by it.
+    """Reference to the tower, for a branch that uses its weights; no submodule, so it is not trained or saved.
 
-    Copied together with the tower it means the copy, copied alone the tower it meant before.
+    In a deep copy that includes the tower it refers to the copied tower, else to the original.
     """
 
     def __init__(self, visual: nn.Module) -> None:

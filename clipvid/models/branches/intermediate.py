@@ -32,7 +32,7 @@ from clipvid.nn.stem import Stem, inflated
 
 @dataclass(frozen=True)
 class IntermediateOptions(BranchOptions):
-    """All options of an intermediate branch; saved with it."""
+    """Options of an intermediate branch, saved with it."""
 
     scheme: str = "divided"
     """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4).
@@ -159,7 +159,7 @@ class Intermediate(LayeredBranch):
         if state.cls is not None:
             tokens = with_cls_of_frames(state.cls[:, None].expand(-1, tokens.shape[1], -1), tokens)
         frames = self.tail(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        if self.stem is not None:  # each frame is given the embedding of its tubelet
+        if self.stem is not None:  # all frames of a tubelet share its embedding
             frames = frames.repeat_interleave(self.stem.tubelet, dim=1)
         return frames if self.over_frames is None else self.over_frames(frames, mask=state.taps.mask)
 

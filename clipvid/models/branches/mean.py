@@ -21,7 +21,7 @@ from clipvid.nn.pooling import mean_over_frames
 
 @dataclass(frozen=True)
 class MeanOptions(BranchOptions):
-    """Everything that decides a mean branch; saved with it."""
+    """Options of a mean branch, saved with it."""
 
     hidden: int = 0
     """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""
@@ -37,7 +37,7 @@ MeanOptions.kind, MeanOptions.presets = "mean", PRESETS
 class Mean(Branch):
     """Frame-mean of CLIP embeddings, plus an MLP of it that starts at zero."""
 
-    levels = ()  # reads nothing but the frame embeddings
+    levels = ()  # the branch reads only the frame embeddings
 
     def __init__(self, backbone: Backbone, options: MeanOptions | None = None) -> None:
         super().__init__()

@@ -22,19 +22,20 @@ from clipvid.nn.temporal import TemporalTransformer, plain_blocks
 
 @dataclass(frozen=True)
 class PosteriorOptions(BranchOptions):
-    """Everything that decides a posterior branch; saved with it."""
+    """Options of a posterior branch, saved with it."""
 
     depth: int | None = None
-    """Transformer blocks over the frames of a clip; None for 4 or, with init=text, all of a text tower of fewer."""
+    """Number of transformer blocks over the frames of a clip; None for 4, or with init=text for all blocks of a text
+    tower that has fewer."""
     init: Literal["random", "text"] = "random"
-    """random, or text: the first blocks and positions of CLIP's text tower, as CLIP4Clip starts."""
+    """Initial weights: random, or those of the first blocks and positions of CLIP's text tower (text, CLIP4Clip)."""
     fusion: Literal["gated", "release"] = "gated"
-    """gated: frame + a zero-initialised linear of what the transformer says, so step 0 is zero-shot CLIP. release:
-    frame + transformer, as CLIP4Clip has it."""
+    """gated: frame + a zero-initialised linear of the transformer's output, so step 0 is zero-shot CLIP. release:
+    frame + transformer, as in CLIP4Clip."""
     token: bool = False
     """Read a class token, the same for all frames (ViViT's model 2), in place of each frame's own vector."""
     time_size: int = 64
-    """Rows of the position table; longer clips stretch it. With init=text it is CLIP's own table."""
+    """Rows of the position table; longer clips interpolate it. With init=text it is CLIP's table."""
 
     def __post_init__(self) -> None:
         checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
@@ -48,7 +49,7 @@ PosteriorOptions.kind, PosteriorOptions.presets = "posterior", PRESETS
 class Posterior(Branch):
     """Temporal transformer after the tower: frames + gate(temporal transformer(frames))."""
 
-    levels = ()  # reads nothing but the frame embeddings
+    levels = ()  # the branch reads only the frame embeddings
 
     def __init__(self, backbone: Backbone, options: PosteriorOptions | None = None) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class Posterior(Branch):
 
 
 class Refinement(nn.Module):
-    """Frame embeddings, and what a temporal transformer adds to them."""
+    """Frame embeddings plus the output of a temporal transformer over them."""
 
     def __init__(self, temporal: TemporalTransformer, embed_dim: int, *, gated: bool) -> None:
         super().__init__()

@@ -33,10 +33,10 @@ from clipvid.nn.spacetime import SpaceTimeBlock
 
 @dataclass(frozen=True)
 class StanOptions(BranchOptions):
-    """Everything that decides a STAN branch; saved with it."""
+    """Options of a STAN branch, saved with it."""
 
     depth: int = 4
-    """K: how many of the tower's last levels are tapped, one branch layer each."""
+    """K, the number of the tower's last levels that are tapped; one branch layer reads each."""
     mixer: str = "attention"
     """Cross-frame module: attention, conv (paper, eq. 9), conv_full (first released code) or rsa."""
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
@@ -44,29 +44,31 @@ class StanOptions(BranchOptions):
     fusion: Literal["gated", "release", "balanced"] = "gated"
     """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
     tower. release: added to the class token before CLIP's final norm and projection, as published. balanced: as
-    release, but w CLIP + (1 - w) branch with a trained sigmoid w for each channel, half at first (BT-Adapter)."""
+    release, but w CLIP + (1 - w) branch, with a trained sigmoid w per channel that starts at one half (BT-Adapter)."""
     order: Literal["cross_first", "intra_first"] = "cross_first"
     """The first module of a layer: the cross-frame one (cross_first, as released) or the intra-frame one (intra_first,
     as in the paper's text)."""
     merge: Literal["add", "project", "balanced"] = "add"
     """Merge of a level into the branch. add: a plain sum (released code). project: added through a DxD projection
-    (paper, eq. 5-6). balanced: w level + (1 - w) branch, with a trained sigmoid w for each channel (BT-Adapter)."""
+    (paper, eq. 5-6). balanced: w level + (1 - w) branch, with a trained sigmoid w per channel (BT-Adapter)."""
     position: Literal["clip", "learned"] = "learned"
-    """Spatial positions: CLIP's own table a second time (released code), or a table that the branch trains."""
+    """Spatial positions: CLIP's table added a second time (released code), or a table that the branch trains."""
     class_start: Literal["mean", "release", "own"] = "mean"
-    """First class token: mean of the frames' (paper), or that averaged with CLIP's class embedding (released code), or
-    with a token of the branch's own (BT-Adapter)."""
+    """Initial class token: the mean over frames (paper), or the average of that mean and CLIP's class embedding
+    (released code) or a trained token (BT-Adapter)."""
     time_init: Literal["sinusoid", "normal"] = "sinusoid"
-    """The time embedding at first: sinusoids, which know early from late (ours), or noise (released code)."""
+    """Initial time embedding: sinusoids, which tell early frames from late ones (our choice), or noise (released
+    code)."""
     time_std: float = 1.0
-    """Its root-mean-square at first. Small beside a token, it takes long to be noticed; the gate makes it harmless."""
+    """Root mean square of the initial time embedding. One that is small relative to the tokens is learned slowly; the
+    gate makes a large one harmless."""
     time_size: int = 64
     """Rows of the time table; longer clips interpolate it."""
     drop_path: float = 0.1
     """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
     width: int | None = None
-    """D, branch width; None takes the tower's last level or, where that has no blocks to copy (a ResNet's 2048), no
-    more than CLIP's embedding. Another width than a ViT's own cannot copy its blocks."""
+    """D, branch width. None is the width of the tower's last level; for a tower without blocks to copy (a ResNet, with
+    2048 channels) it is at most the width of CLIP's embedding. Only a branch of a ViT's width can copy its blocks."""
 
     def __post_init__(self) -> None:
         check_mixer(self.mixer, self.mixer_options)
@@ -154,7 +156,7 @@ def _layers(backbone: Backbone, options: StanOptions, *, width: int) -> list[Spa
 
 
 class _Entry(nn.Module):
-    """One level's way into the branch: frame-mean class token and patches, projected where widths differ."""
+    """Input of one level to the branch: frame-mean class token and patches, projected if widths differ."""
 
     def __init__(self, geometry: Geometry, *, index: int, width: int, project: bool) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class _Entry(nn.Module):
         patch = self.patch(taps.patches[self.index])
         if self.frame is None:
             cls = self.patch(mean_over_frames(taps.cls[self.index], taps.mask))
-        else:  # no class token: the frame's pooled feature takes its place
+        else:  # the pooled features of the frames replace the missing class token
             cls = self.frame(mean_over_frames(taps.frames, taps.mask))
         return cls, patch
 
@@ -209,9 +211,9 @@ class _Position(nn.Module):
 
 
 class Balance(nn.Module):
-    """w theirs + (1 - w) ours, w a trained sigmoid for each channel that starts at one half (BT-Adapter's gates).
+    """w clip + (1 - w) branch, with a trained sigmoid w per channel that starts at one half (BT-Adapter's gates).
 
-    The released code multiplies the logit by 100 and more, which lets it move at a branch's learning rate.
+    The released code multiplies the logit by 100 or more; otherwise it would hardly change at a branch's learning rate.
     """
 
     def __init__(self, width: int, *, scale: float = 100.0) -> None:
@@ -219,16 +221,16 @@ class Balance(nn.Module):
         self.scale = scale
         self.logit = nn.Parameter(torch.zeros(width))
 
-    def forward(self, theirs: Float[Tensor, "*batch d"], ours: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def forward(self, clip: Float[Tensor, "*batch d"], branch: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         weight = (self.scale * self.logit).sigmoid()
-        return weight * theirs + (1 - weight) * ours
+        return weight * clip + (1 - weight) * branch
 
 
 class _GatedFusion(nn.Module):
     """Frame embedding + gate(branch output); the gate is a zero-initialised linear, so step 0 is CLIP.
 
-    The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which is ours: the
-    mixers write into the patches, and the last layer's would otherwise reach nothing but one step of attention.
+    The gate reads the video token, as the published fusion does, and the patches' `LocalMotion`, which we added:
+    mixers change the patches, and the last mixer would otherwise affect the output through one attention step only.
     """
 
     def __init__(self, backbone: Backbone, geometry: Geometry, width: int) -> None:
@@ -273,12 +275,12 @@ _FUSIONS: dict[str, Callable[[Backbone, Geometry, int], nn.Module]] = {
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Cast to float32 at least: towers in half precision keep some of these weights in it, and some not."""
+    """Cast to at least float32: a tower in half precision has some of these weights in float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _projection(level_width: int, width: int) -> nn.Linear:
-    """Build W_proj of eq. 5-6; it starts as the identity where it can, so that project and add agree at step 0."""
+    """Build W_proj of eq. 5-6. If widths agree it starts as the identity, so that project and add agree at step 0."""
     linear = nn.Linear(level_width, width, bias=level_width != width)
     if level_width == width:
         nn.init.eye_(linear.weight)

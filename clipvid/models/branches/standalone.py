@@ -1,9 +1,9 @@
-"""TimeSformer and ViViT on their own: a video transformer with its own stem, beside CLIP rather than on it.
+"""TimeSformer and ViViT as published: a video transformer with its own stem, which replaces CLIP's visual tower.
 
-Contract: Pixels in, one embedding a clip, given to all its frames, (B, T, E) out. CLIP's visual tower does not run; its
-text tower still says what the embedding means. For training from scratch or from released weights (convert_hf.py),
-and for parity with the papers; to start from CLIP's own weights use the intermediate structures with stem='frame' or
-'tubelet'. Knows nothing of files, text or losses.
+Contract: Pixels in, one embedding per clip, repeated for all its frames, (B, T, E) out. CLIP's visual tower does not
+run; embeddings are trained to match those of its text tower. For training from scratch or from released weights
+(convert_hf.py), and for parity with the papers; to start from CLIP's weights use the intermediate structures with
+stem='frame' or 'tubelet'. Knows nothing of files, text or losses.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from clipvid.nn.video_transformer import VideoTransformer
 
 @dataclass(frozen=True)
 class StandaloneOptions(BranchOptions):
-    """Everything that decides a video transformer; saved with it. The defaults are TimeSformer's base variant."""
+    """Options of a video transformer, saved with it. The defaults are TimeSformer's base variant."""
 
     scheme: str = "divided"
     """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4)."""
     frames: int = 8
-    """Frames a clip that the tables of time are made for; others resize them."""
+    """Frames per clip for which the time tables have rows; they are resized for other clips."""
     image_size: int = 224
     """Side of the frames, in pixels."""
     patch: int = 16
-    """Side of a patch."""
+    """Side of a patch, in pixels."""
     tubelet: int = 1
-    """Frames a token."""
+    """Frames per token."""
     width: int = 768
     depth: int = 12
     heads: int = 12
     table: Literal["space", "space_time", "token"] = "space_time"
-    """Positions: of places, of places and frames (TimeSformer), or one for each token (ViViT)."""
+    """Position tables: one of patches, one each of patches and of frames (TimeSformer), or one of tokens (ViViT)."""
     class_token: bool = True
-    """ViViT's models 3 and 4 have none and average all tokens."""
+    """True for a class token; False to average all tokens, as ViViT's models 3 and 4 do."""
     temporal_depth: int = 0
-    """Blocks of a second transformer over the frames' class tokens (ViViT's model 2)."""
+    """Number of blocks of a second transformer over the frames' class tokens (ViViT's model 2); 0 for none."""
     keep: int | None = None
-    """Use that many frames of the clip, evenly spread (ViViT's uniform frame sampling)."""
+    """Number of frames of a clip that are used, evenly spread (ViViT's uniform frame sampling); None for all."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    """gelu is exact (TimeSformer), gelu_tanh its approximation (ViViT)."""
+    """Activation of the MLPs: the exact gelu (TimeSformer), or its approximation gelu_tanh (ViViT)."""
     eps: float = 1e-6
     """Epsilon of every LayerNorm."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block."""
+    """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     drop: Literal["released", "clip"] = "released"
-    """released: by sequence, what stays is rescaled (TimeSformer). clip: by clip, nothing is rescaled (ViViT)."""
+    """Stochastic depth. released: per sequence, with the remaining residuals rescaled (TimeSformer). clip: per clip,
+    without rescaling (ViViT)."""
 
     def __post_init__(self) -> None:
         checks.choices(self, _CHOICES)
@@ -81,7 +82,7 @@ class StandaloneOptions(BranchOptions):
         if self.temporal_depth and (SCHEMES[self.scheme].cls != "frame" or not self.class_token):
             raise ValueError(
                 f"temporal_depth needs a class token for each frame, which scheme {self.scheme!r} with class_token "
-                f"{self.class_token} has not; choose scheme 'space'"
+                f"{self.class_token} lacks; choose scheme 'space'"
             )
 
 
@@ -108,7 +109,7 @@ StandaloneOptions.kind, StandaloneOptions.presets = "standalone", PRESETS
 
 
 class Standalone(Branch):
-    """A video transformer and a linear into CLIP's space."""
+    """A video transformer, and a linear into CLIP's joint embedding."""
 
     levels = ()
     reads_pixels = True

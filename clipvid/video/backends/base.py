@@ -123,7 +123,7 @@ def in_range(indices: Sequence[int], *, path: str | Path, frames: int, backend: 
     """Raise VideoError unless every index is a frame of the video."""
     if out_of_range := sorted({i for i in indices if not 0 <= i < frames}):
         raise VideoError(
-            path, f"frame {out_of_range[0]} was asked for, it has frames 0 to {frames - 1}", backend=backend
+            path, f"frame {out_of_range[0]} was requested, it has frames 0 to {frames - 1}", backend=backend
         )
 
 
