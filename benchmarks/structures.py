@@ -114,8 +114,8 @@ class Bench:
         few: list[Any] = []
         if name in PRETRAINED:
             cache_key = PRETRAINED[name]
-            spent = {k: v for k, v in asdict(self.budget.few).items() if not (tuned and k == "pretrain_rates")}
-            few = [spent, None if cache_key is None else asdict(cache_key)]
+            durations = {k: v for k, v in asdict(self.budget.few).items() if not (tuned and k == "pretrain_rates")}
+            few = [durations, None if cache_key is None else asdict(cache_key)]
         computed_with = [self.backbone.fingerprint, resolve(DATA_CONFIG.precision, self.backbone.device)]
         computed_with += [self.device] if task == "cost" else []
         key = _key(budget, _pixel_settings(), TAPPED, row, *few, *computed_with)

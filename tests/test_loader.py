@@ -270,7 +270,7 @@ def test_decode_times_are_part_of_the_batch(dataset):
             return super().augment(frames, rng)
 
     start = time.perf_counter()
-    plain, slow = as_is(dataset, [[0, 1]])[0].spent, as_is(with_transform(dataset, Slow(16)), [[0, 1]])[0].spent
+    plain, slow = as_is(dataset, [[0, 1]])[0].durations, as_is(with_transform(dataset, Slow(16)), [[0, 1]])[0].durations
     elapsed = time.perf_counter() - start
     assert min(plain) > 0
     assert slow.transform >= 0.02 * len(frames_seen) > 0

@@ -139,7 +139,7 @@ def test_embedding_and_training_record_their_stages(tiny_clip, clips):
     with profiled() as cached:
         config = TrainConfig(task="recognition", epochs=1, batch_size=4, data_config=DataConfig(frames=2))
         train(model, store, store, config, progress=False)
-    stages = {"branch", "loss", "backward", "optimiser", "validation", "waiting for data", "other"}
+    stages = {"branch", "loss", "backward", "optimizer", "validation", "waiting for data", "other"}
     assert set(cached.seconds) == stages  # cached taps need neither tower nor decoding
     assert not cached.beside
     assert str(cached).count(" s") == len(stages) + 1

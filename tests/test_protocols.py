@@ -15,7 +15,7 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec
 from clipvid.errors import DataError
 from clipvid.evaluation.retrieval import queries
-from clipvid.features.embed import require_whole
+from clipvid.features.embed import require_all_videos
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
@@ -129,8 +129,8 @@ def test_a_custom_list_is_never_reported_under_the_name_of_the_protocol(tmp_path
     )
     message = "protocol has 4917 videos and the list names 301, of which 300 are available, .* leave out the list "
     with pytest.raises(DataError, match=message):
-        require_whole(data, 300)
-    require_whole(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
+        require_all_videos(data, 300)
+    require_all_videos(opened("activitynet", None, "val_2_SUBSET.json", allow_missing=True), 301)
     assert opened("msrvtt-1ka", None, PAIRS).name == "msrvtt-1ka:test"
     (tmp_path / PAIRS).write_text("\n".join((REAL / "msrvtt" / PAIRS).read_text().splitlines()[:900]) + "\n")
     with pytest.raises(DataError, match="test has 1000 videos and 1000 captions, but got 899 and 899; get the com"):
@@ -189,7 +189,7 @@ def test_one_error_reports_both_a_short_list_and_missing_videos(custom):
     with pytest.raises(DataError, match=message):
         open_dataset("msrvtt-1ka", custom.parent, annotations=custom)
     data = open_dataset("msrvtt-1ka", custom.parent, annotations=custom, allow_missing=True)
-    require_whole(data, len(data))
+    require_all_videos(data, len(data))
 
 
 OTHERS = {  # protocol, split and given file -> the message: what the file is, and what to give instead

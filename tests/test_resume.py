@@ -72,7 +72,7 @@ def test_resuming_with_other_settings_that_do_not_affect_results_gives_the_same_
     resumed = fresh(mini)
     result = train(resumed, clips, clips, changed, out=tmp_path / "interrupted", resume=True, **run)
     assert result.history == first.history
-    assert not result.nothing_left
+    assert not result.already_finished
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(expected).items())
 
 
@@ -100,8 +100,8 @@ def test_a_finished_run_continues_with_more_epochs_and_warns_about_its_new_sched
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
     assert result.history[1]["lr"] > 0, "the first schedule ended at 0"
     assert result.history[2]["lr"] == pytest.approx(longer.lr * schedule(5 / 6, warmup=longer.warmup))
-    assert result.replanned == (1,)
-    assert expected.training_record["replanned"] == [1]
+    assert result.rescheduled == (1,)
+    assert expected.training_record["rescheduled"] == [1]
     interrupted(monkeypatch, after=1)
     with pytest.warns(ClipvidWarning), pytest.raises(StoppedError):
         train(fresh(mini), clips, clips, longer, out=tmp_path / "b", resume=True, progress=False)

@@ -8,7 +8,7 @@ import torch
 from clipvid.nn.attention import Block
 from clipvid.nn.attention_patterns import PAIRINGS, attend_in_groups, even_grid
 from clipvid.nn.mixers import AttentionStep
-from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, scheme_blocks
+from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, keys_per_patch, scheme_block, scheme_blocks
 
 T, H, W, D, HEADS = 3, 4, 5, 8, 2
 POSITIONS = list(itertools.product(range(T), range(H), range(W)))
@@ -118,19 +118,19 @@ def test_pairings_work_on_every_grid(kind, side):
 
 def test_a_patch_is_compared_with_as_many_keys_as_the_papers_count():
     eight = {"frames": 8, "grid": (14, 14)}
-    assert sum(compared("space", **eight)) == 197
-    assert sum(compared("joint", **eight)) == 1569
-    assert sum(compared("divided", **eight)) == 205  # the release
-    assert sum(compared("divided", **eight, cls_key=True)) == 206  # the paper
-    assert compared("local_global", **eight) == [393, 197]
-    assert compared("axial", **eight) == [9, 15, 15]
-    assert compared("divided", **eight, cls=False) == [8, 196]
+    assert sum(keys_per_patch("space", **eight)) == 197
+    assert sum(keys_per_patch("joint", **eight)) == 1569
+    assert sum(keys_per_patch("divided", **eight)) == 205  # the release
+    assert sum(keys_per_patch("divided", **eight, cls_key=True)) == 206  # the paper
+    assert keys_per_patch("local_global", **eight) == [393, 197]
+    assert keys_per_patch("axial", **eight) == [9, 15, 15]
+    assert keys_per_patch("divided", **eight, cls=False) == [8, 196]
 
 
 def test_the_key_counts_are_those_of_the_masks():
     for scheme in ("space", "joint", "local_global", "axial", "divided"):
         kinds = [*SCHEMES[scheme].steps, SCHEMES[scheme].kind]
-        counts = compared(scheme, frames=T, grid=(H, W), cls_key=True)
+        counts = keys_per_patch(scheme, frames=T, grid=(H, W), cls_key=True)
         for kind, count in zip(kinds, counts, strict=True):
             assert {1 + sum(sees(kind, q, k) for k in POSITIONS) for q in POSITIONS} == {count}
 

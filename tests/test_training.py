@@ -224,8 +224,8 @@ def test_resuming_a_finished_run_returns_its_result_without_opening_clips(mini, 
     monkeypatch.setattr("clipvid.training.loop.open_batches", None)
     again = fresh(mini)
     result = train(again, clips, clips, config(**changes), resume=True, **run)
-    assert result.nothing_left
-    assert replace(result, seconds=first.seconds, nothing_left=False) == first
+    assert result.already_finished
+    assert replace(result, seconds=first.seconds, already_finished=False) == first
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(again).items())
     assert again.training_record == model.training_record
     assert not (tmp_path / "taps").exists()

@@ -180,7 +180,7 @@ def still(tmp_path, write_video) -> VideoDataset:
 )
 def test_each_clip_of_a_pair_is_augmented_separately_and_its_frames_alike(still, augmentation):
     dataset = ClipDataset(
-        still, frames=4, transform=TRANSFORM, random=True, views=Pair(recipes=(augmentation, augmentation))
+        still, frames=4, transform=TRANSFORM, random=True, views=Pair(augmentations=(augmentation, augmentation))
     )
     for epoch in range(5):
         dataset.set_epoch(epoch)
@@ -191,8 +191,8 @@ def test_each_clip_of_a_pair_is_augmented_separately_and_its_frames_alike(still,
 
 
 def test_the_recipes_of_a_pair_apply_to_the_clips_in_order(still):
-    recipes = (replace(UNCHANGED, solarise=1.0), replace(UNCHANGED, flip=1.0))
-    dataset = ClipDataset(still, frames=2, transform=TRANSFORM, random=True, views=Pair(recipes=recipes))
+    augmentations = (replace(UNCHANGED, solarise=1.0), replace(UNCHANGED, flip=1.0))
+    dataset = ClipDataset(still, frames=2, transform=TRANSFORM, random=True, views=Pair(augmentations=augmentations))
     frame = F.resize(read(still[0].path, [0]), [16, 16], InterpolationMode.BICUBIC, antialias=True)[0]
     first, second = dataset[0].video[:, 0]
     assert torch.equal(first, torch.where(frame < 128, frame, 255 - frame))

@@ -143,7 +143,7 @@ def fine_tune(  # not named `train`, because jsonargparse would look that name u
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
-    if result.nothing_left:
+    if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
     print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     show_unreadable(result.unreadable)

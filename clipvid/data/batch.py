@@ -20,14 +20,14 @@ from clipvid.runtime.text import pluralize
 NO_LABEL = -1
 
 
-class Spent(NamedTuple):
+class Durations(NamedTuple):
     """Seconds spent on decoding and on transforms, summed over threads and processes."""
 
     decode: float
     transform: float
 
 
-NO_TIME = Spent(0.0, 0.0)
+NO_TIME = Durations(0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Clip:
     label: int
     """Class index, or NO_LABEL (-1) if the record has none."""
     index: int
-    spent: Spent = NO_TIME
+    durations: Durations = NO_TIME
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Batch:
     mask: Bool[Tensor, "b *v t"]
     unreadable: tuple[VideoError, ...] = ()
     """Errors of the clips left out because they could not be read (only with `unreadable="skip"`)."""
-    spent: Spent = NO_TIME
+    durations: Durations = NO_TIME
     """Seconds spent on all clips together."""
 
     def __len__(self) -> int:
@@ -98,7 +98,9 @@ def collate(items: Sequence[Clip | VideoError]) -> Batch:
         index=torch.tensor([clip.index for clip in clips], dtype=torch.int64),
         mask=torch.stack([clip.mask for clip in clips]) if clips else torch.empty(0, 0, dtype=torch.bool),
         unreadable=tuple(item for item in items if isinstance(item, VideoError)),
-        spent=Spent(*(float(sum(seconds)) for seconds in zip(NO_TIME, *(clip.spent for clip in clips), strict=True))),
+        durations=Durations(
+            *(float(sum(seconds)) for seconds in zip(NO_TIME, *(clip.durations for clip in clips), strict=True))
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from clipvid.data.batch import NO_LABEL, Clip, Spent
+from clipvid.data.batch import NO_LABEL, Clip, Durations
 from clipvid.data.interprocess import WorkerVideoError
 from clipvid.data.records import Record, VideoDataset
 from clipvid.data.views import ONE_VIEW, Pair, Views
@@ -124,7 +124,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
         if self.views.count == 1:
             video, mask = video[0], mask[0]
         label = NO_LABEL if record.label is None else record.label
-        return Clip(video, mask, label, index, watch.spent)
+        return Clip(video, mask, label, index, watch.durations)
 
     def _read(self, record: Record, index: int, watch: _Watch) -> UInt8[Tensor, "v t 3 h w"]:
         if isinstance(self.views, Pair):
@@ -155,7 +155,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
         def fit(frame: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 h w"]:
             # A frame may belong to either clip or to both, so it gets the crops of both.
-            crops = [recipe.crop(frame, rng("crop", view), **options) for view, recipe in enumerate(pair.recipes)]
+            crops = [a.crop(frame, rng("crop", view), **options) for view, a in enumerate(pair.augmentations)]
             return torch.cat(crops, dim=-1)
 
         def rng(purpose: str, view: int) -> Random:
@@ -163,7 +163,7 @@ class ClipDataset(Dataset[Clip | VideoError]):
 
         frames = self._decoded(record, choose, fit, watch)
         clips = rearrange(frames, "(k t) c h (p w) -> k p t c h w", k=2, p=2)
-        return torch.stack([recipe.recolour(clips[v, v], rng("colour", v)) for v, recipe in enumerate(pair.recipes)])
+        return torch.stack([a.recolour(clips[v, v], rng("colour", v)) for v, a in enumerate(pair.augmentations)])
 
     def _decoded(
         self, record: Record, choose: Callable[[int], list[int]], fit: Callable[[Tensor], Tensor], watch: _Watch
@@ -210,9 +210,9 @@ class _Watch:
             self.decode += sign * (time.perf_counter() - start)
 
     @property
-    def spent(self) -> Spent:
+    def durations(self) -> Durations:
         """Seconds so far of decoding and of everything else."""
-        return Spent(self.decode, time.perf_counter() - self.start - self.decode)
+        return Durations(self.decode, time.perf_counter() - self.start - self.decode)
 
 
 def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: VideoTransform) -> None:
@@ -222,7 +222,7 @@ def _check_views(views: Views | Pair, *, sampler: str, random: bool, transform: 
             raise ValueError("random must be True for a Pair, got False; pass random=True, or Views for fixed clips")
         if transform.crop_scale is not None or transform.flip or transform.rand_layers:
             raise ValueError(
-                "transform must not augment a Pair, which has its recipes; leave out crop_scale, flip and rand_layers"
+                "transform must not augment a Pair, which augments clips; leave out crop_scale, flip and rand_layers"
             )
         return
     if random and views.count > 1:

@@ -49,7 +49,7 @@ def batches_of(
     )
     with closing(awaited(source)) as batches:
         for batch in batches:
-            beside(**batch.spent._asdict())
+            beside(**batch.durations._asdict())
             yield batch
 
 

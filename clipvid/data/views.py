@@ -44,7 +44,7 @@ class Pair:
 
     stride: int = 2
     """Distance in frames between consecutive frames of a clip."""
-    recipes: tuple[ContrastiveView, ContrastiveView] = CONST_CL
+    augmentations: tuple[ContrastiveView, ContrastiveView] = CONST_CL
 
     count = 2
 

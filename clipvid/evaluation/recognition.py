@@ -24,7 +24,7 @@ from clipvid.evaluation.metrics import (
     recognition_metrics,
 )
 from clipvid.evaluation.results import EvaluationResult
-from clipvid.features.embed import embed_texts, embed_videos, require_whole, resolve_data_config
+from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
@@ -69,7 +69,7 @@ def _check_labels(data: VideoDataset, classes: Sequence[str]) -> None:
     if data.classes and tuple(data.classes) != tuple(classes):
         mismatch = f"{data.name} has classes {_abbreviated(data.classes)}, the classifier {_abbreviated(classes)}"
         raise DataError(f"{mismatch}; open the data with the classifier's classes")
-    require_whole(data, len(data))
+    require_all_videos(data, len(data))
     require_each(data, "label", [r.label is not None for r in data])
 
 

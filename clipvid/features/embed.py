@@ -109,7 +109,7 @@ def _encode_clips(
             errors.extend(unreadable)
             readable.extend(indices)
             if complete and unreadable:  # fail now rather than after hours
-                require_whole(dataset, len(dataset) - len(errors))
+                require_all_videos(dataset, len(dataset) - len(errors))
             if indices:
                 batches.append(encoded)
     if not readable:
@@ -229,7 +229,7 @@ def resolve_data_config(model: VideoCLIP, data: VideoDataset | TapStore, data_co
     return data_config if data_config.tokens is not None else replace(data_config, tokens=protocol_spec.tokens)
 
 
-def require_whole(data: VideoDataset, n_videos: int) -> None:
+def require_all_videos(data: VideoDataset, n_videos: int) -> None:
     """Raise DataError if `n_videos` is less than the protocol's number, unless the data allow missing videos."""
     protocol_spec = data.protocol_spec
     if protocol_spec.videos is None or n_videos >= protocol_spec.videos or protocol_spec.fewer:

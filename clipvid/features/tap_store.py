@@ -24,7 +24,7 @@ from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cached_taps import FirstLayerTaps
 from clipvid.features.source import CachedClips, FeatureBatch
 from clipvid.features.text_cache import TextCache
-from clipvid.features.transfer import sent
+from clipvid.features.transfer import start_transfer
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.prefetch import prefetch
@@ -81,7 +81,9 @@ class TapStore:
 
     def _read(self, rows: Sequence[int]) -> Callable[[], Taps | CachedClips]:
         """Start to read a batch, unless it is read on demand, and return the function that returns its taps."""
-        return partial(CachedClips, self, rows, self.device) if self.on_demand else sent(self.batch(rows), self.device)
+        if self.on_demand:
+            return partial(CachedClips, self, rows, self.device)
+        return start_transfer(self.batch(rows), self.device)
 
     def _in_turn(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
         """Yield the results of jobs that read these taps, in order: two ahead of their use, in a thread.

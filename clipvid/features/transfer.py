@@ -16,7 +16,7 @@ from torch import Tensor
 from clipvid.models.backbone.taps import Taps
 
 
-def sent(taps: Taps, device: torch.device) -> Callable[[], Taps]:
+def start_transfer(taps: Taps, device: torch.device) -> Callable[[], Taps]:
     """Start the transfer to `device` and return a function that returns the taps there.
 
     The function makes the current CUDA stream of its caller wait for the transfer. A plain copy would start only after

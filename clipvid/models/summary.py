@@ -59,7 +59,7 @@ class Summary:
     """Reason why nothing can be cached; None if taps can be."""
     reads: str | None = None
     """Input of the branch, if it is not levels of the tower."""
-    compared: tuple[int, ...] = ()
+    keys_per_patch: tuple[int, ...] = ()
     """Number of keys per patch in each step of a layer; empty for a branch without a scheme."""
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Summary:
             "reads": _reads(g) if self.reads is None else self.reads,
             "trains": f"{self.trainable:,} parameters: {self.trains}",
             "frozen": f"{self.frozen:,} parameters",
-            **({"keys per patch": " + ".join(map(str, self.compared))} if self.compared else {}),
+            **({"keys per patch": " + ".join(map(str, self.keys_per_patch))} if self.keys_per_patch else {}),
             f"MACs per clip, {pluralize(self.frames, 'frame')}": f"{_giga(linear)} linear "
             f"(tower {_giga(self.tower_macs.linear)}, branch {_giga(self.branch_macs.linear)}); "
             f"{_giga(self.tower_macs.total + self.branch_macs.total)} with attention products",
@@ -104,7 +104,7 @@ def summarize(backbone: Backbone, branch: Branch, *, heads: Sequence[nn.Module],
         taps_bytes=meta_taps(geometry, frames=frames, dtype=torch.bfloat16).nbytes,
         uncached=why_uncached(backbone, branch),
         reads=f"frames of {branch.image_size or backbone.image_size[0]} pixels" if branch.reads_pixels else None,
-        compared=tuple(branch.compared(frames)),
+        keys_per_patch=tuple(branch.keys_per_patch(frames)),
     )
 
 

@@ -59,7 +59,7 @@ SCHEMES: dict[str, Scheme] = {
 is `space` followed by a temporal transformer."""
 
 
-def compared(
+def keys_per_patch(
     scheme: str, *, frames: int, grid: tuple[int, int], cls: bool = True, cls_key: bool | None = None
 ) -> list[int]:
     """Return the number of keys per patch for each step of a block, in order; the papers report their sum.

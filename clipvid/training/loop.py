@@ -52,8 +52,8 @@ def train(
     `cache` and written to it. torch's random generators are restored afterwards.
 
     `resume` continues from the last checkpoint in `out`. For a finished run the same result is returned again
-    (`nothing_left`), without the list of unreadable clips. With more epochs the run continues, and its remaining
-    learning rates are rescheduled (`replanned`, and a ClipvidWarning), so it does not equal a run that had as many
+    (`already_finished`), without the list of unreadable clips. With more epochs the run continues, and its remaining
+    learning rates are rescheduled (`rescheduled`, and a ClipvidWarning), so it does not equal a run that had as many
     epochs from the start. Settings that change no step and no score, such as the workers, may differ.
 
     Raises, before any clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of

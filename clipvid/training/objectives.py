@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import DataError
+from clipvid.features.source import CachedClips
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.checkpointing import checkpointed
 from clipvid.runtime.inference import evaluating
 from clipvid.training import losses
 from clipvid.training.selfsup.objective import SelfSupervised
-from clipvid.training.train_batch import BatchSource, CachedClips, TrainBatch
+from clipvid.training.train_batch import BatchSource, TrainBatch
 
 
 class Retrieval(nn.Module):

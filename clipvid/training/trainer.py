@@ -53,9 +53,9 @@ class TrainResult:
     score_name: str
     seconds: float
     unreadable: tuple[VideoError, ...] = ()
-    nothing_left: bool = False
+    already_finished: bool = False
     """True if the resumed run was already finished, so that nothing was trained."""
-    replanned: tuple[int, ...] = ()
+    rescheduled: tuple[int, ...] = ()
     """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
 
 
@@ -91,7 +91,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
         self.resumed_at: int | None = None  # epoch of the checkpoint that the run was resumed from
-        self.replanned: list[int] = []
+        self.rescheduled: list[int] = []
 
     def prepare(self, *, steps_per_epoch: int, readable: str) -> None:
         """Set the length of the run and the hash of the clips that could be read."""
@@ -121,7 +121,7 @@ class Run:
             self.fabric.backward(loss / self.config.accumulate_grad_batches)
         self.batch, self.accumulated = batch.index + 1, self.accumulated + 1
         if self.accumulated == self.config.accumulate_grad_batches:
-            with stage("optimiser"):
+            with stage("optimizer"):
                 self._optimizer_step()
         self.losses.append(value)
         return value
@@ -170,7 +170,7 @@ class Run:
             "best_epoch": self.best["epoch"],
             "best_score": self.best["score"],
             "score": name,
-            **({"replanned": self.replanned} if self.replanned else {}),
+            **({"rescheduled": self.rescheduled} if self.rescheduled else {}),
         }
         self.model.eval()
         trainable.freeze(self.model.backbone)
@@ -186,8 +186,8 @@ class Run:
             name,
             seconds,
             unreadable,
-            nothing_left=over,
-            replanned=tuple(self.replanned),
+            already_finished=over,
+            rescheduled=tuple(self.rescheduled),
         )
 
     def checkpoint_if_due(self) -> None:
@@ -213,7 +213,7 @@ class Run:
             "position": {"epoch": self.epoch, "batch": self.batch, "added": self.accumulated, "losses": self.losses},
             "history": self.history,
             "best": self.best,
-            "replanned": self.replanned,
+            "rescheduled": self.rescheduled,
         }
         write_checkpoint(self.path, state)
 
@@ -230,7 +230,7 @@ class Run:
             self.epoch, self.batch, self.accumulated = (position[k] for k in ("epoch", "batch", "added"))
             self.losses = position["losses"]
             self.history, self.best = state["history"], state["best"]
-            self.resumed_at, self.replanned = self.epoch, list(state.get("replanned", ()))
+            self.resumed_at, self.rescheduled = self.epoch, list(state.get("rescheduled", ()))
             self._check_planned_epochs(json.loads(state["config"])["epochs"])
         return state
 
@@ -249,7 +249,7 @@ class Run:
             )
         if requested == planned or self.is_over():
             return
-        self.replanned.append(self.epoch)
+        self.rescheduled.append(self.epoch)
         warnings.warn(
             f"the run was planned for {pluralize(planned, 'epoch')} and now has {requested}: its learning rates are "
             f"rescheduled from epoch {self.epoch + 1} on, so it will not equal a run of {requested} from the start",

@@ -54,7 +54,7 @@ class Branch(nn.Module):
     copied: tuple[str, ...] = (".block.",)
     """Parts of the names of parameters that start as copies of CLIP's and train at a lower rate."""
 
-    def compared(self, frames: int) -> list[int]:
+    def keys_per_patch(self, frames: int) -> list[int]:
         """Return the number of keys per patch in each step of a layer; empty for a branch without such steps."""
         return []
 

@@ -26,7 +26,7 @@ from clipvid.models.branches.posterior import PosteriorOptions, over_frames
 from clipvid.nn.attention import Block
 from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.pooling import mean_over_frames, stretched
-from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, compared, scheme_block, with_cls_of_frames
+from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, keys_per_patch, scheme_block, with_cls_of_frames
 from clipvid.nn.stem import Stem, inflated
 
 
@@ -166,10 +166,10 @@ class Intermediate(LayeredBranch):
     def dense(self, state: State) -> Float[Tensor, "b t n d"]:
         return state.patch[:, :, 1:] if self.frame_cls else state.patch
 
-    def compared(self, frames: int) -> list[int]:
+    def keys_per_patch(self, frames: int) -> list[int]:
         o, g = self.options, self.geometry
         frames = frames if self.stem is None else frames // self.stem.tubelet
-        return [] if o.mixer else compared(o.scheme, frames=frames, grid=g.grid, cls=g.class_token)
+        return [] if o.mixer else keys_per_patch(o.scheme, frames=frames, grid=g.grid, cls=g.class_token)
 
     def _first_input(self, taps: Taps | Pixels) -> tuple[Tensor | None, Tensor]:
         """Return the input of the first copied block: class tokens of the frames (B, T, D) or None, and patches."""

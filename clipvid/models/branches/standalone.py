@@ -19,7 +19,7 @@ from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels
 from clipvid.models.branches.base import Branch, BranchOptions
-from clipvid.nn.spacetime import SCHEMES, compared, scheme_blocks
+from clipvid.nn.spacetime import SCHEMES, keys_per_patch, scheme_blocks
 from clipvid.nn.stem import Stem
 from clipvid.nn.temporal import TemporalTransformer, plain_blocks
 from clipvid.nn.video_transformer import VideoTransformer
@@ -127,9 +127,9 @@ class Standalone(Branch):
         embedding = self.project(self.video(taps.video, mask=taps.mask))
         return embedding[:, None].expand(-1, taps.video.shape[1], -1)
 
-    def compared(self, frames: int) -> list[int]:
+    def keys_per_patch(self, frames: int) -> list[int]:
         o, grid = self.options, self.video.stem.grid
-        return compared(o.scheme, frames=(o.keep or frames) // o.tubelet, grid=grid, cls=o.class_token)
+        return keys_per_patch(o.scheme, frames=(o.keep or frames) // o.tubelet, grid=grid, cls=o.class_token)
 
 
 def video_transformer(options: StandaloneOptions) -> VideoTransformer:
