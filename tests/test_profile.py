@@ -169,7 +169,7 @@ def test_embed_prints_its_profile_and_writes_it_beside_the_embeddings(tmp_path, 
     assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--data_config.frames", "2", *PROFILE]) == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting for data") == 1
-    assert "decode, beside" in printed
+    assert "decode, in parallel" in printed
     assert "tower" in seconds(tmp_path / "e.profile.json")
 
 

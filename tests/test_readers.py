@@ -325,7 +325,7 @@ def test_the_real_clips_open_as_a_table_and_as_a_folder():
 def test_wrong_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=f"unknown data set format 'cvs'; choose one of {', '.join(READERS)}"):
         open_dataset("cvs", tmp_path)
-    with pytest.raises(DataError, match="nowhere does not exist"):
+    with pytest.raises(DataError, match="nowhere does not exist; correct the path"):
         open_dataset("folder", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="unique names"):
         open_dataset("csv", tmp_path, classes=["run", "run"])

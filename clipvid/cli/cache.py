@@ -43,7 +43,7 @@ def verify(folder: str) -> None:
         problems.append(f"cache_key.json of {', '.join(broken)} is damaged; {REPAIR}")
     if problems:
         raise CacheError("; ".join(problems))
-    print("every file is as it was written")
+    print("no file is damaged")
 
 
 def prune(folder: str, tower: str | None = None) -> None:

@@ -238,7 +238,7 @@ def check_data(
     limit: float = 60.0,
     longest: int | None = None,
 ) -> None:
-    """Decode every video of a data set and report missing, unreadable, unusual and duplicate ones.
+    """Decode every video of a data set and report missing, unreadable, suspicious and duplicate ones.
 
     Args:
         name: a protocol (msrvtt-1ka, didemo, k400, ...), folder, videos or csv.

@@ -77,7 +77,7 @@ def read_dataset(
     root, annotations = Path(root), None if annotations is None else Path(annotations)
     for path in (root, annotations):
         if path is not None and not path.exists() and (check_files or path == annotations):
-            raise DataError(f"{path} does not exist")
+            raise DataError(f"{path} does not exist; correct the path")
     return READERS[name](
         root,
         split=split,

@@ -44,7 +44,7 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> str:
     Raises ValueError for fewer than two results, for different tasks, data or settings, and for duplicate models.
     """
     if len(results) < 2:
-        raise ValueError(f"results must be two or more, got {len(results)}; a standard deviation needs them")
+        raise ValueError(f"results must be two or more, got {len(results)}; give runs of several seeds")
     for result in results[1:]:
         _check_comparable(results[0], result)
     for result in results[1:]:

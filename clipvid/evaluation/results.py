@@ -255,7 +255,7 @@ REQUIRED_KEYS = {
 def read_result(path: str | Path) -> dict[str, Any]:
     """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
     if not Path(path).is_file():
-        raise CheckpointError(f"there is no result {path}; write one with clipvid eval --out")
+        raise CheckpointError(f"there is no result {path}; write it with clipvid eval DATA --out {path}")
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
         version = result["format"]

@@ -42,8 +42,8 @@ class Profile:
     def __str__(self) -> str:
         total = self.total or 1.0
         rows = [(name, f"{s:9.2f} s {100 * s / total:5.1f} %") for name, s in self.seconds.items()]
-        rows += [("in all", f"{self.total:9.2f} s")]
-        rows += [(f"{name}, beside", f"{s:9.2f} s") for name, s in self.beside.items()]
+        rows += [("total", f"{self.total:9.2f} s")]
+        rows += [(f"{name}, in parallel", f"{s:9.2f} s") for name, s in self.beside.items()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}} {value}" for name, value in rows)
 

@@ -54,7 +54,7 @@ def open_batches(
             f"{config.task} needs two or more clips with a {needs} each; {len(without)} of {len(dataset)} in "
             f"{dataset.name} have none"
             + (f", first {without[0]}" if without else "")
-            + ("; they have classes: choose task recognition" if needs == "caption" and dataset.classes else "")
+            + ("; for their classes, set task to recognition" if needs == "caption" and dataset.classes else "")
         )
     augmented_views = AugmentedViews.of(config)
     data = encode_taps(model, data, config, cache, augmented_views=augmented_views, progress=progress)

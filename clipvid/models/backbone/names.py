@@ -40,8 +40,8 @@ def check_name(name: str, base_names: Sequence[str]) -> None:
     if folder or ("/" in name and not near):
         kind = "a folder that clipvid did not save" if folder else "no existing folder"
         raise ValueError(
-            f"unknown model {name!r}: {kind} and no model of open_clip; a training run's model is its folder best, "
-            f"open_clip's own files are local-dir:{name}, and a hub's are hf-hub:{name}"
+            f"unknown model {name!r}: {kind} and no model of open_clip; give the folder best of a training run, "
+            f"local-dir:{name} for files in open_clip's format, or hf-hub:{name} for a model of the Hugging Face hub"
         )
     hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
     raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
