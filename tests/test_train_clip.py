@@ -448,3 +448,25 @@ def test_training_leaves_the_model_in_eval_mode_even_when_interrupted(model, cli
     assert not any(part.training for part in model.modules())
     train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
     assert not any(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("fingerprint_first", [True, False])
+def test_weights_of_clip_from_load_state_dict_are_saved_and_change_the_fingerprint(model, tmp_path, fingerprint_first):
+    trained, target = copy.deepcopy(model), copy.deepcopy(model)
+    trained.set_trainable("last:1")
+    with torch.no_grad():
+        for _, weight in trained.trainable_parameters():
+            weight.add_(0.01)
+    original = target.fingerprint if fingerprint_first else model.fingerprint
+    target.load_state_dict(trained.state_dict())
+    assert target.fingerprint == trained.fingerprint != original
+    again = load(target.save(tmp_path / "model"))
+    assert again.fingerprint == target.fingerprint
+    assert again.backbone.tower_fingerprint == trained.backbone.tower_fingerprint
+    assert again.backbone.text_fingerprint == trained.backbone.text_fingerprint
+
+
+def test_load_state_dict_with_equal_weights_of_clip_counts_none_as_trained(model):
+    target = copy.deepcopy(model)
+    target.load_state_dict(model.state_dict())
+    assert not target.backbone.trained

@@ -23,7 +23,7 @@ from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.backbone.fused import FusedCopies
 from clipvid.models.backbone.open_clip import Base, Tokenizer
 from clipvid.models.backbone.taps import Geometry, Taps
-from clipvid.models.backbone.weight_cache import WeightCache, forget_after_load, plain_parts
+from clipvid.models.backbone.weight_cache import WeightCache, forget_after_load, note_loaded_weights, plain_parts
 from clipvid.nn.attention import Block
 
 
@@ -58,6 +58,7 @@ class Backbone(nn.Module):
         self.lora_rank = 0
         self._hashes = WeightCache()
         self._fused_visual, self._fused_text = FusedCopies(), FusedCopies()
+        self.register_load_state_dict_pre_hook(note_loaded_weights)
         self.register_load_state_dict_post_hook(forget_after_load)
 
     def forget_copies(self) -> None:
