@@ -213,6 +213,8 @@ def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
     from clipvid.evaluation.compare import compare as side_by_side
     from clipvid.evaluation.results import read_result
 
+    if draws < 1:
+        raise ValueError(f"draws must be an integer >= 1, got {draws}; take 1000 or more")
     print(side_by_side(read_result(a), read_result(b), n=draws, seed=seed))
 
 
