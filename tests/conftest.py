@@ -10,11 +10,14 @@ import importlib.metadata
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
 import typed
+
+if TYPE_CHECKING:  # pytest-xdist's controller imports this file before any worker starts, and needs neither
+    import numpy as np
+    import torch
 
 typed.install()  # must run before the first import of clipvid
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -29,6 +32,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked native_bf16 where the CPU, or the switch that stands in for it, has no native bf16."""
+    import torch
+
     from clipvid.runtime.precision import native_bf16
 
     if item.get_closest_marker("native_bf16") and not native_bf16(torch.device("cpu")):
@@ -48,6 +53,9 @@ def _entry_points_read_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _restored_rng() -> Iterator[None]:
     """Restore the random generators after a test, so that any order and any selection gives the same result."""
+    import numpy as np
+    import torch
+
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
     random.setstate(states[0])
@@ -65,6 +73,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def _one_tiny_clip() -> torch.nn.Module:
+    import torch
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     state = torch.get_rng_state()
@@ -84,6 +93,7 @@ def tiny_clip(_one_tiny_clip: torch.nn.Module) -> torch.nn.Module:
 
 def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = "libx264") -> Path:
     import av
+    import numpy as np
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)

@@ -183,7 +183,7 @@ def test_a_file_with_the_official_name_is_not_a_custom_list(tmp_path):
 def test_one_error_reports_both_a_short_list_and_missing_videos(custom):
     """The first error also mentions the short list, and `allow_missing` permits both."""
     message = (
-        r"custom.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to go on"
+        r"custom.csv: 1 of 3 videos are missing: .*video2\.mp4; fetch them, or allow it .allow_missing. to continue"
         " without them, as metrics need anyway: the list names 3 videos, the protocol has 1000"
     )
     with pytest.raises(DataError, match=message):

@@ -273,7 +273,7 @@ def test_cached_taps_double_flips_and_text_training_are_refused(tiny_clip, shape
     model = attach(tiny_clip, depth=2)
     store = encode_dataset(model, shapes.subset([0, 1]), DATA_CONFIG)
     for data in ((store, None), (shapes, store)):
-        with pytest.raises(ValueError, match="a TapStore keeps the taps of one; give the videos"):
+        with pytest.raises(ValueError, match="a TapStore holds the taps of one; give the videos"):
             train(model, *data, CONFIG, progress=False)
     with pytest.raises(ValueError, match="selfsup trains no text, got train_clip='text'"):
         train(model, shapes, None, replace(CONFIG, train_clip="text"), progress=False)
