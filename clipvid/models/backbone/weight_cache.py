@@ -3,7 +3,7 @@
 Contract: a module and a function in, the function's value out, cached while nothing changes. Safe from many
 threads. Writes that torch does not see are not noticed: through `.data`, through NumPy or DLPack views, by other
 processes and by replayed CUDA graphs. Call `forget` after those, or `torch.autograd.graph.increment_version(weight)`.
-Knows nothing about the values.
+Knows nothing about the values. Also holds the hooks through which `load_state_dict` reports changed weights.
 """
 
 from __future__ import annotations
