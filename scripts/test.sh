@@ -26,5 +26,5 @@ fi
 workers=$("$python" -c 'import os; print(min(8, os.cpu_count() or 1))')
 # Bytecode is written even where the environment forbids it: without it every run rewrites the assertions of every test,
 # and every child process compiles clipvid again (12 s of CPU per worker).
-say "pytest";  PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile "$@"
+say "pytest";  PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
 exit "$status"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import Tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,8 +16,9 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.features.memory import encode_dataset
 from clipvid.features.source import CachedClips
 from clipvid.features.tap_store import TapStore
+from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.text import TextTokens
-from clipvid.models.factory import attach, create_model
+from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.training import objectives
 from clipvid.training.batches import open_batches
@@ -29,9 +31,9 @@ DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle moves", "a blue square", "a green star of many words", "a ring", "noise", "a dot", "bars")
 
 
-@pytest.fixture(scope="module")
-def base():
-    return create_model("clipvid-mini", depth=1).backbone
+@pytest.fixture
+def base(tiny_clip):
+    return Backbone(tiny_clip, tokenizer=Tokenizer())
 
 
 @pytest.fixture(scope="module")

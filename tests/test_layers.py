@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from copy import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import structure  # noqa: E402  # a script, not an installed module
 
-PACKAGE = structure.Package(ROOT / "clipvid")
 IMPORTERS = {
     "open_clip": {"clipvid.models.backbone.open_clip"},
     "av": {"clipvid.video", "clipvid.data.motion_shapes"},
@@ -27,6 +27,12 @@ IMPORTERS = {
     "peft": {"clipvid.models.backbone.trainable"},
 }
 """Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""
+
+
+@cache
+def package() -> structure.Package:
+    """Read the package once, in the one test worker that runs this file."""
+    return structure.Package(ROOT / "clipvid")
 
 
 def misplaced_imports(imports: list[structure.Import]) -> list[str]:
@@ -44,7 +50,7 @@ def misplaced_imports(imports: list[structure.Import]) -> list[str]:
 
 
 def test_imports_point_down_the_rooms():
-    assert not PACKAGE.breaches()
+    assert not package().breaches()
 
 
 def test_the_table_of_exceptions_is_empty():
@@ -52,17 +58,17 @@ def test_the_table_of_exceptions_is_empty():
 
 
 def test_a_heavy_library_is_imported_where_it_may_be_alone():
-    assert not misplaced_imports(PACKAGE.imports)
+    assert not misplaced_imports(package().imports)
 
 
 def test_no_room_and_no_file_is_in_a_cycle():
-    assert not structure.cycles(PACKAGE.graph(rooms=True))
-    assert not structure.cycles(PACKAGE.graph(rooms=False))
+    assert not structure.cycles(package().graph(rooms=True))
+    assert not structure.cycles(package().graph(rooms=False))
 
 
 def test_every_room_of_the_package_is_in_a_level_and_vice_versa():
     rooms = {room for level in structure.LEVELS for room in level}
-    assert {PACKAGE.room(name) for name in PACKAGE.modules if name not in PACKAGE.doors} == rooms
+    assert {package().room(name) for name in package().modules if name not in package().doors} == rooms
 
 
 @pytest.mark.parametrize(
@@ -79,9 +85,9 @@ def test_every_room_of_the_package_is_in_a_level_and_vice_versa():
     ],
 )
 def test_each_kind_of_breach_is_detected(module, text, complaint):
-    package = copy(PACKAGE)
-    package.imports = list(package.imports_of(module, text))
-    assert complaint in " ".join(package.breaches())
+    breached = copy(package())
+    breached.imports = list(package.imports_of(module, text))
+    assert complaint in " ".join(breached.breaches())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,7 @@ def test_each_kind_of_breach_is_detected(module, text, complaint):
     ],
 )
 def test_a_heavy_library_imported_elsewhere_is_detected(module, text):
-    assert misplaced_imports(list(PACKAGE.imports_of(module, text)))
+    assert misplaced_imports(list(package().imports_of(module, text)))
 
 
 def test_a_cycle_is_detected_and_counts_with_all_of_its_nodes():
@@ -115,7 +121,7 @@ def test_the_architecture_page_shows_every_room_with_its_sentence():
 
 
 def test_the_structure_stays_within_its_limits():
-    measures = structure.measure(PACKAGE)
+    measures = structure.measure(package())
     assert not {name: measures[name] for name, limit in structure.LIMITS.items() if measures[name] > limit}
-    assert not structure.long_files(PACKAGE)
-    assert len(structure.long_functions(PACKAGE)) <= 2
+    assert not structure.long_files(package())
+    assert len(structure.long_functions(package())) <= 2

@@ -324,8 +324,8 @@ def test_batches_hold_pairs_and_never_a_single_video(mini, shapes, tmp_path):
     assert [error.path.name for error in pair_batches.unreadable] == ["x.mp4"]
 
 
-def test_validation_is_deterministic_and_changes_no_state(mini, shapes):
-    criterion = SelfSupervised(attach(mini.backbone, depth=2), CONFIG)
+def test_validation_is_deterministic_and_changes_no_state(tiny_clip, shapes):
+    criterion = SelfSupervised(attach(tiny_clip, depth=2), CONFIG)
     losses = []
     for training in (True, False):
         torch.manual_seed(5 + training)
@@ -349,7 +349,7 @@ def test_the_loss_falls(mini, shapes):
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
 
 
-def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(mini, shapes, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tiny_clip, shapes, tmp_path, monkeypatch):
     """Batch norms are included: their running means are saved beside the weights."""
     config = replace(
         CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
@@ -358,7 +358,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(mini, shapes, tmp_
 
     def start(out, **options):
         torch.manual_seed(1)
-        model = attach(mini.backbone, depth=2)
+        model = attach(tiny_clip, depth=2)
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
 
     uninterrupted, expected = start("uninterrupted")

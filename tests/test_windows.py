@@ -12,7 +12,6 @@ import torch
 from numbered import WRITTEN, write
 
 import clipvid
-from clipvid.demo.tour import load_backbone
 from clipvid.errors import VideoError
 from clipvid.models.factory import attach
 from clipvid.video.decode import read, stream
@@ -23,10 +22,10 @@ def path(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("video") / "long.mp4")  # 60 frames, 25 per second
 
 
-@pytest.fixture(scope="module")
-def model() -> clipvid.VideoCLIP:
+@pytest.fixture
+def model(tiny_clip) -> clipvid.VideoCLIP:
     torch.manual_seed(0)
-    model = attach(load_backbone(), "stan", depth=2)
+    model = attach(tiny_clip, "stan", depth=2)
     for name, parameter in model.branch.named_parameters():
         if "gate" in name:
             torch.nn.init.constant_(parameter, 0.5)
@@ -66,13 +65,13 @@ def test_every_window_equals_encode_video_of_its_frames(model, path, window, str
 
 
 @pytest.mark.parametrize("branch", ["mean", "posterior", "divided", "vivit2", "stan-release", "timesformer"])
-def test_every_kind_of_branch_encodes_windows(path, branch):
+def test_every_kind_of_branch_encodes_windows(path, tiny_clip, branch):
     torch.manual_seed(1)
     options = {"temporal_depth": 1} if branch == "vivit2" else {}
     options |= {"depth": 1} if branch not in ("mean", "timesformer") else {}
     if branch == "timesformer":
         options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
-    model = attach(load_backbone(), branch, options=options)
+    model = attach(tiny_clip, branch, options=options)
     windows = encoded(model, path, window=4, stride=20, tower_batch_size=16)
     torch.testing.assert_close(windows.video, encode_each(model, path, windows.frames), atol=1e-5, rtol=0)
 

@@ -158,7 +158,7 @@ class Backbone(nn.Module):
         Computed by one pass on the meta device; ViT blocks are skipped, as their output has the shape of their input.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
-        visual = vit.meta_copy(self.visual)
+        visual = vit.meta_copy(self.visual, alike=vit.vit_blocks(self.visual))
         for block in vit.vit_blocks(visual):
             block.forward = lambda tokens, *_, **__: tokens
         with torch.no_grad():

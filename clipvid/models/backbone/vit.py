@@ -7,7 +7,7 @@ imports neither open_clip nor timm. Knows nothing about frames, taps or branches
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -218,11 +218,16 @@ def head(visual: Any) -> tuple[Any, nn.Parameter] | None:
     return (visual.ln_post, visual.proj) if visual.pool_type == "tok" else None
 
 
-def meta_copy(module: nn.Module) -> Any:
-    """Return a copy with every weight on the meta device, to get shapes and operation counts at no cost."""
+def meta_copy(module: nn.Module, *, alike: Sequence[nn.Module] = ()) -> Any:
+    """Return a copy with every weight on the meta device, to get shapes and operation counts at no cost.
+
+    One copy, of the first of them, takes the place of all the submodules `alike`.
+    """
     memo: dict[int, object] = {}
     for p in module.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     for b in module.buffers():
         memo[id(b)] = torch.empty_like(b, device="meta")
+    if alike:
+        memo |= dict.fromkeys(map(id, alike), copy.deepcopy(alike[0], memo))
     return copy.deepcopy(module, memo)
