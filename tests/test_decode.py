@@ -198,7 +198,7 @@ def test_chosen_frames_equal_those_of_the_ffmpeg_program(shared_data, name):
     rng = Random(name)
     indices = [rng.randrange(len(every)) for _ in range(6)] + [len(every) - 1]
     assert difference(read(shared_data / name, indices), every[indices]) <= 2
-    assert difference(read_video(shared_data / name, 12), every[sample("uniform", len(every), 12)]) <= 2
+    assert difference(read_video(shared_data / name, 6), every[sample("uniform", len(every), 6)]) <= 2
 
 
 @pytest.mark.slow

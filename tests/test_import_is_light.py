@@ -52,31 +52,37 @@ def test_python_dash_m_shows_the_help_too():
     assert "usage" in process.stdout.lower()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("train . --model nonsense", "unknown base model 'nonsense'; see open_clip.list_models()"),
-        ("eval . --model ViT-B-33", "unknown base model 'ViT-B-33'; did you mean ViT-B-32"),
-        ("embed . --model nonsense", "unknown base model"),
-        ("index . --model nonsense", "unknown base model"),
-        ("info nonsense", "unknown base model"),
-        ("train . --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
-        ("info clipvid-mini --branch nonsense", "unknown branch 'nonsense'; choose one of mean, "),
-        ("train nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
-        ("train . --out run", "run holds a training run; give --resume true to continue it, or another --out"),
-        ("index . --out run", "run holds other files, and an index needs a separate folder; give another --out"),
-        ("eval . --out run/checkpoint.pt", "run/checkpoint.pt already exists; give --overwrite true to replace it"),
-        ("eval nowhere", "nowhere does not exist; give a folder of videos, or a csv file"),
-    ],
-)
-def test_wrong_names_and_existing_outputs_are_refused_before_any_heavy_import(words, message, tmp_path, monkeypatch):
+REFUSED = {
+    "train . --model nonsense": "unknown base model 'nonsense'; see open_clip.list_models()",
+    "eval . --model ViT-B-33": "unknown base model 'ViT-B-33'; did you mean ViT-B-32",
+    "embed . --model nonsense": "unknown base model",
+    "index . --model nonsense": "unknown base model",
+    "info nonsense": "unknown base model",
+    "train . --branch nonsense": "unknown branch 'nonsense'; choose one of mean, ",
+    "info clipvid-mini --branch nonsense": "unknown branch 'nonsense'; choose one of mean, ",
+    "train nowhere": "nowhere does not exist; give a folder of videos, or a csv file",
+    "train . --out run": "run holds a training run; give --resume true to continue it, or another --out",
+    "index . --out run": "run holds other files, and an index needs a separate folder; give another --out",
+    "eval . --out run/checkpoint.pt": "run/checkpoint.pt already exists; give --overwrite true to replace it",
+    "eval nowhere": "nowhere does not exist; give a folder of videos, or a csv file",
+}
+RUN = f"""
+import contextlib, io, sys
+from clipvid.cli.main import main
+for words, message in {REFUSED}.items():
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        assert main(words.split()) == 1, words
+    assert message in stderr.getvalue(), stderr.getvalue()
+    heavy = {{name.partition(".")[0] for name in sys.modules}} & {{*{HEAVY}, "torch", "numpy"}}
+    assert not heavy, (words, heavy)
+"""
+
+
+def test_wrong_names_and_existing_outputs_are_refused_before_any_heavy_import(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
-    script = "import contextlib, io\nfrom clipvid.cli.main import main\n"
-    script += "with contextlib.redirect_stderr(io.StringIO()) as stderr:\n"
-    script += f"    assert main({words.split()}) == 1\nassert {message!r} in stderr.getvalue(), stderr.getvalue()"
-    assert not loaded_by(script) & {*HEAVY, "torch", "numpy"}
+    assert not loaded_by(RUN) & {*HEAVY, "torch", "numpy"}
 
 
 def test_names_listed_without_imports_equal_those_of_the_libraries():

@@ -86,7 +86,7 @@ def test_every_room_of_the_package_is_in_a_level_and_vice_versa():
 )
 def test_each_kind_of_breach_is_detected(module, text, complaint):
     breached = copy(package())
-    breached.imports = list(package.imports_of(module, text))
+    breached.imports = list(package().imports_of(module, text))
     assert complaint in " ".join(breached.breaches())
 
 
