@@ -88,9 +88,7 @@ def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_n
     assert process.exitcode == 0
     assert len(finished(folder)) == CLIPS
     resumed = TapCache(tmp_path / "killed").store(model, data, DATA_CONFIG)
-    taps, others = resumed.batch(range(CLIPS)), expected.batch(range(CLIPS))
-    for a, b in zip(
-        (*taps.patches, *taps.cls, taps.frames), (*others.patches, *others.cls, others.frames), strict=True
-    ):
+    taps = [store.batch(range(CLIPS)) for store in (resumed, expected)]
+    for a, b in zip(*((*t.patches, *t.cls, t.frames) for t in taps), strict=True):
         assert torch.equal(a, b)
     assert [r.path for r in resumed.data] == [r.path for r in data]
