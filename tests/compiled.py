@@ -93,12 +93,14 @@ def check_training(device):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "whole":
-        check_model()
-    elif sys.argv[1] == "gpu":
-        check_branch("attention", device="cuda", backend="inductor", rtol=1e-3)
-        check_training("cuda")
-    elif sys.argv[1] == "training":
-        check_training("cpu")
-    else:
-        check_branch(sys.argv[1])
+    for case in sys.argv[1:]:
+        if case == "whole":
+            check_model()
+        elif case == "gpu":
+            check_branch("attention", device="cuda", backend="inductor", rtol=1e-3)
+            check_training("cuda")
+        elif case == "training":
+            check_training("cpu")
+        else:
+            check_branch(case)
+        torch.compiler.reset()

@@ -46,6 +46,7 @@ def bench(scripts, tmp_path_factory) -> Any:
     return scripts["structures"].Bench(tmp_path_factory.mktemp("work"), budget, load_backbone(), "cpu")
 
 
+@pytest.mark.slow
 def test_cells_are_measured_once_and_the_table_holds_them(scripts, bench):
     structures = scripts["structures"]
     names = ["zero-shot", "posterior", *structures.PRETRAINED]

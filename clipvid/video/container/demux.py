@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
-from numbers import Rational
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ def _formats() -> str:
     return ",".join(sorted(av.formats_available - NOT_FILES))
 
 
-def seconds(stamp: int | None, unit: Rational | None) -> float | None:
+def seconds(stamp: int | None, unit: Fraction | None) -> float | None:
     """Return a time stamp, counted in multiples of `unit`, in seconds; None if either is unknown."""
     # The division of integers is rounded once, as that of a Fraction is, and takes a fifteenth of its time.
     return None if stamp is None or unit is None else stamp * unit.numerator / unit.denominator
