@@ -23,6 +23,7 @@ else
   say "pyright SKIPPED: it does not start on this machine (it needs node); types were not checked"
 fi
 # One thread per process: processes that share cores slow each other down if each uses all of them.
+# Files go to the workers in order: by default those with the most tests go first, and long single tests remain for the end.
 workers=$("$python" -c 'import os; print(min(8, os.cpu_count() or 1))')
 # Bytecode is written even where the environment forbids it: without it every run rewrites the assertions of every test,
 # and every child process compiles clipvid again (12 s of CPU per worker).

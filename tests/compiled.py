@@ -93,6 +93,7 @@ def check_training(device):
 
 
 if __name__ == "__main__":
+    assert sys.argv[1:], "name the cases to check"
     for case in sys.argv[1:]:
         if case == "whole":
             check_model()

@@ -26,7 +26,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 def pytest_collection_finish() -> None:
     """Leave the 600 000 objects of the imports out of every later garbage collection: walking them takes 0.15 s.
 
-    The collections are made rarer too: with the default threshold they take a thirtieth of the suite's time.
+    Later collections are made rarer: with the default threshold they take a thirtieth of the suite's time.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,7 @@
-"""The benchmark of structures: its cells are resumed, shared by processes, keyed by their settings, and tabulated."""
+"""The benchmark of structures: its cells are resumed, shared by processes and keyed by their settings.
+
+A slow test measures all cells of a small grid and tabulates them.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +101,10 @@ def test_a_failing_child_process_raises_an_error(scripts):
         pass
 
 
-def test_a_lock_is_given_once_at_a_time(scripts, tmp_path):
+def test_a_lock_has_one_holder_at_a_time(scripts, tmp_path):
     held = scripts["cells"]._held
-    with held(tmp_path / "a.lock") as first, held(tmp_path / "a.lock") as second:  # as from two processes, for flock
+    # flock refuses a second open file even in the same process
+    with held(tmp_path / "a.lock") as first, held(tmp_path / "a.lock") as second:
         assert (first, second) == (True, False)
     with held(tmp_path / "a.lock") as again:
         assert again

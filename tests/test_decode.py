@@ -167,6 +167,7 @@ def test_the_real_videos_are_present(shared_data):
 
 
 def check_annotated(info: VideoInfo, row: dict[str, str]) -> None:
+    """Compare metadata with the properties annotated in captions.csv."""
     sides = (int(row["height"]), int(row["width"]))
     assert info.frames == len(info.times) == int(row["frames"])
     assert (info.height, info.width) == (sides[::-1] if int(row["rotation"]) % 180 else sides)

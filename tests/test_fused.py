@@ -305,7 +305,7 @@ def test_without_autocast_embeddings_are_open_clips_to_the_bit(tiny_clip, images
 @pytest.mark.native_bf16
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2", "EVA02-B-16", "coca_ViT-B-32", "convnext_tiny", "MobileCLIP2-S0"])
 def test_every_kind_of_tower_has_an_inference_copy(name, monkeypatch):
-    """Embeddings agree with autocast's up to the rounding of bf16. ViTs are cut to two blocks: the others are alike."""
+    """Embeddings agree with autocast's up to the rounding of bf16. ViTs are cut to two blocks of the same form."""
     config = open_clip.get_model_config(name)
     if "layers" in config["vision_cfg"]:
         config["vision_cfg"]["layers"] = 2

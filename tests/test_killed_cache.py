@@ -6,8 +6,10 @@ import contextlib
 import multiprocessing
 import random
 import signal
+import sys
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from clipvid.features import tap_cache
 from clipvid.features.shards import Shards, check_shard, shard_files
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import create_model
+from clipvid.models.video_clip import VideoCLIP
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 CLIPS, KILLS = 40, 20
@@ -30,37 +33,38 @@ def model():
     return create_model("clipvid-mini", depth=2)
 
 
-def fill(cache: TapCache, model, data: VideoDataset, began: Connection) -> None:
+def fill(cache: TapCache, model: VideoCLIP, data: VideoDataset, began: Connection) -> None:
     """Fill the cache, and send a message once encoding begins."""
-    torch.set_num_threads(1)  # the pool of threads stayed in the process that forked this one
+    torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
     write = tap_cache.write_cache_key
     tap_cache.write_cache_key = lambda *args: (write(*args), began.send(True))
     cache.store(model, data, DATA_CONFIG)
 
 
-def writer(*args) -> multiprocessing.Process:
+def start_writer(cache: TapCache, model: VideoCLIP, data: VideoDataset) -> BaseProcess:
     """Return a forked process that has begun to encode, or has ended as nothing was left to encode.
 
     A fork costs milliseconds, and loading torch again would cost seconds.
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=fill, args=(*args, send))
+    process = context.Process(target=fill, args=(cache, model, data, send), daemon=True)
     process.start()
     send.close()
+    assert receive.poll(60), "the writer hangs"
     with contextlib.suppress(EOFError):
         receive.recv()
     return process
 
 
-def finished(folder: Path) -> set[str]:
+def finished_keys(folder: Path) -> set[str]:
     """Return the keys of the clips in finished files, after checking every byte of the files."""
     for path in shard_files(folder):
         check_shard(path, full=True)
     return set(Shards(folder)._location)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was loaded, which is safe on Linux")
 def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_no_partial_one(model, tmp_path):
     data = write_dataset(tmp_path / "shapes", "test", CLIPS)
     cache, undisturbed = TapCache(tmp_path / "killed"), TapCache(tmp_path / "undisturbed")
@@ -69,24 +73,25 @@ def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_n
     expected = undisturbed.store(model, data, DATA_CONFIG)
     seconds = time.perf_counter() - started
     cache.store(model, data.subset([0]), DATA_CONFIG)
-    rng, before, kills, counts = random.Random(7), finished(folder), 0, set()
+    rng, before, kills, counts = random.Random(7), finished_keys(folder), 0, set()
     for _ in range(KILLS):
-        process = writer(cache, model, data)
-        time.sleep(rng.uniform(0, 3 * seconds / KILLS))
-        done = finished(folder)  # before the kill
+        process = start_writer(cache, model, data)
+        time.sleep(rng.uniform(0, 4 * seconds / KILLS))
+        done = finished_keys(folder)  # before the kill
         process.kill()
-        process.join()
-        after = finished(folder)
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        after = finished_keys(folder)
         assert before <= done <= after, "a finished clip was lost"
         before = after
         kills += process.exitcode == -signal.SIGKILL
         counts.add(len(after))
     assert kills >= KILLS / 2
     assert len(counts) >= 3, "the kills must hit while clips are written"
-    process = writer(cache, model, data)
-    process.join()
+    process = start_writer(cache, model, data)
+    process.join(60)
     assert process.exitcode == 0
-    assert len(finished(folder)) == CLIPS
+    assert len(finished_keys(folder)) == CLIPS
     resumed = TapCache(tmp_path / "killed").store(model, data, DATA_CONFIG)
     taps = [store.batch(range(CLIPS)) for store in (resumed, expected)]
     for a, b in zip(*((*t.patches, *t.cls, t.frames) for t in taps), strict=True):

@@ -122,6 +122,7 @@ importlib.import_module("clipvid")
 for name in checks.MODULES:
     importlib.import_module(name)
     assert not checks.changes(before), (name, checks.changes(before))
+assert "matplotlib.pyplot" not in sys.modules, "it keeps figures and chooses a window system"
 """
 
 

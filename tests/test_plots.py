@@ -164,6 +164,7 @@ def test_a_failed_drawing_leaves_the_old_file_and_no_partial_one(tmp_path, monke
 
 
 def test_drawing_never_loads_pyplot(tmp_path, monkeypatch):
+    monkeypatch.delattr("matplotlib.pyplot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it now fails
     with pytest.raises(ImportError):
         import matplotlib.pyplot  # noqa: F401

@@ -59,14 +59,15 @@ def _with_shared_axes(function: Callable) -> Callable:
 
 
 def _resolved(function: Callable) -> tuple[Callable, list[Any]]:
-    """Return the function and its annotations; where one names what only type checkers import, a copy without it."""
-    with contextlib.suppress(Exception):
+    """Return the function and its annotations; a copy without those that cannot be resolved, if there are any."""
+    # NameError: a name that only type checkers import. TypeError: a type with parameters that it lacks at run time.
+    with contextlib.suppress(NameError, TypeError):
         return function, list(get_type_hints(function, include_extras=True).values())
     hints = {}
     for name, annotation in function.__annotations__.items():
-        with contextlib.suppress(Exception):
-            one = SimpleNamespace(__annotations__={name: annotation})
-            hints |= get_type_hints(one, function.__globals__, include_extras=True)
+        with contextlib.suppress(NameError, TypeError):
+            holder = SimpleNamespace(__annotations__={name: annotation})
+            hints |= get_type_hints(holder, function.__globals__, include_extras=True)
     copy = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )

@@ -52,7 +52,7 @@ COLUMNS = {
 """Metrics of the table, and their headings."""
 ROWS = ("zero-shot frame-mean", "frame-mean, trained", "STAN, trained", "STAN, frames shuffled")
 """Names of the table's rows. The second is the order-blind baseline: an MLP on the mean of the frame embeddings."""
-SEARCHED = (1, 4, 9)
+SEARCHED_LABELS = (1, 4, 9)
 """Labels of the motions that the demo searches for, of three kinds: a change of place, of size and of opacity."""
 
 
@@ -202,7 +202,7 @@ def _train_and_score(
         ROWS[0]: _retrieval(frame_mean, stores["test"])
         | {"motion_top1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
     }
-    mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)  # the width of a transformer block's MLP
+    mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)  # as in a block's MLP
     runs: dict[str, TrainResult] = {}
     models: dict[str, VideoCLIP] = {}
     epochs = {
@@ -296,9 +296,9 @@ def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int
 
 
 def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]) -> None:
-    """Print the hits of three test captions, one of each motion in `SEARCHED`, and draw them as film strips."""
+    """Print the hits of three test captions, one of each motion in `SEARCHED_LABELS`, and draw them as film strips."""
     captions = {r.path.resolve(): r.captions[0] for r in data}
-    queries = [next(r.captions[0] for r in data if r.label == label) for label in SEARCHED]
+    queries = [next(r.captions[0] for r in data if r.label == label) for label in SEARCHED_LABELS]
     rows = []
     for query in queries:
         say(f"     {query!r}")

@@ -221,7 +221,7 @@ def head(visual: Any) -> tuple[Any, nn.Parameter] | None:
 def meta_copy(module: nn.Module, *, alike: Sequence[nn.Module] = ()) -> Any:
     """Return a copy with every weight on the meta device, to get shapes and operation counts at no cost.
 
-    One copy, of the first of them, takes the place of all the submodules `alike`.
+    All modules in `alike` are replaced by one copy of the first, so give `alike` only if they are not run.
     """
     memo: dict[int, object] = {}
     for p in module.parameters():

@@ -189,7 +189,7 @@ def _formats() -> str:
 
 def seconds(stamp: int | None, unit: Fraction | None) -> float | None:
     """Return a time stamp, counted in multiples of `unit`, in seconds; None if either is unknown."""
-    # The division of integers is rounded once, as that of a Fraction is, and takes a fifteenth of its time.
+    # Integer division rounds once, like float(Fraction), in a fifteenth of the time.
     return None if stamp is None or unit is None else stamp * unit.numerator / unit.denominator
 
 
