@@ -23,9 +23,9 @@ else
   say "pyright SKIPPED: it does not start on this machine (it needs node); types were not checked"
 fi
 # One thread per process: processes that share cores slow each other down if each uses all of them.
-# Files go to the workers in order: by default those with the most tests go first, and long single tests remain for the end.
 workers=$("$python" -c 'import os; print(min(8, os.cpu_count() or 1))')
 # Bytecode is written even where the environment forbids it: without it every run rewrites the assertions of every test,
 # and every child process compiles clipvid again (12 s of CPU per worker).
+# Files go to the workers in alphabetical order; xdist's own, most tests first, leaves long single tests for the end.
 say "pytest";  PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 check "$python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
 exit "$status"
