@@ -27,12 +27,12 @@ if __name__ == "__main__":
 
 
 def alive(pid: int) -> bool:
+    """Return False for a process that has ended, also between the two calls, or that only waits to be reaped."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return sys.platform != "linux" or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("loads", [(), ("json",)])
