@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and g++ is absent"
 )
-CASES = [
-    "whole",
-    pytest.param("attention conv_full divided", marks=pytest.mark.slow),
-    pytest.param("training", marks=[pytest.mark.slow, COMPILER]),
-]
+CASES = ["whole attention conv_full divided", pytest.param("training", marks=COMPILER)]
 
 
 @pytest.mark.parametrize("cases", CASES)

@@ -38,6 +38,12 @@ def test_the_check_detects_a_heavy_module():
     assert "av" in loaded_by("import av")
 
 
+def test_decoding_workers_load_neither_torchvision_nor_torchs_compiler():
+    # With them each worker would need twice the CPU time to start.
+    script = "import clipvid.data.dataset, clipvid.data.loader, sys; assert 'torch._dynamo' not in sys.modules"
+    assert not loaded_by(script) & {"torchvision", "open_clip", "transformers"}
+
+
 def test_help_loads_nothing_heavy():
     if importlib.util.find_spec("clipvid.cli.main") is None:
         pytest.skip("clipvid/cli/main.py does not exist yet")

@@ -68,7 +68,7 @@ def test_a_narrow_strip_is_cropped_before_it_is_resized(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("resized the entire strip")
 
-    monkeypatch.setattr("clipvid.video.transforms.F.resize", refuse)
+    monkeypatch.setattr("clipvid.video.transforms.resize", refuse)
     assert VideoTransform(224).fit(pictures(16, 4096)).shape == (1, 3, 224, 224)
 
 

@@ -2,7 +2,8 @@
 
 Contract: uint8 (T, 3, H, W) in and out. All frames of a clip change alike, so motion stays intact. Every call draws
 exactly one number from the caller's `random.Random` and leaves torch's global generators unchanged. Knows nothing of
-files or of a base model's preprocessing, and does not decide when to augment.
+files or of a base model's preprocessing, and does not decide when to augment. Imports torchvision when it first changes
+colours, because processes that only resize start twice as fast without it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from typing import Any, cast
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from clipvid.config import checks
+from clipvid.video.resize import resize
 
 TOP_MAGNITUDE = 30
 """Largest magnitude of RandAugment, on torchvision's scale."""
@@ -46,6 +46,8 @@ class RandAugment:
             )
 
     def __call__(self, frames: UInt8[Tensor, "*batch 3 h w"], rng: Random) -> UInt8[Tensor, "*batch 3 h w"]:
+        from torchvision.transforms import v2
+
         # torchvision draws from torch's global generator, which other threads use at the same time. A local generator
         # gives the same numbers.
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -105,17 +107,21 @@ class ContrastiveView:
         rng: Random,
         *,
         size: Sequence[int],
-        interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+        interpolation: str = "bicubic",
     ) -> UInt8[Tensor, "*batch 3 h w"]:
         """Return a random crop, resized to `size` (height, width) and perhaps mirrored."""
         view_rng = Random(rng.getrandbits(64))
         mirrored = view_rng.random() < self.flip
-        box = crop_box(frames.shape[-2], frames.shape[-1], scale=self.crop_scale, aspect=self.aspect, rng=view_rng)
-        resized = F.resized_crop(frames, *box, size=list(size), interpolation=interpolation, antialias=True)
+        top, left, height, width = crop_box(
+            frames.shape[-2], frames.shape[-1], scale=self.crop_scale, aspect=self.aspect, rng=view_rng
+        )
+        resized = resize(frames[..., top : top + height, left : left + width], size, interpolation)
         return resized.flip(-1) if mirrored else resized
 
     def recolour(self, frames: UInt8[Tensor, "t 3 h w"], rng: Random) -> UInt8[Tensor, "t 3 h w"]:
         """Apply jitter, greyscale, blur and solarisation, in this order and each with its probability."""
+        from torchvision.transforms.v2 import functional as F
+
         view_rng = Random(rng.getrandbits(64))
         if view_rng.random() < self.jitter:
             frames = self._jittered(frames, view_rng)
@@ -128,6 +134,8 @@ class ContrastiveView:
         return frames
 
     def _jittered(self, frames: UInt8[Tensor, "t 3 h w"], rng: Random) -> UInt8[Tensor, "t 3 h w"]:
+        from torchvision.transforms.v2 import functional as F
+
         # As one tall image, contrast changes about the mean of the clip. Changing it about each frame's mean would
         # weaken brightness changes within the clip.
         tall = frames.transpose(0, 1).flatten(1, 2)  # (3, T·H, W)
@@ -151,6 +159,8 @@ CONST_CL = (ContrastiveView(), ContrastiveView(blur=0.1, solarise=0.2))
 
 def _blurred(frames: UInt8[Tensor, "*batch 3 h w"], *, sigma: float) -> UInt8[Tensor, "*batch 3 h w"]:
     """Blur with a Gaussian kernel of a tenth of the height, rounded to an odd size (SimCLR)."""
+    from torchvision.transforms.v2 import functional as F
+
     side = 2 * (frames.shape[-2] // 10 // 2) + 1
     blurred = F.gaussian_blur(frames.float(), [side, 1], [sigma, sigma])  # one axis at a time: several times faster
     return F.gaussian_blur(blurred, [1, side], [sigma, sigma]).round_().to(torch.uint8)

@@ -7,7 +7,8 @@ import io
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+
+from clipvid.video.resize import resize
 
 HEIGHT = 96
 """Default height of a strip, in pixels."""
@@ -18,7 +19,7 @@ def jpeg_strip(frames: UInt8[Tensor, "t 3 h w"], *, height: int = HEIGHT) -> byt
     from PIL import Image
 
     width = max(1, round(frames.shape[-1] * height / frames.shape[-2]))
-    small = transforms.resize(frames, [height, width], antialias=True)
+    small = resize(frames, (height, width))
     line = torch.full((3, height, 2), 255, dtype=torch.uint8)
     parts = [part for frame in small for part in (frame, line)][:-1]
     out = io.BytesIO()

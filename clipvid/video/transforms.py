@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import pad
 
 from clipvid.config import checks
 from clipvid.video.augment import RandAugment, crop_box
+from clipvid.video.resize import resize
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = {
-    "bicubic": InterpolationMode.BICUBIC,
-    "bilinear": InterpolationMode.BILINEAR,
-    "random": InterpolationMode.BICUBIC,  # open_clip randomises only in training and evaluates with bicubic
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",  # open_clip randomises only in training and evaluates with bicubic
 }
 RESIZE_MODES = ("shortest", "longest", "squash")
 EXTREME = 4
@@ -174,8 +174,8 @@ class VideoTransform:
         ratio = max(height / self.target[0], width / self.target[1])
         resized = self._resize(frames, [max(1, round(side / ratio)) for side in (height, width)])
         down, right = (full - side for full, side in zip(self.target, resized.shape[-2:], strict=True))
-        border = [right // 2, down // 2, right - right // 2, down - down // 2]  # left, top, right, bottom
-        return F.pad(resized, border, fill=[float(self.fill_color)])
+        border = (right // 2, right - right // 2, down // 2, down - down // 2)  # left, right, top, bottom
+        return pad(resized, border, value=float(self.fill_color))
 
     def _shortest(self, frames: Tensor, *, positions: Sequence[float]) -> list[Tensor]:
         """Return crops of the resized frames at `positions`, from 0 (top or left end) to 1 (bottom or right end)."""
@@ -190,9 +190,8 @@ class VideoTransform:
         corners = [[round(margin * position) for margin in margins] for position in positions]
         if max(full / part for full, part in zip(size, self.target, strict=True)) >= EXTREME:
             return [_resized_part(frames, size, corner, self.target, bilinear=bilinear) for corner in corners]
-        method = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
-        resized = _resized(frames, size, method)
-        return [F.crop(resized, top, left, self.target[0], self.target[1]) for top, left in corners]
+        resized = _resized(frames, size, "bilinear" if bilinear else "bicubic")
+        return [resized[..., top : top + self.target[0], left : left + self.target[1]] for top, left in corners]
 
 
 def _pass_order(source: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
@@ -205,11 +204,11 @@ def _pass_order(source: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
 
 
 def _resized(
-    frames: UInt8[Tensor, "*batch 3 height width"], size: Sequence[int], method: InterpolationMode
+    frames: UInt8[Tensor, "*batch 3 height width"], size: Sequence[int], method: str
 ) -> UInt8[Tensor, "*batch 3 h w"]:
     if _pass_order(frames.shape, size) == (-2, -1):  # torch always starts with the width
-        frames = F.resize(frames, [size[0], frames.shape[-1]], method, antialias=True)
-    return F.resize(frames, list(size), method, antialias=True)
+        frames = resize(frames, (size[0], frames.shape[-1]), method)
+    return resize(frames, size, method)
 
 
 def _resized_part(
