@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from clipvid.video.resize import METHODS, resize
+from clipvid.video.resize import resize
 
 LAYOUTS = {
     "one frame by channels": lambda x: x[0],
@@ -22,14 +22,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("size", [(224, 300), (32, 32), (45, 20), (61, 83), (1, 5)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
 def test_resize_equals_torchvision(method, layout, size):
     frames = LAYOUTS[layout](torch.randint(256, (4, 3, 61, 83), dtype=torch.uint8))
     expected = F.resize(frames, list(size), InterpolationMode(method), antialias=True)
     actual = resize(frames, size, method)
-    if (
-        torch.backends.cpu.get_cpu_capability() == "DEFAULT"
-    ):  # torchvision resizes in float32 there and rounds elsewhere
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":  # torchvision computes in float32 there
         assert (actual.int() - expected.int()).abs().max() <= 1
     else:
         assert torch.equal(actual, expected)
