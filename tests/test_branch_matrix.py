@@ -17,10 +17,10 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.branches import BRANCHES, choose
+from clipvid.models.branches.options import choose
 from clipvid.models.factory import attach, load
-from clipvid.nn.mixers import MIXERS
 from clipvid.nn.similarity import SIMILARITIES
+from clipvid.registry import BRANCHES, MIXERS
 from clipvid.training.loop import train
 
 FRAMES, SIDE = 4, 32

@@ -23,8 +23,8 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.selfsup import SelfSupervision
 from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import create_model
+from clipvid.registry import BRANCHES
 
 
 @pytest.fixture(scope="module")

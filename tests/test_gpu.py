@@ -25,11 +25,11 @@ from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import attach, load
 from clipvid.models.sliding_window import encode_windows
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.attention import attend, by_products
+from clipvid.registry import BRANCHES
 from clipvid.runtime.precision import autocast
 from clipvid.runtime.profiling import profiled
 from clipvid.search.index import VideoIndex

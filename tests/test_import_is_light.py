@@ -94,8 +94,6 @@ def test_wrong_names_and_existing_outputs_are_refused_before_any_heavy_import(tm
 def test_names_listed_without_imports_equal_those_of_the_libraries():
     import open_clip
 
-    from clipvid.models import branches
     from clipvid.models.backbone import names
 
     assert sorted(open_clip.list_models()) == sorted(names.builtin_names())
-    assert tuple(branches.BRANCHES) == names.BRANCHES

@@ -19,7 +19,7 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.features.memory import encode_dataset
-from clipvid.models.branches.intermediate import IntermediateOptions
+from clipvid.models.branches.presets import IntermediateOptions
 from clipvid.models.factory import attach, create_model, load
 from clipvid.training.batches import open_pairs
 from clipvid.training.loop import train

@@ -16,7 +16,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.models.backbone.names import MINI, builtin_names, check_branch, check_name
+from clipvid.models.backbone.names import MINI, builtin_names, check_name
+from clipvid.registry import BRANCHES
 from clipvid.runtime.files import require_writable
 
 DEFAULT_MODEL = MINI
@@ -70,7 +71,7 @@ def check_names(model: str | None, branch: str | None = None, *, data: str | Non
     if model is not None and not Path(model).is_dir() and (base_names := builtin_names()):
         check_name(model, base_names)
     if branch is not None:
-        check_branch(branch)
+        BRANCHES.lookup(branch)
 
 
 def _default_model(pretrained: str | None) -> str:

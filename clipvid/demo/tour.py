@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,7 @@ from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
-from clipvid.models.branches import BRANCHES, choose
-from clipvid.models.branches.base import BranchOptions
+from clipvid.models.branches.options import BranchOptions, choose
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
@@ -202,7 +201,7 @@ def _train_and_score(
         ROWS[0]: _retrieval(frame_mean, stores["test"])
         | {"motion_top1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
     }
-    mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)  # as in a block's MLP
+    mean_branch = choose("mean", {"hidden": 4 * backbone.embed_dim})  # as in a block's MLP
     runs: dict[str, TrainResult] = {}
     models: dict[str, VideoCLIP] = {}
     epochs = {

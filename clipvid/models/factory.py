@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from clipvid.errors import CheckpointError
-from clipvid.models import branches, checkpoint, heads
+from clipvid.models import checkpoint, heads
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
-from clipvid.models.branches.base import BranchOptions
+from clipvid.models.branches.base import build
+from clipvid.models.branches.options import BranchOptions, choose, from_config
 from clipvid.models.video_clip import VideoCLIP
 
 
@@ -37,7 +38,7 @@ def attach(
     """Turn an open_clip model in memory into a video model.
 
     The model is frozen in place, not copied. The result is in eval mode, as open_clip's models are; `train` switches to
-    train mode itself. `branch` is a preset (a key of clipvid.models.branches.BRANCHES: stan, mean, posterior, divided,
+    train mode itself. `branch` is a preset (a name of `list_branches()`: stan, mean, posterior, divided,
     ...) or an options object; `depth`, `mixer` and `options` change single fields of it. `similarity` is the one used
     for retrieval: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
 
@@ -46,7 +47,7 @@ def attach(
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     changes = dict(options or {})
     changes |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
-    model = VideoCLIP(backbone, branches.build(backbone, branches.choose(branch, changes)), similarity=similarity)
+    model = VideoCLIP(backbone, build(backbone, choose(branch, changes)), similarity=similarity)
     return model.eval()
 
 
@@ -102,7 +103,7 @@ def load(
             "with the same size, mean, std, interpolation and resize mode"
         )
     try:
-        branch = branches.build(backbone, branches.from_config(config["branch"]))
+        branch = build(backbone, from_config(config["branch"]))
         head = heads.from_config(config["head"], backbone.embed_dim)
         model = VideoCLIP(backbone, branch, head=head, similarity=config["similarity"])
         for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
