@@ -8,11 +8,11 @@ members do.
 
 from __future__ import annotations
 
-import importlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
@@ -32,7 +32,7 @@ class Registry(Mapping[str, Any]):
     """
 
     def __init__(self, kind: str, *, home: str) -> None:
-        self.kind, self._home = kind, home
+        self.kind, self._home, self._complete = kind, home, False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
 
@@ -85,11 +85,12 @@ class Registry(Mapping[str, Any]):
         doc = self.lookup(name).__doc__ or ""
         return doc.strip().partition("\n")[0]
 
-    def unknown(self, name: str) -> str:
-        """Return the error message for an unknown name."""
-        near = get_close_matches(name, self, n=2)
+    def unknown(self, name: str, names: Iterable[str] | None = None) -> str:
+        """Return the error message for an unknown name; `names` are all that may be chosen, by default the members'."""
+        names = list(self if names is None else names)
+        near = get_close_matches(name, names, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        return f"unknown {self.kind} {name!r}{hint}; choose one of {', '.join(self)}"
+        return f"unknown {self.kind} {name!r}{hint}; choose one of {', '.join(names)}"
 
     def __getitem__(self, name: str) -> Any:
         self._import_home()
@@ -114,13 +115,15 @@ class Registry(Mapping[str, Any]):
         return f"<registry of {self.kind}: {', '.join(self)}>"
 
     def _import_home(self) -> None:
-        importlib.import_module(self._home)
+        if not self._complete:
+            import_module(self._home)
+            self._complete = True
 
 
 def resolved(target: str) -> Any:
     """Return the object that "module:attribute" names, or the module that "module" names."""
     module, _, attribute = target.partition(":")
-    imported = importlib.import_module(module)
+    imported = import_module(module)
     return getattr(imported, attribute) if attribute else imported
 
 
@@ -158,8 +161,20 @@ BRANCHES = Registry("branch", home="clipvid.models.branches.presets")
 """Options of branches; see `BranchOptions`."""
 MIXERS = Registry("mixer", home="clipvid.models.branches.mixers")
 """Makers of cross-frame modules: (width, heads, *, drop_path, options...) -> nn.Module."""
+DECODERS = Registry("backend", home="clipvid.video.backends")
+"""Decoders: modules or objects with `read`, `probe` and perhaps `stream`, as clipvid/video/backends/pyav.py."""
+READERS = Registry("data set format", home="clipvid.data.formats")
+"""Readers of annotations: (root, *, split, annotations, classes, allow_missing, check_files) -> VideoDataset."""
+PROTOCOLS = Registry("protocol", home="clipvid.data.formats.protocols")
+"""Evaluation protocols: `Protocol` objects, which are plain data."""
+OBJECTIVES = Registry("task", home="clipvid.training.tasks")
+"""Training objectives: (model, config) -> nn.Module from a TrainBatch to the loss."""
+STORES = Registry("store", home="clipvid.search.stores")
+"""Stores of vectors: classes with the methods of `Store`."""
 
-register_branch, register_mixer = BRANCHES.register, MIXERS.register
+register_branch, register_mixer, register_decoder = BRANCHES.register, MIXERS.register, DECODERS.register
+register_reader, register_protocol = READERS.register, PROTOCOLS.register
+register_objective, register_store = OBJECTIVES.register, STORES.register
 
 
 def list_branches(pattern: str = "*") -> list[str]:

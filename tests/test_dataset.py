@@ -206,7 +206,7 @@ def test_a_loader_can_pin_batches(data):
     ("options", "message"),
     [
         ({"sampler": "unifrom"}, "sampler must be one of uniform, linspace, dense, got 'unifrom'"),
-        ({"backend": "cv2"}, "backend must be one of pyav"),
+        ({"backend": "cv2"}, "unknown backend 'cv2'; choose one of pyav"),
         ({"unreadable": "zeros"}, "unreadable must be one of raise, skip"),
         ({"frames": 0}, "frames must be an integer >= 1, got 0"),
     ],

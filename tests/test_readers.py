@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from clipvid.data.files import find_videos
-from clipvid.data.open import READERS, open_dataset, read_dataset
+from clipvid.data.open import open_dataset, read_dataset
 from clipvid.errors import DataError
+from clipvid.registry import PROTOCOLS, READERS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MSRVTT = SHARED / "annotations" / "msrvtt"
@@ -323,7 +324,7 @@ def test_the_real_clips_open_as_a_table_and_as_a_folder():
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=f"unknown data set format 'cvs'; choose one of {', '.join(READERS)}"):
+    with pytest.raises(ValueError, match=rf"'cvs' .*csv.*; choose one of {', '.join([*READERS, *PROTOCOLS])}"):
         open_dataset("cvs", tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist; correct the path"):
         open_dataset("folder", tmp_path / "nowhere")

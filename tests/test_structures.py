@@ -162,7 +162,9 @@ def test_options_survive_the_config(name):
 def test_impossible_options_are_refused_with_the_reason(backbone):
     with pytest.raises(ValueError, match="scheme must be 'divided' to take a mixer, got 'joint'"):
         choose("joint", {"mixer": "rsa"})
-    with pytest.raises(ValueError, match="branch posterior has no option 'mixer'; it has .*; mixer is an option of stan and divided"):
+    with pytest.raises(
+        ValueError, match=r"branch posterior has no option 'mixer'; it has .*; mixer is an option of stan and divided"
+    ):
         choose("posterior", {"mixer": "rsa"})
     with pytest.raises(ValueError, match="unknown scheme 'divide'; choose one of space, joint"):
         IntermediateOptions("divide")

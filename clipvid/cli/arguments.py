@@ -264,7 +264,7 @@ def note_format(data: str, format: str | None, *, default_format: str = "folder"
 def splits_of(data: str, format: str | None) -> list[str]:
     """Return the names of the splits of a protocol, or of a csv file with a split column."""
     from clipvid.data.formats.csv import splits_in
-    from clipvid.data.formats.protocols import PROTOCOLS
+    from clipvid.registry import PROTOCOLS
 
     if format in PROTOCOLS:
         return list(PROTOCOLS[format].splits)

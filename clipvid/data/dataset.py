@@ -26,7 +26,8 @@ from clipvid.data.interprocess import WorkerVideoError
 from clipvid.data.records import Record, VideoDataset
 from clipvid.data.views import ONE_VIEW, Pair, Views
 from clipvid.errors import VideoError
-from clipvid.video.decode import BACKENDS, read_part
+from clipvid.registry import DECODERS
+from clipvid.video.decode import read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
 from clipvid.video.transforms import INTERPOLATIONS, VideoTransform
 
@@ -65,11 +66,11 @@ class ClipDataset(Dataset[Clip | VideoError]):
     ) -> None:
         for name, value, allowed in (
             ("sampler", sampler, SAMPLERS),
-            ("backend", backend, BACKENDS),
             ("unreadable", unreadable, UNREADABLE),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        DECODERS.lookup(backend)  # raises for an unknown name
         if frames < 1:
             raise ValueError(f"frames must be an integer >= 1, got {frames}; it is the number of frames per clip")
         if names is not None and len(names) != len(data):

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from clipvid.data.files import find_clips, is_video, subfolders
-from clipvid.data.formats.csv import read_csv
 from clipvid.data.formats.protocol_reader import open_protocol
-from clipvid.data.formats.protocols import PROTOCOLS
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
+from clipvid.registry import PROTOCOLS, READERS, load_plugins
 
 _SHOWN = 5  # number of files that an error lists before it only counts the rest
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -70,15 +69,14 @@ def read_dataset(
     `allow_missing` then only allows annotations with fewer videos or captions than the protocol has. Raises DataError
     for invalid annotations and unknown splits, ValueError for an unknown format.
     """
-    if name not in READERS:
-        raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
+    reader = _reader(name)
     if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
         raise ValueError(f"classes must be a list of unique names, got {classes!r}")
     root, annotations = Path(root), None if annotations is None else Path(annotations)
     for path in (root, annotations):
         if path is not None and not path.exists() and (check_files or path == annotations):
             raise DataError(f"{path} does not exist; correct the path")
-    return READERS[name](
+    return reader(
         root,
         split=split,
         annotations=annotations,
@@ -86,6 +84,17 @@ def read_dataset(
         allow_missing=allow_missing,
         check_files=check_files,
     )
+
+
+def _reader(name: str) -> Callable[..., VideoDataset]:
+    """Return the reader of a format or a protocol; raise ValueError for an unknown name."""
+    if name not in READERS and name not in PROTOCOLS:
+        load_plugins()
+    if name in PROTOCOLS:
+        return partial(open_protocol, PROTOCOLS[name])
+    if name not in READERS:
+        raise ValueError(READERS.unknown(name, [*READERS, *PROTOCOLS]))
+    return READERS[name]
 
 
 def advice_on_root(root: str | Path) -> str:
@@ -186,11 +195,3 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
     empty = [name for name, paths in groups.items() if not paths]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")
-
-
-READERS: dict[str, Callable[..., VideoDataset]] = {
-    "csv": read_csv,
-    "folder": read_folder,
-    "videos": read_videos,
-    **{name: partial(open_protocol, protocol) for name, protocol in PROTOCOLS.items()},
-}

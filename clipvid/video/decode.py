@@ -22,13 +22,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video.backends import decord, images, pyav, torchcodec
+from clipvid.registry import DECODERS
+from clipvid.video.backends import images, pyav
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
-from clipvid.video.backends.judged import Judged
 from clipvid.video.sampling import sample
 
 __all__ = [
-    "BACKENDS",
     "PICTURE_SUFFIXES",
     "PIXEL_LIMIT",
     "VideoInfo",
@@ -43,18 +42,6 @@ __all__ = [
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
-_DECODERS: dict[str, Any] = {
-    "pyav": pyav,
-    **{
-        module.BACKEND: Judged(
-            module.BACKEND, objection=module.objection, opens=module.open_reader, picture=module.picture
-        )
-        for module in (decord, torchcodec)
-    },
-}
-"""Decoders by name; all but PyAV are checked against it."""
-BACKENDS = tuple(_DECODERS)
-"""Names of the decoders."""
 PICTURE_SUFFIXES = images.SUFFIXES
 """File extensions of pictures, in lower case."""
 pictures_in = images.pictures_in
@@ -267,6 +254,5 @@ def _checked_indices(indices: Sequence[int]) -> tuple[int, ...]:
 
 
 def _decoder(backend: str, path: str | Path) -> Any:
-    if backend not in _DECODERS:
-        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return images if images.handles(path) else _DECODERS[backend]
+    decoder = DECODERS.lookup(backend)
+    return images if images.handles(path) else decoder
