@@ -29,10 +29,12 @@ class Registry(Mapping[str, Any]):
     Args:
         kind: noun for a member in messages, such as "branch".
         home: module that registers the package's own members as it is imported.
+        instances: True if members are objects, so that a class is called, without arguments, to make one.
     """
 
-    def __init__(self, kind: str, *, home: str) -> None:
-        self.kind, self._home, self._complete = kind, home, False
+    def __init__(self, kind: str, *, home: str, instances: bool = False) -> None:
+        self.kind, self._home, self._instances = kind, home, instances
+        self._complete = False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
 
@@ -41,7 +43,7 @@ class Registry(Mapping[str, Any]):
     @overload
     def register(self, name: str, member: T, *, summary: str = "") -> T: ...
     def register(self, name: str, member: Any = None, *, summary: str = "") -> Any:
-        """Add a member, as a decorator or by a call, and return it.
+        """Add a member, as a decorator or by a call, and return what was given.
 
         Args:
             member: the object, or "module:attribute" to import it when it is first looked up.
@@ -59,7 +61,8 @@ class Registry(Mapping[str, Any]):
                 f"{self.kind} {name!r} is registered by {_module_of(self._members[name])} already, and now by "
                 f"{_module_of(member)}; choose another name"
             )
-        self._members[name], self._summaries[name] = member, summary
+        is_made = self._instances and isinstance(member, type)
+        self._members[name], self._summaries[name] = member() if is_made else member, summary
         return member
 
     def lookup(self, name: str) -> Any:
@@ -157,7 +160,7 @@ def _module_of(member: Any) -> str:
     return getattr(member, "__module__", None) or getattr(member, "__name__", type(member).__module__)
 
 
-BRANCHES = Registry("branch", home="clipvid.models.branches.presets")
+BRANCHES = Registry("branch", home="clipvid.models.branches.presets", instances=True)
 """Options of branches; see `BranchOptions`."""
 MIXERS = Registry("mixer", home="clipvid.models.branches.mixers")
 """Makers of cross-frame modules: (width, heads, *, drop_path, options...) -> nn.Module."""

@@ -22,7 +22,7 @@ def unit(total, seed=0):
 
 
 class PlainStore:
-    """The oracle: a list of rows, sorted anew for each query."""
+    """The oracle: a list of rows, sorted again for each query."""
 
     def __init__(self):
         self.rows = {}

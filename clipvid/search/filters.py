@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import operator
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,15 +47,15 @@ _DEPTH = 50
 """Deepest nesting of a filter; a deeper one could exhaust Python's stack."""
 
 
-class Filter:
+class Filter(ABC):
     """Condition on the metadata of a row; one of Compare, OneOf, Not, Both and Either."""
 
+    @abstractmethod
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Return True if a row of metadata fulfils the condition.
 
         Raises ValueError for a column whose value has another type than the condition's.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
