@@ -6,16 +6,23 @@ and may be searched by many meanwhile the caller holds its lock (VideoIndex does
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
+from clipvid.errors import CheckpointError
 from clipvid.search.filters import Filter
 
+ROWS, VECTORS, FORMAT = "rows.json", "vectors.npy", 1
+"""Names of the files of a store that defines no `save` of its own, and the version of their format."""
 Metadata = Mapping[str, Any]
 """Columns of one row, which filters compare: texts, finite numbers, truth values, or None for no value."""
 
@@ -48,6 +55,12 @@ class Store(ABC):
         if kind not in cls.kinds:
             raise ValueError(f"kind must be one of {', '.join(cls.kinds)}, got {kind!r}")
 
+    @staticmethod
+    def refuse_repeated(ids: Sequence[str], existing: Container[str]) -> None:
+        """Raise ValueError for an id that exists or occurs twice."""
+        if repeated := sorted(name for name, times in Counter(ids).items() if times > 1 or name in existing):
+            raise ValueError(f"id {repeated[0]!r} is in the store already, or given twice; use upsert to replace it")
+
     @abstractmethod
     def add(
         self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
@@ -77,20 +90,64 @@ class Store(ABC):
         """Return vectors and metadata of these ids; raise KeyError for an unknown one."""
 
     @abstractmethod
+    def ids(self, where: Filter | None = None) -> list[str]:
+        """Return the ids of all rows, or of those that pass the filter, in the order in which they were added."""
+
     def count(self, where: Filter | None = None) -> int:
         """Return the number of rows, or of those that pass the filter."""
+        return len(self.ids(where))
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the store to an empty folder."""
+        """Write the store to an empty folder; by default all vectors to one file, and all else to another."""
+        ids = self.ids()
+        vectors, metadata = self.get(ids)
+        rows = {"format": FORMAT, "kind": self.kind, "width": self.width, "ids": ids, "metadata": metadata}
+        (folder / ROWS).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+        np.save(folder / VECTORS, np.asarray(vectors, dtype=np.float32), allow_pickle=False)
 
     @classmethod
-    @abstractmethod
     def load(cls, folder: Path) -> Store:
         """Read a store that `save` wrote; raise CheckpointError for damaged files."""
+        rows = read_rows(folder / ROWS)
+        try:
+            vectors = np.load(folder / VECTORS, allow_pickle=False)
+            store = cls(rows["width"], kind=rows["kind"])
+            if vectors.dtype != np.float32 or vectors.shape != (len(rows["ids"]), rows["width"]):
+                raise ValueError(f"its vectors are {vectors.dtype} {vectors.shape}")
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} is damaged ({error}); build the index again") from error
+        store.add(rows["ids"], vectors, rows["metadata"])
+        return store
 
     def optimize(self) -> None:  # noqa: B027  # a store without such a step need not define it
         """Make searches fast after many changes; the content stays."""
 
     def close(self) -> None:  # noqa: B027  # a store in memory holds nothing open
         """Release files and connections; the store is not used afterwards."""
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """Return ids, metadata and settings of a saved store; raise CheckpointError for a damaged file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        version, ids, metadata = rows["format"], rows["ids"], [checked_metadata(each) for each in rows["metadata"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); build the index again") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
+        )
+    if not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids) or len(metadata) != len(ids):
+        raise CheckpointError(f"{path} is damaged (its ids or metadata do not fit); build the index again")
+    return rows
+
+
+def checked_metadata(columns: Metadata) -> dict[str, Any]:
+    """Return the columns as a dict; raise ValueError for a value that is not plain, or not finite."""
+    for column, value in columns.items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(column, str) or not (value is None or isinstance(value, str | int | float)) or not finite:
+            raise ValueError(
+                f"metadata {column!r} must be a text, a finite number, a truth value or None, got {value!r}; convert it"
+            )
+    return dict(columns)

@@ -20,7 +20,7 @@ from numpy import ndarray
 from clipvid.errors import CheckpointError
 from clipvid.runtime.optional import require
 from clipvid.search.filters import Filter
-from clipvid.search.stores.base import Match, Metadata, Store
+from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, checked_metadata, read_rows
 
 KINDS = ("flat", "ivf", "hnsw")
 """Kinds of index. flat compares every vector, so it misses none. ivf compares the vectors in the lists with the nearest
@@ -30,8 +30,8 @@ POINTS, LISTS = 39, 8
 """Minimum number of vectors per list for k-means (faiss warns below it), and the smallest useful number of lists."""
 NEEDED = POINTS * LISTS
 """Minimum number of vectors to train an ivf index."""
-ROWS, VECTORS, FORMAT = "rows.json", "vectors.faiss", 1
-"""Names of the two files of a saved store, and the version of their format."""
+VECTORS = "vectors.faiss"
+"""Name of the file with the index of a saved store."""
 BLOCK = 65_536
 """Rows that are copied out of an index at a time."""
 LINKS, BEAM = 32, 128
@@ -168,13 +168,12 @@ class FaissStore(Store):
     def add(
         self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        columns = [{} for _ in ids] if metadata is None else [_checked_metadata(each) for each in metadata]
+        columns = [{} for _ in ids] if metadata is None else [checked_metadata(each) for each in metadata]
         if not len(ids) == len(vectors) == len(columns):
             raise ValueError(
                 f"ids, vectors and metadata must be of one length, got {len(ids)}, {len(vectors)} and {len(columns)}"
             )
-        if repeated := sorted({name for name in ids if name in self._rows} or _repeated(ids)):
-            raise ValueError(f"id {repeated[0]!r} is in the store already, or given twice; use upsert to replace it")
+        self.refuse_repeated(ids, self._rows)
         self._vectors.add(np.ascontiguousarray(vectors, dtype=np.float32))
         self._rows |= {name: len(self._rows) + i for i, name in enumerate(ids)}
         self._metadata += columns
@@ -209,6 +208,10 @@ class FaissStore(Store):
         rows = np.array([self._rows[name] for name in ids], dtype=np.int64)
         return self._vectors.get(rows), [dict(self._metadata[row]) for row in rows]
 
+    def ids(self, where: Filter | None = None) -> list[str]:
+        pairs = zip(self._rows, self._metadata, strict=True)
+        return [name for name, columns in pairs if where is None or where.matches(columns)]
+
     def count(self, where: Filter | None = None) -> int:
         return len(self._rows) if where is None else sum(map(where.matches, self._metadata))
 
@@ -223,21 +226,10 @@ class FaissStore(Store):
 
     @classmethod
     def load(cls, folder: Path) -> FaissStore:
-        try:
-            stored = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-            version, kind, ids, metadata = (stored[key] for key in ("format", "kind", "ids", "metadata"))
-            metadata = [_checked_metadata(each) for each in metadata]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{folder / ROWS} is damaged ({error!r}); build the index again") from error
-        if version != FORMAT:
-            raise CheckpointError(
-                f"{folder / ROWS} has format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
-            )
-        if not all(isinstance(name, str) for name in ids) or _repeated(ids) or len(metadata) != len(ids):
-            raise CheckpointError(f"{folder / ROWS} is damaged (its ids or metadata do not fit); build the index again")
-        return cls.of_rows(
-            Vectors.load(folder / VECTORS, kind=_stored_kind(kind, folder), rows=len(ids)), ids, metadata
-        )
+        rows = read_rows(folder / ROWS)
+        kind = _stored_kind(rows.get("kind"), folder)
+        vectors = Vectors.load(folder / VECTORS, kind=kind, rows=len(rows["ids"]))
+        return cls.of_rows(vectors, rows["ids"], rows["metadata"])
 
     @classmethod
     def of_rows(cls, vectors: Vectors, ids: Sequence[str], metadata: Sequence[Metadata] | None = None) -> FaissStore:
@@ -267,22 +259,6 @@ def check_enough(kind: str, rows: int) -> None:
 
 def _nothing(queries: Float32[ndarray, "q e"]) -> tuple[Float32[ndarray, "q 0"], Int64[ndarray, "q 0"]]:
     return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
-
-
-def _repeated(ids: Sequence[str]) -> set[str]:
-    seen: set[str] = set()
-    return {name for name in ids if name in seen or seen.add(name)}
-
-
-def _checked_metadata(columns: Metadata) -> dict[str, Any]:
-    """Return the columns as a dict; raise ValueError for a value that is not plain, or not finite."""
-    for column, value in columns.items():
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if not isinstance(column, str) or not (value is None or isinstance(value, str | int | float)) or not finite:
-            raise ValueError(
-                f"metadata {column!r} must be a text, a finite number, a truth value or None, got {value!r}; convert it"
-            )
-    return dict(columns)
 
 
 def _stored_kind(kind: Any, folder: Path) -> str:
