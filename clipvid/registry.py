@@ -180,6 +180,11 @@ register_reader, register_protocol = READERS.register, PROTOCOLS.register
 register_objective, register_store = OBJECTIVES.register, STORES.register
 
 
+def registries() -> list[Registry]:
+    """Return every registry."""
+    return [BRANCHES, MIXERS, DECODERS, READERS, PROTOCOLS, OBJECTIVES, STORES]
+
+
 def list_branches(pattern: str = "*") -> list[str]:
     """Return the names of branches that match a shell pattern, such as "vivit*"."""
     return BRANCHES.names(pattern)

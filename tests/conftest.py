@@ -122,3 +122,16 @@ def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = 
 def write_video() -> Callable[..., Path]:
     """A function of path, frames and fps (25): it writes uint8 RGB (T, H, W, 3) with even sides as H.264."""
     return _write_video
+
+
+@pytest.fixture
+def restored_registries() -> Iterator[None]:
+    """Forget what a test registers."""
+    from clipvid.registry import registries
+
+    with pytest.MonkeyPatch.context() as patch:
+        for members in registries():
+            len(members)  # imports the package's own members first
+            for name in ("_members", "_summaries"):
+                patch.setattr(members, name, dict(getattr(members, name)))
+        yield
