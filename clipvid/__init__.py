@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clipvid.config.data_config import DataConfig as DataConfig
     from clipvid.config.settings import TrainConfig as TrainConfig
     from clipvid.data.open import open_dataset as open_dataset
+    from clipvid.data.records import VideoDataset as VideoDataset
     from clipvid.evaluation.recognition import evaluate_recognition as evaluate_recognition
     from clipvid.evaluation.recognition import evaluate_zero_shot as evaluate_zero_shot
     from clipvid.evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
@@ -42,6 +43,7 @@ _MODULES = {
     "Taps": "clipvid.models.backbone.taps",
     "read_video": "clipvid.video.decode",
     "open_dataset": "clipvid.data.open",
+    "VideoDataset": "clipvid.data.records",
     "train": "clipvid.training.loop",
     "TrainConfig": "clipvid.config.settings",
     "DataConfig": "clipvid.config.data_config",
@@ -60,6 +62,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "Taps",
     "read_video",
     "open_dataset",
+    "VideoDataset",
     "train",
     "TrainConfig",
     "DataConfig",

@@ -125,16 +125,12 @@ def check(
         longest: maximum caption length in words; longer captions are reported. None for no limit.
         root: folder where the data set was opened; together with its name it identifies the data set.
 
-    Raises ValueError for numbers out of range, FileExistsError if `out` holds the report of another data set, and
-    WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
+    Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
+    set, and WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
     from tqdm import tqdm
 
-    if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
-        raise ValueError(
-            "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an integer "
-            f">= 1 or None, got {workers}, {limit} and {longest}"
-        )
+    _check_arguments(data, workers=workers, limit=limit, longest=longest)
     out, resolved_root = Path(out), "" if root is None else str(Path(root).resolve())
     _check_same(out / REPORT, name=data.name, root=resolved_root)
     out.mkdir(parents=True, exist_ok=True)
@@ -165,6 +161,17 @@ def check(
     with atomic_file(out / REPORT) as draft:
         draft.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, longest: int | None) -> None:
+    """Raise ValueError for numbers out of range, and for data in memory."""
+    if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
+        raise ValueError(
+            "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an integer "
+            f">= 1 or None, got {workers}, {limit} and {longest}"
+        )
+    if arrays := [str(record.path) for record in data if record.array is not None]:
+        raise ValueError(f"data must name files, got {data.name} with {arrays[0]}, an array in memory")
 
 
 def _check_same(report: Path, *, name: str, root: str) -> None:

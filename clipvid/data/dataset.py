@@ -181,14 +181,28 @@ class ClipDataset(Dataset[Clip | VideoError]):
             with watch.decoding(-1):
                 return fit(frame)
 
-        part = {"start": record.start, "end": record.end}
         with watch.decoding():
-            return read_part(record.path, choose, **part, backend=self.backend, fit=fitted, time_limit=self.time_limit)
+            return read_record(record, choose, backend=self.backend, fit=fitted, time_limit=self.time_limit)
 
     def _draw(self, purpose: str, index: int) -> Random:
         """Return a separate generator per purpose, so that the numbers used for one do not shift those of another."""
         name = index if self.names is None else self.names[index]
         return Random(f"{self.seed} {self.epoch} {name} {purpose}")
+
+
+def read_record(
+    record: Record,
+    choose: Callable[[int], Sequence[int]],
+    *,
+    backend: str = "pyav",
+    fit: Callable[[Tensor], Tensor] | None = None,
+    time_limit: int | float | None = None,
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Return the frames of a record's file or array that `choose` selects by their number; raises as `read_part`."""
+    if record.array is not None:
+        return record.array.read(choose, fit=fit, name=str(record.path))
+    part = {"start": record.start, "end": record.end}
+    return read_part(record.path, choose, **part, backend=backend, fit=fit, time_limit=time_limit)
 
 
 def _never() -> bool:

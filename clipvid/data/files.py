@@ -95,3 +95,9 @@ def exists(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def advice_on_root(root: str | Path) -> str:
+    """Return the advice for a data set of which no video exists."""
+    folder = root if Path(root).is_dir() else Path(root).parent
+    return f"none of them is in {folder}; is it the folder of the videos?"

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from clipvid.data.files import advice_on_root as advice_on_root
 from clipvid.data.files import find_clips, is_video, subfolders
 from clipvid.data.formats.protocol_reader import open_protocol
-from clipvid.data.records import ProtocolSpec, Record, VideoDataset
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS, READERS, load_plugins
 
-_SHOWN = 5  # number of files that an error lists before it only counts the rest
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -50,7 +50,7 @@ def open_dataset(
         allow_missing=allow_missing,
         check_files=check_files,
     )
-    _check_missing(data, root, allow=allow_missing)
+    data.require_files(root, allow_missing=allow_missing)
     return data
 
 
@@ -95,35 +95,6 @@ def _reader(name: str) -> Callable[..., VideoDataset]:
     if name not in READERS:
         raise ValueError(READERS.unknown(name, [*READERS, *PROTOCOLS]))
     return READERS[name]
-
-
-def advice_on_root(root: str | Path) -> str:
-    """Return the advice for a data set of which no video exists."""
-    folder = root if Path(root).is_dir() else Path(root).parent
-    return f"none of them is in {folder}; is it the folder of the videos?"
-
-
-def _check_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None:
-    """Raise DataError with the missing files, unless missing files are allowed and some videos exist."""
-    if not data.missing or (allow and len(data)):
-        return
-    suffix = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
-    advice = advice_on_root(root)
-    if len(data):
-        note = _short_list_note(data.protocol_spec)
-        advice = f"fetch them, or allow it (allow_missing) to continue without them{note}"
-    raise DataError(
-        f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
-        f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{suffix}; {advice}"
-    )
-
-
-def _short_list_note(protocol_spec: ProtocolSpec) -> str:
-    """Return a note that evaluation will refuse a short custom list too, so that both problems show at once."""
-    if protocol_spec.listed is None or protocol_spec.videos is None or protocol_spec.listed >= protocol_spec.videos:
-        return ""
-    listed, expected = protocol_spec.listed, protocol_spec.videos
-    return f", as metrics need anyway: the list names {listed} videos, the protocol has {expected}"
 
 
 def read_folder(

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvid.data.dataset import read_record
 from clipvid.data.records import Record
 from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import RetrievalMetrics
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.runtime.files import atomic_file
-from clipvid.video.decode import read_part
 from clipvid.video.sampling import sample
 from clipvid.video.thumbnails import jpeg_strip
 
@@ -102,7 +102,7 @@ def _strip(record: Record) -> str | VideoError:
         return sample("uniform", total, min(total, FRAMES))
 
     try:
-        frames = read_part(record.path, choose, start=record.start, end=record.end)
+        frames = read_record(record, choose)
     except VideoError as error:
         return error
     return base64.b64encode(jpeg_strip(frames)).decode()

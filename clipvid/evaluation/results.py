@@ -236,9 +236,12 @@ def count_videos(n: int, expected: int | None, listed: int | None, *, excluded: 
 def data_hash(data: VideoDataset) -> str:
     """Return the SHA-256 of file names, times, captions, labels, classes and the protocol's `shared` flag, in order.
 
-    Folders are not part of it.
+    Folders are not part of it. The pixels of arrays are, as their names are often mere numbers.
     """
-    content: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
+    content: list[object] = [
+        [r.path.name, r.start, r.end, list(r.captions), r.label, *([] if r.array is None else [r.array.content])]
+        for r in data
+    ]
     content = [content, list(data.classes), *(["shared"] if data.protocol_spec.shared else [])]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
