@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from clipvid.data.files import find_videos
-from clipvid.data.open import open_dataset, read_dataset
+from clipvid.data.open import guess_format, open_dataset, read_dataset
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS, READERS
 
@@ -162,6 +164,182 @@ def test_a_folder_with_no_or_several_tables_is_refused(table, tmp_path):
     with pytest.raises(DataError, match=r"2 tables \(one.csv, two.tsv\)"):
         open_dataset("csv", tmp_path)
     assert len(table("path,caption\na.mp4,x\nb.mp4,x\n")) == 2  # captions.csv takes precedence
+
+
+# other column names, DataFrames and URLs
+
+
+def test_columns_of_other_names_are_read_by_option(table, tmp_path):
+    text = "Video_Path,Text,Class,from,to\na.mp4,a cat,cat,1,2.5\na.mp4,sleeps,cat,1,2.5\nb.mp4,a dog,dog,,\n"
+    columns = {"path": "video_path", "caption": "Text", "label": "class", "start": "from", "end": "to"}
+    data = table(text, columns=columns)
+    plain = table(text.replace("Video_Path,Text,Class,from,to", "path,caption,label,start,end"))
+    assert data == plain
+    assert data[0] == Record(tmp_path / "a.mp4", ("a cat", "sleeps"), 0, 1.0, 2.5)
+    assert table("path,video,caption\nx,a.mp4,y\n", columns={"path": "video"})[0].path == tmp_path / "a.mp4"
+    with pytest.raises(ValueError, match=r'format "csv", got it for .folder.; leave it out'):
+        open_dataset("folder", tmp_path, columns=columns)
+    with pytest.raises(ValueError, match=r"columns must name some of path, caption, .*, got 'paths'"):
+        table(text, columns={"paths": "video_path"})
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "message"),
+    [
+        ("video_path,text", None, r"no column one of path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
+        ("path,sentence", None, r"no column caption or label.*give columns={'caption': 'sentence'}$"),
+        ("filename,class", None, r"give columns={'path': 'filename', 'label': 'class'}$"),
+        ("path,capt1on", None, r"give columns={'caption': 'capt1on'}$"),
+        ("path,x", None, r"the columns are path, x; to read other names, give columns={'caption': 'NAME'}$"),
+        (
+            "path,text",
+            {"caption": "txt"},
+            "no column 'txt' for caption; the columns are path, text; did you mean 'text'",
+        ),
+    ],
+)
+def test_a_missing_column_suggests_the_option_with_the_names_of_the_table(table, header, columns, message):
+    with pytest.raises(DataError, match=rf"captions\.csv, line 1: .*{message}"):
+        table(f"{header}\na.mp4,x\n", columns=columns)
+
+
+TABLE = [("a.mp4", "a cat", "cat", 1.0), ("b.mp4", "NA", "dog", None), ("a.mp4", "sleeps", "cat", 1.0)]
+
+
+def test_a_frame_is_read_like_the_csv_file_of_its_content(table, tmp_path):
+    df = pd.DataFrame(TABLE, columns=["path", "caption", "label", "start"])
+    from_csv = table(df.to_csv(index=False))
+    from_frame = VideoDataset.from_frame(df, root=tmp_path)
+    assert (from_frame.records, from_frame.classes) == (from_csv.records, from_csv.classes)
+    assert from_frame[1].captions == ("NA",)
+    renamed = df.rename(columns={"path": "video_path", "caption": "text"})
+    columns = {"path": "video_path", "caption": "text"}
+    assert VideoDataset.from_frame(renamed, root=tmp_path, columns=columns).records == from_csv.records
+    absolute = df.assign(path=[tmp_path / name for name in df.path]).astype({"label": "category"})
+    assert VideoDataset.from_frame(absolute).records == from_csv.records
+
+
+def test_numeric_labels_of_a_frame_stay_numbers_beside_empty_cells(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    df = pd.DataFrame({"path": ["a.mp4", "b.mp4"], "label": [1.0, 0.0], "split": ["train", "val"]})
+    data = VideoDataset.from_frame(df, root=tmp_path, split="train")
+    assert (data.classes, data[0].label, data.name, len(data)) == (("0", "1"), 1, "DataFrame:train", 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"name": ["a.mp4"], "text": ["x"]},
+            r"the DataFrame: no column one of path.*columns={'path': 'name', 'caption'",
+        ),
+        ({"path": ["a.mp4"], "Path": ["x"]}, "the DataFrame: duplicate column 'path'"),
+        ({"path": [], "caption": []}, "the DataFrame: no row"),
+        ({"path": ["a.mp4", "b.mp4"], "caption": ["x", None]}, "the DataFrame, row 1: the caption is empty"),
+        ({"path": ["a.mp4", None], "caption": ["x", "y"]}, "the DataFrame, row 1: the path is empty"),
+        ({"path": ["a.mp4"], "caption": [["x", "y"]]}, r"row 0: the caption must be a single.*df.explode\('caption'\)"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'"),
+        (
+            {"path": ["a.mp4"], "caption": ["x"], "start": [-1]},
+            "row 0: start must be a number of seconds >= 0, got '-1'",
+        ),
+        ({"path": ["a.mp4", "gone.mp4"], "caption": ["x"] * 2}, "DataFrame: 1 of 2 videos are missing: .*gone.mp4"),
+    ],
+)
+def test_an_invalid_frame_is_refused_with_its_row(tmp_path, rows, message):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(DataError, match=message):
+        VideoDataset.from_frame(pd.DataFrame(rows), root=tmp_path)
+
+
+def test_file_urls_are_paths_and_other_urls_are_refused(table, tmp_path):
+    touch(tmp_path, "a b%.mp4")
+    url = (tmp_path / "a b%.mp4").as_uri()
+    assert "a%20b%25" in url
+    data = table(f"path,caption\n{url},x\n")
+    assert data[0].path == tmp_path / "a b%.mp4"
+    assert open_dataset("csv", (tmp_path / "captions.csv").as_uri()).records == data.records
+    assert open_dataset("csv", f"file://localhost{tmp_path}").records == data.records
+    with pytest.raises(DataError, match=r"captions.csv, line 2: s3://bucket/a.mp4 is a URL.*download it, or mount"):
+        table("path,caption\ns3://bucket/a.mp4,x\n")
+    with pytest.raises(DataError, match=r"http://example\.org/x is a URL, and clipvid reads local files"):
+        open_dataset("videos", "http://example.org/x")
+    with pytest.raises(DataError, match="on the machine 'server'; write file:///absolute"):
+        open_dataset("videos", "file://server/x")
+
+
+# several places
+
+
+def test_tables_that_match_a_pattern_are_one_data_set(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    for number, text in enumerate(["a.mp4,one,walk\nb.mp4,two,run\n", "c.mp4,three,walk\na.mp4,four,walk\n"]):
+        (tmp_path / f"part-{number}.csv").write_text(f"path,caption,label\n{text}")
+    data = open_dataset("csv", str(tmp_path / "part-*.csv"))
+    (tmp_path / "all.csv").write_text(
+        "path,caption,label\na.mp4,one,walk\nb.mp4,two,run\nc.mp4,three,walk\na.mp4,four,walk\n"
+    )
+    complete = open_dataset(tmp_path / "all.csv")
+    assert (data.records, data.classes) == (complete.records, complete.classes)
+    assert (data.name, data.source) == ("part-0 and 1 more", tmp_path / "part-0.csv")
+    twice = [tmp_path / "part-0.csv", str(tmp_path / "part-?.csv"), tmp_path / "." / "part-1.csv"]
+    assert open_dataset("csv", twice).records == data.records
+    (tmp_path / "part-1.csv").write_text("path,caption,label\na.mp4,three,run\n")
+    with pytest.raises(DataError, match=r"a.mp4 occurs twice, with labels 'walk' and 'run'"):
+        open_dataset("csv", str(tmp_path / "part-*.csv"))
+
+
+def test_numbered_classes_of_several_tables_keep_their_numbers(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("path,label\na.mp4,10\n")
+    two.write_text("path,label\nb.mp4,2\n")
+    data = open_dataset([two, one])
+    assert ([record.label for record in data], len(data.classes)) == ([2, 10], 11)
+    two.write_text("path,label\nb.mp4,walk\n")
+    with pytest.raises(DataError, match=r"one.csv numbers its classes and .*two.csv names them"):
+        open_dataset([one, two])
+
+
+def test_class_folders_of_several_places_share_their_classes(tmp_path):
+    touch(tmp_path, "x/run/a.mp4", "x/walk/b.mp4", "y/jump/c.mp4", "y/run/d.mp4")
+    data = open_dataset("folder", [tmp_path / "x", tmp_path / "y"])
+    assert data.classes == ("jump", "run", "walk")
+    assert [(record.path.name, record.label) for record in data] == [
+        ("a.mp4", 1), ("b.mp4", 2), ("c.mp4", 0), ("d.mp4", 1),
+    ]  # fmt: skip
+
+
+def test_patterns_and_files_are_read_in_order_without_duplicates(tmp_path, monkeypatch):
+    touch(tmp_path, "b.mp4", "deep/er/a.mkv", "deep/c.mp4", "notes.txt", "[1].mp4")
+    monkeypatch.chdir(tmp_path)
+    names = [str(record.path) for record in open_dataset("videos", ["deep/c.mp4", "**/*", "[[]1].mp4", "[1].mp4"])]
+    assert names == ["deep/c.mp4", "[1].mp4", "b.mp4", "deep/er/a.mkv"]
+    assert [str(record.path) for record in open_dataset(["b.mp4", "deep"])] == ["b.mp4", "deep/c.mp4", "deep/er/a.mkv"]
+    with pytest.raises(DataError, match=r"no file to read matches the pattern '\*\*/\*\.avi'"):
+        open_dataset("videos", "**/*.avi")
+    with pytest.raises(DataError, match="no videos were given; name files"):
+        open_dataset("videos", [])
+    with pytest.raises(DataError, match=r"gone\.mp4 does not exist; correct the path"):
+        open_dataset("videos", ["b.mp4", "gone.mp4"])
+    with pytest.raises(ValueError, match="one folder for a protocol and with annotations, got 2 places"):
+        open_dataset("msvd", ["deep", "."])
+
+
+def test_the_format_is_guessed_from_the_places(tmp_path, monkeypatch):
+    touch(tmp_path, "run/a.mp4", "walk/b.mp4", "tables/x.mp4")
+    (tmp_path / "tables" / "any.csv").write_text("path,caption\nx.mp4,x\n")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("tables").n_captions == 1
+    assert open_dataset("tables/any.csv").n_captions == 1
+    assert open_dataset(["run/a.mp4", "walk/*"]).classes == ()
+    assert guess_format(".", default="videos") == "videos"
+    with pytest.raises(DataError, match="tables is or holds a table and run is none"):
+        open_dataset(["run", "tables"])
+    with pytest.raises(
+        ValueError, match=r"msvd is a format and needs a root; give the folder: open_dataset\('msvd', root"
+    ):
+        open_dataset("msvd")
 
 
 # folder

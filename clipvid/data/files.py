@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from clipvid.video.backends.images import pictures_in
+from clipvid.video.backends.images import SUFFIXES, pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -24,6 +24,11 @@ VIDEO_SUFFIXES = frozenset({
 def is_video(path: Path) -> bool:
     """Return True if the suffix of `path` is that of a video, in lower or upper case."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_clip(path: Path) -> bool:
+    """Return True if the suffix of `path` is that of a video or of a picture, which is a clip of one frame."""
+    return is_video(path) or path.suffix.lower() in SUFFIXES
 
 
 def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:

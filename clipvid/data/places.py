@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,17 +20,21 @@ Places = str | Path | Iterable[str | Path]
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://?")
 
 
-def expand_places(places: Places) -> list[Path]:
+def expand_places(places: Places, *, wanted: Callable[[Path], bool] | None = None) -> list[Path]:
     """Return the paths that `places` name: each pattern as its matches, sorted; duplicates once, at their first place.
 
-    A name that exists is never a pattern. Whether other paths exist is left to the caller. Raise DataError for an
-    empty list, a pattern without a match, and a URL that names no local file.
+    A name that exists is never a pattern. Matches of a pattern that are not `wanted` are left out. Whether other paths
+    exist is left to the caller. Raise DataError for an empty list, a pattern without a match, and a URL that names no
+    local file.
     """
     names = [places] if isinstance(places, str | Path) else list(places)
     if not names:
         raise DataError("no videos were given; name files, folders or patterns such as 'videos/**/*.mp4'")
-    paths = [path for name in names for path in _matches(local_path(name))]
-    return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
+    paths: dict[str, Path] = {}
+    for name in names:
+        for path in _matches(local_path(name), wanted):
+            paths.setdefault(os.path.abspath(path), path)
+    return list(paths.values())
 
 
 def is_pattern(path: str | Path) -> bool:
@@ -62,11 +66,12 @@ def local_path(name: str | Path, *, location: str = "") -> Path:
     return Path(f"/{unquote(path)}")
 
 
-def _matches(path: Path) -> list[Path]:
+def _matches(path: Path, wanted: Callable[[Path], bool] | None) -> list[Path]:
     """Return the path itself, or the sorted matches of a pattern."""
     if not is_pattern(path):
         return [path]
     matches = sorted(Path(match) for match in glob.iglob(str(path), recursive=True))
+    matches = matches if wanted is None else [match for match in matches if wanted(match)]
     if not matches:
-        raise DataError(f"no file or folder matches the pattern {str(path)!r}; correct it (** stands for any depth)")
+        raise DataError(f"no file to read matches the pattern {str(path)!r}; correct it (** stands for any depth)")
     return matches

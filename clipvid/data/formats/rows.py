@@ -130,13 +130,12 @@ def _column_names(table: Table, given: Mapping[str, str]) -> dict[str, str]:
 def _missing_column(table: Table, constraint: str, wanted: Sequence[str], names: Mapping[str, str]) -> str:
     """Return the message on a missing column, with a `columns` that fits the names of the table."""
     free = [name for name in table.columns if name and name not in names.values()]
-    required = [column for column in ("path", "caption", "label") if column not in names]
     suggested: dict[str, str] = {}
-    for column in required:
-        usual = [name for name in free if name in _OTHER_NAMES[column]]
-        near = usual or get_close_matches(column, free, n=1)
-        if near and near[0] not in suggested.values():
+    for column in (column for column in ("path", "caption", "label") if column not in names):
+        usual = [name for name in _OTHER_NAMES[column] if name in free]
+        if near := usual or get_close_matches(column, free, n=1):
             suggested[column] = near[0]
+            free.remove(near[0])
     example = suggested if set(suggested) & set(wanted) else {wanted[0]: "NAME"}
     return (
         f"{table.header}: no column {constraint}; the columns are {_listed(table)}; "
