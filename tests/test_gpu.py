@@ -280,9 +280,7 @@ def test_search_scores_equal_those_of_a_cpu(clips):
     pytest.importorskip("faiss")
     scores = []
     for device in (torch.device("cpu"), GPU):
-        index = VideoIndex.build(
-            perturbed_model(device=device), [record.path for record in clips], frames=4, progress=False
-        )
+        index = VideoIndex.build(perturbed_model(device=device), clips, DataConfig(frames=4), progress=False)
         scores.append([hit.score for hit in index.search("a red circle moving left", k=3)])
     assert scores[1] == pytest.approx(scores[0], abs=0.02)
 

@@ -157,7 +157,8 @@ def index(
             index = _new_index(model, pretrained, device=device, settings=settings)
         # saving_to saves the index also after an interruption
         with index.saving_to(out), profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
-            index.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+            data_config = replace(index.data_config, unreadable="skip", workers=workers)
+            index.add(Path(videos), data_config, existing="skip")
     if not len(index):
         show_unreadable(index.skipped)
         raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
@@ -180,13 +181,8 @@ def _new_index(model: str | None, pretrained: str | None, *, device: str, settin
 
     video_model = named_model(model, pretrained, device=device, default_branch="mean")
     data_config = trained_data_config(video_model)
-    index = VideoIndex(
-        video_model,
-        frames=data_config.frames if settings["frames"] is None else settings["frames"],
-        sampler=data_config.sampler,
-        kind=settings["kind"] or "flat",
-        precision=settings["precision"] or "auto",
-    )
+    changes = {name: settings[name] for name in ("frames", "precision") if settings[name] is not None}
+    index = VideoIndex(video_model, replace(data_config, **changes), kind=settings["kind"] or "flat")
     index.note = model_note(model, pretrained)
     return index
 

@@ -132,13 +132,8 @@ def run(
     for name, model in models.items():
         model.save(out / f"model-{name}")
     _plot(out / "plots", models, stores["test"], runs)
-    index = VideoIndex.build(
-        models["retrieval"],
-        out / "videos" / "test",
-        frames=data_config.frames,
-        sampler=data_config.sampler,
-        save_to=out / "index",
-    )
+    index_config = DataConfig(frames=data_config.frames, sampler=data_config.sampler, unreadable="skip")
+    index = VideoIndex.build(models["retrieval"], out / "videos" / "test", index_config, save_to=out / "index")
     say("5/5  three sentences, looked up among the test clips")
     _search(index, data["test"], out / "plots", say=say)
     results = _results(table, runs, config=config, table_time=table_time, total_time=time.perf_counter() - start)

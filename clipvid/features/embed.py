@@ -121,16 +121,18 @@ def _encode_clips(
 def embed_batches(
     model: VideoCLIP | VideoEncoder,
     data: VideoDataset,
-    data_config: DataConfig,
+    data_config: DataConfig | None = None,
     *,
     progress: bool = False,
     title: str | None = None,
 ) -> Generator[tuple[Tensor | None, list[int], tuple[VideoError, ...]], None, None]:
     """Embed a data set batch by batch, with any encoder of videos, as `embed_videos` does.
 
-    Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, or None for a batch
-    without a readable clip; the indices of the batch's clips in `data`; and the errors of the others.
+    The data config defaults to that of the model's training. Yields the embeddings (B·V, E) in float32 on the CPU, not
+    normalised unless the encoder does it, or None for a batch without a readable clip; the indices of the batch's clips
+    in `data`; and the errors of the others.
     """
+    data_config = data_config or trained_data_config(model, data.protocol_spec)
     return _encode_batches(model, data, data_config, _video_encoder(model), progress=progress, title=title)
 
 

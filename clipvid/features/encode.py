@@ -147,10 +147,13 @@ def clips_per_batch(data_config: DataConfig) -> int:
     return max(1, data_config.batch_size // data_config.views)
 
 
-def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
-    """Return the data config that the model was trained with, filled up from the data's protocol and the defaults."""
+def trained_data_config(model: VideoCLIP | VideoEncoder, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
+    """Return the data config that the model was trained with, filled up from the data's protocol and the defaults.
+
+    An encoder without a training record has the defaults alone.
+    """
     protocol = {name: value for name in ("frames", "tokens") if (value := getattr(protocol_spec, name)) is not None}
-    trained = (model.training_record or {}).get("data_config", {})
+    trained = (getattr(model, "training_record", None) or {}).get("data_config", {})
     return DataConfig(
         **protocol | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)}
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,19 @@ from numpy import ndarray
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
+from clipvid.data.places import Places, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.features.embed import embed_batches, embed_frames, embed_texts
-from clipvid.features.encode import VideoEncoder, clip_dataset
+from clipvid.features.embed import embed_batches, embed_frames, embed_texts, has_taps
+from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
 from clipvid.features.token_wise import match_all
 from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.storage import FORMAT, METADATA, VECTORS, check_replaceable, read_metadata
+from clipvid.search.storage import FORMAT, METADATA, READ_AS, VECTORS, check_replaceable, read_metadata
 from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
-from clipvid.search.videos import expand_videos
+from clipvid.search.videos import video_records
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
@@ -55,23 +56,15 @@ class VideoIndex:
     Any number of threads may search while another one adds videos: every search sees a consistent state.
 
     Args:
+        data_config: how videos and queries are read, for all embeddings of the index; default: as in the model's
+            training, listing unreadable files in `skipped`.
         kind: flat compares a query with every video; ivf and hnsw are faster on very many videos and may miss some.
-        precision: floating-point type of all embeddings, including those of queries, as in `DataConfig`.
     """
 
-    def __init__(
-        self,
-        model: VideoEncoder,
-        *,
-        frames: int = 12,
-        sampler: str = "uniform",
-        backend: str = "pyav",
-        kind: str = "flat",
-        precision: str = "auto",
-    ) -> None:
+    def __init__(self, model: VideoEncoder, data_config: DataConfig | None = None, *, kind: str = "flat") -> None:
         self.kind = checked_kind(kind)
-        self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
-        self.precision = precision
+        self.model = model
+        self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
         self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
         self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []
@@ -79,35 +72,30 @@ class VideoIndex:
         self._vectors: Vectors | None = None  # made when the first embedding gives the width
         self._lock = SharedLock()  # guards the three attributes above, because they change together
         # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
-        resolve(precision, model.device)
-        clip_dataset(model, _data([]), self._data_config())
+        resolve(self.data_config.precision, model.device)
+        clip_dataset(model, VideoDataset(()), self.data_config)
 
     @classmethod
     def build(
         cls,
         model: VideoEncoder,
-        videos: str | Path | Iterable[str | Path],
+        videos: Places | VideoDataset,
+        data_config: DataConfig | None = None,
         *,
-        frames: int = 12,
-        sampler: str = "uniform",
-        backend: str = "pyav",
         kind: str = "flat",
-        precision: str = "auto",
-        unreadable: str = "skip",
-        batch_size: int = DataConfig.batch_size,
-        workers: int = 0,
         progress: bool = True,
         save_to: str | Path | None = None,
     ) -> VideoIndex:
-        """Embed files, and the files below folders, and return their index.
+        """Embed files, the files below folders, the matches of patterns, or the clips of a data set; return an index.
 
-        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones. With `save_to`, the
-        index is saved at the end, also when the build is interrupted or fails: to continue, `load` it and call
-        `add(..., existing="skip")`.
+        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones. `data_config` is how
+        they are read, by default as in the model's training; unreadable files are then listed in `skipped`, while a
+        given data config decides by its `unreadable`. With `save_to`, the index is saved at the end, also when the
+        build is interrupted or fails: to continue, `load` it and call `add(..., existing="skip")`.
         """
-        index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind, precision=precision)
+        index = cls(model, data_config, kind=kind)
         with nullcontext() if save_to is None else index.saving_to(save_to):
-            index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
+            index.add(videos, progress=progress)
         return index
 
     @contextmanager
@@ -122,43 +110,43 @@ class VideoIndex:
 
     def add(
         self,
-        videos: str | Path | Iterable[str | Path],
+        videos: Places | VideoDataset,
+        data_config: DataConfig | None = None,
         *,
         existing: str = "error",
-        unreadable: str = "skip",
-        batch_size: int = DataConfig.batch_size,
-        workers: int = 0,
         progress: bool = True,
     ) -> None:
-        """Embed more files or folders. Videos that are embedded before an interruption stay in the index.
+        """Embed more videos, as in `build`. Videos that are embedded before an interruption stay in the index.
 
         Args:
+            data_config: by default that of the index; batch_size, workers, time_limit and unreadable may differ from
+                it, all other fields must be equal.
             existing: treatment of files that are already indexed: "error" raises ValueError before anything is
                 embedded, "skip" leaves them unchanged, "replace" embeds them again.
-            unreadable: treatment of files that cannot be read: "skip" lists them in `skipped`, "raise" raises their
-                VideoError.
         """
         if existing not in EXISTING:
             raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
         self._check_model()
-        paths, indexed = expand_videos(videos), set(self.paths)
-        duplicates = [path for path in paths if path in indexed]
+        data_config = self._checked(data_config)
+        records, indexed = video_records(videos), set(self.paths)
+        duplicates = [record.path for record in records if record.path in indexed]
         if duplicates and existing == "error":
             raise ValueError(
                 f"{duplicates[0]}{f' and {len(duplicates) - 1} more' if len(duplicates) > 1 else ''} is indexed "
                 "already; set existing to skip or replace"
             )
         if existing == "skip":
-            paths = [path for path in paths if path not in indexed]
+            records = [record for record in records if record.path not in indexed]
+        paths = [record.path for record in records]
         if self._vectors is None or not self._vectors.trained:
             check_enough(self.kind, len(indexed.union(paths)))  # before anything is embedded
-        data_config = self._data_config(batch_size=batch_size, workers=workers, unreadable=unreadable)
-        batches = embed_batches(self.model, _data(paths), data_config, progress=progress, title="embedding")
+        data = VideoDataset(tuple(records))
+        batches = embed_batches(self.model, data, data_config, progress=progress, title="embedding")
         with closing(batches):
             for rows, positions, unreadable_files in batches:
                 self._record_skipped(unreadable_files)
                 if rows is not None:
-                    self._put([paths[position] for position in positions], _unit(rows))
+                    self._put([paths[position] for position in positions], _unit(rows, views=data_config.views))
         with self._lock.exclusive():
             if self._vectors is not None:
                 self._vectors.settle()
@@ -176,7 +164,8 @@ class VideoIndex:
                 f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
                 f"mug_simple), got {rerank}; leave rerank out"
             )
-        embedding = embed_texts(self.model, [text], precision=self.precision)[0]
+        options = {"precision": self.data_config.precision, "tokens": self.data_config.tokens}
+        embedding = embed_texts(self.model, [text], **options)[0]
         hits = self._nearest(embedding.numpy(), max(k, rerank))
         return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
 
@@ -184,19 +173,24 @@ class VideoIndex:
         """Return the hits sorted and scored by the model's token-wise similarity to the sentence."""
         if not hits:
             return []
-        model: Any = self.model
-        frames, _, _ = embed_frames(model, _data([hit.path for hit in hits]), self._data_config())
-        scores = match_all(model, [text], frames, precision=self.precision)[0].tolist()
+        if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
+            raise ValueError(f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}")
+        model, config = self.model, self.data_config
+        assert has_taps(model), "only a VideoCLIP has token-wise similarity"
+        clips = VideoDataset(tuple(Record(hit.path) for hit in hits))
+        frames, _, _ = embed_frames(model, clips, replace(config, unreadable="raise"))
+        scores = match_all(model, [text], frames, precision=config.precision, tokens=config.tokens)[0].tolist()
         order = sorted(range(len(hits)), key=lambda position: -scores[position])
         return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
 
     def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
-        with closing(embed_batches(self.model, _data([Path(path)]), self._data_config())) as batches:
+        clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
+        with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return self._nearest(_unit(rows)[0], k)
+        return self._nearest(_unit(rows, views=config.views)[0], k)
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
@@ -239,11 +233,8 @@ class VideoIndex:
         return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
-            "frames": self.frames,
-            "sampler": self.sampler,
-            "backend": self.backend,
             "kind": self.kind,
-            "precision": self.precision,
+            **{name: getattr(self.data_config, name) for name in READ_AS},
             "paths": [str(path) for path in self._paths],
             "skipped": [[str(e.path), e.reason, e.backend] for e in self._skipped.values()],
             "note": self.note,
@@ -259,8 +250,8 @@ class VideoIndex:
                 f"{folder} was made by another model (fingerprint {metadata['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        options = {name: metadata[name] for name in ("frames", "sampler", "backend", "kind", "precision")}
-        index = cls(model, **options)
+        data_config = DataConfig(**{name: metadata[name] for name in READ_AS}, unreadable="skip")
+        index = cls(model, data_config, kind=metadata["kind"])
         index.note = metadata.get("note", {})
         index._paths = [Path(path) for path in metadata["paths"]]
         index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in metadata["skipped"]}
@@ -291,13 +282,19 @@ class VideoIndex:
 
     def __repr__(self) -> str:
         skipped = f", {len(self._skipped)} skipped" if self._skipped else ""
-        kind = "" if self.kind == "flat" else f", {self.kind}"
-        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {pluralize(self.frames, 'frame')} each{kind})"
+        kind, frames = "" if self.kind == "flat" else f", {self.kind}", pluralize(self.data_config.frames, "frame")
+        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {frames} each{kind})"
 
-    def _data_config(self, **options: Any) -> DataConfig:
-        """Return the data config of this index, with `options` for its other fields."""
-        fixed = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
-        return DataConfig(**fixed, **options)
+    def _checked(self, data_config: DataConfig | None) -> DataConfig:
+        """Return the given data config or that of the index; raise ValueError where they would embed differently."""
+        for name in () if data_config is None else READ_AS:
+            value, expected = getattr(data_config, name), getattr(self.data_config, name)
+            if value != expected:
+                raise ValueError(
+                    f"data_config must have the {name} of the index, {expected!r}, got {value!r}; pass "
+                    "dataclasses.replace(index.data_config, ...), or build another index"
+                )
+        return data_config or self.data_config
 
     def _record_skipped(self, errors: Iterable[VideoError]) -> None:
         """Add unreadable files to `skipped`, and remove their rows from the index."""
@@ -334,10 +331,9 @@ class VideoIndex:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
 
 
-def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
-    """Return the embeddings as float32 rows of length 1, as faiss expects them."""
-    return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
-
-
-def _data(paths: Iterable[Path]) -> VideoDataset:
-    return VideoDataset(tuple(Record(path) for path in paths), name="videos")
+def _unit(embeddings: Float[Tensor, "rows e"], *, views: int = 1) -> Float32[ndarray, "b e"]:
+    """Return float32 rows of length 1, as faiss expects them: each the mean of a video's normalised views."""
+    units = F.normalize(embeddings.detach().float(), dim=-1)
+    if views > 1:
+        units = F.normalize(units.unflatten(0, (-1, views)).mean(dim=1), dim=-1)  # (B, E)
+    return units.cpu().contiguous().numpy()

@@ -18,6 +18,8 @@ from clipvid.search.stores.faiss import KINDS
 FORMAT = 1
 METADATA, VECTORS = INDEX, "vectors.faiss"
 """Names of the two files of an index."""
+READ_AS = ("frames", "sampler", "temporal_views", "spatial_views", "tokens", "backend", "precision")
+"""Fields of the data config that an embedding depends on, saved with the index."""
 
 
 def check_replaceable(folder: Path) -> None:
@@ -33,7 +35,7 @@ def check_replaceable(folder: Path) -> None:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported.
 
-    The kind defaults to flat and the precision to auto, for indexes saved without them.
+    Settings that older indexes were saved without get the values that they had: flat, auto, one view.
     """
     if not (folder / METADATA).is_file():
         raise CheckpointError(f"{folder} holds no index (no {METADATA}); clipvid index VIDEOS --out {folder} makes one")
@@ -46,7 +48,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has index format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
         )
-    metadata = {"kind": "flat", "precision": "auto"} | metadata
+    added_later = {"kind": "flat", "precision": "auto", "temporal_views": 1, "spatial_views": 1, "tokens": None}
+    metadata = added_later | metadata
     if metadata["kind"] not in KINDS:
         raise CheckpointError(
             f"the kind of {folder} must be one of {', '.join(KINDS)}, got {metadata['kind']!r}; build the index again"
