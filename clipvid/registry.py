@@ -88,10 +88,10 @@ class Registry(Mapping[str, Any]):
         doc = self.lookup(name).__doc__ or ""
         return doc.strip().partition("\n")[0]
 
-    def unknown(self, name: str, names: Iterable[str] | None = None) -> str:
+    def unknown(self, name: object, names: Iterable[str] | None = None) -> str:
         """Return the error message for an unknown name; `names` are all that may be chosen, by default the members'."""
         names = list(self if names is None else names)
-        near = get_close_matches(name, names, n=2)
+        near = get_close_matches(str(name), names, n=2)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         return f"unknown {self.kind} {name!r}{hint}; choose one of {', '.join(names)}"
 
@@ -104,7 +104,7 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         self._import_home()
-        return name in self._members
+        return isinstance(name, str) and name in self._members
 
     def __iter__(self) -> Iterator[str]:
         self._import_home()
