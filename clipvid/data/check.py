@@ -24,6 +24,7 @@ from clipvid.data.probe_file import probe_file, stamp_of
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
 
 LOG, REPORT = "probes.jsonl", "report.json"
@@ -128,8 +129,6 @@ def check(
     Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
     set, and WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
-    from tqdm import tqdm
-
     _check_arguments(data, workers=workers, limit=limit, longest=longest)
     out, resolved_root = Path(out), "" if root is None else str(Path(root).resolve())
     _check_same(out / REPORT, name=data.name, root=resolved_root)
@@ -139,12 +138,12 @@ def check(
     outcomes = dict(_logged(out / LOG))
     stale = [path for path in paths if _stale(path, outcomes.get(str(path), {}), limit=limit)]
     workers = min(workers or os.cpu_count() or 1, len(stale))
-    bar = tqdm(
-        total=len(paths),
-        initial=len(paths) - len(stale),
-        desc=f"check {data.name}",
+    bar = progress_bar(
+        len(paths),
+        f"check {data.name}",
         unit="file",
-        disable=not (progress and paths),
+        shown=bool(progress and paths),
+        initial=len(paths) - len(stale),
         # Processes take seconds to start.
         postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if stale else None,
     )

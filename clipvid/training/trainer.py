@@ -31,6 +31,7 @@ from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.profiling import stage
+from clipvid.runtime.progress import ProgressBar, progress_bar
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import open_pairs
 from clipvid.training.checkpoint import check_metadata, read_checkpoint, write_checkpoint
@@ -272,11 +273,9 @@ class Run:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.saved_at = self.steps
 
-    def bar(self, progress: bool):
+    def bar(self, progress: bool) -> ProgressBar:
         """Return the progress bar of the whole run."""
-        from tqdm import tqdm
-
-        return tqdm(total=self.total_steps, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
+        return progress_bar(self.total_steps, f"train {self.config.task}", shown=progress, initial=self.steps)
 
     def curves(self) -> Curves:
         """Return the writer of the training curves."""
