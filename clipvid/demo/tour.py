@@ -263,14 +263,13 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
     ]
     for task, score in (("retrieval", "R@1"), ("recognition", "top-1")):
         entries = [entry for entry in history if task in entry["run"]]
-        plots.training_curve(
-            entries, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
-        )
+        figure = plots.training_curve(entries, title=f"Training: {task}", score_name=f"validation {score} (%)")
+        plots.save(figure, folder / f"training-{task}.png")
     confusion = evaluate_recognition(models["recognition"], store).metrics.confusion
-    plots.confusion_matrix(
-        confusion, store.data.classes, folder / "confusion.png", title="Motions, STAN on the test clips"
-    )
-    plots.retrieval_grid(_grid_rows(models["retrieval"], store), folder / "retrieval.png", title="Text to video, STAN")
+    matrix = plots.confusion_matrix(confusion, store.data.classes, title="Motions, STAN on the test clips")
+    plots.save(matrix, folder / "confusion.png")
+    grid = plots.retrieval_grid(_grid_rows(models["retrieval"], store), title="Text to video, STAN")
+    plots.save(grid, folder / "retrieval.png")
 
 
 def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int = 3) -> list[plots.RetrievalRow]:
@@ -305,7 +304,7 @@ def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]
             for hit, text in zip(hits, hit_captions, strict=True)
         )
         rows.append(plots.RetrievalRow(query, strips))
-    plots.retrieval_grid(rows, folder / "search.png", title="Search")
+    plots.save(plots.retrieval_grid(rows, title="Search"), folder / "search.png")
 
 
 def _frames(path: Path) -> Tensor:
