@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from clipvid.evaluation.metrics import paired_bootstrap
-from clipvid.evaluation.results import count_videos, directions
+from clipvid.evaluation.results import count_videos
+from clipvid.evaluation.saved import directions
 from clipvid.runtime.text import pluralize
 
 

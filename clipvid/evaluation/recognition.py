@@ -23,6 +23,7 @@ from clipvid.evaluation.metrics import (
     RecognitionMetrics,
     recognition_metrics,
 )
+from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
@@ -98,7 +99,8 @@ def evaluate_recognition(
     labels = torch.tensor([r.label for r in videos.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
     metadata = replace(describe_evaluation(model, videos.data, videos.unreadable, data_config), prompts=tuple(prompts))
-    return EvaluationResult(metrics, metadata, classes=classifier.classes)
+    per_query = RecognitionQueries(scores, labels, videos.data, tuple(classifier.classes))
+    return EvaluationResult(metrics, metadata, classes=classifier.classes, queries=per_query)
 
 
 def evaluate_zero_shot(
