@@ -265,6 +265,42 @@ def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_p
         write_report(evaluate_retrieval(model, readable, DATA_CONFIG), tmp_path / "none.html")
 
 
+def test_a_page_of_wrong_clips_shows_label_prediction_and_probabilities(model, data, tmp_path):
+    """One class name would be markup, and one video is deleted before the page is written."""
+    names = ("<i>odd</i> & more", *data.classes[1:])
+    odd = replace(data, classes=names)
+    evaluation = evaluate_recognition(model, odd, DATA_CONFIG, head=model.text_classifier(names))
+    table = evaluation.per_query()
+    wrong = table[~table.correct].sort_values(["rank", "probability"], ascending=False)
+    assert len(wrong) > 5
+    gone = replace(odd[wrong.index[0].item()], path=tmp_path / "gone.mp4")
+    records = tuple(gone if i == wrong.index[0] else r for i, r in enumerate(odd))
+    deleted = replace(evaluation, queries=replace(evaluation.queries, data=replace(odd, records=records)))
+    page = write_report(deleted, tmp_path / "wrong.html", queries=100).read_text()
+    assert f"{len(wrong)} of 20 clips were not recognised; shown: all of them" in page
+    sections = page.split("<section>")[1:]
+    assert len(sections) == len(wrong)
+    for section, row in zip(sections, wrong.itertuples(), strict=True):
+        label, prediction = (name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for name in row[2:4])
+        assert section.startswith(
+            f"<h2>{label} <small>predicted: {prediction}; rank of the label: {row.rank:g}</small>"
+        )
+        shares = re.findall(r"<td>([\d.]+) %</td>", section)
+        assert shares[0] == f"{100 * row.probability:.1f}"
+        assert re.search(rf'<tr class="right">.*<td>{100 * row.label_probability:.1f} %</td>', section)
+        assert len(shares) == (5 if row.rank <= 5 else 6)
+    assert page.count("data:image/jpeg;base64,") == len(wrong) - 1
+    assert "no such file" in sections[0]
+    assert "<i>odd" not in page
+    assert "http" not in page
+    assert "<script" not in page
+    assert write_report(evaluation, tmp_path / "few.html", queries=2).read_text().count("<section>") == 2
+    with pytest.raises(ValueError, match="queries must be an integer >= 1, got 0"):
+        write_report(evaluation, tmp_path / "none.html", queries=0)
+    with pytest.raises(ValueError, match="a recognition result with scores"):
+        write_report(replace(evaluation, queries=None), tmp_path / "none.html")
+
+
 def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(data[0].path.parent)
