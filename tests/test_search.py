@@ -17,6 +17,7 @@ from torch import nn
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
+from clipvid.search.hits import Hits
 from clipvid.search.index import METADATA, VECTORS, Hit, VideoIndex
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
@@ -120,6 +121,60 @@ def test_search_agrees_with_comparing_every_pair(index, model, colour):
     assert [hit.score for hit in hits] == pytest.approx([oracle[hit.path] for hit in hits], abs=1e-5)
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
     assert hits[0].path.stem == colour
+
+
+def test_many_queries_at_once_give_the_hits_of_each(index, monkeypatch):
+    texts = [f"something {colour}" for colour in COLOURS]
+    one_by_one = [index.search(text, k=3) for text in texts]
+    calls, search = [], type(index._vectors).search
+    monkeypatch.setattr(
+        type(index._vectors), "search", lambda self, queries, k: calls.append(len(queries)) or search(self, queries, k)
+    )
+    together = index.search(texts, k=3)
+    assert calls == [4]  # one pass over the index
+    assert [hits.query for hits in together] == texts
+    for hits, single in zip(together, one_by_one, strict=True):
+        assert names(hits) == names(single)
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in single], abs=1e-6)
+    assert index.search(tuple(texts[:1]), k=2)[0] == index.search(texts[0], k=2)
+    assert index.search([]) == []
+    with pytest.raises(ValueError, match="query is empty"):
+        index.search(["red", " "])
+
+
+def test_hits_become_tables_and_json(index, library, tmp_path):
+    hits = index.search("something <b> red", k=3)
+    frame = hits.to_frame()
+    assert frame.columns.tolist() == ["query", "rank", "path", "score"]
+    assert [tuple(row) for row in frame.itertuples(index=False)] == [
+        ("something <b> red", hit.rank, str(hit.path), hit.score) for hit in hits
+    ]
+    content = json.loads(hits.to_json(tmp_path / "hits.json"))
+    assert content == json.loads((tmp_path / "hits.json").read_text())
+    assert content["query"] == "something <b> red"
+    assert content["hits"] == [{"rank": h.rank, "path": str(h.path), "score": h.score} for h in hits]
+    assert repr(hits).splitlines()[0] == "Hits(3 for 'something <b> red')"
+    assert repr(hits).splitlines()[1].endswith("red.mp4")
+    page = hits._repr_html_()
+    assert page.count("<tr>") == 4
+    assert "something &lt;b&gt; red" in page
+    many = Hits([*hits] * 20)
+    assert len(repr(many).splitlines()) == 12
+    assert many._repr_html_().count("<tr>") == 11
+    assert "and 50 more" in many._repr_html_()
+    assert Hits().to_frame().empty
+    assert index.search_video(library / "blue").query == str(library / "blue")
+
+
+def test_an_index_lists_its_files_as_a_table(index, library):
+    frame = index.to_frame()
+    assert frame["path"].tolist() == [*map(str, index.paths), str(library / "broken.mp4")]
+    assert frame["indexed"].tolist() == [True] * 4 + [False]
+    assert "not a video" in frame["reason"].iloc[-1]
+    assert frame["reason"].tolist()[:4] == [""] * 4
+    page = index._repr_html_()
+    assert page.count("<tr>") == 6
+    assert "broken.mp4" in page
 
 
 def test_a_large_index_agrees_with_sorting_all_cosines(model):

@@ -81,12 +81,12 @@ def recall_curve(ranks: Mapping[str, np.ndarray], n_gallery: int, *, title: str 
     k = np.unique(np.geomspace(1, n_gallery, 400).round().astype(int))
     for order, (name, values) in enumerate(ranks.items()):
         share = 100 * np.searchsorted(np.sort(values), k, side="right") / len(values)
-        label = f"{name}   R@1 {share[0]:.1f}"
-        axes.plot(k, share, color=RUN_COLOURS[order % len(RUN_COLOURS)], linewidth=2, label=label)
+        axes.plot(k, share, color=RUN_COLOURS[order % len(RUN_COLOURS)], linewidth=2, label=name)
     axes.plot(k, 100 * k / n_gallery, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), label="chance", zorder=0.5)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
     axes.set_ylim(0, 102)
     for text in axes.legend(loc="best", frameon=False, fontsize=9.5).get_texts():
         text.set(color=INK, parse_math=False)

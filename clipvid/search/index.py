@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
+from clipvid.search.hits import Hit, Hits, IndexTable
 from clipvid.search.storage import FORMAT, METADATA, READ_AS, VECTORS, check_replaceable, read_metadata
 from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
 from clipvid.search.videos import video_records
@@ -41,16 +42,7 @@ EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One search result: absolute path of a video, cosine similarity to the query, and rank (from 1)."""
-
-    path: Path
-    score: float
-    rank: int
-
-
-class VideoIndex:
+class VideoIndex(IndexTable):
     """Searchable embeddings of videos: `VideoIndex.build` makes an index from files, `VideoIndex.load` reads it again.
 
     Any number of threads may search while another one adds videos: every search sees a consistent state.
@@ -151,23 +143,34 @@ class VideoIndex:
             if self._vectors is not None:
                 self._vectors.settle()
 
-    def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
-        """Return the `k` videos that match the sentence best, or all videos if there are fewer.
+    @overload
+    def search(self, text: str, k: int = 5, *, rerank: int = 0) -> Hits: ...
+    @overload
+    def search(self, text: Sequence[str], k: int = 5, *, rerank: int = 0) -> list[Hits]: ...
+    def search(self, text: str | Sequence[str], k: int = 5, *, rerank: int = 0) -> Hits | list[Hits]:
+        """Return the `k` videos that match a sentence best, or all if there are fewer; one `Hits` each for a list.
 
-        The first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
+        Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
+        first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
         score. Raise ValueError for an empty sentence, and for `rerank` with a model without token-wise similarity.
         """
-        if not text.strip():
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
         if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
                 f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
                 f"mug_simple), got {rerank}; leave rerank out"
             )
+        if not texts:
+            return []
         options = {"precision": self.data_config.precision, "tokens": self.data_config.tokens}
-        embedding = embed_texts(self.model, [text], **options)[0]
-        hits = self._nearest(embedding.numpy(), max(k, rerank))
-        return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
+        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank))
+        every = [
+            Hits([*self._reranked(sentence, hits[:rerank]), *hits[rerank:]][:k], query=sentence)
+            for sentence, hits in zip(texts, nearest, strict=True)
+        ]
+        return every[0] if isinstance(text, str) else every
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
         """Return the hits sorted and scored by the model's token-wise similarity to the sentence."""
@@ -183,38 +186,41 @@ class VideoIndex:
         order = sorted(range(len(hits)), key=lambda position: -scores[position])
         return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
 
-    def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
+    def search_video(self, path: str | Path, k: int = 5) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return self._nearest(_unit(rows, views=config.views)[0], k)
+        return Hits(self._nearest(_unit(rows, views=config.views), k)[0], query=str(path))
 
-    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
+    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        return self._nearest(_unit(torch.as_tensor(embedding)[None])[0], k)
+        return Hits(self._nearest(_unit(torch.as_tensor(embedding)[None]), k)[0])
 
-    def _nearest(self, query: Float32[ndarray, " e"], k: int) -> list[Hit]:
-        """Return the `k` videos nearest to a vector of length 1."""
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int) -> list[list[Hit]]:
+        """Return the `k` videos nearest to each vector of length 1."""
         if k < 1:
             raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
                 skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
                 raise ValueError(f"the index is empty{skipped}; add videos first")
-            if len(query) != self._vectors.width:
+            if queries.shape[1] != self._vectors.width:
                 raise ValueError(
                     f"the query must have {self._vectors.width} numbers, as the embeddings of this index, got "
-                    f"{len(query)}; embed it with the model of the index"
+                    f"{queries.shape[1]}; embed it with the model of the index"
                 )
-            if not np.isfinite(query).all():
+            if not np.isfinite(queries).all():
                 raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            scores, rows = (array[0] for array in self._vectors.search(query[None], min(k, len(self._paths))))
-            scores, rows = scores[rows >= 0], rows[rows >= 0]
-            best = np.lexsort((rows, -scores))  # ties in the order of the index, so that every machine agrees
-            return [Hit(self._paths[rows[i]], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
+            results = zip(*self._vectors.search(queries, min(k, len(self._paths))), strict=True)
+            return [self._hits(scores[rows >= 0], rows[rows >= 0]) for scores, rows in results]
+
+    def _hits(self, scores: Float32[ndarray, " k"], rows: Int64[ndarray, " k"]) -> list[Hit]:
+        """Return the videos of these rows, best first; ties in the order of the index, so that every machine agrees."""
+        best = np.lexsort((rows, -scores))
+        return [Hit(self._paths[rows[i]], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
