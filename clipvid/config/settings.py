@@ -52,8 +52,8 @@ class TrainConfig:
     The gradient is that of the full batch, the memory that of one micro_batch_size; each clip is computed twice. 0:
     the batch in one pass. Retrieval only."""
     activation_checkpointing: bool = field(default=False, metadata=checks.FREE)
-    """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
-    time."""
+    """Recompute the layers of the branch, and the transformer blocks of towers that train, in the backward pass instead
+    of storing their activations: less memory, more time, the same gradient."""
     compile: bool = False
     """Compile the branch with torch.compile: shorter steps, after a minute or more of compiling on two cores for each
     batch size and for validation; needs a C++ compiler. A resumed run equals an uninterrupted one within rounding. Not

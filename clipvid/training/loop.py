@@ -23,6 +23,7 @@ from clipvid.evaluation.results import data_hash
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.backbone import trainable
+from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import lock_folder
@@ -100,7 +101,7 @@ def _train(
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
     _set_trainable(model, config, (train_data, val_data))
-    model.branch.set_activation_checkpointing(config.activation_checkpointing)
+    _set_activation_checkpointing(model, on=config.activation_checkpointing)
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
@@ -227,6 +228,12 @@ def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDa
             f"train_clip {config.train_clip!r} trains the visual tower, so cached taps would be outdated; give the "
             "videos"
         )
+
+
+def _set_activation_checkpointing(model: VideoCLIP, *, on: bool) -> None:
+    """Set activation checkpointing of the branch and of the towers that train; raise ValueError if neither has it."""
+    has_blocks = trainable.set_activation_checkpointing(model.backbone, on=on)
+    model.branch.set_activation_checkpointing(on and (isinstance(model.branch, LayeredBranch) or not has_blocks))
 
 
 def _clips_hash(parts: Sequence[VideoDataset | TapStore]) -> str:

@@ -55,6 +55,7 @@ class Backbone(nn.Module):
         self.unfrozen: dict[str, str] = {}  # parameters unfrozen but perhaps unchanged, with a hash of their values
         self.trainable: frozenset[str] = frozenset()  # parameters that train now
         self.visual_trains = self.text_trains = False
+        self.activation_checkpointing = False  # blocks that train run again in the backward pass
         self.lora_rank = 0
         self._hashes = WeightCache()
         self._fused_visual, self._fused_text = FusedCopies(), FusedCopies()

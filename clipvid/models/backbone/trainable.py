@@ -181,6 +181,7 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
 
 def freeze(backbone: Backbone) -> None:
     """Freeze the base model; trained weights keep their values, and `trained` their names."""
+    set_activation_checkpointing(backbone, on=False)
     parameters = dict(backbone.clip.named_parameters())
     backbone.trained -= {
         name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
@@ -189,6 +190,25 @@ def freeze(backbone: Backbone) -> None:
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
     backbone.forget_copies()
+
+
+def set_activation_checkpointing(backbone: Backbone, *, on: bool) -> bool:
+    """Switch on or off that the blocks of towers that train run again in the backward pass; `freeze` switches it off.
+
+    Returns False if no tower that trains is a stack of blocks that open_clip or timm can run again.
+    """
+    visual = [backbone.visual] if backbone.visual_trains and vit.vit_blocks(backbone.visual) else []
+    texts: list[Any] = [_text_blocks(backbone.clip)] if backbone.text_trains else []
+    # Hugging Face's towers run blocks again in training mode alone, and towers stay in eval mode.
+    texts = [transformer for transformer in texts if hasattr(transformer, "grad_checkpointing")]
+    if backbone.activation_checkpointing != on:
+        for tower in visual:
+            tower.set_grad_checkpointing(on)
+        for transformer in texts:
+            transformer.grad_checkpointing = on
+        backbone.activation_checkpointing = on
+        backbone.forget_copies()  # they have the switch of the time when they were made
+    return bool(visual or texts)
 
 
 def _hash_of_values(parameter: Tensor) -> str:
