@@ -8,6 +8,16 @@ figure is freed with its last reference.
 
 from __future__ import annotations
 
+from clipvid.errors import MissingExtraError
+
+try:
+    import matplotlib  # noqa: F401  # checked once for all files of this package
+except ImportError as error:
+    raise MissingExtraError(
+        f"plots need matplotlib, which cannot be imported ({error}); pip install 'clipvid[plots]' ('.[plots]' in a "
+        "checkout)"
+    ) from error
+
 from clipvid.plots.charts import Trade, confusion_matrix, recall_curve, trade_off, training_curve
 from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid
 from clipvid.plots.style import save

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import lock_folder
+from clipvid.runtime.optional import require
+from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
-from clipvid.training.trainer import Run, TrainResult, fabric_for
+from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
+from clipvid.training.trainer import Run, TrainResult
 
 
 def train(
@@ -43,14 +47,21 @@ def train(
     cache: TapCache | None = None,
     progress: bool = True,
     accelerator: str = "auto",
+    loss: Loss | None = None,
+    optimizer: OptimizerFactory | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | None = None,
 ) -> TrainResult:
     """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
 
     The model is in train mode during each epoch, and in eval mode afterwards.
 
     With `val_data` the model gets the weights of the epoch with the best score, otherwise those of the last epoch.
-    `out` receives checkpoints, the best model (`out/best`), TensorBoard curves and history.json. Taps are read from
-    `cache` and written to it. torch's random generators are restored afterwards.
+    `out` receives checkpoints, the best model (`out/best`), history.json and, if tensorboard is installed, its curves.
+    Taps are read from `cache` and written to it. torch's random generators are restored afterwards.
+
+    `loss`, `optimizer`, `callbacks` and `logger` replace or extend the parts of training that `clipvid.training.hooks`
+    describes. A run is resumed only with the same loss and optimizer, by name.
 
     `resume` continues from the last checkpoint in `out`. For a finished run the same result is returned again
     (`already_finished`), without the list of unreadable clips. With more epochs the run continues, and its remaining
@@ -59,9 +70,10 @@ def train(
 
     Raises, before any clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
     another run, with each setting that differs, FileExistsError for a run that would be overwritten or that another
-    process is writing; and after decoding, CheckpointError if the readable clips are not those of the checkpoint.
+    process is writing, MissingExtraError without lightning-fabric, TypeError for hooks without the needed methods; and
+    after decoding, CheckpointError if the readable clips are not those of the checkpoint.
     """
-    config = config or TrainConfig()
+    config, hooks = config or TrainConfig(), Hooks(loss, optimizer, callbacks, logger)
     if cache is not None and config.cache_taps:
         raise ValueError("cache stores taps on disk, and cache_taps true in memory; leave out one of them")
     if cache is not None:
@@ -69,7 +81,7 @@ def train(
     with nullcontext() if out is None else lock_folder(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
             raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
-        fabric = fabric_for(config, accelerator)
+        fabric = _fabric(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
                 model,
@@ -81,6 +93,7 @@ def train(
                 resume=resume,
                 cache=cache,
                 progress=progress,
+                hooks=hooks,
             )
 
 
@@ -95,6 +108,7 @@ def _train(
     resume: bool,
     cache: TapCache | None,
     progress: bool,
+    hooks: Hooks,
 ) -> TrainResult:
     """Run `train` once its settings are checked and its folder is locked."""
     start = time.perf_counter()
@@ -105,7 +119,7 @@ def _train(
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
-    run = Run(model, config, fabric, out=out, clips=_clips_hash(parts), origin=origin)
+    run = Run(model, config, fabric, out=out, clips=_clips_hash(parts), origin=origin, hooks=hooks)
     state = run.read_last_checkpoint() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
@@ -122,7 +136,22 @@ def _train(
         _fit(run, source, val_data, progress=progress)
     errors = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
     error_by_path = {error.path: error for error in errors}
-    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(error_by_path.values()))
+    result = run.finish(seconds=time.perf_counter() - start, unreadable=tuple(error_by_path.values()))
+    run.call("on_train_end")
+    return result
+
+
+def _fabric(config: TrainConfig, accelerator: str) -> Any:
+    """Return a Fabric of one device in the precision of `config`; raise MissingExtraError without lightning-fabric."""
+    library = require("lightning_fabric", extra="train", why="training")
+    one_device = partial(library.Fabric, accelerator=accelerator, devices=1)
+    device = one_device().device
+    precision = resolve(config.data_config.precision, device)
+    # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
+    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
+        return one_device(precision=precision)
+    # Fabric logs the precision on every run unless it is given a plugin.
+    return one_device(plugins=[library.plugins.MixedPrecision(precision, device.type)])
 
 
 @contextmanager
@@ -171,7 +200,8 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 
 def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
     """Train from the run's position to the end of its last epoch."""
-    with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
+    with run.bar(progress) as bar, run.logger() as logger, _eval_afterwards(run.model):
+        run.call("on_train_start")
         while not run.is_over():
             run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
@@ -179,12 +209,12 @@ def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | Non
                     loss = run.step(batch)
                     bar.update(run.steps - bar.n)
                     bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
-                    curves("loss", loss, run.steps)
+                    logger.log({"loss": loss, "lr": run.lr}, run.steps)
+                    if run.is_stopped:
+                        break
                     run.checkpoint_if_due()
             entry = run.end_epoch(val_data)
-            for name in ("score", "lr"):
-                if name in entry:
-                    curves(name, entry[name], run.epoch)
+            logger.log({name: entry[name] for name in ("epoch", "score") if name in entry}, run.steps)
 
 
 @contextmanager
