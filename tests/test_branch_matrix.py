@@ -183,4 +183,4 @@ def test_branches_that_need_vit_blocks_refuse_a_convolutional_tower():
     for name in ("space", "divided", "vivit4"):
         with pytest.raises(BackboneError, match="is no plain ViT, so it has no blocks to copy"):
             attach(backbone, name)
-    assert attach(backbone, "posterior").encode_video(torch.rand(1, 2, 3, 64, 64)).shape == (1, 16)
+    assert attach(backbone, "posterior").encode_video(torch.randn(1, 2, 3, 64, 64)).shape == (1, 16)

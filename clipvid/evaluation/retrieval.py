@@ -103,7 +103,7 @@ def check_retrieval(
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank must be an integer >= 1 and needs a token-wise similarity, got {rerank} for a model whose "
-            f"similarity is {model.similarity!r}; create it with similarity wti, mug or mug_simple"
+            f"similarity is {model.similarity_name!r}; create it with similarity wti, mug or mug_simple"
         )
     if rerank is not None and (dual_softmax is not None or bank):
         raise ValueError(
@@ -164,7 +164,7 @@ def _token_wise(
     progress: bool,
 ) -> EvaluationResult[RetrievalMetrics]:
     """Evaluate retrieval by the model's token-wise similarity, for all pairs or to rerank the best of each query."""
-    name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
+    name = model.similarity_name if rerank is None else f"{model.similarity_name} of the best {rerank} by mean"
     frames, dataset, unreadable = embed_frames(model, data, data_config, progress=progress)
     texts, truth = queries(dataset)
     metadata = describe_evaluation(model, dataset, unreadable, data_config)

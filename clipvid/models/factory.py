@@ -6,21 +6,17 @@ mismatch. Knows nothing of training or data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from clipvid.errors import CheckpointError
-from clipvid.models import checkpoint, heads
-from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip, preprocess_fields
+from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip
 from clipvid.models.branches.base import build
-from clipvid.models.branches.options import BranchOptions, choose, from_config
+from clipvid.models.branches.options import BranchOptions, choose
 from clipvid.models.video_clip import VideoCLIP
 
 
@@ -86,72 +82,4 @@ def load(
     are loaded into it, even if it is a Backbone that another model uses. Raises CheckpointError if the base is not the
     one that the branch was trained on, or if the files do not fit.
     """
-    folder = checkpoint.local_folder(folder)
-    config = checkpoint.read_config(folder)
-    backbone = _load_base(config["base"], base=base, tokenizer=tokenizer, device=device or "cpu")
-    if backbone.fingerprint != config["base"]["fingerprint"]:
-        raise CheckpointError(
-            f"{folder} was trained on {_name(config['base'])} with fingerprint {config['base']['fingerprint'][:12]}, "
-            f"the given base model has {backbone.fingerprint[:12]}; load the weights it was trained on (same name, tag "
-            "and precision), or train the branch again on these"
-        )
-    state = checkpoint.read_weights(folder)
-    _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
-    if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
-        raise CheckpointError(
-            f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; use one "
-            "with the same size, mean, std, interpolation and resize mode"
-        )
-    try:
-        branch = build(backbone, from_config(config["branch"]))
-        head = heads.from_config(config["head"], backbone.embed_dim)
-        model = VideoCLIP(backbone, branch, head=head, similarity=config["similarity"])
-        for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
-            if part is not None:
-                part.load_state_dict(state.get(name, {}))
-        trainable.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    model.training_record = _renamed(config["training"])
-    return model.to(device or backbone.device).eval()
-
-
-def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a training record with current field names; older records name the frozen part of CLIP (`freeze`)."""
-    if record is None or "freeze" not in record:
-        return record
-    trained = {"all": "none", "visual": "text", "none": "all"}.get(record["freeze"], record["freeze"])
-    return {name: value for name, value in record.items() if name != "freeze"} | {"train_clip": trained}
-
-
-def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
-    """Return the backbone of a saved model: `base` if given, else loaded by its saved name."""
-    if isinstance(base, Backbone):
-        return base
-    if base is not None:
-        return Backbone(base, tokenizer=tokenizer, base=Base(saved["name"], saved["pretrained"]))
-    if saved["name"] is None:
-        raise CheckpointError(
-            "this model was trained on a CLIP object in memory, which has no name to load it by; pass that model as "
-            "base= and its tokenizer as tokenizer="
-        )
-    clip, base_tokenizer, loaded_base = load_clip(saved["name"], saved["pretrained"], device=device)
-    return Backbone(clip, tokenizer=tokenizer or base_tokenizer, base=loaded_base)
-
-
-def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lora: int) -> None:
-    """Raise CheckpointError for a Backbone with trained weights that the saved model lacks."""
-    extra = sorted(name for name in backbone.trained - set(saved) if "lora_" not in name)
-    if extra or backbone.lora_rank not in (0, text_lora):
-        lora = f"LoRA of rank {backbone.lora_rank}" if backbone.lora_rank else "no LoRA"
-        raise CheckpointError(
-            f"the given backbone has changed since it was loaded: {len(extra)} weights trained"
-            + (f" (first {extra[0]})" if extra else "")
-            + f", {lora}, where the saved model has {f'rank {text_lora}' if text_lora else 'none'}; "
-            "pass a newly loaded one"
-        )
-
-
-def _name(base: Mapping[str, Any]) -> str:
-    """Return the name of a saved base model, with its pretrained tag, for messages."""
-    return f"{base['name']} ({base['pretrained']})" if base["pretrained"] else str(base["name"] or "an unnamed CLIP")
+    return VideoCLIP.from_pretrained(folder, base=base, tokenizer=tokenizer, device=device)

@@ -322,7 +322,7 @@ class Run:
 
     def _architecture(self) -> str:
         """Return the branch's options and the similarity as JSON."""
-        options = {"branch": self.model.branch.options.to_config(), "similarity": self.model.similarity}
+        options = {"branch": self.model.branch.options.to_config(), "similarity": self.model.similarity_name}
         return json.dumps(options, sort_keys=True)
 
     @cached_property

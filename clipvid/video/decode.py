@@ -25,6 +25,7 @@ from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
 from clipvid.video.backends import images, pyav
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
+from clipvid.video.inputs import VideoSource, local_file
 from clipvid.video.sampling import sample
 
 __all__ = [
@@ -90,7 +91,7 @@ def read(
 
 
 def read_video(
-    path: str | Path,
+    path: VideoSource,
     frames: int = 12,
     *,
     sampler: str = "uniform",
@@ -104,6 +105,7 @@ def read_video(
     """Return a clip of `frames` frames of a video, or of its part from `start` to `end`.
 
     Args:
+        path: a path or file:// URL, the bytes of a file, or an open binary file, read from its start if it can seek.
         sampler: key of `sampling.SAMPLERS`; "linspace" returns fewer frames for a shorter video.
         rng: randomness of the sampler; None, or a sampler without random positions, is deterministic.
         start, end: seconds relative to the first frame. The part has all frames that begin in [start, end), or the one
@@ -114,7 +116,8 @@ def read_video(
     """
     sample(sampler, 1, frames)  # raises for a wrong name or number before any file is opened
     choose = partial(sample, sampler, frames=frames, rng=rng)
-    return read_part(path, choose, start=start, end=end, backend=backend, fit=fit, time_limit=time_limit)
+    with local_file(path) as file:
+        return read_part(file, choose, start=start, end=end, backend=backend, fit=fit, time_limit=time_limit)
 
 
 def read_part(
