@@ -33,8 +33,10 @@ def parts_of(model: Any) -> dict[str, nn.Module]:
 def state_of(model: Any) -> dict[str, Tensor]:
     """Return the tensors to save: branch, heads, and the weights of the base model that were trained."""
     state = {f"{name}.{k}": v for name, part in parts_of(model).items() for k, v in part.state_dict().items()}
-    changed = {n: p for n, p in model.backbone.clip.named_parameters() if n in model.backbone.trained}
-    return state | {f"clip.{name}": p for name, p in changed.items()}
+    backbone = model.backbone
+    backbone.loaded.note_changes(backbone.clip)
+    weights = backbone.clip.state_dict() if backbone.trained else {}
+    return state | {f"clip.{name}": value for name, value in weights.items() if name in backbone.trained}
 
 
 def fingerprint(model: Any) -> str:
@@ -44,8 +46,20 @@ def fingerprint(model: Any) -> str:
 
 
 def save(model: Any, folder: str | Path) -> Path:
-    """Write `model` to `folder` atomically; raise FileExistsError for a folder that holds other files."""
+    """Write `model` to `folder` atomically.
+
+    Raises FileExistsError for a folder that holds other files, and CheckpointError for a base model loaded by name
+    whose weights were changed on the inside before its fingerprint was computed: that name would load others.
+    """
     backbone, base = model.backbone, model.backbone.base
+    state = state_of(model)
+    if backbone.loaded.lost and base.name is not None:
+        raise CheckpointError(
+            f"the base model must be {_name({'name': base.name, 'pretrained': base.pretrained})} as loaded to be saved "
+            f"by its name, got other values or another precision in {backbone.loaded.lost}; convert and load weights "
+            "on the model itself (model.half(), model.load_state_dict), not on model.backbone.clip, or read "
+            "model.fingerprint before changing weights in place"
+        )
     config = {
         "base": {"name": base.name, "pretrained": base.pretrained, "fingerprint": backbone.fingerprint},
         "preprocess": preprocess_fields(backbone.preprocess_config),
@@ -55,7 +69,7 @@ def save(model: Any, folder: str | Path) -> Path:
         "head": heads.to_config(model.head),
         "training": model.training_record,
     }
-    return checkpoint.write_model(folder, config, state_of(model))
+    return checkpoint.write_model(folder, config, state)
 
 
 def load(

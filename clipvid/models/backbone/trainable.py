@@ -168,7 +168,7 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
     """Load the trained weights of the base model, then freeze it; raise CheckpointError for names that do not fit."""
     if text_lora:
         add_text_lora(backbone, text_lora)
-    parameters = dict(backbone.clip.named_parameters())
+    parameters = backbone.clip.state_dict()
     wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
     if wrong:
         raise CheckpointError(f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all)")
@@ -183,12 +183,14 @@ def freeze(backbone: Backbone) -> None:
     """Freeze the base model; trained weights keep their values, and `trained` their names."""
     set_activation_checkpointing(backbone, on=False)
     parameters = dict(backbone.clip.named_parameters())
+    backbone.loaded.note_changes(backbone.clip)
     backbone.trained -= {
         name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
     }
     backbone.unfrozen, backbone.trainable = {}, frozenset()
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+    backbone.loaded.refresh(backbone.clip)
     backbone.forget_copies()
 
 
