@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from copy import copy
 from functools import cache
@@ -119,6 +120,14 @@ def test_the_architecture_page_shows_every_room_with_its_sentence():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     shown = page.partition("<!-- rooms:begin -->\n")[2].partition("<!-- rooms:end -->")[0]
     assert shown.splitlines()[2:] == rows
+
+
+def test_the_architecture_page_names_every_heavy_library():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.partition("| library | imported by |\n")[2].partition("\n\n")[0].splitlines()
+    shown = " ".join(row.split("|")[1].replace("-", "_") for row in rows)
+    missing = {name for name in IMPORTERS if not re.search(rf"\b{name}", shown)}
+    assert not missing, "add a row to the table of heavy libraries"
 
 
 def test_the_structure_stays_within_its_limits():
