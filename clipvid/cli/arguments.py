@@ -266,7 +266,7 @@ def splits_of(data: str, format: str | None) -> list[str]:
     from clipvid.data.formats.csv import splits_in
     from clipvid.registry import PROTOCOLS
 
-    if format in PROTOCOLS:
+    if format is not None and format in PROTOCOLS:
         return list(PROTOCOLS[format].splits)
     root = Path(data)
     return splits_in(root) if format in (None, "csv") and (root.is_file() or any(root.glob("*.csv"))) else []

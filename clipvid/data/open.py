@@ -136,6 +136,8 @@ def _read(
         if isinstance(name, str) and (name in READERS or name in PROTOCOLS) and not Path(name).exists():
             raise ValueError(f"{name} is a format and needs a root; give the folder: open_dataset({name!r}, root)")
         name, root = guess_format(name), name
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a data set format must be a text, got {name!r}; give one such as csv")
     reader = _reader(name)
     if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
         raise ValueError(f"classes must be a list of unique names, got {classes!r}")
@@ -153,7 +155,7 @@ def _read(
     return merge_datasets([reader(path, **options) for path in places], classes=classes), places
 
 
-def _reader(name: Any) -> Callable[..., VideoDataset]:
+def _reader(name: str) -> Callable[..., VideoDataset]:
     """Return the reader of a format or a protocol; raise ValueError for an unknown name."""
     if name not in READERS and name not in PROTOCOLS:
         load_plugins()

@@ -31,7 +31,8 @@ from clipvid.runtime.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from clipvid.plots import Figure
 
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
-from clipvid.video.backends import images, pyav
+from clipvid.video.backends import images
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.inputs import VideoSource, local_file
 from clipvid.video.sampling import sample
@@ -191,7 +191,7 @@ def _stream(
         next_tick = math.floor(time * fps + 1e-6) + 1
         return True
 
-    decoder = images if images.handles(path) else pyav
+    decoder = _decoder("pyav", path)
     try:
         yield from decoder.stream(path, selected, fit=fit)
     except VideoError as error:
