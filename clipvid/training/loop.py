@@ -33,6 +33,7 @@ from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
+from clipvid.training.tasks import needs_of
 from clipvid.training.trainer import Run, TrainResult
 
 
@@ -245,13 +246,14 @@ def _prepare_head(model: VideoCLIP, data: VideoDataset | TapStore, config: Train
 
 def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDataset | TapStore | None]) -> None:
     """Set the part of the base model that trains; raise ValueError for cached taps of a tower that trains."""
-    if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
+    trains_text = needs_of(config.task) == "caption"
+    if not trains_text and (config.text_lora or config.train_clip == "text"):
         raise ValueError(
             f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
             "choose train_clip none, last:N or all"
         )
     trainable.check_trainable(model.backbone)
-    model.set_trainable(config.train_clip, text=config.task == "retrieval", text_lora=config.text_lora)
+    model.set_trainable(config.train_clip, text=trains_text, text_lora=config.text_lora)
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
         trainable.freeze(model.backbone)
         raise ValueError(
@@ -282,7 +284,7 @@ def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | N
 
 def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, config: TrainConfig) -> None:
     """Raise ValueError or DataError, before anything is encoded, for data that validation cannot use."""
-    if config.task == "selfsup" and data is not None:
+    if needs_of(config.task) == "pairs" and data is not None:
         open_pairs(model, data, config, use="validation")
     if isinstance(data, TapStore) and data.augmented_views is not None:
         raise ValueError(

@@ -23,10 +23,10 @@ from clipvid.features.source import CachedClips
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.checkpointing import checkpointed
+from clipvid.registry import OBJECTIVES
 from clipvid.runtime.inference import evaluating
 from clipvid.training import losses
 from clipvid.training.hooks import Loss
-from clipvid.training.selfsup.objective import SelfSupervised
 from clipvid.training.train_batch import BatchSource, TrainBatch
 
 
@@ -38,6 +38,8 @@ class Retrieval(nn.Module):
     first computes the gradient with respect to the embeddings, and then runs each micro-batch again, with the same
     random numbers, to backpropagate it to the parameters.
     """
+
+    needs = "caption"
 
     def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
@@ -97,6 +99,8 @@ class Retrieval(nn.Module):
 class Recognition(nn.Module):
     """Cross entropy over the data's classes; with mixup, clips are blended with the batch in reverse order."""
 
+    needs = "label"
+
     def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
         self.model, self.loss = model, loss
@@ -117,20 +121,12 @@ class Recognition(nn.Module):
         return losses.classification(logits, batch.labels, smoothing=self.smoothing, blend=blend)
 
 
-OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
-    "retrieval": Retrieval,
-    "recognition": Recognition,
-    "selfsup": SelfSupervised,
-}
-"""The objective of each task."""
-
-
 def make_objective(model: VideoCLIP, config: TrainConfig, loss: Loss | None = None) -> nn.Module:
     """Return the objective of the task, with a custom loss if one is given.
 
     Raises ValueError for a loss if the task takes none, or if label smoothing, a setting of the default loss, is on.
     """
-    make: Callable[..., nn.Module] = OBJECTIVES[config.task]
+    make: Callable[..., nn.Module] = OBJECTIVES.lookup(config.task)
     if loss is None:
         return make(model, config)
     if "loss" not in inspect.signature(make).parameters:

@@ -32,7 +32,7 @@ from clipvid.runtime.files import atomic_file
 from clipvid.runtime.profiling import stage
 from clipvid.runtime.progress import ProgressBar, progress_bar
 from clipvid.runtime.text import pluralize
-from clipvid.training.batches import open_pairs
+from clipvid.training.batches import open_batches
 from clipvid.training.checkpoint import (
     DEFAULT,
     check_epochs,
@@ -45,6 +45,7 @@ from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
 from clipvid.training.objectives import held_out_loss, make_objective
 from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
+from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
 
 
@@ -199,7 +200,7 @@ class Run:
         """Load the best weights into the model, record how it was trained, and save it."""
         if self.best["state"] is not None:
             self.objective.load_state_dict(self.best["state"], strict=False)
-        name = SCORES[self.config.task]
+        name = score_name(self.config.task)
         self.model.training_record = {
             **self.config.plain(),
             "best_epoch": self.best["epoch"],
@@ -338,9 +339,9 @@ class Run:
 
     def _score(self, val_data: VideoDataset | TapStore) -> float:
         """Return the validation metric; torch's generator is restored afterwards."""
-        if self.config.task == "selfsup":
-            pairs = open_pairs(self.model, val_data, self.config)
-            return -held_out_loss(self.wrapped_objective, pairs, seed=self.config.seed)
+        if self.config.task not in SCORES or self.config.task == "selfsup":
+            batches = open_batches(self.model, val_data, self.config, progress=False)
+            return -held_out_loss(self.wrapped_objective, batches, seed=self.config.seed)
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
             return float(evaluate(self.model, val_data, self.config.data_config)[SCORES[self.config.task]])
