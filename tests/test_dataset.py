@@ -284,7 +284,7 @@ def test_arrays_are_pickled_with_their_pixels_and_may_be_read_only(in_memory):
     assert (copy[0].video == 90).all()
 
 
-@pytest.mark.skipif(not (SHARED / "hostile").exists(), reason="needs the hostile files of ../shared/data")
+@pytest.mark.shared_data("hostile")
 def test_hostile_files_are_read_or_listed_but_never_stop_a_skipping_loader():
     paths = sorted(path for path in (SHARED / "hostile").iterdir() if path.suffix != ".csv" and "huge" not in path.name)
     data = VideoDataset(tuple(Record(path) for path in paths))

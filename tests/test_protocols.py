@@ -18,7 +18,7 @@ from clipvid.features.embed import require_all_videos
 from clipvid.registry import PROTOCOLS
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
-needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
+needs_real = pytest.mark.shared_data("annotations")
 
 COUNTS = {  # protocol, split -> number of videos, captions and classes
     ("msrvtt-1ka", "test"): (1000, 1000, 0),

@@ -16,7 +16,7 @@ from clipvid.registry import PROTOCOLS, READERS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MSRVTT = SHARED / "annotations" / "msrvtt"
-needs_msrvtt = pytest.mark.skipif(not MSRVTT.exists(), reason="needs the MSR-VTT annotations of ../shared/data")
+needs_msrvtt = pytest.mark.shared_data("annotations", "msrvtt")
 
 
 def touch(folder, *names):
@@ -491,7 +491,7 @@ def test_the_published_train_lists_are_read_and_videos_counted_missing():
         open_dataset("msrvtt-1ka", MSRVTT)
 
 
-@pytest.mark.skipif(not (SHARED / "videos").exists(), reason="needs the clips of ../shared/data")
+@pytest.mark.shared_data("videos")
 def test_the_real_clips_open_as_a_table_and_as_a_folder():
     data = open_dataset("csv", SHARED / "videos")
     assert (len(data), data.n_captions, data.name) == (39, 39, "videos")
