@@ -21,13 +21,14 @@ from clipvid.evaluation.compare import summarize
 from clipvid.evaluation.html_report import write_report
 from clipvid.evaluation.metrics import best_items, ranking_metrics, recognition_metrics, retrieval_metrics
 from clipvid.evaluation.recognition import base_to_novel, evaluate_recognition, evaluate_zero_shot
-from clipvid.evaluation.results import read_result
+from clipvid.evaluation.results import data_hash, read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval, queries
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import trained_data_config
 from clipvid.features.memory import encode_dataset
 from clipvid.models.backbone import text
 from clipvid.models.factory import create_model
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=8, precision="32-true")
 
@@ -49,6 +50,29 @@ def broken(data, tmp_path) -> VideoDataset:
     (tmp_path / "broken.mp4").write_bytes(b"")
     records = (replace(data[0], path=tmp_path / "broken.mp4"), *data.records[1:])
     return replace(data, records=records, protocol_spec=ProtocolSpec(videos=20))
+
+
+def in_memory(data, **changes):
+    """Return the data set of the decoded frames of `data`."""
+    options = {"captions": [r.captions for r in data], "labels": [r.label for r in data], "classes": data.classes}
+    return VideoDataset.from_arrays([read(record.path) for record in data], **options | changes)
+
+
+def test_arrays_are_scored_like_the_files_that_they_were_decoded_from(model, data, tmp_path):
+    arrays = in_memory(data)
+    for score in (evaluate_retrieval, evaluate_zero_shot):
+        assert score(model, arrays, DATA_CONFIG).metrics.to_dict() == score(model, data, DATA_CONFIG).metrics.to_dict()
+    page = write_report(evaluate_retrieval(model, arrays, DATA_CONFIG, best=2), tmp_path / "report.html").read_text()
+    strips = write_report(evaluate_retrieval(model, data, DATA_CONFIG, best=2), tmp_path / "files.html").read_text()
+    assert re.findall('base64,([^"]+)', page) == re.findall('base64,([^"]+)', strips)
+    assert re.search(r"right: clip \d+<", page)
+
+
+def test_results_on_other_pixels_are_results_on_other_data(data):
+    few = data.subset(range(2))
+    swapped = VideoDataset.from_arrays([read(record.path) for record in reversed(few.records)], [["a"], ["b"]])
+    assert data_hash(in_memory(few)) == data_hash(in_memory(few)) != data_hash(few)
+    assert data_hash(in_memory(few, captions=[["a"], ["b"]], labels=None, classes=())) != data_hash(swapped)
 
 
 def test_a_gallery_smaller_than_the_protocols_is_refused(model, broken):

@@ -26,6 +26,7 @@ from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import attach, create_model
 from clipvid.runtime.files import write_tensors
 from clipvid.training.loop import train
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 HALF = replace(DATA_CONFIG, precision="bf16-mixed")
@@ -57,6 +58,22 @@ def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
         assert torch.equal(embed_videos(model, store).video, live.video)
     assert len(files(tmp_path)) == 3
     assert list(store.data) == list(data)
+
+
+def test_arrays_are_cached_under_their_pixels(model, data, tmp_path):
+    few, config = data.subset(range(4)), replace(DATA_CONFIG, batch_size=2)
+    clips = [read(record.path) for record in few]
+    live, cache = embed_videos(model, few, config), TapCache(tmp_path)
+    assert torch.equal(
+        embed_videos(model, cache.store(model, VideoDataset.from_arrays(clips), config)).video, live.video
+    )
+    before = files(tmp_path)
+    again = VideoDataset.from_arrays([clips[3].clone(), *clips[:3]], names=["w", "x", "y", "z"])
+    assert cache.needs(model, again, config) == 0
+    assert torch.equal(embed_videos(model, cache.store(model, again, config)).video, live.video[[3, 0, 1, 2]])
+    assert files(tmp_path) == before
+    clips[0] = clips[0].flip(0)
+    assert cache.needs(model, VideoDataset.from_arrays(clips), config) > 0
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
