@@ -61,7 +61,7 @@ class ArrayClip:
         indices = [int(index) for index in choose(len(self.frames))]
         pictures: dict[int, Tensor] = {}
         for index in sorted(set(indices)):
-            # A copy is writable and stored pixel by pixel, as decoders store frames, so it is resized to the same bits.
+            # A copy is writable, as torch expects, and stored pixel by pixel, as decoders store frames.
             picture = torch.from_numpy(np.array(self.frames[index], order="C")).permute(2, 0, 1)  # (3, H, W)
             pictures[index] = picture if fit is None else fit(picture)
         return stacked(pictures, indices, path=name, backend="array")

@@ -80,7 +80,8 @@ class VideoIndex(IndexTable):
     ) -> VideoIndex:
         """Embed files, the files below folders, the matches of patterns, or the clips of a data set; return an index.
 
-        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones. `data_config` is how
+        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones; the arrays of a data set
+        are indexed under their names. `data_config` is how
         they are read, by default as in the model's training; unreadable files are then listed in `skipped`, while a
         given data config decides by its `unreadable`. With `save_to`, the index is saved at the end, also when the
         build is interrupted or fails: to continue, `load` it and call `add(..., existing="skip")`.
