@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 
@@ -36,6 +37,40 @@ def test_repr_counts_instead_of_listing():
         tuple(Record(Path(f"{n}.mp4"), ("x", "y"), label=0) for n in range(1000)), ("run",), name="many"
     )
     assert repr(data) == "VideoDataset('many': 1000 videos, 2000 captions, 1 class)"
+
+
+def test_a_table_has_a_row_per_caption_and_reads_back(tmp_path):
+    clips = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for clip in clips:
+        clip.touch()
+    records = (
+        Record(clips[0], ("a, b", 'say "hi"'), 1, start=0.5, end=2.25),
+        Record(clips[0], ("a",), 0, start=2.25),
+        Record(clips[2], ("null", "null"), 1),
+    )
+    data = VideoDataset(records, ("x", "y"))
+    frame = data.to_frame()
+    assert frame.columns.tolist() == ["path", "caption", "label", "start", "end"]
+    assert frame["caption"].tolist() == ["a, b", 'say "hi"', "a", "null", "null"]
+    assert frame["label"].tolist() == ["y", "y", "x", "y", "y"]
+    frame.to_csv(tmp_path / "clips.csv", index=False)
+    again = open_dataset("csv", tmp_path / "clips.csv")
+    assert (again.records, again.classes) == (data.records, data.classes)
+    bare = VideoDataset((Record(clips[0]), Record(clips[1], label=0)), ("x",)).to_frame()
+    assert bare.columns.tolist() == ["path", "label"]
+    assert bare["path"].tolist() == [str(clips[0]), str(clips[1])]
+    assert bare["label"].isna().tolist() == [True, False]
+
+
+def test_a_notebook_shows_the_first_records_escaped():
+    records = [Record(Path(f"{i}.mp4"), ("<b>bold</b>", "x" * 500), 0) for i in range(30)]
+    page = VideoDataset(tuple(records), ("<i>",))._repr_html_()
+    assert page.count("<tr>") == 11
+    assert "and 20 more" in page
+    assert "&lt;b&gt;bold" in page
+    assert "<b>bold" not in page
+    assert "<i>" not in page
+    assert len(page) < 5000
 
 
 def test_split_balances_classes_keeps_files_together_and_preserves_order():

@@ -23,6 +23,7 @@ from clipvid.data.record import ProtocolSpec as ProtocolSpec
 from clipvid.data.record import Record as Record
 from clipvid.data.split_files import validation_paths
 from clipvid.errors import DataError
+from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:
@@ -153,6 +154,26 @@ class VideoDataset:
         if self.missing:
             parts.append(f"{len(self.missing)} missing")
         return f"VideoDataset({self.name!r}: {', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        records = self.records[:10]
+        labels = ["" if r.label is None else self.classes[r.label] for r in records]
+        rows = [[str(r.path), " | ".join(r.captions), label] for r, label in zip(records, labels, strict=True)]
+        return html_table(repr(self), ["path", "captions", "label"], rows, total=len(self))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per caption, and one per clip without captions: path, caption, label (its name), start, end.
+
+        A column without any value is left out. Rows of one clip follow each other, in the order of the records.
+        """
+        import pandas as pd
+
+        rows = []
+        for r in self.records:
+            label = None if r.label is None else self.classes[r.label]
+            rows += [(str(r.path), caption, label, r.start, r.end) for caption in r.captions or (None,)]
+        frame = pd.DataFrame(rows, columns=["path", "caption", "label", "start", "end"])
+        return frame.astype({"start": float, "end": float}).dropna(axis="columns", how="all") if rows else frame
 
     @property
     def n_files(self) -> int:

@@ -15,6 +15,8 @@ LATEX = {
 }  # fmt: skip
 """LaTeX's special characters and how each is written in text."""
 
+CELL = 200
+"""Number of characters of the longest cell in HTML."""
 Rows = Sequence[Sequence[str]]
 
 
@@ -40,14 +42,20 @@ def latex_text(text: str) -> str:
 def html_table(title: str, header: Sequence[str], rows: Rows, *, limit: int = 20, total: int | None = None) -> str:
     """Return an HTML table below a title, with at most `limit` rows and a last line that counts the others.
 
+    Cells are cut to `CELL` characters, a title to five times as many.
     `total` is the number of rows if `rows` are only the first of them.
     """
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[:limit])
+    head = "".join(f"<th>{_html(cell)}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>" for row in rows[:limit])
     left = (len(rows) if total is None else total) - min(len(rows), limit)
     more = f"<p>and {left} more</p>" if left else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div><p><b>{escape(title)}</b></p>{table}{more}</div>"
+    return f"<div><p><b>{_html(title, longest=5 * CELL)}</b></p>{table}{more}</div>"
+
+
+def _html(text: str, *, longest: int = CELL) -> str:
+    """Return text for HTML: cut to a number of characters, then escaped."""
+    return escape(text if len(text) <= longest else f"{text[: longest - 1]}…")
 
 
 def _markdown(cell: str) -> str:
