@@ -234,6 +234,13 @@ def test_base_to_novel_classifies_each_half_among_the_names_of_that_half(model, 
     first, second = evaluation.base["top-1"], evaluation.novel["top-1"]
     assert evaluation.harmonic_mean == pytest.approx(2 / (1 / first + 1 / second) if first and second else 0)
     assert "harmonic mean" in str(evaluation)
+    frame = evaluation.to_frame()
+    assert frame.loc[frame.metric == "top-1", ["classes", "value"]].values.tolist() == [
+        ["base", first],
+        ["novel", second],
+    ]
+    assert repr(evaluation).startswith(f"BaseToNovel(top-1: base {first:.1f}, novel {second:.1f}, harmonic mean")
+    assert evaluation._repr_html_().count("<table>") == 2
 
 
 def test_recognition_is_reported_class_by_class(model, data):

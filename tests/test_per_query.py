@@ -120,11 +120,11 @@ def test_parts_of_files_are_told_apart_by_their_times():
 def test_scores_of_reranked_pairs_are_those_of_the_token_wise_similarity(data):
     torch.manual_seed(0)
     model = create_model("clipvid-mini", branch="mean", similarity="mug_simple").eval()
-    every, some = (evaluate_retrieval(model, data, DATA_CONFIG, rerank=rerank) for rerank in (None, 12))
+    full, reranked = (evaluate_retrieval(model, data, DATA_CONFIG, rerank=rerank) for rerank in (None, 12))
     for direction in ("t2v", "v2t"):
-        expected = every.per_query(direction)
+        expected = full.per_query(direction)
         for column in ("score", "retrieved_score"):  # which of two nearly equal scores is first, rounding decides
-            assert some.per_query(direction)[column].tolist() == pytest.approx(expected[column].tolist(), abs=1e-5)
+            assert reranked.per_query(direction)[column].tolist() == pytest.approx(expected[column].tolist(), abs=1e-5)
         assert expected["score"].abs().max() <= 1
 
 

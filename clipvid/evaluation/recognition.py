@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -32,8 +34,11 @@ from clipvid.models.heads import prompts as fill_templates
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import evaluating
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class BaseToNovel:
     """Recognition of classes that were learned and of classes that were not."""
 
@@ -45,6 +50,20 @@ class BaseToNovel:
         """Harmonic mean of both top-1 accuracies in percent; 0 if either is 0."""
         base, novel = self.base["top-1"], self.novel["top-1"]
         return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return both groups' `EvaluationResult.to_frame`, told apart by the column classes ("base" or "novel")."""
+        import pandas as pd
+
+        frame = pd.concat({"base": self.base.to_frame(), "novel": self.novel.to_frame()}, names=["classes"])
+        return frame.reset_index(level="classes").reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        base, novel = self.base["top-1"], self.novel["top-1"]
+        return f"BaseToNovel(top-1: base {base:.1f}, novel {novel:.1f}, harmonic mean {self.harmonic_mean:.1f})"
+
+    def _repr_html_(self) -> str:
+        return f"<div>{self.base._repr_html_()}{self.novel._repr_html_()}<p>{escape(repr(self))}</p></div>"
 
     def __str__(self) -> str:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"

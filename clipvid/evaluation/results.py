@@ -32,7 +32,7 @@ from clipvid.runtime.version import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipvid.plots import Figure
+    from clipvid.plots import Picture
 
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 
@@ -146,8 +146,8 @@ class EvaluationResult(Generic[Metrics]):
             raise ValueError("this result has no scores per query; get one from evaluate_retrieval or a like function")
         return self.queries.frame(direction)
 
-    def plot(self) -> Figure:
-        """Return a figure: the confusion matrix of recognition, or recall at every K in both directions."""
+    def plot(self) -> Picture:
+        """Return a matplotlib figure: the confusion matrix of recognition, or recall at every K in both directions."""
         from clipvid import plots
 
         title = f"{self.metadata.model['base']}, {self.metadata.model['branch']}: {self.metadata.data}"

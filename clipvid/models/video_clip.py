@@ -24,6 +24,7 @@ from clipvid.models.backbone.open_clip import Tokenizer
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.branches.base import Branch
+from clipvid.models.display import ShortRepr
 from clipvid.models.encoder import Encoder
 from clipvid.models.heads import Classifier, TextClassifier, prompts, similarity_head
 from clipvid.models.inputs import VideoInput
@@ -31,7 +32,7 @@ from clipvid.models.predictions import Predictions, predict
 from clipvid.nn.pooling import mean_over_frames
 
 
-class VideoCLIP(Encoder):
+class VideoCLIP(ShortRepr, Encoder):
     """A video model made of a frozen base model and a branch that trains.
 
     `head` is an optional classifier. `similarity_name` is the similarity used for retrieval: "mean" (cosine of the mean
@@ -158,10 +159,9 @@ class VideoCLIP(Encoder):
 
     def describe(self) -> dict[str, Any]:
         """Return the model's description as plain data for results."""
-        base = self.backbone.base
         return {
-            "base": base.name or "an object given by the caller",
-            "pretrained": base.pretrained,
+            "base": self.backbone.base.name or "an object given by the caller",
+            "pretrained": self.backbone.base.pretrained,
             "base_fingerprint": self.backbone.fingerprint,
             "fingerprint": self.fingerprint,
             "branch": self.branch.options.preset(),

@@ -20,11 +20,11 @@ except ImportError as error:
 
 from clipvid.plots.charts import Trade, confusion_matrix, recall_curve, trade_off, training_curve
 from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid
-from clipvid.plots.style import Figure as Figure
-from clipvid.plots.style import save
+from clipvid.plots.style import Picture, save
 
 __all__ = [
     "Hit",
+    "Picture",
     "RetrievalRow",
     "Trade",
     "confusion_matrix",

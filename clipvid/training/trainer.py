@@ -41,6 +41,7 @@ from clipvid.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from clipvid.training.history import HistoryTables
 from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
 from clipvid.training.objectives import held_out_loss, make_objective
@@ -49,8 +50,8 @@ from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(HistoryTables):
     """The outcome of training. `history` has one entry per epoch: epoch, loss, lr and, where validated, score.
 
     `unreadable` lists the clips that were left out: of the training data, and of cached validation data too.
