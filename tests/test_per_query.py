@@ -123,7 +123,7 @@ def test_scores_of_reranked_pairs_are_those_of_the_token_wise_similarity(data):
     full, reranked = (evaluate_retrieval(model, data, DATA_CONFIG, rerank=rerank) for rerank in (None, 12))
     for direction in ("t2v", "v2t"):
         expected = full.per_query(direction)
-        for column in ("score", "retrieved_score"):  # which of two nearly equal scores is first, rounding decides
+        for column in ("score", "retrieved_score"):  # rounding decides which of two nearly equal scores is first
             assert reranked.per_query(direction)[column].tolist() == pytest.approx(expected[column].tolist(), abs=1e-5)
         assert expected["score"].abs().max() <= 1
 
