@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipvid.evaluation.recognition import evaluate_recognition as evaluate_recognition
     from clipvid.evaluation.recognition import evaluate_zero_shot as evaluate_zero_shot
     from clipvid.evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
+    from clipvid.models.backbone.open_clip import list_models as list_models
     from clipvid.models.backbone.taps import Taps as Taps
     from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
     from clipvid.models.factory import attach as attach
@@ -38,6 +39,7 @@ _MODULES = {
     "create_model": "clipvid.models.factory",
     "attach": "clipvid.models.factory",
     "load": "clipvid.models.factory",
+    "list_models": "clipvid.models.backbone.open_clip",
     "VideoCLIP": "clipvid.models.video_clip",
     "load_stan_checkpoint": "clipvid.models.convert_stan",
     "Taps": "clipvid.models.backbone.taps",
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "create_model",
     "attach",
     "load",
+    "list_models",
     "VideoCLIP",
     "load_stan_checkpoint",
     "Taps",

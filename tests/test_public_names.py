@@ -16,7 +16,7 @@ import clipvid
 PACKAGE = Path(clipvid.__file__).parent
 PUBLIC = [
     "VideoCLIP", "VideoDataset", "VideoIndex", "Taps", "TrainConfig", "DataConfig",
-    "create_model", "attach", "load", "load_stan_checkpoint",
+    "create_model", "attach", "load", "list_models", "load_stan_checkpoint",
     "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "evaluate_zero_shot",
 ]  # fmt: skip
 

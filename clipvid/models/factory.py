@@ -24,6 +24,7 @@ def attach(
     clip: nn.Module | Backbone,
     branch: str | BranchOptions = "stan",
     *,
+    branch_kwargs: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
     depth: int | None = None,
     mixer: str | None = None,
@@ -34,17 +35,32 @@ def attach(
     """Turn an open_clip model in memory into a video model.
 
     The model is frozen in place, not copied. The result is in eval mode, as open_clip's models are; `train` switches to
-    train mode itself. `branch` is a preset (a name of `list_branches()`: stan, mean, posterior, divided,
-    ...) or an options object; `depth`, `mixer` and `options` change single fields of it. `similarity` is the one used
-    for retrieval: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
+    train mode itself. `branch` is a preset (a name of `list_branches()`: stan, mean, posterior, divided, ...) or an
+    options object, and `branch_kwargs` changes single fields of it: {"depth": 4, "mixer": "conv"}.
+    `similarity` is the one used for retrieval: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
+    `depth`, `mixer` and `options` are the earlier way to set `branch_kwargs`.
 
-    Raises ValueError for unknown names, BackboneError for a model whose tower cannot be tapped.
+    Raises ValueError for unknown names and options, BackboneError for a model whose tower cannot be tapped.
     """
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
-    changes = dict(options or {})
-    changes |= {name: value for name, value in (("depth", depth), ("mixer", mixer)) if value is not None}
+    changes = _branch_kwargs(branch_kwargs, options=options, depth=depth, mixer=mixer)
     model = VideoCLIP(backbone, build(backbone, choose(branch, changes)), similarity=similarity)
     return model.eval()
+
+
+def _branch_kwargs(
+    branch_kwargs: Mapping[str, Any] | None, *, options: Mapping[str, Any] | None, **named: Any
+) -> dict[str, Any]:
+    """Return the changed fields of a branch's options; raise ValueError for one that is given twice."""
+    given = [
+        dict(branch_kwargs or {}),
+        dict(options or {}),
+        {name: value for name, value in named.items() if value is not None},
+    ]
+    names = [name for part in given for name in part]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"branch_kwargs must set each option once, got {twice[0]} twice; leave out the other keyword")
+    return given[0] | given[1] | given[2]
 
 
 def create_model(
@@ -52,6 +68,7 @@ def create_model(
     pretrained: str | None = None,
     *,
     branch: str | BranchOptions = "stan",
+    branch_kwargs: Mapping[str, Any] | None = None,
     depth: int | None = None,
     mixer: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -61,11 +78,12 @@ def create_model(
     """Load any open_clip model and attach a branch to it; the result is in eval mode.
 
     `name` is a model of open_clip ("ViT-B-32", with `pretrained` a tag or the path of a checkpoint), an `hf-hub:` tag,
-    a `local-dir:` folder, or "clipvid-mini", the small model shipped with the package.
+    a `local-dir:` folder, or "clipvid-mini", the small model shipped with the package. The other arguments are those of
+    `attach`: `branch_kwargs` changes single options of `branch`.
     """
     clip, tokenizer, base = load_clip(name, pretrained, device=device)
-    chosen: dict[str, Any] = {"depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    return attach(clip, branch, tokenizer=tokenizer, base=base, **chosen)
+    chosen: dict[str, Any] = {"branch_kwargs": branch_kwargs, "depth": depth, "mixer": mixer, "options": options}
+    return attach(clip, branch, tokenizer=tokenizer, base=base, similarity=similarity, **chosen)
 
 
 def load(
