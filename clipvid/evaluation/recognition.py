@@ -78,27 +78,22 @@ def check_recognition(
 ) -> None:
     """Raise the ValueError or DataError of `evaluate_recognition`, or of `evaluate_zero_shot`, before decoding."""
     dataset = dataset_of(data)
-    names = dataset.classes if classes is None else _one_name_per_class(classes, dataset)
-    if by_class_name and len(names) < 2:
-        raise DataError(
-            f"{dataset.name} has no class names; zero-shot recognition needs two or more, pass them as classes"
-        )
-    _check_labels(dataset, (dataset.classes or names) if by_class_name else _classifier(model).classes)
+    if by_class_name and len(dataset.classes) < 2:
+        raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
+    if classes is not None:
+        _check_class_names(classes, dataset)
+    _check_labels(dataset, dataset.classes if by_class_name else _classifier(model).classes)
 
 
-def _one_name_per_class(classes: Sequence[str], data: VideoDataset) -> tuple[str, ...]:
-    """Return the class names of the caller; raise ValueError unless there is one for each class of the data."""
+def _check_class_names(classes: Sequence[str], data: VideoDataset) -> None:
+    """Raise ValueError unless there is one class name for each class of the data."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"classes must be a list of class names, got {classes!r}; pass one per class of the data")
-    highest = max((record.label for record in data if record.label is not None), default=-1)
-    needed = len(data.classes) or highest + 1
-    if len(set(classes)) != len(classes) or (len(classes) != needed if data.classes else len(classes) < needed):
-        count = f"{needed}" if data.classes else f"at least {needed}"
+    if len(set(classes)) != len(classes) or len(classes) != len(data.classes):
         raise ValueError(
-            f"classes must be {count} different names, one per class of {data.name} in its order, got {len(classes)}"
-            + (f"; its classes are {_abbreviated(data.classes)}" if data.classes else "; its labels index the names")
+            f"classes must be {len(data.classes)} different names, one per class of {data.name} in its order, got "
+            f"{len(classes)}; its classes are {_abbreviated(data.classes)}"
         )
-    return tuple(classes)
 
 
 def _classifier(model: VideoCLIP) -> Classifier:
@@ -158,13 +153,12 @@ def evaluate_zero_shot(
     """Classify videos without training: predict the class whose name, put into `templates`, is nearest to the video.
 
     `classes` are other names to compare with, one per class of the data and in its order ("playing guitar" for
-    "PlayingGuitar"); the result lists the data's own. They are needed for data whose labels have no names. Raises
-    ValueError for another number of names.
+    "PlayingGuitar"); the result lists the data's own. Raises ValueError for another number of names.
     """
     check_recognition(model, data, by_class_name=True, classes=classes)
     precision = resolve_data_config(model, data, data_config).precision
     listed = dataset_of(data).classes
-    head = _named_classes(model, classes or listed, templates, precision=precision, listed=listed or classes)
+    head = _named_classes(model, listed if classes is None else classes, templates, precision=precision, listed=listed)
     return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)
 
 
@@ -174,7 +168,7 @@ def _named_classes(
     templates: Sequence[str],
     *,
     precision: str,
-    listed: Sequence[str] | None,
+    listed: Sequence[str],
 ) -> TextClassifier:
     """Return `model.text_classifier` of these classes, with texts embedded at `precision`, as the videos are.
 
@@ -182,7 +176,7 @@ def _named_classes(
     """
     texts = [text for class_prompts in fill_templates(classes, templates) for text in class_prompts]
     means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
-    return TextClassifier(means, listed or classes, scale=model.backbone.logit_scale).to(model.device)
+    return TextClassifier(means, listed, scale=model.backbone.logit_scale).to(model.device)
 
 
 def base_to_novel(

@@ -195,12 +195,12 @@ class Encoder(nn.Module):
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
     def encode_image(self, images: Any, *, normalize: bool = False) -> Float[Tensor, "b e"]:
-        """Embed still images by the base model alone, without the branch: equal to open_clip's `encode_image`.
+        """Embed still images by the base model alone, without the branch, as open_clip's `encode_image` does.
 
         `images` is a Pillow image, the path of a picture, an array (H, W, 3) or (3, H, W), uint8 of any size or
         preprocessed float, an array of several with B in front, or a list of these. Raises ValueError for others.
         """
-        clips = images_as_clips(images, self._tower_transform)
+        clips = images_as_clips(images, self._tower_transform, self.preprocess)
         video, _ = self._prepared(clips, None, self._tower_transform)
         embedding = self.backbone(video, levels=()).frames[:, 0]
         return F.normalize(embedding, dim=-1) if normalize else embedding

@@ -7,12 +7,12 @@ as a DataConfig says and fitted as for training. Knows nothing of branches, head
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
@@ -88,8 +88,10 @@ def features(
         yield model.reads(clips, mask=padding)
 
 
-def images_as_clips(images: object, transform: VideoTransform) -> Tensor:
-    """Return images as clips (B, 1, 3, S, S) of one frame each: uint8 ones fitted, preprocessed floats as they are.
+def images_as_clips(
+    images: object, transform: VideoTransform, preprocess: Callable[[Any], Tensor]
+) -> Float[Tensor, "b 1 3 h w"]:
+    """Return images as preprocessed clips of one frame each, by `preprocess` for Pillow images, else by `transform`.
 
     Takes a Pillow image, the path of a picture, an array (H, W, 3) or (3, H, W), an array of several with B in front,
     or a list of these. Raises ValueError for other inputs, and VideoError for a picture that cannot be read.
@@ -99,11 +101,14 @@ def images_as_clips(images: object, transform: VideoTransform) -> Tensor:
         raise ValueError("images must hold at least one image, got an empty list; give one image or more")
     clips = []
     for item in items:
+        if hasattr(item, "convert"):  # a Pillow image
+            clips.append(preprocess(item)[None, None])
+            continue
         clip = as_clips(_image_array(item))[0][:, None]  # (B, 1, 3, H, W)
         check_preprocessed(clip)
-        clips.append(clip if clip.is_floating_point() else transform.fit(clip))
-    if len({(clip.shape[1:], clip.dtype) for clip in clips}) > 1:
-        raise ValueError("images must be all uint8 (any size) or all preprocessed floats of one size, got a mixture")
+        clips.append(clip if clip.is_floating_point() else transform(clip))
+    if len({clip.shape[2:] for clip in clips}) > 1:
+        raise ValueError("images must have one size if they are preprocessed floats; give uint8 for any size")
     return torch.cat(clips)
 
 
@@ -116,8 +121,6 @@ def _image_array(image: Any) -> Any:
                 f"{os.fspath(image)!r}; embed videos with encode_video"
             )
         return read(os.fspath(image))
-    if hasattr(image, "convert"):  # a Pillow image
-        return np.asarray(image.convert("RGB"))[None]
     ndim = getattr(image, "ndim", 0)
     if ndim not in (3, 4):
         kind = f"shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__

@@ -154,7 +154,7 @@ def as_clips(video: object) -> Tensor:
 def _tensor(array: object) -> Tensor:
     """Return an array as a tensor of uint8 or floats, sharing its memory where torch can."""
     if not isinstance(array, Tensor):
-        if not isinstance(array, np.ndarray) and not hasattr(array, "__array__"):
+        if not hasattr(array, "__array__") and not hasattr(array, "__array_interface__"):  # Pillow has the second
             advice = "give files and arrays separately" if is_source(array) else "convert it with numpy.asarray"
             raise ValueError(
                 "video must be an array or a file (path, bytes, binary file object), or a list of either, got "
