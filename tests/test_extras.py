@@ -89,7 +89,7 @@ def test_training_works_without_tensorboard_and_matplotlib(model, clips, tmp_pat
 def test_plots_name_their_extra(monkeypatch):
     hide(monkeypatch, "matplotlib")
     for name in [name for name in sys.modules if re.match(r"clipvid\.plots\b", name)]:
-        monkeypatch.delitem(sys.modules, name)  # so that it is imported again; it is restored after the test
+        monkeypatch.delitem(sys.modules, name)  # it must be imported again; the loaded one returns after the test
     with pytest.raises(MissingExtraError, match=r"plots need matplotlib, .*pip install 'clipvid\[plots\]'"):
         importlib.import_module("clipvid.plots")
 
