@@ -76,16 +76,6 @@ def _entry_points_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _command_lines_read_once() -> Iterator[None]:
-    """Build the parser of each command once: jsonargparse reads the signatures and docstrings of all its options."""
-    from clipvid.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "_command", functools.cache(main._command))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _restored_rng() -> Iterator[None]:
     """Restore the random generators after a test, so that any order and any selection gives the same result."""

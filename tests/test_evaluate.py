@@ -335,9 +335,9 @@ def test_a_page_of_wrong_clips_shows_label_prediction_and_probabilities(model, d
 def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(data[0].path.parent)
-    data_config = ["--data_config.frames", "2"]
+    data_config = ["--data-config.frames", "2"]
     assert (
-        main(["eval", folder, "--task", "retrieval", *data_config, "--report", "page.html", "--report_queries", "3"])
+        main(["eval", folder, "--task", "retrieval", *data_config, "--report", "page.html", "--report-queries", "3"])
         == 0
     )
     assert "report: page.html" in capsys.readouterr().out
@@ -345,22 +345,21 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
     Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
         assert (
-            main(["eval", folder, "--zero_shot", "true", "--prompts", prompts, "--by_class", "true", *data_config]) == 0
+            main(["eval", folder, "--zero-shot", "--prompts", prompts, "--by-class", *data_config]) == 0
         )
         assert "taken for" in capsys.readouterr().out
     Path("bad.txt").write_text("a film")
     for words, reason in {
-        ("--zero_shot", "true", "--prompts", "bad.txt"): "'a film' has no {} for the class name",
+        ("--zero-shot", "--prompts", "bad.txt"): "'a film' has no {} for the class name",
         (
-            "--zero_shot",
-            "true",
+            "--zero-shot",
             "--prompts",
             "none",
         ): "unknown prompts 'none'; choose one of video, name",
-        ("--task", "retrieval", "--prompts", "name"): "give --zero_shot true, or leave them out",
-        ("--task", "retrieval", "--by_class", "true"): "only recognition has classes",
-        ("--zero_shot", "true", "--report", "x.html"): "report: only retrieval has this",
-        ("--task", "retrieval", "--report", "x.html", "--report_queries", "0"): "report_queries must be an integer >=",
+        ("--task", "retrieval", "--prompts", "name"): "give --zero-shot, or leave them out",
+        ("--task", "retrieval", "--by-class"): "only recognition has classes",
+        ("--zero-shot", "--report", "x.html"): "report: only retrieval has this",
+        ("--task", "retrieval", "--report", "x.html", "--report-queries", "0"): "report_queries must be an integer >=",
         ("--task", "retrieval", "--report", "."): ". is a folder, a file should go there",
     }.items():
         assert main(["eval", folder, *words, *data_config]) == 1
@@ -372,7 +371,7 @@ def test_few_shot_training_validates_on_the_remaining_videos(data, tmp_path, cap
     for i in range(6):
         (tmp_path / "set" / ("red" if i % 2 else "blue")).mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / ("red" if i % 2 else "blue") / f"{i}.mp4").write_bytes(data[i].path.read_bytes())
-    train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch_size", "2", "--data_config.frames", "2"]
+    train = ["train", "set", "--task", "recognition", "--epochs", "1", "--batch-size", "2", "--data-config.frames", "2"]
     assert main([*train, "--shots", "2", "--out", "run", "--branch", "mean", "--options", '{"hidden": 8}']) == 0
     assert "on 2 validation videos" in capsys.readouterr().out
     assert main([*train, "--shots", "3", "--out", "all", "--branch", "mean"]) == 1

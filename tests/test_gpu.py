@@ -256,10 +256,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(clips, tmp_path, monkeypatch):
 
 def test_the_command_line_trains_from_a_cache_and_evaluates(clips, tmp_path, capsys):
     data, run = str(clips[0].path.parent), str(tmp_path / "run")
-    model_options = ["--model", "clipvid-mini", "--depth", "1", "--data_config.frames", "4"]
-    train_options = ["--epochs", "1", "--batch_size", "4", "--cache", str(tmp_path / "taps"), "--out", run]
+    model_options = ["--model", "clipvid-mini", "--depth", "1", "--data-config.frames", "4"]
+    train_options = ["--epochs", "1", "--batch-size", "4", "--cache", str(tmp_path / "taps"), "--out", run]
     assert main(["train", data, "--device", "cuda", *model_options, *train_options]) == 0
-    assert main(["eval", data, "--device", "cuda", "--model", f"{run}/best", "--profile", "true"]) == 0
+    assert main(["eval", data, "--device", "cuda", "--model", f"{run}/best", "--profile"]) == 0
     assert "tower" in capsys.readouterr().out
     model = load(f"{run}/best", device="cuda")
     assert model.device.type == "cuda"

@@ -25,7 +25,7 @@ IMPORTERS = {
     "lightning_fabric": {"clipvid.training.loop"},
     "tensorboard": {"clipvid.training.loggers"},
     "matplotlib": {"clipvid.plots"},
-    "jsonargparse": {"clipvid.cli.main"},
+    "cyclopts": {"clipvid.cli"},
     "peft": {"clipvid.models.backbone.trainable"},
 }
 """Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""

@@ -216,7 +216,7 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
     monkeypatch.chdir(tmp_path)
     assert open_dataset("csv", table).n_captions == 12
-    options = ["--task", "retrieval", "--data_config.frames", "2", "--dual_softmax", "100"]
+    options = ["--task", "retrieval", "--data-config.frames", "2", "--dual-softmax", "100"]
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
     printed = capsys.readouterr().out
     assert "dual softmax, T=100" in printed

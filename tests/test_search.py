@@ -334,7 +334,7 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
 
 def test_damaged_indices_are_refused(index, model, tmp_path):
     folder = index.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
+    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index build VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
     metadata = json.loads((folder / METADATA).read_text())
     (folder / METADATA).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))

@@ -184,7 +184,7 @@ def test_the_cache_key_depends_on_data_config_model_and_kind(model, data, tmp_pa
 )
 def test_clips_cached_as_another_kind_or_mode_are_reported(model, data, tmp_path, kind, mode):
     TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
-    advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
+    advice = rf"to read those give --cache-kind {kind} --cache-mode {mode} \(in Python kind and mode\)$"
     if kind == "int8":  # a coarser kind is never recommended
         advice = "int8 is coarser, so they are encoded again$"
     message = (
@@ -224,14 +224,14 @@ def test_the_command_line_reports_another_kind_in_one_line(data, tmp_path, capsy
         str(data[0].path.parent),
         "--out",
         str(tmp_path / "e.safetensors"),
-        "--taps",
+        "--cache",
         str(tmp_path / "t"),
     ]
-    command += ["--data_config.precision", "32-true"]
-    assert main([*command, "--data_config.frames", "2", "--cache_kind", "int8"]) == 0
+    command += ["--data-config.precision", "32-true"]
+    assert main([*command, "--data-config.frames", "2", "--cache-kind", "int8"]) == 0
     capsys.readouterr()
     (tmp_path / "e.safetensors").write_text("an earlier file")
-    assert main([*command, "--data_config.frames", "2", "--overwrite", "true"]) == 0
+    assert main([*command, "--data-config.frames", "2", "--overwrite"]) == 0
     assert (tmp_path / "e.safetensors").stat().st_size > 12 * 128 * 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
     assert len(notes) == 1
@@ -342,26 +342,26 @@ def test_the_command_line_trains_from_a_cache_and_lists_verifies_and_prunes_it(d
         "recognition",
         "--epochs",
         "1",
-        "--batch_size",
+        "--batch-size",
         "2",
-        "--data_config.frames",
+        "--data-config.frames",
         "3",
         "--depth",
         "1",
     ]
-    options += ["--data_config.precision", "32-true"]
-    command = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
+    options += ["--data-config.precision", "32-true"]
+    command = ["train", str(data[0].path.parent), "--val-fraction", "0.3", "--cache", "taps", *options]
     assert main([*command, "--out", "a"]) == 0
     assert main([*command, "--out", "b"]) == 0
     scores = re.findall(r"top-1 [\d.]+", capsys.readouterr().out)
     assert len(scores) == 2
     assert scores[0] == scores[1]
-    assert main([*command, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
+    assert main([*command, "--out", "a", "--resume", "--cache-kind", "int8"]) == 1
     assert (
         "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, this run reads"
         in capsys.readouterr().err
     )
-    assert main([*command, "--out", "a", "--resume", "true"]) == 0
+    assert main([*command, "--out", "a", "--resume"]) == 0
     assert scores[0] in capsys.readouterr().out
     assert main(["cache", "ls", "taps"]) == 0
     assert "12 clips" in capsys.readouterr().out

@@ -334,7 +334,7 @@ def _closing_message(out: Path, seconds: dict[str, float]) -> str:
     return f"""Done in {seconds["total"]:.0f} s. Pictures are in {out / "plots"}, models in {out}/model-*.
 
 Now your own videos, with any open_clip model (its weights are downloaded once). For training, one sub-folder per class:
-  clipvid index my-videos --model ViT-B-32 --pretrained openai --out my-index
+  clipvid index build my-videos --model ViT-B-32 --pretrained openai --out my-index
   clipvid search my-index "a dog runs on the beach"
   clipvid train my-videos --task recognition --model ViT-B-32 --pretrained openai --out my-run
   clipvid eval my-test-videos --model my-run/best"""

@@ -38,7 +38,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     Settings that older indexes were saved without get the values that they had: flat, auto, one view.
     """
     if not (folder / METADATA).is_file():
-        raise CheckpointError(f"{folder} holds no index (no {METADATA}); clipvid index VIDEOS --out {folder} makes one")
+        raise CheckpointError(
+            f"{folder} holds no index (no {METADATA}); clipvid index build VIDEOS --out {folder} makes one"
+        )
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         version, expected = metadata["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}

@@ -76,7 +76,7 @@ def train(
     """
     config, hooks = config or TrainConfig(), Hooks(loss, optimizer, callbacks, logger)
     if cache is not None and config.cache_taps:
-        raise ValueError("cache stores taps on disk, and cache_taps true in memory; leave out one of them")
+        raise ValueError("cache stores taps on disk, and cache_taps in memory; leave out one of them")
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
