@@ -116,7 +116,7 @@ for words in {PAGES!r}:
 
 def test_the_list_of_commands_needs_no_parser():
     script = "import sys; sys.argv[1:] = ['--help']; from clipvid.cli.main import main; main()"
-    assert not loaded_by(script) & {"cyclopts", "yaml", "inspect", "dataclasses"} - loaded_by("import clipvid")
+    assert not loaded_by(script) & {"cyclopts", "yaml", "dataclasses"}
 
 
 @pytest.mark.parametrize("words", PAGES, ids=" ".join)
@@ -180,7 +180,7 @@ def test_names_listed_without_imports_equal_those_of_the_libraries():
 
     assert set(names.allowed("format")) == set(READERS)
     assert set(names.MIXERS) == set(MIXERS)
-    assert set(names.SIMILARITIES) == set(SIMILARITIES)
+    assert set(names.SIMILARITIES) == {"mean", *SIMILARITIES}
     assert names.INDEX_KINDS == KINDS
     assert set(names.CACHE_MODES) == set(MODES)
     assert set(names.BACKENDS) == set(BACKENDS)
@@ -188,7 +188,7 @@ def test_names_listed_without_imports_equal_those_of_the_libraries():
 
 def settings_of(*words: str) -> dict:
     """Return the settings of training that a command line gives."""
-    return commands.load("train").parse(words).bound.kwargs["settings"]
+    return commands.load("train").parse(words).bound.kwargs.get("settings", {})
 
 
 def test_options_are_typed_and_only_given_ones_are_passed():
@@ -316,7 +316,8 @@ def test_a_closed_pipe_ends_quietly_and_sigterm_gives_143(tmp_path):
     piped = subprocess.Popen([*program, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert piped.stdout is not None
     piped.stdout.close()
-    assert (piped.wait(timeout=60), piped.stderr.read() if piped.stderr else b"") == (141, b"")
+    piped.stdout = None
+    assert (piped.communicate(timeout=60)[1], piped.returncode) == (b"", 141)
     script = (
         "import os, signal, sys\nimport clipvid.features.maintenance as m\n"
         "m.parts_of = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -169,10 +169,15 @@ def named_data_config(model: Any, given: Mapping[str, Any], protocol_spec: Any =
     return changed(trained_data_config(model, protocol_spec or NO_PROTOCOL), given, "data_config.")
 
 
-def named_cache(options: CacheOptions) -> Any:
-    """Return the tap cache of the options; None without a folder, where its settings raise UsageError."""
+def check_cache(options: CacheOptions) -> None:
+    """Raise UsageError for settings of a cache without its folder."""
     if options.cache is None:
         refuse("nothing is cached without --cache", cache_kind=options.cache_kind, cache_mode=options.cache_mode)
+
+
+def named_cache(options: CacheOptions) -> Any:
+    """Return the tap cache of the options; None without a folder."""
+    if options.cache is None:
         return None
     from clipvid.features.tap_cache import TapCache
 

@@ -80,6 +80,7 @@ def evaluate(
         overwrite: replace existing files of out, report and profile.
     """
     arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
     _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
     sources = arguments.data_of(source)
     profile = arguments.profile_path(out, enabled=run.profile)
@@ -106,8 +107,9 @@ def evaluate(
             clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
             result = score(video_model, clips, resolved_config, progress=True, **extras)
         print_json(result.to_dict())
-        print(result)
-        if by_class:
+        if not json:
+            print(result)
+        if by_class and not json:
             print(result.class_table())
         _write_outputs(result, out, report, queries=report_queries)
 

@@ -8,6 +8,7 @@ commands are listed in clipvid.cli.commands.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -156,8 +157,12 @@ _MAIN_PROCESS = os.getpid()
 def _is_output_closed() -> bool:
     """Return True if the reader of standard output is gone, such as `head`; further output then goes nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if poll.poll(0):  # an error is reported without being asked for
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         return True
     return False

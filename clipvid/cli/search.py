@@ -59,6 +59,7 @@ def embed(
         data_config: other settings as in the model's training.
     """
     arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
     if not out.endswith(".safetensors"):
         raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
     profile_file = arguments.profile_path(out, enabled=run.profile)

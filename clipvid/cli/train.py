@@ -104,7 +104,8 @@ def info(
     summary = described.trainable_summary(frames)
     with arguments.json_printed(json) as print_json:
         print_json(asdict(summary))
-        print(summary, file=sys.stderr if json else sys.stdout)
+        if not json:
+            print(summary)
 
 
 def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
@@ -154,6 +155,7 @@ def train(
         resume: continue from the last checkpoint in out; more epochs than before change the remaining learning rates.
     """
     arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
     config = build_config(TrainConfig, settings)
     if config.task != "retrieval":
         arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
