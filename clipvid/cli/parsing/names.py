@@ -1,7 +1,8 @@
 """Names that options accept, listed without heavy imports, so that a wrong name is refused before torch is loaded.
 
-Contract: the name of an option in, the allowed values out. Tests compare the tables with those of the modules that
-implement the names. Knows nothing of parsing.
+Contract: the name of an option in, the allowed values out. Registered members come from their registries, plugins
+included where a name is unknown; tests compare the other tables with those of the modules that implement the names.
+Knows nothing of parsing.
 """
 
 from __future__ import annotations
@@ -9,15 +10,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from clipvid.config.data_config import AVERAGES, PRECISIONS
-from clipvid.data.formats.protocols import PROTOCOLS
-from clipvid.models.backbone.names import BRANCHES
+from clipvid.registry import BRANCHES, DECODERS, MIXERS, OBJECTIVES, PROTOCOLS, READERS, STORES, load_plugins
 from clipvid.video.sampling import SAMPLERS
 
-READERS = ("csv", "folder", "videos")
-MIXERS = ("attention", "conv", "conv_full", "rsa")
 SIMILARITIES = ("mean", "wti", "mug", "mug_simple")
-BACKENDS = ("pyav", "decord", "torchcodec")
-INDEX_KINDS = ("flat", "ivf", "hnsw")
 CACHE_KINDS = ("auto", "bf16", "fp16", "fp32", "int8")
 CACHE_MODES = ("taps", "first_layer")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -27,16 +23,17 @@ UNREADABLE = ("raise", "skip")
 def allowed(option: str) -> tuple[str, ...]:
     """Return the values that the option of this name accepts; empty for an option that takes any value."""
     names: dict[str, tuple[str, ...]] = {
-        "branch": BRANCHES,
-        "mixer": MIXERS,
+        "branch": tuple(BRANCHES),
+        "mixer": tuple(MIXERS),
+        "task": tuple(OBJECTIVES),
+        "store": tuple(STORES),
         "similarity": SIMILARITIES,
         "format": (*READERS, *PROTOCOLS),
         "sampler": tuple(SAMPLERS),
-        "backend": BACKENDS,
+        "backend": tuple(DECODERS),
         "average": AVERAGES,
         "precision": PRECISIONS,
         "unreadable": UNREADABLE,
-        "kind": INDEX_KINDS,
         "cache_kind": CACHE_KINDS,
         "cache_mode": CACHE_MODES,
         "device": DEVICES,
@@ -47,6 +44,9 @@ def allowed(option: str) -> tuple[str, ...]:
 def check(option: str, value: str) -> None:
     """Raise ValueError for a value that the option does not accept; the message starts with the constraint."""
     names = allowed(option)
+    if names and value not in names:
+        load_plugins()
+        names = allowed(option)
     if names and value not in names:
         raise ValueError(f"must be one of {', '.join(names)}, got {value!r}{suggestion(value, names)}")
 
