@@ -344,9 +344,7 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
     assert Path("page.html").read_text().count("<section>") == 3
     Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
-        assert (
-            main(["eval", folder, "--zero-shot", "--prompts", prompts, "--by-class", *data_config]) == 0
-        )
+        assert main(["eval", folder, "--zero-shot", "--prompts", prompts, "--by-class", *data_config]) == 0
         assert "taken for" in capsys.readouterr().out
     Path("bad.txt").write_text("a film")
     for words, reason in {

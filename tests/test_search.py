@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.search.hits import Hits
-from clipvid.search.index import METADATA, VECTORS, Hit, VideoIndex
+from clipvid.search.index import METADATA, STORE, Hit, VideoIndex
+from clipvid.search.stores.faiss import VECTORS
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
 
@@ -128,7 +130,9 @@ def test_many_queries_at_once_give_the_hits_of_each(index, monkeypatch):
     one_by_one = [index.search(text, k=3) for text in texts]
     calls, search = [], type(index._vectors).search
     monkeypatch.setattr(
-        type(index._vectors), "search", lambda self, queries, k: calls.append(len(queries)) or search(self, queries, k)
+        type(index._vectors),
+        "search",
+        lambda self, queries, *rest: calls.append(len(queries)) or search(self, queries, *rest),
     )
     together = index.search(texts, k=3)
     assert calls == [4]  # one pass over the index
@@ -338,13 +342,13 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
         VideoIndex.load(tmp_path, model)
     metadata = json.loads((folder / METADATA).read_text())
     (folder / METADATA).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
-    with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
+    with pytest.raises(CheckpointError, match="lists 2 videos in a flat index, and its store holds 4"):
         VideoIndex.load(folder, model)
     (folder / METADATA).write_text(json.dumps(metadata | {"format": 99}))
     with pytest.raises(CheckpointError, match="index format 99"):
         VideoIndex.load(folder, model)
     (folder / METADATA).write_text(json.dumps(metadata))
-    (folder / VECTORS).write_bytes((folder / VECTORS).read_bytes()[:20])
+    (folder / STORE / VECTORS).write_bytes((folder / STORE / VECTORS).read_bytes()[:20])
     with pytest.raises(CheckpointError, match="cannot be read"):
         VideoIndex.load(folder, model)
 
@@ -440,3 +444,33 @@ def test_an_index_of_several_views_holds_their_mean(model, library, tmp_path):
 
 def test_equal_hits_compare_equal():
     assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)
+
+
+def test_a_search_with_a_filter_compares_the_videos_that_pass_it(library):
+    paths = sorted(library.rglob("*.mp4"))
+    data = VideoDataset(tuple(Record(path, label=i % 2) for i, path in enumerate(paths)), ("even", "odd"))
+    index = VideoIndex.build(ColourModel(), data, FOUR, progress=False)
+    every = index.search("a red", k=9)
+    assert [hit.path for hit in index.search("a red", k=9, where='label = "odd"')] == [
+        hit.path for hit in every if paths.index(hit.path) % 2
+    ]
+    assert index.search("a red", where=f"path in ('{paths[1]}')")[0].path == paths[1]
+    with pytest.raises(ValueError, match="has 'odd' at character 9"):
+        index.search("a red", where="label = odd")
+
+
+def test_an_index_of_the_first_format_is_read(library, tmp_path):
+    model = ColourModel()
+    index = VideoIndex.build(model, library, FOUR, progress=False)
+    index.save(tmp_path / "new")
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "new" / STORE, old)
+    (old / "rows.json").unlink()
+    metadata = json.loads((tmp_path / "new" / METADATA).read_text())
+    del metadata["store"]
+    (old / METADATA).write_text(json.dumps(metadata | {"format": 1}))
+    loaded = VideoIndex.load(old, model)
+    assert loaded.search("a red") == index.search("a red")
+    loaded.save(old)  # in the current format
+    assert sorted(path.name for path in old.iterdir()) == [METADATA, STORE]
+    assert VideoIndex.load(old, model).search("a red") == index.search("a red")

@@ -53,7 +53,7 @@ def build_index(model, files, precision, **options):
 
 
 def rows(index):
-    return torch.from_numpy(index._vectors._index.reconstruct_n(0, len(index)))
+    return torch.from_numpy(index._vectors.get([str(path) for path in index.paths])[0])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -69,7 +69,7 @@ def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files,
 def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision, monkeypatch):
     index, queries = build_index(model, files, precision), []
     search = index._vectors.search
-    monkeypatch.setattr(index._vectors, "search", lambda query, k: queries.append(query) or search(query, k))
+    monkeypatch.setattr(index._vectors, "search", lambda query, *rest: queries.append(query) or search(query, *rest))
     index.search(SENTENCES[0])
     assert torch.equal(torch.from_numpy(queries[0]), embed_texts(model, [SENTENCES[0]], precision=precision))
     index.search_video(files[0])

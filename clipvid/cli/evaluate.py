@@ -219,7 +219,7 @@ def compare(
     format: Annotated[Literal["text", "markdown", "latex", "csv"], Parameter(group=OUTPUT)] = "text",
     json: Json = False,
 ) -> None:
-    """Print results side by side; two of them with the p-value of every difference (paired bootstrap over queries).
+    """Print results side by side, with the p-value of every difference from the first (paired bootstrap over queries).
 
     Examples:
         clipvid compare a.json b.json
@@ -235,15 +235,16 @@ def compare(
         raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
     if len(results) < 2:
         raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give those to compare")
-    from clipvid.cli.comparison import comparison_data, comparison_text
+    from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
-    read = {path: read_result(path) for path in results}
+    comparison = compare_results(*map(read_result, results), names=results, n=draws, seed=seed)
+    formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
     with arguments.json_printed(json) as print_json:
         if json:
-            print_json(comparison_data(read, draws=draws, seed=seed))
+            print_json(comparison.to_dict())
         else:
-            print(comparison_text(read, format, draws=draws, seed=seed))
+            print(formats.get(format, comparison.__str__)().rstrip("\n"))
 
 
 def summarize(results: Results, /) -> None:

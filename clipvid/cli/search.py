@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from clipvid.cli import arguments
+from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import (
     OUTPUT,
     RUN,
@@ -32,6 +33,7 @@ from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
 from clipvid.runtime.files import lock_folder, require_writable
 from clipvid.runtime.text import pluralize
+from clipvid.search.stores import FAISS_KINDS
 
 
 def embed(
@@ -116,7 +118,8 @@ def build_index(
     *,
     model: Model,
     frames: Annotated[int | None, Parameter(group=SEARCH)] = None,
-    kind: Annotated[str | None, named("kind"), Parameter(group=SEARCH)] = None,
+    store: Annotated[str, named("store"), Parameter(group=SEARCH)] = "faiss",
+    kind: Annotated[str | None, Parameter(group=SEARCH)] = None,
     precision: Annotated[str | None, named("precision"), Parameter(group=SEARCH)] = None,
     workers: Annotated[int, Parameter(group=SEARCH)] = 0,
     out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
@@ -132,8 +135,9 @@ def build_index(
         source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
             expanded.
         frames: frames per video; as in the model's training when left out.
-        kind: flat (when left out) compares a query with every video; ivf and hnsw are faster on hundreds of thousands
-            of videos, and may miss some.
+        store: where vectors are kept and compared: faiss, or a store of a plugin.
+        kind: kind of index in the store. flat (when left out) compares a query with every video; faiss's ivf and hnsw
+            are faster on hundreds of thousands of videos, and may miss some.
         precision: for videos and queries; auto, when left out, is bf16 if the hardware supports it.
         workers: processes that decode; 0 decodes in threads of this process.
         out: folder of the index.
@@ -141,11 +145,13 @@ def build_index(
     arguments.check_model(model.model, model.pretrained)
     if frames is not None and frames < 1:
         raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
+    if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
+        raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
     sources = arguments.sources_of(source)
     require_writable(out, folder=True)
     with lock_folder(out, outside=True):
         _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
-        settings = {"frames": frames, "kind": kind, "precision": precision}
+        settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
         index = _new_index(model, device=run.device, settings=settings)
         _fill(index, sources, out, workers=workers, profile=run.profile)
 
@@ -209,7 +215,9 @@ def _new_index(model: ModelOptions, *, device: str, settings: dict[str, Any]) ->
     video_model = arguments.named_model(model.model, model.pretrained, device=device, default_branch="mean")
     data_config = trained_data_config(video_model)
     changes = {name: settings[name] for name in ("frames", "precision") if settings[name] is not None}
-    index = VideoIndex(video_model, replace(data_config, **changes), kind=settings["kind"] or "flat")
+    index = VideoIndex(
+        video_model, replace(data_config, **changes), store=settings["store"], kind=settings["kind"] or "flat"
+    )
     index.note = arguments.model_note(model.model, model.pretrained)
     return index
 

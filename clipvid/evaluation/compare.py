@@ -63,6 +63,12 @@ class Comparison:
                 rows.append((metric.name, name, value, difference, low, high, p))
         return pd.DataFrame(rows, columns=["metric", "result", "value", "difference", "low", "high", "p"])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results and the rows of `to_frame` as plain data; None where a number does not apply."""
+        frame = self.to_frame()
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return {"results": dict(self._legend()), "metrics": rows}
+
     def to_csv(self) -> str:
         """Return the rows of `to_frame` as CSV."""
         return self.to_frame().to_csv(index=False)

@@ -15,7 +15,8 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32
+from numpy import ndarray
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
@@ -245,6 +246,14 @@ def require_all_videos(data: VideoDataset, n_videos: int) -> None:
         f"{data.name}: the protocol has {protocol_spec.videos} videos and {count}, so the metrics would be over an "
         f"easier gallery; {advice}, or allow it with allow_missing"
     )
+
+
+def unit_rows(embeddings: Float[Tensor, "rows e"], *, views: int = 1) -> Float32[ndarray, "b e"]:
+    """Return float32 rows of length 1, as stores expect them: each the mean of a video's normalised views."""
+    units = F.normalize(embeddings.detach().float(), dim=-1)
+    if views > 1:
+        units = F.normalize(units.unflatten(0, (-1, views)).mean(dim=1), dim=-1)  # (B, E)
+    return units.cpu().contiguous().numpy()
 
 
 def _open_source(

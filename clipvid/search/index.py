@@ -17,8 +17,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
@@ -26,16 +25,18 @@ from clipvid.config.data_config import DataConfig
 from clipvid.data.places import Places, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.features.embed import embed_batches, embed_frames, embed_texts, has_taps
+from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
-from clipvid.features.token_wise import match_all
+from clipvid.registry import STORES
 from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
+from clipvid.search.filters import Filter, parse
 from clipvid.search.hits import Hit, Hits, IndexTable
-from clipvid.search.storage import FORMAT, METADATA, READ_AS, VECTORS, check_replaceable, read_metadata
-from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
+from clipvid.search.rerank import reranked
+from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
+from clipvid.search.stores.base import Store
 from clipvid.search.videos import video_records
 
 EXISTING = ("error", "skip", "replace")
@@ -50,19 +51,30 @@ class VideoIndex(IndexTable):
     Args:
         data_config: how videos and queries are read, for all embeddings of the index; default: as in the model's
             training, listing unreadable files in `skipped`.
-        kind: flat compares a query with every video; ivf and hnsw are faster on very many videos and may miss some.
+        store: name of a registered store of vectors.
+        kind: kind of index in the store. flat compares a query with every video; faiss's ivf and hnsw are faster on
+            very many videos and may miss some.
     """
 
-    def __init__(self, model: VideoEncoder, data_config: DataConfig | None = None, *, kind: str = "flat") -> None:
-        self.kind = checked_kind(kind)
-        self.model = model
+    def __init__(
+        self,
+        model: VideoEncoder,
+        data_config: DataConfig | None = None,
+        *,
+        store: str = "faiss",
+        kind: str = "flat",
+    ) -> None:
+        self._new_store: type[Store] = STORES.lookup(store)
+        self._new_store.check(kind)
+        self.model, self.store, self.kind = model, store, kind
         self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
         self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
         self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []
         self._skipped: dict[Path, VideoError] = {}
-        self._vectors: Vectors | None = None  # made when the first embedding gives the width
+        self._vectors: Store | None = None  # made when the first embedding gives the width
         self._lock = SharedLock()  # guards the three attributes above, because they change together
+        self._changing = SharedLock()  # held by one change or one save at a time, which searches need not wait for
         # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
         resolve(self.data_config.precision, model.device)
         clip_dataset(model, VideoDataset(()), self.data_config)
@@ -74,6 +86,7 @@ class VideoIndex(IndexTable):
         videos: Places | VideoDataset,
         data_config: DataConfig | None = None,
         *,
+        store: str = "faiss",
         kind: str = "flat",
         progress: bool = True,
         save_to: str | Path | None = None,
@@ -81,12 +94,12 @@ class VideoIndex(IndexTable):
         """Embed files, the files below folders, the matches of patterns, or the clips of a data set; return an index.
 
         Below a folder, files with a video suffix or no suffix are indexed, except hidden ones; the arrays of a data set
-        are indexed under their names. `data_config` is how
-        they are read, by default as in the model's training; unreadable files are then listed in `skipped`, while a
-        given data config decides by its `unreadable`. With `save_to`, the index is saved at the end, also when the
-        build is interrupted or fails: to continue, `load` it and call `add(..., existing="skip")`.
+        are indexed under their names. `data_config` is how they are read, by default as in the model's training;
+        unreadable files are then listed in `skipped`, while a given data config decides by its `unreadable`.
+        With `save_to`, the index is saved at the end, also when the build is interrupted or fails: to continue, `load`
+        it and call `add(..., existing="skip")`.
         """
-        index = cls(model, data_config, kind=kind)
+        index = cls(model, data_config, store=store, kind=kind)
         with nullcontext() if save_to is None else index.saving_to(save_to):
             index.add(videos, progress=progress)
         return index
@@ -131,29 +144,34 @@ class VideoIndex(IndexTable):
         if existing == "skip":
             records = [record for record in records if record.path not in indexed]
         paths = [record.path for record in records]
-        if self._vectors is None or not self._vectors.trained:
-            check_enough(self.kind, len(indexed.union(paths)))  # before anything is embedded
-        data = VideoDataset(tuple(records))
+        self._new_store.check(self.kind, len(indexed.union(paths)))  # before anything is embedded
+        data, names = VideoDataset(tuple(records)), videos.classes if isinstance(videos, VideoDataset) else ()
         batches = embed_batches(self.model, data, data_config, progress=progress, title="embedding")
         with closing(batches):
             for rows, positions, unreadable_files in batches:
                 self._record_skipped(unreadable_files)
                 if rows is not None:
-                    self._put([paths[position] for position in positions], _unit(rows, views=data_config.views))
-        with self._lock.exclusive():
+                    embedded = [records[position] for position in positions]
+                    labels = [None if r.label is None or not names else names[r.label] for r in embedded]
+                    self._put([r.path for r in embedded], unit_rows(rows, views=data_config.views), labels)
+        with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is not None:
-                self._vectors.settle()
+                self._vectors.optimize()
 
     @overload
-    def search(self, text: str, k: int = 5, *, rerank: int = 0) -> Hits: ...
+    def search(self, text: str, k: int = 5, *, rerank: int = 0, where: str | None = None) -> Hits: ...
     @overload
-    def search(self, text: Sequence[str], k: int = 5, *, rerank: int = 0) -> list[Hits]: ...
-    def search(self, text: str | Sequence[str], k: int = 5, *, rerank: int = 0) -> Hits | list[Hits]:
+    def search(self, text: Sequence[str], k: int = 5, *, rerank: int = 0, where: str | None = None) -> list[Hits]: ...
+    def search(
+        self, text: str | Sequence[str], k: int = 5, *, rerank: int = 0, where: str | None = None
+    ) -> Hits | list[Hits]:
         """Return the `k` videos that match a sentence best, or all if there are fewer; one `Hits` each for a list.
 
         Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
         first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
-        score. Raise ValueError for an empty sentence, and for `rerank` with a model without token-wise similarity.
+        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py).
+        Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
+        similarity.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if not all(sentence.strip() for sentence in texts):
@@ -165,27 +183,15 @@ class VideoIndex(IndexTable):
             )
         if not texts:
             return []
-        options = {"precision": self.data_config.precision, "tokens": self.data_config.tokens}
-        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank))
+        config = self.data_config
+        options = {"precision": config.precision, "tokens": config.tokens}
+        condition = None if where is None else parse(where)
+        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
-            Hits([*self._reranked(sentence, hits[:rerank]), *hits[rerank:]][:k], query=sentence)
+            Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
             for sentence, hits in zip(texts, nearest, strict=True)
         ]
         return every[0] if isinstance(text, str) else every
-
-    def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
-        """Return the hits sorted and scored by the model's token-wise similarity to the sentence."""
-        if not hits:
-            return []
-        if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
-            raise ValueError(f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}")
-        model, config = self.model, self.data_config
-        assert has_taps(model), "only a VideoCLIP has token-wise similarity"
-        clips = VideoDataset(tuple(Record(hit.path) for hit in hits))
-        frames, _, _ = embed_frames(model, clips, replace(config, unreadable="raise"))
-        scores = match_all(model, [text], frames, precision=config.precision, tokens=config.tokens)[0].tolist()
-        order = sorted(range(len(hits)), key=lambda position: -scores[position])
-        return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
 
     def search_video(self, path: str | Path, k: int = 5) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
@@ -194,14 +200,14 @@ class VideoIndex(IndexTable):
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return Hits(self._nearest(_unit(rows, views=config.views), k)[0], query=str(path))
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k)[0], query=str(path))
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        return Hits(self._nearest(_unit(torch.as_tensor(embedding)[None]), k)[0])
+        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k)[0])
 
-    def _nearest(self, queries: Float32[ndarray, "q e"], k: int) -> list[list[Hit]]:
-        """Return the `k` videos nearest to each vector of length 1."""
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
+        """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
         if k < 1:
             raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
         with self._lock.shared():
@@ -215,31 +221,25 @@ class VideoIndex(IndexTable):
                 )
             if not np.isfinite(queries).all():
                 raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            results = zip(*self._vectors.search(queries, min(k, len(self._paths))), strict=True)
-            return [self._hits(scores[rows >= 0], rows[rows >= 0]) for scores, rows in results]
-
-    def _hits(self, scores: Float32[ndarray, " k"], rows: Int64[ndarray, " k"]) -> list[Hit]:
-        """Return the videos of these rows, best first; ties in the order of the index, so that every machine agrees."""
-        best = np.lexsort((rows, -scores))
-        return [Hit(self._paths[rows[i]], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
+            matches = self._vectors.search(queries, min(k, len(self._paths)), where)
+        return [[Hit(Path(m.id), m.score, rank) for rank, m in enumerate(each, start=1)] for each in matches]
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
         folder = Path(folder)
         check_replaceable(folder)
-        with self._lock.shared():  # released before writing, which may take long
-            metadata = self._metadata()
-            vectors = None if self._vectors is None else self._vectors.packed()
-        with atomic_folder(folder) as draft:
-            (draft / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-            if vectors is not None:
-                (draft / VECTORS).write_bytes(vectors)
+        with self._changing.exclusive(), atomic_folder(folder) as draft:
+            (draft / METADATA).write_text(json.dumps(self._metadata(), indent=1) + "\n", encoding="utf-8")
+            if self._vectors is not None:
+                (draft / STORE).mkdir()
+                self._vectors.save(draft / STORE)
         return folder
 
     def _metadata(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
+            "store": self.store,
             "kind": self.kind,
             **{name: getattr(self.data_config, name) for name in READ_AS},
             "paths": [str(path) for path in self._paths],
@@ -258,12 +258,11 @@ class VideoIndex(IndexTable):
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
         data_config = DataConfig(**{name: metadata[name] for name in READ_AS}, unreadable="skip")
-        index = cls(model, data_config, kind=metadata["kind"])
+        index = cls(model, data_config, store=metadata["store"], kind=metadata["kind"])
         index.note = metadata.get("note", {})
         index._paths = [Path(path) for path in metadata["paths"]]
         index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in metadata["skipped"]}
-        if index._paths:
-            index._vectors = Vectors.load(folder / VECTORS, kind=index.kind, rows=len(index))
+        index._vectors = read_store(folder, metadata)
         return index
 
     @staticmethod
@@ -307,20 +306,27 @@ class VideoIndex(IndexTable):
         """Add unreadable files to `skipped`, and remove their rows from the index."""
         skipped = {error.path: error for error in errors}
         if skipped:
-            with self._lock.exclusive():
+            with self._changing.exclusive(), self._lock.exclusive():
                 self._drop(skipped)
                 self._skipped |= skipped
 
-    def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
-        """Store the embeddings of these videos, replacing earlier ones."""
+    def _put(
+        self,
+        paths: Sequence[Path],
+        embeddings: Float32[ndarray, "b e"],
+        labels: Sequence[str | None] | None = None,
+    ) -> None:
+        """Store the embeddings of these videos, replacing earlier ones, with path and label for filters."""
         bad = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
         if bad:
             raise ValueError(f"the model's embedding of {bad[0]} is not finite; check the model's weights")
-        with self._lock.exclusive():
+        columns = zip(map(str, paths), labels or [None] * len(paths), strict=True)
+        metadata = [{"path": path, "label": label} for path, label in columns]
+        with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is None:
-                self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
+                self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
             self._drop(paths)
-            self._vectors.add(embeddings)
+            self._vectors.add([str(path) for path in paths], embeddings, metadata)
             self._paths.extend(paths)
             for path in paths:
                 self._skipped.pop(path, None)
@@ -329,18 +335,10 @@ class VideoIndex(IndexTable):
         """Remove the rows of these videos, if there are any; the caller holds the lock."""
         indexed = set(paths).intersection(self._paths)
         if indexed and self._vectors is not None:
-            self._vectors.remove([row for row, path in enumerate(self._paths) if path in indexed])
+            self._vectors.remove([str(path) for path in indexed])
             self._paths = [path for path in self._paths if path not in indexed]
 
     def _check_model(self) -> None:
         """Raise CheckpointError if the model's weights have changed since the index was made."""
         if self.model.fingerprint != self._fingerprint:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
-
-
-def _unit(embeddings: Float[Tensor, "rows e"], *, views: int = 1) -> Float32[ndarray, "b e"]:
-    """Return float32 rows of length 1, as faiss expects them: each the mean of a video's normalised views."""
-    units = F.normalize(embeddings.detach().float(), dim=-1)
-    if views > 1:
-        units = F.normalize(units.unflatten(0, (-1, views)).mean(dim=1), dim=-1)  # (B, E)
-    return units.cpu().contiguous().numpy()

@@ -20,12 +20,9 @@ from numpy import ndarray
 from clipvid.errors import CheckpointError
 from clipvid.runtime.optional import require
 from clipvid.search.filters import Filter
+from clipvid.search.stores import FAISS_KINDS as KINDS
 from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, checked_metadata, read_rows
 
-KINDS = ("flat", "ivf", "hnsw")
-"""Kinds of index. flat compares every vector, so it misses none. ivf compares the vectors in the lists with the nearest
-centres. hnsw compares the vectors on a walk along a graph of neighbours. ivf and hnsw are faster on very many vectors
-and may miss some."""
 POINTS, LISTS = 39, 8
 """Minimum number of vectors per list for k-means (faiss warns below it), and the smallest useful number of lists."""
 NEEDED = POINTS * LISTS
@@ -146,7 +143,7 @@ class Vectors:
 
 
 class FaissStore(Store):
-    """Vectors by id in an index of faiss, with their metadata in memory. See `KINDS` for its kinds.
+    """Vectors by id in an index of faiss, with their metadata in memory. See `FAISS_KINDS` for its kinds.
 
     A search with a filter compares all rows that pass it, so it misses none, whatever the kind.
     """
