@@ -349,18 +349,21 @@ def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, mo
     Path("bad.txt").write_text("a film")
     for words, reason in {
         ("--zero-shot", "--prompts", "bad.txt"): "'a film' has no {} for the class name",
-        (
-            "--zero-shot",
-            "--prompts",
-            "none",
-        ): "unknown prompts 'none'; choose one of video, name",
+        ("--zero-shot", "--prompts", "none"): "--prompts must be one of video, name, photo, person, or a text file",
         ("--task", "retrieval", "--prompts", "name"): "give --zero-shot, or leave them out",
         ("--task", "retrieval", "--by-class"): "only recognition has classes",
-        ("--zero-shot", "--report", "x.html"): "report: only retrieval has this",
-        ("--task", "retrieval", "--report", "x.html", "--report-queries", "0"): "report_queries must be an integer >=",
+        ("--zero-shot", "--report", "x.html"): "--report: only retrieval has this",
+        (
+            "--task",
+            "retrieval",
+            "--report",
+            "x.html",
+            "--report-queries",
+            "0",
+        ): "--report-queries must be an integer >=",
         ("--task", "retrieval", "--report", "."): ". is a folder, a file should go there",
     }.items():
-        assert main(["eval", folder, *words, *data_config]) == 1
+        assert main(["eval", folder, *words, *data_config]) in (1, 2)
         assert reason in capsys.readouterr().err
 
 

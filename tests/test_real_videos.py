@@ -45,19 +45,19 @@ def test_index_lists_every_hostile_file_that_it_skips(shared_data, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "code"),
     [
-        (["info", "ViT-B-33"], "did you mean"),
-        (["search", "nowhere", "a dog"], "nowhere holds no index"),
-        (["index", "build", "nowhere", "--out", "x"], "nowhere"),
-        (["eval", "nowhere"], "nowhere"),
-        (["train", "nowhere"], "nowhere"),
-        (["embed", "nowhere", "--out", "x.txt"], "must end in .safetensors"),
+        (["info", "ViT-B-33"], "did you mean", 2),
+        (["search", "nowhere", "a dog"], "nowhere holds no index", 1),
+        (["index", "build", "nowhere", "--out", "x"], "nowhere", 1),
+        (["eval", "nowhere"], "nowhere", 1),
+        (["train", "nowhere"], "nowhere", 1),
+        (["embed", "nowhere", "--out", "x.txt"], "--out must end in .safetensors", 2),
     ],
 )
-def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_refused_command_is_one_clear_line_and_an_exit_code(arguments, message, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == code
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

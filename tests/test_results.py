@@ -223,7 +223,7 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     assert "result: a.json" in printed
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
-    assert main(["compare", "a.json", "a.json", "--draws", "0"]) == 1
+    assert main(["compare", "a.json", "a.json", "--draws", "0"]) == 2
     assert "draws must be an integer >= 1, got 0" in capsys.readouterr().err
     (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
