@@ -238,7 +238,8 @@ def compare(
     from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
-    comparison = compare_results(*map(read_result, results), names=results, n=draws, seed=seed)
+    names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
+    comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
     formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
     with arguments.json_printed(json) as print_json:
         if json:

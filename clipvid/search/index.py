@@ -145,7 +145,8 @@ class VideoIndex(IndexTable):
             records = [record for record in records if record.path not in indexed]
         paths = [record.path for record in records]
         self._new_store.check(self.kind, len(indexed.union(paths)))  # before anything is embedded
-        data, names = VideoDataset(tuple(records)), videos.classes if isinstance(videos, VideoDataset) else ()
+        names = videos.classes if isinstance(videos, VideoDataset) else ()
+        data = VideoDataset(tuple(records), names)
         batches = embed_batches(self.model, data, data_config, progress=progress, title="embedding")
         with closing(batches):
             for rows, positions, unreadable_files in batches:
