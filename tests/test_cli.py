@@ -99,8 +99,8 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
 
     put = VideoIndex._put
 
-    def interrupted(self, paths, embeddings):
-        put(self, paths[:4], embeddings[:4])
+    def interrupted(self, paths, embeddings, labels):
+        put(self, paths[:4], embeddings[:4], labels[:4])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(VideoIndex, "_put", interrupted)

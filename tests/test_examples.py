@@ -48,6 +48,7 @@ def test_links_of_a_notebook_lead_to_files(path):
 
 
 @notebooks
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # warnings of Jupyter's packages; those of clipvid stay in the kernel's process
 def test_a_notebook_runs_and_shows_what_is_stored(path, tmp_path):
     for module in ("nbclient", "ipykernel"):

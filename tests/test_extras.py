@@ -101,6 +101,10 @@ def test_each_optional_module_is_in_its_extra_and_in_dev_and_not_required():
         return {re.split(r"[<>=;\[ ]", requirement)[0].replace("-", "_") for requirement in requirements}
 
     extras = {name: names(requirements) for name, requirements in project["optional-dependencies"].items()}
+    included = re.search(r"clipvid\[([\w,]+)\]", " ".join(project["optional-dependencies"]["dev"]))[1].split(",")
     for module, extra in MODULES.items():
-        assert module in extras[extra] & extras["dev"]
+        assert module in extras[extra]
+        assert extra in re.search(r"clipvid\[([\w,]+)\]", " ".join(project["optional-dependencies"]["dev"]))[1].split(
+            ","
+        )
         assert module not in names(project["dependencies"])
