@@ -66,7 +66,9 @@ def test_search_prints_hits_as_json_of_an_index_of_several_sources(tmp_path, cap
     )
     assert main(["index", "add", "videos/test", "--out", index]) == 0
     capsys.readouterr()
-    hits = json_of(capsys, "search", index, "a red circle", "-k", "3")
+    answer = json_of(capsys, "search", index, "a red circle", "-k", "3")
+    assert answer["query"] == "a red circle"
+    hits = answer["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     assert all(Path(hit["path"]).is_file() for hit in hits)

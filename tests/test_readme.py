@@ -132,6 +132,7 @@ def python(page: Path) -> list[Block]:
 
 
 @pages
+@pytest.mark.usefixtures("restored_registries")
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from clipvid import registry
-from clipvid.registry import BRANCHES, DECODERS, MIXERS, PROTOCOLS, READERS, STORES, Registry
+from clipvid.registry import MIXERS, Registry
 
 HOME = "json"  # any module that registers nothing
 
@@ -81,7 +81,7 @@ def test_a_name_is_replaced_by_its_own_module_alone():
 
 
 def test_every_member_of_the_package_can_be_imported_and_describes_itself():
-    for members in (BRANCHES, MIXERS, DECODERS, READERS, PROTOCOLS, STORES):
+    for members in registry.registries():
         assert len(members) > 0
         for name in members:
             assert members[name] is members.lookup(name)
@@ -89,7 +89,7 @@ def test_every_member_of_the_package_can_be_imported_and_describes_itself():
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(tmp_path, monkeypatch, restored_registries):
     """Function that installs a package with one plugin module of the given source on the path of this process."""
 
     def install(source: str, name: str = "clipvid-test-plugin") -> None:
@@ -103,8 +103,6 @@ def plugin(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_loaded", set())
-    monkeypatch.setattr(MIXERS, "_members", dict(MIXERS._members))
-    monkeypatch.setattr(MIXERS, "_summaries", dict(MIXERS._summaries))
     return install
 
 

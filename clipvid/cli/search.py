@@ -258,7 +258,7 @@ def search(
     with arguments.json_printed(json) as print_json:
         video_index = VideoIndex.load(index, arguments.index_model(index, device))
         hits = video_index.search_video(query, k=k) if video else video_index.search(query, k=k, rerank=rerank)
-        print_json([{"rank": hit.rank, "score": float(hit.score), "path": str(hit.path)} for hit in hits])
+        print_json(hits.to_dict())
         for hit in [] if json else hits:
             print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
 

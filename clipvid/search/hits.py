@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
 from clipvid.runtime.files import atomic_file
@@ -47,13 +47,17 @@ class Hits(list[Hit]):
         rows = [(self.query, hit.rank, str(hit.path), hit.score) for hit in self]
         return pd.DataFrame(rows, columns=columns)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the query and its hits as plain data, the content of `to_json`."""
+        hits = [{"rank": hit.rank, **asdict(hit), "path": str(hit.path)} for hit in self]
+        return {"query": self.query, "hits": hits}
+
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the query and its hits as JSON: {"query": ..., "hits": [{"rank", "path", "score"}, ...]}.
 
         With `path` the JSON is also written there, atomically.
         """
-        hits = [{"rank": hit.rank, **asdict(hit), "path": str(hit.path)} for hit in self]
-        text = json.dumps({"query": self.query, "hits": hits}, indent=2, ensure_ascii=False)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         if path is not None:
             with atomic_file(path) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
