@@ -30,9 +30,10 @@ from torch import Tensor
 from clipvid.data.files import find_clips
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.errors import MissingExtraError, VideoError
+from clipvid.registry import DECODERS
 from clipvid.video.backends.base import decoder_threads
 from clipvid.video.backends.verdicts import memory
-from clipvid.video.decode import BACKENDS, read, read_video
+from clipvid.video.decode import read, read_video
 from clipvid.video.sampling import sample
 from clipvid.video.transforms import VideoTransform
 
@@ -59,7 +60,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, int]:
 def loadable(path: Path) -> tuple[list[str], dict[str, str]]:
     """Return the decoders that can be loaded, and the reasons why others cannot."""
     loaded, missing = [], {}
-    for backend in BACKENDS:
+    for backend in DECODERS:
         try:
             read_video(path, 1, backend=backend)
         except MissingExtraError as error:

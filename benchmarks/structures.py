@@ -53,7 +53,7 @@ from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches import choose
+from clipvid.models.branches.options import choose
 from clipvid.models.factory import attach, load
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file

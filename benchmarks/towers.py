@@ -62,7 +62,7 @@ def check_run(backbone: Backbone, mixer: str) -> str | None:
     """Do the same on the CPU with random weights, and check that the embedding is finite."""
     model = attach(backbone, mixer=mixer)
     with torch.no_grad():
-        embedding = model.encode_video(torch.rand(BATCH, FRAMES, 3, *model.backbone.image_size))
+        embedding = model.encode_video(torch.randn(BATCH, FRAMES, 3, *model.backbone.image_size))
     if not bool(embedding.isfinite().all()):
         return "embedding is not finite"
     return _wrong_shape(model, embedding)

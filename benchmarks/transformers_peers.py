@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 import clipvid
 from clipvid.models.backbone.fused import FusedCopies
-from clipvid.models.branches.standalone import PRESETS, video_transformer
+from clipvid.models.branches.standalone import video_transformer
 from clipvid.models.convert_hf import load_video_weights
+from clipvid.registry import BRANCHES
 from clipvid.runtime.precision import autocast
 from clipvid.training.optim import adamw
 
@@ -37,7 +38,7 @@ def pair(name: str, device: str) -> tuple[nn.Module, Any, int]:
         theirs, preset, frames = TimesformerModel(TimesformerConfig()), "timesformer", 8
     else:
         theirs, preset, frames = VivitModel(VivitConfig()), "vivit-b1", 32
-    ours = video_transformer(PRESETS[preset])
+    ours = video_transformer(BRANCHES[preset])
     load_video_weights(ours, theirs.state_dict())
     return ours.to(device), theirs.to(device), frames
 

@@ -100,7 +100,7 @@ def sides(model: VideoCLIP, path: Path, *, fps: float) -> tuple[dict[str, Step],
     def branch() -> None:
         with torch.no_grad(), autocast("auto", model.device):
             for batch in tap_batches:
-                model.encode_video(batch)
+                model.encode_video(batch, normalize=True)
 
     return {"total": slide, "decoding": decode, "tower": tower, "branch": branch}, frames, windows
 

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from clipvid.config.data_config import DataConfig as DataConfig
     from clipvid.config.settings import TrainConfig as TrainConfig
     from clipvid.data.open import open_dataset as open_dataset
+    from clipvid.data.records import VideoDataset as VideoDataset
     from clipvid.evaluation.recognition import evaluate_recognition as evaluate_recognition
     from clipvid.evaluation.recognition import evaluate_zero_shot as evaluate_zero_shot
     from clipvid.evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
+    from clipvid.models.backbone.open_clip import list_models as list_models
     from clipvid.models.backbone.taps import Taps as Taps
     from clipvid.models.convert_stan import load_stan_checkpoint as load_stan_checkpoint
     from clipvid.models.factory import attach as attach
@@ -37,11 +39,13 @@ _MODULES = {
     "create_model": "clipvid.models.factory",
     "attach": "clipvid.models.factory",
     "load": "clipvid.models.factory",
+    "list_models": "clipvid.models.backbone.open_clip",
     "VideoCLIP": "clipvid.models.video_clip",
     "load_stan_checkpoint": "clipvid.models.convert_stan",
     "Taps": "clipvid.models.backbone.taps",
     "read_video": "clipvid.video.decode",
     "open_dataset": "clipvid.data.open",
+    "VideoDataset": "clipvid.data.records",
     "train": "clipvid.training.loop",
     "TrainConfig": "clipvid.config.settings",
     "DataConfig": "clipvid.config.data_config",
@@ -55,11 +59,13 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "create_model",
     "attach",
     "load",
+    "list_models",
     "VideoCLIP",
     "load_stan_checkpoint",
     "Taps",
     "read_video",
     "open_dataset",
+    "VideoDataset",
     "train",
     "TrainConfig",
     "DataConfig",

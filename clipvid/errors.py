@@ -52,5 +52,9 @@ class ClipvidWarning(UserWarning):
     """A warning about something likely to cost the user time; the command line prints it as a note."""
 
 
+class UsageError(ClipvidError, ValueError):
+    """A wrong command line; the message names the option, and the command line exits with 2."""
+
+
 class MissingExtraError(ClipvidError, ImportError):
     """An optional dependency that is not installed; the message has the command that installs it."""

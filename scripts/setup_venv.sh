@@ -1,7 +1,7 @@
 # Sourced by test.sh and demo.sh: makes or reuses .venv in the project root and installs clipvid in it.
-# Contract: `setup_venv base` or `setup_venv dev` leaves the shell in the project root with .venv ready; it does nothing
-# if pyproject.toml and the project's path are those of the last install. It uses uv if available, or else venv and pip.
-# Package registries are left to the machine's configuration.
+# Contract: `setup_venv EXTRAS` (dev, or train,plots; base for none of them) leaves the shell in the project root with
+# .venv ready; it does nothing if pyproject.toml and the project's path are those of the last install. It uses uv if
+# available, or else venv and pip. Package registries are left to the machine's configuration.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -28,6 +28,7 @@ LEVELS: tuple[dict[str, str], ...] = (
     {
         "config": "every setting as a dataclass that checks itself",
         "errors": "every exception and warning",
+        "registry": "names to members; entry points of other packages",
         "nn": "tensors in, tensors out; knows no CLIP and no file",
     },
     {

@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import importlib.metadata
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,25 @@ if TYPE_CHECKING:  # pytest-xdist's controller imports this file before any work
 
 typed.install()  # must run before the first import of clipvid
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+REQUIRE_DATA = "CLIPVID_REQUIRE_DATA"
+"""Environment variable; 1 makes a missing part of the shared data a failure, so that no test is skipped unnoticed."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of tests that need a part of the shared data."""
+    config.addinivalue_line("markers", "shared_data(*parts): needs this file or folder of ../shared/data")
+
+
+def require_shared(*parts: str) -> Path:
+    """Return the path of a part of the shared data; where it is absent, skip the test, or fail it (REQUIRE_DATA)."""
+    path = SHARED_DATA.joinpath(*parts)
+    if not path.exists():
+        missing = Path("..", "shared", "data", *parts)
+        reason = f"needs the shared real data ({missing} beside the checkout), which is absent here"
+        if os.environ.get(REQUIRE_DATA) == "1":
+            pytest.fail(f"{reason}; {REQUIRE_DATA}=1 forbids to skip the test", pytrace=False)
+        pytest.skip(reason)
+    return path
 
 
 def pytest_collection_finish() -> None:
@@ -35,7 +55,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked native_bf16 where the CPU, or the switch that stands in for it, has no native bf16."""
+    """Skip a test that needs shared data that is absent, or native bf16 where the CPU or its switch has none."""
+    for marker in item.iter_markers("shared_data"):
+        require_shared(*marker.args)
     import torch
 
     from clipvid.runtime.precision import native_bf16
@@ -51,16 +73,6 @@ def _entry_points_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", functools.cache(importlib.metadata.entry_points), raising=False)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _command_lines_read_once() -> Iterator[None]:
-    """Build the parser of each command once: jsonargparse reads the signatures and docstrings of all its options."""
-    from clipvid.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "_command", functools.cache(main._command))
         yield
 
 
@@ -80,9 +92,7 @@ def _restored_rng() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real videos and annotations that is not part of the repository."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("needs the shared real data (../shared/data beside the checkout), which is absent here")
-    return SHARED_DATA
+    return require_shared()
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +132,16 @@ def _write_video(path: Path, frames: np.ndarray, fps: int = 25, *, codec: str = 
 def write_video() -> Callable[..., Path]:
     """A function of path, frames and fps (25): it writes uint8 RGB (T, H, W, 3) with even sides as H.264."""
     return _write_video
+
+
+@pytest.fixture
+def restored_registries() -> Iterator[None]:
+    """Forget what a test registers."""
+    from clipvid.registry import registries
+
+    with pytest.MonkeyPatch.context() as patch:
+        for members in registries():
+            len(members)  # imports the package's own members first
+            for name in ("_members", "_summaries"):
+                patch.setattr(members, name, dict(getattr(members, name)))
+        yield

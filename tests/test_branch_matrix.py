@@ -17,10 +17,10 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.branches import BRANCHES, choose
+from clipvid.models.branches.options import choose
 from clipvid.models.factory import attach, load
-from clipvid.nn.mixers import MIXERS
 from clipvid.nn.similarity import SIMILARITIES
+from clipvid.registry import BRANCHES, MIXERS
 from clipvid.training.loop import train
 
 FRAMES, SIDE = 4, 32
@@ -183,4 +183,4 @@ def test_branches_that_need_vit_blocks_refuse_a_convolutional_tower():
     for name in ("space", "divided", "vivit4"):
         with pytest.raises(BackboneError, match="is no plain ViT, so it has no blocks to copy"):
             attach(backbone, name)
-    assert attach(backbone, "posterior").encode_video(torch.rand(1, 2, 3, 64, 64)).shape == (1, 16)
+    assert attach(backbone, "posterior").encode_video(torch.randn(1, 2, 3, 64, 64)).shape == (1, 16)

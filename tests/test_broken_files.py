@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipvid.errors import VideoError
-from clipvid.video.decode import BACKENDS, probe, read, read_video
+from clipvid.registry import DECODERS
+from clipvid.video.decode import probe, read, read_video
 from clipvid.video.transforms import VideoTransform
 
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
@@ -93,7 +94,7 @@ def test_decord_reads_like_pyav_or_says_why_not(shared_data, row):
     elif isinstance(result, VideoError):
         assert "decord does not read" in result.reason
     else:
-        ours, theirs = (read_video(HOSTILE / row["file"], 1, fit=FIT, backend=name) for name in BACKENDS[:2])
+        ours, theirs = (read_video(HOSTILE / row["file"], 1, fit=FIT, backend=name) for name in list(DECODERS)[:2])
         assert (ours.int() - theirs.int()).abs().max() <= 2
 
 

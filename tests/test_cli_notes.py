@@ -21,19 +21,19 @@ def clips(tmp_path_factory):
     return folder / "videos" / "test"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "embed", "index"])
+@pytest.mark.parametrize("command", ["train", "eval", "embed", "index build"])
 def test_the_default_demonstration_model_is_noted_unless_it_is_named(clips, tmp_path, monkeypatch, capsys, command):
     def refuse_model(name: str, *_: object, **__: object) -> None:
         raise ValueError(f"{name} was made")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clipvid.models.factory.create_model", refuse_model)
-    arguments = [command, str(clips), *(["--val", str(clips)] if command == "train" else [])]
+    arguments = [*command.split(), str(clips), *(["--val", str(clips)] if command == "train" else [])]
     assert main(arguments) == 1
     assert NO_MODEL in capsys.readouterr().err
     assert refusal(capsys, *arguments, "--model", "clipvid-mini") == f"clipvid {command}: clipvid-mini was made\n"
     error = refusal(capsys, *arguments, "--pretrained", "openai")
-    assert "pretrained openai names weights of a base model; give the model too, such as --model ViT-B-32" in error
+    assert "--pretrained openai names weights of a base model; give the model too, such as --model ViT-B-32" in error
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
@@ -71,9 +71,9 @@ def test_very_few_validation_videos_are_noted(clips, tmp_path, monkeypatch, caps
     table = tmp_path / "table.csv"
     table.write_text("path,caption\n" + "".join(f"{clip},a shape\n" for clip in sorted(clips.glob("*.mp4"))))
     clips = table
-    err = stderr_of("--val_fraction", "0.5")
+    err = stderr_of("--val-fraction", "0.5")
     assert "2 validation videos will choose the best epoch, and one of them is 50 points of its score; hold out" in err
-    for options in (("--epochs", "1"), ("--task", "selfsup"), ("--validate_every", "50")):
+    for options in (("--epochs", "1"), ("--task", "selfsup"), ("--validate-every", "50")):
         assert "will choose" not in stderr_of(*validation, *options)
 
 
@@ -83,13 +83,13 @@ def test_the_time_of_compilation_is_noted(clips, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("clipvid.models.factory.create_model", refuse_model)
     arguments = ["train", str(clips), "--val", str(clips), "--model", "clipvid-mini", "--out", str(tmp_path / "run")]
-    assert main([*arguments, "--compile", "true"]) == 1
+    assert main([*arguments, "--compile"]) == 1
     assert "note: the first steps compile the branch, which takes a minute or more" in capsys.readouterr().err
 
 
 def test_searching_an_index_of_the_demonstration_model_is_noted(clips, tmp_path, capsys):
     folder = str(tmp_path / "index")
-    assert main(["index", str(clips), "--model", "clipvid-mini", "--frames", "2", "--out", folder]) == 0
+    assert main(["index", "build", str(clips), "--model", "clipvid-mini", "--frames", "2", "--out", folder]) == 0
     capsys.readouterr()
     assert main(["search", folder, "a red circle"]) == 0
     assert f"note: {folder} was made with clipvid-mini, which only knows drawn shapes" in capsys.readouterr().err

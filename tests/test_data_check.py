@@ -133,7 +133,7 @@ def test_a_file_that_takes_too_long_is_named(tree):
     assert list(report.unreadable.values()) == ["took more than 1e-06 s to decode"]
 
 
-@pytest.mark.skipif(not HOSTILE.exists(), reason="needs the hostile files of ../shared/data")
+@pytest.mark.shared_data("hostile")
 def test_hostile_files_neither_end_nor_hang_the_check(tmp_path):
     folder = tmp_path / "hostile"
     folder.mkdir()

@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader
 
 from clipvid.data.batch import NO_LABEL, Batch, collate, describe_unreadable
 from clipvid.data.dataset import ClipDataset
+from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
+from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
+from clipvid.video.decode import read
 from clipvid.video.sampling import linspace, uniform
 from clipvid.video.transforms import VideoTransform
 
@@ -206,7 +209,7 @@ def test_a_loader_can_pin_batches(data):
     ("options", "message"),
     [
         ({"sampler": "unifrom"}, "sampler must be one of uniform, linspace, dense, got 'unifrom'"),
-        ({"backend": "cv2"}, "backend must be one of pyav"),
+        ({"backend": "cv2"}, "unknown backend 'cv2'; choose one of pyav"),
         ({"unreadable": "zeros"}, "unreadable must be one of raise, skip"),
         ({"frames": 0}, "frames must be an integer >= 1, got 0"),
     ],
@@ -224,7 +227,64 @@ def test_an_index_out_of_range_ends_iteration_and_a_negative_one_counts_from_the
         dataset[3]
 
 
-@pytest.mark.skipif(not (SHARED / "hostile").exists(), reason="needs the hostile files of ../shared/data")
+# arrays
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory):
+    """Return data sets of two clips of different sizes and lengths: as files, and as arrays in both layouts."""
+    rng, folder, records = np.random.default_rng(0), tmp_path_factory.mktemp("noise"), []
+    for number, (length, height, width) in enumerate([(9, 24, 32), (3, 50, 20)]):
+        frames = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(length)]
+        records.append(Record(write_video(folder / f"{number}.mkv", frames), label=number))
+    files = VideoDataset(tuple(records), ("run", "walk"))
+    decoded = [read(record.path) for record in files]
+    channels_last = [np.ascontiguousarray(clip.permute(0, 2, 3, 1)) for clip in decoded]
+    options = {"labels": [0, 1], "classes": ["run", "walk"]}
+    return files, [VideoDataset.from_arrays(clips, **options) for clips in (decoded, channels_last)]
+
+
+@pytest.mark.parametrize(
+    ("options", "transform"),
+    [
+        ({}, VideoTransform(size=16)),
+        ({"sampler": "linspace"}, VideoTransform(size=16, interpolation="bilinear")),
+        ({"views": Views(2, 3)}, VideoTransform(size=16)),
+        ({"random": True, "seed": 3}, VideoTransform(size=16, crop_scale=(0.2, 1.0), flip=0.5, rand_layers=2)),
+        ({"random": True, "views": Pair(stride=1)}, VideoTransform(size=16)),
+    ],
+)
+def test_arrays_of_a_decoded_file_give_the_clip_of_the_file_to_the_bit(in_memory, options, transform):
+    files, arrays = in_memory
+    expected = collate([ClipDataset(files, frames=6, transform=transform, **options)[i] for i in range(2)])
+    for data in arrays:
+        batch = collate([ClipDataset(data, frames=6, transform=transform, **options)[i] for i in range(2)])
+        assert torch.equal(batch.video, expected.video)
+        assert torch.equal(batch.mask, expected.mask)
+        assert torch.equal(batch.labels, expected.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_reads_arrays_as_it_reads_files(in_memory, workers):
+    files, arrays = in_memory
+    order = [[1], [0, 1]]
+    expected = list(batches_of(ClipDataset(files, frames=4, transform=TRANSFORM), order))
+    batches = list(batches_of(ClipDataset(arrays[0], frames=4, transform=TRANSFORM), order, workers=workers))
+    assert [batch.index.tolist() for batch in batches] == order
+    for batch, other in zip(batches, expected, strict=True):
+        assert torch.equal(batch.video, other.video)
+
+
+def test_arrays_are_pickled_with_their_pixels_and_may_be_read_only(in_memory):
+    clip = np.full((4, 24, 32, 3), 90, dtype=np.uint8)
+    clip.setflags(write=False)
+    dataset = ClipDataset(VideoDataset.from_arrays([clip[::-1]]), frames=4, transform=TRANSFORM)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[0].video, dataset[0].video)
+    assert (copy[0].video == 90).all()
+
+
+@pytest.mark.shared_data("hostile")
 def test_hostile_files_are_read_or_listed_but_never_stop_a_skipping_loader():
     paths = sorted(path for path in (SHARED / "hostile").iterdir() if path.suffix != ".csv" and "huge" not in path.name)
     data = VideoDataset(tuple(Record(path) for path in paths))

@@ -17,7 +17,8 @@ import torch
 from numbered import FRAMES, WRITTEN, seen, write, write_all
 
 from clipvid.errors import MissingExtraError, VideoError
-from clipvid.video.decode import BACKENDS, VideoInfo, probe, read, read_video
+from clipvid.registry import DECODERS
+from clipvid.video.decode import VideoInfo, probe, read, read_video
 from clipvid.video.sampling import sample
 
 
@@ -114,7 +115,7 @@ def test_wrong_arguments_are_named_before_any_file_is_opened():
         read("absent.mp4", [-1])
     with pytest.raises(ValueError, match="indices must not be empty"):
         read("absent.mp4", [])
-    with pytest.raises(ValueError, match=f"unknown backend 'opencv'; choose one of {', '.join(BACKENDS)}"):
+    with pytest.raises(ValueError, match=f"unknown backend 'opencv'; choose one of {', '.join(DECODERS)}"):
         read("absent.mp4", backend="opencv")
     with pytest.raises(ValueError, match="unknown sampler 'middle'"):
         read_video("absent.mp4", sampler="middle")
@@ -203,7 +204,7 @@ def test_chosen_frames_equal_those_of_the_ffmpeg_program(shared_data, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DECODERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_frames_of_every_real_video_equal_those_of_the_ffmpeg_program(shared_data, name, backend):
     info = probe(shared_data / name)

@@ -8,6 +8,7 @@ import pytest
 from numbered import WRITTEN, seen, write_all
 
 from clipvid.errors import MissingExtraError, VideoError
+from clipvid.registry import DECODERS
 from clipvid.video.decode import probe, read, read_video
 
 
@@ -85,6 +86,7 @@ def test_without_torchcodec_or_its_ffmpeg_the_error_says_what_to_install(written
     def fail(name: str) -> None:
         raise error
 
+    assert DECODERS["torchcodec"]  # clipvid's own module must be imported before imports fail
     monkeypatch.setattr("clipvid.runtime.optional.importlib.import_module", fail)
     with pytest.raises(MissingExtraError, match=advice):
         read(written["closed.mp4"], backend="torchcodec")

@@ -217,22 +217,22 @@ def test_the_command_line_trains_from_a_first_layer_cache(many, tmp_path, capsys
         "recognition",
         "--epochs",
         "1",
-        "--batch_size",
+        "--batch-size",
         "2",
-        "--data_config.frames",
+        "--data-config.frames",
         "3",
         "--depth",
         "2",
     ]
-    options += ["--data_config.precision", "32-true"]
+    options += ["--data-config.precision", "32-true"]
     command = [
         "train",
         str(many[0].path.parent),
-        "--val_fraction",
+        "--val-fraction",
         "0.3",
         "--cache",
         "taps",
-        "--cache_mode",
+        "--cache-mode",
         "first_layer",
     ]
     assert main([*command, *options]) == 0

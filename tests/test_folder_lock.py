@@ -68,12 +68,12 @@ def test_one_of_many_concurrent_threads_gets_the_lock_at_a_time(tmp_path):
     assert set(n_holders) == {1}
 
 
-@pytest.mark.parametrize("command", ["index", "demo"])
+@pytest.mark.parametrize("command", ["index build", "demo"])
 def test_a_command_refuses_a_folder_that_another_run_writes_to(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.demo.tour.run", None)
     Path("videos").mkdir()
-    with lock_folder("out", outside=command == "index"):
-        error = refusal(capsys, command, *(["videos"] if command == "index" else []), "--out", "out")
+    with lock_folder("out", outside=command == "index build"):
+        error = refusal(capsys, *command.split(), *(["videos"] if command == "index build" else []), "--out", "out")
     assert error.startswith(f"clipvid {command}: another run is writing to out; wait until it ends, or choose another")

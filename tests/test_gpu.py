@@ -25,11 +25,11 @@ from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.models.branches import BRANCHES
 from clipvid.models.factory import attach, load
 from clipvid.models.sliding_window import encode_windows
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.attention import attend, by_products
+from clipvid.registry import BRANCHES
 from clipvid.runtime.precision import autocast
 from clipvid.runtime.profiling import profiled
 from clipvid.search.index import VideoIndex
@@ -256,10 +256,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(clips, tmp_path, monkeypatch):
 
 def test_the_command_line_trains_from_a_cache_and_evaluates(clips, tmp_path, capsys):
     data, run = str(clips[0].path.parent), str(tmp_path / "run")
-    model_options = ["--model", "clipvid-mini", "--depth", "1", "--data_config.frames", "4"]
-    train_options = ["--epochs", "1", "--batch_size", "4", "--cache", str(tmp_path / "taps"), "--out", run]
+    model_options = ["--model", "clipvid-mini", "--depth", "1", "--data-config.frames", "4"]
+    train_options = ["--epochs", "1", "--batch-size", "4", "--cache", str(tmp_path / "taps"), "--out", run]
     assert main(["train", data, "--device", "cuda", *model_options, *train_options]) == 0
-    assert main(["eval", data, "--device", "cuda", "--model", f"{run}/best", "--profile", "true"]) == 0
+    assert main(["eval", data, "--device", "cuda", "--model", f"{run}/best", "--profile"]) == 0
     assert "tower" in capsys.readouterr().out
     model = load(f"{run}/best", device="cuda")
     assert model.device.type == "cuda"
@@ -280,9 +280,7 @@ def test_search_scores_equal_those_of_a_cpu(clips):
     pytest.importorskip("faiss")
     scores = []
     for device in (torch.device("cpu"), GPU):
-        index = VideoIndex.build(
-            perturbed_model(device=device), [record.path for record in clips], frames=4, progress=False
-        )
+        index = VideoIndex.build(perturbed_model(device=device), clips, DataConfig(frames=4), progress=False)
         scores.append([hit.score for hit in index.search("a red circle moving left", k=3)])
     assert scores[1] == pytest.approx(scores[0], abs=0.02)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import Tokenizer
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipvid.config.data_config import DataConfig
@@ -16,6 +17,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.features.memory import encode_dataset
 from clipvid.features.source import CachedClips
 from clipvid.features.tap_store import TapStore
+from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.factory import attach
@@ -345,6 +347,76 @@ def test_train_switches_activation_checkpointing_on_and_off(base, clips):
     assert model.branch.activation_checkpointing
     train(model, clips, None, settings(), progress=False)
     assert not model.branch.activation_checkpointing
+
+
+def timm_base() -> Backbone:
+    """Return a CLIP whose visual tower is timm's ViT."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(timm_model_name="test_vit", timm_pool="", timm_proj="linear", image_size=32)
+    text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=2)
+    return Backbone(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval(), tokenizer=Tokenizer())
+
+
+def step_of(
+    base, *, branch: str, train_clip: str, on: bool, precision: torch.dtype
+) -> tuple[dict[str, Tensor], int, int]:
+    """Return the gradients of one step, the number of passes through modules, and the peak of the step's bytes."""
+    model = make_model(base, branch, train_clip=train_clip)
+    trainable.set_activation_checkpointing(model.backbone, on=on)
+    video = torch.randint(0, 255, (6, 3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows, passes = torch.arange(6), []
+    handle = register_module_forward_pre_hook(lambda module, _: passes.append(module))
+    with Live() as live, torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        text = model.backbone.tokenize(WORDS[:6])
+        batch = TrainBatch(0, video, mask=None, text=text, video_index=rows, labels=rows)
+        grads = gradients(model, batch, settings())
+    handle.remove()
+    return grads, len(passes), live.peak
+
+
+@pytest.mark.parametrize(
+    ("tower", "branch", "train_clip", "precision"),
+    [
+        ("open_clip", "stan", "all", torch.float32),
+        ("open_clip", "posterior", "last:3", torch.float32),
+        ("open_clip", "mean", "text", torch.float32),
+        ("open_clip", "posterior", "all", torch.bfloat16),
+        ("timm", "posterior", "all", torch.float32),
+    ],
+)
+def test_checkpointed_blocks_of_clip_give_bit_equal_gradients_in_less_memory(
+    base, tower, branch, train_clip, precision
+):
+    base = base if tower == "open_clip" else timm_base()
+    setting = {"branch": branch, "train_clip": train_clip, "precision": precision}
+    fingerprint = base.tower_fingerprint
+    plain, passes, stored = step_of(base, on=False, **setting)
+    checkpointed, more_passes, less = step_of(base, on=True, **setting)
+    assert plain.keys() == checkpointed.keys()
+    assert any("backbone" in name for name in plain)
+    assert all(torch.equal(checkpointed[name], value) for name, value in plain.items())
+    assert more_passes > passes
+    assert train_clip == "text" or less < 0.9 * stored, "the text tower has two small blocks, less than its gradient"
+    assert base.tower_fingerprint == fingerprint
+
+
+def test_train_checkpoints_the_towers_that_train_and_switches_that_off(base, clips, monkeypatch):
+    switched: list[bool] = []
+    step = Run.step
+
+    def watched_step(run, batch):
+        switched.append(base.visual.transformer.grad_checkpointing)
+        return step(run, batch)
+
+    monkeypatch.setattr(Run, "step", watched_step)
+    config = settings(train_clip="all", activation_checkpointing=True)
+    train(make_model(base, "posterior"), clips, None, config, progress=False)
+    train(make_model(base, "posterior"), clips, None, settings(train_clip="all"), progress=False)
+    assert switched == [True, False]
+    assert not base.visual.transformer.grad_checkpointing
+    assert not base.clip.transformer.grad_checkpointing
 
 
 def test_captions_of_unequal_length_are_padded_with_masked_tokens():

@@ -154,7 +154,7 @@ def test_empty_scores_and_zero_k_are_refused():
         retrieval_metrics(np.eye(2), np.arange(2), ks=(0,))
 
 
-needs_cap4video = pytest.mark.skipif(not CAP4VIDEO.exists(), reason="needs the matrices of ../shared/data")
+needs_cap4video = pytest.mark.shared_data("similarity", "cap4video_msrvtt1ka")
 
 
 def reference():

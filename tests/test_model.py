@@ -83,7 +83,7 @@ families = pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
 @families
 def test_at_step_0_and_with_the_branch_off_the_model_is_bit_equal_to_clips_frame_mean(family):
     model = attach(copy.deepcopy(family), depth=2)
-    video = torch.rand(1, 2, 3, *model.backbone.image_size)
+    video = torch.randn(1, 2, 3, *model.backbone.image_size)
     with torch.no_grad():
         frames = family.encode_image(video.flatten(0, 1)).unflatten(0, (1, 2))
         embedding = model.encode_video(video, normalize=False)
@@ -120,8 +120,8 @@ def test_a_training_step_leaves_clip_bit_equal_without_gradients_or_graph(tiny_c
     before = {k: v.clone() for k, v in tiny_clip.state_dict().items()}
     model = attach(tiny_clip, depth=3).train()
     assert not model.backbone.clip.training
-    video, text = torch.rand(4, 3, 3, 32, 32), model.encode_text(torch.randint(1, 98, (4, 12)))
-    embedding = model.encode_video(video)
+    video, text = torch.randn(4, 3, 3, 32, 32), model.encode_text(torch.randint(1, 98, (4, 12)), normalize=True)
+    embedding = model.encode_video(video, normalize=True)
     leaves = graph_tensors(embedding)
     assert not leaves & {id(p) for p in tiny_clip.parameters()}
     assert len(leaves) > 10
@@ -157,7 +157,7 @@ def test_a_saved_model_loads_bit_equal_and_its_file_leaves_out_clip(tiny_clip, t
     model.save(tmp_path / "saved")
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["branch.safetensors", "config.json"]
     loaded = load(tmp_path / "saved", base=copy.deepcopy(tiny_clip))
-    video = torch.rand(2, 3, 3, 32, 32)
+    video = torch.randn(2, 3, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.classify(video), model.eval().classify(video))
     assert loaded.training_record == model.training_record
@@ -174,7 +174,7 @@ def test_the_bundled_base_model_is_saved_and_loaded_by_name(tmp_path):
     loaded = clipvid.load(tmp_path / "m")
     assert isinstance(loaded.head, TextClassifier)
     assert torch.equal(loaded.head.text, model.head.text)
-    text = loaded.encode_text(["a red circle", "a blue star over a plain background"])
+    text = loaded.encode_text(["a red circle", "a blue star over a plain background"], normalize=True)
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
 
 
@@ -224,7 +224,7 @@ def test_wrong_inputs_name_the_shape_and_the_fix(tiny_clip):
     with pytest.raises(
         ValueError, match=r"\(B, T, 3, S, S\), got \(4, 3, 32, 32\); add a batch axis with video\[None\]"
     ):
-        model.encode_video(torch.zeros(4, 3, 32, 32))
+        model.taps(torch.zeros(4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"frames are \(48, 48\), this base model takes \(32, 32\)"):
         model.encode_video(torch.zeros(1, 4, 3, 48, 48))
     with pytest.raises(ValueError, match="mask must be"):
@@ -306,7 +306,7 @@ def test_labels_without_a_class_in_the_head_are_refused():
 
 def test_a_mask_beside_taps_is_refused(tiny_clip):
     model = attach(tiny_clip, depth=2)
-    taps = model.taps(torch.rand(1, 3, 3, 32, 32))
+    taps = model.taps(torch.randn(1, 3, 3, 32, 32))
     with pytest.raises(ValueError, match="Taps bring their own mask"):
         model.encode_video(taps, mask=torch.ones(1, 3, dtype=torch.bool))
 
@@ -330,7 +330,7 @@ def test_every_constructor_returns_a_model_in_eval_mode(tmp_path):
 def test_branch_disabled_applies_to_one_thread_alone(tiny_clip):
     model = attach(tiny_clip, "posterior")
     torch.nn.init.normal_(list(model.branch.parameters())[-1])
-    video = torch.rand(1, 3, 3, 32, 32)
+    video = torch.randn(1, 3, 3, 32, 32)
 
     def embed() -> torch.Tensor:
         with torch.no_grad():

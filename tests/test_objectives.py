@@ -71,9 +71,9 @@ def test_blended_labels_are_checked_too():
 def test_retrieval_compares_by_the_models_similarity(model):
     texts = ["a red circle moves up", "a blue square", "a star", "nothing"]
     video_index = torch.arange(4)
-    batch = make_batch(text=model.encode_text(texts), video_index=video_index)
+    batch = make_batch(text=model.encode_text(texts, normalize=True), video_index=video_index)
     scale = model.backbone.logit_scale
-    expected = matching(model.encode_text(texts) @ model.encode_video(batch.video).T, video_index, scale=scale)
+    expected = matching(batch.text @ model.encode_video(batch.video, normalize=True).T, video_index, scale=scale)
     torch.testing.assert_close(Retrieval(model, TrainConfig())(batch), expected, atol=1e-5, rtol=1e-5)
     token_wise_model = create_model("clipvid-mini", depth=1, similarity="mug").eval()
     batch = make_batch(text=token_wise_model.backbone.tokenize(texts), video_index=video_index)

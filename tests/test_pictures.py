@@ -15,7 +15,8 @@ import clipvid
 from clipvid.data.check import check
 from clipvid.data.dataset import ClipDataset
 from clipvid.errors import VideoError
-from clipvid.video.decode import BACKENDS, probe, read, read_video
+from clipvid.registry import DECODERS
+from clipvid.video.decode import probe, read, read_video
 from clipvid.video.transforms import VideoTransform
 
 
@@ -41,7 +42,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "frames"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DECODERS)
 def test_a_picture_is_a_video_of_one_frame(tmp_path, backend):
     path = picture(tmp_path / "one.png", 70)
     clip = read(path, backend=backend)

@@ -154,7 +154,7 @@ def table(tmp_path, clips) -> Path:
     return path
 
 
-PROFILE = ["--profile", "true"]
+PROFILE = ["--profile"]
 
 
 def seconds(path: Path) -> dict[str, float]:
@@ -166,7 +166,7 @@ def seconds(path: Path) -> dict[str, float]:
 
 def test_embed_prints_its_profile_and_writes_it_beside_the_embeddings(tmp_path, clips, capsys):
     out = tmp_path / "e.safetensors"
-    assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--data_config.frames", "2", *PROFILE]) == 0
+    assert main(["embed", str(clips[0].path.parent), "--out", str(out), "--data-config.frames", "2", *PROFILE]) == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting for data") == 1
     assert "decode, in parallel" in printed
@@ -174,19 +174,22 @@ def test_embed_prints_its_profile_and_writes_it_beside_the_embeddings(tmp_path, 
 
 
 def test_index_writes_its_profile_beside_its_folder(tmp_path, clips, capsys):
-    assert main(["index", str(clips[0].path.parent), "--out", str(tmp_path / "index"), "--frames", "2", *PROFILE]) == 0
+    assert (
+        main(["index", "build", str(clips[0].path.parent), "--out", str(tmp_path / "index"), "--frames", "2", *PROFILE])
+        == 0
+    )
     assert "waiting for data" in capsys.readouterr().out
     assert "tower" in seconds(tmp_path / "index.profile.json")
-    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "vectors.faiss"}
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "store"}
 
 
 def test_train_writes_its_profile_into_the_run(tmp_path, table):
-    short = ["--data_config.frames", "2", "--epochs", "1", "--batch_size", "4", "--depth", "1", "--val_fraction", "0.5"]
+    short = ["--data-config.frames", "2", "--epochs", "1", "--batch-size", "4", "--depth", "1", "--val-fraction", "0.5"]
     assert main(["train", str(table), "--out", str(tmp_path / "run"), *short, *PROFILE]) == 0
     assert {"tower", "branch", "backward"} <= set(seconds(tmp_path / "run" / "profile.json"))
 
 
 def test_eval_writes_its_profile_beside_the_result(tmp_path, table):
     result = tmp_path / "result.json"
-    assert main(["eval", str(table), "--data_config.frames", "2", "--out", str(result), *PROFILE]) == 0
+    assert main(["eval", str(table), "--data-config.frames", "2", "--out", str(result), *PROFILE]) == 0
     assert "text" in seconds(tmp_path / "result.profile.json")

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from clipvid.data.formats.annotations import read_annotation
-from clipvid.data.formats.protocols import PROTOCOLS
 from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec
 from clipvid.errors import DataError
 from clipvid.evaluation.retrieval import queries
 from clipvid.features.embed import require_all_videos
+from clipvid.registry import PROTOCOLS
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "annotations"
-needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the annotation files of ../shared/data")
+needs_real = pytest.mark.shared_data("annotations")
 
 COUNTS = {  # protocol, split -> number of videos, captions and classes
     ("msrvtt-1ka", "test"): (1000, 1000, 0),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from clipvid.data.files import find_videos
-from clipvid.data.open import READERS, open_dataset, read_dataset
+from clipvid.data.open import open_dataset, read_dataset
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
+from clipvid.registry import PROTOCOLS, READERS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MSRVTT = SHARED / "annotations" / "msrvtt"
-needs_msrvtt = pytest.mark.skipif(not MSRVTT.exists(), reason="needs the MSR-VTT annotations of ../shared/data")
+needs_msrvtt = pytest.mark.shared_data("annotations", "msrvtt")
 
 
 def touch(folder, *names):
@@ -161,6 +164,108 @@ def test_a_folder_with_no_or_several_tables_is_refused(table, tmp_path):
     with pytest.raises(DataError, match=r"2 tables \(one.csv, two.tsv\)"):
         open_dataset("csv", tmp_path)
     assert len(table("path,caption\na.mp4,x\nb.mp4,x\n")) == 2  # captions.csv takes precedence
+
+
+# other column names, DataFrames and URLs
+
+
+def test_columns_of_other_names_are_read_by_option(table, tmp_path):
+    text = "Video_Path,Text,Class,from,to\na.mp4,a cat,cat,1,2.5\na.mp4,sleeps,cat,1,2.5\nb.mp4,a dog,dog,,\n"
+    columns = {"path": "video_path", "caption": "Text", "label": "class", "start": "from", "end": "to"}
+    data = table(text, columns=columns)
+    plain = table(text.replace("Video_Path,Text,Class,from,to", "path,caption,label,start,end"))
+    assert data == plain
+    assert data[0] == Record(tmp_path / "a.mp4", ("a cat", "sleeps"), 0, 1.0, 2.5)
+    assert table("path,video,caption\nx,a.mp4,y\n", columns={"path": "video"})[0].path == tmp_path / "a.mp4"
+    with pytest.raises(ValueError, match=r'format "csv", got it for .folder.; leave it out'):
+        open_dataset("folder", tmp_path, columns=columns)
+    with pytest.raises(ValueError, match=r"columns must name some of path, caption, .*, got 'paths'"):
+        table(text, columns={"paths": "video_path"})
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "message"),
+    [
+        ("video_path,text", None, r"no column one of path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
+        ("path,sentence", None, r"no column caption or label.*give columns={'caption': 'sentence'}$"),
+        ("filename,class", None, r"give columns={'path': 'filename', 'label': 'class'}$"),
+        ("path,capt1on", None, r"give columns={'caption': 'capt1on'}$"),
+        ("path,x", None, r"the columns are path, x; to read other names, give columns={'caption': 'NAME'}$"),
+        (
+            "path,text",
+            {"caption": "txt"},
+            "no column 'txt' for caption; the columns are path, text; did you mean 'text'",
+        ),
+    ],
+)
+def test_a_missing_column_suggests_the_option_with_the_names_of_the_table(table, header, columns, message):
+    with pytest.raises(DataError, match=rf"captions\.csv, line 1: .*{message}"):
+        table(f"{header}\na.mp4,x\n", columns=columns)
+
+
+TABLE = [("a.mp4", "a cat", "cat", 1.0), ("b.mp4", "NA", "dog", None), ("a.mp4", "sleeps", "cat", 1.0)]
+
+
+def test_a_frame_is_read_like_the_csv_file_of_its_content(table, tmp_path):
+    df = pd.DataFrame(TABLE, columns=["path", "caption", "label", "start"])
+    from_csv = table(df.to_csv(index=False))
+    from_frame = VideoDataset.from_frame(df, root=tmp_path)
+    assert (from_frame.records, from_frame.classes) == (from_csv.records, from_csv.classes)
+    assert from_frame[1].captions == ("NA",)
+    renamed = df.rename(columns={"path": "video_path", "caption": "text"})
+    columns = {"path": "video_path", "caption": "text"}
+    assert VideoDataset.from_frame(renamed, root=tmp_path, columns=columns).records == from_csv.records
+    absolute = df.assign(path=[tmp_path / name for name in df.path]).astype({"label": "category"})
+    assert VideoDataset.from_frame(absolute).records == from_csv.records
+
+
+def test_numeric_labels_of_a_frame_stay_numbers_beside_empty_cells(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    df = pd.DataFrame({"path": ["a.mp4", "b.mp4"], "label": [1.0, 0.0], "split": ["train", "val"]})
+    data = VideoDataset.from_frame(df, root=tmp_path, split="train")
+    assert (data.classes, data[0].label, data.name, len(data)) == (("0", "1"), 1, "DataFrame:train", 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"name": ["a.mp4"], "text": ["x"]},
+            r"the DataFrame: no column one of path.*columns={'path': 'name', 'caption'",
+        ),
+        ({"path": ["a.mp4"], "Path": ["x"]}, "the DataFrame: duplicate column 'path'"),
+        ({"path": [], "caption": []}, "the DataFrame: no row"),
+        ({"path": ["a.mp4", "b.mp4"], "caption": ["x", None]}, "the DataFrame, row 1: the caption is empty"),
+        ({"path": ["a.mp4", None], "caption": ["x", "y"]}, "the DataFrame, row 1: the path is empty"),
+        ({"path": ["a.mp4"], "caption": [["x", "y"]]}, r"row 0: the caption must be a single.*df.explode\('caption'\)"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'"),
+        (
+            {"path": ["a.mp4"], "caption": ["x"], "start": [-1]},
+            "row 0: start must be a number of seconds >= 0, got '-1'",
+        ),
+        ({"path": ["a.mp4", "gone.mp4"], "caption": ["x"] * 2}, "DataFrame: 1 of 2 videos are missing: .*gone.mp4"),
+    ],
+)
+def test_an_invalid_frame_is_refused_with_its_row(tmp_path, rows, message):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(DataError, match=message):
+        VideoDataset.from_frame(pd.DataFrame(rows), root=tmp_path)
+
+
+def test_file_urls_are_paths_and_other_urls_are_refused(table, tmp_path):
+    touch(tmp_path, "a b%.mp4")
+    url = (tmp_path / "a b%.mp4").as_uri()
+    assert "a%20b%25" in url
+    data = table(f"path,caption\n{url},x\n")
+    assert data[0].path == tmp_path / "a b%.mp4"
+    assert open_dataset("csv", (tmp_path / "captions.csv").as_uri()).records == data.records
+    assert open_dataset("csv", f"file://localhost{tmp_path}").records == data.records
+    with pytest.raises(DataError, match=r"captions.csv, line 2: s3://bucket/a.mp4 is a URL.*download it, or mount"):
+        table("path,caption\ns3://bucket/a.mp4,x\n")
+    with pytest.raises(DataError, match=r"http://example\.org/x is a URL, and clipvid reads local files"):
+        open_dataset("videos", "http://example.org/x")
+    with pytest.raises(DataError, match="on the machine 'server'; write file:///absolute"):
+        open_dataset("videos", "file://server/x")
 
 
 # folder
@@ -312,7 +417,7 @@ def test_the_published_train_lists_are_read_and_videos_counted_missing():
         open_dataset("msrvtt-1ka", MSRVTT)
 
 
-@pytest.mark.skipif(not (SHARED / "videos").exists(), reason="needs the clips of ../shared/data")
+@pytest.mark.shared_data("videos")
 def test_the_real_clips_open_as_a_table_and_as_a_folder():
     data = open_dataset("csv", SHARED / "videos")
     assert (len(data), data.n_captions, data.name) == (39, 39, "videos")
@@ -323,7 +428,7 @@ def test_the_real_clips_open_as_a_table_and_as_a_folder():
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=f"unknown data set format 'cvs'; choose one of {', '.join(READERS)}"):
+    with pytest.raises(ValueError, match=rf"'cvs' .*csv.*; choose one of {', '.join([*READERS, *PROTOCOLS])}"):
         open_dataset("cvs", tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist; correct the path"):
         open_dataset("folder", tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""`clipvid index` and `clipvid search` on real and hostile files: every video is found, or skipped with a reason."""
+"""`clipvid index build` and `clipvid search` on real and hostile files: each is in the index or skipped."""
 
 import csv
 
@@ -20,7 +20,7 @@ def test_index_and_search_work_on_real_clips(shared_data, tmp_path, capsys, ever
     (tmp_path / "videos").mkdir()
     for name in names:
         (tmp_path / "videos" / name).symlink_to(folder / name)
-    assert main(["index", str(tmp_path / "videos"), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
+    assert main(["index", "build", str(tmp_path / "videos"), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
     printed = capsys.readouterr()
     assert f"{len(names)} videos in" in printed.out
     assert "could not be read" not in printed.err
@@ -32,7 +32,7 @@ def test_index_and_search_work_on_real_clips(shared_data, tmp_path, capsys, ever
 def test_index_lists_every_hostile_file_that_it_skips(shared_data, tmp_path, capsys):
     folder = shared_data / "hostile"
     rows = table(folder / "hostile.csv")
-    assert main(["index", str(folder), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
+    assert main(["index", "build", str(folder), "--out", str(tmp_path / "index"), "--frames", "2"]) == 0
     printed = capsys.readouterr()
     main(["search", str(tmp_path / "index"), "a red circle", "--k", "100"])
     output = capsys.readouterr().out
@@ -45,19 +45,19 @@ def test_index_lists_every_hostile_file_that_it_skips(shared_data, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "code"),
     [
-        (["info", "ViT-B-33"], "did you mean"),
-        (["search", "nowhere", "a dog"], "nowhere holds no index"),
-        (["index", "nowhere", "--out", "x"], "nowhere"),
-        (["eval", "nowhere"], "nowhere"),
-        (["train", "nowhere"], "nowhere"),
-        (["embed", "nowhere", "--out", "x.txt"], "must end in .safetensors"),
+        (["info", "ViT-B-33"], "did you mean", 2),
+        (["search", "nowhere", "a dog"], "nowhere holds no index", 1),
+        (["index", "build", "nowhere", "--out", "x"], "nowhere", 1),
+        (["eval", "nowhere"], "nowhere", 1),
+        (["train", "nowhere"], "nowhere", 1),
+        (["embed", "nowhere", "--out", "x.txt"], "--out must end in .safetensors", 2),
     ],
 )
-def test_a_refused_command_is_one_clear_line_and_exit_code_1(arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_refused_command_is_one_clear_line_and_an_exit_code(arguments, message, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == code
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -71,13 +71,13 @@ def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
     options = [
         "--epochs",
         "1",
-        "--batch_size",
+        "--batch-size",
         "8",
-        "--data_config.frames",
+        "--data-config.frames",
         "3",
         "--depth",
         "1",
-        "--val_fraction",
+        "--val-fraction",
         "0.25",
     ]
     assert main(["train", "videos/train", "--task", "retrieval", *options, "--out", "run"]) == 0
@@ -87,6 +87,6 @@ def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "metrics.json").exists()
     assert main(["embed", "videos/train", "--model", "run/best", "--out", "e.safetensors"]) == 0
     assert "24 embeddings of width 128" in capsys.readouterr().out
-    assert main(["index", "videos/train", "--model", "run/best", "--out", "index"]) == 0
-    assert main(["search", "index", "videos/train/00001.mp4", "--video", "true", "--k", "1"]) == 0
+    assert main(["index", "build", "videos/train", "--model", "run/best", "--out", "index"]) == 0
+    assert main(["search", "index", "videos/train/00001.mp4", "--video", "--k", "1"]) == 0
     assert "00001.mp4" in capsys.readouterr().out

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
+from clipvid.errors import DataError
 
 
 def test_invalid_records_are_refused():
@@ -35,6 +39,40 @@ def test_repr_counts_instead_of_listing():
     assert repr(data) == "VideoDataset('many': 1000 videos, 2000 captions, 1 class)"
 
 
+def test_a_table_has_a_row_per_caption_and_reads_back(tmp_path):
+    clips = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for clip in clips:
+        clip.touch()
+    records = (
+        Record(clips[0], ("a, b", 'say "hi"'), 1, start=0.5, end=2.25),
+        Record(clips[0], ("a",), 0, start=2.25),
+        Record(clips[2], ("null", "null"), 1),
+    )
+    data = VideoDataset(records, ("x", "y"))
+    frame = data.to_frame()
+    assert frame.columns.tolist() == ["path", "caption", "label", "start", "end"]
+    assert frame["caption"].tolist() == ["a, b", 'say "hi"', "a", "null", "null"]
+    assert frame["label"].tolist() == ["y", "y", "x", "y", "y"]
+    frame.to_csv(tmp_path / "clips.csv", index=False)
+    again = open_dataset("csv", tmp_path / "clips.csv")
+    assert (again.records, again.classes) == (data.records, data.classes)
+    bare = VideoDataset((Record(clips[0]), Record(clips[1], label=0)), ("x",)).to_frame()
+    assert bare.columns.tolist() == ["path", "label"]
+    assert bare["path"].tolist() == [str(clips[0]), str(clips[1])]
+    assert bare["label"].isna().tolist() == [True, False]
+
+
+def test_a_notebook_shows_the_first_records_escaped():
+    records = [Record(Path(f"{i}.mp4"), ("<b>bold</b>", "x" * 500), 0) for i in range(30)]
+    page = VideoDataset(tuple(records), ("<i>",))._repr_html_()
+    assert page.count("<tr>") == 11
+    assert "and 20 more" in page
+    assert "&lt;b&gt;bold" in page
+    assert "<b>bold" not in page
+    assert "<i>" not in page
+    assert len(page) < 5000
+
+
 def test_split_balances_classes_keeps_files_together_and_preserves_order():
     records = [Record(Path(f"{n}.mp4"), label=n % 3) for n in range(60)]
     records += [Record(Path(f"{n}.mp4"), label=n % 3, start=5.0) for n in range(60)]  # a second clip of each file
@@ -58,3 +96,57 @@ def test_split_gives_small_classes_a_training_video_and_has_the_requested_size()
         VideoDataset(tuple(records[:1]), tuple("abcd")).split(0.5)
     with pytest.raises(ValueError, match=r"> 0 and < 1, got 1\.0"):
         VideoDataset(tuple(records), tuple("abcd")).split(1.0)
+
+
+# arrays
+
+
+def walking(length=6, height=20, width=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (length, height, width, 3), dtype=np.uint8)
+
+
+def test_arrays_of_any_layout_become_named_clips_with_captions_and_labels():
+    clips = [walking(), torch.from_numpy(walking(3, 16, 40)).permute(0, 3, 1, 2)]
+    data = VideoDataset.from_arrays(clips, captions=["one", ("two", "zwei")], labels=["walk", "run"])
+    assert [str(record.path) for record in data] == ["clip 0", "clip 1"]
+    assert [record.captions for record in data] == [("one",), ("two", "zwei")]
+    assert (data.classes, [record.label for record in data]) == (("run", "walk"), [1, 0])
+    assert [record.array.frames.shape for record in data] == [(6, 20, 24, 3), (3, 16, 40, 3)]
+    assert np.shares_memory(data[0].array.frames, clips[0])
+    numbered = VideoDataset.from_arrays(clips, labels=torch.tensor([1, 0]), classes=["stand", "walk"], names=["a", "b"])
+    assert [(str(record.path), record.label) for record in numbered] == [("a", 1), ("b", 0)]
+    assert repr(data) == "VideoDataset('arrays': 2 videos, 3 captions, 2 classes)"
+
+
+def test_equal_arrays_have_equal_content_whatever_their_layout():
+    channels_first = np.ascontiguousarray(walking().transpose(0, 3, 1, 2))
+    one, same, other, longer = VideoDataset.from_arrays([walking(), channels_first, walking(seed=1), walking(7)])
+    assert one.array == same.array
+    assert hash(one.array) == hash(same.array)
+    assert len({record.array.content for record in (one, other, longer)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("clips", "options", "message"),
+    [
+        ([walking() / 255], {}, "clip 0 must be uint8 with values 0 to 255, got float64; scale"),
+        ([walking(), walking()[0]], {}, r"clip 1 must be \(T, H, W, 3\) or \(T, 3, H, W\).*got \(20, 24, 3\)"),
+        ([walking()[:0]], {}, "with at least one frame, got"),
+        ([walking()[:, :3, :, :]], {}, "axis of channels is ambiguous"),
+        (walking(), {}, "put a single clip into a list"),
+        ([walking()], {"captions": ["a", "b"]}, "captions must have one entry per clip, 1 in total"),
+        ([walking()], {"captions": "a"}, "captions must have one entry per clip"),
+        ([walking()] * 2, {"names": ["a", "a"]}, "names must be unique, got 'a' more than once"),
+    ],
+)
+def test_invalid_arrays_are_refused_by_their_position(clips, options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoDataset.from_arrays(clips, **options)
+    with pytest.raises(DataError, match="clip 0: label 'jump' is none of the 1 given classes"):
+        VideoDataset.from_arrays([walking()], labels=["jump"], classes=["run"])
+
+
+def test_an_array_has_no_times():
+    array = VideoDataset.from_arrays([walking()])[0].array
+    with pytest.raises(ValueError, match=r"clip: start and end must be None for an array.*got 1\.0 and None"):
+        Record(Path("clip"), start=1.0, array=array)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,7 +20,14 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import ProtocolSpec, VideoDataset
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.compare import compare
-from clipvid.evaluation.metrics import DualSoftmax, Products, QueryBank, ranking_metrics, retrieval_metrics
+from clipvid.evaluation.metrics import (
+    DualSoftmax,
+    Products,
+    QueryBank,
+    paired_bootstrap,
+    ranking_metrics,
+    retrieval_metrics,
+)
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import data_hash, read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
@@ -110,7 +119,7 @@ def test_two_results_are_compared_query_by_query(model, data):
     for side in ("t2v", "v2t"):
         worse["metrics"][side]["R@1"] = 0.0
         worse["metrics"][side]["each"]["R@1"] = [0.0] * 12
-    text = compare(a, worse, n=500)
+    text = str(compare(a, worse, n=500))
     row = next(line for line in text.splitlines() if line.startswith("t2v R@1 "))
     assert f"{-a['metrics']['t2v']['R@1']:+.2f}" in row
     assert float(row.split()[-1]) < 0.05
@@ -123,11 +132,79 @@ def test_two_results_are_compared_query_by_query(model, data):
         compare(a, other)
 
 
+@pytest.fixture(scope="module")
+def three(model, data) -> list:
+    """Return a fresh result, and the content of two that differ from it."""
+    fresh = evaluate_retrieval(model, data, DATA_CONFIG)
+    others = []
+    for hits in ([0.0] * 6 + [1.0] * 6, [1.0] * 12):
+        content = json.loads(json.dumps(fresh.to_dict()))
+        content["metrics"]["t2v"]["R@1"] = 100 * float(np.mean(hits))
+        content["metrics"]["t2v"]["each"]["R@1"] = hits
+        others.append(content)
+    return [fresh, *others]
+
+
+def test_any_number_of_results_is_tested_against_the_first(three):
+    comparison = compare(*three, names=("CLIP", "a|b", "50% & more"), n=300)
+    frame = comparison.to_frame()
+    assert len(frame) == 3 * 16
+    for row, content in zip(frame[frame.metric == "t2v R@1"].itertuples(), three, strict=True):
+        baseline, later = (
+            np.asarray(r["metrics"]["t2v"]["each"]["R@1"]) for r in (three[0].to_dict(), as_dict(content))
+        )
+        test = paired_bootstrap(baseline, later, n=300)
+        assert row.value == pytest.approx(100 * later.mean())
+        if row.result != "CLIP":
+            assert row.difference == pytest.approx(100 * test.mean)
+            assert (row.low, row.high, row.p) == pytest.approx((100 * test.interval[0], 100 * test.interval[1], test.p))
+    assert frame[frame.result == "CLIP"][["difference", "low", "high", "p"]].isna().all(axis=None)
+    assert frame[frame.metric == "v2t MdR"]["p"].isna().all()  # a median has no value per query
+    assert pd.read_csv(io.StringIO(comparison.to_csv()))["p"].tolist() == pytest.approx(
+        frame["p"].tolist(), nan_ok=True
+    )
+    assert repr(comparison) == "Comparison(16 metrics of 3 results: CLIP, a|b, 50% & more)"
+
+
+def as_dict(result):
+    return result if isinstance(result, dict) else result.to_dict()
+
+
+def test_a_comparison_is_written_as_text_markdown_latex_and_html(three):
+    comparison = compare(*three, names=("CLIP", "a|b", "50% & <more>"), n=50)
+    value = f"{three[0]['R@1']:.2f}"
+    text = str(comparison).splitlines()
+    assert len({line.index("95 %") for line in text if "95 %" in line}) == 1
+    row = next(line for line in text if line.startswith("t2v R@1 "))
+    assert row.split()[2:5] == [value, "50.00", "100.00"]
+    table = comparison.to_markdown().partition("\n\n")[2].splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1  # every row has as many cells
+    assert len(table) == 2 + 16
+    assert "a\\|b - CLIP [95 %]" in table[0]
+    assert "50% &amp; &lt;more&gt;" in table[0]
+    latex = comparison.to_latex()
+    lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 17
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {1 + 3 + 2 * 2 - 1}
+    assert r"50\% \& <more>" in lines[0]
+    assert latex.index("% CLIP: clipvid-mini, mean") < latex.index(r"\begin{tabular}{lrrrrrrr}")
+    page = comparison._repr_html_()
+    assert page.count("<tr>") == 17
+    assert "<more>" not in page
+
+
+def test_results_to_compare_are_two_or_more_with_different_names(three):
+    with pytest.raises(ValueError, match="results must be 2 to 26, got 1"):
+        compare(three[0])
+    with pytest.raises(ValueError, match=r"names must be 2 different ones, got \('x', 'x'\)"):
+        compare(three[0], three[1], names=("x", "x"))
+
+
 def test_recognition_results_are_compared_too(model, data):
     head = model.text_classifier(data.classes)
     a = evaluate_recognition(model, data, DATA_CONFIG, head=head).to_dict()
     assert "similarity" not in a
-    text = compare(a, a, n=50)
+    text = str(compare(a, a, n=50))
     assert "top-1" in text
     assert "mean class" in text
     with pytest.raises(ValueError, match="got recognition and retrieval"):
@@ -139,14 +216,14 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     table = next(path for folder in (root, *root.parents[:2]) for path in folder.glob("captions.csv"))
     monkeypatch.chdir(tmp_path)
     assert open_dataset("csv", table).n_captions == 12
-    options = ["--task", "retrieval", "--data_config.frames", "2", "--dual_softmax", "100"]
+    options = ["--task", "retrieval", "--data-config.frames", "2", "--dual-softmax", "100"]
     assert main(["eval", str(table), *options, "--out", "a.json"]) == 0
     printed = capsys.readouterr().out
     assert "dual softmax, T=100" in printed
     assert "result: a.json" in printed
     assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
-    assert main(["compare", "a.json", "a.json", "--draws", "0"]) == 1
+    assert main(["compare", "a.json", "a.json", "--draws", "0"]) == 2
     assert "draws must be an integer >= 1, got 0" in capsys.readouterr().err
     (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
@@ -197,9 +274,9 @@ def test_results_name_the_settings_that_change_metrics(model, data):
         evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
     assert (plain["prompts"], photo["prompts"]) == (["{}"], ["a photo of a {}."])
-    assert "prompts a photo of a {}." in compare(plain, photo, n=20)
+    assert "prompts a photo of a {}." in str(compare(plain, photo, n=20))
     cut = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5)).to_dict()
-    assert "captions of 5 tokens" in compare(cut, evaluate_retrieval(model, data, DATA_CONFIG).to_dict(), n=20)
+    assert "captions of 5 tokens" in str(compare(cut, evaluate_retrieval(model, data, DATA_CONFIG), n=20))
     assert data_hash(replace(data, protocol_spec=ProtocolSpec(shared=True))) != data_hash(data)
 
 
@@ -222,7 +299,7 @@ def test_a_custom_list_is_reported_with_all_its_counts(model, data):
     assert [line.endswith("  (N = 12; the protocol has 1000)") for line in lines[1:4]] == [True] * 3
     result = evaluation.to_dict()
     assert [result["data"][name] for name in ("videos", "listed", "expected")] == [12, 13, 1000]
-    assert "list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in compare(result, result)
+    assert "list own, 12 of the 13 videos listed (the protocol has 1000), 2 frames" in str(compare(result, result))
 
 
 def test_a_custom_list_of_at_least_the_protocols_size_is_not_marked(model, data):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,11 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clipvid.config.data_config import DataConfig
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.search.index import METADATA, VECTORS, Hit, VideoIndex
-from clipvid.video.decode import read_video
+from clipvid.search.hits import Hits
+from clipvid.search.index import METADATA, STORE, Hit, VideoIndex
+from clipvid.search.stores.faiss import VECTORS
+from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
 
+FOUR = DataConfig(frames=4, unreadable="skip")
+PLAIN = replace(FOUR, precision="32-true")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 
 
@@ -87,7 +95,7 @@ def model():
 
 @pytest.fixture
 def index(model, library):
-    return VideoIndex.build(model, library, frames=4, precision="32-true", progress=False)
+    return VideoIndex.build(model, library, PLAIN, progress=False)
 
 
 def names(hits):
@@ -115,6 +123,62 @@ def test_search_agrees_with_comparing_every_pair(index, model, colour):
     assert [hit.score for hit in hits] == pytest.approx([oracle[hit.path] for hit in hits], abs=1e-5)
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
     assert hits[0].path.stem == colour
+
+
+def test_many_queries_at_once_give_the_hits_of_each(index, monkeypatch):
+    texts = [f"something {colour}" for colour in COLOURS]
+    one_by_one = [index.search(text, k=3) for text in texts]
+    calls, search = [], type(index._vectors).search
+    monkeypatch.setattr(
+        type(index._vectors),
+        "search",
+        lambda self, queries, *rest: calls.append(len(queries)) or search(self, queries, *rest),
+    )
+    together = index.search(texts, k=3)
+    assert calls == [4]  # one pass over the index
+    assert [hits.query for hits in together] == texts
+    for hits, single in zip(together, one_by_one, strict=True):
+        assert names(hits) == names(single)
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in single], abs=1e-6)
+    assert index.search(tuple(texts[:1]), k=2)[0] == index.search(texts[0], k=2)
+    assert index.search([]) == []
+    with pytest.raises(ValueError, match="query is empty"):
+        index.search(["red", " "])
+
+
+def test_hits_become_tables_and_json(index, library, tmp_path):
+    hits = index.search("something <b> red", k=3)
+    frame = hits.to_frame()
+    assert frame.columns.tolist() == ["query", "rank", "path", "score"]
+    assert [tuple(row) for row in frame.itertuples(index=False)] == [
+        ("something <b> red", hit.rank, str(hit.path), hit.score) for hit in hits
+    ]
+    content = json.loads(hits.to_json(tmp_path / "hits.json"))
+    assert content == json.loads((tmp_path / "hits.json").read_text())
+    assert content["query"] == "something <b> red"
+    assert content["hits"] == [{"rank": h.rank, "path": str(h.path), "score": h.score} for h in hits]
+    assert repr(hits).splitlines()[0] == "Hits(3 for 'something <b> red')"
+    assert repr(hits).splitlines()[1].endswith("red.mp4")
+    page = hits._repr_html_()
+    assert page.count("<tr>") == 4
+    assert "something &lt;b&gt; red" in page
+    many = Hits([*hits] * 20)
+    assert len(repr(many).splitlines()) == 12
+    assert many._repr_html_().count("<tr>") == 11
+    assert "and 50 more" in many._repr_html_()
+    assert Hits().to_frame().empty
+    assert index.search_video(library / "blue").query == str(library / "blue")
+
+
+def test_an_index_lists_its_files_as_a_table(index, library):
+    frame = index.to_frame()
+    assert frame["path"].tolist() == [*map(str, index.paths), str(library / "broken.mp4")]
+    assert frame["indexed"].tolist() == [True] * 4 + [False]
+    assert "not a video" in frame["reason"].iloc[-1]
+    assert frame["reason"].tolist()[:4] == [""] * 4
+    page = index._repr_html_()
+    assert page.count("<tr>") == 6
+    assert "broken.mp4" in page
 
 
 def test_a_large_index_agrees_with_sorting_all_cosines(model):
@@ -152,7 +216,7 @@ def test_equal_scores_come_in_the_order_of_the_index(model, library, tmp_path):
         copy = tmp_path / f"{number}.mp4"
         copy.write_bytes((library / "yellow.mp4").read_bytes())
         copies.append(copy.name)
-    index = VideoIndex.build(model, tmp_path, frames=4, progress=False)
+    index = VideoIndex.build(model, tmp_path, FOUR, progress=False)
     assert names(index.search("yellow", k=5)) == copies
 
 
@@ -172,7 +236,7 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
 
 def test_unreadable_files_can_stop_the_build(model, library):
     with pytest.raises(VideoError, match=r"broken\.mp4"):
-        VideoIndex.build(model, library, unreadable="raise", progress=False)
+        VideoIndex.build(model, library, DataConfig(), progress=False)
 
 
 def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path):
@@ -181,28 +245,28 @@ def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path
     with pytest.raises(DataError, match="no videos were given"):
         VideoIndex.build(model, [], progress=False)
     with pytest.raises(ValueError, match="sampler must be one of"):
-        VideoIndex(model, sampler="unifrom")
+        VideoIndex(model, DataConfig(sampler="unifrom"))
 
 
 def test_a_missing_path_is_an_error_alone_and_skipped_in_a_list(model, library):
     gone = library / "gone.mp4"
     with pytest.raises(DataError, match=r"gone.mp4 does not exist; give videos, or folders of them"):
-        VideoIndex.build(model, gone, frames=4, progress=False)
-    listed = VideoIndex.build(model, [gone, library], frames=4, progress=False)
+        VideoIndex.build(model, gone, FOUR, progress=False)
+    listed = VideoIndex.build(model, [gone, library], FOUR, progress=False)
     assert gone in [error.path for error in listed.skipped]
     with pytest.raises(VideoError):
-        VideoIndex.build(model, [gone], frames=4, unreadable="raise", progress=False)
+        VideoIndex.build(model, [gone], DataConfig(frames=4), progress=False)
 
 
 def test_workers_change_nothing(index, model, library):
-    other = VideoIndex.build(model, library, frames=4, precision="32-true", batch_size=3, workers=2, progress=False)
+    other = VideoIndex.build(model, library, replace(PLAIN, batch_size=3, workers=2), progress=False)
     assert other.paths == index.paths
     assert [h.score for h in other.search("red")] == pytest.approx([h.score for h in index.search("red")], abs=1e-6)
 
 
 def test_dropout_is_off_while_embedding_and_the_mode_is_restored(model, library):
     model.train()
-    index = VideoIndex.build(model, library, frames=4, progress=False)
+    index = VideoIndex.build(model, library, FOUR, progress=False)
     assert model.training
     assert index.search_video(library / "blue")[0].score == pytest.approx(1, abs=1e-5)
 
@@ -242,7 +306,7 @@ def test_a_saved_index_loads_completely_and_can_be_added_to(index, model, librar
     loaded = VideoIndex.load(folder, model)
     assert loaded.search("red", k=4) == index.search("red", k=4)
     assert [str(error) for error in loaded.skipped] == [str(error) for error in index.skipped]
-    assert (loaded.frames, loaded.sampler) == (4, "uniform")
+    assert loaded.data_config == PLAIN
     loaded.add(write_video(tmp_path / "more.mp4", COLOURS["red"]), progress=False)
     loaded.save(folder)
     assert len(VideoIndex.load(folder, model)) == 5
@@ -274,17 +338,17 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
 
 def test_damaged_indices_are_refused(index, model, tmp_path):
     folder = index.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index VIDEOS --out"):
+    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index build VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
     metadata = json.loads((folder / METADATA).read_text())
     (folder / METADATA).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
-    with pytest.raises(CheckpointError, match="4 vectors for 2 videos"):
+    with pytest.raises(CheckpointError, match="lists 2 videos in a flat index, and its store holds 4"):
         VideoIndex.load(folder, model)
     (folder / METADATA).write_text(json.dumps(metadata | {"format": 99}))
     with pytest.raises(CheckpointError, match="index format 99"):
         VideoIndex.load(folder, model)
     (folder / METADATA).write_text(json.dumps(metadata))
-    (folder / VECTORS).write_bytes((folder / VECTORS).read_bytes()[:20])
+    (folder / STORE / VECTORS).write_bytes((folder / STORE / VECTORS).read_bytes()[:20])
     with pytest.raises(CheckpointError, match="cannot be read"):
         VideoIndex.load(folder, model)
 
@@ -299,12 +363,12 @@ def test_an_interrupted_build_saves_its_embeddings_and_can_continue(model, libra
 
     monkeypatch.setattr(model, "encode_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        VideoIndex.build(model, library, frames=4, batch_size=1, save_to=tmp_path / "saved", progress=False)
+        VideoIndex.build(model, library, replace(FOUR, batch_size=1), save_to=tmp_path / "saved", progress=False)
     monkeypatch.undo()
     index = VideoIndex.load(tmp_path / "saved", model)
     assert len(index) == 2
     index.add(library, existing="skip", progress=False)
-    assert set(index.paths) == set(VideoIndex.build(model, library, frames=4, progress=False).paths)
+    assert set(index.paths) == set(VideoIndex.build(model, library, FOUR, progress=False).paths)
     assert model.clips == 2 + 2 + 4
 
 
@@ -315,5 +379,98 @@ def test_an_embedding_that_is_not_finite_names_its_video(model, library):
         VideoIndex.build(model, library, progress=False)
 
 
+def test_patterns_lists_and_data_sets_are_indexed_like_their_files(model, library, monkeypatch):
+    monkeypatch.chdir(library)
+    red, green = library / "b" / "red.mp4", library / "a" / "deep" / "green.MP4"
+    assert VideoIndex.build(model, "**/r*", FOUR, progress=False).paths == (red,)
+    assert VideoIndex.build(model, ["b/*.mp4", green, red], FOUR, progress=False).paths == (red, green)
+    assert VideoIndex.build(model, red.as_uri(), FOUR, progress=False).paths == (red,)
+    data = VideoDataset((Record(Path("b/red.mp4"), ("one",)), Record(green), Record(red)))
+    assert VideoIndex.build(model, data, FOUR, progress=False).paths == (red, green)
+    with pytest.raises(DataError, match=r"no file to read matches the pattern '\*\.avi'"):
+        VideoIndex.build(model, "*.avi", FOUR, progress=False)
+    with pytest.raises(DataError, match=r"is a part from 0\.0 to 0\.2 s, and an index has one embedding per file"):
+        VideoIndex.build(model, VideoDataset((Record(red, start=0.0, end=0.2),)), FOUR, progress=False)
+    with pytest.raises(DataError, match="videos is empty"):
+        VideoIndex.build(model, VideoDataset(()), FOUR, progress=False)
+
+
+def test_arrays_are_indexed_under_their_names_with_the_scores_of_their_files(index, model, library, tmp_path):
+    clips = [read(path) for path in index.paths]
+    arrays = VideoIndex.build(model, VideoDataset.from_arrays(clips), PLAIN, progress=False)
+    assert [str(path) for path in arrays.paths] == ["clip 0", "clip 1", "clip 2", "clip 3"]
+    assert [hit.score for hit in arrays.search("red", k=4)] == [hit.score for hit in index.search("red", k=4)]
+    with pytest.raises(ValueError, match="clip 0 and 3 more is indexed already"):
+        arrays.add(VideoDataset.from_arrays(clips), progress=False)
+    assert VideoIndex.load(arrays.save(tmp_path / "saved"), model).paths == arrays.paths
+
+
+def test_the_data_config_is_that_of_the_training_unless_given(model, library):
+    model.training_record = {"data_config": {"frames": 3, "sampler": "linspace"}}
+    index = VideoIndex.build(model, library / "blue", progress=False)
+    assert index.data_config == DataConfig(frames=3, sampler="linspace", unreadable="skip")
+    given = DataConfig(frames=2, workers=1)
+    assert VideoIndex(model, given).data_config == given
+
+
+def test_more_videos_are_read_as_the_others_were(index, model, library, tmp_path):
+    before = model.clips
+    with pytest.raises(ValueError, match=r"must have the frames of the index, 4, got 2; pass dataclasses\.replace"):
+        index.add(library, replace(PLAIN, frames=2), existing="skip", progress=False)
+    assert model.clips == before
+    (tmp_path / "broken.mp4").write_text("not a video")
+    with pytest.raises(VideoError):
+        index.add(tmp_path, replace(PLAIN, unreadable="raise", batch_size=2), progress=False)
+
+
+def test_an_index_of_several_views_holds_their_mean(model, library, tmp_path):
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3, 8))
+    path = tmp_path / "changing.mp4"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in range(12):
+            picture = np.full((32, 32, 3), COLOURS["red" if frame < 6 else "blue"], dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    config = DataConfig(frames=1, sampler="dense", temporal_views=2, precision="32-true")
+    index = VideoIndex.build(model, path, config, progress=False)
+    views = [F.normalize(model.encode_text([colour]), dim=-1) for colour in ("red", "blue")]
+    assert index.search_embedding(sum(views)[0].detach())[0].score == pytest.approx(1, abs=1e-3)
+    assert index.search_video(path)[0].score == pytest.approx(1, abs=1e-5)
+    assert VideoIndex.load(index.save(tmp_path / "saved"), model).data_config == replace(config, unreadable="skip")
+
+
 def test_equal_hits_compare_equal():
     assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)
+
+
+def test_a_search_with_a_filter_compares_the_videos_that_pass_it(library):
+    paths = sorted(library.rglob("*.mp4"))
+    data = VideoDataset(tuple(Record(path, label=i % 2) for i, path in enumerate(paths)), ("even", "odd"))
+    index = VideoIndex.build(ColourModel(), data, FOUR, progress=False)
+    every = index.search("a red", k=9)
+    assert [hit.path for hit in index.search("a red", k=9, where='label = "odd"')] == [
+        hit.path for hit in every if paths.index(hit.path) % 2
+    ]
+    assert index.search("a red", where=f"path in ('{paths[1]}')")[0].path == paths[1]
+    with pytest.raises(ValueError, match="has 'odd' at character 9"):
+        index.search("a red", where="label = odd")
+
+
+def test_an_index_of_the_first_format_is_read(library, tmp_path):
+    model = ColourModel()
+    index = VideoIndex.build(model, library, FOUR, progress=False)
+    index.save(tmp_path / "new")
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "new" / STORE, old)
+    (old / "rows.json").unlink()
+    metadata = json.loads((tmp_path / "new" / METADATA).read_text())
+    del metadata["store"]
+    (old / METADATA).write_text(json.dumps(metadata | {"format": 1}))
+    loaded = VideoIndex.load(old, model)
+    assert loaded.search("a red") == index.search("a red")
+    loaded.save(old)  # in the current format
+    assert sorted(path.name for path in old.iterdir()) == [METADATA, STORE]
+    assert VideoIndex.load(old, model).search("a red") == index.search("a red")

@@ -49,11 +49,11 @@ def data(files):
 
 
 def build_index(model, files, precision, **options):
-    return VideoIndex.build(model, files, frames=4, precision=precision, progress=False, **options)
+    return VideoIndex.build(model, files, DataConfig(frames=4, precision=precision), progress=False, **options)
 
 
 def rows(index):
-    return torch.from_numpy(index._vectors._index.reconstruct_n(0, len(index)))
+    return torch.from_numpy(index._vectors.get([str(path) for path in index.paths])[0])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -69,7 +69,7 @@ def test_an_index_holds_the_embeddings_of_embed_videos_bit_for_bit(model, files,
 def test_queries_are_embedded_as_evaluation_embeds_them(model, files, precision, monkeypatch):
     index, queries = build_index(model, files, precision), []
     search = index._vectors.search
-    monkeypatch.setattr(index._vectors, "search", lambda query, k: queries.append(query) or search(query, k))
+    monkeypatch.setattr(index._vectors, "search", lambda query, *rest: queries.append(query) or search(query, *rest))
     index.search(SENTENCES[0])
     assert torch.equal(torch.from_numpy(queries[0]), embed_texts(model, [SENTENCES[0]], precision=precision))
     index.search_video(files[0])
@@ -131,16 +131,16 @@ def test_another_encoder_also_runs_at_the_precision_of_the_index(files):
 def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path):
     model = ColourModel()
     with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of auto, "):
-        VideoIndex(model, precision="bf16")
+        VideoIndex(model, DataConfig(precision="bf16"))
     folder = build_index(model, files, "bf16-mixed").save(tmp_path / "saved")
-    assert VideoIndex.load(folder, model).precision == "bf16-mixed"
+    assert VideoIndex.load(folder, model).data_config.precision == "bf16-mixed"
     metadata = json.loads((folder / METADATA).read_text())
     (folder / METADATA).write_text(json.dumps(metadata | {"precision": "half"}))
     with pytest.raises(CheckpointError, match=r"precision of .*saved must be one of auto, .*got 'half'; build"):
         VideoIndex.load(folder, model)
     del metadata["precision"]
     (folder / METADATA).write_text(json.dumps(metadata))
-    assert VideoIndex.load(folder, model).precision == "auto"
+    assert VideoIndex.load(folder, model).data_config.precision == "auto"
 
 
 @pytest.mark.parametrize("searches", [4, pytest.param(200, marks=pytest.mark.slow)])

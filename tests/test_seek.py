@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 
@@ -197,3 +198,15 @@ def test_jumps_into_real_videos_give_the_same_frames(shared_data, decoded, alway
         with monkeypatch.context() as patch:
             patch.setattr(pyav, "_decode_from", lambda *a, **k: None)
             assert torch.equal(frames, read(path, indices))
+
+
+@pytest.mark.parametrize("unit", [None, Fraction(0, 1)], ids=["before PyAV 19", "PyAV 19"])
+def test_a_time_stamp_without_a_unit_is_unknown(unit):
+    assert demux.seconds(3, unit) is None
+
+
+def test_a_unit_may_be_any_rational_number():
+    """From PyAV 19 on, units are of a class of its own; an int is a rational number that is no Fraction, too."""
+    assert demux.seconds(3, Fraction(1, 4)) == 0.75
+    assert demux.seconds(3, 2) == 6.0
+    assert demux.seconds(None, Fraction(1, 4)) is None

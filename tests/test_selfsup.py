@@ -19,7 +19,7 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.features.memory import encode_dataset
-from clipvid.models.branches.intermediate import IntermediateOptions
+from clipvid.models.branches.presets import IntermediateOptions
 from clipvid.models.factory import attach, create_model, load
 from clipvid.training.batches import open_pairs
 from clipvid.training.loop import train
@@ -403,11 +403,11 @@ def test_the_command_line_trains_on_a_plain_folder_of_videos(shapes, tmp_path, m
         folder = tmp_path / "videos" / ("" if i % 2 else "holiday")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(record.path, folder)
-    words = "--task selfsup --epochs 1 --batch_size 4 --depth 1 --data_config.frames 2 --selfsup.hidden 16"
-    assert main(["train", "videos", *words.split(), "--val_fraction", "0.4", "--out", "run"]) == 0
+    words = "--task selfsup --epochs 1 --batch-size 4 --depth 1 --data-config.frames 2 --selfsup.hidden 16"
+    assert main(["train", "videos", *words.split(), "--val-fraction", "0.4", "--out", "run"]) == 0
     assert ", loss " in capsys.readouterr().out
     assert load("run/best").training_record["selfsup"]["hidden"] == 16
-    assert main(["train", "videos", *words.split(), "--val_fraction", "0.2", "--out", "again"]) == 1
+    assert main(["train", "videos", *words.split(), "--val-fraction", "0.2", "--out", "again"]) == 1
     assert "videos has 1 for validation; give two or more" in capsys.readouterr().err
 
 

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.branches import BRANCHES, build, choose, from_config
-from clipvid.models.branches.stan import STAN, StanOptions
+from clipvid.models.branches.base import build
+from clipvid.models.branches.options import choose, from_config
+from clipvid.models.branches.presets import StanOptions
+from clipvid.models.branches.stan import STAN
 from clipvid.nn.attention import SelfAttention, attend
-from clipvid.nn.mixers import MIXERS
 from clipvid.nn.pooling import stretched
 from clipvid.nn.spacetime import SpaceTimeBlock
+from clipvid.registry import BRANCHES, MIXERS
 
 GRID = (4, 4)
 
@@ -198,11 +200,16 @@ def test_options_survive_the_config(name):
 
 
 def test_wrong_options_name_the_value_and_the_choices(backbone):
-    with pytest.raises(ValueError, match="unknown mixer 'atention'; choose one of attention, conv, conv_full, rsa"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown mixer 'atention' .did you mean attention..; choose one of attention, conv, conv_full, rsa",
+    ):
         choose("stan", {"mixer": "atention"})
     with pytest.raises(ValueError, match="branch stan has no option 'detph'; it has depth, mixer"):
         choose("stan", {"detph": 3})
-    with pytest.raises(ValueError, match="unknown branch 'stann'; choose one of mean, posterior, seqtransf, stan"):
+    with pytest.raises(
+        ValueError, match=r"unknown branch 'stann' .did you mean .*; choose one of mean, posterior, seqtransf, stan"
+    ):
         choose("stann")
     with pytest.raises(BackboneError, match="has 4 levels to tap, depth 9 was requested; choose a depth from 1 to 4"):
         build(backbone, choose("stan", {"depth": 9}))

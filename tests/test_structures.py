@@ -7,11 +7,13 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels
-from clipvid.models.branches import BRANCHES, build, choose, from_config
-from clipvid.models.branches.intermediate import PRESETS, Intermediate, IntermediateOptions
+from clipvid.models.branches.base import build
+from clipvid.models.branches.intermediate import Intermediate
+from clipvid.models.branches.options import choose, from_config
+from clipvid.models.branches.presets import IntermediateOptions
 from clipvid.models.factory import attach
-from clipvid.nn.mixers import MIXERS
 from clipvid.nn.pooling import mean_over_frames
+from clipvid.registry import BRANCHES, MIXERS
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_divided_joint_and_vivit1_equal_clip_for_one_frame(backbone):
         torch.testing.assert_close(branch(taps), taps.frames, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(IntermediateOptions().presets))
 def test_masked_frames_change_nothing(backbone, name):
     branch = perturbed(build(backbone, choose(name, {"depth": 2})))
     video = torch.rand(1, 3, 3, 32, 32)
@@ -160,7 +162,9 @@ def test_options_survive_the_config(name):
 def test_impossible_options_are_refused_with_the_reason(backbone):
     with pytest.raises(ValueError, match="scheme must be 'divided' to take a mixer, got 'joint'"):
         choose("joint", {"mixer": "rsa"})
-    with pytest.raises(ValueError, match="branch posterior has no cross-frame module, so mixer does not apply"):
+    with pytest.raises(
+        ValueError, match=r"branch posterior has no option 'mixer'; it has .*; mixer is an option of stan and divided"
+    ):
         choose("posterior", {"mixer": "rsa"})
     with pytest.raises(ValueError, match="unknown scheme 'divide'; choose one of space, joint"):
         IntermediateOptions("divide")

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", ".ci")
-TEXT = {".py", ".md", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml", ".cfg", ".html", ".ini", ""}
+FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", "examples", ".ci", ".github")
+TEXT = {
+    ".py", ".md", ".rst", ".ipynb", ".toml", ".sh", ".txt", ".json", ".yaml", ".yml",
+    ".cfg", ".cff", ".html", ".ini", "",
+}  # fmt: skip
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
 LIBRARY = [path for path in CODE if path.is_relative_to(ROOT / "clipvid")]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))

@@ -26,6 +26,7 @@ from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import attach, create_model
 from clipvid.runtime.files import write_tensors
 from clipvid.training.loop import train
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 HALF = replace(DATA_CONFIG, precision="bf16-mixed")
@@ -57,6 +58,22 @@ def test_cached_equals_live_to_the_bit(model, data, tmp_path, data_config):
         assert torch.equal(embed_videos(model, store).video, live.video)
     assert len(files(tmp_path)) == 3
     assert list(store.data) == list(data)
+
+
+def test_arrays_are_cached_under_their_pixels(model, data, tmp_path):
+    few, config = data.subset(range(4)), replace(DATA_CONFIG, batch_size=2)
+    clips = [read(record.path) for record in few]
+    live, cache = embed_videos(model, few, config), TapCache(tmp_path)
+    assert torch.equal(
+        embed_videos(model, cache.store(model, VideoDataset.from_arrays(clips), config)).video, live.video
+    )
+    before = files(tmp_path)
+    again = VideoDataset.from_arrays([clips[3].clone(), *clips[:3]], names=["w", "x", "y", "z"])
+    assert cache.needs(model, again, config) == 0
+    assert torch.equal(embed_videos(model, cache.store(model, again, config)).video, live.video[[3, 0, 1, 2]])
+    assert files(tmp_path) == before
+    clips[0] = clips[0].flip(0)
+    assert cache.needs(model, VideoDataset.from_arrays(clips), config) > 0
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16-mixed", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")])
@@ -167,7 +184,7 @@ def test_the_cache_key_depends_on_data_config_model_and_kind(model, data, tmp_pa
 )
 def test_clips_cached_as_another_kind_or_mode_are_reported(model, data, tmp_path, kind, mode):
     TapCache(tmp_path, kind=kind, mode=mode).store(model, data.subset(range(5)), DATA_CONFIG)
-    advice = rf"to read those give --cache_kind {kind} --cache_mode {mode} \(in Python kind and mode\)$"
+    advice = rf"to read those give --cache-kind {kind} --cache-mode {mode} \(in Python kind and mode\)$"
     if kind == "int8":  # a coarser kind is never recommended
         advice = "int8 is coarser, so they are encoded again$"
     message = (
@@ -207,14 +224,14 @@ def test_the_command_line_reports_another_kind_in_one_line(data, tmp_path, capsy
         str(data[0].path.parent),
         "--out",
         str(tmp_path / "e.safetensors"),
-        "--taps",
+        "--cache",
         str(tmp_path / "t"),
     ]
-    command += ["--data_config.precision", "32-true"]
-    assert main([*command, "--data_config.frames", "2", "--cache_kind", "int8"]) == 0
+    command += ["--data-config.precision", "32-true"]
+    assert main([*command, "--data-config.frames", "2", "--cache-kind", "int8"]) == 0
     capsys.readouterr()
     (tmp_path / "e.safetensors").write_text("an earlier file")
-    assert main([*command, "--data_config.frames", "2", "--overwrite", "true"]) == 0
+    assert main([*command, "--data-config.frames", "2", "--overwrite"]) == 0
     assert (tmp_path / "e.safetensors").stat().st_size > 12 * 128 * 4
     notes = [line for line in capsys.readouterr().err.splitlines() if "clips to encode" in line]
     assert len(notes) == 1
@@ -325,26 +342,26 @@ def test_the_command_line_trains_from_a_cache_and_lists_verifies_and_prunes_it(d
         "recognition",
         "--epochs",
         "1",
-        "--batch_size",
+        "--batch-size",
         "2",
-        "--data_config.frames",
+        "--data-config.frames",
         "3",
         "--depth",
         "1",
     ]
-    options += ["--data_config.precision", "32-true"]
-    command = ["train", str(data[0].path.parent), "--val_fraction", "0.3", "--cache", "taps", *options]
+    options += ["--data-config.precision", "32-true"]
+    command = ["train", str(data[0].path.parent), "--val-fraction", "0.3", "--cache", "taps", *options]
     assert main([*command, "--out", "a"]) == 0
     assert main([*command, "--out", "b"]) == 0
     scores = re.findall(r"top-1 [\d.]+", capsys.readouterr().out)
     assert len(scores) == 2
     assert scores[0] == scores[1]
-    assert main([*command, "--out", "a", "--resume", "true", "--cache_kind", "int8"]) == 1
+    assert main([*command, "--out", "a", "--resume", "--cache-kind", "int8"]) == 1
     assert (
         "a/checkpoint.pt was trained from a tap cache of kind fp32 and mode taps, this run reads"
         in capsys.readouterr().err
     )
-    assert main([*command, "--out", "a", "--resume", "true"]) == 0
+    assert main([*command, "--out", "a", "--resume"]) == 0
     assert scores[0] in capsys.readouterr().out
     assert main(["cache", "ls", "taps"]) == 0
     assert "12 clips" in capsys.readouterr().out

@@ -186,7 +186,7 @@ def test_embed_gives_the_same_from_the_cache_as_live(videos, monkeypatch, option
     assert main(["eval", videos, "--cache", "taps", *options]) == 0
     assert main(["embed", videos, "--out", "live.safetensors", *options]) == 0
     monkeypatch.setattr("clipvid.features.tap_cache.LiveSource", None)
-    assert main(["embed", videos, "--taps", "taps", "--out", "cached.safetensors", *options]) == 0
+    assert main(["embed", videos, "--cache", "taps", "--out", "cached.safetensors", *options]) == 0
     assert torch.equal(load_file("live.safetensors")["video"], load_file("cached.safetensors")["video"])
 
 
@@ -222,7 +222,7 @@ def test_embed_encodes_uncached_clips_and_skips_unreadable_ones(data, tmp_path, 
         shutil.copy(record.path, folder)
     (folder / "broken.mp4").write_bytes(b"nothing")
     TapCache("taps").store(create_model("clipvid-mini", branch="mean"), data.subset(range(3)), DATA_CONFIG)
-    assert main(["embed", str(folder), "--taps", "taps", *OPTIONS]) == 0
+    assert main(["embed", str(folder), "--cache", "taps", *OPTIONS]) == 0
     assert load_file("embeddings.safetensors")["video"].shape[0] == 4
     assert list(json.loads(Path("embeddings.json").read_text())["skipped"]) == [str(folder / "broken.mp4")]
     assert [part.rows for part in parts_of("taps")] == [4]

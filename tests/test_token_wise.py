@@ -18,6 +18,7 @@ from clipvid.models.factory import create_model
 from clipvid.nn.pooling import mean_over_frames
 from clipvid.search.index import VideoIndex
 from clipvid.training.loop import train
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 
@@ -111,7 +112,7 @@ def test_reranking_orders_the_best_by_the_token_wise_similarity_and_leaves_the_r
 
 
 def test_search_reranks_the_first_hits_alone(model, clips):
-    index = VideoIndex.build(model, [r.path for r in clips], frames=3, progress=False)
+    index = VideoIndex.build(model, clips, DATA_CONFIG, progress=False)
     plain = index.search("a red circle", k=6)
     reranked_hits = index.search("a red circle", k=6, rerank=4)
     assert {hit.path for hit in reranked_hits[:4]} == {hit.path for hit in plain[:4]}
@@ -122,11 +123,19 @@ def test_search_reranks_the_first_hits_alone(model, clips):
     assert len(index.search("a red circle", k=2, rerank=4)) == 2
 
 
+def test_arrays_of_an_index_cannot_be_reranked(model, clips):
+    data = VideoDataset.from_arrays([read(record.path) for record in clips])
+    index = VideoIndex.build(model, data, DATA_CONFIG, progress=False)
+    assert str(index.search("a red circle", k=1)[0].path).startswith("clip ")
+    with pytest.raises(ValueError, match="rerank must be 0 for arrays, which are not in the index, got hit 'clip"):
+        index.search("a red circle", rerank=2)
+
+
 def test_reranking_needs_a_token_wise_similarity(clips):
     plain = create_model("clipvid-mini", branch="mean")
     with pytest.raises(ValueError, match="whose similarity is 'mean'; create it with similarity wti"):
         evaluate_retrieval(plain, clips, DATA_CONFIG, rerank=3)
-    index = VideoIndex.build(plain, [clips[0].path], frames=3, progress=False)
+    index = VideoIndex.build(plain, [clips[0].path], progress=False)
     with pytest.raises(ValueError, match="0 for a model without token-wise similarity"):
         index.search("a red circle", rerank=3)
     with pytest.raises(ValueError, match="unknown similarity 'wit'; choose one of mean, wti, mug"):

@@ -189,8 +189,8 @@ def test_the_summary_lists_what_trains_and_whether_taps_can_be_cached(model):
 def test_info_needs_only_shapes_to_report_what_would_train(capsys):
     from clipvid.cli.main import main
 
-    command = ["info", "ViT-B-32", "--branch", "divided", "--train_clip", "last:6"]
-    assert main([*command, "--text_lora", "8"]) == 0
+    command = ["info", "ViT-B-32", "--branch", "divided", "--train-clip", "last:6"]
+    assert main([*command, "--text-lora", "8"]) == 0
     output = capsys.readouterr().out
     assert "LoRA of rank 8 on the text tower" in output
     assert "reads:                     level 8, 7x7 patches, width 768" in output

@@ -31,6 +31,7 @@ from clipvid.training.batches import batch_order, open_batches
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule
 from clipvid.training.trainer import Run
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 WORDS = ("a red circle", "a blue square", "a green star", "a pink ring")
@@ -71,6 +72,21 @@ def config(**changes):
 
 def weights(model):
     return {name: p.detach().clone() for name, p in model.branch.named_parameters()}
+
+
+def test_arrays_and_files_train_to_the_same_weights(mini, clips):
+    arrays = VideoDataset.from_arrays(
+        [read(record.path) for record in clips],
+        [record.captions for record in clips],
+        labels=[clips.classes[record.label] for record in clips],
+        classes=clips.classes,
+    )
+    trained = []
+    for data in (clips, arrays):
+        model = fresh(mini)
+        train(model, data, config=config(epochs=1), progress=False)
+        trained.append(weights(model))
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
 def test_recognition_learns_to_tell_two_classes(mini, clips):

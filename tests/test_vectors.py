@@ -83,7 +83,7 @@ def index_of(model, kind, rows):
     """Return an index of these vectors, without reading videos."""
     index = VideoIndex(model, kind=kind)
     index._put([Path(f"/{row}.mp4") for row in range(len(rows))], rows)
-    index._vectors.settle()
+    index._vectors.optimize()
     return index
 
 
@@ -121,13 +121,13 @@ def test_ivf_interrupted_before_its_training_is_exact_and_can_be_continued(model
     loaded = VideoIndex.load(index.save(tmp_path / "saved"), model)
     exact = index_of(model, "flat", rows[:100])
     assert loaded.search_embedding(rows[500], k=100) == exact.search_embedding(rows[500], k=100)
-    assert not loaded._vectors.trained
+    assert not loaded._vectors._vectors.trained
     with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 100"):
-        loaded._vectors.settle()
+        loaded._vectors.optimize()
     loaded._put([Path(f"/{row}.mp4") for row in range(100, 700)], rows[100:])
-    loaded._vectors.settle()
-    assert loaded._vectors.trained
-    assert recall(loaded._vectors, rows, clustered(100, seed=1)) > 0.9
+    loaded._vectors.optimize()
+    assert loaded._vectors._vectors.trained
+    assert recall(loaded._vectors._vectors, rows, clustered(100, seed=1)) > 0.9
 
 
 def test_unknown_kinds_and_files_of_another_kind_are_refused(model, tmp_path):
@@ -135,7 +135,10 @@ def test_unknown_kinds_and_files_of_another_kind_are_refused(model, tmp_path):
         VideoIndex(model, kind="lsh")
     folder = index_of(model, "hnsw", clustered(50)).save(tmp_path / "saved")
     metadata = json.loads((folder / METADATA).read_text())
-    for kind, message in (("flat", "holds IndexHNSWFlat, not flat vectors"), ("lsh", "one of flat, .*, got 'lsh'")):
+    for kind, message in (
+        ("flat", "in a flat index, and its store holds .* other videos in a hnsw index"),
+        ("lsh", "one of flat, .*, got 'lsh'"),
+    ):
         (folder / METADATA).write_text(json.dumps(metadata | {"kind": kind}))
         with pytest.raises(CheckpointError, match=message):
             VideoIndex.load(folder, model)

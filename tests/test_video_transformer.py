@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid.errors import CheckpointError
-from clipvid.models.branches.standalone import PRESETS, StandaloneOptions, video_transformer
+from clipvid.models.branches.presets import StandaloneOptions
+from clipvid.models.branches.standalone import video_transformer
 from clipvid.models.convert_hf import load_image_weights, load_video_weights
 from clipvid.nn.pooling import resized
 from clipvid.nn.stem import Stem, evenly, inflated, resized_space, tiled
+from clipvid.registry import BRANCHES
 
 TINY = {"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 2, "frames": 4}
 
@@ -136,14 +138,14 @@ def test_timesformer_with_174_classes_has_exactly_the_published_parameters(schem
 )
 def test_vivit_with_400_classes_has_exactly_the_published_parameters(preset, published):
     with torch.device("meta"):
-        network = video_transformer(PRESETS[preset])
+        network = video_transformer(BRANCHES[preset])
     assert count(network) + 400 * 768 + 400 == published
 
 
 def macs(preset, frames):
     with torch.device("meta"):
-        network = video_transformer(PRESETS[preset]).eval()
-    side = PRESETS[preset].image_size
+        network = video_transformer(BRANCHES[preset]).eval()
+    side = BRANCHES[preset].image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, frames, 3, side, side, device="meta"))
     return counter.get_total_flops() / 2
@@ -153,7 +155,7 @@ def macs(preset, frames):
     ("preset", "tera"), [("timesformer", 0.587490), ("timesformer-hr", 5.108056), ("timesformer-l", 7.139570)]
 )
 def test_macs_of_the_timesformer_variants_for_three_crops(preset, tera):
-    assert 3 * macs(preset, PRESETS[preset].frames) / 1e12 == pytest.approx(tera, rel=1e-3)
+    assert 3 * macs(preset, BRANCHES[preset].frames) / 1e12 == pytest.approx(tera, rel=1e-3)
 
 
 @pytest.mark.parametrize(

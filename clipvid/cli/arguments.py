@@ -6,17 +6,19 @@ when they are needed. Knows nothing of the commands.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from clipvid.models.backbone.names import MINI, builtin_names, check_branch, check_name
+from clipvid.cli.parsing.options import CacheOptions, changed
+from clipvid.errors import UsageError
+from clipvid.models.backbone.names import MINI, builtin_names, check_name
 from clipvid.runtime.files import require_writable
 
 DEFAULT_MODEL = MINI
@@ -46,7 +48,7 @@ def named_model(
 
     options = options or {}
     if name is None:
-        name = _default_model(pretrained)
+        name = _default_model()
     if (Path(name) / CONFIG).is_file():
         reason = f"{name} is a saved model and brings its own branch and weights"
         refuse(reason, pretrained=pretrained, **options)
@@ -58,27 +60,48 @@ def named_model(
     return create_model(name, pretrained, device=torch_device, **{"branch": default_branch, **given})
 
 
-def check_names(model: str | None, branch: str | None = None, *, data: str | None = None) -> None:
-    """Raise ValueError for data that does not exist and for an unknown model or branch, without loading a model."""
-    if data is not None and not Path(data).exists():
-        raise ValueError(f"{data} does not exist; give a folder of videos, or a csv file")
-    if data is not None and Path(data).is_file():
+def sources_of(words: Sequence[str]) -> str | list[str]:
+    """Return the sources that words name: one as it is, several as a list; patterns such as "clips/*.mp4" are expanded.
+
+    Raises FileNotFoundError for a source that does not exist and a pattern without files, ValueError for a video where
+    a data set should be.
+    """
+    paths: list[str] = []
+    for word in words:
+        matches = [] if os.path.lexists(word) or not glob.has_magic(word) else sorted(glob.glob(word, recursive=True))
+        if not matches and not os.path.lexists(word):
+            problem = "matches no file" if glob.has_magic(word) else "does not exist"
+            raise FileNotFoundError(f"{word} {problem}; give videos, folders of videos, or a csv file")
+        paths += matches or [word]
+    return paths[0] if len(paths) == 1 else paths
+
+
+def data_of(words: Sequence[str]) -> str | list[str]:
+    """Return the sources of a data set; raise ValueError for a single video, which has neither captions nor classes."""
+    sources = sources_of(words)
+    if isinstance(sources, str) and Path(sources).is_file() and not sources.endswith(".csv"):
         from clipvid.data.files import is_video
 
-        if is_video(Path(data)):
-            raise ValueError(f"{data} is a video; give a folder of videos, or a csv file")
+        if is_video(Path(sources)):
+            raise ValueError(f"{sources} is a video; give a folder of videos, or a csv file")
+    return sources
+
+
+def check_model(model: str | None, pretrained: str | None = None) -> None:
+    """Raise UsageError for an unknown model, and for weights without a model; loads nothing."""
     if model is not None and not Path(model).is_dir() and (base_names := builtin_names()):
-        check_name(model, base_names)
-    if branch is not None:
-        check_branch(branch)
-
-
-def _default_model(pretrained: str | None) -> str:
-    """Return DEFAULT_MODEL and print a note about it; raise ValueError for `pretrained` without a model."""
-    if pretrained is not None:
-        raise ValueError(
-            f"pretrained {pretrained} names weights of a base model; give the model too, such as --model ViT-B-32"
+        try:
+            check_name(model, base_names)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if model is None and pretrained is not None:
+        raise UsageError(
+            f"--pretrained {pretrained} names weights of a base model; give the model too, such as --model ViT-B-32"
         )
+
+
+def _default_model() -> str:
+    """Return DEFAULT_MODEL and print a note about it."""
     print(
         f"note: no --model given: using {DEFAULT_MODEL}, a small demonstration model that only knows drawn shapes; "
         "for your own videos give an open_clip model, such as --model ViT-B-32 --pretrained openai",
@@ -88,10 +111,10 @@ def _default_model(pretrained: str | None) -> str:
 
 
 def refuse(reason: str, **options: object) -> None:
-    """Raise ValueError for options that were given and would have no effect; None stands for an option not given."""
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    """Raise UsageError for options that were given and would have no effect; None stands for an option not given."""
+    given = [f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None]
     if given:
-        raise ValueError(f"{reason}; leave out {', '.join(given)}")
+        raise UsageError(f"{reason}; leave out {', '.join(given)}")
 
 
 def named_device(name: str) -> str:
@@ -101,8 +124,6 @@ def named_device(name: str) -> str:
     gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next((gpu for gpu, available in gpus.items() if available), "cpu")
-    if name != "cpu" and name not in gpus:
-        raise ValueError(f"unknown device {name!r}; choose one of auto, cpu, cuda, mps")
     if not gpus.get(name, True):
         raise ValueError(f"this machine has no {name} device that torch can use; choose --device cpu, or leave it out")
     return name
@@ -115,7 +136,9 @@ def named_prompts(name: str) -> tuple[str, ...]:
     if name in PROMPT_SETS:
         return PROMPT_SETS[name]
     if not Path(name).is_file():
-        raise ValueError(f"unknown prompts {name!r}; choose one of {', '.join(PROMPT_SETS)}, or a text file of them")
+        raise UsageError(
+            f"--prompts must be one of {', '.join(PROMPT_SETS)}, or a text file of prompts, got {name!r}; correct it"
+        )
     prompts = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
     if not prompts:
         raise ValueError(f"{name} holds no prompt; write one per line, with {{}} for the class name")
@@ -130,7 +153,7 @@ def require_new(*paths: str | Path | None, overwrite: bool) -> None:
         if path.absolute() in [other.absolute() for other in given[:i]]:
             raise ValueError(f"{path} would be written twice; give each file a different name")
         if not overwrite and os.path.lexists(path):
-            raise FileExistsError(f"{path} already exists; give --overwrite true to replace it, or another name")
+            raise FileExistsError(f"{path} already exists; give --overwrite to replace it, or another name")
 
 
 def profile_path(path: str | Path | None, *, enabled: bool) -> Path | None:
@@ -138,35 +161,27 @@ def profile_path(path: str | Path | None, *, enabled: bool) -> Path | None:
     return Path(path).with_suffix(".profile.json") if path is not None and enabled else None
 
 
-def named_data_config(model: Any, changes: Mapping[str, Any] | None, protocol_spec: Any = None) -> Any:
-    """Return the data config of the model's training or of the protocol, with the fields in `changes` replaced."""
-    from clipvid.config.data_config import DataConfig
+def named_data_config(model: Any, given: Mapping[str, Any], protocol_spec: Any = None) -> Any:
+    """Return the data config of the model's training or of the protocol, with the given fields replaced."""
     from clipvid.data.records import NO_PROTOCOL
     from clipvid.features.encode import trained_data_config
 
-    names = [field.name for field in fields(DataConfig)]
-    if unknown := [name for name in changes or {} if name not in names]:
-        raise ValueError(f"data_config has no option {unknown[0]!r}; it has {', '.join(names)}")
-    data_config, defaults = trained_data_config(model, protocol_spec or NO_PROTOCOL), DataConfig()
-    for name, value in (changes or {}).items():
-        # The default of tokens is None and does not show its type.
-        kind = int if name == "tokens" else type(getattr(defaults, name))
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-            raise ValueError(f"--data_config.{name} takes {kind.__name__}, got {value!r}")
-    return replace(data_config, **(changes or {}))
+    return changed(trained_data_config(model, protocol_spec or NO_PROTOCOL), given, "data_config.")
 
 
-def named_cache(folder: str | None, *, kind: str | None, mode: str | None, option: str = "cache") -> Any:
-    """Return the tap cache in a folder, or None without a folder.
+def check_cache(options: CacheOptions) -> None:
+    """Raise UsageError for settings of a cache without its folder."""
+    if options.cache is None:
+        refuse("nothing is cached without --cache", cache_kind=options.cache_kind, cache_mode=options.cache_mode)
 
-    Raise ValueError for a kind or mode without a folder; `option` is the name of the folder's option in the message.
-    """
+
+def named_cache(options: CacheOptions) -> Any:
+    """Return the tap cache of the options; None without a folder."""
+    if options.cache is None:
+        return None
     from clipvid.features.tap_cache import TapCache
 
-    if folder is None:
-        refuse(f"nothing is cached without --{option}", cache_kind=kind, cache_mode=mode)
-        return None
-    return TapCache(folder, kind=kind or "auto", mode=mode or "taps")
+    return TapCache(options.cache, kind=options.cache_kind or "auto", mode=options.cache_mode or "taps")
 
 
 def cached_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
@@ -215,7 +230,7 @@ def index_model(index: str, device: str) -> Any:
     made_with = note.get("model")
     if not made_with:
         raise ValueError(
-            f"{index} does not say which model made it; build it with `clipvid index`, or search it in Python"
+            f"{index} does not say which model made it; build it with `clipvid index build`, or search it in Python"
         )
     # Only the path of a saved model is absolute (`model_note`).
     if os.path.isabs(made_with) and not os.path.isdir(made_with):
@@ -231,24 +246,35 @@ def index_model(index: str, device: str) -> Any:
     return named_model(made_with, note["pretrained"], device=device, default_branch="mean")
 
 
-def named_data(data: str, format: str | None = None, *, default_format: str = "folder", **options: Any) -> Any:
-    """Return the data set; the format defaults to csv if `data` is or holds a csv file, else to `default_format`.
+def named_data(
+    data: str | list[str], format: str | None = None, *, default_format: str = "folder", **options: Any
+) -> Any:
+    """Return the data set; the format defaults to csv if `data` is or holds csv files, else to `default_format`.
 
     `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
     """
     from clipvid.data.open import open_dataset
 
-    root = Path(data)
-    guessed = "csv" if root.is_file() or any(root.glob("*.csv")) else default_format
-    return open_dataset(format or guessed, root, **options)
+    guessed = "csv" if _are_tables(data) else default_format
+    return open_dataset(format or guessed, data, **options)  # pyright: ignore[reportArgumentType]
 
 
-def note_format(data: str, format: str | None, *, default_format: str = "folder") -> None:
+def _are_tables(data: str | list[str]) -> bool:
+    """Return True for a file, for csv files, and for folders of csv files."""
+    if isinstance(data, str) and Path(data).is_file():
+        return True
+    paths = [Path(path) for path in ([data] if isinstance(data, str) else data)]
+    return all(path.suffix.lower() == ".csv" if path.is_file() else any(path.glob("*.csv")) for path in paths)
+
+
+def note_format(data: str | list[str], format: str | None, *, default_format: str = "folder") -> None:
     """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
+    if format is not None or not isinstance(data, str) or not Path(data).is_dir():
+        return
     from clipvid.data.files import is_video, subfolders
 
     root = Path(data)
-    tables = sorted(root.glob("*.csv")) if format is None and root.is_dir() else []
+    tables = sorted(root.glob("*.csv"))
     if not tables:
         return
     folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
@@ -260,15 +286,18 @@ def note_format(data: str, format: str | None, *, default_format: str = "folder"
         )
 
 
-def splits_of(data: str, format: str | None) -> list[str]:
-    """Return the names of the splits of a protocol, or of a csv file with a split column."""
-    from clipvid.data.formats.csv import splits_in
-    from clipvid.data.formats.protocols import PROTOCOLS
+def splits_of(data: str | list[str], format: str | None) -> list[str]:
+    """Return the names of the splits of a protocol, or of csv files with a split column."""
+    from clipvid.registry import PROTOCOLS
 
-    if format in PROTOCOLS:
+    if format is not None and format in PROTOCOLS:
         return list(PROTOCOLS[format].splits)
-    root = Path(data)
-    return splits_in(root) if format in (None, "csv") and (root.is_file() or any(root.glob("*.csv"))) else []
+    if format not in (None, "csv") or not _are_tables(data):
+        return []
+    from clipvid.data.formats.csv import splits_in
+
+    paths = [data] if isinstance(data, str) else data
+    return list(dict.fromkeys(split for path in paths for split in splits_in(Path(path))))
 
 
 def show_unreadable(unreadable: Sequence[Any]) -> None:
@@ -277,6 +306,17 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
         from clipvid.data.batch import describe_unreadable
 
         print(describe_unreadable(unreadable), file=sys.stderr)
+
+
+@contextmanager
+def json_printed(enabled: bool) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that prints data as JSON if `enabled`; all else in the block then goes to standard error."""
+    if not enabled:
+        yield lambda _: None
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda content: print(json.dumps(content, indent=2), file=stdout)
 
 
 @contextmanager

@@ -6,11 +6,18 @@ subfolder, per cache key. Heavy modules are imported when a command runs. Knows 
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from clipvid.cli import arguments
+from clipvid.cli.parsing.options import Json
+
 REPAIR = "the next run that uses the cache writes it again; if there is no such run, remove the folder"
 """Advice for a cache folder whose cache key cannot be read."""
 
 
-def list_caches(folder: str) -> None:
+def list_caches(folder: str, /, *, json: Json = False) -> None:
     """Print the contents of a tap cache: clips, bytes, and the model and settings that made them.
 
     Args:
@@ -18,11 +25,25 @@ def list_caches(folder: str) -> None:
     """
     from clipvid.features.maintenance import parts_of
 
-    for part in parts_of(folder):
-        print(part)
+    parts = parts_of(folder)
+    with arguments.json_printed(json) as print_json:
+        print_json(
+            [
+                {
+                    "folder": str(part.folder),
+                    "rows": part.rows,
+                    "bytes": part.nbytes,
+                    "cache_key": None if part.cache_key is None else str(part.cache_key),
+                    "damaged": [{"file": str(path), "reason": reason} for path, reason in part.damaged],
+                }
+                for part in parts
+            ]
+        )
+        for part in [] if json else parts:
+            print(part)
 
 
-def verify(folder: str) -> None:
+def verify(folder: str, /) -> None:
     """Read every byte of a tap cache and list the damaged files.
 
     Args:
@@ -46,7 +67,7 @@ def verify(folder: str) -> None:
     print("no file is damaged")
 
 
-def prune(folder: str, tower: str | None = None) -> None:
+def prune(folder: str, /, *, tower: Annotated[str | None, Parameter(metavar="FINGERPRINT")] = None) -> None:
     """Remove damaged files, and unfinished ones of killed runs; do not run it while a process writes to the cache.
 
     Args:

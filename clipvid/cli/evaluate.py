@@ -10,64 +10,62 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from clipvid.cli.arguments import (
-    cached_clips,
-    check_names,
-    named_cache,
-    named_data,
-    named_data_config,
-    named_model,
-    named_prompts,
-    note_format,
-    profile_path,
-    profiled_to,
-    require_new,
-    show_unreadable,
-    splits_of,
+from cyclopts import Parameter
+
+from clipvid.cli import arguments
+from clipvid.cli.parsing.options import (
+    OUTPUT,
+    SCORES,
+    Cache,
+    Data,
+    DataConfigOptions,
+    Json,
+    Model,
+    Run,
+    Sources,
+    named,
 )
-from clipvid.errors import DataError
+from clipvid.errors import DataError, UsageError
 from clipvid.runtime.files import require_writable
 from clipvid.runtime.text import pluralize
 
+Results = Annotated[tuple[str, ...], Parameter(metavar="RESULT")]
+
 
 def evaluate(
-    data: str,
-    model: str | None = None,
-    pretrained: str | None = None,
-    task: str | None = None,
-    format: str | None = None,
-    annotations: str | None = None,
-    split: str | None = None,
-    zero_shot: bool = False,
-    prompts: str | None = None,
-    by_class: bool = False,
-    rerank: int | None = None,
-    dual_softmax: float | None = None,
-    bank: str | None = None,
-    allow_missing: bool = False,
-    out: str | None = None,
-    report: str | None = None,
-    report_queries: int = 50,
-    cache: str | None = None,
-    cache_kind: str | None = None,
-    cache_mode: str | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    profile: bool = False,
-    data_config: dict[str, Any] | None = None,
+    source: Sources,
+    /,
+    *,
+    data: Data,
+    model: Model,
+    task: Annotated[Literal["retrieval", "recognition"] | None, Parameter(group=SCORES)] = None,
+    zero_shot: Annotated[bool, Parameter(group=SCORES)] = False,
+    prompts: Annotated[str | None, Parameter(group=SCORES, metavar="NAME|FILE")] = None,
+    by_class: Annotated[bool, Parameter(group=SCORES)] = False,
+    rerank: Annotated[int | None, Parameter(group=SCORES)] = None,
+    dual_softmax: Annotated[float | None, Parameter(group=SCORES)] = None,
+    bank: Annotated[str | None, Parameter(group=SCORES, metavar="SPLIT")] = None,
+    data_config: DataConfigOptions,
+    cache: Cache,
+    out: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
+    report: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
+    report_queries: Annotated[int, Parameter(group=OUTPUT)] = 50,
+    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    json: Json = False,
+    run: Run,
 ) -> None:
     """Evaluate a model: retrieval if videos have captions, recognition if the model has a classifier.
 
+    Examples:
+        clipvid eval my-test-videos --model my-run/best --out result.json
+        clipvid eval MSRVTT/videos --format msrvtt-1ka --model my-run/best --report failures.html
+        clipvid eval my-videos --model ViT-B-32 --pretrained openai --task recognition --zero-shot
+
     Args:
-        data: as for train.
-        model: a folder that clipvid saved, or a base model (its frame-mean); clipvid-mini, as for train, when left out.
-        pretrained: weights of a base model.
-        task: retrieval or recognition; guessed from the model when left out.
-        format: folder, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
-        annotations: annotation file, or folder of the files, if they are not in or beside data.
-        split: split of the data.
+        source: as for train.
+        task: guessed from the model when left out.
         zero_shot: recognise by class names instead of a trained classifier.
         prompts: with zero_shot, text around a class name: video, name, photo, person, or a file with one prompt per
             line, {} standing for the name.
@@ -75,53 +73,53 @@ def evaluate(
         rerank: apply the model's token-wise similarity only to this number of best videos per query, not to all pairs.
         dual_softmax: also show metrics after a dual softmax of this temperature (100), which needs all queries at once.
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
-        allow_missing: score a protocol although some of its videos are missing; N is then printed with every metric.
+        data_config: defaults from the model or the protocol.
         out: JSON file for the result, which `clipvid compare` reads.
         report: HTML file for the captions that did not find their video, with film strips.
         report_queries: number of captions in the report, the worst first.
-        cache: folder of a tap cache, as for train: cached taps are read, missing ones are encoded and stored.
-        cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
-        cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace existing files of out, report and profile.
-        device: auto (a GPU if there is one), cpu, cuda or mps.
-        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
-        data_config: how clips are read, such as --data_config.frames 8; defaults from model or protocol.
     """
-    check_names(model, data=data)
-    require_new(out, report, profile_path(out, enabled=profile), overwrite=overwrite)
-    _check_numbers(report_queries, dual_softmax)
-    tap_cache = named_cache(cache, kind=cache_kind, mode=cache_mode)
-    video_model = named_model(model, pretrained, device=device, default_branch="mean")
-    task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
-    head = None if task == "retrieval" or zero_shot else video_model.head
-    note_format(data, format)
-    _require_split(data, format, split)
-    open_named = partial(named_data, data, format=format, annotations=annotations)
-    videos = open_named(split=split, classes=None if head is None else head.classes, allow_missing=allow_missing)
-    score = _scorer(task, by_class_name=zero_shot)
-    _check_recognition_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
-    extras = _retrieval_options(task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
-    extras |= {} if prompts is None else {"templates": named_prompts(prompts)}
-    extras |= {} if bank is None else {"bank": _bank_captions(bank, open_named, annotations)}
-    _check_scorable(video_model, videos, task, by_class_name=zero_shot, extras=extras)
-    resolved_config = named_data_config(video_model, data_config, videos.protocol_spec)
-    with profiled_to(profile_path(out, enabled=profile), enabled=profile):
-        clips = cached_clips(video_model, videos, resolved_config, tap_cache)
-        result = score(video_model, clips, resolved_config, progress=True, **extras)
-    print(result)
-    if by_class:
-        print(result.class_table())
-    _write_outputs(result, out, report, queries=report_queries)
+    arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
+    _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
+    sources = arguments.data_of(source)
+    profile = arguments.profile_path(out, enabled=run.profile)
+    arguments.require_new(out, report, profile, overwrite=overwrite)
+    _check_dual_softmax(dual_softmax)
+    tap_cache = arguments.named_cache(cache)
+    video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
+    resolved_task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
+    head = None if resolved_task == "retrieval" or zero_shot else video_model.head
+    arguments.note_format(sources, data.format)
+    _require_split(sources, data.format, data.split)
+    opener = partial(arguments.named_data, sources, format=data.format, annotations=data.annotations)
+    classes = None if head is None else head.classes
+    videos = opener(split=data.split, classes=classes, allow_missing=data.allow_missing)
+    score = _scorer(resolved_task, by_class_name=zero_shot)
+    _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
+    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
+    extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
+    extras |= {} if bank is None else {"bank": _bank_captions(bank, opener, data.annotations)}
+    _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
+    resolved_config = arguments.named_data_config(video_model, data_config, videos.protocol_spec)
+    with arguments.json_printed(json) as print_json:
+        with arguments.profiled_to(profile, enabled=run.profile):
+            clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
+            result = score(video_model, clips, resolved_config, progress=True, **extras)
+        print_json(result.to_dict())
+        if not json:
+            print(result)
+        if by_class and not json:
+            print(result.class_table())
+        _write_outputs(result, out, report, queries=report_queries)
 
 
 def _scorer(task: str, *, by_class_name: bool) -> Callable[..., Any]:
-    """Return the function that scores a task; raise ValueError for an unknown task."""
+    """Return the function that scores a task."""
     from clipvid.evaluation import recognition, retrieval
 
     recognise = recognition.evaluate_zero_shot if by_class_name else recognition.evaluate_recognition
     scorers: dict[str, Callable[..., Any]] = {"retrieval": retrieval.evaluate_retrieval, "recognition": recognise}
-    if task not in scorers:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(scorers)}")
     return scorers[task]
 
 
@@ -135,7 +133,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
     captioned, labelled = any(r.captions for r in videos), any(r.label is not None for r in videos)
     if task == "retrieval" and labelled and not captioned:
         raise DataError(
-            f"{videos.name} has classes and no captions, which retrieval compares; give --zero_shot true to recognise "
+            f"{videos.name} has classes and no captions, which retrieval compares; give --zero-shot to recognise "
             "classes by their names, or a --model that was trained with --task recognition"
         )
     if task == "recognition" and captioned and not labelled:
@@ -150,7 +148,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
 
 def _write_outputs(result: Any, out: str | None, report: str | None, *, queries: int) -> None:
     """Print the unreadable files, and write the result and the report."""
-    show_unreadable(result.unreadable)
+    arguments.show_unreadable(result.unreadable)
     if out is not None:
         print(f"result: {result.save(out)}")
     if report is not None:
@@ -166,64 +164,98 @@ def _bank_captions(split: str, open_named: Callable[..., Any], annotations: str 
     return [caption for record in open_named(split=split, check_files=False) for caption in record.captions]
 
 
-def _require_split(data: str, format: str | None, split: str | None) -> None:
-    """Raise ValueError for a table with several splits and no --split; a protocol has a default split."""
-    if split is None and format in (None, "csv") and (splits := splits_of(data, format)):
-        raise ValueError(f"{data} has splits {', '.join(splits)}; give --split, the one to score on")
+def _require_split(sources: str | list[str], format: str | None, split: str | None) -> None:
+    """Raise UsageError for a table with several splits and no --split; a protocol has a default split."""
+    if split is None and format in (None, "csv") and (splits := arguments.splits_of(sources, format)):
+        names = sources if isinstance(sources, str) else ", ".join(sources)
+        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to score on")
 
 
-def _check_numbers(queries: int, dual_softmax: float | None) -> None:
-    """Raise ValueError for numbers out of range, which would otherwise fail at the end of the evaluation."""
+def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None, queries: int) -> None:
+    """Raise UsageError for options that have no effect or are out of range, before anything heavy is imported."""
     if queries < 1:
-        raise ValueError(f"report_queries must be an integer >= 1, got {queries}; leave out --report for no report")
-    from clipvid.evaluation.retrieval import check_dual_softmax
-
-    check_dual_softmax(dual_softmax)
-
-
-def _check_recognition_options(task: str, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:
-    """Raise ValueError for options of recognition with another task, and for prompts without --zero_shot."""
-    if task != "recognition":
-        for name in [name for name, is_set in (("zero_shot", by_class_name), ("by_class", by_class)) if is_set]:
-            raise ValueError(f"{name}: only recognition has classes, the task is {task}; leave it out")
+        raise UsageError(f"--report-queries must be an integer >= 1, got {queries}; leave out --report for no report")
+    if task is not None:
+        _check_class_options(task, by_class_name=by_class_name, by_class=by_class)
     if prompts is not None and not by_class_name:
-        raise ValueError("prompts are for recognition by class names; give --zero_shot true, or leave them out")
+        raise UsageError("--prompts are for recognition by class names; give --zero-shot, or leave them out")
+    if prompts is not None:
+        arguments.named_prompts(prompts)
+
+
+def _check_class_options(task: str, *, by_class_name: bool, by_class: bool) -> None:
+    """Raise UsageError for options of recognition with another task."""
+    for name, is_set in (("--zero-shot", by_class_name), ("--by-class", by_class)):
+        if task != "recognition" and is_set:
+            raise UsageError(f"{name}: only recognition has classes, the task is {task}; leave it out")
+
+
+def _check_dual_softmax(temperature: float | None) -> None:
+    """Raise ValueError for a temperature out of range, which would otherwise fail at the end of the evaluation."""
+    if temperature is not None:
+        from clipvid.evaluation.retrieval import check_dual_softmax
+
+        check_dual_softmax(temperature)
 
 
 def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
-    """Return the extra options of retrieval; raise ValueError if they are given for another task."""
+    """Return the extra options of retrieval; raise UsageError if they are given for another task."""
     extras = {name: value for name, value in options.items() if value is not None}
     if task == "retrieval":
         best = {"best": 5} if extras.pop("report", None) else {}
         return {**extras, **best, "hubs": True}
     if extras:
-        raise ValueError(f"{', '.join(extras)}: only retrieval has this option, the task is {task}; leave it out")
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in extras)
+        raise UsageError(f"{given}: only retrieval has this option, the task is {task}; leave it out")
     return {}
 
 
-def compare(a: str, b: str, draws: int = 10_000, seed: int = 0) -> None:
-    """Print two results side by side, with the p-value of every difference (paired bootstrap over queries).
+def compare(
+    results: Results,
+    /,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    format: Annotated[Literal["text", "markdown", "latex", "csv"], Parameter(group=OUTPUT)] = "text",
+    json: Json = False,
+) -> None:
+    """Print results side by side, with the p-value of every difference from the first (paired bootstrap over queries).
+
+    Examples:
+        clipvid compare a.json b.json
+        clipvid compare a.json b.json c.json --format markdown
 
     Args:
-        a: JSON file that `clipvid eval --out` wrote.
-        b: another result on the same data.
+        results: JSON files that `clipvid eval --out` wrote, of the same data.
         draws: number of bootstrap samples.
         seed: seed of the bootstrap.
+        format: format of the table.
     """
-    from clipvid.evaluation.compare import compare as side_by_side
+    if draws < 1:
+        raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
+    if len(results) < 2:
+        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give those to compare")
+    from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
-    if draws < 1:
-        raise ValueError(f"draws must be an integer >= 1, got {draws}; take 1000 or more")
-    print(side_by_side(read_result(a), read_result(b), n=draws, seed=seed))
+    names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
+    comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
+    formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
+    with arguments.json_printed(json) as print_json:
+        if json:
+            print_json(comparison.to_dict())
+        else:
+            print(formats.get(format, comparison.__str__)().rstrip("\n"))
 
 
-def summarize(results: list[str]) -> None:
+def summarize(results: Results, /) -> None:
     """Print mean and standard deviation of every metric over results of runs that differ in their seed.
 
     Args:
         results: JSON files that `clipvid eval --out` wrote, on the same data.
     """
+    if len(results) < 2:
+        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give runs of several seeds")
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
@@ -231,19 +263,25 @@ def summarize(results: list[str]) -> None:
 
 
 def check_data(
-    name: str,
+    name: Annotated[str, named("format"), Parameter(metavar="NAME")],
     root: str,
+    /,
+    *,
     split: str | None = None,
-    annotations: str | None = None,
-    out: str | None = None,
+    annotations: Annotated[str | None, Parameter(metavar="PATH")] = None,
+    out: Annotated[str | None, Parameter(metavar="DIR")] = None,
     workers: int = 0,
     limit: float = 60.0,
     longest: int | None = None,
 ) -> None:
     """Decode every video of a data set and report missing, unreadable, suspicious and duplicate ones.
 
+    Examples:
+        clipvid data check folder my-videos
+        clipvid data check msrvtt-1ka MSRVTT/videos --out msrvtt-check
+
     Args:
-        name: a protocol (msrvtt-1ka, didemo, k400, ...), folder, videos or csv.
+        name: format of the data, or a protocol.
         root: folder of the videos.
         split: split of the data; a protocol's default one when left out.
         annotations: the annotation file, or the folder of the files, if they are not in or beside root.

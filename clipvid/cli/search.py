@@ -6,64 +6,67 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from clipvid.cli.arguments import (
-    cached_clips,
-    check_names,
-    index_model,
-    model_note,
-    named_cache,
-    named_data_config,
-    named_model,
-    profile_path,
-    profiled_to,
-    refuse,
-    require_new,
-    show_unreadable,
+from cyclopts import Parameter
+
+from clipvid.cli import arguments
+from clipvid.cli.parsing.names import suggestion
+from clipvid.cli.parsing.options import (
+    OUTPUT,
+    RUN,
+    SEARCH,
+    Cache,
+    DataConfigOptions,
+    Json,
+    Model,
+    ModelOptions,
+    Run,
+    Sources,
+    named,
 )
 from clipvid.config.settings import INDEX
+from clipvid.errors import UsageError
 from clipvid.runtime.files import lock_folder, require_writable
 from clipvid.runtime.text import pluralize
+from clipvid.search.stores import FAISS_KINDS
 
 
 def embed(
-    videos: str,
-    out: str = "embeddings.safetensors",
-    model: str | None = None,
-    pretrained: str | None = None,
-    taps: str | None = None,
-    cache_kind: str | None = None,
-    cache_mode: str | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    profile: bool = False,
-    data_config: dict[str, Any] | None = None,
+    source: Sources,
+    /,
+    *,
+    model: Model,
+    data_config: DataConfigOptions,
+    cache: Cache,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="FILE")] = "embeddings.safetensors",
+    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    run: Run,
 ) -> None:
     """Write one embedding per video to a safetensors file (`video`, n x E, L2-normalised), and the paths to JSON.
 
+    Examples:
+        clipvid embed my-videos --model my-run/best --out embeddings.safetensors
+        clipvid embed "my-videos/*.mp4" more-videos --data-config.frames 8
+
     Args:
-        videos: a file, or a folder that is searched for videos.
+        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
+            expanded.
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
-        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
-        pretrained: weights of a base model.
-        taps: folder of a tap cache (`clipvid train --cache`): cached taps are read, missing ones encoded and stored.
-        cache_kind: auto (when left out), bf16, fp16, fp32 or int8, as that cache was made; auto follows the precision.
-        cache_mode: taps (when left out) or first_layer, as that cache was made.
         overwrite: replace existing files of out and profile.
-        device: auto (a GPU if there is one), cpu, cuda or mps.
-        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
-        data_config: how clips are read, such as --data_config.frames 8; other settings as in the model's training.
+        data_config: other settings as in the model's training.
     """
-    check_names(model)
+    arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
     if not out.endswith(".safetensors"):
-        raise ValueError(f"out must end in .safetensors, got {out}")
-    profile_file = profile_path(out, enabled=profile)
-    require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
+        raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
+    profile_file = arguments.profile_path(out, enabled=run.profile)
+    arguments.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
+    sources = arguments.sources_of(source)
 
     import torch.nn.functional as F
 
@@ -71,16 +74,17 @@ def embed(
     from clipvid.features.embed import embed_videos
     from clipvid.runtime.files import atomic_file, write_tensors
 
-    tap_cache = named_cache(taps, kind=cache_kind, mode=cache_mode, option="taps")
-    paths = _videos_in(Path(videos))
-    video_model = named_model(model, pretrained, device=device, default_branch="mean")
-    resolved_config = replace(named_data_config(video_model, data_config), unreadable="skip")
-    clips = VideoDataset(tuple(Record(path) for path in paths), name="videos")
-    with profiled_to(profile_file, enabled=profile):
-        clips = cached_clips(video_model, clips, resolved_config, tap_cache)
+    tap_cache = arguments.named_cache(cache)
+    folders = [sources] if isinstance(sources, str) else sources
+    paths = [path for folder in folders for path in _videos_in(Path(folder))]
+    video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
+    resolved_config = replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
+    clips = VideoDataset(tuple(Record(path) for path in dict.fromkeys(paths)), name="videos")
+    with arguments.profiled_to(profile_file, enabled=run.profile):
+        clips = arguments.cached_clips(video_model, clips, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
     metadata = {
-        "model": model_note(model, pretrained)["model"],
+        "model": arguments.model_note(model.model, model.pretrained)["model"],
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in embedded.data],
         "skipped": {str(e.path): e.reason for e in embedded.unreadable},
@@ -88,9 +92,9 @@ def embed(
     with atomic_file(out) as draft:
         write_tensors(draft, {"video": F.normalize(embedded.video, dim=-1)})
     with atomic_file(Path(out).with_suffix(".json")) as draft:
-        draft.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
     print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
-    show_unreadable(embedded.unreadable)
+    arguments.show_unreadable(embedded.unreadable)
 
 
 def _videos_in(path: Path) -> list[Path]:
@@ -108,110 +112,165 @@ def _videos_in(path: Path) -> list[Path]:
     return files
 
 
-def index(
-    videos: str,
-    out: str = "clipvid-index",
-    model: str | None = None,
-    pretrained: str | None = None,
-    frames: int | None = None,
-    workers: int = 0,
-    device: str = "auto",
-    add: bool = False,
-    kind: str | None = None,
-    profile: bool = False,
-    precision: str | None = None,
+def build_index(
+    source: Sources,
+    /,
+    *,
+    model: Model,
+    frames: Annotated[int | None, Parameter(group=SEARCH)] = None,
+    store: Annotated[str, named("store"), Parameter(group=SEARCH)] = "faiss",
+    kind: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    precision: Annotated[str | None, named("precision"), Parameter(group=SEARCH)] = None,
+    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
+    run: Run,
 ) -> None:
-    """Build a search index of a video or a folder of videos; unreadable files are listed with the reason.
+    """Build a search index of videos and folders of videos; unreadable files are listed with the reason.
+
+    Examples:
+        clipvid index build my-videos --model ViT-B-32 --pretrained openai --out my-index
+        clipvid index build "clips/*.mp4" more-clips --kind hnsw
 
     Args:
-        videos: a file, or a folder that is searched for videos.
-        out: folder of the index.
-        model: a folder that clipvid saved, or a base model; clipvid-mini, which is for demonstration, when left out.
-        pretrained: weights of a base model.
+        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
+            expanded.
         frames: frames per video; as in the model's training when left out.
+        store: where vectors are kept and compared: faiss, or a store of a plugin.
+        kind: kind of index in the store. flat (when left out) compares a query with every video; faiss's ivf and hnsw
+            are faster on hundreds of thousands of videos, and may miss some.
+        precision: for videos and queries; auto, when left out, is bf16 if the hardware supports it.
         workers: processes that decode; 0 decodes in threads of this process.
-        device: auto (a GPU if there is one), cpu, cuda or mps.
-        add: extend the index in out, skipping files that it has; use it to finish an interrupted run.
-        kind: flat (when left out) compares a query with every video; ivf and hnsw are faster on hundreds of thousands
-            of videos, and may miss some.
-        profile: also print the time per stage, and write it next to out, in a file ending in .profile.json.
-        precision: auto (when left out), bf16-mixed, 16-mixed or 32-true, for videos and queries; auto is bf16 if the
-            hardware supports it.
+        out: folder of the index.
     """
-    check_names(model)
-    if not Path(videos).exists():
-        raise FileNotFoundError(f"{videos} does not exist; give a video or a folder of videos")
+    arguments.check_model(model.model, model.pretrained)
+    if frames is not None and frames < 1:
+        raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
+    if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
+        raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
+    sources = arguments.sources_of(source)
     require_writable(out, folder=True)
-    exists = (Path(out) / INDEX).is_file()
-    if add and exists:
-        fixed = {"model": model, "pretrained": pretrained, "frames": frames, "kind": kind, "precision": precision}
-        refuse(f"{out} stores its model, frames, kind and precision", **fixed)
     with lock_folder(out, outside=True):
-        _check_index_folder(Path(out), exists=exists, add=add)
-        if add:
-            from clipvid.search.index import VideoIndex
+        _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
+        settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
+        index = _new_index(model, device=run.device, settings=settings)
+        _fill(index, sources, out, workers=workers, profile=run.profile)
 
-            index = VideoIndex.load(out, index_model(out, device))
-        else:
-            settings = {"frames": frames, "kind": kind, "precision": precision}
-            index = _new_index(model, pretrained, device=device, settings=settings)
-        # saving_to saves the index also after an interruption
-        with index.saving_to(out), profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
-            index.add(Path(videos), existing="skip", unreadable="skip", workers=workers)
+
+def add_to_index(
+    source: Sources,
+    /,
+    *,
+    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
+    run: Run,
+) -> None:
+    """Add videos to a search index, skipping those that it has; also finishes a build that was interrupted.
+
+    Examples:
+        clipvid index add new-videos --out my-index
+
+    Args:
+        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
+            expanded.
+        workers: processes that decode; 0 decodes in threads of this process.
+        out: folder of the index, which stores its model, frames, kind and precision.
+    """
+    sources = arguments.sources_of(source)
+    require_writable(out, folder=True)
+    if not (Path(out) / INDEX).is_file():
+        raise FileNotFoundError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
+    with lock_folder(out, outside=True):
+        from clipvid.search.index import VideoIndex
+
+        index = VideoIndex.load(out, arguments.index_model(out, run.device))
+        _fill(index, sources, out, workers=workers, profile=run.profile)
+
+
+def _fill(index: Any, sources: str | list[str], out: str, *, workers: int, profile: bool) -> None:
+    """Embed the videos of the sources that the index does not have, and save it, also after an interruption."""
+    with index.saving_to(out), arguments.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
+        data_config = replace(index.data_config, unreadable="skip", workers=workers)
+        index.add(sources, data_config, existing="skip")
     if not len(index):
-        show_unreadable(index.skipped)
-        raise ValueError(f"no video in {videos} could be read, so there is nothing to index")
+        arguments.show_unreadable(index.skipped)
+        names = sources if isinstance(sources, str) else ", ".join(sources)
+        raise ValueError(f"no video in {names} could be read, so there is nothing to index")
     print(f"{pluralize(len(index), 'video')} in {out}")
-    show_unreadable(index.skipped)
+    arguments.show_unreadable(index.skipped)
 
 
-def _check_index_folder(out: Path, *, exists: bool, add: bool) -> None:
-    """Raise FileExistsError for an existing index without `add`, and for a folder of other files."""
-    if exists and not add:
-        raise FileExistsError(f"{out} holds an index; give --add true to extend it, or another --out")
+def _check_index_folder(out: Path, *, exists: bool) -> None:
+    """Raise FileExistsError for an existing index and for a folder of other files."""
+    if exists:
+        raise FileExistsError(f"{out} holds an index; extend it with clipvid index add, or give another --out")
     if not exists and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds other files, and an index needs a separate folder; give another --out")
 
 
-def _new_index(model: str | None, pretrained: str | None, *, device: str, settings: dict[str, Any]) -> Any:
+def _new_index(model: ModelOptions, *, device: str, settings: dict[str, Any]) -> Any:
     """Return an empty index for the named model; settings that are None are taken from the model's training."""
     from clipvid.features.encode import trained_data_config
     from clipvid.search.index import VideoIndex
 
-    video_model = named_model(model, pretrained, device=device, default_branch="mean")
+    video_model = arguments.named_model(model.model, model.pretrained, device=device, default_branch="mean")
     data_config = trained_data_config(video_model)
+    changes = {name: settings[name] for name in ("frames", "precision") if settings[name] is not None}
     index = VideoIndex(
-        video_model,
-        frames=data_config.frames if settings["frames"] is None else settings["frames"],
-        sampler=data_config.sampler,
-        kind=settings["kind"] or "flat",
-        precision=settings["precision"] or "auto",
+        video_model, replace(data_config, **changes), store=settings["store"], kind=settings["kind"] or "flat"
     )
-    index.note = model_note(model, pretrained)
+    index.note = arguments.model_note(model.model, model.pretrained)
     return index
 
 
-def search(index: str, query: str, video: bool = False, k: int = 5, rerank: int = 0, device: str = "auto") -> None:
+def search(
+    index: str,
+    query: str,
+    /,
+    *,
+    video: Annotated[bool, Parameter(group=SEARCH)] = False,
+    k: Annotated[int, Parameter(group=SEARCH, alias="-k")] = 5,
+    rerank: Annotated[int, Parameter(group=SEARCH)] = 0,
+    device: Annotated[str, named("device"), Parameter(group=RUN)] = "auto",
+    json: Json = False,
+) -> None:
     """Find the videos of an index that match a sentence, or that are similar to another video.
 
+    Examples:
+        clipvid search my-index "a dog runs on the beach"
+        clipvid search my-index my-videos/dog.mp4 --video -k 10
+
     Args:
-        index: folder that `clipvid index` made.
-        query: a sentence; or the path of a video, with --video true.
+        index: folder that `clipvid index build` made.
+        query: a sentence; or the path of a video, with --video.
         video: the query is a video.
         k: number of hits to print.
         rerank: number of first hits to decode again and sort by the model's token-wise similarity.
-        device: auto (a GPU if there is one), cpu, cuda or mps.
+        device: auto is a GPU if there is one.
     """
-    from clipvid.data.files import is_video
+    if k < 1:
+        raise UsageError(f"--k must be an integer >= 1, got {k}; it is the number of hits")
+    if video and rerank:
+        raise UsageError(f"--rerank compares words with frames, but the query is a video; leave out --rerank {rerank}")
+    if not video:
+        _check_sentence(query)
     from clipvid.search.index import VideoIndex
 
-    if not video and os.path.isfile(query):  # False, without an error, for a sentence too long for a file name
-        raise ValueError(f"{query} is a file; add --video true to look for videos like it, or write a sentence")
-    if not video and is_video(Path(query)):
-        raise ValueError(f"{query} looks like a video file, but does not exist; correct the path, or write a sentence")
-    video_index = VideoIndex.load(index, index_model(index, device))
-    if video and rerank:
-        raise ValueError(f"rerank compares words with frames, but the query is a video; leave out --rerank {rerank}")
-    hits = video_index.search_video(query, k=k) if video else video_index.search(query, k=k, rerank=rerank)
-    for hit in hits:
-        print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
+    with arguments.json_printed(json) as print_json:
+        video_index = VideoIndex.load(index, arguments.index_model(index, device))
+        hits = video_index.search_video(query, k=k) if video else video_index.search(query, k=k, rerank=rerank)
+        print_json(hits.to_dict())
+        for hit in [] if json else hits:
+            print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
+
+
+def _check_sentence(query: str) -> None:
+    """Raise UsageError for a query that is a file; a sentence may be too long for a file name."""
+    if os.path.isfile(query):
+        raise UsageError(f"{query} is a file; add --video to look for videos like it, or write a sentence")
+    if " " not in query and "." in query:
+        from clipvid.data.files import is_video
+
+        if is_video(Path(query)):
+            raise UsageError(
+                f"{query} looks like a video file, but does not exist; correct the path, or write a sentence"
+            )

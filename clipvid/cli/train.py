@@ -1,4 +1,4 @@
-"""Commands for one model: info and train. Their docstrings are the help texts.
+"""Commands for one model: demo, info and train. Their docstrings are the help texts.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -8,145 +8,190 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from clipvid.cli.arguments import (
-    check_names,
-    named_cache,
-    named_data,
-    named_device,
-    named_model,
-    note_format,
-    notes_shown,
-    profiled_to,
-    refuse,
-    show_unreadable,
-    splits_of,
+from cyclopts import Parameter
+
+from clipvid.cli import arguments
+from clipvid.cli.parsing.options import (
+    DATA,
+    MODEL,
+    OUTPUT,
+    TRAINING,
+    Branch,
+    Cache,
+    Data,
+    Given,
+    Json,
+    Model,
+    Run,
+    Settings,
+    Sources,
+    build_config,
 )
-from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
-from clipvid.runtime.files import require_writable
+from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig, check_train_clip
+from clipvid.errors import UsageError
+from clipvid.runtime.files import lock_folder, require_writable
 from clipvid.runtime.text import pluralize
 
 FEW = 10
 """Number of validation videos below which a single one decides more than ten points of a score."""
 
 
+def demo(
+    *,
+    out: Annotated[str, Parameter(metavar="DIR")] = "clipvid-demo",
+    train_clips: int = 4000,
+    test_clips: int = 400,
+    epochs: int = 4,
+    seed: int = 0,
+) -> None:
+    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
+
+    Examples:
+        clipvid demo
+        clipvid demo --train-clips 400 --test-clips 100 --epochs 2    # a minute
+
+    Args:
+        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
+        train_clips: number of training clips, even, because each clip comes with its reversed copy.
+        test_clips: number of test clips, even, from 10 to 5120.
+        epochs: passes over the training clips for retrieval; recognition trains for half as many. The order-blind
+            baseline trains five times as long on each task.
+        seed: seed of videos, weights and order.
+    """
+    from clipvid.demo.tour import DemoConfig, run
+
+    require_writable(Path(out) / "results.json")
+    clips = {"train_clips": train_clips, "test_clips": test_clips}
+    config = build_config(DemoConfig, {**clips, "epochs": epochs, "baseline_epochs": 5 * epochs, "seed": seed})
+    with lock_folder(out):
+        run(out, config)
+
+
 def info(
     model: str,
-    pretrained: str | None = None,
-    branch: str | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: dict[str, Any] | None = None,
-    similarity: str | None = None,
-    train_clip: str = "none",
-    text_lora: int = 0,
+    /,
+    *,
+    pretrained: Annotated[str | None, Parameter(group=MODEL, metavar="TAG")] = None,
+    branch: Branch,
+    train_clip: Annotated[str, Parameter(group=MODEL, metavar="PART")] = "none",
+    text_lora: Annotated[int, Parameter(group=MODEL, metavar="RANK")] = 0,
     frames: int = 12,
+    json: Json = False,
 ) -> None:
     """Print the size of a base model with a branch: tower, taps, parameters, MACs, bytes; the model does not run.
+
+    Examples:
+        clipvid info ViT-B-16 --branch stan-release
+        clipvid info ViT-B-16 --branch divided --train-clip last:6
 
     Args:
         model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
         pretrained: tag of its weights; they are not loaded, because sizes do not depend on them.
-        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
-        depth: number of the tower's last levels that are tapped, or of blocks that are copied.
-        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
-        options: other options of the branch, as JSON.
-        similarity: similarity of retrieval: mean (the default), wti, mug or mug_simple.
         train_clip: part of the base model that is trained with the branch: none, text, last:N or all.
         text_lora: rank of LoRA adapters on the text tower; 0 for none.
         frames: frames per clip.
     """
-    model_options = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    check_names(model, branch)
-    described = named_model(model, pretrained, model_options, shapes_only=True)
+    arguments.check_model(model)
+    _check_info_numbers(train_clip, text_lora=text_lora, frames=frames)
+    described = arguments.named_model(model, pretrained, branch.given(), shapes_only=True)
     if train_clip != "none" or text_lora:
         described.set_trainable(train_clip, text_lora=text_lora)
-    print(described.trainable_summary(frames))
+    summary = described.trainable_summary(frames)
+    with arguments.json_printed(json) as print_json:
+        print_json(asdict(summary))
+        if not json:
+            print(summary)
 
 
-def fine_tune(  # not named `train`, because jsonargparse would look that name up in the package and import it
-    data: str,
-    out: str = "clipvid-run",
-    model: str | None = None,
-    pretrained: str | None = None,
-    branch: str | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: dict[str, Any] | None = None,
-    similarity: str | None = None,
-    format: str | None = None,
-    annotations: str | None = None,
-    split: str | None = None,
-    val: str | None = None,
-    val_split: str | None = None,
-    val_fraction: float | None = None,
-    shots: int | None = None,
-    allow_missing: bool = False,
-    cache: str | None = None,
-    cache_kind: str | None = None,
-    cache_mode: str | None = None,
-    device: str = "auto",
-    resume: bool = False,
-    profile: bool = False,
-    config: TrainConfig | None = None,
+def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
+    """Raise UsageError for numbers out of range, before a model is built."""
+    if frames < 1:
+        raise UsageError(f"--frames must be an integer >= 1, got {frames}; the published models read 8 to 32")
+    if text_lora < 0:
+        raise UsageError(f"--text-lora must be an integer >= 0, got {text_lora}; it is a rank, 0 for none")
+    try:
+        check_train_clip("--train-clip", train_clip)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def train(
+    source: Sources,
+    /,
+    *,
+    data: Data,
+    val: Annotated[tuple[str, ...], Parameter(group=DATA, metavar="SOURCE")] = (),
+    val_split: Annotated[str | None, Parameter(group=DATA, metavar="NAME")] = None,
+    val_fraction: Annotated[float | None, Parameter(group=DATA)] = None,
+    shots: Annotated[int | None, Parameter(group=DATA)] = None,
+    model: Model,
+    branch: Branch,
+    settings: Annotated[Given[TrainConfig], Settings],
+    cache: Cache,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-run",
+    resume: Annotated[bool, Parameter(group=TRAINING)] = False,
+    run: Run,
 ) -> None:
     """Fine-tune a branch for retrieval or recognition, or self-supervised; the base model stays frozen by default.
 
+    Examples:
+        clipvid train my-videos --task recognition --model ViT-B-32 --pretrained openai --out my-run
+        clipvid train captions.csv --model ViT-B-32 --pretrained openai --batch-size 64 --data-config.frames 8
+        clipvid train my-videos --config options.yaml --out my-run --resume
+
     Args:
-        data: folder with one sub-folder per class, csv file (path, caption, label), or root of a named data set; with
-            --task selfsup any folder of videos.
-        out: folder for the trained model (out/best), checkpoints and curves.
-        model: base model, as for info; or a folder that clipvid saved; clipvid-mini, for demonstration, when left out.
-        pretrained: weights of the base model: a tag of open_clip or the path of a checkpoint.
-        branch: stan (the default), mean, posterior, divided, vivit3, ...; an unknown name lists them all.
-        depth: number of the tower's last levels that are tapped, or of blocks that are copied.
-        mixer: cross-frame module of stan and divided: attention, conv, conv_full or rsa.
-        options: other options of the branch, as JSON.
-        similarity: similarity of retrieval: mean (the default), wti, mug or mug_simple.
-        format: folder, videos, csv, or a protocol (msrvtt-1ka, didemo, k400, ...); guessed from data when left out.
-        annotations: annotation file, or folder of the files, if they are not in or beside data; not used for val.
-        split: split of the data to train on, if it has splits.
+        source: folders with one sub-folder per class, csv files (path, caption, label), or the root of a named data
+            set; with --task selfsup any folders of videos. Patterns in quotes, such as "clips/*.csv", are expanded.
         val: data to validate on; without it and val_split, a part of the training videos is held out.
         val_split: split to validate on.
         val_fraction: fraction of the training videos to hold out, 0.1 when left out.
         shots: train on this number of videos per class only (2, 4, 8, 16), sampled by the seed; validate on the others.
-        allow_missing: ignore videos that are in the annotations but do not exist.
-        cache: folder in which the frozen tower's taps are cached for this and later runs; each clip is encoded once.
-        cache_kind: auto (when left out), the type of the precision; bf16, fp16, fp32, or int8, the smallest.
-        cache_mode: taps (when left out); or first_layer, smaller: one level is stored, the last blocks run per batch.
-        device: auto (a GPU if there is one), cpu, cuda or mps.
+        out: folder for the trained model (out/best), checkpoints and curves.
         resume: continue from the last checkpoint in out; more epochs than before change the remaining learning rates.
-        profile: also print the time per stage, and write it to out/profile.json.
-        config: all other settings of training.
     """
-    check_names(model, branch, data=data)
-    config = config or TrainConfig()
-    _check_out(out, data, format, resume=resume)
-    default_format = "videos" if config.task == "selfsup" else "folder"
-    note_format(data, format, default_format=default_format)
-    taps = named_cache(cache, kind=cache_kind, mode=cache_mode)
-    opener = partial(named_data, format=format, default_format=default_format, allow_missing=allow_missing)
-    splits = {"split": split, "annotations": annotations, "val": val, "val_split": val_split, "format": format}
-    train_data, val_data = _train_and_val(opener, data, **splits, fraction=val_fraction, shots=shots, seed=config.seed)
-    device = named_device(device)
+    arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
+    config = build_config(TrainConfig, settings)
     if config.task != "retrieval":
-        refuse(f"task {config.task} compares no texts", similarity=similarity)
-    _print_notes(out, val_data, config, resume=resume, held_out=val is None and val_split is None and shots is None)
+        arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
+    _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
+    sources = arguments.data_of(source)
+    _check_out(out, source, data.format, resume=resume)
+    default_format = "videos" if config.task == "selfsup" else "folder"
+    arguments.note_format(sources, data.format, default_format=default_format)
+    taps = arguments.named_cache(cache)
+    opener = partial(
+        arguments.named_data, format=data.format, default_format=default_format, allow_missing=data.allow_missing
+    )
+    train_data, val_data = _train_and_val(
+        opener,
+        sources,
+        data,
+        val=arguments.sources_of(val) if val else None,
+        val_split=val_split,
+        fraction=val_fraction,
+        shots=shots,
+        seed=config.seed,
+    )
+    device = arguments.named_device(run.device)
+    held_out = not val and val_split is None and shots is None
+    _print_notes(out, val_data, config, resume=resume, held_out=held_out)
     from clipvid.training.loop import train  # imported late: it takes seconds, and no check above needs it
 
-    model_options = {"branch": branch, "depth": depth, "mixer": mixer, "options": options, "similarity": similarity}
-    video_model = _initialised_model(model, pretrained, model_options, seed=config.seed).to(device)
-    with notes_shown(), profiled_to(Path(out) / "profile.json", enabled=profile):
+    video_model = _initialised_model(model.model, model.pretrained, branch.given(), seed=config.seed).to(device)
+    with arguments.notes_shown(), arguments.profiled_to(Path(out) / "profile.json", enabled=run.profile):
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
     if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
     print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
-    show_unreadable(result.unreadable)
+    arguments.show_unreadable(result.unreadable)
 
 
 def _initialised_model(model: str | None, pretrained: str | None, options: dict[str, Any], *, seed: int) -> Any:
@@ -155,18 +200,32 @@ def _initialised_model(model: str | None, pretrained: str | None, options: dict[
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # weights are sampled on the CPU
-        return named_model(model, pretrained, options)
+        return arguments.named_model(model, pretrained, options)
 
 
-def _check_out(out: str, data: str, format: str | None, *, resume: bool) -> None:
+def _check_val_options(
+    val: tuple[str, ...], *, val_split: str | None, fraction: float | None, shots: int | None, split: str | None
+) -> None:
+    """Raise UsageError for options of the validation data that contradict each other."""
+    selecting = {"--val": val or None, "--val-split": val_split, "--shots": shots}
+    if given := [name for name, value in selecting.items() if value is not None]:
+        arguments.refuse(f"{given[0]} selects the validation data", val_fraction=fraction)
+    if val_split is not None and not val and split is None:
+        raise UsageError(
+            "--val-split without --split would train on the validation videos too; give --split, such as train"
+        )
+
+
+def _check_out(out: str, sources: tuple[str, ...], format: str | None, *, resume: bool) -> None:
     """Raise an error if `out` cannot be written, holds a run without `resume`, or lies among the training videos."""
     require_writable(Path(out) / "best", folder=True)
     if not resume and (Path(out) / CHECKPOINT).exists():
-        raise FileExistsError(f"{out} holds a training run; give --resume true to continue it, or another --out")
-    folder = Path(data).resolve()
-    is_searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
-    if is_searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
-        raise ValueError(f"out {out} would lie among the videos of {data}; choose another out")
+        raise FileExistsError(f"{out} holds a training run; give --resume to continue it, or another --out")
+    for source in sources:
+        folder = Path(source).resolve()
+        is_searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+        if is_searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
+            raise ValueError(f"--out {out} would lie among the videos of {source}; choose another --out")
 
 
 def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, held_out: bool) -> None:
@@ -175,7 +234,7 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
     if resume and not (Path(out) / CHECKPOINT).exists():
         notes.append(f"{out} holds no run to resume; starting one")
     if config.task != "selfsup" and config.epochs > config.validate_every and len(val_data) < FEW:
-        advice = "hold out more with --val_fraction, or give --val" if held_out else "give more of them"
+        advice = "hold out more with --val-fraction, or give --val" if held_out else "give more of them"
         effect = f"{pluralize(len(val_data), 'validation video')} will choose the best epoch"
         notes.append(f"{effect}, and one of them is {100 / len(val_data):.0f} points of its score; {advice}")
     if config.compile:
@@ -186,31 +245,23 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
 
 def _train_and_val(
     opener: Callable[..., Any],
-    data: str,
+    sources: str | list[str],
+    data: Data,
     *,
-    format: str | None,
-    split: str | None,
-    annotations: str | None,
-    val: str | None,
+    val: str | list[str] | None,
     val_split: str | None,
     fraction: float | None,
     shots: int | None,
     seed: int,
 ) -> tuple[Any, Any]:
     """Return training and validation data; without a named validation set, part of the training data is held out."""
-    selecting_options = {"--val": val, "--val_split": val_split, "--shots": shots}
-    if selecting := [name for name, value in selecting_options.items() if value is not None]:
-        refuse(f"{selecting[0]} selects the validation data", val_fraction=fraction)
-    if split is None and (splits := splits_of(data, format)):
-        raise ValueError(f"{data} has splits {', '.join(splits)}; give --split, the one to train on, and --val_split")
-    train_data = opener(data, split=split, annotations=annotations)
+    if data.split is None and (splits := arguments.splits_of(sources, data.format)):
+        names = sources if isinstance(sources, str) else ", ".join(sources)
+        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to train on, and --val-split")
+    train_data = opener(sources, split=data.split, annotations=data.annotations)
     if val is not None or val_split is not None:
-        if val is None and split is None:
-            raise ValueError(
-                "val_split without split would train on the validation videos too; give --split, such as train"
-            )
-        val_annotations = annotations if val is None else None
-        val_data = opener(val or data, split=val_split, classes=train_data.classes, annotations=val_annotations)
+        val_annotations = data.annotations if val is None else None
+        val_data = opener(val or sources, split=val_split, classes=train_data.classes, annotations=val_annotations)
         return (train_data if shots is None else train_data.few_shot(shots, seed=seed)), val_data
     if shots is None:
         return train_data.split(0.1 if fraction is None else fraction, seed=seed)

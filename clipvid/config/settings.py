@@ -40,9 +40,10 @@ SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"
 class TrainConfig:
     """Settings of a training run; saved with the trained model."""
 
-    task: Literal["retrieval", "recognition", "selfsup"] = "retrieval"
-    """Training task. retrieval: contrastive loss between clips and captions. recognition: cross entropy over the data's
-    classes. selfsup: ConST-CL between two clips of each video, without captions or labels."""
+    task: str = "retrieval"
+    """Training task, or the name of a registered objective. retrieval: contrastive loss between clips and captions.
+    recognition: cross entropy over the data's classes. selfsup: ConST-CL between two clips of each video, without
+    captions or labels."""
     epochs: int = 10
     """Passes over the training data. Resuming with another number reschedules the remaining learning rates."""
     batch_size: int = 32
@@ -52,8 +53,8 @@ class TrainConfig:
     The gradient is that of the full batch, the memory that of one micro_batch_size; each clip is computed twice. 0:
     the batch in one pass. Retrieval only."""
     activation_checkpointing: bool = field(default=False, metadata=checks.FREE)
-    """Recompute the branch's layers in the backward pass instead of storing their activations: less memory, more
-    time."""
+    """Recompute the layers of the branch, and the transformer blocks of towers that train, in the backward pass instead
+    of storing their activations: less memory, more time, the same gradient."""
     compile: bool = False
     """Compile the branch with torch.compile: shorter steps, after a minute or more of compiling on two cores for each
     batch size and for validation; needs a C++ compiler. A resumed run equals an uninterrupted one within rounding. Not
@@ -131,7 +132,7 @@ class TrainConfig:
     """Steps between checkpoints, in addition to the one at the end of each epoch."""
 
     def __post_init__(self) -> None:
-        checks.choices(self, {"task": tuple(SCORES), "classifier": ("linear", "text")})
+        checks.choices(self, {"classifier": ("linear", "text")})
         self._check_selfsup()
         check_train_clip("train_clip", self.train_clip)
         if self.text_lora < 0:
@@ -194,11 +195,14 @@ class TrainConfig:
     def _check_micro_batches(self) -> None:
         checks.least(self, micro_batch_size=0)
         if self.micro_batch_size and self.task != "retrieval":
+            other = "is not known to allow it; lower batch_size"
             advice = {
                 "recognition": "is a mean over clips: lower batch_size and raise accumulate_grad_batches instead",
                 "selfsup": "compares regions across the batch, which micro-batches would split; lower batch_size",
             }
-            raise ValueError(f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {advice[self.task]}")
+            raise ValueError(
+                f"micro_batch_size is for task 'retrieval'; the loss of {self.task!r} {advice.get(self.task, other)}"
+            )
         if self.micro_batch_size >= self.batch_size:
             raise ValueError(
                 f"micro_batch_size must be below batch_size {self.batch_size}, got {self.micro_batch_size}; lower it, "

@@ -24,6 +24,7 @@ from clipvid.data.probe_file import probe_file, stamp_of
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
 
 LOG, REPORT = "probes.jsonl", "report.json"
@@ -125,16 +126,10 @@ def check(
         longest: maximum caption length in words; longer captions are reported. None for no limit.
         root: folder where the data set was opened; together with its name it identifies the data set.
 
-    Raises ValueError for numbers out of range, FileExistsError if `out` holds the report of another data set, and
-    WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
+    Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
+    set, and WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
-    from tqdm import tqdm
-
-    if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
-        raise ValueError(
-            "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an integer "
-            f">= 1 or None, got {workers}, {limit} and {longest}"
-        )
+    _check_arguments(data, workers=workers, limit=limit, longest=longest)
     out, resolved_root = Path(out), "" if root is None else str(Path(root).resolve())
     _check_same(out / REPORT, name=data.name, root=resolved_root)
     out.mkdir(parents=True, exist_ok=True)
@@ -143,12 +138,12 @@ def check(
     outcomes = dict(_logged(out / LOG))
     stale = [path for path in paths if _stale(path, outcomes.get(str(path), {}), limit=limit)]
     workers = min(workers or os.cpu_count() or 1, len(stale))
-    bar = tqdm(
-        total=len(paths),
-        initial=len(paths) - len(stale),
-        desc=f"check {data.name}",
+    bar = progress_bar(
+        len(paths),
+        f"check {data.name}",
         unit="file",
-        disable=not (progress and paths),
+        shown=bool(progress and paths),
+        initial=len(paths) - len(stale),
         # Processes take seconds to start.
         postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if stale else None,
     )
@@ -165,6 +160,17 @@ def check(
     with atomic_file(out / REPORT) as draft:
         draft.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, longest: int | None) -> None:
+    """Raise ValueError for numbers out of range, and for data in memory."""
+    if workers < 0 or not 0 < limit < math.inf or (longest is not None and longest < 1):
+        raise ValueError(
+            "workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an integer "
+            f">= 1 or None, got {workers}, {limit} and {longest}"
+        )
+    if arrays := [str(record.path) for record in data if record.array is not None]:
+        raise ValueError(f"data must name files, got {data.name} with {arrays[0]}, an array in memory")
 
 
 def _check_same(report: Path, *, name: str, root: str) -> None:

@@ -26,7 +26,8 @@ from clipvid.data.interprocess import WorkerVideoError
 from clipvid.data.records import Record, VideoDataset
 from clipvid.data.views import ONE_VIEW, Pair, Views
 from clipvid.errors import VideoError
-from clipvid.video.decode import BACKENDS, read_part
+from clipvid.registry import DECODERS
+from clipvid.video.decode import read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
 from clipvid.video.transforms import INTERPOLATIONS, VideoTransform
 
@@ -65,11 +66,11 @@ class ClipDataset(Dataset[Clip | VideoError]):
     ) -> None:
         for name, value, allowed in (
             ("sampler", sampler, SAMPLERS),
-            ("backend", backend, BACKENDS),
             ("unreadable", unreadable, UNREADABLE),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        DECODERS.lookup(backend)  # raises for an unknown name
         if frames < 1:
             raise ValueError(f"frames must be an integer >= 1, got {frames}; it is the number of frames per clip")
         if names is not None and len(names) != len(data):
@@ -180,14 +181,28 @@ class ClipDataset(Dataset[Clip | VideoError]):
             with watch.decoding(-1):
                 return fit(frame)
 
-        part = {"start": record.start, "end": record.end}
         with watch.decoding():
-            return read_part(record.path, choose, **part, backend=self.backend, fit=fitted, time_limit=self.time_limit)
+            return read_record(record, choose, backend=self.backend, fit=fitted, time_limit=self.time_limit)
 
     def _draw(self, purpose: str, index: int) -> Random:
         """Return a separate generator per purpose, so that the numbers used for one do not shift those of another."""
         name = index if self.names is None else self.names[index]
         return Random(f"{self.seed} {self.epoch} {name} {purpose}")
+
+
+def read_record(
+    record: Record,
+    choose: Callable[[int], Sequence[int]],
+    *,
+    backend: str = "pyav",
+    fit: Callable[[Tensor], Tensor] | None = None,
+    time_limit: int | float | None = None,
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Return the frames of a record's file or array that `choose` selects by their number; raises as `read_part`."""
+    if record.array is not None:
+        return record.array.read(choose, fit=fit, name=str(record.path))
+    part = {"start": record.start, "end": record.end}
+    return read_part(record.path, choose, **part, backend=backend, fit=fit, time_limit=time_limit)
 
 
 def _never() -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from clipvid.video.backends.images import pictures_in
+from clipvid.video.backends.images import SUFFIXES, pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -24,6 +24,11 @@ VIDEO_SUFFIXES = frozenset({
 def is_video(path: Path) -> bool:
     """Return True if the suffix of `path` is that of a video, in lower or upper case."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_clip(path: Path) -> bool:
+    """Return True if the suffix of `path` is that of a video or of a picture, which is a clip of one frame."""
+    return is_video(path) or path.suffix.lower() in SUFFIXES
 
 
 def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:
@@ -95,3 +100,9 @@ def exists(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def advice_on_root(root: str | Path) -> str:
+    """Return the advice for a data set of which no video exists."""
+    folder = root if Path(root).is_dir() else Path(root).parent
+    return f"none of them is in {folder}; is it the folder of the videos?"

@@ -28,6 +28,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import WorkerError
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.progress import progress_bar
 
 COLOURS = {
     "red": (215, 25, 30),
@@ -313,13 +314,11 @@ def _write_captions(folder: Path, split: str, n: int, *, seed: int) -> None:
 
 
 def _write_clips(folder: Path, split: str, n: int, *, seed: int, workers: int, progress: bool) -> None:
-    from tqdm import tqdm
-
     missing = [i for i in range(n) if not (folder / _name(i)).exists()]
     step = max(1, min(64, len(missing) // (4 * workers)))
     chunks = [missing[i : i + step] for i in range(0, len(missing), step)]
     job = functools.partial(_write_chunk, folder, split, seed)
-    with tqdm(total=n, initial=n - len(missing), desc=f"render {split}", unit="clip", disable=not progress) as bar:
+    with progress_bar(n, f"render {split}", unit="clip", shown=progress, initial=n - len(missing)) as bar:
         for n_written in _map_chunks(job, chunks, workers=workers):
             bar.update(n_written)
 

@@ -1,67 +1,86 @@
 """open_dataset: the entry point for all annotation formats, and the readers of class folders and plain folders.
 
 Contract: a reader returns a VideoDataset of existing files, with the others in `missing`, or raises DataError naming
-the wrong file, line or folder. `open_dataset` refuses missing files, `read_dataset` does not. The readers of tables
-and protocols are in formats/. Opens no video.
+the wrong file, line or folder; it reads one place, and the data of several places are merged. `open_dataset` refuses
+missing files, `read_dataset` does not. The readers of tables and protocols are in formats/. Opens no video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from clipvid.data.files import find_clips, is_video, subfolders
-from clipvid.data.formats.csv import read_csv
+from clipvid.data.files import advice_on_root as advice_on_root
+from clipvid.data.files import find_clips, is_clip, is_video, subfolders
+from clipvid.data.formats.csv import TABLE_SUFFIXES
 from clipvid.data.formats.protocol_reader import open_protocol
-from clipvid.data.formats.protocols import PROTOCOLS
-from clipvid.data.records import ProtocolSpec, Record, VideoDataset
+from clipvid.data.merge import merge_datasets
+from clipvid.data.places import Places, expand_places, local_path
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
+from clipvid.registry import PROTOCOLS, READERS, load_plugins
 
-_SHOWN = 5  # number of files that an error lists before it only counts the rest
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
+_WANTED: dict[str, Callable[[Path], bool]] = {
+    "csv": lambda path: path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES,
+    "videos": lambda path: path.is_dir() or is_clip(path),
+}
+"""Matches of a pattern that a format reads; the others are left out, as below a folder."""
+
+
 def open_dataset(
-    name: str,
-    root: str | Path,
+    name: Places,
+    root: Places | None = None,
     *,
     split: str | None = None,
     annotations: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoDataset:
-    """Open a data set in the format `name`: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...).
+    """Open a data set: `open_dataset("msrvtt-1ka", "MSRVTT")`, `open_dataset("captions.csv")`, `open_dataset("clips")`.
 
     Args:
-        root: the folder of the videos; for "csv" also the table itself.
+        name: the format: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...). Without `root`, the places
+            themselves, whose format is then guessed (`guess_format`).
+        root: the folder of the videos; for "csv" also the table itself; for "videos" also files. Several places are
+            read as one data set, and so are the matches of a pattern such as "part-*.csv" or "clips/**/*.mp4".
         split: name of the split to read; formats without splits refuse it.
         annotations: the annotation file, or its folder, if it is not in or below `root`.
         classes: class names in label order, so that two data sets share their labels; default: sorted names.
+        columns: names of a table's columns, where they differ: {"path": "video_path", "caption": "text"}.
         allow_missing: leave out missing videos and list them in `.missing`; an error only if all are missing.
         check_files: False reads only the annotations, without checking that the videos exist.
+
+    Raises DataError for invalid annotations, for a pattern that matches nothing and for missing files.
     """
-    data = read_dataset(
+    data, places = _read(
         name,
         root,
         split=split,
         annotations=annotations,
         classes=classes,
+        columns=columns,
         allow_missing=allow_missing,
         check_files=check_files,
     )
-    _check_missing(data, root, allow=allow_missing)
+    data.require_files(places[0], allow_missing=allow_missing)
     return data
 
 
 def read_dataset(
-    name: str,
-    root: str | Path,
+    name: Places,
+    root: Places | None = None,
     *,
     split: str | None = None,
     annotations: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
     allow_missing: bool = False,
     check_files: bool = True,
 ) -> VideoDataset:
@@ -70,51 +89,81 @@ def read_dataset(
     `allow_missing` then only allows annotations with fewer videos or captions than the protocol has. Raises DataError
     for invalid annotations and unknown splits, ValueError for an unknown format.
     """
-    if name not in READERS:
-        raise ValueError(f"unknown data set format {name!r}; choose one of {', '.join(READERS)}")
-    if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
-        raise ValueError(f"classes must be a list of unique names, got {classes!r}")
-    root, annotations = Path(root), None if annotations is None else Path(annotations)
-    for path in (root, annotations):
-        if path is not None and not path.exists() and (check_files or path == annotations):
-            raise DataError(f"{path} does not exist; correct the path")
-    return READERS[name](
+    data, _ = _read(
+        name,
         root,
         split=split,
         annotations=annotations,
         classes=classes,
+        columns=columns,
         allow_missing=allow_missing,
         check_files=check_files,
     )
+    return data
 
 
-def advice_on_root(root: str | Path) -> str:
-    """Return the advice for a data set of which no video exists."""
-    folder = root if Path(root).is_dir() else Path(root).parent
-    return f"none of them is in {folder}; is it the folder of the videos?"
+def guess_format(places: Places, *, default: str = "folder") -> str:
+    """Return "csv" for tables and folders that hold one, "videos" for other files, else `default`, for folders.
+
+    Raise DataError if tables lie beside other places, since they are read in different ways.
+    """
+    paths = expand_places(places)
+    kinds = {path: _kind(path, default) for path in paths}
+    if len(set(kinds.values())) > 1 and "csv" in kinds.values():
+        table, other = (next(p for p in paths if (kinds[p] == "csv") is is_csv) for is_csv in (True, False))
+        raise DataError(f"{table} is or holds a table and {other} is none; open them one by one, or name the format")
+    return "videos" if "videos" in kinds.values() else kinds[paths[0]]
 
 
-def _check_missing(data: VideoDataset, root: str | Path, *, allow: bool) -> None:
-    """Raise DataError with the missing files, unless missing files are allowed and some videos exist."""
-    if not data.missing or (allow and len(data)):
-        return
-    suffix = f" and {len(data.missing) - _SHOWN} more" if len(data.missing) > _SHOWN else ""
-    advice = advice_on_root(root)
-    if len(data):
-        note = _short_list_note(data.protocol_spec)
-        advice = f"fetch them, or allow it (allow_missing) to continue without them{note}"
-    raise DataError(
-        f"{data.source}: {len(data.missing)} of {data.n_files} videos are missing: "
-        f"{', '.join(str(path) for path in data.missing[:_SHOWN])}{suffix}; {advice}"
-    )
+def _kind(path: Path, default: str) -> str:
+    if path.is_dir():
+        return "csv" if any(path.glob("*.csv")) else default
+    return "csv" if path.suffix.lower() in TABLE_SUFFIXES or not is_clip(path) else "videos"
 
 
-def _short_list_note(protocol_spec: ProtocolSpec) -> str:
-    """Return a note that evaluation will refuse a short custom list too, so that both problems show at once."""
-    if protocol_spec.listed is None or protocol_spec.videos is None or protocol_spec.listed >= protocol_spec.videos:
-        return ""
-    listed, expected = protocol_spec.listed, protocol_spec.videos
-    return f", as metrics need anyway: the list names {listed} videos, the protocol has {expected}"
+def _read(
+    name: Places,
+    root: Places | None,
+    *,
+    annotations: str | Path | None,
+    classes: Sequence[str] | None,
+    columns: Mapping[str, str] | None,
+    check_files: bool,
+    **options: Any,
+) -> tuple[VideoDataset, list[Path]]:
+    """Return the data set, and the places that it was read from."""
+    if root is None:
+        if isinstance(name, str) and (name in READERS or name in PROTOCOLS) and not Path(name).exists():
+            raise ValueError(f"{name} is a format and needs a root; give the folder: open_dataset({name!r}, root)")
+        name, root = guess_format(name), name
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a data set format must be a text, got {name!r}; give one such as csv")
+    reader = _reader(name)
+    if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
+        raise ValueError(f"classes must be a list of unique names, got {classes!r}")
+    if columns is not None and name != "csv":
+        raise ValueError(f'columns names the columns of a table, format "csv", got it for {name!r}; leave it out')
+    places = expand_places(root, wanted=_WANTED.get(name))
+    if len(places) > 1 and (name in PROTOCOLS or annotations is not None):
+        raise ValueError(f"root must be one folder for a protocol and with annotations, got {len(places)} places")
+    annotation_path = None if annotations is None else local_path(annotations)
+    for path in (*places, annotation_path):
+        if path is not None and not path.exists() and (check_files or path == annotation_path):
+            raise DataError(f"{path} does not exist; correct the path")
+    options |= {"annotations": annotation_path, "classes": classes, "check_files": check_files}
+    options |= {} if columns is None else {"columns": columns}
+    return merge_datasets([reader(path, **options) for path in places], classes=classes), places
+
+
+def _reader(name: str) -> Callable[..., VideoDataset]:
+    """Return the reader of a format or a protocol; raise ValueError for an unknown name."""
+    if name not in READERS and name not in PROTOCOLS:
+        load_plugins()
+    if name in PROTOCOLS:
+        return partial(open_protocol, PROTOCOLS[name])
+    if name not in READERS:
+        raise ValueError(READERS.unknown(name, [*READERS, *PROTOCOLS]))
+    return READERS[name]
 
 
 def read_folder(
@@ -163,7 +212,7 @@ def read_videos(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Read every video below a folder, at any depth, as clips without captions or labels.
+    """Read every video below a folder, at any depth, or a single video, as clips without captions or labels.
 
     Self-supervision and search need no more. `split` is a folder in `root`.
     """
@@ -171,7 +220,7 @@ def read_videos(
     if annotations is not None or classes:
         raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
     folder = root / split if split else root
-    paths = find_clips(folder) if folder.is_dir() else []
+    paths = find_clips(folder) if folder.is_dir() else [folder] if folder.is_file() and is_clip(folder) else []
     if not paths:
         raise DataError(f"{folder} holds no video; expected a folder with files such as .mp4 or .webm, at any depth")
     return VideoDataset(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)
@@ -186,11 +235,3 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
     empty = [name for name, paths in groups.items() if not paths]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")
-
-
-READERS: dict[str, Callable[..., VideoDataset]] = {
-    "csv": read_csv,
-    "folder": read_folder,
-    "videos": read_videos,
-    **{name: partial(open_protocol, protocol) for name, protocol in PROTOCOLS.items()},
-}

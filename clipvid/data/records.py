@@ -1,77 +1,35 @@
 """Data sets as plain data: a Record describes one clip, a VideoDataset is an ordered collection of records.
 
 Contract: frozen, validated on construction, cheap to copy and to send to loader workers. A label is an index into
-`classes`. Knows nothing of file formats or decoding, and does not check that files exist (readers do).
+`classes`. Made by the readers of `clipvid.data.open`, from a table in memory (`from_frame`) or from frames in memory
+(`from_arrays`). Knows nothing of decoding.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from clipvid.data.arrays import Frames, Labels, array_clips, as_texts
+from clipvid.data.files import advice_on_root
+from clipvid.data.labels import class_names, label_index
+from clipvid.data.places import local_path
+from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
+from clipvid.data.record import ProtocolSpec as ProtocolSpec
+from clipvid.data.record import Record as Record
+from clipvid.data.split_files import validation_paths
+from clipvid.errors import DataError
+from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True)
-class Record:
-    """One clip: a file, or its part from `start` to `end` seconds, with captions and label."""
-
-    path: Path
-    captions: tuple[str, ...] = ()
-    label: int | None = None
-    """Index into VideoDataset.classes; None for a clip without a class."""
-    start: float | None = None
-    end: float | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.captions, str):
-            raise ValueError(f"captions must be a tuple of strings, got {self.captions!r}; write ({self.captions!r},)")
-        object.__setattr__(self, "path", Path(self.path))
-        object.__setattr__(self, "captions", tuple(self.captions))
-        for caption in self.captions:
-            if not caption.strip():
-                raise ValueError(f"{self.path}: a caption is empty; leave captions=() for a clip without one")
-        if self.label is not None and self.label < 0:
-            raise ValueError(
-                f"{self.path}: label must be an integer >= 0, got {self.label}; use None for a clip without a class"
-            )
-        self._check_times()
-
-    def _check_times(self) -> None:
-        start = 0.0 if self.start is None else self.start
-        end = math.inf if self.end is None else self.end
-        if not (math.isfinite(start) and 0 <= start < end):
-            raise ValueError(
-                f"{self.path}: start and end must be seconds with 0 <= start < end, got {self.start} and {self.end}; "
-                "use None for the start or end of the file"
-            )
-
-
-@dataclass(frozen=True)
-class ProtocolSpec:
-    """Requirements of a named protocol on the evaluated data; all defaults for other data."""
-
-    videos: int | None = None
-    """Number of videos that metrics are computed over."""
-    frames: int | None = None
-    """Frames per clip in common use."""
-    tokens: int | None = None
-    """Maximum caption length in tokens in common use."""
-    shared: bool = False
-    """True if equal captions are interchangeable: each is correct for every video that has it."""
-    full_set: tuple[str, int] | None = None
-    """Name and number of videos of the full data set that this is a subset of."""
-    fewer: bool = False
-    """True if the caller allowed fewer videos than the protocol has (allow_missing)."""
-    listed: int | None = None
-    """Number of videos in a custom list that replaces the protocol's; None without such a list."""
-
-
-NO_PROTOCOL = ProtocolSpec()
+_SHOWN = 5  # number of files that an error lists before it only counts the rest
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,6 +59,85 @@ class VideoDataset:
                     f"{len(self.classes)} classes; labels index `classes` from 0"
                 )
 
+    @classmethod
+    def from_frame(
+        cls,
+        df: pd.DataFrame,
+        *,
+        root: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        split: str | None = None,
+        classes: Sequence[str] | None = None,
+        allow_missing: bool = False,
+        check_files: bool = True,
+    ) -> VideoDataset:
+        """Return the data set of a pandas DataFrame with one row per caption or per labelled video.
+
+        Columns, grouping and checks are those of a csv file (`open_dataset`): path, caption and/or label, and perhaps
+        start, end (seconds) and split. Rows are counted from 0 in error messages, as `df.iloc` does.
+
+        Args:
+            root: folder of relative paths; default: the working folder.
+            columns: names of the columns, where they differ: {"path": "video_path", "caption": "text"}.
+            split, classes, allow_missing, check_files: as in `open_dataset`.
+
+        Raises DataError for a missing column, an invalid row and missing files.
+        """
+        from clipvid.data.formats.frame import frame_table
+        from clipvid.data.formats.rows import read_clips
+
+        folder = Path() if root is None else local_path(root)
+        clips = read_clips(
+            frame_table(df), [folder], columns=columns, split=split, classes=classes, check_files=check_files
+        )
+        name = f"DataFrame:{split}" if split else "DataFrame"
+        data = cls(clips.records, clips.classes, name, clips.missing)
+        data.require_files(folder, allow_missing=allow_missing)
+        return data
+
+    @classmethod
+    def from_arrays(
+        cls,
+        clips: Iterable[Frames],
+        captions: Sequence[str | Sequence[str]] | None = None,
+        labels: Labels | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> VideoDataset:
+        """Return a data set of frames in memory, which is used like one of files.
+
+        The arrays are not copied, so they must not change afterwards.
+
+        Args:
+            clips: numpy or torch uint8, (T, H, W, 3) or (T, 3, H, W), of any sizes and lengths.
+            captions: a caption or several per clip.
+            labels: a class name or number per clip.
+            classes: class names in label order; default: the sorted names, or the numbers up to the largest.
+            names: names for messages and search hits; default: "clip 0", "clip 1", ...
+
+        Raises ValueError for another type or shape and for lists of other lengths, DataError for a label that is none
+        of `classes`.
+        """
+        arrays = array_clips(clips)
+        for name, values in (("captions", captions), ("labels", labels), ("names", names)):
+            if values is not None and (isinstance(values, str) or len(values) != len(arrays)):
+                raise ValueError(f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}")
+        names = [f"clip {index}" for index in range(len(arrays))] if names is None else names
+        if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once")
+        texts = [()] * len(arrays) if captions is None else captions
+        class_labels = [] if labels is None else as_texts(labels)
+        all_classes = class_names(class_labels, classes, source="labels")
+        indices = {name: index for index, name in enumerate(all_classes)}
+        records = [
+            Record(Path(name), (text,) if isinstance(text, str) else tuple(text), array=array)
+            for name, text, array in zip(names, texts, arrays, strict=True)
+        ]
+        for i, label in enumerate(class_labels):
+            records[i] = replace(records[i], label=label_index(label, indices, location=names[i]))
+        return cls(tuple(records), all_classes, name="arrays")
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -118,6 +155,26 @@ class VideoDataset:
             parts.append(f"{len(self.missing)} missing")
         return f"VideoDataset({self.name!r}: {', '.join(parts)})"
 
+    def _repr_html_(self) -> str:
+        records = self.records[:10]
+        labels = ["" if r.label is None else self.classes[r.label] for r in records]
+        rows = [[str(r.path), " | ".join(r.captions), label] for r, label in zip(records, labels, strict=True)]
+        return html_table(repr(self), ["path", "captions", "label"], rows, total=len(self))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per caption, and one per clip without captions: path, caption, label (its name), start, end.
+
+        A column without any value is left out. Rows of one clip follow each other, in the order of the records.
+        """
+        import pandas as pd
+
+        rows = []
+        for r in self.records:
+            label = None if r.label is None else self.classes[r.label]
+            rows += [(str(r.path), caption, label, r.start, r.end) for caption in r.captions or (None,)]
+        frame = pd.DataFrame(rows, columns=["path", "caption", "label", "start", "end"])
+        return frame.astype({"start": float, "end": float}).dropna(axis="columns", how="all") if rows else frame
+
     @property
     def n_files(self) -> int:
         """Number of files that the data set names, including missing ones."""
@@ -127,6 +184,23 @@ class VideoDataset:
     def n_captions(self) -> int:
         """Number of captions of all videos together."""
         return sum(len(record.captions) for record in self.records)
+
+    def require_files(self, root: str | Path, *, allow_missing: bool = False) -> None:
+        """Raise DataError with the missing files, unless `allow_missing` and some videos exist.
+
+        `root` is the folder, or the table in it, where the files were looked for.
+        """
+        if not self.missing or (allow_missing and len(self)):
+            return
+        suffix = f" and {len(self.missing) - _SHOWN} more" if len(self.missing) > _SHOWN else ""
+        advice = advice_on_root(root)
+        if len(self):
+            note = self.protocol_spec.short_list_note
+            advice = f"fetch them, or allow it (allow_missing) to continue without them{note}"
+        raise DataError(
+            f"{self.source or self.name}: {len(self.missing)} of {self.n_files} videos are missing: "
+            f"{', '.join(str(path) for path in self.missing[:_SHOWN])}{suffix}; {advice}"
+        )
 
     def subset(self, indices: Iterable[int]) -> VideoDataset:
         """Return the records at `indices`, in that order, as a new data set with the same classes.
@@ -221,34 +295,12 @@ class VideoDataset:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be > 0 and < 1, got {fraction}; it is the share of validation videos")
-        validation_paths = _validation_paths(self.records, fraction=fraction, seed=seed)
-        validation = [index for index, record in enumerate(self.records) if record.path in validation_paths]
-        train = [index for index, record in enumerate(self.records) if record.path not in validation_paths]
+        held_out = validation_paths(self.records, fraction=fraction, seed=seed)
+        validation = [index for index, record in enumerate(self.records) if record.path in held_out]
+        train = [index for index, record in enumerate(self.records) if record.path not in held_out]
         if not validation or not train:
             raise ValueError(
                 f"{self!r} has too few videos to hold out {fraction:g} of them for validation; "
                 "give more videos, or another fraction"
             )
         return self.subset(train), self.subset(validation)
-
-
-def _validation_paths(records: Sequence[Record], *, fraction: float, seed: int) -> set[Path]:
-    """Return the files for validation: a share of every class, rounded by the largest-remainder method."""
-    groups: dict[int | None, list[Path]] = {}
-    seen: set[Path] = set()
-    for record in records:
-        if record.path not in seen:
-            seen.add(record.path)
-            groups.setdefault(record.label, []).append(record.path)
-    rng = random.Random(seed)
-    order = sorted(groups, key=lambda label: -1 if label is None else label)
-    for label in order:
-        rng.shuffle(groups[label])
-    limit = {label: len(groups[label]) - 1 for label in order}  # leaves one for training
-    n_chosen = {label: min(int(fraction * len(groups[label])), limit[label]) for label in order}
-    n_left = max(1, round(fraction * len(seen))) - sum(n_chosen.values())
-    while n_left > 0 and (open_labels := [label for label in order if n_chosen[label] < limit[label]]):
-        neediest = min(open_labels, key=lambda label: n_chosen[label] - fraction * len(groups[label]))
-        n_chosen[neediest] += 1
-        n_left -= 1
-    return {path for label in order for path in groups[label][: n_chosen[label]]}

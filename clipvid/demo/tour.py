@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,7 @@ from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
-from clipvid.models.branches import BRANCHES, choose
-from clipvid.models.branches.base import BranchOptions
+from clipvid.models.branches.options import BranchOptions, choose
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
@@ -133,13 +132,8 @@ def run(
     for name, model in models.items():
         model.save(out / f"model-{name}")
     _plot(out / "plots", models, stores["test"], runs)
-    index = VideoIndex.build(
-        models["retrieval"],
-        out / "videos" / "test",
-        frames=data_config.frames,
-        sampler=data_config.sampler,
-        save_to=out / "index",
-    )
+    index_config = DataConfig(frames=data_config.frames, sampler=data_config.sampler, unreadable="skip")
+    index = VideoIndex.build(models["retrieval"], out / "videos" / "test", index_config, save_to=out / "index")
     say("5/5  three sentences, looked up among the test clips")
     _search(index, data["test"], out / "plots", say=say)
     results = _results(table, runs, config=config, table_time=table_time, total_time=time.perf_counter() - start)
@@ -202,7 +196,7 @@ def _train_and_score(
         ROWS[0]: _retrieval(frame_mean, stores["test"])
         | {"motion_top1": _top1(evaluate_zero_shot(frame_mean, stores["test"], templates=TEMPLATES))}
     }
-    mean_branch = replace(BRANCHES["mean"], hidden=4 * backbone.embed_dim)  # as in a block's MLP
+    mean_branch = choose("mean", {"hidden": 4 * backbone.embed_dim})  # as in a block's MLP
     runs: dict[str, TrainResult] = {}
     models: dict[str, VideoCLIP] = {}
     epochs = {
@@ -269,14 +263,13 @@ def _plot(folder: Path, models: dict[str, VideoCLIP], store: TapStore, runs: dic
     ]
     for task, score in (("retrieval", "R@1"), ("recognition", "top-1")):
         entries = [entry for entry in history if task in entry["run"]]
-        plots.training_curve(
-            entries, folder / f"training-{task}.png", title=f"Training: {task}", score_name=f"validation {score} (%)"
-        )
+        figure = plots.training_curve(entries, title=f"Training: {task}", score_name=f"validation {score} (%)")
+        plots.save(figure, folder / f"training-{task}.png")
     confusion = evaluate_recognition(models["recognition"], store).metrics.confusion
-    plots.confusion_matrix(
-        confusion, store.data.classes, folder / "confusion.png", title="Motions, STAN on the test clips"
-    )
-    plots.retrieval_grid(_grid_rows(models["retrieval"], store), folder / "retrieval.png", title="Text to video, STAN")
+    matrix = plots.confusion_matrix(confusion, store.data.classes, title="Motions, STAN on the test clips")
+    plots.save(matrix, folder / "confusion.png")
+    grid = plots.retrieval_grid(_grid_rows(models["retrieval"], store), title="Text to video, STAN")
+    plots.save(grid, folder / "retrieval.png")
 
 
 def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int = 3) -> list[plots.RetrievalRow]:
@@ -311,7 +304,7 @@ def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]
             for hit, text in zip(hits, hit_captions, strict=True)
         )
         rows.append(plots.RetrievalRow(query, strips))
-    plots.retrieval_grid(rows, folder / "search.png", title="Search")
+    plots.save(plots.retrieval_grid(rows, title="Search"), folder / "search.png")
 
 
 def _frames(path: Path) -> Tensor:
@@ -341,7 +334,7 @@ def _closing_message(out: Path, seconds: dict[str, float]) -> str:
     return f"""Done in {seconds["total"]:.0f} s. Pictures are in {out / "plots"}, models in {out}/model-*.
 
 Now your own videos, with any open_clip model (its weights are downloaded once). For training, one sub-folder per class:
-  clipvid index my-videos --model ViT-B-32 --pretrained openai --out my-index
+  clipvid index build my-videos --model ViT-B-32 --pretrained openai --out my-index
   clipvid search my-index "a dog runs on the beach"
   clipvid train my-videos --task recognition --model ViT-B-32 --pretrained openai --out my-run
   clipvid eval my-test-videos --model my-run/best"""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,6 +25,7 @@ from clipvid.evaluation.metrics import (
     RecognitionMetrics,
     recognition_metrics,
 )
+from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
@@ -31,8 +34,11 @@ from clipvid.models.heads import prompts as fill_templates
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.inference import evaluating
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class BaseToNovel:
     """Recognition of classes that were learned and of classes that were not."""
 
@@ -45,16 +51,49 @@ class BaseToNovel:
         base, novel = self.base["top-1"], self.novel["top-1"]
         return 2 * base * novel / (base + novel) if base + novel else 0.0
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return both groups' `EvaluationResult.to_frame`, told apart by the column classes ("base" or "novel")."""
+        import pandas as pd
+
+        frame = pd.concat({"base": self.base.to_frame(), "novel": self.novel.to_frame()}, names=["classes"])
+        return frame.reset_index(level="classes").reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        base, novel = self.base["top-1"], self.novel["top-1"]
+        return f"BaseToNovel(top-1: base {base:.1f}, novel {novel:.1f}, harmonic mean {self.harmonic_mean:.1f})"
+
+    def _repr_html_(self) -> str:
+        return f"<div>{self.base._repr_html_()}{self.novel._repr_html_()}<p>{escape(repr(self))}</p></div>"
+
     def __str__(self) -> str:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
 
 
-def check_recognition(model: VideoCLIP, data: VideoDataset | TapStore, *, by_class_name: bool = False) -> None:
+def check_recognition(
+    model: VideoCLIP,
+    data: VideoDataset | TapStore,
+    *,
+    by_class_name: bool = False,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Raise the ValueError or DataError of `evaluate_recognition`, or of `evaluate_zero_shot`, before decoding."""
     dataset = dataset_of(data)
     if by_class_name and len(dataset.classes) < 2:
         raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
+    if classes is not None:
+        _check_class_names(classes, dataset)
     _check_labels(dataset, dataset.classes if by_class_name else _classifier(model).classes)
+
+
+def _check_class_names(classes: Sequence[str], data: VideoDataset) -> None:
+    """Raise ValueError unless there is one class name for each class of the data."""
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes must be a list of class names, got {classes!r}; pass one per class of the data")
+    if len(set(classes)) != len(classes) or len(classes) != len(data.classes):
+        raise ValueError(
+            f"classes must be {len(data.classes)} different names, one per class of {data.name} in its order, got "
+            f"{len(classes)}; its classes are {_abbreviated(data.classes)}"
+        )
 
 
 def _classifier(model: VideoCLIP) -> Classifier:
@@ -98,7 +137,8 @@ def evaluate_recognition(
     labels = torch.tensor([r.label for r in videos.data])
     metrics = recognition_metrics(scores, labels, seed=seed)
     metadata = replace(describe_evaluation(model, videos.data, videos.unreadable, data_config), prompts=tuple(prompts))
-    return EvaluationResult(metrics, metadata, classes=classifier.classes)
+    per_query = RecognitionQueries(scores, labels, videos.data, tuple(classifier.classes))
+    return EvaluationResult(metrics, metadata, classes=classifier.classes, queries=per_query)
 
 
 def evaluate_zero_shot(
@@ -106,23 +146,37 @@ def evaluate_zero_shot(
     data: VideoDataset | TapStore,
     data_config: DataConfig | None = None,
     *,
+    classes: Sequence[str] | None = None,
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
 ) -> EvaluationResult[RecognitionMetrics]:
-    """Classify videos without training: predict the class whose name, put into `templates`, is nearest to the video."""
-    check_recognition(model, data, by_class_name=True)
+    """Classify videos without training: predict the class whose name, put into `templates`, is nearest to the video.
+
+    `classes` are other names to compare with, one per class of the data and in its order ("playing guitar" for
+    "PlayingGuitar"); the result lists the data's own. Raises ValueError for another number of names.
+    """
+    check_recognition(model, data, by_class_name=True, classes=classes)
     precision = resolve_data_config(model, data, data_config).precision
-    head = _named_classes(model, dataset_of(data).classes, templates, precision=precision)
+    listed = dataset_of(data).classes
+    head = _named_classes(model, listed if classes is None else classes, templates, precision=precision, listed=listed)
     return evaluate_recognition(model, data, data_config, head=head, prompts=templates, progress=progress)
 
 
 def _named_classes(
-    model: VideoCLIP, classes: Sequence[str], templates: Sequence[str], *, precision: str
+    model: VideoCLIP,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    precision: str,
+    listed: Sequence[str],
 ) -> TextClassifier:
-    """Return `model.text_classifier` of these classes, with texts embedded at `precision`, as the videos are."""
+    """Return `model.text_classifier` of these classes, with texts embedded at `precision`, as the videos are.
+
+    `listed` are the names that the classifier itself carries.
+    """
     texts = [text for class_prompts in fill_templates(classes, templates) for text in class_prompts]
     means = embed_texts(model, texts, precision=precision).unflatten(0, (len(classes), -1)).mean(dim=1)
-    return TextClassifier(means, classes, scale=model.backbone.logit_scale).to(model.device)
+    return TextClassifier(means, listed, scale=model.backbone.logit_scale).to(model.device)
 
 
 def base_to_novel(

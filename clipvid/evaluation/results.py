@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,16 +20,21 @@ import torch
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.data.views import Views
-from clipvid.errors import CheckpointError, VideoError
+from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics
+from clipvid.evaluation.per_query import RecognitionQueries, RetrievalQueries
+from clipvid.evaluation.saved import FORMAT, SavedResult, checked_direction, describe_result, html_result, write_queries
+from clipvid.evaluation.saved import read_result as read_result
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
-FORMAT = 2
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clipvid.plots import Picture
+
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
-Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
-"""Name of a retrieval direction, its metrics, and per-query scores by metric."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class TopResults:
         return [int(relevant)] if relevant.ndim == 0 else relevant.nonzero()[:, 0].tolist()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult(Generic[Metrics]):
     """Metrics and metadata of an evaluation; `str()` is a summary, `to_dict()` is the content of a saved result."""
 
@@ -87,6 +92,8 @@ class EvaluationResult(Generic[Metrics]):
     """Best videos of each caption, if requested with `best`; not saved."""
     classes: tuple[str, ...] = ()
     """Class names of recognition, in label order."""
+    queries: RetrievalQueries | RecognitionQueries | None = field(default=None, compare=False)
+    """Scores of every query with everything, for `per_query`; not saved."""
 
     @property
     def n_videos(self) -> int:
@@ -113,8 +120,45 @@ class EvaluationResult(Generic[Metrics]):
             )
         return sides[side][metric]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain data, ready for JSON."""
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per metric: its value, its 95 % interval, and the model, data and settings.
+
+        Tables of several results can be concatenated, filtered and pivoted. Columns: model, pretrained, branch,
+        fingerprint, data, videos, frames, views, precision, task, similarity, prompts, adjustment, direction, metric,
+        value, low, high, queries.
+        """
+        return SavedResult(self.to_dict(each=False)).to_frame()
+
+    def per_query(self, direction: str | None = None) -> pd.DataFrame:
+        """Return one row per query, in the order of the metrics' values per query.
+
+        Retrieval, "t2v" (the default): a row per caption with path (of its video; of the best-ranked one if there are
+        several), caption, rank, score, retrieved_path, retrieved_caption and retrieved_score (the best-ranked video).
+        "v2t": a row per captioned video with the same columns, for its best-scoring caption and the caption ranked
+        first. Recognition: a row per clip with path, label, prediction, probability, label_probability, rank (of the
+        label) and correct. Paths are those of the data's records; start and end follow them if clips are parts of
+        files. Ranks start at 1 and are averaged over ties; scores are cosines for the similarity "mean".
+
+        Raises ValueError for an unknown direction, and for a result that was made without scores.
+        """
+        direction = checked_direction(self._task, direction)
+        if self.queries is None:
+            raise ValueError("this result has no scores per query; get one from evaluate_retrieval or a like function")
+        return self.queries.frame(direction)
+
+    def plot(self) -> Picture:
+        """Return a matplotlib figure: the confusion matrix of recognition, or recall at every K in both directions."""
+        from clipvid import plots
+
+        title = f"{self.metadata.model['base']}, {self.metadata.model['branch']}: {self.metadata.data}"
+        if isinstance(self.metrics, RecognitionMetrics):
+            return plots.confusion_matrix(self.metrics.confusion, self.classes, title=title)
+        sides = {"text to video": self.metrics.t2v, "video to text": self.metrics.v2t}
+        ranks = {name: side.ranks for name, side in sides.items()}
+        return plots.recall_curve(ranks, max(side.n_gallery for side in sides.values()), title=title)
+
+    def to_dict(self, *, each: bool = True) -> dict[str, Any]:
+        """Return the result as plain data, ready for JSON; without the values of every query unless `each`."""
         metadata = self.metadata
         result: dict[str, Any] = {
             "format": FORMAT,
@@ -134,14 +178,14 @@ class EvaluationResult(Generic[Metrics]):
             "precision": metadata.precision,
         }
         if isinstance(self.metrics, RecognitionMetrics):
-            result |= {"task": "recognition", "prompts": list(metadata.prompts)}
-            return {**result, "metrics": self.metrics.to_dict(), "by_class": self._by_class()}
+            result |= {"task": self._task, "prompts": list(metadata.prompts)}
+            return {**result, "metrics": self.metrics.to_dict(each=each), "by_class": self._by_class()}
         return {
             **result,
-            "task": "retrieval",
+            "task": self._task,
             "similarity": self.similarity,
-            "metrics": self.metrics.to_dict(),
-            "adjusted": {name: metrics.to_dict() for name, metrics in self.adjusted.items()},
+            "metrics": self.metrics.to_dict(each=each),
+            "adjusted": {name: metrics.to_dict(each=each) for name, metrics in self.adjusted.items()},
             "hubs": None if self.hubs is None else self.hubs._asdict(),
         }
 
@@ -170,11 +214,28 @@ class EvaluationResult(Generic[Metrics]):
             for name, result in zip(self.classes, self.metrics.by_class(), strict=True)
         ]
 
-    def save(self, path: str | Path) -> Path:
-        """Write the result as JSON, atomically; return the path."""
+    @property
+    def _task(self) -> str:
+        return "recognition" if isinstance(self.metrics, RecognitionMetrics) else "retrieval"
+
+    def save(self, path: str | Path, *, per_query: bool = False) -> Path:
+        """Write the result as JSON, atomically; return the path.
+
+        With `per_query` the tables of `per_query` go to a Parquet file beside it (a.queries.parquet for a.json), from
+        which `read_result(path).per_query()` returns them.
+        """
+        if per_query:
+            sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
+            write_queries(Path(path), self.to_dict(), {side or "": self.per_query(side) for side in sides})
         with atomic_file(path) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return Path(path)
+
+    def __repr__(self) -> str:
+        return describe_result(self.to_dict(each=False), name="EvaluationResult")
+
+    def _repr_html_(self) -> str:
+        return html_result(self.to_dict(each=False))
 
     def __str__(self) -> str:
         metadata = self.metadata
@@ -236,62 +297,11 @@ def count_videos(n: int, expected: int | None, listed: int | None, *, excluded: 
 def data_hash(data: VideoDataset) -> str:
     """Return the SHA-256 of file names, times, captions, labels, classes and the protocol's `shared` flag, in order.
 
-    Folders are not part of it.
+    Folders are not part of it. The pixels of arrays are, as their names are often mere numbers.
     """
-    content: list[object] = [[r.path.name, r.start, r.end, list(r.captions), r.label] for r in data]
+    content: list[object] = [
+        [r.path.name, r.start, r.end, list(r.captions), r.label, *([] if r.array is None else [r.array.content])]
+        for r in data
+    ]
     content = [content, list(data.classes), *(["shared"] if data.protocol_spec.shared else [])]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-REQUIRED_KEYS = {
-    "model": ("base", "branch", "fingerprint"),
-    "data": ("name", "videos", "expected", "hash"),
-    "data_config": ("frames", "temporal_views", "spatial_views"),
-    "metrics": (),
-}
-"""Keys that comparisons need, by part of a result, besides `task` and `precision`."""
-
-
-def read_result(path: str | Path) -> dict[str, Any]:
-    """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"there is no result {path}; write it with clipvid eval DATA --out {path}")
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = result["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a saved result: {error!r}; write one with clipvid eval --out") from error
-    if version != FORMAT:  # checked before the keys, which differ between formats
-        raise CheckpointError(
-            f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
-            "with clipvid eval --out"
-        )
-    if missing := _missing_keys(result):
-        raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
-    return result
-
-
-def _missing_keys(result: Mapping[str, Any]) -> list[str]:
-    """Return the keys that comparisons need and `result` lacks, nested ones with dots."""
-    missing = [name for name in ("task", "precision") if name not in result]
-    for part, keys in REQUIRED_KEYS.items():
-        values = result.get(part)
-        if not isinstance(values, Mapping) or not values:
-            missing.append(part)
-            continue
-        missing += [f"{part}.{key}" for key in keys if key not in values]
-        if part == "metrics" and result.get("task") == "retrieval":
-            missing += [f"{part}.{side}" for side in ("t2v", "v2t") if not isinstance(values.get(side), Mapping)]
-    return missing
-
-
-def directions(result: Mapping[str, Any]) -> list[Side]:
-    """Return each retrieval direction of a result; recognition has a single one without a name."""
-    metrics = result["metrics"]
-    sides = metrics.items() if result["task"] == "retrieval" else [("", metrics)]
-    return [(name, metrics_of(side), side.get("each", {})) for name, side in sides]
-
-
-def metrics_of(side: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a direction, without counts, intervals and per-query scores."""
-    return {name: value for name, value in side.items() if isinstance(value, float)}

@@ -34,10 +34,11 @@ from clipvid.evaluation.metrics import (
     ranking_metrics,
     retrieval_metrics,
 )
+from clipvid.evaluation.per_query import RetrievalQueries
 from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
-from clipvid.features.token_wise import candidates, match_all, reranked
+from clipvid.features.token_wise import LIFT, candidates, match_all, reranked
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.pooling import mean_over_frames
 
@@ -82,9 +83,9 @@ def evaluate_retrieval(
     if extra.bank:
         bank_scores = Products(embed(extra.bank), F.normalize(videos.video, dim=-1))
     adjusted = extra.adjusted(scores, bank_scores, truth)
-    return EvaluationResult(
-        metrics, metadata, "mean", adjusted, extra.hubness(scores), extra.top_results(scores, texts, truth, videos.data)
-    )
+    top_results = extra.top_results(scores, texts, truth, videos.data)
+    per_query = RetrievalQueries(scores, texts, truth, videos.data)
+    return EvaluationResult(metrics, metadata, "mean", adjusted, extra.hubness(scores), top_results, queries=per_query)
 
 
 def check_retrieval(
@@ -102,7 +103,7 @@ def check_retrieval(
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank must be an integer >= 1 and needs a token-wise similarity, got {rerank} for a model whose "
-            f"similarity is {model.similarity!r}; create it with similarity wti, mug or mug_simple"
+            f"similarity is {model.similarity_name!r}; create it with similarity wti, mug or mug_simple"
         )
     if rerank is not None and (dual_softmax is not None or bank):
         raise ValueError(
@@ -163,7 +164,7 @@ def _token_wise(
     progress: bool,
 ) -> EvaluationResult[RetrievalMetrics]:
     """Evaluate retrieval by the model's token-wise similarity, for all pairs or to rerank the best of each query."""
-    name = model.similarity if rerank is None else f"{model.similarity} of the best {rerank} by mean"
+    name = model.similarity_name if rerank is None else f"{model.similarity_name} of the best {rerank} by mean"
     frames, dataset, unreadable = embed_frames(model, data, data_config, progress=progress)
     texts, truth = queries(dataset)
     metadata = describe_evaluation(model, dataset, unreadable, data_config)
@@ -173,20 +174,22 @@ def _token_wise(
         bank = Matrix(score(extra.bank)) if extra.bank else None
         metrics = retrieval_metrics(scores, truth, seed=extra.seed)
         adjusted = extra.adjusted(scores, bank, truth)
+        top_results = extra.top_results(scores, texts, truth, dataset)
+        per_query = RetrievalQueries(scores, texts, truth, dataset)
         return EvaluationResult(
-            metrics, metadata, name, adjusted, extra.hubness(scores), extra.top_results(scores, texts, truth, dataset)
+            metrics, metadata, name, adjusted, extra.hubness(scores), top_results, queries=per_query
         )
     pooled = F.normalize(mean_over_frames(frames.embeddings, frames.mask), dim=-1)
     similarity = embed_texts(model, texts, precision=data_config.precision, tokens=data_config.tokens) @ pooled.T
     for_texts, for_videos = candidates(similarity, rerank), candidates(similarity.T, rerank).T
     options = {"precision": data_config.precision, "tokens": data_config.tokens}
     reranking = match_all(model, texts, frames, only=for_texts | for_videos, **options)
-    ranked = [reranked(similarity, reranking, chosen) for chosen in (for_texts, for_videos)]
+    ranked = [Matrix(reranked(similarity, reranking, chosen)) for chosen in (for_texts, for_videos)]
     by_text, by_video = (retrieval_metrics(scores, truth, seed=extra.seed) for scores in ranked)
     top_results = extra.top_results(ranked[0], texts, truth, dataset)
-    return EvaluationResult(
-        replace(by_text, v2t=by_video.v2t), metadata, name, hubs=extra.hubness(ranked[0]), top_results=top_results
-    )
+    per_query = RetrievalQueries(ranked[0], texts, truth, dataset, video_scores=ranked[1], lift=LIFT)
+    metrics, hubs = replace(by_text, v2t=by_video.v2t), extra.hubness(ranked[0])
+    return EvaluationResult(metrics, metadata, name, hubs=hubs, top_results=top_results, queries=per_query)
 
 
 def video_indices(data: VideoDataset) -> Int[Tensor, " m"]:

@@ -1,4 +1,4 @@
-"""Keys of clips in a cache: a hash of the file's content and the clip's part in seconds, whatever the file's name.
+"""Keys of clips in a cache: a hash of the file or array and the clip's part in seconds, whatever its name.
 
 Contract: records in, keys out. Knows nothing of models, taps or folders.
 """
@@ -12,8 +12,12 @@ from clipvid.data.records import Record
 
 
 def clip_key(record: Record) -> str:
-    """Return a clip's key: its file's content hash, start and end. Raise OSError for a file that cannot be opened."""
-    return f"{content_hash(record.path)[:32]}:{record.start}:{record.end}"
+    """Return a clip's key: the hash of its file or array, start and end.
+
+    Raise OSError for a file that cannot be opened.
+    """
+    content = content_hash(record.path) if record.array is None else record.array.content
+    return f"{content[:32]}:{record.start}:{record.end}"
 
 
 def clip_keys(records: Iterable[Record]) -> list[str | None]:

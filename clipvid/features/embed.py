@@ -15,7 +15,8 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32
+from numpy import ndarray
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
@@ -121,16 +122,18 @@ def _encode_clips(
 def embed_batches(
     model: VideoCLIP | VideoEncoder,
     data: VideoDataset,
-    data_config: DataConfig,
+    data_config: DataConfig | None = None,
     *,
     progress: bool = False,
     title: str | None = None,
 ) -> Generator[tuple[Tensor | None, list[int], tuple[VideoError, ...]], None, None]:
     """Embed a data set batch by batch, with any encoder of videos, as `embed_videos` does.
 
-    Yields the embeddings (B·V, E) in float32 on the CPU, not normalised unless the encoder does it, or None for a batch
-    without a readable clip; the indices of the batch's clips in `data`; and the errors of the others.
+    The data config defaults to that of the model's training. Yields the embeddings (B·V, E) in float32 on the CPU, not
+    normalised unless the encoder does it, or None for a batch without a readable clip; the indices of the batch's clips
+    in `data`; and the errors of the others.
     """
+    data_config = data_config or trained_data_config(model, data.protocol_spec)
     return _encode_batches(model, data, data_config, _video_encoder(model), progress=progress, title=title)
 
 
@@ -243,6 +246,14 @@ def require_all_videos(data: VideoDataset, n_videos: int) -> None:
         f"{data.name}: the protocol has {protocol_spec.videos} videos and {count}, so the metrics would be over an "
         f"easier gallery; {advice}, or allow it with allow_missing"
     )
+
+
+def unit_rows(embeddings: Float[Tensor, "rows e"], *, views: int = 1) -> Float32[ndarray, "b e"]:
+    """Return float32 rows of length 1, as stores expect them: each the mean of a video's normalised views."""
+    units = F.normalize(embeddings.detach().float(), dim=-1)
+    if views > 1:
+        units = F.normalize(units.unflatten(0, (-1, views)).mean(dim=1), dim=-1)  # (B, E)
+    return units.cpu().contiguous().numpy()
 
 
 def _open_source(

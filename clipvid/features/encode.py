@@ -25,7 +25,7 @@ from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.source import FeatureBatch
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.encoder import Encoder
 from clipvid.runtime.inference import inference
 from clipvid.video.transforms import VideoTransform
 
@@ -46,7 +46,7 @@ class VideoEncoder(Protocol):
 
 
 def clip_dataset(
-    model: VideoCLIP | VideoEncoder,
+    model: Encoder | VideoEncoder,
     data: VideoDataset,
     data_config: DataConfig,
     *,
@@ -94,7 +94,7 @@ class LiveSource:
 
     def __init__(
         self,
-        model: VideoCLIP | VideoEncoder,
+        model: Encoder | VideoEncoder,
         data: VideoDataset,
         data_config: DataConfig,
         *,
@@ -147,10 +147,13 @@ def clips_per_batch(data_config: DataConfig) -> int:
     return max(1, data_config.batch_size // data_config.views)
 
 
-def trained_data_config(model: VideoCLIP, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
-    """Return the data config that the model was trained with, filled up from the data's protocol and the defaults."""
+def trained_data_config(model: Encoder | VideoEncoder, protocol_spec: ProtocolSpec = NO_PROTOCOL) -> DataConfig:
+    """Return the data config that the model was trained with, filled up from the data's protocol and the defaults.
+
+    An encoder without a training record has the defaults alone.
+    """
     protocol = {name: value for name in ("frames", "tokens") if (value := getattr(protocol_spec, name)) is not None}
-    trained = (model.training_record or {}).get("data_config", {})
+    trained = (getattr(model, "training_record", None) or {}).get("data_config", {})
     return DataConfig(
         **protocol | {name: trained[name] for name in ("frames", "sampler", "tokens") if trained.get(name)}
     )
@@ -164,7 +167,7 @@ class View:
     augmented_views: AugmentedViews | None = None
     number: int = 0
 
-    def clips(self, model: VideoCLIP, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
+    def clips(self, model: Encoder, data: VideoDataset, data_config: DataConfig, rows: Sequence[int]) -> ClipDataset:
         """Return the clips of `data` at `rows`, to be decoded in this view."""
         selection = data.subset(rows)
         if self.augmented_views is None:

@@ -19,6 +19,7 @@ from clipvid.data.batch import in_order
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.models.backbone.taps import Pixels, Taps
+from clipvid.runtime.progress import progress_bar
 
 
 @runtime_checkable
@@ -79,11 +80,9 @@ def stream_in_order(
     source: FeatureSource, batch_size: int, *, progress: bool = False, title: str = "encode"
 ) -> Generator[FeatureBatch, None, None]:
     """Yield the features of every clip of a source once, in the order of its data, with a progress bar on request."""
-    from tqdm import tqdm
-
     total = len(source.data)
     batches = source.stream(in_order(total, batch_size))
-    with closing(batches), tqdm(total=total, desc=title, unit="clip", disable=not progress) as bar:
+    with closing(batches), progress_bar(total, title, unit="clip", shown=progress) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.rows) + len(batch.unreadable))

@@ -224,7 +224,7 @@ class TapCache:
                 if codec.FIDELITY[other.kind] < codec.FIDELITY[requested]:
                     return f"{note}; {other.kind} is coarser, so they are encoded again"
                 return (
-                    f"{note}; to read those give --cache_kind {other.kind} --cache_mode {other.mode} (in Python kind "
+                    f"{note}; to read those give --cache-kind {other.kind} --cache-mode {other.mode} (in Python kind "
                     "and mode)"
                 )
         return ""

@@ -19,6 +19,8 @@ from clipvid.runtime.inference import evaluating, inference
 
 PIECE = 1 << 24
 """Token-frame cosines computed at once: 64 MiB in float32."""
+LIFT = 3.0
+"""Number that `reranked` adds to the scores of chosen pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +75,9 @@ def reranked(
 ) -> Float[Tensor, "q n"]:
     """Return scores that rank the chosen pairs by `refined`, ahead of all others, which stay ranked by `similarity`.
 
-    Both are within [-1, 1], so adding 3 lifts the worst of the chosen pairs above the best of the others.
+    Both are within [-1, 1], so adding `LIFT` puts the worst of the chosen pairs above the best of the others.
     """
-    return torch.where(chosen, refined + 3, similarity)
+    return torch.where(chosen, refined + LIFT, similarity)
 
 
 def _all_pairs(model: VideoCLIP, words: TextTokens, frames: Frames) -> Tensor:

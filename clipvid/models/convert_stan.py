@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clipvid.errors import CheckpointError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Tokenizer
-from clipvid.models.branches.stan import PRESETS, STAN
+from clipvid.models.branches.stan import STAN
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 
@@ -72,7 +72,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 
     depth = 1 + max(int(m[1]) for k in groups["branch"] if (m := re.match(r"STAN_S_layers\.(\d+)\.", k)))
     options = {"depth": depth, "time_size": len(groups["branch"]["STAN_time_embed.weight"])}
-    model = attach(Backbone(clip_model, tokenizer=tokenizer), PRESETS["stan-release"], options=options)
+    model = attach(Backbone(clip_model, tokenizer=tokenizer), "stan-release", options=options)
     assert isinstance(model.branch, STAN)
     branch = _branch_state(groups["branch"])
     _check(branch, model.branch.state_dict(), path)

@@ -38,7 +38,7 @@ class WindowEncoder(Protocol):
     def device(self) -> torch.device: ...
     def reads(self, video: Tensor, *, mask: Tensor | None = None) -> Taps | Pixels: ...
     def encode_video(
-        self, video: Tensor | Taps | Pixels, *, normalize: bool = True, mask: Tensor | None = None
+        self, video: Tensor | Taps | Pixels, *, normalize: bool = False, mask: Tensor | None = None
     ) -> Tensor: ...
 
 
@@ -68,7 +68,7 @@ def encode_windows(
     tower_batch_size: int = 32,
     batch_size: int = 8,
     precision: str = "auto",
-    normalize: bool = True,
+    normalize: bool = False,
 ) -> Iterator[Windows]:
     """Yield embeddings of all windows of `window` frames, `stride` frames apart; the last one ends with the video.
 

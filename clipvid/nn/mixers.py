@@ -8,9 +8,7 @@ relational self-attention as a mixer is ours.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -170,35 +168,6 @@ class RSAMixer(nn.Module):
         tokens = self.down(self.norm(x)).unflatten(2, grid)
         tokens = self.relate(tokens, mask=mask).flatten(2, 3)
         return self.out(stochastic_depth(tokens, self.drop_path, "row", self.training))
-
-
-MIXERS: dict[str, Callable[..., nn.Module]] = {
-    "attention": attention_mixer,
-    "conv": ConvMixer,
-    "conv_full": ConvFullMixer,
-    "rsa": RSAMixer,
-}
-
-
-def mixer_options(name: str) -> dict[str, Any]:
-    """Return the user-settable options of a mixer with their defaults."""
-    parameters = inspect.signature(MIXERS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
-
-
-def check_mixer(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an unknown mixer name or an option that the mixer does not have."""
-    if name not in MIXERS:
-        raise ValueError(f"unknown mixer {name!r}; choose one of {', '.join(MIXERS)}")
-    defaults = mixer_options(name)
-    option_names = ", ".join(defaults) or "none"
-    if not isinstance(options, Mapping):
-        raise ValueError(
-            f"mixer_options must be a mapping of names to values, got {options!r}; mixer {name} has {option_names}"
-        )
-    for option in options:
-        if option not in defaults:
-            raise ValueError(f"mixer {name} has no option {option!r}; it has {option_names}")
 
 
 def _zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,22 +1,37 @@
-"""Plots: training curves, retrieval results as film strips, confusion matrices, trade-offs.
+"""Plots: training curves, recall curves, retrieval results as film strips, confusion matrices, trade-offs.
 
-Contract: plain data in (numbers, uint8 frames, sentences), one finished file out; the suffix of the file decides its
-format. The only package that imports matplotlib. It uses matplotlib's object interface, never pyplot, so that it reads
-and changes no global state and any thread may draw.
+Contract: plain data in (numbers, uint8 frames, sentences), a matplotlib Figure out, which notebooks show;
+`save` writes it, and the suffix of the file decides its format. The only package that imports matplotlib. It uses
+matplotlib's object interface, never pyplot, so that it reads and changes no global state, any thread may draw, and a
+figure is freed with its last reference.
 """
 
 from __future__ import annotations
 
-from clipvid.plots.charts import Trade, confusion_matrix, trade_off, training_curve
+from clipvid.errors import MissingExtraError
+
+try:
+    import matplotlib  # noqa: F401  # checked once for all files of this package
+except ImportError as error:
+    raise MissingExtraError(
+        f"plots need matplotlib, which cannot be imported ({error}); pip install 'clipvid[plots]' ('.[plots]' in a "
+        "checkout)"
+    ) from error
+
+from clipvid.plots.charts import Trade, confusion_matrix, recall_curve, trade_off, training_curve
 from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid
+from clipvid.plots.style import Picture, save
 
 __all__ = [
     "Hit",
+    "Picture",
     "RetrievalRow",
     "Trade",
     "confusion_matrix",
     "film_strip",
+    "recall_curve",
     "retrieval_grid",
+    "save",
     "trade_off",
     "training_curve",
 ]

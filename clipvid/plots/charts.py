@@ -1,6 +1,6 @@
-"""Charts: training curves, confusion matrices, quality against cost.
+"""Charts: training curves, recall curves, confusion matrices, quality against cost.
 
-Contract: plain numbers and names in, one finished file out. Knows nothing of models or data sets.
+Contract: plain numbers and names in, one figure out. Knows nothing of models or data sets.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import BboxBase
 from torch import Tensor
 
 from clipvid.plots.labels import Box, place_labels
-from clipvid.plots.style import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS, RUN_MARKERS, write
+from clipvid.plots.style import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS, RUN_MARKERS, Picture
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,10 @@ class Trade:
 
 def training_curve(
     history: Sequence[Mapping[str, object]],
-    path: str | Path,
     *,
     title: str = "Training",
     score_name: str = "validation score",
-) -> Path:
+) -> Picture:
     """Draw loss and validation score against epochs, one line per run.
 
     Each entry of `history` has "epoch" and "loss", and may have "run" (the name of its line) and "score" (higher is
@@ -65,18 +62,46 @@ def training_curve(
             text.set(color=INK, parse_math=False)
     heading = textwrap.fill(title, 80 if scored else 42)
     figure.suptitle(heading, x=0.012, ha="left", **HEADING)
-    return write(figure, path)
+    return figure
+
+
+def recall_curve(ranks: Mapping[str, np.ndarray], n_gallery: int, *, title: str = "Retrieval") -> Picture:
+    """Draw the share of queries whose relevant item has a rank of at most K, against K, one line per name.
+
+    `ranks` are ranks from 1 of the relevant item of each query, among `n_gallery` items; the rank of a tie may lie
+    between two integers. The dashed line is chance for one relevant item per query. Raise ValueError for no ranks.
+    """
+    if not ranks or not all(len(values) for values in ranks.values()):
+        raise ValueError("ranks must not be empty; give at least one array, with one rank per query")
+    figure = _chart(width=6.4, height=4.6)
+    axes = figure.subplots()
+    _panel(axes, "queries whose item is among the first K (%)")
+    axes.set_xscale("log")
+    axes.set_xlabel("K", color=GREY, fontsize=9.5)
+    k = np.unique(np.geomspace(1, n_gallery, 400).round().astype(int))
+    for order, (name, values) in enumerate(ranks.items()):
+        share = 100 * np.searchsorted(np.sort(values), k, side="right") / len(values)
+        axes.plot(k, share, color=RUN_COLOURS[order % len(RUN_COLOURS)], linewidth=2, label=name)
+    axes.plot(k, 100 * k / n_gallery, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), label="chance", zorder=0.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
+    axes.set_ylim(0, 102)
+    for text in axes.legend(loc="best", frameon=False, fontsize=9.5).get_texts():
+        text.set(color=INK, parse_math=False)
+    figure.suptitle(textwrap.fill(title, 52), x=0.012, ha="left", **HEADING)
+    return figure
 
 
 def trade_off(
     points: Sequence[Trade],
-    path: str | Path,
     *,
     title: str,
     price: str,
     quality: str,
     mark: tuple[float, str] | None = None,
-) -> Path:
+) -> Picture:
     """Draw quality against price (logarithmic axis), each point with its name and an error bar.
 
     `mark` is a reference quality, such as chance level, and its label; it is drawn as a dashed line.
@@ -115,7 +140,7 @@ def trade_off(
     axes.legend(loc="lower right", frameon=False, fontsize=9.5)
     figure.suptitle(textwrap.fill(title, 80), x=0.012, ha="left", **HEADING)
     _name_points(axes, points)
-    return write(figure, path)
+    return figure
 
 
 def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
@@ -153,10 +178,9 @@ def _corners(box: BboxBase) -> Box:
 def confusion_matrix(
     matrix: Sequence[Sequence[float]] | np.ndarray | Tensor,
     classes: Sequence[str],
-    path: str | Path,
     *,
     title: str = "Confusion matrix",
-) -> Path:
+) -> Picture:
     """Draw counts (C, C) with true classes as rows, each cell coloured by its share of the true class.
 
     Raise ValueError for a matrix of another shape than (C, C), C being the number of `classes`.
@@ -185,7 +209,7 @@ def confusion_matrix(
     accuracy = np.trace(counts) / max(counts.sum(), 1e-12)
     figure.suptitle(heading, x=0.02, ha="left", **HEADING)
     axes.set_title(f"{accuracy:.1%} right of {counts.sum():g}", loc="left", fontsize=10, color=GREY)
-    return write(figure, path)
+    return figure
 
 
 def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list]]:
@@ -213,9 +237,9 @@ def _run_label(name: str, run: Mapping[str, list], *, score_name: str) -> str:
     return f"{name}   best {best} at epoch {epoch}" if name else f"best {score_name} {best} at epoch {epoch}"
 
 
-def _chart(*, width: float, height: float) -> Figure:
+def _chart(*, width: float, height: float) -> Picture:
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1)
-    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    return Picture(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def _panel(axes: Axes, name: str) -> None:

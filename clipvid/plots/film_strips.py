@@ -1,6 +1,6 @@
 """Film strips of a single clip, or of retrieval queries with their hits.
 
-Contract: uint8 frames and sentences in, one finished file out. Knows nothing of models, data sets or decoding.
+Contract: uint8 frames and sentences in, one figure out. Knows nothing of models, data sets or decoding.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch
 from torch import Tensor
 
-from clipvid.plots.style import DPI, FILM, GREY, HOLE, INK, RIGHT, WRONG, write
+from clipvid.plots.style import DPI, FILM, GREY, HOLE, INK, RIGHT, WRONG, Picture
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RetrievalRow:
     hits: tuple[Hit, ...]
 
 
-def retrieval_grid(rows: Sequence[RetrievalRow], path: str | Path, *, title: str = "") -> Path:
+def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Picture:
     """Draw each query above film strips of its hits: correct ones framed green with a tick, wrong ones with a cross."""
     if not any(row.hits for row in rows):
         raise ValueError("rows have no hits; give at least one RetrievalRow with at least one Hit")
@@ -61,10 +59,10 @@ def retrieval_grid(rows: Sequence[RetrievalRow], path: str | Path, *, title: str
             bottom = max(bottom, _draw_hit(page, hit, x=x, y=top, strip=strip, rank=column + 1))
         page.y = bottom + 0.3
     page.y -= 0.15
-    return page.write(path)
+    return page.finished()
 
 
-def film_strip(frames: UInt8[Tensor, "t 3 h w"], path: str | Path, *, title: str = "", per_row: int = 8) -> Path:
+def film_strip(frames: UInt8[Tensor, "t 3 h w"], *, title: str = "", per_row: int = 8) -> Picture:
     """Draw the frames in order as a film strip, `per_row` per line, each with its number (from 0)."""
     if not len(frames):
         raise ValueError("frames has no frame, got shape (0, ...); give at least one")
@@ -79,7 +77,7 @@ def film_strip(frames: UInt8[Tensor, "t 3 h w"], path: str | Path, *, title: str
         strip.draw(page, frames[first : first + columns], x=0.25, y=page.y, numbered_from=first)
         page.y += strip.height + 0.12
     page.y += 0.02
-    return page.write(path)
+    return page.finished()
 
 
 class _Page:
@@ -87,7 +85,7 @@ class _Page:
 
     def __init__(self, *, width: float, side: float) -> None:
         self.width, self.side, self.y = width, side, side * 0.8
-        self.figure = Figure(figsize=(width, 1), dpi=DPI, facecolor="white")
+        self.figure = Picture(figsize=(width, 1), dpi=DPI, facecolor="white")
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
         self._ruler = FigureCanvasAgg(self.figure).get_renderer()
@@ -122,12 +120,12 @@ class _Page:
             self.text(line, x=self.side, y=self.y - size * 0.7 / 72, font=font)
         self.y += after
 
-    def write(self, path: str | Path) -> Path:
-        """Set the final height and save the page."""
+    def finished(self) -> Picture:
+        """Set the final height and return the figure."""
         height = self.y + self.side * 0.2
         self.figure.set_size_inches(self.width, height)
         self.axes.set(xlim=(0, self.width), ylim=(height, 0))
-        return write(self.figure, path)
+        return self.figure
 
 
 class _Strip:

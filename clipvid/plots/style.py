@@ -1,4 +1,4 @@
-"""Style shared by all plots (colours, resolution) and atomic writing of figures.
+"""Style shared by all plots (colours, resolution), the kind of figure they return, and atomic writing of figures.
 
 Contract: a figure and a path in, the file out. Correct and wrong answers differ in colour, shape and line style, for
 colour-blind readers. Knows nothing of the contents of a figure.
@@ -6,6 +6,7 @@ colour-blind readers. Knows nothing of the contents of a figure.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -21,8 +22,21 @@ HEADING = {"fontsize": 14, "fontweight": "bold", "color": INK, "parse_math": Fal
 HEAT = LinearSegmentedColormap.from_list("clipvid", ["#f6f9fb", "#b9d7e8", "#4b9ac4", "#0f5f94", "#0a2f55"])
 
 
-def write(figure: Figure, path: str | Path) -> Path:
-    """Save the figure atomically; raise ValueError for a suffix that matplotlib cannot write."""
+class Picture(Figure):
+    """A figure that no global state of matplotlib refers to, and that notebooks show."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a PNG, for a notebook in which pyplot was never imported."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=DPI)
+        return file.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure atomically and return the path; its suffix decides the format.
+
+    Raise ValueError for a suffix that matplotlib cannot write.
+    """
     path = Path(path)
     suffix, formats = path.suffix.lower().lstrip("."), figure.canvas.get_supported_filetypes()
     if suffix not in formats:

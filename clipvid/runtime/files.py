@@ -130,6 +130,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the OSError
+        path.unlink(missing_ok=True)  # before 0.8 it leaves the incomplete file
         raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
     # safetensors gives access to the owner alone, but caches and models are shared.
     path.chmod(_mode_of_a_new_file(path))

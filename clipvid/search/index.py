@@ -11,103 +11,97 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
+from clipvid.data.places import Places, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
-from clipvid.features.embed import embed_batches, embed_frames, embed_texts
-from clipvid.features.encode import VideoEncoder, clip_dataset
-from clipvid.features.token_wise import match_all
+from clipvid.features.embed import embed_batches, embed_texts, unit_rows
+from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
+from clipvid.registry import STORES
 from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.storage import FORMAT, METADATA, VECTORS, check_replaceable, read_metadata
-from clipvid.search.stores.faiss import Vectors, check_enough, checked_kind
-from clipvid.search.videos import expand_videos
+from clipvid.search.filters import Filter, parse
+from clipvid.search.hits import Hit, Hits, IndexTable
+from clipvid.search.rerank import reranked
+from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
+from clipvid.search.stores.base import Store
+from clipvid.search.videos import video_records
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One search result: absolute path of a video, cosine similarity to the query, and rank (from 1)."""
-
-    path: Path
-    score: float
-    rank: int
-
-
-class VideoIndex:
+class VideoIndex(IndexTable):
     """Searchable embeddings of videos: `VideoIndex.build` makes an index from files, `VideoIndex.load` reads it again.
 
     Any number of threads may search while another one adds videos: every search sees a consistent state.
 
     Args:
-        kind: flat compares a query with every video; ivf and hnsw are faster on very many videos and may miss some.
-        precision: floating-point type of all embeddings, including those of queries, as in `DataConfig`.
+        data_config: how videos and queries are read, for all embeddings of the index; default: as in the model's
+            training, listing unreadable files in `skipped`.
+        store: name of a registered store of vectors.
+        kind: kind of index in the store. flat compares a query with every video; faiss's ivf and hnsw are faster on
+            very many videos and may miss some.
     """
 
     def __init__(
         self,
         model: VideoEncoder,
+        data_config: DataConfig | None = None,
         *,
-        frames: int = 12,
-        sampler: str = "uniform",
-        backend: str = "pyav",
+        store: str = "faiss",
         kind: str = "flat",
-        precision: str = "auto",
     ) -> None:
-        self.kind = checked_kind(kind)
-        self.model, self.frames, self.sampler, self.backend = model, frames, sampler, backend
-        self.precision = precision
+        self._new_store: type[Store] = STORES.lookup(store)
+        self._new_store.check(kind)
+        self.model, self.store, self.kind = model, store, kind
+        self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
         self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
         self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []
         self._skipped: dict[Path, VideoError] = {}
-        self._vectors: Vectors | None = None  # made when the first embedding gives the width
+        self._vectors: Store | None = None  # made when the first embedding gives the width
         self._lock = SharedLock()  # guards the three attributes above, because they change together
+        self._changing = SharedLock()  # held by one change or one save at a time, which searches need not wait for
         # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
-        resolve(precision, model.device)
-        clip_dataset(model, _data([]), self._data_config())
+        resolve(self.data_config.precision, model.device)
+        clip_dataset(model, VideoDataset(()), self.data_config)
 
     @classmethod
     def build(
         cls,
         model: VideoEncoder,
-        videos: str | Path | Iterable[str | Path],
+        videos: Places | VideoDataset,
+        data_config: DataConfig | None = None,
         *,
-        frames: int = 12,
-        sampler: str = "uniform",
-        backend: str = "pyav",
+        store: str = "faiss",
         kind: str = "flat",
-        precision: str = "auto",
-        unreadable: str = "skip",
-        batch_size: int = DataConfig.batch_size,
-        workers: int = 0,
         progress: bool = True,
         save_to: str | Path | None = None,
     ) -> VideoIndex:
-        """Embed files, and the files below folders, and return their index.
+        """Embed files, the files below folders, the matches of patterns, or the clips of a data set; return an index.
 
-        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones. With `save_to`, the
-        index is saved at the end, also when the build is interrupted or fails: to continue, `load` it and call
-        `add(..., existing="skip")`.
+        Below a folder, files with a video suffix or no suffix are indexed, except hidden ones; the arrays of a data set
+        are indexed under their names. `data_config` is how they are read, by default as in the model's training;
+        unreadable files are then listed in `skipped`, while a given data config decides by its `unreadable`.
+        With `save_to`, the index is saved at the end, also when the build is interrupted or fails: to continue, `load`
+        it and call `add(..., existing="skip")`.
         """
-        index = cls(model, frames=frames, sampler=sampler, backend=backend, kind=kind, precision=precision)
+        index = cls(model, data_config, store=store, kind=kind)
         with nullcontext() if save_to is None else index.saving_to(save_to):
-            index.add(videos, unreadable=unreadable, batch_size=batch_size, workers=workers, progress=progress)
+            index.add(videos, progress=progress)
         return index
 
     @contextmanager
@@ -122,128 +116,133 @@ class VideoIndex:
 
     def add(
         self,
-        videos: str | Path | Iterable[str | Path],
+        videos: Places | VideoDataset,
+        data_config: DataConfig | None = None,
         *,
         existing: str = "error",
-        unreadable: str = "skip",
-        batch_size: int = DataConfig.batch_size,
-        workers: int = 0,
         progress: bool = True,
     ) -> None:
-        """Embed more files or folders. Videos that are embedded before an interruption stay in the index.
+        """Embed more videos, as in `build`. Videos that are embedded before an interruption stay in the index.
 
         Args:
+            data_config: by default that of the index; batch_size, workers, time_limit and unreadable may differ from
+                it, all other fields must be equal.
             existing: treatment of files that are already indexed: "error" raises ValueError before anything is
                 embedded, "skip" leaves them unchanged, "replace" embeds them again.
-            unreadable: treatment of files that cannot be read: "skip" lists them in `skipped`, "raise" raises their
-                VideoError.
         """
         if existing not in EXISTING:
             raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
         self._check_model()
-        paths, indexed = expand_videos(videos), set(self.paths)
-        duplicates = [path for path in paths if path in indexed]
+        data_config = self._checked(data_config)
+        records, indexed = video_records(videos), set(self.paths)
+        duplicates = [record.path for record in records if record.path in indexed]
         if duplicates and existing == "error":
             raise ValueError(
                 f"{duplicates[0]}{f' and {len(duplicates) - 1} more' if len(duplicates) > 1 else ''} is indexed "
                 "already; set existing to skip or replace"
             )
         if existing == "skip":
-            paths = [path for path in paths if path not in indexed]
-        if self._vectors is None or not self._vectors.trained:
-            check_enough(self.kind, len(indexed.union(paths)))  # before anything is embedded
-        data_config = self._data_config(batch_size=batch_size, workers=workers, unreadable=unreadable)
-        batches = embed_batches(self.model, _data(paths), data_config, progress=progress, title="embedding")
+            records = [record for record in records if record.path not in indexed]
+        paths = [record.path for record in records]
+        self._new_store.check(self.kind, len(indexed.union(paths)))  # before anything is embedded
+        names = videos.classes if isinstance(videos, VideoDataset) else ()
+        data = VideoDataset(tuple(records), names)
+        batches = embed_batches(self.model, data, data_config, progress=progress, title="embedding")
         with closing(batches):
             for rows, positions, unreadable_files in batches:
                 self._record_skipped(unreadable_files)
                 if rows is not None:
-                    self._put([paths[position] for position in positions], _unit(rows))
-        with self._lock.exclusive():
+                    embedded = [records[position] for position in positions]
+                    labels = [None if r.label is None or not names else names[r.label] for r in embedded]
+                    self._put([r.path for r in embedded], unit_rows(rows, views=data_config.views), labels)
+        with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is not None:
-                self._vectors.settle()
+                self._vectors.optimize()
 
-    def search(self, text: str, k: int = 5, *, rerank: int = 0) -> list[Hit]:
-        """Return the `k` videos that match the sentence best, or all videos if there are fewer.
+    @overload
+    def search(self, text: str, k: int = 5, *, rerank: int = 0, where: str | None = None) -> Hits: ...
+    @overload
+    def search(self, text: Sequence[str], k: int = 5, *, rerank: int = 0, where: str | None = None) -> list[Hits]: ...
+    def search(
+        self, text: str | Sequence[str], k: int = 5, *, rerank: int = 0, where: str | None = None
+    ) -> Hits | list[Hits]:
+        """Return the `k` videos that match a sentence best, or all if there are fewer; one `Hits` each for a list.
 
-        The first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
-        score. Raise ValueError for an empty sentence, and for `rerank` with a model without token-wise similarity.
+        Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
+        first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
+        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py).
+        Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
+        similarity.
         """
-        if not text.strip():
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
         if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
                 f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
                 f"mug_simple), got {rerank}; leave rerank out"
             )
-        embedding = embed_texts(self.model, [text], precision=self.precision)[0]
-        hits = self._nearest(embedding.numpy(), max(k, rerank))
-        return [*self._reranked(text, hits[:rerank]), *hits[rerank:]][:k]
-
-    def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
-        """Return the hits sorted and scored by the model's token-wise similarity to the sentence."""
-        if not hits:
+        if not texts:
             return []
-        model: Any = self.model
-        frames, _, _ = embed_frames(model, _data([hit.path for hit in hits]), self._data_config())
-        scores = match_all(model, [text], frames, precision=self.precision)[0].tolist()
-        order = sorted(range(len(hits)), key=lambda position: -scores[position])
-        return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
+        config = self.data_config
+        options = {"precision": config.precision, "tokens": config.tokens}
+        condition = None if where is None else parse(where)
+        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
+        every = [
+            Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
+            for sentence, hits in zip(texts, nearest, strict=True)
+        ]
+        return every[0] if isinstance(text, str) else every
 
-    def search_video(self, path: str | Path, k: int = 5) -> list[Hit]:
+    def search_video(self, path: str | Path, k: int = 5) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
-        with closing(embed_batches(self.model, _data([Path(path)]), self._data_config())) as batches:
+        clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
+        with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return self._nearest(_unit(rows)[0], k)
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k)[0], query=str(path))
 
-    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> list[Hit]:
+    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        return self._nearest(_unit(torch.as_tensor(embedding)[None])[0], k)
+        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k)[0])
 
-    def _nearest(self, query: Float32[ndarray, " e"], k: int) -> list[Hit]:
-        """Return the `k` videos nearest to a vector of length 1."""
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
+        """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
         if k < 1:
             raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
                 skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
                 raise ValueError(f"the index is empty{skipped}; add videos first")
-            if len(query) != self._vectors.width:
+            if queries.shape[1] != self._vectors.width:
                 raise ValueError(
                     f"the query must have {self._vectors.width} numbers, as the embeddings of this index, got "
-                    f"{len(query)}; embed it with the model of the index"
+                    f"{queries.shape[1]}; embed it with the model of the index"
                 )
-            if not np.isfinite(query).all():
+            if not np.isfinite(queries).all():
                 raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            scores, rows = (array[0] for array in self._vectors.search(query[None], min(k, len(self._paths))))
-            scores, rows = scores[rows >= 0], rows[rows >= 0]
-            best = np.lexsort((rows, -scores))  # ties in the order of the index, so that every machine agrees
-            return [Hit(self._paths[rows[i]], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
+            matches = self._vectors.search(queries, min(k, len(self._paths)), where)
+        return [[Hit(Path(m.id), m.score, rank) for rank, m in enumerate(each, start=1)] for each in matches]
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
         folder = Path(folder)
         check_replaceable(folder)
-        with self._lock.shared():  # released before writing, which may take long
-            metadata = self._metadata()
-            vectors = None if self._vectors is None else self._vectors.packed()
-        with atomic_folder(folder) as draft:
-            (draft / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-            if vectors is not None:
-                (draft / VECTORS).write_bytes(vectors)
+        with self._changing.exclusive(), atomic_folder(folder) as draft:
+            (draft / METADATA).write_text(json.dumps(self._metadata(), indent=1) + "\n", encoding="utf-8")
+            if self._vectors is not None:
+                (draft / STORE).mkdir()
+                self._vectors.save(draft / STORE)
         return folder
 
     def _metadata(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
-            "frames": self.frames,
-            "sampler": self.sampler,
-            "backend": self.backend,
+            "store": self.store,
             "kind": self.kind,
-            "precision": self.precision,
+            **{name: getattr(self.data_config, name) for name in READ_AS},
             "paths": [str(path) for path in self._paths],
             "skipped": [[str(e.path), e.reason, e.backend] for e in self._skipped.values()],
             "note": self.note,
@@ -259,13 +258,12 @@ class VideoIndex:
                 f"{folder} was made by another model (fingerprint {metadata['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        options = {name: metadata[name] for name in ("frames", "sampler", "backend", "kind", "precision")}
-        index = cls(model, **options)
+        data_config = DataConfig(**{name: metadata[name] for name in READ_AS}, unreadable="skip")
+        index = cls(model, data_config, store=metadata["store"], kind=metadata["kind"])
         index.note = metadata.get("note", {})
         index._paths = [Path(path) for path in metadata["paths"]]
         index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in metadata["skipped"]}
-        if index._paths:
-            index._vectors = Vectors.load(folder / VECTORS, kind=index.kind, rows=len(index))
+        index._vectors = read_store(folder, metadata)
         return index
 
     @staticmethod
@@ -291,32 +289,45 @@ class VideoIndex:
 
     def __repr__(self) -> str:
         skipped = f", {len(self._skipped)} skipped" if self._skipped else ""
-        kind = "" if self.kind == "flat" else f", {self.kind}"
-        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {pluralize(self.frames, 'frame')} each{kind})"
+        kind, frames = "" if self.kind == "flat" else f", {self.kind}", pluralize(self.data_config.frames, "frame")
+        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {frames} each{kind})"
 
-    def _data_config(self, **options: Any) -> DataConfig:
-        """Return the data config of this index, with `options` for its other fields."""
-        fixed = {"frames": self.frames, "sampler": self.sampler, "backend": self.backend, "precision": self.precision}
-        return DataConfig(**fixed, **options)
+    def _checked(self, data_config: DataConfig | None) -> DataConfig:
+        """Return the given data config or that of the index; raise ValueError where they would embed differently."""
+        for name in () if data_config is None else READ_AS:
+            value, expected = getattr(data_config, name), getattr(self.data_config, name)
+            if value != expected:
+                raise ValueError(
+                    f"data_config must have the {name} of the index, {expected!r}, got {value!r}; pass "
+                    "dataclasses.replace(index.data_config, ...), or build another index"
+                )
+        return data_config or self.data_config
 
     def _record_skipped(self, errors: Iterable[VideoError]) -> None:
         """Add unreadable files to `skipped`, and remove their rows from the index."""
         skipped = {error.path: error for error in errors}
         if skipped:
-            with self._lock.exclusive():
+            with self._changing.exclusive(), self._lock.exclusive():
                 self._drop(skipped)
                 self._skipped |= skipped
 
-    def _put(self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"]) -> None:
-        """Store the embeddings of these videos, replacing earlier ones."""
+    def _put(
+        self,
+        paths: Sequence[Path],
+        embeddings: Float32[ndarray, "b e"],
+        labels: Sequence[str | None] | None = None,
+    ) -> None:
+        """Store the embeddings of these videos, replacing earlier ones, with path and label for filters."""
         bad = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
         if bad:
             raise ValueError(f"the model's embedding of {bad[0]} is not finite; check the model's weights")
-        with self._lock.exclusive():
+        columns = zip(map(str, paths), labels or [None] * len(paths), strict=True)
+        metadata = [{"path": path, "label": label} for path, label in columns]
+        with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is None:
-                self._vectors = Vectors(embeddings.shape[1], kind=self.kind)
+                self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
             self._drop(paths)
-            self._vectors.add(embeddings)
+            self._vectors.add([str(path) for path in paths], embeddings, metadata)
             self._paths.extend(paths)
             for path in paths:
                 self._skipped.pop(path, None)
@@ -325,19 +336,10 @@ class VideoIndex:
         """Remove the rows of these videos, if there are any; the caller holds the lock."""
         indexed = set(paths).intersection(self._paths)
         if indexed and self._vectors is not None:
-            self._vectors.remove([row for row, path in enumerate(self._paths) if path in indexed])
+            self._vectors.remove([str(path) for path in indexed])
             self._paths = [path for path in self._paths if path not in indexed]
 
     def _check_model(self) -> None:
         """Raise CheckpointError if the model's weights have changed since the index was made."""
         if self.model.fingerprint != self._fingerprint:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
-
-
-def _unit(embeddings: Float[Tensor, "b e"]) -> Float32[ndarray, "b e"]:
-    """Return the embeddings as float32 rows of length 1, as faiss expects them."""
-    return F.normalize(embeddings.detach().float(), dim=-1).cpu().contiguous().numpy()
-
-
-def _data(paths: Iterable[Path]) -> VideoDataset:
-    return VideoDataset(tuple(Record(path) for path in paths), name="videos")

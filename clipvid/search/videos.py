@@ -1,35 +1,53 @@
-"""Expansion of the files and folders that a user names to a list of video files.
+"""Expansion of the videos that a user names to records of absolute paths.
 
-Contract: paths in, absolute paths of files out; DataError if there is none. Opens no file.
+Contract: files, folders, patterns or a data set in, records out, one per file; DataError if there is none. Opens no
+file.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from clipvid.data.files import find_clips
+from clipvid.data.files import find_clips, is_clip
+from clipvid.data.places import Places, expand_places, is_pattern, local_path
+from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 
 
-def expand_videos(videos: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return absolute paths of the files and of the videos below the folders, without duplicates, in the order given.
+def video_records(videos: Places | VideoDataset) -> list[Record]:
+    """Return one record per video, in the order given: of the files, of the videos below folders, or of a data set.
 
-    Raise DataError for a single path that does not exist, a folder without videos, and an empty list.
+    Paths become absolute, and duplicates are left out. Raise DataError for a single path that does not exist, a folder
+    without videos, a pattern without a match, an empty list, and a record that is a part of a file.
     """
-    given = [videos] if isinstance(videos, str | Path) else list(videos)
-    if (
-        isinstance(videos, str | Path) and not Path(videos).exists()
-    ):  # a missing file in a list is skipped later, like an unreadable one
+    if isinstance(videos, VideoDataset):
+        return _complete_records(videos)
+    if isinstance(videos, str | Path) and not is_pattern(videos) and not local_path(videos).exists():
+        # A missing file in a list is skipped later, like an unreadable one.
         raise DataError(f"{videos} does not exist; give videos, or folders of them")
-    files: list[Path] = []
-    for item in given:
-        path = Path(os.path.abspath(item))
+    files: dict[Path, None] = {}
+    for path in expand_places(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix):
+        path = Path(os.path.abspath(path))
         videos_of_path = find_clips(path, bare=True) if path.is_dir() else [path]
         if not videos_of_path:
             raise DataError(f"{path} holds no video; give a folder with files such as .mp4 or .webm")
-        files += videos_of_path
-    if not files:
-        raise DataError("no videos were given; name files or folders")
-    return list(dict.fromkeys(files))
+        files |= dict.fromkeys(videos_of_path)
+    return [Record(path) for path in files]
+
+
+def _complete_records(data: VideoDataset) -> list[Record]:
+    """Return the records with absolute paths, arrays under their names; raise DataError for a part of a file."""
+    records: dict[Path, Record] = {}
+    for record in data:
+        if (record.start, record.end) != (None, None):
+            raise DataError(
+                f"{data.name}: {record.path} is a part from {record.start} to {record.end} s, and an index has one "
+                "embedding per file; give the files, or cut them"
+            )
+        path = record.path if record.array is not None else Path(os.path.abspath(record.path))
+        records.setdefault(path, replace(record, path=path))
+    if not records:
+        raise DataError(f"{data.name} is empty; give a data set of videos")
+    return list(records.values())

@@ -28,6 +28,7 @@ from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.taps import Pixels
 from clipvid.models.video_clip import VideoCLIP
+from clipvid.training.tasks import needs_of
 from clipvid.training.train_batch import TrainBatch
 from clipvid.video.augment import CONST_CL
 
@@ -44,15 +45,16 @@ def open_batches(
 
     Raises DataError where clips lack a caption or label that the task needs, before any clip is read.
     """
-    if config.task == "selfsup":
+    needs = needs_of(config.task)
+    if needs == "pairs":
         return open_pairs(model, data, config)
     dataset = dataset_of(data)
-    needs = "caption" if config.task == "retrieval" else "label"
-    without = [r.path for r in dataset if (not r.captions if needs == "caption" else r.label is None)]
+    lacks = {"caption": lambda r: not r.captions, "label": lambda r: r.label is None, "clips": lambda r: False}[needs]
+    without = [record.path for record in dataset if lacks(record)]
     if without or len(dataset) < 2:
         raise DataError(
-            f"{config.task} needs two or more clips with a {needs} each; {len(without)} of {len(dataset)} in "
-            f"{dataset.name} have none"
+            f"{config.task} needs two or more clips{'' if needs == 'clips' else f' with a {needs} each'}; "
+            f"{len(without)} of {len(dataset)} in {dataset.name} have none"
             + (f", first {without[0]}" if without else "")
             + ("; for their classes, set task to recognition" if needs == "caption" and dataset.classes else "")
         )
@@ -181,7 +183,7 @@ class _Captions:
         for record in data:
             self.rows.append(list(range(len(captions), len(captions) + len(record.captions))))
             captions.extend(record.captions)
-        needed = config.task == "retrieval"
+        needed = needs_of(config.task) == "caption"
         tokens = config.data_config.tokens  # captions are cut as in evaluation
         tokens = data.protocol_spec.tokens if tokens is None else tokens
         self.table = torch.zeros(0, 1)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,17 +27,29 @@ OTHER = {
     "base": "was trained on another base model, or on one whose frozen weights differ from earlier training; load the "
     "model it started from",
     "branch": "was trained with another branch or similarity; give the options that it started with",
+    "loss_name": "was trained with loss {saved}, this run has {current}; give the same loss, or choose another out",
+    "optimizer_name": "was trained with optimizer {saved}, this run has {current}; give the same optimizer, or choose "
+    "another out",
     "readable": "was trained when other clips could be read; make the same clips readable, or start a new run",
 }
 """Message for each entry of the metadata that differs."""
 EPOCHS = "epochs"
 """The only setting that changes the result and may differ: a `Run` then reschedules its learning rates and warns."""
-LATER = ("origin", "readable")
+LATER = ("origin", "readable", "loss_name", "optimizer_name")
 """Metadata that the first version of checkpoints lacks."""
+DEFAULT = "the default"
+"""Name of the loss and of the optimizer if they are not custom, as in checkpoints that have no name."""
+PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Types of the values that a checkpoint can hold, apart from tensors, lists, tuples, sets and dictionaries."""
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state atomically; raise OSError if it cannot be written, such as on a full disk."""
+    """Write the state atomically.
+
+    Raises OSError if it cannot be written, such as on a full disk, TypeError if it could not be read again.
+    """
+    for name in ("optimizer", "loss", "callbacks"):  # parts whose content the user may decide
+        check_plain(state.get(name), f"the state of the {name}")
     with atomic_file(path) as draft:
         try:
             torch.save(dict(state), draft)
@@ -64,10 +77,35 @@ def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] |
 def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Raise CheckpointError for the first entry that differs; entries that the checkpoint lacks are not compared."""
     for name, current in metadata.items():
-        saved = state.get(name, current)
+        saved = state.get(name, DEFAULT if name.endswith("_name") else current)
         changed = _differences(saved, current) if name == "config" else ""
         if saved != current and (changed or name != "config"):
             raise CheckpointError(f"{path} {OTHER[name].format(saved=saved, current=current, changed=changed)}")
+
+
+def check_epochs(path: Path, requested: int, *, least: int, planned: int, begun: int) -> None:
+    """Raise CheckpointError if a run of `planned` epochs, `begun` of them begun, cannot end after `requested`."""
+    if requested < least:
+        raise CheckpointError(
+            f"epochs must be >= {least} to resume {path}, got {requested}; of the {planned} epochs planned, "
+            f"{begun} {'has' if begun == 1 else 'have'} begun"
+        )
+
+
+def check_plain(value: object, name: str) -> None:
+    """Raise TypeError for state that a checkpoint could store but not read again: objects of custom classes."""
+    if type(value) in (dict, OrderedDict):
+        for key, entry in cast(dict[object, object], value).items():
+            check_plain(key, f"a key of {name}")
+            check_plain(entry, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for entry in cast(Iterable[object], value):
+            check_plain(entry, f"an entry of {name}")
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{name} must be made of tensors, numbers, texts, lists and dictionaries, got {type(value).__name__}; "
+            "convert it in state_dict"
+        )
 
 
 def free_settings(settings: Any, prefix: str = "") -> set[str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ from clipvid.evaluation.results import data_hash
 from clipvid.features.tap_cache import TapCache
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.backbone import trainable
+from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import lock_folder
+from clipvid.runtime.optional import require
+from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
-from clipvid.training.trainer import Run, TrainResult, fabric_for
+from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
+from clipvid.training.tasks import needs_of
+from clipvid.training.trainer import Run, TrainResult
 
 
 def train(
@@ -42,14 +48,21 @@ def train(
     cache: TapCache | None = None,
     progress: bool = True,
     accelerator: str = "auto",
+    loss: Loss | None = None,
+    optimizer: OptimizerFactory | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | None = None,
 ) -> TrainResult:
     """Train the model's branch (and heads) in place, and the part of CLIP that `config.train_clip` names.
 
     The model is in train mode during each epoch, and in eval mode afterwards.
 
     With `val_data` the model gets the weights of the epoch with the best score, otherwise those of the last epoch.
-    `out` receives checkpoints, the best model (`out/best`), TensorBoard curves and history.json. Taps are read from
-    `cache` and written to it. torch's random generators are restored afterwards.
+    `out` receives checkpoints, the best model (`out/best`), history.json and, if tensorboard is installed, its curves.
+    Taps are read from `cache` and written to it. torch's random generators are restored afterwards.
+
+    `loss`, `optimizer`, `callbacks` and `logger` replace or extend the parts of training that `clipvid.training.hooks`
+    describes. A run is resumed only with the same loss and optimizer, by name.
 
     `resume` continues from the last checkpoint in `out`. For a finished run the same result is returned again
     (`already_finished`), without the list of unreadable clips. With more epochs the run continues, and its remaining
@@ -58,17 +71,18 @@ def train(
 
     Raises, before any clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
     another run, with each setting that differs, FileExistsError for a run that would be overwritten or that another
-    process is writing; and after decoding, CheckpointError if the readable clips are not those of the checkpoint.
+    process is writing, MissingExtraError without lightning-fabric, TypeError for hooks without the needed methods; and
+    after decoding, CheckpointError if the readable clips are not those of the checkpoint.
     """
-    config = config or TrainConfig()
+    config, hooks = config or TrainConfig(), Hooks(loss, optimizer, callbacks, logger)
     if cache is not None and config.cache_taps:
-        raise ValueError("cache stores taps on disk, and cache_taps true in memory; leave out one of them")
+        raise ValueError("cache stores taps on disk, and cache_taps in memory; leave out one of them")
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
         if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
             raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
-        fabric = fabric_for(config, accelerator)
+        fabric = _fabric(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
                 model,
@@ -80,6 +94,7 @@ def train(
                 resume=resume,
                 cache=cache,
                 progress=progress,
+                hooks=hooks,
             )
 
 
@@ -94,17 +109,18 @@ def _train(
     resume: bool,
     cache: TapCache | None,
     progress: bool,
+    hooks: Hooks,
 ) -> TrainResult:
     """Run `train` once its settings are checked and its folder is locked."""
     start = time.perf_counter()
     fabric.to_device(model)
     _prepare_head(model, train_data, config)
     _set_trainable(model, config, (train_data, val_data))
-    model.branch.set_activation_checkpointing(config.activation_checkpointing)
+    _set_activation_checkpointing(model, on=config.activation_checkpointing)
     _check_compile(model, config)
     parts = [part for part in (train_data, val_data) if part is not None]
     origin = " and ".join(dict.fromkeys(_origin(model, part, cache, config) for part in parts))
-    run = Run(model, config, fabric, out=out, clips=_clips_hash(parts), origin=origin)
+    run = Run(model, config, fabric, out=out, clips=_clips_hash(parts), origin=origin, hooks=hooks)
     state = run.read_last_checkpoint() if resume else None
     if run.is_over():
         return run.finish(seconds=time.perf_counter() - start, unreadable=())
@@ -121,7 +137,22 @@ def _train(
         _fit(run, source, val_data, progress=progress)
     errors = [*source.unreadable, *(val_data.unreadable if isinstance(val_data, TapStore) else ())]
     error_by_path = {error.path: error for error in errors}
-    return run.finish(seconds=time.perf_counter() - start, unreadable=tuple(error_by_path.values()))
+    result = run.finish(seconds=time.perf_counter() - start, unreadable=tuple(error_by_path.values()))
+    run.call("on_train_end")
+    return result
+
+
+def _fabric(config: TrainConfig, accelerator: str) -> Any:
+    """Return a Fabric of one device in the precision of `config`; raise MissingExtraError without lightning-fabric."""
+    library = require("lightning_fabric", extra="train", why="training")
+    one_device = partial(library.Fabric, accelerator=accelerator, devices=1)
+    device = one_device().device
+    precision = resolve(config.data_config.precision, device)
+    # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
+    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
+        return one_device(precision=precision)
+    # Fabric logs the precision on every run unless it is given a plugin.
+    return one_device(plugins=[library.plugins.MixedPrecision(precision, device.type)])
 
 
 @contextmanager
@@ -170,7 +201,8 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 
 def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
     """Train from the run's position to the end of its last epoch."""
-    with run.bar(progress) as bar, run.curves() as curves, _eval_afterwards(run.model):
+    with run.bar(progress) as bar, run.logger() as logger, _eval_afterwards(run.model):
+        run.call("on_train_start")
         while not run.is_over():
             run.model.train()
             with closing(source.batches(run.epoch, start=run.batch)) as batches:
@@ -178,12 +210,12 @@ def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | Non
                     loss = run.step(batch)
                     bar.update(run.steps - bar.n)
                     bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
-                    curves("loss", loss, run.steps)
+                    logger.log({"loss": loss, "lr": run.lr}, run.steps)
+                    if run.is_stopped:
+                        break
                     run.checkpoint_if_due()
             entry = run.end_epoch(val_data)
-            for name in ("score", "lr"):
-                if name in entry:
-                    curves(name, entry[name], run.epoch)
+            logger.log({name: entry[name] for name in ("epoch", "score") if name in entry}, run.steps)
 
 
 @contextmanager
@@ -214,19 +246,26 @@ def _prepare_head(model: VideoCLIP, data: VideoDataset | TapStore, config: Train
 
 def _set_trainable(model: VideoCLIP, config: TrainConfig, data: Sequence[VideoDataset | TapStore | None]) -> None:
     """Set the part of the base model that trains; raise ValueError for cached taps of a tower that trains."""
-    if config.task != "retrieval" and (config.text_lora or config.train_clip == "text"):
+    trains_text = needs_of(config.task) == "caption"
+    if not trains_text and (config.text_lora or config.train_clip == "text"):
         raise ValueError(
             f"{config.task} trains no text, got train_clip={config.train_clip!r} and text_lora={config.text_lora}; "
             "choose train_clip none, last:N or all"
         )
     trainable.check_trainable(model.backbone)
-    model.set_trainable(config.train_clip, text=config.task == "retrieval", text_lora=config.text_lora)
+    model.set_trainable(config.train_clip, text=trains_text, text_lora=config.text_lora)
     if model.backbone.visual_trains and any(isinstance(part, TapStore) for part in data):
         trainable.freeze(model.backbone)
         raise ValueError(
             f"train_clip {config.train_clip!r} trains the visual tower, so cached taps would be outdated; give the "
             "videos"
         )
+
+
+def _set_activation_checkpointing(model: VideoCLIP, *, on: bool) -> None:
+    """Set activation checkpointing of the branch and of the towers that train; raise ValueError if neither has it."""
+    has_blocks = trainable.set_activation_checkpointing(model.backbone, on=on)
+    model.branch.set_activation_checkpointing(on and (isinstance(model.branch, LayeredBranch) or not has_blocks))
 
 
 def _clips_hash(parts: Sequence[VideoDataset | TapStore]) -> str:
@@ -245,7 +284,7 @@ def _origin(model: VideoCLIP, part: VideoDataset | TapStore, cache: TapCache | N
 
 def _check_validation(model: VideoCLIP, data: VideoDataset | TapStore | None, config: TrainConfig) -> None:
     """Raise ValueError or DataError, before anything is encoded, for data that validation cannot use."""
-    if config.task == "selfsup" and data is not None:
+    if needs_of(config.task) == "pairs" and data is not None:
         open_pairs(model, data, config, use="validation")
     if isinstance(data, TapStore) and data.augmented_views is not None:
         raise ValueError(

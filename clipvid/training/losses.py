@@ -5,6 +5,8 @@ Contract: pure functions of tensors to a scalar. Knows nothing of models, batche
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -60,6 +62,33 @@ def classification(
             "labels must be integers from 0 to one less than that"
         )
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def blended(
+    loss: Callable[..., Tensor],
+    logits: Float[Tensor, "b c"],
+    labels: Int[Tensor, "b"],
+    *,
+    blend: tuple[Int[Tensor, "b"], float] | None,
+) -> Tensor:
+    """Return a custom loss of the clips, blended with that for the labels of the clips that were mixed in."""
+    if blend is None:
+        return checked_loss(loss(logits, labels))
+    mixed_labels, share = blend
+    return (1 - share) * checked_loss(loss(logits, labels)) + share * checked_loss(loss(logits, mixed_labels))
+
+
+def checked_loss(value: object) -> Tensor:
+    """Return the value of a custom loss; raise ValueError if it is no scalar, or no gradient flows through it."""
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"loss must return a floating-point tensor of shape (), got {got}; take the mean over rows")
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ValueError(
+            "loss must return a tensor that depends on the logits, got one without gradient; compute it by torch "
+            "operations, without detach() or item()"
+        )
+    return value
 
 
 def two_view_contrastive(

@@ -7,6 +7,7 @@ optimizers or files.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -22,9 +23,10 @@ from clipvid.features.source import CachedClips
 from clipvid.models.backbone.text import TextTokens
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.nn.checkpointing import checkpointed
+from clipvid.registry import OBJECTIVES
 from clipvid.runtime.inference import evaluating
 from clipvid.training import losses
-from clipvid.training.selfsup.objective import SelfSupervised
+from clipvid.training.hooks import Loss
 from clipvid.training.train_batch import BatchSource, TrainBatch
 
 
@@ -37,9 +39,11 @@ class Retrieval(nn.Module):
     random numbers, to backpropagate it to the parameters.
     """
 
-    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+    needs = "caption"
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
-        self.model, self.micro_batch_size = model, config.micro_batch_size
+        self.model, self.micro_batch_size, self.loss = model, config.micro_batch_size, loss
         self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
         start = torch.tensor(math.log(self.scale))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
@@ -47,7 +51,9 @@ class Retrieval(nn.Module):
     def forward(self, batch: TrainBatch) -> Tensor:
         frames, mask = self._clips(batch)
         similarity = self.model.match(self._texts(batch.text), frames, mask=mask)
-        return losses.matching(similarity, batch.video_index, scale=self._scale())
+        if self.loss is None:
+            return losses.matching(similarity, batch.video_index, scale=self._scale())
+        return losses.checked_loss(self.loss((self._scale() * similarity).float(), batch.video_index))
 
     def _clips(self, batch: TrainBatch) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:
         """Return the frame embeddings of the batch and the mask of their frames."""
@@ -93,9 +99,11 @@ class Retrieval(nn.Module):
 class Recognition(nn.Module):
     """Cross entropy over the data's classes; with mixup, clips are blended with the batch in reverse order."""
 
-    def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
+    needs = "label"
+
+    def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
         self.smoothing, self.mixup = config.label_smoothing, config.mixup
 
     def forward(self, batch: TrainBatch) -> Tensor:
@@ -108,15 +116,27 @@ class Recognition(nn.Module):
             mask = None if mask is None else mask | mask.flip(0)
             blend = (batch.labels.flip(0), share)
         logits = self.model.classify(video, mask=mask).float()
+        if self.loss is not None:
+            return losses.blended(self.loss, logits, batch.labels, blend=blend)
         return losses.classification(logits, batch.labels, smoothing=self.smoothing, blend=blend)
 
 
-OBJECTIVES: dict[str, Callable[[VideoCLIP, TrainConfig], nn.Module]] = {
-    "retrieval": Retrieval,
-    "recognition": Recognition,
-    "selfsup": SelfSupervised,
-}
-"""The objective of each task."""
+def make_objective(model: VideoCLIP, config: TrainConfig, loss: Loss | None = None) -> nn.Module:
+    """Return the objective of the task, with a custom loss if one is given.
+
+    Raises ValueError for a loss if the task takes none, or if label smoothing, a setting of the default loss, is on.
+    """
+    make: Callable[..., nn.Module] = OBJECTIVES.lookup(config.task)
+    if loss is None:
+        return make(model, config)
+    if "loss" not in inspect.signature(make).parameters:
+        raise ValueError(f"loss must be None for task {config.task!r}, whose objective has no logits; leave it out")
+    if config.label_smoothing:
+        raise ValueError(
+            f"label_smoothing is a setting of the default loss, got {config.label_smoothing} and a custom loss; set it "
+            "to 0 and smooth labels in the loss"
+        )
+    return make(model, config, loss=loss)
 
 
 @torch.no_grad()

@@ -1,19 +1,22 @@
-"""AdamW parameter groups and the learning-rate schedule.
+"""Parameter groups, the optimizer and the learning-rate schedule.
 
-Contract: an objective around a VideoCLIP and a TrainConfig in, parameter groups out, each with its peak rate. Knows
-nothing of data, losses or checkpoints.
+Contract: an objective around a VideoCLIP and a TrainConfig in, parameter groups out, each with its peak rate, and an
+optimizer over them. Knows nothing of data, losses or checkpoints.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from clipvid.config.settings import TrainConfig
+from clipvid.training.hooks import OptimizerFactory
 
 UNDECAYED = re.compile(r"(^|[._])(position|positional_embedding|time|space|cls|cls_position|bias|norm_weight)$")
 """Names of position tables, tokens, norms and biases that have no weight decay though they have several axes."""
@@ -34,6 +37,42 @@ def adamw(groups: Any, *, lr: float, device: str, scaled: bool = False) -> torch
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=device in ("cpu", "cuda") and not scaled)
 
 
+def make_optimizer(
+    groups: list[dict[str, Any]], config: TrainConfig, factory: OptimizerFactory | None, *, device: str, scaled: bool
+) -> torch.optim.Optimizer:
+    """Return AdamW over these groups, or the optimizer of `factory`, whose learning rates become the peaks.
+
+    Raises TypeError if `factory` returns no torch optimizer, ValueError if that leaves out parameters.
+    """
+    if factory is None:
+        return adamw(groups, lr=config.lr, device=device, scaled=scaled)
+    optimizer = factory([{**{k: v for k, v in g.items() if k != "peak"}, "lr": g["peak"]} for g in groups])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}; return the object itself"
+        )
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(id(p) not in updated for group in groups for p in group["params"])
+    if missing:
+        raise ValueError(
+            f"the optimizer must have all parameters of its groups, got {missing} fewer; to freeze a part, set "
+            "requires_grad of its parameters to False before training"
+        )
+    for group in optimizer.param_groups:
+        group["peak"] = float(group["lr"])
+    return optimizer
+
+
+def schedule_of(factory: OptimizerFactory | None, config: TrainConfig) -> Callable[[float], float]:
+    """Return the schedule of a custom optimizer, or the default; raise ValueError if `warmup` would have no effect."""
+    custom = getattr(factory, "schedule", None)
+    if custom is None:
+        return partial(schedule, warmup=config.warmup)
+    if config.warmup != TrainConfig.warmup:
+        raise ValueError(f"warmup is a setting of the default schedule, got {config.warmup} and a custom one; drop one")
+    return custom
+
+
 def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]]:
     """Return optimizer groups: the classifier at its own rate; norms, biases and position tables without decay.
 
@@ -45,7 +84,7 @@ def parameter_groups(objective: Any, config: TrainConfig) -> list[dict[str, Any]
             peak = config.head_lr if name.startswith("model.head.") else config.lr
             if name.startswith("model.backbone.") and "lora_" not in name:
                 peak = config.clip_lr
-            elif any(part in name for part in objective.model.branch.copied):
+            elif name.startswith("model.") and any(part in name for part in objective.model.branch.copied):
                 peak *= config.pretrained_lr_scale
             decays = parameter.ndim > 1 and not UNDECAYED.search(name)
             groups.setdefault((peak, decays), []).append(parameter)

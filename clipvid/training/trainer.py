@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.data.records import VideoDataset
-from clipvid.errors import CheckpointError, ClipvidWarning, DataError, VideoError
+from clipvid.errors import ClipvidWarning, DataError, VideoError
 from clipvid.evaluation.recognition import evaluate_recognition
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.tap_store import TapStore
@@ -29,19 +29,29 @@ from clipvid.models.backbone import trainable
 from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.precision import resolve
 from clipvid.runtime.profiling import stage
+from clipvid.runtime.progress import ProgressBar, progress_bar
 from clipvid.runtime.text import pluralize
-from clipvid.training.batches import open_pairs
-from clipvid.training.checkpoint import check_metadata, read_checkpoint, write_checkpoint
-from clipvid.training.curves import Curves
-from clipvid.training.objectives import OBJECTIVES, held_out_loss
-from clipvid.training.optim import adamw, parameter_groups, schedule
+from clipvid.training.batches import open_batches
+from clipvid.training.checkpoint import (
+    DEFAULT,
+    check_epochs,
+    check_metadata,
+    check_plain,
+    read_checkpoint,
+    write_checkpoint,
+)
+from clipvid.training.history import HistoryTables
+from clipvid.training.hooks import Hooks, Logger, TrainState
+from clipvid.training.loggers import open_logger
+from clipvid.training.objectives import held_out_loss, make_objective
+from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
+from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(HistoryTables):
     """The outcome of training. `history` has one entry per epoch: epoch, loss, lr and, where validated, score.
 
     `unreadable` lists the clips that were left out: of the training data, and of cached validation data too.
@@ -59,29 +69,27 @@ class TrainResult:
     """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
 
 
-def fabric_for(config: TrainConfig, accelerator: str) -> Fabric:
-    """Return a Fabric of one device in the precision that `config` asks for."""
-    device = Fabric(accelerator=accelerator, devices=1).device
-    precision = resolve(config.data_config.precision, device)
-    # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
-    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
-        return Fabric(accelerator=accelerator, devices=1, precision=cast(Any, precision))
-    # Fabric logs the precision on every run unless it is given a plugin.
-    return Fabric(accelerator=accelerator, devices=1, plugins=[MixedPrecision(cast(Any, precision), device.type)])
-
-
 class Run:
     """One training run: weights, optimizer, position in the data, and how to save and restore all of it."""
 
     def __init__(
-        self, model: VideoCLIP, config: TrainConfig, fabric: Fabric, *, out: Path | None, clips: str, origin: str
+        self,
+        model: VideoCLIP,
+        config: TrainConfig,
+        fabric: Any,
+        *,
+        out: Path | None,
+        clips: str,
+        origin: str,
+        hooks: Hooks,
     ) -> None:
-        self.model, self.config, self.fabric, self.out = model, config, fabric, out
+        self.model, self.config, self.fabric, self.out, self.hooks = model, config, fabric, out, hooks
         self.path = None if out is None else out / CHECKPOINT
-        self.objective: Any = OBJECTIVES[config.task](model, config).to(model.device)
+        self.objective: Any = make_objective(model, config, hooks.loss).to(model.device)
         groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
-        optimizer = adamw(groups, lr=config.lr, device=fabric.device.type, scaled=scaled)
+        optimizer = make_optimizer(groups, config, hooks.optimizer, device=fabric.device.type, scaled=scaled)
+        self.schedule = schedule_of(hooks.optimizer, config)
         self.wrapped_objective, self.optimizer = fabric.setup(self.objective, optimizer)
         self.clips_hash, self.origin = clips, origin  # hash and source of the training and validation data
         self.epoch = self.batch = 0  # next epoch, and next position in its batch order
@@ -92,24 +100,28 @@ class Run:
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
         self.resumed_at: int | None = None  # epoch of the checkpoint that the run was resumed from
         self.rescheduled: list[int] = []
+        self.stopped_at: int | None = None  # `steps` when a callback ended the run
 
     def prepare(self, *, steps_per_epoch: int, readable: str) -> None:
-        """Set the length of the run and the hash of the clips that could be read."""
+        """Set the length of the run and the hash of the clips that could be read; check that the run can be saved."""
+        if self.path is not None:
+            check_plain(self.hooks.state(), "the state of loss and callbacks")
         self.steps_per_epoch, self.readable_hash = steps_per_epoch, readable
         self.total_steps = max(1, steps_per_epoch * self.config.epochs)
 
     @property
     def steps(self) -> int:
         """Number of batches trained so far."""
-        return self.epoch * self.steps_per_epoch + self.batch
+        return self.epoch * self.steps_per_epoch + self.batch if self.stopped_at is None else self.stopped_at
 
     def step(self, batch: TrainBatch) -> float:
         """Train on one batch and return its loss; the optimizer steps once per `accumulate_grad_batches` batches.
 
         Raises FloatingPointError for a loss that is not finite.
         """
+        fraction_of_peak = float(self.schedule(self.steps / self.total_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(self.steps / self.total_steps, warmup=self.config.warmup)
+            group["lr"] = group["peak"] * fraction_of_peak
         with stage("loss"):
             loss = self.wrapped_objective(batch)
             value = float(loss.detach())
@@ -124,6 +136,7 @@ class Run:
             with stage("optimizer"):
                 self._optimizer_step()
         self.losses.append(value)
+        self.call("on_step_end", {"loss": value, "lr": self.lr})
         return value
 
     def _optimizer_step(self) -> None:
@@ -138,39 +151,64 @@ class Run:
         if not self.losses:
             raise DataError(f"no training video could be read in epoch {self.epoch + 1}; check the data set's root")
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
-        entry["lr"] = self.optimizer.param_groups[0]["lr"]
-        is_last = self.epoch + 1 == self.config.epochs
+        entry["lr"] = self.lr
+        is_last = self.epoch + 1 == self.config.epochs or self.is_stopped
         if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
             with stage("validation", complete=True):  # includes the stages inside
                 entry["score"] = self._score(val_data)
+            self.call("on_validation_end", entry)
         score = entry.get("score")
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
             state = {k: v.detach().cpu().clone() for k, v in self._trained().items()}
             self.best = {"score": score, "epoch": self.epoch + 1, "state": state}
+        self.call("on_epoch_end", entry)
         self.history.append(entry)
         self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
         self.save()
         return entry
 
     def is_over(self) -> bool:
-        """Return True after the last epoch, or when patience has run out."""
+        """Return True after the last epoch, or when patience has run out or a callback has ended the run."""
         validated = [e["epoch"] for e in self.history if "score" in e and e["epoch"] > self.best["epoch"]]
         patience = self.config.patience
-        return self.epoch >= self.config.epochs or (patience is not None and len(validated) >= patience)
+        is_spent = patience is not None and len(validated) >= patience
+        return self.is_stopped or is_spent or self.epoch >= self.config.epochs
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once a callback has ended the run."""
+        return self.stopped_at is not None
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def call(self, event: str, metrics: Mapping[str, float] | None = None) -> None:
+        """Call the callbacks of this event, with these metrics or those of the last finished epoch."""
+        if self.hooks.callbacks:
+            epoch = self.epoch + (event != "on_train_end")
+            metrics = dict(self.history[-1] if metrics is None and self.history else metrics or {})
+            state = TrainState(epoch, self.steps, metrics.get("loss"), self.lr, metrics, self.model, self._stop)
+            self.hooks.call(event, state)
+
+    def _stop(self) -> None:
+        self.stopped_at = self.steps
 
     def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
         """Load the best weights into the model, record how it was trained, and save it."""
         if self.best["state"] is not None:
             self.objective.load_state_dict(self.best["state"], strict=False)
-        name = SCORES[self.config.task]
+        name = score_name(self.config.task)
         self.model.training_record = {
             **self.config.plain(),
             "best_epoch": self.best["epoch"],
             "best_score": self.best["score"],
             "score": name,
             **({"rescheduled": self.rescheduled} if self.rescheduled else {}),
+            **self.hooks.names,
         }
         self.model.eval()
         trainable.freeze(self.model.backbone)
@@ -179,16 +217,9 @@ class Run:
             with atomic_file(self.out / "history.json") as draft:
                 draft.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
         over = self.resumed_at is not None and self.resumed_at == self.epoch
-        return TrainResult(
-            tuple(self.history),
-            self.best["epoch"],
-            self.best["score"],
-            name,
-            seconds,
-            unreadable,
-            already_finished=over,
-            rescheduled=tuple(self.rescheduled),
-        )
+        best = self.best["epoch"], self.best["score"], name
+        extras = {"already_finished": over, "rescheduled": tuple(self.rescheduled)}
+        return TrainResult(tuple(self.history), *best, seconds, unreadable, **extras)
 
     def checkpoint_if_due(self) -> None:
         """Save every `checkpoint_every` batches."""
@@ -214,6 +245,8 @@ class Run:
             "history": self.history,
             "best": self.best,
             "rescheduled": self.rescheduled,
+            "stopped_at": self.stopped_at,
+            **self.hooks.state(),
         }
         write_checkpoint(self.path, state)
 
@@ -231,6 +264,7 @@ class Run:
             self.losses = position["losses"]
             self.history, self.best = state["history"], state["best"]
             self.resumed_at, self.rescheduled = self.epoch, list(state.get("rescheduled", ()))
+            self.stopped_at = state.get("stopped_at")
             self._check_planned_epochs(json.loads(state["config"])["epochs"])
         return state
 
@@ -240,13 +274,12 @@ class Run:
         Raises CheckpointError for fewer epochs than the run has begun, and if it has finished all requested epochs but
         validated none of them.
         """
+        assert self.path is not None
         requested, begun = self.config.epochs, self.epoch + bool(self.batch)
-        if requested < begun or (requested == self.epoch and self.best["state"] is None):
-            least = max(begun, self.epoch + (self.best["state"] is None))
-            raise CheckpointError(
-                f"epochs must be >= {least} to resume {self.path}, got {requested}; of the {planned} epochs planned, "
-                f"{begun} {'has' if begun == 1 else 'have'} begun"
-            )
+        least = max(begun, self.epoch + (self.best["state"] is None))
+        check_epochs(self.path, requested, least=least, planned=planned, begun=begun)
+        if requested > planned:
+            self.stopped_at = None
         if requested == planned or self.is_over():
             return
         self.rescheduled.append(self.epoch)
@@ -267,31 +300,31 @@ class Run:
         for name, parameter in self.objective.named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
+        self.hooks.load_state(state)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.saved_at = self.steps
 
-    def bar(self, progress: bool):
+    def bar(self, progress: bool) -> ProgressBar:
         """Return the progress bar of the whole run."""
-        from tqdm import tqdm
+        return progress_bar(self.total_steps, f"train {self.config.task}", shown=progress, initial=self.steps)
 
-        return tqdm(total=self.total_steps, initial=self.steps, desc=f"train {self.config.task}", disable=not progress)
-
-    def curves(self) -> Curves:
-        """Return the writer of the training curves."""
-        return Curves(None if self.out is None else self.out / "tensorboard")
+    def logger(self) -> AbstractContextManager[Logger]:
+        """Return the context of the logger: the custom one, or TensorBoard's in `out`."""
+        return open_logger(self.hooks.logger, None if self.out is None else self.out / "tensorboard")
 
     @property
     def metadata(self) -> dict[str, str]:
         """Data, settings and model of the run; on resumption they must match those in the checkpoint."""
         config = json.dumps(self.config.plain(), sort_keys=True)
         model = {"base": self._base, "branch": self._architecture()}
-        return {"clips": self.clips_hash, "origin": self.origin, "config": config, **model}
+        names = {f"{kind}_name": self.hooks.names.get(kind, DEFAULT) for kind in ("loss", "optimizer")}
+        return {"clips": self.clips_hash, "origin": self.origin, "config": config, **model, **names}
 
     def _architecture(self) -> str:
         """Return the branch's options and the similarity as JSON."""
-        options = {"branch": self.model.branch.options.to_config(), "similarity": self.model.similarity}
+        options = {"branch": self.model.branch.options.to_config(), "similarity": self.model.similarity_name}
         return json.dumps(options, sort_keys=True)
 
     @cached_property
@@ -307,9 +340,9 @@ class Run:
 
     def _score(self, val_data: VideoDataset | TapStore) -> float:
         """Return the validation metric; torch's generator is restored afterwards."""
-        if self.config.task == "selfsup":
-            pairs = open_pairs(self.model, val_data, self.config)
-            return -held_out_loss(self.wrapped_objective, pairs, seed=self.config.seed)
+        if self.config.task not in SCORES or self.config.task == "selfsup":
+            batches = open_batches(self.model, val_data, self.config, progress=False)
+            return -held_out_loss(self.wrapped_objective, batches, seed=self.config.seed)
         with torch.random.fork_rng(devices=[]):
             evaluate = evaluate_retrieval if self.config.task == "retrieval" else evaluate_recognition
             return float(evaluate(self.model, val_data, self.config.data_config)[SCORES[self.config.task]])

@@ -22,13 +22,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video.backends import decord, images, pyav, torchcodec
+from clipvid.registry import DECODERS
+from clipvid.video.backends import images
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
-from clipvid.video.backends.judged import Judged
+from clipvid.video.inputs import VideoSource, local_file
 from clipvid.video.sampling import sample
 
 __all__ = [
-    "BACKENDS",
     "PICTURE_SUFFIXES",
     "PIXEL_LIMIT",
     "VideoInfo",
@@ -43,18 +43,6 @@ __all__ = [
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
-_DECODERS: dict[str, Any] = {
-    "pyav": pyav,
-    **{
-        module.BACKEND: Judged(
-            module.BACKEND, objection=module.objection, opens=module.open_reader, picture=module.picture
-        )
-        for module in (decord, torchcodec)
-    },
-}
-"""Decoders by name; all but PyAV are checked against it."""
-BACKENDS = tuple(_DECODERS)
-"""Names of the decoders."""
 PICTURE_SUFFIXES = images.SUFFIXES
 """File extensions of pictures, in lower case."""
 pictures_in = images.pictures_in
@@ -103,7 +91,7 @@ def read(
 
 
 def read_video(
-    path: str | Path,
+    path: VideoSource,
     frames: int = 12,
     *,
     sampler: str = "uniform",
@@ -117,6 +105,7 @@ def read_video(
     """Return a clip of `frames` frames of a video, or of its part from `start` to `end`.
 
     Args:
+        path: a path or file:// URL, the bytes of a file, or an open binary file, read from its start if it can seek.
         sampler: key of `sampling.SAMPLERS`; "linspace" returns fewer frames for a shorter video.
         rng: randomness of the sampler; None, or a sampler without random positions, is deterministic.
         start, end: seconds relative to the first frame. The part has all frames that begin in [start, end), or the one
@@ -127,7 +116,8 @@ def read_video(
     """
     sample(sampler, 1, frames)  # raises for a wrong name or number before any file is opened
     choose = partial(sample, sampler, frames=frames, rng=rng)
-    return read_part(path, choose, start=start, end=end, backend=backend, fit=fit, time_limit=time_limit)
+    with local_file(path) as file:
+        return read_part(file, choose, start=start, end=end, backend=backend, fit=fit, time_limit=time_limit)
 
 
 def read_part(
@@ -201,7 +191,7 @@ def _stream(
         next_tick = math.floor(time * fps + 1e-6) + 1
         return True
 
-    decoder = images if images.handles(path) else pyav
+    decoder = _decoder("pyav", path)
     try:
         yield from decoder.stream(path, selected, fit=fit)
     except VideoError as error:
@@ -267,6 +257,5 @@ def _checked_indices(indices: Sequence[int]) -> tuple[int, ...]:
 
 
 def _decoder(backend: str, path: str | Path) -> Any:
-    if backend not in _DECODERS:
-        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return images if images.handles(path) else _DECODERS[backend]
+    decoder = DECODERS.lookup(backend)
+    return images if images.handles(path) else decoder

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from clipvid.data.files import exists
 from clipvid.data.formats.annotations import Annotation, Entry, read_annotation
-from clipvid.data.formats.protocols import PROTOCOLS, Protocol, Split
+from clipvid.data.formats.protocols import Protocol, Split
 from clipvid.data.formats.video_files import VideoFiles, expected_name, stem_of
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
+from clipvid.registry import PROTOCOLS
 from clipvid.runtime.text import pluralize
 
 FOLDERS = ("", "annotations", "annotation", "anns", "msrvtt_data", "data", "splits", "labels")

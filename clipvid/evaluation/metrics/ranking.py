@@ -7,6 +7,7 @@ an error: it compares false with everything and would rank first. Knows nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +70,11 @@ def hits(placement: Placement, k: int) -> Float64[ndarray, " q"]:
         share = np.maximum(placement.ties - position, 0) / np.maximum(tied - position, 1)
         miss = np.where(position < k - placement.above, miss * share, miss)
     return 1 - miss
+
+
+def rounded(each: Mapping[str, Float64[ndarray, " q"]]) -> dict[str, dict[str, list[float]]]:
+    """Return values per query ready for JSON, under "each", with six decimals."""
+    return {"each": {name: [round(float(value), 6) for value in values] for name, values in each.items()}}
 
 
 def best_items(similarity: Any, k: int) -> Int64[ndarray, "q k"]:

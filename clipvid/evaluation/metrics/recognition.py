@@ -22,7 +22,7 @@ from clipvid.evaluation.metrics.bootstrap import (
     percent,
     share_interval,
 )
-from clipvid.evaluation.metrics.ranking import count_placement, hits
+from clipvid.evaluation.metrics.ranking import count_placement, hits, rounded
 from clipvid.evaluation.metrics.scores import Matrix, Rows, as_array, blocks
 from clipvid.runtime.text import pluralize
 
@@ -40,7 +40,7 @@ class ClassResult(NamedTuple):
     """Percentage of the videos for which `mistaken_for` is predicted."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RecognitionMetrics:
     """Classification accuracy in percent; `values` has top-1, top-5 (top-C where C < 5) and the mean over classes."""
 
@@ -68,11 +68,15 @@ class RecognitionMetrics:
             )
         return results
 
-    def to_dict(self) -> dict[str, object]:
-        """Return metrics ready for JSON, with hits per clip under "each" and without the confusion matrix."""
+    def to_dict(self, *, each: bool = True) -> dict[str, object]:
+        """Return metrics ready for JSON without the confusion matrix; `each` adds hits per clip under that name."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
-        each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
-        return {**self.values, "intervals": intervals, "videos": self.n, "classes": self.n_classes, "each": each}
+        counts = {"videos": self.n, "classes": self.n_classes}
+        return {**self.values, "intervals": intervals, **counts, **(rounded(self.each) if each else {})}
+
+    def __repr__(self) -> str:
+        cells = ", ".join(f"{name} {value:.1f}" for name, value in self.values.items())
+        return f"RecognitionMetrics({cells}; {pluralize(self.n, 'video')})"
 
     def __str__(self) -> str:
         cells = "  ".join(f"{name} {cell(value, self.intervals[name])}" for name, value in self.values.items())

@@ -23,6 +23,7 @@ from clipvid.evaluation.metrics.ranking import (
     expected_ranks,
     hits,
     quality,
+    rounded,
 )
 from clipvid.evaluation.metrics.scores import Paired, Rows, Scores, as_scores
 
@@ -30,7 +31,7 @@ SHOWN = ("R@1", "R@5", "R@10", "MdR", "MnR")
 """Metrics shown in tables; saved results have all of them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RankingMetrics:
     """One direction of retrieval: R@K, mAP and nDCG in percent, MdR and MnR as ranks from 1."""
 
@@ -51,28 +52,34 @@ class RankingMetrics:
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
-    def to_dict(self) -> dict[str, object]:
-        """Return metrics ready for JSON, with values per query under "each"."""
+    def to_dict(self, *, each: bool = True) -> dict[str, object]:
+        """Return metrics ready for JSON; `each` adds the values per query under that name."""
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
         counts = {"queries": self.n_queries, "gallery": self.n_gallery}
-        each = {name: [round(float(v), 6) for v in values] for name, values in self.each.items()}
-        return {**self.values, "intervals": intervals, **counts, "each": each}
+        return {**self.values, "intervals": intervals, **counts, **(rounded(self.each) if each else {})}
+
+    def __repr__(self) -> str:
+        cells = ", ".join(f"{name} {value:.1f}" for name, value in self.values.items() if name in SHOWN)
+        return f"RankingMetrics({cells}; {self.n_queries} queries, gallery of {self.n_gallery})"
 
     def __str__(self) -> str:
         names = [name for name in self.values if name in SHOWN]
         return _table(names, {"": self})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RetrievalMetrics:
     """Text-to-video and video-to-text retrieval; `str()` is a table, `to_dict()` is for JSON."""
 
     t2v: RankingMetrics
     v2t: RankingMetrics
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the metrics keyed by direction, ready for JSON."""
-        return {"t2v": self.t2v.to_dict(), "v2t": self.v2t.to_dict()}
+    def to_dict(self, *, each: bool = True) -> dict[str, object]:
+        """Return the metrics keyed by direction, ready for JSON; `each` adds the values per query."""
+        return {"t2v": self.t2v.to_dict(each=each), "v2t": self.v2t.to_dict(each=each)}
+
+    def __repr__(self) -> str:
+        return f"RetrievalMetrics(t2v={self.t2v!r}, v2t={self.v2t!r})"
 
     def __str__(self) -> str:
         names = [name for name in self.t2v.values if name in SHOWN]

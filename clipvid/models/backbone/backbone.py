@@ -6,14 +6,12 @@ mode. Knows nothing about where models come from, branches, losses or video file
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -21,9 +19,10 @@ from clipvid.errors import BackboneError
 from clipvid.models.backbone import open_clip, text, vit
 from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.backbone.fused import FusedCopies
+from clipvid.models.backbone.loaded_weights import LoadedWeights
 from clipvid.models.backbone.open_clip import Base, Tokenizer
-from clipvid.models.backbone.taps import Geometry, Taps
-from clipvid.models.backbone.weight_cache import WeightCache, forget_after_load, note_loaded_weights, plain_parts
+from clipvid.models.backbone.taps import Geometry, Taps, grid_of, pooled_tokens
+from clipvid.models.backbone.weight_cache import WeightCache, forget_after_load, plain_parts
 from clipvid.nn.attention import Block
 
 
@@ -50,15 +49,15 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.base = base or Base()
         self._class_token = vit.has_class_token(visual)
+        self.loaded = LoadedWeights(clip)
         # Names of parameters of `clip`, managed by clipvid.models.backbone.trainable
-        self.trained: set[str] = set()  # parameters that may differ from the loaded weights
         self.unfrozen: dict[str, str] = {}  # parameters unfrozen but perhaps unchanged, with a hash of their values
         self.trainable: frozenset[str] = frozenset()  # parameters that train now
         self.visual_trains = self.text_trains = False
+        self.activation_checkpointing = False  # blocks that train run again in the backward pass
         self.lora_rank = 0
         self._hashes = WeightCache()
         self._fused_visual, self._fused_text = FusedCopies(), FusedCopies()
-        self.register_load_state_dict_pre_hook(note_loaded_weights)
         self.register_load_state_dict_post_hook(forget_after_load)
 
     def forget_copies(self) -> None:
@@ -68,7 +67,30 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.forget_copies()  # freed first, so that copies and converted weights are not in memory together
-        return super()._apply(fn, recurse)
+        weight = next(self.clip.parameters())
+        if not weight.is_meta and fn(weight.new_empty(0)).dtype != weight.dtype:
+            _ = self.fingerprint  # of the weights as loaded, which a saved model names as its base
+        self.loaded.note_changes(self.clip)
+        applied = super()._apply(fn, recurse)
+        self.loaded.refresh(self.clip)
+        return applied
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.loaded.note_changes(self.clip)
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.loaded.refresh(self.clip)  # a copy has other tensors
+
+    @property
+    def trained(self) -> set[str]:
+        """Names of weights of `clip` that may differ from the loaded ones; a saved model holds them."""
+        return self.loaded.trained
+
+    @trained.setter
+    def trained(self, names: set[str]) -> None:
+        self.loaded.trained = names
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: batch norm and dropout of a frozen tower never run in training mode."""
@@ -141,7 +163,7 @@ class Backbone(nn.Module):
         widths = tuple(s[axis] for s in shapes if s is not None)
         last = self._shapes[0][-1]
         assert last is not None
-        return Geometry(tuple(levels), widths, _grid(last, self.image_size), self.embed_dim, self._class_token)
+        return Geometry(tuple(levels), widths, grid_of(last, self.image_size), self.embed_dim, self._class_token)
 
     def _checked(self, levels: Sequence[int]) -> Sequence[int]:
         first = 0 if self._shapes[0][0] is not None else 1
@@ -217,12 +239,12 @@ class Backbone(nn.Module):
         """Return per level its patches (B·T, N, D) on the last level's grid, and its class token if there is one."""
         shape = self._shapes[0][-1]
         assert shape is not None
-        grid = _grid(shape, self.image_size)
+        grid = grid_of(shape, self.image_size)
         prefix = out.get("image_intermediates_prefix") if self._class_token else None
         tokens: dict[int, tuple[Tensor, ...]] = {}
         requested = sorted({level for level in levels if level})
         for index, (number, level) in enumerate(zip(requested, out["image_intermediates"], strict=False)):
-            tokens[number] = (_tokens(level, grid), *([prefix[index][:, 0]] if prefix else []))
+            tokens[number] = (pooled_tokens(level, grid), *([prefix[index][:, 0]] if prefix else []))
         if stem:
             n_prefix = vit.prefix_tokens(self.visual)
             tokens[0] = (stem[0][:, n_prefix:], *([stem[0][:, 0]] if self._class_token else []))
@@ -280,10 +302,13 @@ class Backbone(nn.Module):
         """Return trainable copies of the text tower's first `depth` blocks, and its position embeddings."""
         return vit.copy_text_blocks(self.clip, depth)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over every weight as loaded; equal for equal base models."""
-        return hash_of(self.clip.state_dict())
+        """SHA-256 over every weight as loaded, computed once; equal for equal base models."""
+        if self.loaded.fingerprint is None:
+            self.loaded.note_changes(self.clip)
+            self.loaded.fingerprint = hash_of(self.clip.state_dict())
+        return self.loaded.fingerprint
 
     @property
     def tower_fingerprint(self) -> str:
@@ -293,7 +318,7 @@ class Backbone(nn.Module):
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 of the text tower as it is now; equal values give equal embeddings for equal token ids."""
-        return self._hashed("text", _without_visual(self.clip), _text_weights(self.clip))
+        return self._hashed("text", text.without_visual(self.clip), text.text_weights(self.clip))
 
     def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
         """Return a hash of the weights and of weightless parts such as activations, cached until one changes."""
@@ -305,41 +330,9 @@ class Backbone(nn.Module):
 
     def _text(self, *, grad: bool) -> Any:
         """Return the model that embeds texts; with LoRA it is not fused, so that peft's layers stay as they are."""
-        rest = _without_visual(self.clip)
+        rest = text.without_visual(self.clip)
         return rest if self.lora_rank else self._fused_text.of(rest, grad=grad)
 
     def _format(self) -> dict[str, Any]:
         tokens = vit.speaks_tokens(self.visual)
         return {"output_fmt": "NLC" if tokens else "NCHW", "output_extra_tokens": vit.prefix_tokens(self.visual) > 0}
-
-
-def _without_visual(clip: Any) -> Any:
-    """Return the model without its image tower and caption decoder."""
-    rest = copy.copy(clip)
-    rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
-    return rest
-
-
-def _text_weights(clip: Any) -> dict[str, Tensor]:
-    """Return the weights that determine a text's embedding."""
-    excluded = ("visual.", "text_decoder.", "logit_")
-    return {name: value for name, value in clip.state_dict().items() if not name.startswith(excluded)}
-
-
-def _grid(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
-    """Return (h, w) of a level: a feature map's sides, or for tokens the grid that fits the image's aspect ratio."""
-    if len(shape) == 4:
-        return shape[-2], shape[-1]
-    n = shape[1]
-    height = round((n * image[0] / image[1]) ** 0.5)
-    assert height * (n // height) == n, (shape, image)
-    return height, n // height
-
-
-def _tokens(level: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return a level as (B·T, N, D) tokens, feature maps average-pooled to the last level's grid."""
-    if level.ndim == 3:
-        return level
-    if tuple(level.shape[-2:]) != grid:
-        level = F.adaptive_avg_pool2d(level, grid)
-    return level.flatten(2).transpose(1, 2)

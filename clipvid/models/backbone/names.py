@@ -1,4 +1,4 @@
-"""Names of base models and branches, available without heavy imports so that wrong names fail at once.
+"""Names of base models, available without heavy imports so that wrong names fail at once.
 
 Contract: a name in, nothing or a ValueError with the nearest names out. Lists open_clip's config files, and imports
 neither open_clip nor any of clipvid. Knows nothing about models.
@@ -15,12 +15,6 @@ from pathlib import Path
 
 MINI = "clipvid-mini"
 SCHEMES = ("hf-hub:", "local-dir:")
-BRANCHES = (
-    *("mean", "posterior", "seqtransf", "stan", "stan-release", "stan-paper", "bt-adapter"),
-    *("space", "joint", "divided", "local_global", "axial", "vivit1", "vivit2", "vivit3", "vivit4"),
-    *("timesformer", "timesformer-hr", "timesformer-l", "vivit-b1", "vivit-b2", "vivit-b3", "vivit-b4"),
-)
-"""Names of clipvid.models.branches.BRANCHES; a test compares the two."""
 
 
 @cache
@@ -45,9 +39,3 @@ def check_name(name: str, base_names: Sequence[str]) -> None:
         )
     hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
     raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")
-
-
-def check_branch(name: str) -> None:
-    """Raise ValueError for an unknown branch."""
-    if name not in BRANCHES:
-        raise ValueError(f"unknown branch {name!r}; choose one of {', '.join(BRANCHES)}")

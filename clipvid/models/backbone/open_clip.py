@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,20 @@ def load_clip(
             f"give the path of a checkpoint as pretrained; {MINI} needs no download"
         ) from error
     return clip, _tokenizer(name), base
+
+
+def list_models(pattern: str = "*") -> dict[str, tuple[str, ...]]:
+    """Return the base models whose names match a shell pattern, each with its pretrained tags.
+
+    The first is "clipvid-mini", which brings its weights. The others are open_clip's, in its order. Case is ignored.
+
+    >>> clipvid.list_models("vit-b-32-quick*")                                                    # doctest: +SKIP
+    {'ViT-B-32-quickgelu': ('openai', 'laion400m_e31', ...)}
+    """
+    import open_clip
+
+    tags = {name: tuple(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models()}
+    return {name: tags.get(name, ()) for name in (MINI, *tags) if fnmatchcase(name.lower(), pattern.lower())}
 
 
 def _tokenizer(name: str) -> Any:

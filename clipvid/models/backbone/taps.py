@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -134,3 +135,22 @@ def require_levels(available: Sequence[int], required: Sequence[int]) -> None:
 
 def _format_levels(levels: Sequence[int]) -> str:
     return ", ".join(str(level) for level in levels) or "none"
+
+
+def grid_of(shape: Sequence[int], image: tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of a level: a feature map's sides, or for tokens the grid that fits the image's aspect ratio."""
+    if len(shape) == 4:
+        return shape[-2], shape[-1]
+    n = shape[1]
+    height = round((n * image[0] / image[1]) ** 0.5)
+    assert height * (n // height) == n, (shape, image)
+    return height, n // height
+
+
+def pooled_tokens(level: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return a level as (B·T, N, D) tokens, feature maps average-pooled to the last level's grid."""
+    if level.ndim == 3:
+        return level
+    if tuple(level.shape[-2:]) != grid:
+        level = F.adaptive_avg_pool2d(level, grid)
+    return level.flatten(2).transpose(1, 2)

@@ -7,6 +7,7 @@ attributes only, so it imports neither open_clip nor transformers. Knows nothing
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,3 +133,16 @@ def _hugging_face_features(text: Any, tokens: Int[Tensor, "m ctx"]) -> Float[Ten
         # BERT's pooler reads the first token of a sequence, so each token is passed as a sequence of one
         x = dense(x.flatten(0, 1)[:, None]).unflatten(0, tokens.shape)
     return text.proj(x)
+
+
+def without_visual(clip: Any) -> Any:
+    """Return the model without its image tower and caption decoder."""
+    rest = copy.copy(clip)
+    rest._modules = {name: part for name, part in clip._modules.items() if name not in ("visual", "text_decoder")}
+    return rest
+
+
+def text_weights(clip: Any) -> dict[str, Tensor]:
+    """Return the weights that determine a text's embedding."""
+    excluded = ("visual.", "text_decoder.", "logit_")
+    return {name: value for name, value in clip.state_dict().items() if not name.startswith(excluded)}

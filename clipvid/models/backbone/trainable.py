@@ -168,7 +168,7 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
     """Load the trained weights of the base model, then freeze it; raise CheckpointError for names that do not fit."""
     if text_lora:
         add_text_lora(backbone, text_lora)
-    parameters = dict(backbone.clip.named_parameters())
+    parameters = backbone.clip.state_dict()
     wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
     if wrong:
         raise CheckpointError(f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all)")
@@ -181,14 +181,36 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
 
 def freeze(backbone: Backbone) -> None:
     """Freeze the base model; trained weights keep their values, and `trained` their names."""
+    set_activation_checkpointing(backbone, on=False)
     parameters = dict(backbone.clip.named_parameters())
+    backbone.loaded.note_changes(backbone.clip)
     backbone.trained -= {
         name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
     }
     backbone.unfrozen, backbone.trainable = {}, frozenset()
     backbone.clip.requires_grad_(False)
     backbone.visual_trains = backbone.text_trains = False
+    backbone.loaded.refresh(backbone.clip)
     backbone.forget_copies()
+
+
+def set_activation_checkpointing(backbone: Backbone, *, on: bool) -> bool:
+    """Switch on or off that the blocks of towers that train run again in the backward pass; `freeze` switches it off.
+
+    Returns False if no tower that trains is a stack of blocks that open_clip or timm can run again.
+    """
+    visual = [backbone.visual] if backbone.visual_trains and vit.vit_blocks(backbone.visual) else []
+    texts: list[Any] = [_text_blocks(backbone.clip)] if backbone.text_trains else []
+    # Hugging Face's towers run blocks again in training mode alone, and towers stay in eval mode.
+    texts = [transformer for transformer in texts if hasattr(transformer, "grad_checkpointing")]
+    if backbone.activation_checkpointing != on:
+        for tower in visual:
+            tower.set_grad_checkpointing(on)
+        for transformer in texts:
+            transformer.grad_checkpointing = on
+        backbone.activation_checkpointing = on
+        backbone.forget_copies()  # they have the switch of the time when they were made
+    return bool(visual or texts)
 
 
 def _hash_of_values(parameter: Tensor) -> str:

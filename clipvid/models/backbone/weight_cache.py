@@ -3,19 +3,18 @@
 Contract: a module and a function in, the function's value out, cached while nothing changes. Safe from many
 threads. Writes that torch does not see are not noticed: through `.data`, through NumPy or DLPack views, by other
 processes and by replayed CUDA graphs. Call `forget` after those, or `torch.autograd.graph.increment_version(weight)`.
-Knows nothing about the values. Also holds the hooks through which `load_state_dict` reports changed weights.
+Knows nothing about the values. Also holds the hook through which `load_state_dict` reports changed weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 from itertools import chain
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
@@ -101,25 +100,6 @@ def _note_step(optimizer: Optimizer, *_: Any) -> None:
 def forget_after_load(module: Any, _: Any) -> None:
     """Forget a module's copies after `load_state_dict`; a plain function, so that the module can be pickled."""
     module.forget_copies()
-
-
-def note_loaded_weights(backbone: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    """Count weights of the base model that `load_state_dict` is about to change as trained, so that they are saved.
-
-    A plain function, so that the backbone can be pickled.
-    """
-    changed = {
-        name
-        for name, weight in backbone.clip.named_parameters()
-        if name not in backbone.trained
-        and not weight.is_meta
-        and (loaded := state.get(f"{prefix}clip.{name}")) is not None
-        and loaded.shape == weight.shape
-        and not torch.equal(loaded.to(weight), weight)
-    }
-    if changed:
-        _ = backbone.fingerprint  # of the weights before the change, which a saved model names as its base
-        backbone.trained |= changed
 
 
 def weights_of(module: nn.Module) -> Iterator[Tensor]:

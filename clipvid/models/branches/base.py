@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
+from clipvid.models.branches.options import BranchOptions
 from clipvid.nn.attention import Block
 from clipvid.nn.checkpointing import checkpointed
-
-
-@dataclass(frozen=True)
-class BranchOptions:
-    """Base of the options of a branch; every field of a subclass has a default."""
-
-    kind: ClassVar[str]
-    """Name of the branch's kind in config.json."""
-    presets: ClassVar[dict[str, Any]]
-    """Named options of this kind; the command line and `create_model` accept the names."""
-
-    def preset(self) -> str:
-        """Return the name of the preset that differs from these options in the fewest fields."""
-        values = asdict(self)
-        presets = {name: asdict(options) for name, options in self.presets.items()}
-        return min(presets, key=lambda name: sum(presets[name][field] != value for field, value in values.items()))
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the options as plain data for config.json."""
-        return {"kind": self.kind, **asdict(self)}
+from clipvid.registry import resolved
 
 
 class Branch(nn.Module):
@@ -149,6 +132,14 @@ class Borrowed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Borrowed:
         return Borrowed(memo.get(id(self.visual), self.visual))
+
+
+def build(backbone: Backbone, options: BranchOptions) -> Branch:
+    """Build the branch that `options` describe, on the backbone's device; in float32 where the tower is in half."""
+    make = resolved(options.branch) if isinstance(options.branch, str) else options.branch
+    with torch.device(backbone.device):
+        branch = make(backbone, options)
+    return branch.float() if backbone.dtype in (torch.float16, torch.bfloat16) else branch
 
 
 def heads_of(copies: list[nn.Module], width: int) -> int:

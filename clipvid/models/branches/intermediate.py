@@ -9,105 +9,22 @@ on CLIP, as "intermediate structures": Liu et al., STAN (CVPR 2023), figure 1 an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.models.branches.base import BranchOptions, LayeredBranch, State, heads_of
-from clipvid.models.branches.posterior import PosteriorOptions, over_frames
+from clipvid.models.branches.base import LayeredBranch, State, heads_of
+from clipvid.models.branches.posterior import over_frames
+from clipvid.models.branches.presets import IntermediateOptions, PosteriorOptions
 from clipvid.nn.attention import Block
-from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.pooling import mean_over_frames, stretched
-from clipvid.nn.spacetime import SCHEMES, SpaceTimeBlock, keys_per_patch, scheme_block, with_cls_of_frames
+from clipvid.nn.schemes import SCHEMES
+from clipvid.nn.spacetime import SpaceTimeBlock, keys_per_patch, scheme_block, with_cls_of_frames
 from clipvid.nn.stem import Stem, inflated
-
-
-@dataclass(frozen=True)
-class IntermediateOptions(BranchOptions):
-    """Options of an intermediate branch, saved with it."""
-
-    scheme: str = "divided"
-    """space, joint, divided, local_global, axial (TimeSformer), factorised, dot_product (ViViT's models 3 and 4).
-    Before training, space and factorised equal CLIP; in divided, local_global and axial only the attention of the
-    copied block acts, with one class token per clip; joint and dot_product already mix frames."""
-    depth: int | None = 4
-    """K, the number of the tower's last blocks that are copied; the others stay frozen. None copies all; stems frame
-    and tubelet always do."""
-    mixer: str | None = None
-    """Cross-frame module in place of divided's attention: attention, conv, conv_full or rsa."""
-    mixer_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the cross-frame module by name."""
-    stem: Literal["tower", "frame", "tubelet"] = "tower"
-    """tower: the frozen tower runs up to the copied blocks. frame, tubelet: the entire tower is copied, and a trained
-    stem reads one frame or `tubelet` frames at a time (ViViT); no taps can be cached then."""
-    tubelet: int = 2
-    """Frames per tubelet."""
-    inflation: Literal["central", "inflate", "random"] = "central"
-    """Initialisation of the tubelet stem from CLIP's convolution (ViViT, section 3.4)."""
-    position: Literal["time", "token"] = "time"
-    """Position table, trained from zero: one vector per frame (TimeSformer), or one per token of each frame (ViViT)."""
-    time_size: int = 64
-    """Rows of the position table; it is interpolated for longer clips."""
-    temporal_depth: int = 0
-    """Number of blocks of a temporal transformer over the frame embeddings (ViViT's model 2); 0 for none."""
-    drop_path: float = 0.1
-    """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
-    drop: Literal["released", "clip"] = "released"
-    """Stochastic depth. released: per sequence, with the remaining residuals rescaled (TimeSformer). clip: per clip,
-    without rescaling (ViViT)."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, _CHOICES)
-        if self.mixer is not None:
-            check_mixer(self.mixer, self.mixer_options)
-            if self.scheme != "divided":
-                raise ValueError(
-                    f"scheme must be 'divided' to take a mixer, got {self.scheme!r}; choose 'divided', or leave "
-                    "mixer out"
-                )
-        elif self.mixer_options:
-            raise ValueError(f"mixer_options {dict(self.mixer_options)} have no effect without a mixer; give mixer too")
-        checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
-        if self.depth is not None:
-            checks.least(self, depth=1)
-        if self.stem != "tower" and self.depth not in (None, 4):
-            raise ValueError(f"stem {self.stem!r} copies all blocks of the tower; leave depth {self.depth} out")
-        if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
-            raise ValueError(
-                f"tubelet {self.tubelet} and inflation {self.inflation!r} have no effect with stem "
-                f"{self.stem!r}; leave them out, or choose stem 'tubelet'"
-            )
-        checks.probability(self, "drop_path", certain=False)
-
-
-_CHOICES = {
-    "scheme": tuple(SCHEMES),
-    "stem": ("tower", "frame", "tubelet"),
-    "inflation": ("central", "inflate", "random"),
-    "position": ("time", "token"),
-    "drop": ("released", "clip"),
-}
-
-PRESETS: dict[str, IntermediateOptions] = {
-    "space": IntermediateOptions("space"),
-    "joint": IntermediateOptions("joint"),
-    "divided": IntermediateOptions("divided"),
-    "local_global": IntermediateOptions("local_global"),
-    "axial": IntermediateOptions("axial"),
-    "vivit1": IntermediateOptions("joint", position="token", time_size=16, drop="clip"),
-    "vivit2": IntermediateOptions("space", temporal_depth=4, drop="clip"),
-    "vivit3": IntermediateOptions("factorised", position="token", time_size=16, drop="clip"),
-    "vivit4": IntermediateOptions("dot_product", position="token", time_size=16, drop="clip"),
-}
-IntermediateOptions.kind, IntermediateOptions.presets = "intermediate", PRESETS
+from clipvid.registry import MIXERS
 
 
 class Intermediate(LayeredBranch):

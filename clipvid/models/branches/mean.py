@@ -6,32 +6,15 @@ CLIP4Clip (Luo et al. 2021) calls the untrained form meanP.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches.base import Branch, BranchOptions
+from clipvid.models.branches.base import Branch
+from clipvid.models.branches.presets import MeanOptions
 from clipvid.nn.attention import MLP
 from clipvid.nn.pooling import mean_over_frames
-
-
-@dataclass(frozen=True)
-class MeanOptions(BranchOptions):
-    """Options of a mean branch, saved with it."""
-
-    hidden: int = 0
-    """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""
-
-    def __post_init__(self) -> None:
-        checks.least(self, hidden=0)
-
-
-PRESETS = {"mean": MeanOptions()}
-MeanOptions.kind, MeanOptions.presets = "mean", PRESETS
 
 
 class Mean(Branch):

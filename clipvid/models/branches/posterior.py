@@ -6,44 +6,17 @@ Papers: Luo et al., CLIP4Clip (2021), section 3.3, seqTransf; Arnab et al., ViVi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
-from clipvid.models.branches.base import Branch, BranchOptions, heads_of
+from clipvid.models.branches.base import Branch, heads_of
+from clipvid.models.branches.presets import PosteriorOptions
 from clipvid.nn.temporal import TemporalTransformer, plain_blocks
-
-
-@dataclass(frozen=True)
-class PosteriorOptions(BranchOptions):
-    """Options of a posterior branch, saved with it."""
-
-    depth: int | None = None
-    """Number of transformer blocks over the frames of a clip; None for 4, or with init=text for all blocks of a text
-    tower that has fewer."""
-    init: Literal["random", "text"] = "random"
-    """Initial weights: random, or those of the first blocks and positions of CLIP's text tower (text, CLIP4Clip)."""
-    fusion: Literal["gated", "release"] = "gated"
-    """gated: frame + a zero-initialised linear of the transformer's output, so step 0 is zero-shot CLIP. release:
-    frame + transformer, as in CLIP4Clip."""
-    token: bool = False
-    """Read a class token, the same for all frames (ViViT's model 2), in place of each frame's own vector."""
-    time_size: int = 64
-    """Rows of the position table; longer clips interpolate it. With init=text it is CLIP's table."""
-
-    def __post_init__(self) -> None:
-        checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
-        checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
-
-
-PRESETS = {"posterior": PosteriorOptions(), "seqtransf": PosteriorOptions(init="text", fusion="release")}
-PosteriorOptions.kind, PosteriorOptions.presets = "posterior", PRESETS
 
 
 class Posterior(Branch):

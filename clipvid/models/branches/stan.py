@@ -3,102 +3,30 @@
 Contract: Taps in, fused frame embeddings (B, T, E) out; their mean over frames is the video embedding. Knows nothing
 of files, text or losses.
 Paper: Liu et al., Revisiting Temporal Modeling for CLIP-based Image-to-Video Knowledge Transferring (CVPR 2023),
-section 3. Where paper and released code differ, `StanOptions` names the choice and `PRESETS` holds the three sets.
+section 3. Where paper and released code differ, `StanOptions` names the choice (presets.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Taps
-from clipvid.models.branches.base import Borrowed, BranchOptions, LayeredBranch, State, heads_of
+from clipvid.models.branches.base import Borrowed, LayeredBranch, State, heads_of
+from clipvid.models.branches.presets import StanOptions
 from clipvid.nn.attention import Block
-from clipvid.nn.mixers import MIXERS, check_mixer
 from clipvid.nn.motion import LocalMotion
 from clipvid.nn.pooling import mean_over_frames, sinusoids, stretched
 from clipvid.nn.spacetime import SpaceTimeBlock
-
-
-@dataclass(frozen=True)
-class StanOptions(BranchOptions):
-    """Options of a STAN branch, saved with it."""
-
-    depth: int = 4
-    """K, the number of the tower's last levels that are tapped; one branch layer reads each."""
-    mixer: str = "attention"
-    """Cross-frame module: attention, conv (paper, eq. 9), conv_full (first released code) or rsa."""
-    mixer_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the cross-frame module by name, such as kernel and bottleneck of rsa."""
-    fusion: Literal["gated", "release", "balanced"] = "gated"
-    """gated: added to CLIP's frame embeddings through a zero-initialised linear, so step 0 is zero-shot CLIP on every
-    tower. release: added to the class token before CLIP's final norm and projection, as published. balanced: as
-    release, but w CLIP + (1 - w) branch, with a trained sigmoid w per channel that starts at one half (BT-Adapter)."""
-    order: Literal["cross_first", "intra_first"] = "cross_first"
-    """The first module of a layer: the cross-frame one (cross_first, as released) or the intra-frame one (intra_first,
-    as in the paper's text)."""
-    merge: Literal["add", "project", "balanced"] = "add"
-    """Merge of a level into the branch. add: a plain sum (released code). project: added through a DxD projection
-    (paper, eq. 5-6). balanced: w level + (1 - w) branch, with a trained sigmoid w per channel (BT-Adapter)."""
-    position: Literal["clip", "learned"] = "learned"
-    """Spatial positions: CLIP's table added a second time (released code), or a table that the branch trains."""
-    class_start: Literal["mean", "release", "own"] = "mean"
-    """Initial class token: the mean over frames (paper), or the average of that mean and CLIP's class embedding
-    (released code) or a trained token (BT-Adapter)."""
-    time_init: Literal["sinusoid", "normal"] = "sinusoid"
-    """Initial time embedding: sinusoids, which tell early frames from late ones (our choice), or noise (released
-    code)."""
-    time_std: float = 1.0
-    """Root mean square of the initial time embedding. One that is small relative to the tokens is learned slowly; the
-    gate makes a large one harmless."""
-    time_size: int = 64
-    """Rows of the time table; longer clips interpolate it."""
-    drop_path: float = 0.1
-    """Stochastic depth of the last layer; it grows linearly from 0 at the first."""
-    width: int | None = None
-    """D, branch width. None is the width of the tower's last level; for a tower without blocks to copy (a ResNet, with
-    2048 channels) it is at most the width of CLIP's embedding. Only a branch of a ViT's width can copy its blocks."""
-
-    def __post_init__(self) -> None:
-        check_mixer(self.mixer, self.mixer_options)
-        checks.choices(self, _CHOICES)
-        checks.least(self, depth=1, time_size=1)
-        if self.width is not None:
-            checks.least(self, width=1)
-        checks.probability(self, "drop_path", certain=False)
-
-
-_CHOICES = {
-    "fusion": ("gated", "release", "balanced"),
-    "order": ("cross_first", "intra_first"),
-    "merge": ("add", "project", "balanced"),
-    "position": ("clip", "learned"),
-    "class_start": ("mean", "release", "own"),
-    "time_init": ("sinusoid", "normal"),
-}
-
-PRESETS: dict[str, StanOptions] = {
-    "stan": StanOptions(),
-    "stan-release": StanOptions(fusion="release", position="clip", class_start="release", time_init="normal"),
-    "stan-paper": StanOptions(
-        fusion="release", order="intra_first", merge="project", mixer="conv", time_init="normal", time_std=0.02
-    ),
-    "bt-adapter": StanOptions(
-        fusion="balanced", merge="balanced", position="clip", class_start="own", time_init="normal"
-    ),
-}
-StanOptions.kind, StanOptions.presets = "stan", PRESETS
+from clipvid.registry import MIXERS
 
 
 class STAN(LayeredBranch):

@@ -1,13 +1,15 @@
-"""Unit vectors with nearest-neighbour search by faiss: exact (flat) or approximate (ivf, hnsw).
+"""The store on faiss: unit vectors in the memory of this process, searched exactly (flat) or approximately (ivf, hnsw).
 
-Contract: rows in, in order; the best rows for a query out, with their inner products, which are exact for every kind of
-index. The only file that imports faiss. Knows nothing of videos or models.
+Contract: `Vectors` numbers rows, and its inner products are exact for every kind of index; `FaissStore` adds ids,
+metadata and filters, as `Store` demands. The only file that imports faiss. Knows nothing of videos or models.
 IVF: Sivic and Zisserman, Video Google (ICCV 2003). HNSW: Malkov and Yashunin (2018).
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,18 @@ from numpy import ndarray
 
 from clipvid.errors import CheckpointError
 from clipvid.runtime.optional import require
+from clipvid.search.filters import Filter
+from clipvid.search.stores import FAISS_KINDS as KINDS
+from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, checked_metadata, read_rows
 
-KINDS = ("flat", "ivf", "hnsw")
-"""Kinds of index. flat compares every vector, so it misses none. ivf compares the vectors in the lists with the nearest
-centres. hnsw compares the vectors on a walk along a graph of neighbours. ivf and hnsw are faster on very many vectors
-and may miss some."""
 POINTS, LISTS = 39, 8
 """Minimum number of vectors per list for k-means (faiss warns below it), and the smallest useful number of lists."""
 NEEDED = POINTS * LISTS
 """Minimum number of vectors to train an ivf index."""
+VECTORS = "vectors.faiss"
+"""Name of the file with the index of a saved store."""
+BLOCK = 65_536
+"""Rows that are copied out of an index at a time."""
 LINKS, BEAM = 32, 128
 """Neighbours of a vector in the hnsw graph, and the smallest number of candidates in a search."""
 
@@ -85,6 +90,25 @@ class Vectors:
             self._index.make_direct_map(False)
         self._index.add(remaining)
 
+    def get(self, rows: Int64[ndarray, " n"]) -> Float32[ndarray, "n e"]:
+        """Return the vectors of these rows."""
+        out = np.empty((len(rows), self.width), dtype=np.float32)
+        for start in range(0, len(self), BLOCK):
+            chosen = (rows >= start) & (rows < start + BLOCK)
+            if chosen.any():
+                block = self._index.reconstruct_n(start, min(BLOCK, len(self) - start))
+                out[chosen] = block[rows[chosen] - start]
+        return out
+
+    def search_rows(
+        self, queries: Float32[ndarray, "q e"], k: int, rows: Int64[ndarray, " n"]
+    ) -> tuple[Float32[ndarray, "q k"], Int64[ndarray, "q k"]]:
+        """Return inner products and numbers of the k best among these rows, compared one by one whatever the kind."""
+        parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+        scores = np.concatenate([queries @ self.get(part).T for part in parts], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, axis=1), rows[best]
+
     def search(self, queries: Float32[ndarray, "q e"], k: int) -> tuple[Float32[ndarray, "q k"], Int64[ndarray, "q k"]]:
         """Return inner products and row numbers of the k best vectors for each query; row -1 if fewer were found."""
         faiss, options = _faiss(), {}
@@ -118,6 +142,102 @@ class Vectors:
         return vectors
 
 
+class FaissStore(Store):
+    """Vectors by id in an index of faiss, with their metadata in memory. See `FAISS_KINDS` for its kinds.
+
+    A search with a filter compares all rows that pass it, so it misses none, whatever the kind.
+    """
+
+    kinds = KINDS
+
+    def __init__(self, width: int, *, kind: str = "flat") -> None:
+        super().__init__(width, kind=kind)
+        self._vectors = Vectors(width, kind=kind)
+        self._rows: dict[str, int] = {}  # row numbers by id, in order
+        self._metadata: list[dict[str, Any]] = []
+
+    @classmethod
+    def check(cls, kind: str, rows: int | None = None) -> None:
+        super().check(kind)
+        if rows is not None:
+            check_enough(kind, rows)
+
+    def add(
+        self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        columns = [{} for _ in ids] if metadata is None else [checked_metadata(each) for each in metadata]
+        if not len(ids) == len(vectors) == len(columns):
+            raise ValueError(
+                f"ids, vectors and metadata must be of one length, got {len(ids)}, {len(vectors)} and {len(columns)}"
+            )
+        self.refuse_repeated(ids, self._rows)
+        self._vectors.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        self._rows |= {name: len(self._rows) + i for i, name in enumerate(ids)}
+        self._metadata += columns
+
+    def remove(self, ids: Sequence[str]) -> int:
+        rows = sorted({self._rows[name] for name in ids if name in self._rows})
+        if rows:
+            self._vectors.remove(rows)
+            removed = set(rows)
+            self._metadata = [each for row, each in enumerate(self._metadata) if row not in removed]
+            names = [name for name, row in self._rows.items() if row not in removed]
+            self._rows = {name: row for row, name in enumerate(names)}
+        return len(rows)
+
+    def search(self, vectors: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Match]]:
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if where is None:
+            scores, rows = self._vectors.search(queries, min(k, len(self._rows))) if self._rows else _nothing(queries)
+        else:
+            passing = np.array([row for row, each in enumerate(self._metadata) if where.matches(each)], dtype=np.int64)
+            scores, rows = self._vectors.search_rows(queries, k, passing) if len(passing) else _nothing(queries)
+        names = list(self._rows)
+        return [
+            [Match(names[row], float(score)) for score, row in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]
+            for pairs in (
+                [(score, row) for score, row in zip(*query, strict=True) if row >= 0]
+                for query in zip(scores, rows, strict=True)
+            )
+        ]
+
+    def get(self, ids: Sequence[str]) -> tuple[Float32[ndarray, "n e"], list[dict[str, Any]]]:
+        rows = np.array([self._rows[name] for name in ids], dtype=np.int64)
+        return self._vectors.get(rows), [dict(self._metadata[row]) for row in rows]
+
+    def ids(self, where: Filter | None = None) -> list[str]:
+        pairs = zip(self._rows, self._metadata, strict=True)
+        return [name for name, columns in pairs if where is None or where.matches(columns)]
+
+    def count(self, where: Filter | None = None) -> int:
+        return len(self._rows) if where is None else sum(map(where.matches, self._metadata))
+
+    def optimize(self) -> None:
+        """Train an ivf index on all rows; do nothing for other kinds. Raises ValueError for too few rows."""
+        self._vectors.settle()
+
+    def save(self, folder: Path) -> None:
+        rows = {"format": FORMAT, "kind": self.kind, "ids": list(self._rows), "metadata": self._metadata}
+        (folder / ROWS).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / VECTORS).write_bytes(self._vectors.packed())
+
+    @classmethod
+    def load(cls, folder: Path) -> FaissStore:
+        rows = read_rows(folder / ROWS)
+        kind = _stored_kind(rows.get("kind"), folder)
+        vectors = Vectors.load(folder / VECTORS, kind=kind, rows=len(rows["ids"]))
+        return cls.of_rows(vectors, rows["ids"], rows["metadata"])
+
+    @classmethod
+    def of_rows(cls, vectors: Vectors, ids: Sequence[str], metadata: Sequence[Metadata] | None = None) -> FaissStore:
+        """Return a store of vectors whose rows have these ids."""
+        store = cls(vectors.width, kind=vectors.kind)
+        store._vectors = vectors
+        store._rows = {name: row for row, name in enumerate(ids)}
+        store._metadata = [dict(each) for each in metadata or [{}] * len(ids)]
+        return store
+
+
 def checked_kind(kind: str) -> str:
     """Return `kind`; raise ValueError for an unknown one."""
     if kind not in KINDS:
@@ -132,6 +252,18 @@ def check_enough(kind: str, rows: int) -> None:
             f"an ivf index needs at least {NEEDED} videos for training, got {rows}; use kind flat, which is exact, and "
             "fast for so few"
         )
+
+
+def _nothing(queries: Float32[ndarray, "q e"]) -> tuple[Float32[ndarray, "q 0"], Int64[ndarray, "q 0"]]:
+    return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+
+
+def _stored_kind(kind: Any, folder: Path) -> str:
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"the kind of {folder} must be one of {', '.join(KINDS)}, got {kind!r}; build the index again"
+        )
+    return kind
 
 
 def _hnsw(width: int) -> Any:

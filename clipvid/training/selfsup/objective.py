@@ -38,6 +38,8 @@ class SelfSupervised(nn.Module):
     with the global loss, the copies with the local one, so the video embedding and the dense tokens can specialise.
     """
 
+    needs = "pairs"
+
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.options = model, config.selfsup

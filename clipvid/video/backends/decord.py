@@ -18,6 +18,7 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
+from clipvid.video.backends.judged import Judged
 from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
@@ -79,3 +80,7 @@ def open_reader(path: str | Path, stream: int) -> Any:
 def _cause(error: Exception) -> str:
     """Return the first line of decord's message, without the source positions in front of the cause."""
     return re.sub(r"\[[\d:]+\] \S+: ", "", next(iter(str(error).splitlines()), type(error).__name__))
+
+
+DECODER = Judged(BACKEND, objection=objection, opens=open_reader, picture=picture)
+"""The decoder under its name in the registry."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.runtime.optional import require
 from clipvid.video.backends.base import decoder_threads
+from clipvid.video.backends.judged import Judged
 from clipvid.video.container import sniff
 from clipvid.video.container.demux import Listing
 
@@ -69,3 +70,7 @@ def picture(path: str | Path, decoder: Any, index: int) -> UInt8[Tensor, "3 h w"
         return decoder.get_frame_at(index).data
     except (RuntimeError, IndexError) as error:
         raise VideoError(path, f"frame {index} does not decode ({error})", backend=BACKEND) from error
+
+
+DECODER = Judged(BACKEND, objection=objection, opens=open_reader, picture=picture)
+"""The decoder under its name in the registry."""

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
+from numbers import Rational
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,10 +187,11 @@ def _formats() -> str:
     return ",".join(sorted(av.formats_available - NOT_FILES))
 
 
-def seconds(stamp: int | None, unit: Fraction | None) -> float | None:
+def seconds(stamp: int | None, unit: Rational | None) -> float | None:
     """Return a time stamp, counted in multiples of `unit`, in seconds; None if either is unknown."""
-    # Integer division rounds once, like float(Fraction), in a fifteenth of the time.
-    return None if stamp is None or unit is None else stamp * unit.numerator / unit.denominator
+    # PyAV gives an unknown unit as None, or from 19 on as 0. Integer division rounds once, like float(Fraction), in a
+    # fifteenth of the time.
+    return None if stamp is None or not unit else stamp * int(unit.numerator) / int(unit.denominator)
 
 
 def _refuse_cut_off(

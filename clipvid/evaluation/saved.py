@@ -1,0 +1,243 @@
+"""Results as plain data: reading saved ones, and the tables and summaries that saved and fresh results share.
+
+Contract: the content of a result's JSON file in, tables out. A result can be compared, summarised and tabulated from
+this content alone; the outcome of every query as a table (`per_query`) needs the Parquet file beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clipvid.errors import CheckpointError
+from clipvid.evaluation.metrics.bootstrap import cell
+from clipvid.evaluation.metrics.retrieval import SHOWN
+from clipvid.runtime.files import atomic_file
+from clipvid.runtime.optional import require
+from clipvid.runtime.tables import html_table
+from clipvid.runtime.text import pluralize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 2
+QUERIES_FORMAT = 1
+"""Format version of the Parquet file of queries, stored in its metadata."""
+Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
+"""Name of a retrieval direction, its metrics, and per-query scores by metric."""
+
+REQUIRED_KEYS = {
+    "model": ("base", "branch", "fingerprint"),
+    "data": ("name", "videos", "expected", "hash"),
+    "data_config": ("frames", "temporal_views", "spatial_views"),
+    "metrics": (),
+}
+"""Keys that comparisons need, by part of a result, besides `task` and `precision`."""
+
+
+class SavedResult(dict[str, Any]):
+    """The content of a result's JSON file, a dictionary; `path` is the file."""
+
+    def __init__(self, content: Mapping[str, Any], *, path: Path | None = None) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per metric, as `EvaluationResult.to_frame` does."""
+        import pandas as pd
+
+        return pd.DataFrame([{**_settings_columns(self), **row._asdict()} for row in metric_rows(self)])
+
+    def per_query(self, direction: str | None = None) -> pd.DataFrame:
+        """Return one row per query, as `EvaluationResult.per_query` does, from the Parquet file beside this result.
+
+        Raise CheckpointError if the result was saved without that file, or if the file belongs to another result.
+        """
+        if self.path is None or not queries_path(self.path).is_file():
+            raise CheckpointError(
+                f"{self.path or 'this result'} was saved without its queries; evaluate again and save them with "
+                "result.save(path, per_query=True)"
+            )
+        direction = checked_direction(self["task"], direction)
+        frame = _read_queries(queries_path(self.path))
+        if frame.attrs.pop("result", None) != _hash(self):
+            raise CheckpointError(
+                f"{queries_path(self.path)} belongs to another result than {self.path}; evaluate again and save both"
+            )
+        if direction is not None:
+            frame = frame.loc[frame["direction"] == direction].drop(columns="direction").reset_index(drop=True)
+        return frame
+
+    def __repr__(self) -> str:
+        return describe_result(self, name="SavedResult")
+
+    def _repr_html_(self) -> str:
+        return html_result(self)
+
+
+def read_result(path: str | Path) -> SavedResult:
+    """Read a saved result; raise CheckpointError for a missing, incomplete or other file, or one of another format."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no result {path}; write it with clipvid eval DATA --out {path}")
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = result["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a saved result: {error!r}; write one with clipvid eval --out") from error
+    if version != FORMAT:  # checked before the keys, which differ between formats
+        raise CheckpointError(
+            f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
+            "with clipvid eval --out"
+        )
+    if missing := _missing_keys(result):
+        raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
+    return SavedResult(result, path=Path(path))
+
+
+def _missing_keys(result: Mapping[str, Any]) -> list[str]:
+    """Return the keys that comparisons need and `result` lacks, nested ones with dots."""
+    missing = [name for name in ("task", "precision") if name not in result]
+    for part, keys in REQUIRED_KEYS.items():
+        values = result.get(part)
+        if not isinstance(values, Mapping) or not values:
+            missing.append(part)
+            continue
+        missing += [f"{part}.{key}" for key in keys if key not in values]
+        if part == "metrics" and result.get("task") == "retrieval":
+            missing += [f"{part}.{side}" for side in ("t2v", "v2t") if not isinstance(values.get(side), Mapping)]
+    return missing
+
+
+def directions(result: Mapping[str, Any]) -> list[Side]:
+    """Return each retrieval direction of a result; recognition has a single one without a name."""
+    metrics = result["metrics"]
+    sides = metrics.items() if result["task"] == "retrieval" else [("", metrics)]
+    return [(name, metrics_of(side), side.get("each", {})) for name, side in sides]
+
+
+def metrics_of(side: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a direction, without counts, intervals and per-query scores."""
+    return {name: value for name, value in side.items() if isinstance(value, float)}
+
+
+class MetricRow(NamedTuple):
+    """One metric of a result."""
+
+    adjustment: str | None
+    """Adjustment of the scores, such as a dual softmax; None for plain scores."""
+    direction: str | None
+    """t2v or v2t; None for recognition."""
+    metric: str
+    value: float
+    low: float
+    high: float
+    """Limits of the 95 % interval; not a number where the result has none."""
+    queries: int
+
+
+def metric_rows(result: Mapping[str, Any]) -> Iterator[MetricRow]:
+    """Yield every metric of a result, those of adjusted scores last."""
+    for adjustment, metrics in {None: result["metrics"], **result.get("adjusted", {})}.items():
+        nested = {name: side for name, side in metrics.items() if name in ("t2v", "v2t")}
+        # QB-Norm adjusts text to video alone, and its metrics are not nested.
+        single = None if result["task"] == "recognition" else "t2v"
+        for direction, side in (nested or {single: metrics}).items():
+            for name, value in metrics_of(side).items():
+                low, high = side.get("intervals", {}).get(name, (float("nan"),) * 2)
+                yield MetricRow(adjustment, direction, name, value, low, high, side.get("queries", side.get("videos")))
+
+
+def _settings_columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that tell results apart: model, data and settings."""
+    model, data, data_config = result["model"], result["data"], result["data_config"]
+    prompts = result.get("prompts")
+    return {
+        "model": model["base"],
+        "pretrained": model.get("pretrained"),
+        "branch": model["branch"],
+        "fingerprint": model["fingerprint"],
+        "data": data["name"],
+        "videos": data["videos"],
+        "frames": data_config["frames"],
+        "views": data_config["temporal_views"] * data_config["spatial_views"],
+        "precision": result["precision"],
+        "task": result["task"],
+        "similarity": result.get("similarity"),
+        "prompts": "; ".join(prompts) if prompts else None,
+    }
+
+
+def describe_result(result: Mapping[str, Any], *, name: str) -> str:
+    """Return a result in one line: task, data, and the first metric of each direction."""
+    heads = []
+    for direction, metrics, _ in directions(result):
+        metric, value = next(iter(metrics.items()), ("no metric", float("nan")))
+        heads.append(f"{direction} {metric} {value:.1f}".strip())
+    data = f"{result['data']['name']}, {pluralize(result['data']['videos'], 'video')}"
+    return f"{name}({result['task']} on {data}: {', '.join(heads)})"
+
+
+def html_result(result: Mapping[str, Any]) -> str:
+    """Return a small HTML table of the shown metrics with their intervals, one row per direction and adjustment."""
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for row in metric_rows(result):
+        if row.metric in SHOWN or result["task"] == "recognition":
+            text = cell(row.value, (row.low, row.high))
+            table.setdefault((row.adjustment or "", row.direction or ""), {})[row.metric] = text
+    names = list(dict.fromkeys(name for cells in table.values() for name in cells))
+    rows = [[" ".join(key).strip(), *(cells.get(name, "") for name in names)] for key, cells in table.items()]
+    model, data = result["model"], result["data"]
+    videos, frames = pluralize(data["videos"], "video"), pluralize(result["data_config"]["frames"], "frame")
+    title = f"{model['base']}, {model['branch']}: {result['task']} on {data['name']}, {videos}, {frames}"
+    return html_table(title, ["", *names], rows)
+
+
+def checked_direction(task: str, direction: str | None) -> str | None:
+    """Return the direction of a table of queries: t2v unless given, None for recognition; ValueError for another."""
+    allowed = ("t2v", "v2t") if task == "retrieval" else ()
+    if direction is not None and direction not in allowed:
+        allowed_text = f"one of {', '.join(allowed)}" if allowed else "left out for recognition"
+        raise ValueError(f"direction must be {allowed_text}, got {direction!r}")
+    return direction or (allowed[0] if allowed else None)
+
+
+def queries_path(path: Path) -> Path:
+    """Return the Parquet file of queries that belongs to a result's JSON file: a.queries.parquet for a.json."""
+    return path.with_name(f"{path.stem}.queries.parquet")
+
+
+def write_queries(path: Path, result: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> Path:
+    """Write the queries of each direction to the Parquet file beside a result, atomically; return its path."""
+    import pandas as pd
+
+    require("pyarrow", why="writing Parquet")
+    named = [frame.assign(direction=direction) if direction else frame for direction, frame in frames.items()]
+    table = pd.concat(named, ignore_index=True)
+    table.attrs = {"format_version": QUERIES_FORMAT, "result": _hash(result)}  # pandas stores them in the file
+    with atomic_file(queries_path(path)) as partial:
+        table.to_parquet(partial, index=False)
+    return queries_path(path)
+
+
+def _read_queries(path: Path) -> pd.DataFrame:
+    """Read a Parquet file of queries; raise CheckpointError for a damaged or other file."""
+    import pandas as pd
+
+    require("pyarrow", why="reading Parquet")
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        raise CheckpointError(f"{path} cannot be read: {error}; evaluate again and save both files") from error
+    if (version := frame.attrs.pop("format_version", None)) != QUERIES_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version of clipvid reads {QUERIES_FORMAT}; evaluate again"
+        )
+    return frame
+
+
+def _hash(result: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a result's content, equal before saving and after reading."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""Class predictions for videos: of the model's head, or zero-shot among class names.
+
+Contract: a model and videos in; class names with probabilities out, best first. Runs as evaluation does, in eval mode,
+without gradients and at the data config's precision. Knows nothing of data sets or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvid.config.data_config import DataConfig
+from clipvid.models.heads import Classifier
+from clipvid.runtime.inference import evaluating, inference
+from clipvid.runtime.optional import require
+from clipvid.video.inputs import describe_source, split_sources
+
+SHOWN = 10
+"""Videos that `repr` of predictions lists."""
+
+
+class Prediction(NamedTuple):
+    """One class of one video."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Predictions:
+    """Probabilities of all classes for some videos; indexing and iteration give the best `top` of each video.
+
+    >>> predictions = model.predict("clip.mp4")                                                   # doctest: +SKIP
+    >>> predictions[0][0].name                                                                    # doctest: +SKIP
+    'a dog runs'
+    """
+
+    videos: tuple[str, ...]
+    """Path of each video; for arrays its number, such as "clip 0"."""
+    classes: tuple[str, ...]
+    probabilities: Float[Tensor, "b c"]
+    """Softmax over the classes, on the CPU."""
+    top: int
+    """Classes per video that are listed."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Most probable class of each video."""
+        return tuple(self.classes[index] for index in self.probabilities.argmax(dim=1).tolist())
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> list[Prediction]:
+        row = self.probabilities[range(len(self))[index]]
+        best = torch.sort(row, descending=True, stable=True).indices[: self.top].tolist()
+        return [Prediction(self.classes[k], float(row[k])) for k in best]
+
+    def __iter__(self) -> Iterator[list[Prediction]]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{video}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in self[index])
+            for index, video in enumerate(self.videos[:SHOWN])
+        ]
+        more = len(self) - len(lines)
+        return "\n".join([*lines, *([f"... and {more} more"] if more else [])])
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row per video and listed class: video, rank (from 1), class, probability."""
+        rows = [
+            (video, rank, name, probability)
+            for video, best in zip(self.videos, self, strict=True)
+            for rank, (name, probability) in enumerate(best, start=1)
+        ]
+        return require("pandas", why="to_frame").DataFrame(rows, columns=["video", "rank", "class", "probability"])
+
+
+def predict(
+    model: Any,
+    video: Any,
+    classes: Sequence[str] | None,
+    *,
+    top: int,
+    templates: Sequence[str],
+    data_config: DataConfig | None,
+) -> Predictions:
+    """Return the predictions of `VideoCLIP.predict`, whose arguments these are."""
+    if isinstance(top, bool) or top < 1:
+        raise ValueError(f"top must be an integer >= 1, got {top!r}; it is the number of classes listed per video")
+    sources = split_sources(video)
+    config = data_config or model.data_config
+    with inference(model, config.precision):
+        head = _head(model, classes, templates)
+        options = {"data_config": config} if sources else {}
+        embedding = model.encode_video(video, **options)
+    with evaluating(head), torch.no_grad():  # in float32, as evaluation computes logits
+        probabilities = head(embedding.float()).float().softmax(dim=-1).cpu()
+    names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(probabilities))]
+    return Predictions(tuple(names), head.classes, probabilities, min(top, len(head.classes)))
+
+
+def _head(model: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> Classifier:
+    """Return a classifier of the class names given, or the model's own."""
+    if classes is None:
+        if model.head is None:
+            raise ValueError(
+                "classes must be given for a model without classifier, got None; pass class names, or train a "
+                "classifier (task recognition)"
+            )
+        return model.head
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes must be a list of class names, got {classes!r}; pass two or more strings")
+    return model.text_classifier(list(classes), templates=templates)

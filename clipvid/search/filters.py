@@ -1,0 +1,255 @@
+"""The filter grammar of searches: `label = "dog" and duration > 5`, parsed once into plain data.
+
+Contract: text in, a Filter out, which a store compiles to its own language, or asks row by row with `matches`.
+ValueError, with the position, for text outside the grammar:
+
+    filter      = term { "or" term }
+    term        = factor { "and" factor }
+    factor      = "not" factor | "(" filter ")" | column operator value | column [ "not" ] "in" "(" values ")"
+    values      = value { "," value }
+    operator    = "=" | "!=" | "<" | "<=" | ">" | ">="
+    value       = "text" | 'text' | number | true | false
+
+A row that has no value in a column fails every comparison with it, != and "not in" too. Knows nothing of any store.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Value = str | float | int | bool
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+"""Operators of a comparison."""
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+      | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+      | (?P<word>[^\W\d]\w*)
+      | (?P<operator><=|>=|!=|=|<|>)
+      | (?P<mark>[(),])
+    )""",
+    re.VERBOSE,
+)
+_WORDS = ("and", "or", "not", "in", "true", "false")
+_DEPTH = 50
+"""Deepest nesting of a filter; a deeper one could exhaust Python's stack."""
+
+
+class Filter(ABC):
+    """Condition on the metadata of a row; one of Compare, OneOf, Not, Both and Either."""
+
+    @abstractmethod
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Return True if a row of metadata fulfils the condition.
+
+        Raises ValueError for a column whose value has another type than the condition's.
+        """
+
+
+@dataclass(frozen=True)
+class Compare(Filter):
+    """Comparison of a column with a value."""
+
+    column: str
+    operator: str
+    """A key of `OPERATORS`."""
+    value: Value
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        value = row.get(self.column)
+        return value is not None and OPERATORS[self.operator](_same_type(self.column, value, self.value), self.value)
+
+
+@dataclass(frozen=True)
+class OneOf(Filter):
+    """Membership of a column's value in a list, or with `negated` its absence."""
+
+    column: str
+    values: tuple[Value, ...]
+    negated: bool = False
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        value = row.get(self.column)
+        if value is None:
+            return False
+        return any(_same_type(self.column, value, each) == each for each in self.values) is not self.negated
+
+
+@dataclass(frozen=True)
+class Not(Filter):
+    """Negation of a filter."""
+
+    part: Filter
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return not self.part.matches(row)
+
+
+@dataclass(frozen=True)
+class Both(Filter):
+    """Conjunction of two filters."""
+
+    left: Filter
+    right: Filter
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.left.matches(row) and self.right.matches(row)
+
+
+@dataclass(frozen=True)
+class Either(Filter):
+    """Disjunction of two filters."""
+
+    left: Filter
+    right: Filter
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.left.matches(row) or self.right.matches(row)
+
+
+def parse(text: str) -> Filter:
+    """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar."""
+    parser = _Parser(text)
+    condition = parser.either(0)
+    if parser.token is not None:
+        parser.refuse("and, or, or the end")
+    return condition
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    position: int
+
+
+class _Parser:
+    """Recursive descent over the tokens of a filter."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = _tokens(text)
+        self.next = 0
+
+    @property
+    def token(self) -> _Token | None:
+        return self.tokens[self.next] if self.next < len(self.tokens) else None
+
+    def refuse(self, expected: str) -> None:
+        """Raise ValueError for the token that was read, with the tokens that may stand there."""
+        got = "the end" if self.token is None else f"{self.token.text!r} at character {self.token.position + 1}"
+        raise ValueError(
+            f'filter {self.text!r} has {got} where {expected} must be; an example is label = "dog" and duration > 5'
+        )
+
+    def takes(self, *texts: str) -> str | None:
+        """Return and pass the current token if it is one of these words or marks, else return None."""
+        token = self.token
+        if token is None or token.kind == "text" or token.text.lower() not in texts:
+            return None
+        self.next += 1
+        return token.text.lower()
+
+    def expect(self, text: str) -> None:
+        if self.takes(text) is None:
+            self.refuse(repr(text))
+
+    def either(self, depth: int) -> Filter:
+        condition = self.both(depth)
+        while self.takes("or"):
+            condition = Either(condition, self.both(depth))
+        return condition
+
+    def both(self, depth: int) -> Filter:
+        condition = self.factor(depth)
+        while self.takes("and"):
+            condition = Both(condition, self.factor(depth))
+        return condition
+
+    def factor(self, depth: int) -> Filter:
+        if depth > _DEPTH:
+            raise ValueError(f"a filter must be nested at most {_DEPTH} deep; write it with fewer brackets")
+        if self.takes("not"):
+            return Not(self.factor(depth + 1))
+        if self.takes("("):
+            condition = self.either(depth + 1)
+            self.expect(")")
+            return condition
+        column = self.column()
+        negated = self.takes("not") is not None
+        if self.takes("in"):
+            return OneOf(column, self.values(), negated)
+        sign = None if negated else self.takes(*OPERATORS)
+        if sign is None:
+            self.refuse("'in'" if negated else f"one of {' '.join(OPERATORS)} or in")
+        return Compare(column, str(sign), self.value())
+
+    def column(self) -> str:
+        token = self.token
+        if token is None or token.kind != "word" or token.text.lower() in _WORDS:
+            self.refuse("the name of a column")
+        assert token is not None
+        self.next += 1
+        return token.text
+
+    def values(self) -> tuple[Value, ...]:
+        self.expect("(")
+        values = [self.value()]
+        while self.takes(","):
+            values.append(self.value())
+        self.expect(")")
+        return tuple(values)
+
+    def value(self) -> Value:
+        if truth := self.takes("true", "false"):
+            return truth == "true"
+        token = self.token
+        if token is None or token.kind not in ("text", "number"):
+            self.refuse('a value ("text", a number, true or false)')
+        assert token is not None
+        self.next += 1
+        if token.kind == "text":
+            return re.sub(r"\\(.)", r"\1", token.text[1:-1])
+        return float(token.text) if set(token.text) & set(".eE") else int(token.text)
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens, position = [], 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if match is None:
+            rest = text[position:].lstrip()
+            raise ValueError(
+                f"filter {text!r} has {rest[0]!r} at character {len(text) - len(rest) + 1}, which no column, operator "
+                "or value begins with; put text in quotes"
+            )
+        kind = str(match.lastgroup)
+        tokens.append(_Token(kind, match[kind], match.start(kind)))
+        position = match.end()
+    return tokens
+
+
+def _same_type(column: str, value: Any, compared: Value) -> Any:
+    """Return `value`; raise ValueError if it cannot be compared with the value in the filter."""
+    kinds: Sequence[Any] = (bool, (int, float), str)
+    if not any(
+        isinstance(value, kind) and isinstance(compared, kind) and isinstance(value, bool) is isinstance(compared, bool)
+        for kind in kinds
+    ):
+        raise ValueError(
+            f"column {column} holds {type(value).__name__} ({value!r}), which cannot be compared with {compared!r}; "
+            f"give a {type(value).__name__}"
+        )
+    return value

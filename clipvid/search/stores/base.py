@@ -1,0 +1,153 @@
+"""Contract of a store: vectors of one width by id, with plain metadata, and the search for the nearest of them.
+
+Contract: vectors are float32 of length 1, so inner products are cosines. A store is changed by one thread at a time
+and may be searched by many meanwhile the caller holds its lock (VideoIndex does). Knows nothing of videos or models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from clipvid.errors import CheckpointError
+from clipvid.search.filters import Filter
+
+ROWS, VECTORS, FORMAT = "rows.json", "vectors.npy", 1
+"""Names of the files of a store that defines no `save` of its own, and the version of their format."""
+Metadata = Mapping[str, Any]
+"""Columns of one row, which filters compare: texts, finite numbers, truth values, or None for no value."""
+
+
+class Match(NamedTuple):
+    """One result of a search: the id of a row, and its inner product with the query."""
+
+    id: str
+    score: float
+
+
+class Store(ABC):
+    """Base of all stores; a member of `clipvid.registry.STORES` is a subclass of it.
+
+    Args:
+        width: number of components of a vector.
+        kind: variant of the store's index, one of `kinds`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("flat",)
+    """Variants of the index; the first is the default."""
+
+    def __init__(self, width: int, *, kind: str = "flat") -> None:
+        self.check(kind)
+        self.width, self.kind = width, kind
+
+    @classmethod
+    def check(cls, kind: str, rows: int | None = None) -> None:
+        """Raise ValueError for an unknown kind, or for fewer `rows` than an index of this kind can be made of."""
+        if kind not in cls.kinds:
+            raise ValueError(f"kind must be one of {', '.join(cls.kinds)}, got {kind!r}")
+
+    @staticmethod
+    def refuse_repeated(ids: Sequence[str], existing: Container[str]) -> None:
+        """Raise ValueError for an id that exists or occurs twice."""
+        if repeated := sorted(name for name, times in Counter(ids).items() if times > 1 or name in existing):
+            raise ValueError(f"id {repeated[0]!r} is in the store already, or given twice; use upsert to replace it")
+
+    @abstractmethod
+    def add(
+        self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """Append rows; raise ValueError, and change nothing, for an id that exists or occurs twice."""
+
+    def upsert(
+        self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """Append rows, in place of those that have these ids."""
+        self.remove(ids)
+        self.add(ids, vectors, metadata)
+
+    @abstractmethod
+    def remove(self, ids: Sequence[str]) -> int:
+        """Remove the rows of these ids, and return how many there were; other ids are ignored."""
+
+    @abstractmethod
+    def search(self, vectors: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Match]]:
+        """Return at most `k` best rows for each query that pass the filter, best first.
+
+        Ties are in the order in which rows were added, so that every machine agrees.
+        """
+
+    @abstractmethod
+    def get(self, ids: Sequence[str]) -> tuple[Float32[ndarray, "n e"], list[dict[str, Any]]]:
+        """Return vectors and metadata of these ids; raise KeyError for an unknown one."""
+
+    @abstractmethod
+    def ids(self, where: Filter | None = None) -> list[str]:
+        """Return the ids of all rows, or of those that pass the filter, in the order in which they were added."""
+
+    def count(self, where: Filter | None = None) -> int:
+        """Return the number of rows, or of those that pass the filter."""
+        return len(self.ids(where))
+
+    def save(self, folder: Path) -> None:
+        """Write the store to an empty folder; by default all vectors to one file, and all else to another."""
+        ids = self.ids()
+        vectors, metadata = self.get(ids)
+        rows = {"format": FORMAT, "kind": self.kind, "width": self.width, "ids": ids, "metadata": metadata}
+        (folder / ROWS).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+        np.save(folder / VECTORS, np.asarray(vectors, dtype=np.float32), allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Store:
+        """Read a store that `save` wrote; raise CheckpointError for damaged files."""
+        rows = read_rows(folder / ROWS)
+        try:
+            vectors = np.load(folder / VECTORS, allow_pickle=False)
+            store = cls(rows["width"], kind=rows["kind"])
+            if vectors.dtype != np.float32 or vectors.shape != (len(rows["ids"]), rows["width"]):
+                raise ValueError(f"its vectors are {vectors.dtype} {vectors.shape}")
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} is damaged ({error}); build the index again") from error
+        store.add(rows["ids"], vectors, rows["metadata"])
+        return store
+
+    def optimize(self) -> None:  # noqa: B027  # a store without such a step need not define it
+        """Make searches fast after many changes; the content stays."""
+
+    def close(self) -> None:  # noqa: B027  # a store in memory holds nothing open
+        """Release files and connections; the store is not used afterwards."""
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """Return ids, metadata and settings of a saved store; raise CheckpointError for a damaged file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        version, ids, metadata = rows["format"], rows["ids"], [checked_metadata(each) for each in rows["metadata"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); build the index again") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
+        )
+    if not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids) or len(metadata) != len(ids):
+        raise CheckpointError(f"{path} is damaged (its ids or metadata do not fit); build the index again")
+    return rows
+
+
+def checked_metadata(columns: Metadata) -> dict[str, Any]:
+    """Return the columns as a dict; raise ValueError for a value that is not plain, or not finite."""
+    for column, value in columns.items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(column, str) or not (value is None or isinstance(value, str | int | float)) or not finite:
+            raise ValueError(
+                f"metadata {column!r} must be a text, a finite number, a truth value or None, got {value!r}; convert it"
+            )
+    return dict(columns)

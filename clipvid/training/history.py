@@ -1,0 +1,56 @@
+"""The history of a training run as a table, a figure and a few lines.
+
+Contract: one entry per epoch in (epoch, loss, lr and, where validated, score), pictures and text out. Knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from clipvid.runtime.tables import html_table
+from clipvid.runtime.text import pluralize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clipvid.plots import Picture
+
+
+class HistoryTables:
+    """Base of a result of training: the methods that show its history."""
+
+    history: Sequence[Mapping[str, float]]
+    best_epoch: int
+    best_score: float | None
+    score_name: str
+    seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per epoch: epoch, loss, lr and score, which is not a number where nothing was validated."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(self.history), columns=list(self._columns()))
+        return frame.astype({"epoch": int})
+
+    def plot(self) -> Picture:
+        """Return a matplotlib figure of the loss and of the validation score against epochs."""
+        from clipvid import plots
+
+        history = [{**entry, "epoch": int(entry["epoch"])} for entry in self.history]
+        return plots.training_curve(history, score_name=f"validation {self.score_name}")
+
+    def _columns(self) -> dict[str, None]:
+        """Return the names of the entries, epoch, loss, lr and score first."""
+        names = [name for entry in self.history for name in entry]
+        return dict.fromkeys(["epoch", "loss", "lr", "score", *names])
+
+    def __repr__(self) -> str:
+        score = "" if self.best_score is None else f", {self.score_name} {self.best_score:.4g}"
+        epochs = pluralize(len(self.history), "epoch")
+        return f"{type(self).__name__}({epochs}, best epoch {self.best_epoch}{score}, {self.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        rows = [[f"{entry[n]:.4g}" if n in entry else "" for n in self._columns()] for entry in self.history]
+        return html_table(repr(self), list(self._columns()), rows, limit=50)

@@ -1,0 +1,327 @@
+"""The command line's parser: wrong words, option files, help pages and their cost."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from refused import refusal, usage_error
+from test_import_is_light import HEAVY, loaded_by
+
+from clipvid.cli import commands
+from clipvid.cli.main import main
+from clipvid.cli.parsing import messages, names
+
+WRONG = {
+    "trian my": "clipvid: unknown command 'trian'; did you mean train",
+    "--nosuch": "clipvid: unknown option '--nosuch'; choose one of demo, info, ",
+    "index": "clipvid: index needs a command; write clipvid index build or clipvid index add",
+    "index videos --out x": "clipvid: unknown command 'index videos'; write clipvid index build or",
+    "index biuld videos": "did you mean index build",
+    "data": "clipvid: data needs a command; write clipvid data check",
+    "cache lst taps": "did you mean cache ls",
+    "train": "clipvid train: SOURCE is missing; write clipvid train SOURCE... [options]",
+    "info": "clipvid info: MODEL is missing; write clipvid info MODEL [options]",
+    "search": "clipvid search: INDEX is missing; write clipvid search INDEX QUERY [options]",
+    "search my": "clipvid search: QUERY is missing; write clipvid search INDEX QUERY [options]",
+    "search my red extra": "clipvid search: unexpected argument 'extra'; write clipvid search INDEX QUERY [options]",
+    "data check csv": "clipvid data check: ROOT is missing; write clipvid data check NAME ROOT [options]",
+    "data check nosuch my": "NAME must be one of csv, folder, videos, msrvtt-1ka",
+    "train my --nosuch 3": "unknown option --nosuch; --help lists the options",
+    "train my --epoch 3": "unknown option --epoch; did you mean --epochs",
+    "train my --frames=3": "unknown option --frames; did you mean --data-config.frames",
+    "eval my --frames 3": "unknown option --frames; did you mean --data-config.frames",
+    "train my --data-config.frmaes 3": "unknown option --data-config.frmaes; did you mean --data-config.frames",
+    "train my --lr": "--lr needs a number, got nothing",
+    "train my --lr abc": "--lr must be a number, got 'abc'; clipvid train --help explains the options",
+    "train my --lr 1 --lr 2": "--lr is given twice; give it once",
+    "info x --depth q": "--depth must be an integer, got 'q'",
+    "train my --crop-scale 0.5": "--crop-scale needs two numbers such as 0.5 1.0, got '0.5'",
+    "train my --task nix": "--task must be one of retrieval, recognition, selfsup, got 'nix'",
+    "train my --branch stann": "got 'stann'; did you mean stan",
+    "train my --mixer conf": "--mixer must be one of attention, conv, conv_full, rsa, got 'conf'; did you mean conv",
+    "train my --similarity max": "--similarity must be one of mean, wti, mug, mug_simple, got 'max'",
+    "train my --format cvs": "--format must be one of csv, folder, videos, ",
+    "train my --model ViT-B-33": "unknown base model 'ViT-B-33'; did you mean ViT-B-32",
+    "train my --pretrained openai": "--pretrained openai names weights of a base model; give the model too",
+    "train my --data-config.sampler unifrom": "--data-config.sampler must be one of uniform, linspace, dense, got",
+    "eval my --data-config.backend av": "--data-config.backend must be one of pyav, decord, torchcodec, got 'av'",
+    "eval my --device gpu": "--device must be one of auto, cpu, cuda, mps, got 'gpu'",
+    "index build my --kind lsh": "--kind must be one of flat, ivf, hnsw, got 'lsh'",
+    "index build my --precision half": "--precision must be one of auto, bf16-mixed, 16-mixed, 32-true, got 'half'",
+    "embed my --out x.pt": "--out must end in .safetensors, got x.pt; rename it",
+    "train my --cache-kind int8": "nothing is cached without --cache; leave out --cache-kind int8",
+    "train my --resume true": "--resume takes no value, got 'true'; write --resume or --no-resume",
+    "train my --compile=true": "--compile takes no value, got 'true'; write --compile or --no-compile",
+    "eval my --zero_shot true": "--zero-shot takes no value, got 'true'; write --zero-shot or --no-zero-shot",
+    "train my --options q": """--options must be a JSON object such as '{"hidden": 8}', got 'q'""",
+    "train my --batch-size 0": "--batch-size must be an integer >= 1, got 0",
+    "train my --data-config.batch-size 0": "--data-config.batch-size must be an integer >= 1, got 0",
+    "train my --selfsup.context 4 --task selfsup": "--selfsup.context must be an odd integer, got 4",
+    "train my --clip-lr 1e-5": "--clip-lr is the learning rate of CLIP, but --train-clip 'none' trains no part of it",
+    "train my --cache-taps --mixup 0.2": "--mixup blends the pixels of two clips, and taps have none",
+    "train my --val-split x": "--val-split without --split would train on the validation videos too",
+    "eval my --prompts photo": "--prompts are for recognition by class names; give --zero-shot, or leave them out",
+    "search my red --k 0": "--k must be an integer >= 1, got 0",
+    "compare a.json": "RESULT... must be two or more files, got 1",
+    "compare a.json b.json --format xml": "--format must be one of text, markdown, latex, csv, got 'xml'",
+}
+RUN = f"""
+import contextlib, io, sys, time
+from clipvid.cli.main import main
+for words, message in {WRONG!r}.items():
+    start = time.process_time()
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        code = main(words.split())
+    error = stderr.getvalue()
+    assert (code, error.count("\\n")) == (2, 1), (words, code, error)
+    assert message in error, (words, error)
+    assert ";" in error, (words, error, "what to do next")
+    heavy = {{name.partition(".")[0] for name in sys.modules}} & {{*{HEAVY}, "torch", "numpy"}}
+    assert not heavy, (words, heavy)
+    assert time.process_time() - start < 1, words
+"""
+PAGES = [*map(str.split, commands.COMMANDS), *([group] for group in commands.GROUPS), []]
+
+
+@pytest.fixture
+def in_videos(tmp_path, monkeypatch):
+    """Change to a folder with a folder `my`, which is enough for errors that precede reading."""
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+
+
+def test_every_wrong_command_line_is_one_line_exits_with_2_and_loads_no_torch(in_videos):
+    assert not loaded_by(RUN) & {*HEAVY, "torch", "numpy"}
+
+
+def test_the_help_of_every_command_loads_neither_torch_nor_numpy_nor_rich():
+    script = f"""
+import contextlib, io
+from clipvid.cli.main import main
+for words in {PAGES!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        assert main([*words, "--help"]) == 0, words
+    assert page.getvalue().startswith("usage: clipvid"), words
+"""
+    assert not loaded_by(script) & {*HEAVY, "torch", "numpy", "rich"}
+
+
+def test_the_list_of_commands_needs_no_parser():
+    script = "import sys; sys.argv[1:] = ['--help']; from clipvid.cli.main import main; main()"
+    assert not loaded_by(script) & {"cyclopts", "yaml", "dataclasses"}
+
+
+@pytest.mark.parametrize("words", PAGES, ids=" ".join)
+def test_help_fits_the_terminal_without_colours(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main([*words, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "\x1b" not in page
+    long = [line for line in page.partition("Examples:")[0].splitlines() if len(line) > 60]
+    assert not [line for line in long if len(line.split()) > 3], long
+
+
+def test_help_explains_every_option_with_choices_and_default(capsys):
+    for name in commands.COMMANDS:
+        arguments = commands.load(name).documented_options()
+        bare = [argument.name for argument in messages.leaves(arguments) if not argument.parameter.help]
+        assert not bare, (name, bare)
+    assert main(["train", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "--resume / --no-resume Continue from the last checkpoint in out" in page
+    assert "[one of uniform, linspace, dense; default: uniform]" in page
+    assert "--epochs N Passes over the training data." in page
+    assert "the memory that of one --micro-batch-size" in page
+    assert "Examples: clipvid train my-videos --task recognition" in page
+
+
+def test_the_list_of_commands_shows_the_first_line_of_each(capsys):
+    assert main(["--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    for name in commands.COMMANDS:
+        summary = (inspect.getdoc(commands.load(name).function) or "").partition("\n")[0]
+        assert f"{name} {' '.join(summary.split())}" in page
+
+
+def test_examples_in_help_parse(in_videos):
+    for name in commands.COMMANDS:
+        lines = [line.strip() for line in (commands.load(name).function.__doc__ or "").splitlines()]
+        for line in (line for line in lines if line.startswith("clipvid ")):
+            words = shlex.split(line, comments=True)[1:]
+            words = [word for word in words if word not in ("--config", "options.yaml")]
+            assert commands.load(commands.command_name(words)).parse(words[len(name.split()) :])
+
+
+def test_no_command_shows_the_list_and_fails(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: clipvid COMMAND")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("clipvid 0.")
+
+
+def test_names_listed_without_imports_equal_those_of_the_libraries():
+    from clipvid.features.cache_key import MODES
+    from clipvid.nn.similarity import SIMILARITIES
+
+    assert set(names.SIMILARITIES) == {"mean", *SIMILARITIES}
+    assert set(names.CACHE_MODES) == set(MODES)
+
+
+def settings_of(*words: str) -> dict:
+    """Return the settings of training that a command line gives."""
+    return commands.load("train").parse(words).bound.kwargs.get("settings", {})
+
+
+def test_options_are_typed_and_only_given_ones_are_passed():
+    given = settings_of("x", "--lr", "1e-4", "--crop-scale", "0.5", "1", "--data-config.frames", "8", "--no-compile")
+    assert given == {"lr": 1e-4, "crop_scale": (0.5, 1.0), "data_config": {"frames": 8}, "compile": False}
+    assert settings_of("x") == {}
+    for words in (["--templates", "a {}", "b {}"], ["--templates", "a {}", "--templates", "b {}"]):
+        assert settings_of("x", *words) == {"templates": ("a {}", "b {}")}
+    assert settings_of("--batch_size", "8", "x") == {"batch_size": 8}  # spelled as in Python
+
+
+def test_a_file_of_options_equals_the_same_command_line(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text(
+        "lr: 1e-4\nbatch-size: 8\nflip: .5\ncompile: false\ncrop_scale: [0.5, 1]\ntemplates: ['{}']\n"
+        "data_config:\n  frames: 4\nselfsup.flip: 0\ntrain_clip: last:2\noptions: {drop_path: 0.2, fusion: gated}\n"
+    )
+    words = "x --lr 1e-4 --batch-size 8 --flip .5 --no-compile --crop-scale 0.5 1 --templates {} --selfsup.flip 0"
+    words += " --data-config.frames 4 --train-clip last:2"
+    from_file = commands.load("train").parse(["x", "--config", str(path)]).bound.kwargs
+    assert from_file["settings"] == settings_of(*words.split())
+    assert from_file["branch"].options == {"drop_path": 0.2, "fusion": "gated"}
+
+
+def test_later_files_and_the_command_line_win(tmp_path):
+    for name, text in {"a": "lr: 1\nepochs: 3\nflip: 0.1\n", "b": "epochs: 4\nflip: 0.2\n"}.items():
+        (tmp_path / name).write_text(text)
+    words = ["x", "--config", str(tmp_path / "a"), "--config", str(tmp_path / "b"), "--flip", "0.3"]
+    assert settings_of(*words) == {"lr": 1.0, "epochs": 4, "flip": 0.3}
+
+
+@pytest.mark.parametrize("command", ["train my", "eval my", "data check csv my"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1, 2\nb: }\n", "options.yaml, line 2, is not valid YAML"),
+        (b"\xf4\xff\x00", "options.yaml is not valid YAML"),
+        (b"only words", "options.yaml holds no options; write one per line, such as device: cpu"),
+        (b"", "options.yaml holds no options; write one per line, such as device: cpu"),
+        (b"\nnosuch: 3\n", "options.yaml, line 2: unknown option nosuch; --help lists the options"),
+        (b"split: a\nsplit: b\n", "options.yaml sets split twice (lines 1 and 2); remove one"),
+        (b"split: &name a\n", "options.yaml, line 1, has an anchor or alias (& or *); write the value out"),
+        (b"split: *name\n", "options.yaml, line 1, "),
+        (b"split: !!str a\n", "options.yaml, line 1, has a tag"),
+        (b"split: [[a]]\n", "options.yaml, line 1: split must be a value or a list of values"),
+        (b"split: [a, b]\n", "--split must be a text, got a list (set in options.yaml, line 1)"),
+        (b"split: null\n", "--split must have a value, got null; leave it out for its default (set in options.yaml"),
+        (b"split: a\n---\nsplit: b\n", "options.yaml, line 2, is not valid YAML"),
+        (b"config: other.yaml\n", "unknown option config"),
+        (None, "options.yaml does not exist; correct the path"),
+    ],
+)
+def test_an_invalid_options_file_is_named_with_the_line(in_videos, capsys, command, content, message):
+    if content is not None:
+        Path("options.yaml").write_bytes(content)
+    assert message in usage_error(capsys, *command.split(), "--config", "options.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr: abc", "--lr must be a number, got 'abc' (set in options.yaml, line 1)"),
+        (
+            "flip: 0\ntask: nix",
+            "--task must be one of retrieval, recognition, selfsup, got 'nix' (set in options.yaml, ",
+        ),
+        ("data_config:\n  frames: x", "--data-config.frames must be an integer, got 'x' (set in options.yaml, line 2)"),
+        ("data_config:\n  frmaes: 3", "line 2: unknown option data-config.frmaes; did you mean --data-config.frames"),
+        ("batch_size: 2\nbatch-size: 3", "sets batch-size twice (lines 1 and 2)"),
+        ("resume: 3", "--resume must be true or false in an option file (set in options.yaml, line 1)"),
+        ("mixup: 0\nlr: -2", "--lr must be above 0 and finite, got -2.0 (set in options.yaml, line 2)"),
+        ("data_config: {frames: 0}", "--data-config.frames must be an integer >= 1, got 0 (set in options.yaml, line"),
+        ("branch: stann", "got 'stann'; did you mean stan (set in options.yaml, line 1)"),
+    ],
+)
+def test_a_wrong_value_in_an_options_file_is_reported_with_the_line(in_videos, capsys, content, message):
+    Path("options.yaml").write_text(content)
+    assert message in usage_error(capsys, "train", "my", "--config", "options.yaml")
+
+
+def test_a_wrong_value_on_the_command_line_does_not_name_a_file(in_videos, capsys):
+    Path("options.yaml").write_text("lr: 1\n")
+    error = usage_error(capsys, "train", "my", "--config", "options.yaml", "--lr", "-3")
+    assert error.startswith("clipvid train: --lr must be above 0 and finite, got -3.0; ")
+
+
+def test_several_sources_and_patterns_are_expanded_in_order(tmp_path, monkeypatch, capsys):
+    from clipvid.cli.arguments import sources_of
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.csv", "a.csv", "c[1].csv"):
+        Path(name).touch()
+    assert sources_of(["[ab].csv"]) == ["a.csv", "b.csv"]
+    assert sources_of(["b.csv", "a*"]) == ["b.csv", "a.csv"]
+    assert sources_of(["a.csv"]) == "a.csv"
+    assert sources_of(["c[1].csv"]) == "c[1].csv"  # an existing file is no pattern
+    assert "x*.mp4 matches no file; give videos" in refusal(capsys, "index", "build", "x*.mp4", codes=(1,))
+
+
+def test_a_traceback_is_shown_on_request_only(monkeypatch, capsys):
+    def broken(*_: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("clipvid.features.maintenance.parts_of", broken)
+    error = refusal(capsys, "cache", "ls", "taps", codes=(1,))
+    assert error == (
+        "clipvid cache ls: unexpected KeyError: 'a fault'; CLIPVID_DEBUG=1 shows where, please report it\n"
+    )
+    with pytest.raises(KeyError):
+        main(["cache", "ls", "taps", "--debug"])
+    monkeypatch.setenv("CLIPVID_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["cache", "ls", "taps"])
+
+
+def test_the_message_of_an_error_of_the_work_names_options_as_typed(monkeypatch, capsys):
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("tower must match exactly one tower, train_clip is no option here")
+
+    monkeypatch.setattr("clipvid.features.maintenance.prune", refuse)
+    error = refusal(capsys, "cache", "prune", "taps", "--tower", "x", codes=(2,))
+    assert "--tower must match exactly one tower, train_clip is no option here" in error
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="needs signals")
+def test_a_closed_pipe_ends_quietly_and_sigterm_gives_143(tmp_path):
+    program = [sys.executable, "-m", "clipvid"]
+    piped = subprocess.Popen([*program, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert piped.stdout is not None
+    piped.stdout.close()
+    piped.stdout = None
+    assert (piped.communicate(timeout=60)[1], piped.returncode) == (b"", 141)
+    script = (
+        "import os, signal, sys\nfrom types import SimpleNamespace\nfrom clipvid.cli import commands, main\n"
+        "call = SimpleNamespace(run=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "commands.load = lambda _: SimpleNamespace(parse=lambda _: call)\n"
+        "sys.argv[1:] = ['cache', 'ls', 'x']\nsys.exit(main.main())"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert (ended.returncode, ended.stderr) == (143, "\nclipvid cache ls: terminated\n")
+
+
+def test_completion_is_generated_for_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--install-completion", "--shell", "bash"]) == 0
+    script = next(path for path in tmp_path.rglob("*clipvid*") if path.is_file())
+    assert "--batch-size" in script.read_text()

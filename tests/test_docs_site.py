@@ -1,0 +1,84 @@
+"""The documentation site builds without a warning, and its reference has every public name."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import importlib.util
+import re
+import runpy
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import clipvid
+from clipvid import plots
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "reference").glob("*.rst")))
+
+
+def public_names() -> list[str]:
+    """Return the full names of the root, of clipvid.plots, and of clipvid.registry where it exists."""
+    modules = [clipvid, plots]
+    if importlib.util.find_spec("clipvid.registry"):
+        modules.append(importlib.import_module("clipvid.registry"))
+    return [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
+
+
+def inventory(path: Path) -> set[str]:
+    """Return the names of the Python objects in Sphinx's objects.inv: four lines of text, then compressed lines."""
+    compressed = path.read_bytes().split(b"\n", 4)[4]
+    lines = zlib.decompress(compressed).decode("utf-8").splitlines()
+    return {line.split()[0] for line in lines if " py:" in line}
+
+
+@pytest.mark.parametrize("name", clipvid.__all__)
+def test_a_page_of_the_reference_has_the_name(name):
+    entry = rf"^\.\. auto(function|class):: {name}$"
+    assert re.search(entry, REFERENCE, re.MULTILINE), f"add clipvid.{name} to a page of docs/reference"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    entries = set(re.findall(r"^   (?:\w[\w ]* <)?([\w/-]+)>?$", (DOCS / "index.rst").read_text(), re.MULTILINE))
+    stubs = {f"project/{path.stem}" for path in (DOCS / "project").glob("*.md")}
+    assert entries >= {path.stem for path in DOCS.glob("*.md")} | stubs, "list the page in docs/index.rst"
+
+
+@pytest.mark.parametrize(
+    ("link", "docname", "folder", "expected"),
+    [
+        ("docs/stan.md#ours", "project/overview", ROOT, "../stan.md#ours"),
+        ("assets/structures.png", "project/overview", ROOT, "../../assets/structures.png"),
+        ("../CONTRIBUTING.md", "architecture", DOCS, "project/contributing.md"),
+        ("../CONTRIBUTING.md#commits", "architecture", DOCS, "project/contributing.md#commits"),
+        ("stan.md", "architecture", DOCS, "stan.md"),
+        ("https://github.com", "architecture", DOCS, "https://github.com"),
+        ("#rooms", "architecture", DOCS, "#rooms"),
+    ],
+)
+def test_links_lead_to_the_same_file_on_the_site(link, docname, folder, expected, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # conf.py adds the checkout
+    relinked = runpy.run_path(str(DOCS / "conf.py"))["relinked"]
+    assert relinked(f"[text]({link})", docname=docname, folder=folder) == f"[text]({expected})"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_has_every_public_name(tmp_path):
+    for module in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(module, reason=f"the documentation needs {module}: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", "html"]
+    command += ["-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "site")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr
+    names = inventory(tmp_path / "site" / "objects.inv")
+    assert not set(public_names()) - names
+    assert {"clipvid.VideoCLIP.encode_video", "clipvid.TrainConfig.micro_batch_size"} <= names
+    page = (tmp_path / "site" / "reference" / "models.html").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert "Float[Tensor, 'b t e']" in shown, "annotations of shapes are readable"
+    assert "clips per pass of the branch" in (tmp_path / "site" / "reference" / "training.html").read_text("utf-8")

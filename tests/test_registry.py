@@ -1,0 +1,132 @@
+"""Registries: names, lazy members, refusals, and plugins of other packages."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from clipvid import registry
+from clipvid.registry import MIXERS, Registry
+
+HOME = "json"  # any module that registers nothing
+
+
+class Thing:
+    """A thing of the tests.
+
+    More of it.
+    """
+
+
+def registry_with(**members):
+    things = Registry("thing", home=HOME)
+    for name, member in members.items():
+        things.register(name, member)
+    return things
+
+
+def test_members_are_registered_by_call_and_by_decorator():
+    things = registry_with(first=Thing)
+
+    @things.register("second", summary="the other one")
+    class Other:
+        pass
+
+    assert list(things) == ["first", "second"]
+    assert things["second"] is Other
+    assert [things.summary(name) for name in things] == ["A thing of the tests.", "the other one"]
+    assert things.names("*e*d") == ["second"]
+    assert repr(things) == "<registry of thing: first, second>"
+
+
+def test_a_member_given_by_name_is_imported_at_the_first_lookup(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    things = registry_with(zen="this:d", zen_module="this")
+    assert list(things) == ["zen", "zen_module"]
+    assert "zen" in things
+    assert "this" not in sys.modules
+    assert things["zen"]["a"] == "n"
+    assert things.lookup("zen_module") is sys.modules["this"]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    things = registry_with(stan=Thing, mean=Thing)
+    with pytest.raises(ValueError, match=r"unknown thing 'stann' \(did you mean stan\?\); choose one of stan, mean"):
+        things.lookup("stann")
+    with pytest.raises(ValueError, match="unknown thing 'zz'; choose one of stan, mean"):
+        things.lookup("zz")
+    with pytest.raises(KeyError):
+        things["zz"]
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a,b", "tab\t"])
+def test_a_name_that_no_command_line_could_spell_is_refused(name):
+    with pytest.raises(ValueError, match="must have no spaces and commas"):
+        registry_with().register(name, Thing)
+
+
+def test_a_name_is_replaced_by_its_own_module_alone():
+    things = registry_with(first=Thing)
+
+    class Thing2:
+        pass
+
+    things.register("first", Thing2)  # as a notebook's cell that runs again
+    assert things["first"] is Thing2
+    Thing2.__module__ = "another.module"
+    with pytest.raises(ValueError, match=r"thing 'first' is registered by .*test_registry already, and now by another"):
+        registry_with(first=Thing).register("first", Thing2)
+
+
+def test_every_member_of_the_package_can_be_imported_and_describes_itself():
+    for members in registry.registries():
+        assert len(members) > 0
+        for name in members:
+            assert members[name] is members.lookup(name)
+            assert len(members.summary(name)) > 10, (members.kind, name)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch, restored_registries):
+    """Function that installs a package with one plugin module of the given source on the path of this process."""
+
+    def install(source: str, name: str = "clipvid-test-plugin") -> None:
+        module = name.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[clipvid.plugins]\nmine = {module}\n")
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_loaded", set())
+    return install
+
+
+def test_a_plugin_is_imported_at_the_first_unknown_name_alone(plugin):
+    plugin("from clipvid.registry import register_mixer\nregister_mixer('swap', print)\n")
+    assert MIXERS.lookup("conv")
+    assert "clipvid_test_plugin" not in sys.modules
+    assert MIXERS.lookup("swap") is print
+    assert sys.modules.pop("clipvid_test_plugin")
+    assert MIXERS.lookup("swap") is print
+    with pytest.raises(ValueError, match=r"unknown mixer 'swop' .*swap"):
+        MIXERS.lookup("swop")
+    assert "clipvid_test_plugin" not in sys.modules  # it is not imported a second time
+
+
+def test_a_list_has_the_members_of_plugins(plugin):
+    plugin("from clipvid.registry import register_mixer\nregister_mixer('swap', print)\n")
+    assert registry.list_mixers("s*") == ["swap"]
+    sys.modules.pop("clipvid_test_plugin")
+
+
+def test_a_broken_plugin_is_named(plugin):
+    plugin("raise RuntimeError('no licence')\n")
+    message = r"plugin 'mine' of clipvid-test-plugin cannot be imported \(RuntimeError: no licence\); mend or uninstall"
+    for _ in range(2):  # it is not remembered as loaded
+        with pytest.raises(ImportError, match=message):
+            MIXERS.lookup("swap")
