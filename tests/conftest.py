@@ -76,6 +76,14 @@ def _entry_points_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unsynced_files() -> Iterator[None]:
+    """Leave it to the system when files reach the disk: no test cuts the power, and each wait takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _restored_rng() -> Iterator[None]:
     """Restore the random generators after a test, so that any order and any selection gives the same result."""

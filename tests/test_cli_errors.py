@@ -165,7 +165,10 @@ def test_writable_outputs_pass(tmp_path):
     [
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b cannot be read or changed: permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, or choose another place"),
-        (OSError(errno.EIO, "Input/output error", "a/.b.pt.12.part"), "a/b.pt cannot be read or changed: input"),
+        (
+            OSError(errno.EIO, "Input/output error", "a/.b.pt.x1y2z3w4.part/new/b.pt"),
+            "a/b.pt cannot be read or changed: input",
+        ),
         (FileNotFoundError("x is not there; give y"), "x is not there; give y"),
     ],
 )

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
-from clipvid.runtime.files import lock_folder
+from clipvid.runtime.folder_lock import lock_folder
 
 pytest.importorskip("fcntl")
 KILLED = """
 import os, signal, sys
-from clipvid.runtime.files import lock_folder
+from clipvid.runtime.folder_lock import lock_folder
 
 with lock_folder(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,7 @@ from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.factory import attach, create_model, load
-from clipvid.runtime.files import lock_folder
+from clipvid.runtime.folder_lock import lock_folder
 from clipvid.training.batches import batch_order, open_batches
 from clipvid.training.loop import train
 from clipvid.training.optim import schedule

@@ -31,7 +31,8 @@ from clipvid.cli.parsing.options import (
 )
 from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
-from clipvid.runtime.files import lock_folder, require_writable
+from clipvid.runtime.files import require_writable
+from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
 from clipvid.search.stores import FAISS_KINDS
 

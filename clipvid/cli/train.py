@@ -34,7 +34,8 @@ from clipvid.cli.parsing.options import (
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig, check_train_clip
 from clipvid.errors import UsageError
-from clipvid.runtime.files import lock_folder, require_writable
+from clipvid.runtime.files import require_writable
+from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
 
 FEW = 10

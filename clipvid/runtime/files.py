@@ -1,8 +1,9 @@
-"""Atomic files and folders: each is written under a temporary name, then renamed.
+"""Atomic files and folders: each is written in a staging folder beside its place, then moved there whole.
 
-Also folder locks, and early checks that a path can be written.
-
-Contract: paths in; files and folders out, or the operating system's error in plain words. Imports nothing of clipvid.
+Contract: paths in; files and folders out, or the operating system's error in plain words. A reader finds the earlier
+version or the new one, never a part of either, and after a power failure too. A killed writer leaves a staging folder
+(`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives: `remove_leftovers` deletes the others. Imports
+nothing of clipvid but its locks.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl
-    fcntl = None
+from clipvid.runtime.exchange import exchange
+from clipvid.runtime.folder_lock import is_locked, locked_file
+
+NEW, OLD, LOCK = "new", "old", "lock"
+"""Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""
+STAGING = ".*.part"
+"""Pattern of the names of staging folders."""
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -32,62 +37,13 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ValueError(f"{path} is a folder, a file should go there; name a file in it")
     if os.path.isfile(path) and folder:
         raise ValueError(f"{path} is a file, a folder should go there; choose another name")
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is a device, a pipe or a socket and would be replaced; choose another name")
     nearest = next((parent for parent in Path(path).absolute().parents if os.path.lexists(parent)), path)
     if not os.path.isdir(nearest):
         raise ValueError(f"{path} cannot be written: {nearest} is not a folder; choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: {nearest} is not writable; choose another place")
-
-
-@contextmanager
-def lock_folder(folder: str | Path, *, outside: bool = False) -> Iterator[None]:
-    """Lock `folder` during a `with` block; raise FileExistsError if it is locked already, by this process or another.
-
-    The lock is a file .lock in the folder. Use `outside` for a folder that is replaced as a whole: the lock file is
-    then beside the folder, and named after it. The system releases the lock when the process that holds it ends, even
-    if it is killed, so a lock file that is left over locks nothing. On Windows, and on file systems without locks,
-    nothing is locked.
-    """
-    path = Path(folder).absolute()
-    lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
-    created = not lock.parent.exists()
-    file = _open_locked(lock)
-    if file is None:
-        raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
-    try:
-        yield
-    finally:
-        if fcntl is None:  # Windows cannot remove an open file
-            os.close(file)
-        with suppress(OSError):
-            lock.unlink()  # still locked: a process that opened the file earlier then finds it gone, and retries
-        if fcntl is not None:
-            os.close(file)
-        with suppress(OSError):  # the folder may have been filled
-            if created:
-                lock.parent.rmdir()
-
-
-def _open_locked(path: Path) -> int | None:
-    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the process that created the folder has just removed it
-            continue
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        except OSError:  # some network file systems have no locks
-            return file
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), os.stat(path)):
-                return file
-        os.close(file)  # The previous holder removed this file after it was opened here: try again.
 
 
 def describe_os_error(error: OSError) -> str:
@@ -97,29 +53,159 @@ def describe_os_error(error: OSError) -> str:
     reason = (error.strerror or "unknown error").lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; make room, or choose another place"
-    # The message names the final path instead of the temporary one (.NAME.PID.part).
-    path = re.sub(r"\.([^/\\]+)\.\d+\.(?:part|old)", r"\1", str(error.filename or ""))
+    path = _final(str(error.filename or ""))
     return f"{path} cannot be read or changed: {reason}" if path else reason
+
+
+def _final(path: str) -> str:
+    """Return a path with that of the staging folder taken out, so that messages name the place that a user chose."""
+    return re.sub(r"\.[^/\\]+\.part[/\\](?:new|old)[/\\]", "", path)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; rename it to `path` on success, delete it on any failure.
+    """Yield a temporary path to write a file to; move it to `path` on success, delete it on any failure.
 
-    An OSError without a file name, such as that of a full disk, gets the name of `path`.
+    The content reaches the disk before the move. An OSError without a file name, such as that of a full disk, gets the
+    name of `path`. Raises FileExistsError, before anything is written, if `path` is neither a file nor free.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a file, and would be replaced by one; choose another name")
+    with _named_after(path), _staging(path) as staging:
+        yield staging / NEW / path.name
+        _sync(staging / NEW / path.name)
+        os.replace(staging / NEW / path.name, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; put it in the place of `path` on success, delete it on any failure.
+
+    An existing folder is replaced in one step where the system can exchange two names, as Linux and macOS can.
+    Elsewhere there is a moment without a folder; if the process is killed in it, `recover` brings the earlier one back.
+    Raises FileExistsError if `path` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
+    recover(path)
+    with _named_after(path), _staging(path) as staging:
+        new = staging / NEW / path.name
+        new.mkdir()
+        yield new
+        for parent, _, names in os.walk(new):
+            for name in names:
+                _sync(Path(parent, name))
+            _sync(Path(parent))
+        _move_folder(new, path, aside=staging / OLD / path.name)
+        _sync(path.parent)
+
+
+def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
+    """Put the folder `new` in the place of `path`, whose folder goes to the staging folder."""
+    if not path.exists():
+        os.rename(new, path)
+    elif not exchange(new, path):
+        aside.parent.mkdir()
+        os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Yield a staging folder for `path`, locked until it is deleted at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent))
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with locked_file(staging / LOCK):
+            (staging / NEW).mkdir()
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _named_after(path: Path) -> Iterator[None]:
+    """Give an OSError without a file name, such as a write to a full disk, that of `path`."""
+    try:
+        yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # such as a write to a full disk
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def recover(path: Path) -> None:
+    """Bring back a folder whose replacement was killed between two renames; do nothing if `path` exists."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    for staging in sorted(path.parent.glob(STAGING)):
+        aside = staging / OLD / path.name
+        if aside.is_dir() and not is_locked(staging / LOCK):
+            with suppress(OSError):  # another process may be bringing it back as well
+                os.rename(aside, path)
+                shutil.rmtree(staging, ignore_errors=True)
+            return
+    # Versions before the staging folders renamed the earlier folder to .NAME.PID.old.
+    for aside in path.parent.glob(f".{_escaped(path.name)}.*.old"):
+        if aside.is_dir() and re.fullmatch(r"\d+", aside.name.split(".")[-2]):
+            with suppress(OSError):
+                os.rename(aside, path)
+            return
+
+
+def is_being_replaced(path: Path) -> bool:
+    """Return True in the moment in which a living writer has moved a folder aside and not yet put the new one there."""
+    return not path.exists() and any(
+        (staging / OLD / path.name).is_dir() and is_locked(staging / LOCK) for staging in path.parent.glob(STAGING)
+    )
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what killed writers left in a folder, and return the paths; those of living writers stay.
+
+    A folder that was moved aside by a killed replacement is brought back first.
+    """
+    removed = []
+    for leftover in sorted(folder.glob(STAGING)):
+        if leftover.is_dir() and is_locked(leftover / LOCK):
+            continue
+        for aside in leftover.glob(f"{OLD}/*"):
+            recover(folder / aside.name)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:  # versions before the staging folders wrote single files under such names
+            leftover.unlink(missing_ok=True)
+        removed.append(leftover)
+    return removed
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, as far as it can."""
+    flags = os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR
+    try:
+        descriptor = os.open(path, flags)
+    except OSError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # file systems without it, such as some pipes
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None) -> None:
@@ -131,43 +217,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the OSError
         path.unlink(missing_ok=True)  # before 0.8 it leaves the incomplete file
-        raise OSError(f"{path.parent} cannot be written ({error}); make room, or choose another folder") from error
+        parent = Path(_final(str(path))).parent
+        raise OSError(f"{parent} cannot be written ({error}); make room, or choose another folder") from error
     # safetensors gives access to the owner alone, but caches and models are shared.
     path.chmod(_mode_of_a_new_file(path))
 
 
 def _mode_of_a_new_file(path: Path) -> int:
     """Return the permissions of a new file beside `path`, found without setting the umask."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    probe = path.with_name("mode")
     file = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         return stat.S_IMODE(os.fstat(file).st_mode)
     finally:
         os.close(file)
         probe.unlink()
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path` to fill; rename it to `path` on success, delete it on any failure.
-
-    Raises FileExistsError if `path` is a file.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        shutil.rmtree(old, ignore_errors=True)

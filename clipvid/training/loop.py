@@ -27,7 +27,7 @@ from clipvid.models.backbone import trainable
 from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.files import lock_folder
+from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.optional import require
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize

@@ -1,0 +1,102 @@
+"""Locks of files and folders between processes, and between threads of one process.
+
+Contract: a path in; the lock is held during a `with` block. The system releases it when its process ends, even if it is
+killed, so a lock file that is left over locks nothing. Where a file system has no locks, nothing is locked. The only
+file that imports filelock. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import lock_descriptor
+
+YOUNG = 60.0
+"""Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
+
+
+@contextmanager
+def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0) -> Iterator[None]:
+    """Lock `folder` during a `with` block; raise FileExistsError if it is locked already, by this process or another.
+
+    The lock is a file .lock in the folder. Use `outside` for a folder that is replaced as a whole: the lock file is
+    then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder.
+    """
+    path = Path(folder).absolute()
+    lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
+    created = not lock.parent.exists()
+    deadline = time.monotonic() + wait
+    while (file := _open_locked(lock)) is None:
+        if time.monotonic() >= deadline:
+            raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        _release(lock, file)
+        with suppress(OSError):  # the folder may have been filled
+            if created:
+                lock.parent.rmdir()
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the lock of a new file during a `with` block; the caller deletes the file."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(file)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_locked(path: Path) -> bool:
+    """Return True if a living writer holds the lock of `path`, or has just made its folder."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except OSError:
+        with suppress(OSError):
+            return time.time() - path.parent.stat().st_mtime < YOUNG
+        return False
+    try:
+        return not _lock(file)
+    finally:
+        os.close(file)
+
+
+def _release(lock: Path, file: int) -> None:
+    if os.name == "nt":  # Windows cannot remove an open file
+        os.close(file)
+    with suppress(OSError):
+        lock.unlink()  # still locked: a process that opened the file earlier then finds it gone, and retries
+    if os.name != "nt":
+        os.close(file)
+
+
+def _open_locked(path: Path) -> int | None:
+    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the process that created the folder has just removed it
+            continue
+        if not _lock(file):
+            os.close(file)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)  # The previous holder removed this file after it was opened here: try again.
+
+
+def _lock(file: int) -> bool:
+    """Return False if another descriptor holds the lock of this file; take it if it is free."""
+    try:
+        return lock_descriptor(file, blocking=False)
+    except OSError:  # some network file systems have no locks
+        return True
