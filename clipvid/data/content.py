@@ -1,0 +1,112 @@
+"""Identity of clips: the hash of all bytes of a file, or of the pictures of a folder.
+
+Contract: a path in, its hash out; equal for copies, different for other bytes (XXH3-128: accidents, not forgery). A
+file is hashed once: its `Stamp` (device, inode, size and times) tells whether it is still the one that was hashed,
+unless it changed within the last seconds, in which a change may leave the stamp as it is. `HashLog` stores hashes
+beside derived data for later runs. Knows nothing of what is derived.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from clipvid.data.files import files_of
+from clipvid.runtime.manifest import hash_bytes, hash_file
+
+SETTLED = 3.0
+"""Seconds since the last change after which a stamp is trusted: coarse file systems keep times to 2 s."""
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, mtime_ns and ctime_ns of a file."""
+_hashes: dict[Stamp, str] = {}
+_lock = threading.Lock()
+
+
+def content_hash(clip: Path) -> str:
+    """Return the hash of a clip: of its bytes for a file, of the hashes of its pictures in order for a folder.
+
+    Raises OSError for a file that cannot be read.
+    """
+    if not clip.is_dir():
+        return _hash_of(clip)
+    return hash_bytes("/".join(["pictures", *map(_hash_of, files_of(clip))]).encode())
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return the stamp of a file; raise OSError if there is none."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """Return True if the file last changed long enough ago, so that another change would give another stamp.
+
+    A time in the future is not trusted: the clock of a file server may differ.
+    """
+    return time.time() - max(stamp[3:]) / 1e9 > SETTLED
+
+
+def remember(stamp: Stamp, content: str) -> None:
+    """Store a hash for files with this stamp in the memory of this process."""
+    with _lock:
+        _hashes[stamp] = content
+
+
+def _hash_of(path: Path) -> str:
+    stamp = stamp_of(path)
+    if is_settled(stamp) and (content := _hashes.get(stamp)):
+        return content
+    content = hash_file(path)
+    if stamp_of(path) != stamp:  # The file is being written: the hash is of its present bytes, and is not stored.
+        return hash_file(path)
+    if is_settled(stamp):
+        remember(stamp, content)
+    return content
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of a log."""
+
+    stamp: Stamp
+    content: str
+    check: str
+
+
+class HashLog:
+    """A file of hashes by stamp, a JSON line each, beside derived data; damaged lines are hashed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._logged: set[Stamp] = set()
+        decoder = msgspec.json.Decoder(_Entry)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for line in path.read_bytes().splitlines():
+                with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                    entry = decoder.decode(line)
+                    if entry.check == _check(entry.stamp, entry.content):
+                        remember(entry.stamp, entry.content)
+                        self._logged.add(entry.stamp)
+
+    def add(self, files: list[Path]) -> None:
+        """Append the hashes of these files that are remembered and not logged yet."""
+        new = {}
+        for path in files:
+            with suppress(OSError):
+                stamp = stamp_of(path)
+                if stamp not in self._logged and (content := _hashes.get(stamp)):
+                    new[stamp] = content
+        if not new:
+            return
+        lines = [msgspec.json.encode(_Entry(stamp, content, _check(stamp, content))) for stamp, content in new.items()]
+        with open(self.path, "ab") as file:  # one write: lines of several processes do not mix
+            file.write(b"".join(line + b"\n" for line in lines))
+        self._logged |= set(new)
+
+
+def _check(stamp: Stamp, content: str) -> str:
+    return hash_bytes(f"{stamp} {content}".encode())[:8]
