@@ -49,8 +49,8 @@ def test_folders_of_pictures_differ_by_any_picture_and_by_their_order(tmp_path):
     hashes = []
     for number, order in enumerate([(0, 1, 2), (0, 2, 1), (3, 1, 2), (0, 1), (0, 1, 2)]):
         (tmp_path / str(number)).mkdir()
-        for place, picture in enumerate(order):
-            (tmp_path / str(number) / f"{place}.bmp").write_bytes(pictures[picture])
+        for index, picture in enumerate(order):
+            (tmp_path / str(number) / f"{index}.bmp").write_bytes(pictures[picture])
         hashes.append(content_hash(tmp_path / str(number)))
     assert hashes[0] == hashes[4]
     assert len(set(hashes)) == 4
