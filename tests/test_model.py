@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,7 +156,8 @@ def test_a_saved_model_loads_bit_equal_and_its_file_leaves_out_clip(tiny_clip, t
         p.data.add_(0.1 * torch.randn_like(p))
     model.training_record = {"task": "recognition"}
     model.save(tmp_path / "saved")
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["branch.safetensors", "config.json"]
+    names = sorted(p.name for p in (tmp_path / "saved").iterdir())
+    assert names == ["branch.safetensors", "config.json", "manifest.json"]
     loaded = load(tmp_path / "saved", base=copy.deepcopy(tiny_clip))
     video = torch.randn(2, 3, 3, 32, 32)
     with torch.no_grad():
@@ -194,10 +196,42 @@ def test_damaged_saves_are_refused(tiny_clip, tmp_path):
     folder = attach(tiny_clip, depth=2).save(tmp_path / "m")
     weights = (folder / "branch.safetensors").read_bytes()
     (folder / "branch.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(CheckpointError, match="does not hold a complete"):
+    with pytest.raises(CheckpointError, match=r"branch\.safetensors is damaged: its bytes have changed since"):
         load(folder, base=tiny_clip)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not the config"):
+    (folder / "branch.safetensors").write_bytes(weights)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="is damaged: manifest.json is missing; take a copy of the folder"):
+        load(folder, base=tiny_clip)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "has format 9, this version of clipvid reads 2 and 3"),
+        ({"base": {"name": 5, "pretrained": None, "fingerprint": ""}}, "Expected str | null, got int at base.name"),
+        ({"clip": {}}, "missing required field text_lora at clip"),
+        (
+            {"branch": {"kind": "stan", "depth": "2"}},
+            "does not hold a complete clipvid model: depth: Expected int, got str, got '2'",
+        ),
+        ({"branch": {"kind": "stan", "time_size": 10**7}}, "time_size must be an integer <= 65536, got 10000000"),
+        ({"similarity": "wit"}, "unknown similarity 'wit'"),
+        (
+            {"head": {"kind": "lineal", "classes": ["a", "b"]}},
+            "does not hold a complete clipvid model: unknown head 'lineal'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_config_of_version_2_is_read_and_checked_field_by_field(tiny_clip, tmp_path, change, message):
+    folder = attach(tiny_clip, depth=2).save(tmp_path / "m")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["format"] = config.pop("format_version") - 1
+    (folder / "config.json").write_text(json.dumps(config))
+    load(folder, base=tiny_clip)
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         load(folder, base=tiny_clip)
 
 

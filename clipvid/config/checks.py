@@ -16,12 +16,18 @@ def choices(settings: Any, allowed: Mapping[str, Sequence[str]]) -> None:
             raise ValueError(f"unknown {field} {value!r}; choose one of {', '.join(names)}")
 
 
-def least(settings: Any, **bounds: int) -> None:
-    """Raise ValueError for a field that is not an integer or is below its bound."""
+MOST = 1_000_000
+"""Upper bound of integers that set a size; far above any use, it refuses a mistyped or damaged number at once."""
+
+
+def least(settings: Any, *, most: int = MOST, **bounds: int) -> None:
+    """Raise ValueError for a field that is not an integer, is below its bound or above `most`."""
     for field, bound in bounds.items():
         value = getattr(settings, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
             raise ValueError(f"{field} must be an integer >= {bound}, got {value!r}")
+        if value > most:
+            raise ValueError(f"{field} must be an integer <= {most}, got {value!r}")
 
 
 def probability(settings: Any, *fields: str, certain: bool = True) -> None:

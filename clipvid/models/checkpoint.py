@@ -1,8 +1,8 @@
-"""The two files of a saved model: config.json and branch.safetensors.
+"""The files of a saved model: config.json, branch.safetensors, and the manifest with the hashes of both.
 
 Contract: plain data and tensors in and out, in a folder that holds nothing else; reading also accepts the name of a hub
-repository. Writing is atomic; reading anything but a saved model raises CheckpointError with the reason. Knows nothing
-of the meaning of config and tensors.
+repository. Writing replaces the folder whole. Reading anything but an unchanged saved model raises CheckpointError with
+the reason. Knows nothing of the meaning of config and tensors.
 """
 
 from __future__ import annotations
@@ -13,30 +13,80 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import atomic_folder, write_tensors
+from clipvid.runtime.files import atomic_folder, recover, write_tensors
+from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed, seal
+from clipvid.runtime.schema import decode
 
-FORMAT = 2
-"""Version of the format of config.json."""
+FORMAT = 3
+"""Version of the format that is written. Version 2, which is read too, has no manifest."""
 CONFIG, WEIGHTS = "config.json", "branch.safetensors"
 """File names of a saved model."""
-REQUIRED_KEYS = ("base", "preprocess", "clip", "branch", "similarity", "head", "training")
-"""Required keys of config.json."""
+ADVICE = "take a copy of the folder that is whole, or save the model again"
+"""Advice at the end of messages about a damaged model."""
+Modules = dict[str, dict[str, Tensor]]
+
+
+class BaseEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """Base model of a saved model; the name is None for a CLIP that was built in memory."""
+
+    name: str | None
+    pretrained: str | None
+    fingerprint: str
+
+
+class ClipEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """Changes of the base model that were saved."""
+
+    text_lora: int
+    """Rank of LoRA on the text tower; 0 for none."""
+
+
+class SavedConfig(msgspec.Struct):
+    """Content of config.json."""
+
+    base: BaseEntry
+    preprocess: dict[str, Any]
+    clip: ClipEntry
+    branch: dict[str, Any]
+    similarity: str
+    head: dict[str, Any] | None
+    training: dict[str, Any] | None
+
+
+class _Version(msgspec.Struct):
+    format_version: Any = None
+    format: Any = None
+    """Name of the version's field up to version 2."""
 
 
 def write_model(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
-    """Write both files; raise FileExistsError for a folder that holds other files."""
-    other_files = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS})
+    """Write all files; raise FileExistsError for a folder that holds other files."""
+    other_files = sorted({p.name for p in Path(folder).glob("*")} - {CONFIG, WEIGHTS, MANIFEST})
     if other_files:
         raise FileExistsError(f"{folder} holds other files ({', '.join(other_files[:3])}); save to an empty folder")
     with atomic_folder(folder) as staging:
         write_tensors(staging / WEIGHTS, state)
-        text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
+        text = json.dumps({"format_version": FORMAT, **config}, indent=2) + "\n"
         (staging / CONFIG).write_text(text, encoding="utf-8")
+        read_config(staging, sealed=False)  # a model that could not be read again is not saved
+        seal(staging)
     return Path(folder)
+
+
+def read_model(folder: Path) -> tuple[SavedConfig, Modules]:
+    """Return the config and the tensors of a saved model by module, both of one version of the folder.
+
+    "branch.norm.bias" is at ["branch"]["norm.bias"]. Raises CheckpointError for anything but a whole saved model.
+    """
+    return read_sealed(folder, lambda folder: (read_config(folder), _read_weights(folder)), **_REFUSAL)
+
+
+_REFUSAL: Any = {"error": CheckpointError, "advice": ADVICE}
 
 
 def fingerprint(base_fingerprint: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
@@ -49,35 +99,37 @@ def fingerprint(base_fingerprint: str, options: Mapping[str, Any], state: Mappin
     return digest.hexdigest()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a saved model; raise CheckpointError if it is not one, or one of another format."""
+def read_config(folder: Path, *, sealed: bool = True) -> SavedConfig:
+    """Return the config of a saved model; raise CheckpointError if it is not one, or one of another format.
+
+    With `sealed`, a folder of the present format must have a manifest.
+    """
     path = folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        saved_format = config["format"]
-        missing = set(REQUIRED_KEYS) - set(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
-    if saved_format != FORMAT or missing:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model") from error
+    version = decode(content, _Version, source=path, **_REFUSAL)
+    version = version.format if version.format_version is None else version.format_version
+    if version not in (2, FORMAT):
         raise CheckpointError(
-            f"{path} has format {saved_format} and missing keys {sorted(missing)}; this version of clipvid reads only "
-            f"format {FORMAT} with all keys, so load the model with the version that saved it"
+            f"{path} has format {version!r}, this version of clipvid reads 2 and {FORMAT}; load the model with the "
+            "version that saved it"
         )
-    return config
+    if version == FORMAT and sealed and not is_sealed(folder):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} is missing; {ADVICE}")
+    return decode(content, SavedConfig, source=path, **_REFUSAL)
 
 
-def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a saved model, grouped by module: "branch.norm.bias" is at ["branch"]["norm.bias"]."""
+def _read_weights(folder: Path) -> Modules:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    modules: dict[str, dict[str, Tensor]] = {}
+        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}; {ADVICE}") from error
+    modules: Modules = {}
     for name, value in state.items():
         module, _, rest = name.partition(".")
         modules.setdefault(module, {})[rest] = value
@@ -86,6 +138,7 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 def local_folder(folder: str | Path) -> Path:
     """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
+    recover(Path(folder))
     if Path(folder).is_dir():
         return Path(folder)
     name = str(folder).removeprefix("hf-hub:")
@@ -95,4 +148,4 @@ def local_folder(folder: str | Path) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, MANIFEST]))

@@ -64,6 +64,8 @@ def from_config(config: Mapping[str, Any] | None, embed_dim: int) -> Classifier 
     """Build the classifier that a config describes, with weights still to be loaded."""
     if config is None:
         return None
+    if config["kind"] not in ("linear", "text"):
+        raise ValueError(f"unknown head {config['kind']!r}; choose one of linear, text")
     if config["kind"] == "linear":
         return LinearClassifier(embed_dim, config["classes"])
     return TextClassifier(torch.zeros(len(config["classes"]), embed_dim), config["classes"], scale=config["scale"])

@@ -55,7 +55,7 @@ def save(model: Any, folder: str | Path) -> Path:
     state = state_of(model)
     if backbone.loaded.lost and base.name is not None:
         raise CheckpointError(
-            f"the base model must be {_name({'name': base.name, 'pretrained': base.pretrained})} as loaded to be saved "
+            f"the base model must be {_name(base)} as loaded to be saved "
             f"by its name, got other values or another precision in {backbone.loaded.lost}; convert and load weights "
             "on the model itself (model.half(), model.load_state_dict), not on model.backbone.clip, or read "
             "model.fingerprint before changing weights in place"
@@ -82,32 +82,31 @@ def load(
 ) -> Any:
     """Read a saved model as an instance of `model_class`, in eval mode; the arguments are those of `factory.load`."""
     folder = checkpoint.local_folder(folder)
-    config = checkpoint.read_config(folder)
-    backbone = _load_base(config["base"], base=base, tokenizer=tokenizer, device=device or "cpu")
-    if backbone.fingerprint != config["base"]["fingerprint"]:
+    config, state = checkpoint.read_model(folder)
+    backbone = _load_base(config.base, base=base, tokenizer=tokenizer, device=device or "cpu")
+    if backbone.fingerprint != config.base.fingerprint:
         raise CheckpointError(
-            f"{folder} was trained on {_name(config['base'])} with fingerprint {config['base']['fingerprint'][:12]}, "
+            f"{folder} was trained on {_name(config.base)} with fingerprint {config.base.fingerprint[:12]}, "
             f"the given base model has {backbone.fingerprint[:12]}; load the weights it was trained on (same name, tag "
             "and precision), or train the branch again on these"
         )
-    state = checkpoint.read_weights(folder)
-    _check_untouched(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
-    if config["preprocess"] != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
+    _check_untouched(backbone, state.get("clip", {}), text_lora=config.clip.text_lora)
+    if config.preprocess != json.loads(json.dumps(preprocess_fields(backbone.preprocess_config))):
         raise CheckpointError(
-            f"{folder} was trained with other preprocessing ({config['preprocess']}) than this base model has; use one "
+            f"{folder} was trained with other preprocessing ({config.preprocess}) than this base model has; use one "
             "with the same size, mean, std, interpolation and resize mode"
         )
     try:
-        branch = build(backbone, from_config(config["branch"]))
-        head = heads.from_config(config["head"], backbone.embed_dim)
-        model = model_class(backbone, branch, head=head, similarity=config["similarity"])
+        branch = build(backbone, from_config(config.branch))
+        head = heads.from_config(config.head, backbone.embed_dim)
+        model = model_class(backbone, branch, head=head, similarity=config.similarity)
         for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):
             if part is not None:
                 part.load_state_dict(state.get(name, {}))
-        trainable.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
+        trainable.restore(backbone, state.get("clip", {}), text_lora=config.clip.text_lora)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
-    model.training_record = _renamed(config["training"])
+    model.training_record = _renamed(config.training)
     return model.to(device or backbone.device).eval()
 
 
@@ -119,18 +118,18 @@ def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in record.items() if name != "freeze"} | {"train_clip": trained}
 
 
-def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
+def _load_base(saved: checkpoint.BaseEntry, *, base, tokenizer: Tokenizer | None, device) -> Backbone:
     """Return the backbone of a saved model: `base` if given, else loaded by its saved name."""
     if isinstance(base, Backbone):
         return base
     if base is not None:
-        return Backbone(base, tokenizer=tokenizer, base=Base(saved["name"], saved["pretrained"]))
-    if saved["name"] is None:
+        return Backbone(base, tokenizer=tokenizer, base=Base(saved.name, saved.pretrained))
+    if saved.name is None:
         raise CheckpointError(
             "this model was trained on a CLIP object in memory, which has no name to load it by; pass that model as "
             "base= and its tokenizer as tokenizer="
         )
-    clip, base_tokenizer, loaded_base = load_clip(saved["name"], saved["pretrained"], device=device)
+    clip, base_tokenizer, loaded_base = load_clip(saved.name, saved.pretrained, device=device)
     return Backbone(clip, tokenizer=tokenizer or base_tokenizer, base=loaded_base)
 
 
@@ -147,6 +146,6 @@ def _check_untouched(backbone: Backbone, saved: Mapping[str, Tensor], *, text_lo
         )
 
 
-def _name(base: Mapping[str, Any]) -> str:
-    """Return the name of a saved base model, with its pretrained tag, for messages."""
-    return f"{base['name']} ({base['pretrained']})" if base["pretrained"] else str(base["name"] or "an unnamed CLIP")
+def _name(base: Base | checkpoint.BaseEntry) -> str:
+    """Return the name of a base model, with its pretrained tag, for messages."""
+    return f"{base.name} ({base.pretrained})" if base.pretrained else str(base.name or "an unnamed CLIP")

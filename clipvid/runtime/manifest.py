@@ -27,6 +27,8 @@ VERSION = 1
 """Version of the manifest's format."""
 BLOCK = 1 << 22
 """Bytes that are read and hashed at a time."""
+HASH_LENGTH = 32
+"""Hexadecimal digits of a hash."""
 TRIES, PAUSE = 200, 0.002
 """Readings of a folder that is replaced each time, before it is an error, and seconds between them."""
 T = TypeVar("T")
@@ -126,13 +128,15 @@ def hash_bytes(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def hash_file(path: Path) -> str:
-    """Return the XXH3-128 of a file in hexadecimal digits."""
+def hash_file(path: Path, *, size: int | None = None) -> str:
+    """Return the XXH3-128 of a file, or of its first `size` bytes, in hexadecimal digits."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(BLOCK))
-        while n_bytes := file.readinto(buffer):
+        buffer = memoryview(bytearray(min(BLOCK, max(1, os.fstat(file.fileno()).st_size))))
+        left = len(buffer) if size is None else size
+        while n_bytes := file.readinto(buffer[: min(left, len(buffer))]):
             digest.update(buffer[:n_bytes])
+            left = left if size is None else left - n_bytes
     return digest.hexdigest()
 
 

@@ -18,8 +18,13 @@ import torch
 
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import CheckpointError
+from clipvid.runtime.archive import is_intact, seal_archive
 from clipvid.runtime.files import atomic_file
 
+FORMAT = 2
+"""Version of the format that is written. Version 1, which is read too, has neither number nor seal."""
+ADVICE = "remove it and start again, or resume from a copy of it"
+"""Advice at the end of messages about a damaged checkpoint."""
 OTHER = {
     "clips": "was trained on other clips; give the clips that it started with",
     "origin": "was trained from {saved}, this run reads {current}; give the same source",
@@ -52,9 +57,10 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         check_plain(state.get(name), f"the state of the {name}")
     with atomic_file(path) as draft:
         try:
-            torch.save(dict(state), draft)
+            torch.save({"format_version": FORMAT, **state}, draft)
         except RuntimeError as error:  # torch's text names offsets in the file, not the failed write
             raise OSError(f"{path} cannot be written ({error}); make room, or choose another folder") from error
+        seal_archive(draft)
 
 
 def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
@@ -64,12 +70,24 @@ def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] |
     """
     if not path.exists():
         return None
+    intact = is_intact(path)
+    if intact is False:
+        raise CheckpointError(f"{path} is damaged: its bytes have changed since it was written; {ADVICE}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged or cut off ({error}); remove it, and start again") from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]  # torch goes on about its arguments
+        raise CheckpointError(f"{path} is damaged or cut off ({reason}); {ADVICE}") from error
     if not isinstance(state, dict) or not {*OTHER} - {*LATER} <= state.keys():
         raise CheckpointError(f"{path} is no checkpoint of a training run; remove it, or choose another out")
+    version = state.pop("format_version", 1)
+    if version not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version of clipvid reads 1 and {FORMAT}; resume with the version "
+            "that wrote it"
+        )
+    if version == FORMAT and intact is None:
+        raise CheckpointError(f"{path} is damaged or cut off: its hash is missing; {ADVICE}")
     check_metadata(path, state, metadata)
     return state
 

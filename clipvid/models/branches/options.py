@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from clipvid.registry import BRANCHES, load_plugins
 
@@ -71,7 +71,22 @@ def from_config(config: Mapping[str, Any]) -> BranchOptions:
             f"unknown branch kind {kind!r}; this installation has {', '.join(kinds)}: update clipvid, or install the "
             "package that adds it"
         )
-    return choose(kinds[kind](), fields)
+    return choose(kinds[kind](), _typed(fields, kinds[kind]))
+
+
+def _typed(fields: dict[str, Any], kind: type[BranchOptions]) -> dict[str, Any]:
+    """Return the fields in the types of the options; raise ValueError for a value of another type."""
+    import msgspec
+
+    hints = get_type_hints(kind)
+    for name, value in fields.items():
+        try:
+            fields[name] = msgspec.convert(value, hints.get(name, Any))
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {str(error).replace('`', '')}, got {value!r}") from error
+        except TypeError:  # a type of a plugin that msgspec does not know; the options check the value themselves
+            continue
+    return fields
 
 
 def _kinds() -> dict[str, type[BranchOptions]]:

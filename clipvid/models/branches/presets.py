@@ -19,6 +19,9 @@ from clipvid.models.branches.options import BranchOptions
 from clipvid.nn.schemes import SCHEMES
 from clipvid.registry import register_branch
 
+LARGEST = 65_536
+"""Largest size that an option of a branch can have."""
+
 
 @dataclass(frozen=True)
 class MeanOptions(BranchOptions):
@@ -29,7 +32,7 @@ class MeanOptions(BranchOptions):
     """Hidden width of an MLP that refines the frame-mean; 0 trains nothing and is zero-shot CLIP."""
 
     def __post_init__(self) -> None:
-        checks.least(self, hidden=0)
+        checks.least(self, most=LARGEST, hidden=0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class PosteriorOptions(BranchOptions):
 
     def __post_init__(self) -> None:
         checks.choices(self, {"init": ("random", "text"), "fusion": ("gated", "release")})
-        checks.least(self, time_size=1, **({} if self.depth is None else {"depth": 1}))
+        checks.least(self, most=LARGEST, time_size=1, **({} if self.depth is None else {"depth": 1}))
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ class StanOptions(BranchOptions):
     def __post_init__(self) -> None:
         check_mixer(self.mixer, self.mixer_options)
         checks.choices(self, _STAN_CHOICES)
-        checks.least(self, depth=1, time_size=1)
+        checks.least(self, most=LARGEST, depth=1, time_size=1)
         if self.width is not None:
-            checks.least(self, width=1)
+            checks.least(self, most=LARGEST, width=1)
         checks.probability(self, "drop_path", certain=False)
 
 
@@ -160,9 +163,9 @@ class IntermediateOptions(BranchOptions):
                 )
         elif self.mixer_options:
             raise ValueError(f"mixer_options {dict(self.mixer_options)} have no effect without a mixer; give mixer too")
-        checks.least(self, time_size=1, tubelet=1, temporal_depth=0)
+        checks.least(self, most=LARGEST, time_size=1, tubelet=1, temporal_depth=0)
         if self.depth is not None:
-            checks.least(self, depth=1)
+            checks.least(self, most=LARGEST, depth=1)
         if self.stem != "tower" and self.depth not in (None, 4):
             raise ValueError(f"stem {self.stem!r} copies all blocks of the tower; leave depth {self.depth} out")
         if self.stem != "tubelet" and (self.tubelet, self.inflation) != (2, "central"):
@@ -220,12 +223,14 @@ class StandaloneOptions(BranchOptions):
 
     def __post_init__(self) -> None:
         checks.choices(self, _STANDALONE_CHOICES)
-        checks.least(self, frames=1, image_size=1, patch=1, tubelet=1, width=1, depth=1, heads=1, temporal_depth=0)
+        checks.least(
+            self, most=LARGEST, frames=1, image_size=1, patch=1, tubelet=1, width=1, depth=1, heads=1, temporal_depth=0
+        )
         checks.probability(self, "drop_path", certain=False)
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, got {self.eps}")
         if self.keep is not None:
-            checks.least(self, keep=1)
+            checks.least(self, most=LARGEST, keep=1)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if (self.keep or self.frames) % self.tubelet:
