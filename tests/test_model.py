@@ -200,7 +200,7 @@ def test_damaged_saves_are_refused(tiny_clip, tmp_path):
         load(folder, base=tiny_clip)
     (folder / "branch.safetensors").write_bytes(weights)
     (folder / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="is damaged: manifest.json is missing; take a copy of the folder"):
+    with pytest.raises(CheckpointError, match=r"is damaged: manifest\.json is missing; take a copy of the folder"):
         load(folder, base=tiny_clip)
 
 
