@@ -205,11 +205,11 @@ def _module_of(member: Any) -> str:
 BRANCHES = Registry("branch", home="clipvid.models.branches.presets", instances=True)
 """Options of branches; see `BranchOptions`."""
 MIXERS = Registry("mixer", home="clipvid.models.branches.mixers", supplied=("drop_path",))
-"""Makers of cross-frame modules: (width, heads, *, drop_path, options...) -> nn.Module."""
+"""Makers of cross-frame modules: `(width, heads, *, drop_path, options...) -> nn.Module`."""
 DECODERS = Registry("backend", home="clipvid.video.backends")
 """Decoders: modules or objects with `read`, `probe` and perhaps `stream`, as clipvid/video/backends/pyav.py."""
 READERS = Registry("data set format", home="clipvid.data.formats")
-"""Readers of annotations: (root, *, split, annotations, classes, allow_missing, check_files) -> VideoDataset."""
+"""Readers of annotations: `(root, *, split, annotations, classes, allow_missing, check_files) -> VideoDataset`."""
 PROTOCOLS = Registry("protocol", home="clipvid.data.formats.protocols")
 """Evaluation protocols: `Protocol` objects, which are plain data."""
 OBJECTIVES = Registry("task", home="clipvid.training.tasks")
