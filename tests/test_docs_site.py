@@ -74,6 +74,15 @@ def test_every_page_is_in_the_table_of_contents():
     assert entries >= {path.stem for path in DOCS.glob("*.md")} | stubs, "list the page in docs/index.rst"
 
 
+def test_the_glossary_is_sorted_and_explains_each_word_once():
+    rows = re.findall(r"^\| (.+?) \|", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word.lower() for word in rows if word != "term"]
+    assert words == sorted(set(words))
+    missing = {"tap", "level", "tower", "branch", "mixer", "head", "clip", "view", "gallery", "hubness"} - set(words)
+    missing |= {"data config", "data set", "result", "cache key", "metric", "metadata", "protocol spec"} - set(words)
+    assert not missing
+
+
 @pytest.mark.parametrize(
     ("link", "docname", "folder", "expected"),
     [
