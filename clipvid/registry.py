@@ -1,6 +1,6 @@
-"""Registries: the members of every open seam by name, the package's own and those of other packages alike.
+"""Registries: members by name, of every kind that other packages can extend.
 
-Contract: a name in, the member out; ValueError with the nearest names for an unknown one. Each seam has one Registry.
+Contract: a name in, the member out; ValueError with the nearest names for an unknown one. Each kind has one Registry.
 It imports its `home`, the module that registers the package's own members, when it is first read. Packages that declare
 a module in the entry-point group `clipvid.plugins` have it imported at the first unknown name. Knows nothing of what
 members do.
@@ -50,7 +50,7 @@ class Names(list[str]):
 
 
 class Registry(Mapping[str, Any]):
-    """Members of one seam by name, in the order in which they were registered.
+    """Members of one kind by name, in the order in which they were registered.
 
     Reading it (`[]`, `in`, iteration) covers what is imported; `lookup` also asks the plugins.
 
