@@ -1,6 +1,6 @@
-"""Registries: the members of every open seam by name, the package's own and those of other packages alike.
+"""Registries: members by name, of every kind that other packages can extend.
 
-Contract: a name in, the member out; ValueError with the nearest names for an unknown one. Each seam has one Registry.
+Contract: a name in, the member out; ValueError with the nearest names for an unknown one. Each kind has one Registry.
 It imports its `home`, the module that registers the package's own members, when it is first read. Packages that declare
 a module in the entry-point group `clipvid.plugins` have it imported at the first unknown name. Knows nothing of what
 members do.
@@ -8,21 +8,49 @@ members do.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [  # noqa: RUF022  # tables, then how each is extended and listed, in one order
+    "BRANCHES", "MIXERS", "DECODERS", "READERS", "PROTOCOLS", "OBJECTIVES", "STORES",
+    "register_branch", "register_mixer", "register_decoder", "register_reader", "register_protocol",
+    "register_objective", "register_store",
+    "list_branches", "list_mixers", "list_decoders", "list_readers", "list_protocols", "list_objectives", "list_stores",
+    "Registry", "Names", "registries", "load_plugins",
+]  # fmt: skip
 
 GROUP = "clipvid.plugins"
 """Entry-point group of packages that add members."""
 T = TypeVar("T")
 
 
+class Names(list[str]):
+    """Sorted names of members, which `to_frame` turns into a table."""
+
+    def __init__(self, names: Iterable[str], registry: Registry) -> None:
+        super().__init__(sorted(names))
+        self.registry = registry
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per name, with the member's summary and its options as a dictionary."""
+        import pandas as pd
+
+        rows = [(name, self.registry.summary(name), self.registry.options(name)) for name in self]
+        return pd.DataFrame(rows, columns=["name", "summary", "options"])
+
+
 class Registry(Mapping[str, Any]):
-    """Members of one seam by name, in the order in which they were registered.
+    """Members of one kind by name, in the order in which they were registered.
 
     Reading it (`[]`, `in`, iteration) covers what is imported; `lookup` also asks the plugins.
 
@@ -30,10 +58,11 @@ class Registry(Mapping[str, Any]):
         kind: noun for a member in messages, such as "branch".
         home: module that registers the package's own members as it is imported.
         instances: True if members are objects, so that a class is called, without arguments, to make one.
+        supplied: keyword arguments of members that clipvid supplies, so that they are no options.
     """
 
-    def __init__(self, kind: str, *, home: str, instances: bool = False) -> None:
-        self.kind, self._home, self._instances = kind, home, instances
+    def __init__(self, kind: str, *, home: str, instances: bool = False, supplied: tuple[str, ...] = ()) -> None:
+        self.kind, self._home, self._instances, self._supplied = kind, home, instances, supplied
         self._complete = False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
@@ -76,10 +105,10 @@ class Registry(Mapping[str, Any]):
             raise ValueError(self.unknown(name))
         return self[name]
 
-    def names(self, pattern: str = "*") -> list[str]:
-        """Return the names that match a shell pattern, those of plugins included."""
+    def names(self, pattern: str = "*") -> Names:
+        """Return the names that match a shell pattern, sorted, those of plugins included. Case is ignored."""
         load_plugins()
-        return [name for name in self if fnmatchcase(name, pattern)]
+        return Names((name for name in self if fnmatchcase(name.lower(), pattern.lower())), self)
 
     def summary(self, name: str) -> str:
         """Return one line that describes a member."""
@@ -87,6 +116,19 @@ class Registry(Mapping[str, Any]):
             return text
         doc = self.lookup(name).__doc__ or ""
         return doc.strip().partition("\n")[0]
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Return the options of a member with their defaults.
+
+        These are the fields of a dataclass (a branch's options, a protocol), and otherwise the keyword-only parameters
+        that have a default. Raises ValueError for an unknown name.
+        """
+        member = self.lookup(name)
+        if dataclasses.is_dataclass(member) and not isinstance(member, type):
+            return {field.name: getattr(member, field.name) for field in dataclasses.fields(member)}
+        parameters = inspect.signature(member).parameters.values() if callable(member) else ()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        return {option: value for option, value in defaults.items() if option not in self._supplied}
 
     def unknown(self, name: object, names: Iterable[str] | None = None) -> str:
         """Return the error message for an unknown name; `names` are all that may be chosen, by default the members'."""
@@ -162,12 +204,12 @@ def _module_of(member: Any) -> str:
 
 BRANCHES = Registry("branch", home="clipvid.models.branches.presets", instances=True)
 """Options of branches; see `BranchOptions`."""
-MIXERS = Registry("mixer", home="clipvid.models.branches.mixers")
-"""Makers of cross-frame modules: (width, heads, *, drop_path, options...) -> nn.Module."""
+MIXERS = Registry("mixer", home="clipvid.models.branches.mixers", supplied=("drop_path",))
+"""Makers of cross-frame modules: `(width, heads, *, drop_path, options...) -> nn.Module`."""
 DECODERS = Registry("backend", home="clipvid.video.backends")
 """Decoders: modules or objects with `read`, `probe` and perhaps `stream`, as clipvid/video/backends/pyav.py."""
 READERS = Registry("data set format", home="clipvid.data.formats")
-"""Readers of annotations: (root, *, split, annotations, classes, allow_missing, check_files) -> VideoDataset."""
+"""Readers of annotations: `(root, *, split, annotations, classes, allow_missing, check_files) -> VideoDataset`."""
 PROTOCOLS = Registry("protocol", home="clipvid.data.formats.protocols")
 """Evaluation protocols: `Protocol` objects, which are plain data."""
 OBJECTIVES = Registry("task", home="clipvid.training.tasks")
@@ -185,11 +227,39 @@ def registries() -> list[Registry]:
     return [BRANCHES, MIXERS, DECODERS, READERS, PROTOCOLS, OBJECTIVES, STORES]
 
 
-def list_branches(pattern: str = "*") -> list[str]:
-    """Return the names of branches that match a shell pattern, such as "vivit*"."""
+def list_branches(pattern: str = "*") -> Names:
+    """Return the names of branches that match a shell pattern, such as "vivit*", sorted.
+
+    `to_frame()` of this list and of the others below has a row per name, with summary and options.
+    """
     return BRANCHES.names(pattern)
 
 
-def list_mixers(pattern: str = "*") -> list[str]:
-    """Return the names of cross-frame mixers that match a shell pattern."""
+def list_mixers(pattern: str = "*") -> Names:
+    """Return the names of cross-frame mixers that match a shell pattern, sorted."""
     return MIXERS.names(pattern)
+
+
+def list_decoders(pattern: str = "*") -> Names:
+    """Return the names of decoders that match a shell pattern, sorted; those of missing extras included."""
+    return DECODERS.names(pattern)
+
+
+def list_readers(pattern: str = "*") -> Names:
+    """Return the names of data set formats that match a shell pattern, sorted; protocols have a list of their own."""
+    return READERS.names(pattern)
+
+
+def list_protocols(pattern: str = "*") -> Names:
+    """Return the names of evaluation protocols that match a shell pattern, such as "msrvtt*", sorted."""
+    return PROTOCOLS.names(pattern)
+
+
+def list_objectives(pattern: str = "*") -> Names:
+    """Return the names of training objectives (the tasks of `TrainConfig`) that match a shell pattern, sorted."""
+    return OBJECTIVES.names(pattern)
+
+
+def list_stores(pattern: str = "*") -> Names:
+    """Return the names of stores of vectors that match a shell pattern, sorted."""
+    return STORES.names(pattern)

@@ -83,7 +83,25 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(path))
 
 
+_texts: dict[str, list[str]] = {}
+"""Docstrings of attributes by name, as they were before napoleon."""
+
+
+def store_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Store the docstring of an attribute before napoleon sees it (event `autodoc-process-docstring`)."""
+    if what in ("attribute", "data", "property"):
+        _texts[name] = [*lines]
+
+
+def restore_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Undo napoleon's change of an attribute's docstring: it takes the text before a colon for a type."""
+    if name in _texts:
+        lines[:] = _texts.pop(name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the handler of pages; called by Sphinx."""
+    """Register the handlers of pages and docstrings; called by Sphinx."""
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-docstring", store_text, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", restore_text, priority=600)
     return {"parallel_read_safe": True}

@@ -40,12 +40,25 @@ def _plain(notebook: Any) -> Any:
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell.id = nbformat.from_dict({}), f"cell-{number}"
+        if cell.cell_type == "code":
+            cell.outputs = _merged(cell.outputs)
         for output in cell.get("outputs", ()):
             if "image/jpeg" in output.get("data", {}):
                 del output.data["image/png"]  # the same picture, five times as large
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
     return notebook
+
+
+def _merged(outputs: list[Any]) -> list[Any]:
+    """Return outputs in which those of one stream that follow each other are one, however the kernel sent them."""
+    merged: list[Any] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and output.get("name") == merged[-1].get("name"):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def text_of(notebook: Any) -> list[str]:

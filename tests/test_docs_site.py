@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import importlib
 import importlib.util
@@ -19,6 +20,13 @@ from clipvid import plots
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+INTERNAL = {
+    "clipvid.data.motion_shapes",
+    "clipvid.data.motion_shapes.write_dataset",
+    "clipvid.search.stores.faiss.FaissStore",
+    "clipvid.video.backends.pyav",
+}
+"""Names without an entry of the reference: the rendered videos of examples, and members that an example wraps."""
 REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "reference").glob("*.rst")))
 
 
@@ -43,10 +51,36 @@ def test_a_page_of_the_reference_has_the_name(name):
     assert re.search(entry, REFERENCE, re.MULTILINE), f"add clipvid.{name} to a page of docs/reference"
 
 
+def imported_names(page: Path) -> set[str]:
+    """Return the full names that the Python blocks of a page import from modules of clipvid."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    imports = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    taken = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    return {name for name in taken if name.startswith("clipvid.")}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_names_that_a_page_imports_are_in_the_reference(page):
+    modules = {f"clipvid.{name}" for name in re.findall(r"automodule:: clipvid\.(\w+)", REFERENCE)}
+    entries = {name.rpartition(".")[2] for name in re.findall(r"auto(?:function|class):: ([\w.]+)", REFERENCE)}
+    taken = imported_names(page) - modules - INTERNAL
+    unlisted = {n for n in taken if n.rpartition(".")[0] not in modules and n.rpartition(".")[2] not in entries}
+    assert not unlisted, "add it to docs/reference"
+
+
 def test_every_page_is_in_the_table_of_contents():
     entries = set(re.findall(r"^   (?:\w[\w ]* <)?([\w/-]+)>?$", (DOCS / "index.rst").read_text(), re.MULTILINE))
     stubs = {f"project/{path.stem}" for path in (DOCS / "project").glob("*.md")}
     assert entries >= {path.stem for path in DOCS.glob("*.md")} | stubs, "list the page in docs/index.rst"
+
+
+def test_the_glossary_is_sorted_and_explains_each_word_once():
+    rows = re.findall(r"^\| (.+?) \|", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word.lower() for word in rows if word != "term"]
+    assert words == sorted(set(words))
+    missing = {"tap", "level", "tower", "branch", "mixer", "head", "clip", "view", "gallery", "hubness"} - set(words)
+    missing |= {"data config", "data set", "result", "cache key", "metric", "metadata", "protocol spec"} - set(words)
+    assert not missing
 
 
 @pytest.mark.parametrize(
@@ -78,7 +112,9 @@ def test_the_site_builds_without_a_warning_and_has_every_public_name(tmp_path):
     names = inventory(tmp_path / "site" / "objects.inv")
     assert not set(public_names()) - names
     assert {"clipvid.VideoCLIP.encode_video", "clipvid.TrainConfig.micro_batch_size"} <= names
+    assert {"clipvid.VideoIndex.to_frame", "clipvid.search.hits.Hits.to_json"} <= names
     page = (tmp_path / "site" / "reference" / "models.html").read_text(encoding="utf-8")
     shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert "Settings by which files are read: those of the model" in shown, "a colon in a docstring makes no field"
     assert "Float[Tensor, 'b t e']" in shown, "annotations of shapes are readable"
     assert "clips per pass of the branch" in (tmp_path / "site" / "reference" / "training.html").read_text("utf-8")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clipvid.cli.commands import COMMANDS, GROUPS
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 KIBIBYTES = 64
 
@@ -45,6 +49,29 @@ def test_a_notebook_is_small_and_names_no_path_of_a_machine(path):
 def test_links_of_a_notebook_lead_to_files(path):
     targets = re.findall(r"\]\(([^)#]+)\)", "\n".join("".join(cell["source"]) for cell in cells(path, "markdown")))
     assert all("://" in target or (path.parent / target).exists() for target in targets)
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES], ids=lambda path: path.name)
+def test_commands_within_the_text_exist(path):
+    is_page = path.suffix == ".md"
+    text = (
+        path.read_text(encoding="utf-8")
+        if is_page
+        else "\n".join("".join(c["source"]) for c in cells(path, "markdown"))
+    )
+    for line in re.findall(r"(?<!`)`clipvid ((?!COMMAND)[a-z][^`]*)`(?!`)", text):
+        words = shlex.split(line.replace("\n", " "))
+        name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
+        assert name in COMMANDS, f"clipvid {line}"
+
+
+def test_outputs_of_a_stream_are_stored_as_one():
+    nbformat = pytest.importorskip("nbformat", reason="notebooks need it: pip install -e '.[notebooks]'")
+    pytest.importorskip("nbclient", reason="the script runs notebooks with it: pip install -e '.[notebooks]'")
+    merged = runpy.run_path(str(ROOT / "scripts" / "run_notebooks.py"))["_merged"]
+    parts = [("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c\n"), ("stdout", "d\n")]
+    outputs = merged([nbformat.v4.new_output("stream", name=name, text=text) for name, text in parts])
+    assert [(output.name, output.text) for output in outputs] == [("stdout", "a\nb\n"), *parts[2:]]
 
 
 @notebooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,10 @@ IMPORTERS = {
     "matplotlib": {"clipvid.plots"},
     "cyclopts": {"clipvid.cli"},
     "peft": {"clipvid.models.backbone.trainable"},
+    "pyarrow": {"clipvid.evaluation.saved"},
+    "huggingface_hub": {"clipvid.models.checkpoint"},
+    "tqdm": {"clipvid.runtime.progress"},
+    "yaml": {"clipvid.cli.parsing.option_file"},
 }
 """Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""
 
@@ -128,6 +133,23 @@ def test_the_architecture_page_names_every_heavy_library():
     shown = " ".join(row.split("|")[1].replace("-", "_") for row in rows)
     missing = {name for name in IMPORTERS if not re.search(rf"\b{name}", shown)}
     assert not missing, "add a row to the table of heavy libraries"
+
+
+def test_the_architecture_page_names_the_extra_of_a_library():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").replace("-", "_")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for extra, requirements in extras.items():
+        for requirement in requirements:
+            library = re.match(r"\w+", requirement.replace("-", "_"))[0]
+            if library in IMPORTERS:
+                assert f"{library} (extra `{extra}`)" in page
+
+
+def test_files_that_the_architecture_page_names_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", page):
+        folders = (ROOT, ROOT / "clipvid", ROOT / "clipvid" / "features")  # the last for a step within one room
+        assert any((folder / name).exists() for folder in folders), name
 
 
 def test_the_structure_stays_within_its_limits():

@@ -16,7 +16,7 @@ import clipvid
 PACKAGE = Path(clipvid.__file__).parent
 PUBLIC = [
     "VideoCLIP", "VideoDataset", "VideoIndex", "Taps", "TrainConfig", "DataConfig",
-    "create_model", "attach", "load", "list_models", "load_stan_checkpoint",
+    "create_model", "attach", "load", "list_models", "list_branches", "list_protocols", "load_stan_checkpoint",
     "read_video", "open_dataset", "train", "evaluate_retrieval", "evaluate_recognition", "evaluate_zero_shot",
 ]  # fmt: skip
 
@@ -54,6 +54,26 @@ def test_train_stays_the_function_after_its_module_is_imported():
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(AttributeError, match=r"no attribute 'creat_model'; public names: create_model, attach"):
         clipvid.creat_model  # noqa: B018
+
+
+def test_public_modules_need_no_import_of_their_own():
+    script = (
+        "import clipvid; print(clipvid.registry.list_mixers('conv'), clipvid.errors.DataError.__name__, clipvid.plots)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.startswith("['conv'] DataError <module 'clipvid.plots'")
+
+
+def test_public_names_of_the_registry_are_a_table_a_registration_and_a_list_of_each_seam():
+    kinds = ["branch", "mixer", "decoder", "reader", "protocol", "objective", "store"]
+    plurals = [{"branch": "branches"}.get(kind, f"{kind}s") for kind in kinds]
+    expected = {f"register_{kind}" for kind in kinds} | {f"list_{plural}" for plural in plurals}
+    expected |= {plural.upper() for plural in plurals} | {"Registry", "Names", "registries", "load_plugins"}
+    assert sorted(clipvid.registry.__all__) == sorted(expected)
+    for kind, plural in zip(kinds, plurals, strict=True):
+        table = getattr(clipvid.registry, plural.upper())
+        assert getattr(clipvid.registry, f"register_{kind}") == table.register
+        assert getattr(clipvid.registry, f"list_{plural}")() == sorted(table)
 
 
 def test_dir_offers_the_public_names_before_they_are_loaded():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_members_are_registered_by_call_and_by_decorator():
     assert list(things) == ["first", "second"]
     assert things["second"] is Other
     assert [things.summary(name) for name in things] == ["A thing of the tests.", "the other one"]
-    assert things.names("*e*d") == ["second"]
+    assert things.names("*e*D") == ["second"]  # case is ignored
     assert repr(things) == "<registry of thing: first, second>"
 
 
@@ -49,6 +50,40 @@ def test_a_member_given_by_name_is_imported_at_the_first_lookup(monkeypatch):
     assert "this" not in sys.modules
     assert things["zen"]["a"] == "n"
     assert things.lookup("zen_module") is sys.modules["this"]
+
+
+def test_a_list_is_sorted_and_becomes_a_table_of_summaries_and_options():
+    @dataclass(frozen=True)
+    class Options:
+        """Options of a thing."""
+
+        depth: int = 4
+
+    def make(width, *, drop, fill, size=(3, 1), mode="fast"): ...
+
+    things = Registry("thing", home=HOME, supplied=("drop", "mode"))
+    things.register("function", make, summary="made by a call")
+    things.register("class", Thing)
+    things.register("data", Options(depth=2))
+    names = things.names()
+    assert names == ["class", "data", "function"]
+    assert names.to_frame().to_dict("list") == {
+        "name": ["class", "data", "function"],
+        "summary": ["A thing of the tests.", "Options of a thing.", "made by a call"],
+        "options": [{}, {"depth": 2}, {"size": (3, 1)}],
+    }
+    assert list(things.names("x*").to_frame()) == ["name", "summary", "options"]
+    with pytest.raises(ValueError, match="unknown thing 'datum'"):
+        things.options("datum")
+
+
+def test_options_of_members_are_those_that_users_set():
+    assert registry.BRANCHES.options("stan")["depth"] == 4
+    assert registry.MIXERS.options("rsa")["bottleneck"] == 1
+    assert registry.MIXERS.options("conv") == {}
+    assert registry.STORES.options("faiss") == {"kind": "flat"}
+    assert registry.READERS.options("csv") == {"columns": None}
+    assert list(registry.PROTOCOLS.options("msvd")["splits"]) == ["test", "val", "train"]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

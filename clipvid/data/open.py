@@ -49,7 +49,7 @@ def open_dataset(
         name: the format: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...). Without `root`, the places
             themselves, whose format is then guessed (`guess_format`).
         root: the folder of the videos; for "csv" also the table itself; for "videos" also files. Several places are
-            read as one data set, and so are the matches of a pattern such as "part-*.csv" or "clips/**/*.mp4".
+            read as one data set, and so are the matches of a pattern such as `part-*.csv` or `clips/**/*.mp4`.
         split: name of the split to read; formats without splits refuse it.
         annotations: the annotation file, or its folder, if it is not in or below `root`.
         classes: class names in label order, so that two data sets share their labels; default: sorted names.
