@@ -32,6 +32,10 @@ class DataError(ClipvidError):
     """An annotation file or data set that violates its format; names file and line."""
 
 
+class NoVideoError(DataError, ValueError):
+    """A data set none of whose videos can be read; names the first with its cause."""
+
+
 class BackboneError(ClipvidError):
     """A base model that cannot serve as backbone; names the tower and what is missing."""
 

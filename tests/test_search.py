@@ -18,8 +18,11 @@ from torch import nn
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.search.hits import Hits
-from clipvid.search.index import METADATA, STORE, Hit, VideoIndex
+from clipvid.runtime.manifest import MANIFEST, seal
+from clipvid.search.hits import Hit, Hits
+from clipvid.search.index import VideoIndex
+from clipvid.search.storage import METADATA, STORE
+from clipvid.search.stores.base import ROWS
 from clipvid.search.stores.faiss import VECTORS
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
@@ -149,14 +152,16 @@ def test_many_queries_at_once_give_the_hits_of_each(index, monkeypatch):
 def test_hits_become_tables_and_json(index, library, tmp_path):
     hits = index.search("something <b> red", k=3)
     frame = hits.to_frame()
-    assert frame.columns.tolist() == ["query", "rank", "path", "score"]
+    assert frame.columns.tolist() == ["query", "rank", "path", "score", "outdated"]
     assert [tuple(row) for row in frame.itertuples(index=False)] == [
-        ("something <b> red", hit.rank, str(hit.path), hit.score) for hit in hits
+        ("something <b> red", hit.rank, str(hit.path), hit.score, hit.outdated) for hit in hits
     ]
     content = json.loads(hits.to_json(tmp_path / "hits.json"))
     assert content == json.loads((tmp_path / "hits.json").read_text())
     assert content["query"] == "something <b> red"
-    assert content["hits"] == [{"rank": h.rank, "path": str(h.path), "score": h.score} for h in hits]
+    assert content["hits"] == [
+        {"rank": h.rank, "path": str(h.path), "score": h.score, "outdated": h.outdated} for h in hits
+    ]
     assert repr(hits).splitlines()[0] == "Hits(3 for 'something <b> red')"
     assert repr(hits).splitlines()[1].endswith("red.mp4")
     page = hits._repr_html_()
@@ -338,18 +343,40 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
 
 def test_damaged_indices_are_refused(index, model, tmp_path):
     folder = index.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"holds no index \(no index.json\); clipvid index build VIDEOS --out"):
+    with pytest.raises(CheckpointError, match=r"holds no index \(no index\.json\); clipvid index build VIDEOS --out"):
         VideoIndex.load(tmp_path, model)
+    for damaged in (METADATA, f"{STORE}/{VECTORS}", f"{STORE}/{ROWS}", MANIFEST):
+        content = (folder / damaged).read_bytes()
+        (folder / damaged).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+        with pytest.raises(CheckpointError, match=r"is damaged.*, or build the index again"):
+            VideoIndex.load(folder, model)
+        (folder / damaged).unlink()
+        with pytest.raises(CheckpointError, match=r"is missing; take a copy of the folder|holds no index"):
+            VideoIndex.load(folder, model)
+        (folder / damaged).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"videos": [{"path": "a"}]}, "lists 1 videos in a flat index, and its store holds 4"),
+        ({"format_version": 99}, "has index format 99, this version of clipvid reads 1 to 3; build it again"),
+        ({"frames": "4"}, r"index.json is damaged \(Expected int, got str at frames\)"),
+        ({"frames": 10**9}, "frames must be an integer <= 1000000, got 1000000000"),
+        ({"kind": "lsh"}, "kind must be one of flat, ivf, hnsw, got 'lsh'"),
+        ({"kind": "hnsw"}, "holds 4 or other videos in a flat index"),
+        ({"store": "oracle"}, "unknown store 'oracle'"),
+        ({"precision": "8"}, "unknown precision '8'"),
+        ({"skipped": [["a", 5]]}, r"index.json is damaged \(Expected str, got int at skipped\[0\]\[1\]\)"),
+    ],
+    ids=str,
+)
+def test_metadata_that_do_not_fit_are_refused_by_field(index, model, tmp_path, change, message):
+    folder = index.save(tmp_path / "saved")
     metadata = json.loads((folder / METADATA).read_text())
-    (folder / METADATA).write_text(json.dumps(metadata | {"paths": metadata["paths"][:2]}))
-    with pytest.raises(CheckpointError, match="lists 2 videos in a flat index, and its store holds 4"):
-        VideoIndex.load(folder, model)
-    (folder / METADATA).write_text(json.dumps(metadata | {"format": 99}))
-    with pytest.raises(CheckpointError, match="index format 99"):
-        VideoIndex.load(folder, model)
-    (folder / METADATA).write_text(json.dumps(metadata))
-    (folder / STORE / VECTORS).write_bytes((folder / STORE / VECTORS).read_bytes()[:20])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    (folder / METADATA).write_text(json.dumps(metadata | change))
+    seal(folder)
+    with pytest.raises(CheckpointError, match=message):
         VideoIndex.load(folder, model)
 
 
@@ -467,10 +494,11 @@ def test_an_index_of_the_first_format_is_read(library, tmp_path):
     shutil.copytree(tmp_path / "new" / STORE, old)
     (old / "rows.json").unlink()
     metadata = json.loads((tmp_path / "new" / METADATA).read_text())
-    del metadata["store"]
-    (old / METADATA).write_text(json.dumps(metadata | {"format": 1}))
+    names = ("fingerprint", "frames", "sampler", "backend", "skipped")
+    older = {name: metadata[name] for name in names} | {"format": 1, "paths": [str(path) for path in index.paths]}
+    (old / METADATA).write_text(json.dumps(older))
     loaded = VideoIndex.load(old, model)
     assert loaded.search("a red") == index.search("a red")
     loaded.save(old)  # in the current format
-    assert sorted(path.name for path in old.iterdir()) == [METADATA, STORE]
+    assert sorted(path.name for path in old.iterdir()) == [METADATA, MANIFEST, STORE]
     assert VideoIndex.load(old, model).search("a red") == index.search("a red")

@@ -53,7 +53,7 @@ def build_index(model, files, precision, **options):
 
 
 def rows(index):
-    return torch.from_numpy(index._vectors.get([str(path) for path in index.paths])[0])
+    return torch.from_numpy(index._vectors.get([index._catalog.id_of(path) for path in index.paths])[0])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from test_search import ColourModel
@@ -130,23 +131,20 @@ def test_ivf_interrupted_before_its_training_is_exact_and_can_be_continued(model
     assert recall(loaded._vectors._vectors, rows, clustered(100, seed=1)) > 0.9
 
 
-def test_unknown_kinds_and_files_of_another_kind_are_refused(model, tmp_path):
+def test_unknown_kinds_are_refused(model):
     with pytest.raises(ValueError, match="kind must be one of flat, ivf, hnsw, got 'lsh'"):
         VideoIndex(model, kind="lsh")
-    folder = index_of(model, "hnsw", clustered(50)).save(tmp_path / "saved")
-    metadata = json.loads((folder / METADATA).read_text())
-    for kind, message in (
-        ("flat", "in a flat index, and its store holds .* other videos in a hnsw index"),
-        ("lsh", "one of flat, .*, got 'lsh'"),
+
+
+def test_vectors_that_do_not_fit_are_refused(tmp_path):
+    by_distance, not_finite = faiss.IndexHNSWFlat(4, 8), faiss.IndexFlatIP(4)
+    by_distance.add(np.eye(4, dtype=np.float32))
+    not_finite.add(np.full((4, 4), np.nan, dtype=np.float32))
+    for index, kind, message in (
+        (by_distance, "hnsw", "it does not compare by inner products"),
+        (not_finite, "flat", "a vector is not finite"),
+        (by_distance, "flat", "holds IndexHNSWFlat, not flat vectors"),
     ):
-        (folder / METADATA).write_text(json.dumps(metadata | {"kind": kind}))
+        (tmp_path / "vectors").write_bytes(faiss.serialize_index(index).tobytes())
         with pytest.raises(CheckpointError, match=message):
-            VideoIndex.load(folder, model)
-
-
-def test_an_index_without_a_kind_is_flat(model, tmp_path):
-    folder = index_of(model, "flat", clustered(50)).save(tmp_path / "saved")
-    metadata = json.loads((folder / METADATA).read_text())
-    del metadata["kind"]
-    (folder / METADATA).write_text(json.dumps(metadata))
-    assert VideoIndex.load(folder, model).kind == "flat"
+            Vectors.load(tmp_path / "vectors", kind=kind, rows=4)

@@ -9,6 +9,7 @@ beside derived data for later runs. Knows nothing of what is derived.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from contextlib import suppress
@@ -37,10 +38,23 @@ def content_hash(clip: Path) -> str:
     return hash_bytes("/".join(["pictures", *map(_hash_of, files_of(clip))]).encode())
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Return the stamp of a file; raise OSError if there is none."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def stamp_of(clip: Path) -> Stamp:
+    """Return the stamp of a file, or of a folder of pictures: their sizes in all, and the latest times.
+
+    Raises OSError if there is none.
+    """
+    status = os.stat(clip)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    pictures = [os.stat(path) for path in files_of(clip)]
+    every = [status, *pictures]
+    return (
+        status.st_dev,
+        status.st_ino,
+        sum(picture.st_size for picture in pictures),
+        max(each.st_mtime_ns for each in every),
+        max(each.st_ctime_ns for each in every),
+    )
 
 
 def is_settled(stamp: Stamp) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
-from clipvid.errors import DataError, VideoError
+from clipvid.errors import DataError, NoVideoError, VideoError
 from clipvid.features.encode import LiveSource, VideoEncoder, clips_per_batch, flat_views, trained_data_config
 from clipvid.features.source import FeatureSource, stream_in_order
 from clipvid.features.tap_store import TapStore, dataset_of
@@ -114,7 +114,9 @@ def _encode_clips(
             if indices:
                 batches.append(encoded)
     if not readable:
-        raise ValueError("no video could be read" + (f"; first: {errors[0]}" if errors else "; the data set is empty"))
+        raise NoVideoError(
+            "no video could be read" + (f"; first: {errors[0]}" if errors else "; the data set is empty")
+        )
     earlier_errors = data.unreadable if isinstance(data, TapStore) else ()
     return batches, dataset.surviving(readable), (*earlier_errors, *errors)
 

@@ -24,7 +24,7 @@ def seal_archive(path: Path) -> None:
         file.seek(-min(_END.size, path.stat().st_size), os.SEEK_END)
         end = file.read()
         if len(end) < _END.size or not end.startswith(b"PK\x05\x06") or not end.endswith(b"\0\0"):
-            raise ValueError(f"{path} must be a zip archive without a comment to be sealed; write it anew")
+            raise ValueError(f"{path} must be a zip archive without a comment to be sealed")
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", len(_MARK) + HASH_LENGTH))
     digest = hash_file(path)

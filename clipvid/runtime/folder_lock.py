@@ -8,6 +8,7 @@ file that imports filelock. Knows nothing of what is written.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,25 +19,34 @@ from filelock import lock_descriptor
 YOUNG = 60.0
 """Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
 
+_holders: dict[Path, tuple[int, int]] = {}
+"""Process and thread that hold each lock of this process."""
+
 
 @contextmanager
 def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0) -> Iterator[None]:
     """Lock `folder` during a `with` block; raise FileExistsError if it is locked already, by this process or another.
 
     The lock is a file .lock in the folder. Use `outside` for a folder that is replaced as a whole: the lock file is
-    then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder.
+    then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder. A thread
+    that holds the lock may take it again, without effect.
     """
     path = Path(folder).absolute()
     lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
+    if _holders.get(lock) == (os.getpid(), threading.get_ident()):
+        yield
+        return
     created = not lock.parent.exists()
     deadline = time.monotonic() + wait
     while (file := _open_locked(lock)) is None:
         if time.monotonic() >= deadline:
             raise FileExistsError(f"another run is writing to {folder}; wait until it ends, or choose another folder")
         time.sleep(0.02)
+    _holders[lock] = (os.getpid(), threading.get_ident())
     try:
         yield
     finally:
+        del _holders[lock]
         _release(lock, file)
         with suppress(OSError):  # the folder may have been filled
             if created:

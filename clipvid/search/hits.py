@@ -30,6 +30,12 @@ class Hit:
     path: Path
     score: float
     rank: int
+    outdated: str | None = None
+    """"gone" or "changed" if the file is no longer the one that was embedded, so that the score is not of it."""
+
+    def __str__(self) -> str:
+        outdated = f" ({self.outdated}; clipvid index refresh)" if self.outdated else ""
+        return f"{self.rank:>3}  {self.score:.3f}  {self.path}{outdated}"
 
 
 class Hits(list[Hit]):
@@ -40,11 +46,11 @@ class Hits(list[Hit]):
         self.query = query
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per hit: query, rank, path, score."""
+        """Return one row per hit: query, rank, path, score, outdated."""
         import pandas as pd
 
-        columns = ["query", "rank", "path", "score"]
-        rows = [(self.query, hit.rank, str(hit.path), hit.score) for hit in self]
+        columns = ["query", "rank", "path", "score", "outdated"]
+        rows = [(self.query, hit.rank, str(hit.path), hit.score, hit.outdated) for hit in self]
         return pd.DataFrame(rows, columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +59,7 @@ class Hits(list[Hit]):
         return {"query": self.query, "hits": hits}
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the query and its hits as JSON: {"query": ..., "hits": [{"rank", "path", "score"}, ...]}.
+        """Return the query and its hits as JSON: {"query": ..., "hits": [{"rank", "path", "score", "outdated"}, ...]}.
 
         With `path` the JSON is also written there, atomically.
         """
@@ -65,7 +71,7 @@ class Hits(list[Hit]):
 
     def __repr__(self) -> str:
         query = "" if self.query is None else f" for {self.query!r}"
-        lines = [f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}" for hit in self[:SHOWN]]
+        lines = [str(hit) for hit in self[:SHOWN]]
         more = [f"     and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
         return "\n".join([f"Hits({len(self)}{query})", *lines, *more])
 

@@ -8,18 +8,16 @@ read are listed in `skipped`, with the reason.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipvid.config.data_config import DataConfig
 from clipvid.data.places import Places, local_path
@@ -27,26 +25,37 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
-from clipvid.registry import STORES
-from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.locks import SharedLock
+from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
-from clipvid.runtime.text import pluralize
-from clipvid.search.filters import Filter, parse
-from clipvid.search.hits import Hit, Hits, IndexTable
+from clipvid.search.catalog import GONE, entry_of, stamps_of
+from clipvid.search.contents import WAIT, IndexContents
+from clipvid.search.filters import COLUMNS, parse
+from clipvid.search.hits import Hits
 from clipvid.search.rerank import reranked
-from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
-from clipvid.search.stores.base import Store
+from clipvid.search.storage import READ_AS, data_config_of, read_index, read_metadata
 from clipvid.search.videos import video_records
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
 
 
-class VideoIndex(IndexTable):
+@dataclass(frozen=True)
+class Refreshed:
+    """Result of `VideoIndex.refresh`."""
+
+    embedded: tuple[Path, ...]
+    """Videos that were embedded again, or for the first time after they were skipped."""
+    gone: tuple[Path, ...]
+    """Videos that were removed because their files have gone."""
+    skipped: tuple[VideoError, ...]
+    """Errors of the files that cannot be read."""
+
+
+class VideoIndex(IndexContents):
     """Searchable embeddings of videos: `VideoIndex.build` makes an index from files, `VideoIndex.load` reads it again.
 
-    Any number of threads may search while another one adds videos: every search sees a consistent state.
+    Any number of threads may search while another one adds videos: every search sees a consistent state. An index knows
+    the content of its files: hits whose file has changed or gone say so, and `refresh` embeds again what changed.
 
     Args:
         data_config: how videos and queries are read, for all embeddings of the index; default: as in the model's
@@ -64,17 +73,10 @@ class VideoIndex(IndexTable):
         store: str = "faiss",
         kind: str = "flat",
     ) -> None:
-        self._new_store: type[Store] = STORES.lookup(store)
-        self._new_store.check(kind)
-        self.model, self.store, self.kind = model, store, kind
-        self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
-        self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
-        self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
-        self._paths: list[Path] = []
-        self._skipped: dict[Path, VideoError] = {}
-        self._vectors: Store | None = None  # made when the first embedding gives the width
-        self._lock = SharedLock()  # guards the three attributes above, because they change together
-        self._changing = SharedLock()  # held by one change or one save at a time, which searches need not wait for
+        data_config = data_config or replace(trained_data_config(model), unreadable="skip")
+        super().__init__(model.fingerprint, data_config, store=store, kind=kind)
+        self.model = model  # its weights must not change while the index is in use
+        self._marks = _marks_of(model)
         # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
         resolve(self.data_config.precision, model.device)
         clip_dataset(model, VideoDataset(()), self.data_config)
@@ -103,16 +105,6 @@ class VideoIndex(IndexTable):
         with nullcontext() if save_to is None else index.saving_to(save_to):
             index.add(videos, progress=progress)
         return index
-
-    @contextmanager
-    def saving_to(self, folder: str | Path) -> Iterator[None]:
-        """Save to `folder` at the end of the block, also if the block is interrupted or fails."""
-        check_replaceable(Path(folder))
-        try:
-            yield
-        finally:
-            if self.paths or self.skipped:
-                self.save(folder)
 
     def add(
         self,
@@ -143,21 +135,49 @@ class VideoIndex(IndexTable):
             )
         if existing == "skip":
             records = [record for record in records if record.path not in indexed]
-        paths = [record.path for record in records]
-        self._new_store.check(self.kind, len(indexed.union(paths)))  # before anything is embedded
+        self._new_store.check(self.kind, len(indexed.union(record.path for record in records)))  # before any embedding
         names = videos.classes if isinstance(videos, VideoDataset) else ()
-        data = VideoDataset(tuple(records), names)
-        batches = embed_batches(self.model, data, data_config, progress=progress, title="embedding")
-        with closing(batches):
+        labels = {r.path: names[r.label] for r in records if names and r.label is not None}
+        self._embed(records, data_config, labels=labels, progress=progress)
+
+    def _embed(
+        self, records: Sequence[Record], data_config: DataConfig, *, labels: Mapping[Path, str], progress: bool
+    ) -> None:
+        """Embed videos batch by batch into the index, in place of their earlier embeddings."""
+        before = stamps_of([record.path for record in records if record.array is None])
+        self._catalog.choose_root(record.path for record in records)
+        data = VideoDataset(tuple(replace(record, label=None) for record in records))
+        with closing(embed_batches(self.model, data, data_config, progress=progress, title="embedding")) as batches:
             for rows, positions, unreadable_files in batches:
                 self._record_skipped(unreadable_files)
                 if rows is not None:
-                    embedded = [records[position] for position in positions]
-                    labels = [None if r.label is None or not names else names[r.label] for r in embedded]
-                    self._put([r.path for r in embedded], unit_rows(rows, views=data_config.views), labels)
+                    paths = [records[position].path for position in positions]
+                    entries = {path: entry_of(path, before[path]) for path in paths if path in before}
+                    self._put(paths, unit_rows(rows, views=data_config.views), entries=entries, labels=labels)
+                self._save_on_the_way()
         with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is not None:
                 self._vectors.optimize()
+
+    def refresh(self, data_config: DataConfig | None = None, *, progress: bool = True) -> Refreshed:
+        """Embed again the videos whose files have changed, try skipped ones again, and remove those that have gone.
+
+        New files are not looked for: `add` them with existing="skip".
+        """
+        self._check_model()
+        data_config = self._checked(data_config)
+        outdated, skipped = self.outdated(), [Path(error.path) for error in self.skipped]
+        gone = [path for path, state in outdated.items() if state == GONE]
+        gone += [path for path in skipped if not path.exists()]
+        with self._changing.exclusive(), self._lock.exclusive():
+            self._drop(gone)
+            for path in gone:
+                self._catalog.skipped.pop(path, None)
+        again = [path for path in [*outdated, *skipped] if path not in gone]
+        if again:
+            self._embed([Record(path) for path in again], data_config, labels=self._labels(again), progress=progress)
+        indexed = set(self.paths)
+        return Refreshed(tuple(path for path in again if path in indexed), tuple(gone), self.skipped)
 
     @overload
     def search(self, text: str, k: int = 5, *, rerank: int = 0, where: str | None = None) -> Hits: ...
@@ -184,9 +204,11 @@ class VideoIndex(IndexTable):
             )
         if not texts:
             return []
+        if _marks_of(self.model) != self._marks:  # cheaper than a fingerprint
+            self._check_model()
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        condition = None if where is None else parse(where)
+        condition = None if where is None else parse(where, COLUMNS)
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
@@ -194,103 +216,55 @@ class VideoIndex(IndexTable):
         ]
         return every[0] if isinstance(text, str) else every
 
-    def search_video(self, path: str | Path, k: int = 5) -> Hits:
+    def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
+        condition = None if where is None else parse(where, COLUMNS)
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return Hits(self._nearest(unit_rows(rows, views=config.views), k)[0], query=str(path))
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
         return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k)[0])
 
-    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
-        """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
-        if k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
-        with self._lock.shared():
-            if not self._paths or self._vectors is None:
-                skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
-                raise ValueError(f"the index is empty{skipped}; add videos first")
-            if queries.shape[1] != self._vectors.width:
-                raise ValueError(
-                    f"the query must have {self._vectors.width} numbers, as the embeddings of this index, got "
-                    f"{queries.shape[1]}; embed it with the model of the index"
-                )
-            if not np.isfinite(queries).all():
-                raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            matches = self._vectors.search(queries, min(k, len(self._paths)), where)
-        return [[Hit(Path(m.id), m.score, rank) for rank, m in enumerate(each, start=1)] for each in matches]
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
-        folder = Path(folder)
-        check_replaceable(folder)
-        with self._changing.exclusive(), atomic_folder(folder) as draft:
-            (draft / METADATA).write_text(json.dumps(self._metadata(), indent=1) + "\n", encoding="utf-8")
-            if self._vectors is not None:
-                (draft / STORE).mkdir()
-                self._vectors.save(draft / STORE)
-        return folder
-
-    def _metadata(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "fingerprint": self._fingerprint,
-            "store": self.store,
-            "kind": self.kind,
-            **{name: getattr(self.data_config, name) for name in READ_AS},
-            "paths": [str(path) for path in self._paths],
-            "skipped": [[str(e.path), e.reason, e.backend] for e in self._skipped.values()],
-            "note": self.note,
-        }
-
     @classmethod
-    def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
-        """Read a saved index; raise CheckpointError if another model made it, or if its files are damaged."""
+    def load(cls, folder: str | Path, model: VideoEncoder, *, root: str | Path | None = None) -> VideoIndex:
+        """Read a saved index; raise CheckpointError if another model made it, or if its files are damaged.
+
+        `root` is the folder of the videos if it has moved since.
+        """
         folder = Path(folder)
-        metadata = read_metadata(folder)
-        if metadata["fingerprint"] != model.fingerprint:
+        metadata, store = read_index(folder)
+        if metadata.fingerprint != model.fingerprint:
             raise CheckpointError(
-                f"{folder} was made by another model (fingerprint {metadata['fingerprint'][:12]}, this one is "
+                f"{folder} was made by another model (fingerprint {metadata.fingerprint[:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        data_config = DataConfig(**{name: metadata[name] for name in READ_AS}, unreadable="skip")
-        index = cls(model, data_config, store=metadata["store"], kind=metadata["kind"])
-        index.note = metadata.get("note", {})
-        index._paths = [Path(path) for path in metadata["paths"]]
-        index._skipped = {Path(p): VideoError(p, reason, backend=backend) for p, reason, backend in metadata["skipped"]}
-        index._vectors = read_store(folder, metadata)
+        index = cls(model, data_config_of(metadata), store=metadata.store, kind=metadata.kind)
+        index._restore(metadata, store, folder, root)
         return index
+
+    @classmethod
+    @contextmanager
+    def changing(
+        cls, folder: str | Path, model: VideoEncoder, *, root: str | Path | None = None
+    ) -> Iterator[VideoIndex]:
+        """Load an index, yield it to be changed, and save it at the end of the block, also if it is interrupted.
+
+        Meanwhile no other process can save to the folder: it waits.
+        """
+        with lock_folder(folder, outside=True, wait=WAIT):
+            index = cls.load(folder, model, root=root)
+            with index.saving_to(folder):
+                yield index
 
     @staticmethod
     def read_note(folder: str | Path) -> dict[str, str | None]:
         """Return the note of a saved index without loading its model; `clipvid search` finds the model's name in it."""
-        return read_metadata(Path(folder)).get("note", {})
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Absolute paths of the indexed videos."""
-        with self._lock.shared():
-            return tuple(self._paths)
-
-    @property
-    def skipped(self) -> tuple[VideoError, ...]:
-        """Errors of the files that could not be read and are not in the index."""
-        with self._lock.shared():
-            return tuple(self._skipped.values())
-
-    def __len__(self) -> int:
-        with self._lock.shared():
-            return len(self._paths)
-
-    def __repr__(self) -> str:
-        skipped = f", {len(self._skipped)} skipped" if self._skipped else ""
-        kind, frames = "" if self.kind == "flat" else f", {self.kind}", pluralize(self.data_config.frames, "frame")
-        return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {frames} each{kind})"
+        return read_metadata(Path(folder)).note
 
     def _checked(self, data_config: DataConfig | None) -> DataConfig:
         """Return the given data config or that of the index; raise ValueError where they would embed differently."""
@@ -303,43 +277,13 @@ class VideoIndex(IndexTable):
                 )
         return data_config or self.data_config
 
-    def _record_skipped(self, errors: Iterable[VideoError]) -> None:
-        """Add unreadable files to `skipped`, and remove their rows from the index."""
-        skipped = {error.path: error for error in errors}
-        if skipped:
-            with self._changing.exclusive(), self._lock.exclusive():
-                self._drop(skipped)
-                self._skipped |= skipped
-
-    def _put(
-        self,
-        paths: Sequence[Path],
-        embeddings: Float32[ndarray, "b e"],
-        labels: Sequence[str | None] | None = None,
-    ) -> None:
-        """Store the embeddings of these videos, replacing earlier ones, with path and label for filters."""
-        bad = [path for path, row in zip(paths, embeddings, strict=True) if not np.isfinite(row).all()]
-        if bad:
-            raise ValueError(f"the model's embedding of {bad[0]} is not finite; check the model's weights")
-        columns = zip(map(str, paths), labels or [None] * len(paths), strict=True)
-        metadata = [{"path": path, "label": label} for path, label in columns]
-        with self._changing.exclusive(), self._lock.exclusive():
-            if self._vectors is None:
-                self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
-            self._drop(paths)
-            self._vectors.add([str(path) for path in paths], embeddings, metadata)
-            self._paths.extend(paths)
-            for path in paths:
-                self._skipped.pop(path, None)
-
-    def _drop(self, paths: Iterable[Path]) -> None:
-        """Remove the rows of these videos, if there are any; the caller holds the lock."""
-        indexed = set(paths).intersection(self._paths)
-        if indexed and self._vectors is not None:
-            self._vectors.remove([str(path) for path in indexed])
-            self._paths = [path for path in self._paths if path not in indexed]
-
     def _check_model(self) -> None:
         """Raise CheckpointError if the model's weights have changed since the index was made."""
         if self.model.fingerprint != self._fingerprint:
             raise CheckpointError("the model's weights changed since this index was made; build the index again")
+
+
+def _marks_of(model: VideoEncoder) -> tuple[tuple[int, int], ...]:
+    """Return what changes with the weights: the identity of each, and the number of writes that torch counted."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    return tuple((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)

@@ -8,27 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
+from clipvid.errors import NoVideoError
 from clipvid.features.embed import embed_frames, has_taps
 from clipvid.features.encode import VideoEncoder
 from clipvid.features.token_wise import match_all
+from clipvid.search.catalog import GONE
 from clipvid.search.hits import Hit
 
 
 def reranked(text: str, hits: Sequence[Hit], model: VideoEncoder, config: DataConfig) -> list[Hit]:
     """Return the hits sorted and scored by the model's token-wise similarity to the sentence.
 
-    Raises ValueError for hits that are arrays, which are not in the index, and VideoError for an unreadable video.
+    Hits whose file has gone or cannot be read come last, in their order and with their scores, and say so. Raises
+    ValueError for hits that are arrays, which are not in the index.
     """
-    if not hits:
-        return []
     if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
         raise ValueError(f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}")
+    present = {hit.path: hit for hit in hits if hit.path.exists()}
+    scores = _scores(text, list(present), model, config) if present else {}
+    best = sorted(scores, key=lambda path: -scores[path])
+    ordered = [replace(present[path], score=scores[path]) for path in best]
+    ordered += [replace(hit, outdated=hit.outdated or GONE) for hit in hits if hit.path not in scores]
+    return [replace(hit, rank=rank) for rank, hit in enumerate(ordered, start=1)]
+
+
+def _scores(text: str, paths: Sequence[Path], model: VideoEncoder, config: DataConfig) -> dict[Path, float]:
+    """Return the token-wise similarity of the videos that can be read, in their order."""
     assert has_taps(model), "only a VideoCLIP has token-wise similarity"
-    clips = VideoDataset(tuple(Record(hit.path) for hit in hits))
-    frames, _, _ = embed_frames(model, clips, replace(config, unreadable="raise"))
+    clips = VideoDataset(tuple(Record(path) for path in paths))
+    try:
+        frames, readable, _ = embed_frames(model, clips, replace(config, unreadable="skip"))
+    except NoVideoError:
+        return {}
     scores = match_all(model, [text], frames, precision=config.precision, tokens=config.tokens)[0].tolist()
-    order = sorted(range(len(hits)), key=lambda position: -scores[position])
-    return [Hit(hits[position].path, scores[position], rank) for rank, position in enumerate(order, start=1)]
+    return dict(zip((record.path for record in readable), scores, strict=True))

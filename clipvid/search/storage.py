@@ -1,92 +1,213 @@
-"""The folder of a saved index: its metadata, its store, and the check that no other files are replaced.
+"""The folder of a saved index: its metadata, its store, and the manifest with the hashes of both.
 
-Contract: paths in, metadata and stores out; CheckpointError for a folder that `VideoIndex.save` did not write. Knows
-nothing of models.
+Contract: paths in, metadata and stores out; CheckpointError for a folder that `VideoIndex.save` did not write, or that
+has changed since. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from clipvid.config.data_config import PRECISIONS
+import msgspec
+
+from clipvid.config import checks
+from clipvid.config.data_config import PRECISIONS, DataConfig
 from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
+from clipvid.runtime.files import recover
+from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed
+from clipvid.runtime.schema import decode
 from clipvid.search.stores.base import Store
 from clipvid.search.stores.faiss import VECTORS, FaissStore, Vectors
 
-FORMAT = 2
-"""Version of the format that is written. Version 1, which is read too, has faiss's file beside the metadata."""
+FORMAT = 3
+"""Version of the format that is written. Versions 1, with faiss's file beside the metadata, and 2 are read too; they
+have no hashes, neither of their files nor of the videos."""
 METADATA, STORE = INDEX, "store"
 """Names of an index's file of metadata, and of the folder of its store."""
 READ_AS = ("frames", "sampler", "temporal_views", "spatial_views", "tokens", "backend", "precision")
 """Fields of the data config that an embedding depends on, saved with the index."""
+ADVICE = "take a copy of the folder that is whole, or build the index again"
+"""Advice at the end of messages about a damaged index."""
+_REFUSAL: Any = {"error": CheckpointError, "advice": ADVICE}
+
+
+class VideoEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One video of an index."""
+
+    path: str
+    """Path below the root, an absolute path, or the name of an array."""
+    content: str | None = None
+    """Hash of the bytes that were embedded; None if unknown."""
+    stamp: tuple[int, int, int, int, int] | None = None
+    """Stamp of the file with these bytes."""
+    array: bool = False
+    """True for an array in memory, which has no file."""
+
+
+class IndexMetadata(msgspec.Struct):
+    """Content of index.json."""
+
+    fingerprint: str
+    frames: int
+    sampler: str
+    backend: str
+    format_version: int = FORMAT
+    id: str = ""
+    """Random; differs for each version that is saved."""
+    store: str = "faiss"
+    kind: str = "flat"
+    temporal_views: int = 1
+    spatial_views: int = 1
+    tokens: int | None = None
+    precision: str = "auto"
+    root: str | None = None
+    """Folder that relative paths start from; None if there is none."""
+    root_from_index: str | None = None
+    """The same folder as a path from the folder of the index, for both of them moved together."""
+    videos: list[VideoEntry] = []
+    skipped: list[tuple[str, str, str | None]] = []
+    """Path, reason and decoder of each file that could not be read."""
+    note: dict[str, str | None] = {}
+    paths: list[str] | None = None
+    """Absolute paths in place of `videos`, in versions 1 and 2."""
+    format: int | None = None
+    """Name of `format_version` in versions 1 and 2."""
+
+    @property
+    def version(self) -> int:
+        """Version of the format."""
+        return self.format_version if self.format is None else self.format
+
+
+class _Version(msgspec.Struct):
+    format_version: Any = None
+    format: Any = None
 
 
 def check_replaceable(folder: Path) -> None:
     """Raise ValueError for a file, and for a folder that holds anything but an index."""
     if folder.is_dir():
-        other_files = sorted({path.name for path in folder.iterdir()} - {METADATA, STORE, VECTORS})
+        other_files = sorted({path.name for path in folder.iterdir()} - {METADATA, STORE, VECTORS, MANIFEST})
         if other_files:
             raise ValueError(f"{folder} holds other files ({other_files[0]}); save the index to a separate folder")
     elif folder.exists():
         raise ValueError(f"{folder} is a file; give a folder for the index")
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported.
+def read_index(folder: Path) -> tuple[IndexMetadata, Store | None]:
+    """Return metadata and store of a saved index, both of one version of the folder; the store is None if empty.
 
-    Settings that older indexes were saved without get the values that they had: faiss, flat, auto, one view.
+    Raises CheckpointError for a folder that is missing, damaged or of another version.
     """
-    if not (folder / METADATA).is_file():
+
+    def read(folder: Path) -> tuple[IndexMetadata, Store | None]:
+        metadata = _read_metadata(folder)
+        return metadata, _read_store(folder, metadata)
+
+    return read_sealed(folder, read, **_REFUSAL)
+
+
+def read_metadata(folder: Path) -> IndexMetadata:
+    """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported."""
+    return read_sealed(folder, _read_metadata, **_REFUSAL)
+
+
+def saved_id(folder: Path) -> str | None:
+    """Return the id of the version that is saved in a folder, "" for one without, or None for no index."""
+    recover(folder)
+    try:
+        return decode((folder / METADATA).read_bytes(), _Id, source=folder / METADATA, **_REFUSAL).id
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+class _Id(msgspec.Struct):
+    id: str = ""
+
+
+def _read_metadata(folder: Path) -> IndexMetadata:
+    path = folder / METADATA
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{folder} holds no index (no {METADATA}); clipvid index build VIDEOS --out {folder} makes one"
-        )
-    try:
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        version, expected = metadata["format"], {"fingerprint", "frames", "sampler", "backend", "paths", "skipped"}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / METADATA} is damaged ({error!r}); build the index again") from error
-    if version not in (1, FORMAT) or not expected <= set(metadata):
-        raise CheckpointError(
-            f"{folder} has index format {version!r}, this version of clipvid reads 1 and {FORMAT}; build it again"
-        )
-    added_later = {
-        "store": "faiss",
-        "kind": "flat",
-        "precision": "auto",
-        "temporal_views": 1,
-        "spatial_views": 1,
-        "tokens": None,
-    }
-    metadata = added_later | metadata
-    try:
-        STORES.lookup(metadata["store"]).check(metadata["kind"])
-    except ValueError as error:
-        raise CheckpointError(
-            f"{folder} cannot be read: {error}; build the index again, or install its store"
         ) from error
-    if metadata["precision"] not in PRECISIONS:
+    version = decode(content, _Version, source=path, **_REFUSAL)
+    version = version.format if version.format_version is None else version.format_version
+    if version not in (1, 2, FORMAT):
         raise CheckpointError(
-            f"the precision of {folder} must be one of {', '.join(PRECISIONS)}, got {metadata['precision']!r}; build "
-            "the index again"
+            f"{folder} has index format {version!r}, this version of clipvid reads 1 to {FORMAT}; build it again"
         )
+    if version == FORMAT and not is_sealed(folder):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} is missing; {ADVICE}")
+    metadata = decode(content, IndexMetadata, source=path, **_REFUSAL)
+    if version != FORMAT:
+        if metadata.paths is None:
+            raise CheckpointError(f"{path} is damaged (missing required field paths); {ADVICE}")
+        metadata.videos, metadata.format = (
+            [VideoEntry(name, array=not os.path.isabs(name)) for name in metadata.paths],
+            version,
+        )
+    _check(folder, metadata)
     return metadata
 
 
-def read_store(folder: Path, metadata: dict[str, Any]) -> Store | None:
-    """Return the store of a saved index, or None for an index without videos; raise CheckpointError for damage."""
-    ids = metadata["paths"]
+def _check(folder: Path, metadata: IndexMetadata) -> None:
+    """Raise CheckpointError for a store, a kind or settings that this installation does not have."""
+    try:
+        STORES.lookup(metadata.store).check(metadata.kind)
+        checks.choices(metadata, {"precision": PRECISIONS})
+        data_config_of(metadata)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder} cannot be read: {error}; build the index again, or install what it was built with"
+        ) from error
+
+
+def data_config_of(metadata: IndexMetadata) -> DataConfig:
+    """Return the data config that the index was made with, listing unreadable files; ValueError for a wrong value."""
+    return DataConfig(**{name: getattr(metadata, name) for name in READ_AS}, unreadable="skip")
+
+
+def _read_store(folder: Path, metadata: IndexMetadata) -> Store | None:
+    ids = [video.path for video in metadata.videos]
     if not ids:
         return None
-    if metadata["format"] == 1:
-        return FaissStore.of_rows(Vectors.load(folder / VECTORS, kind=metadata["kind"], rows=len(ids)), ids)
-    store = STORES.lookup(metadata["store"]).load(folder / STORE)
-    if sorted(store.ids()) != sorted(ids) or store.kind != metadata["kind"]:
+    if metadata.version == 1:
+        return FaissStore.of_rows(Vectors.load(folder / VECTORS, kind=metadata.kind, rows=len(ids)), ids)
+    store = STORES.lookup(metadata.store).load(folder / STORE)
+    if sorted(store.ids()) != sorted(ids) or store.kind != metadata.kind:
         raise CheckpointError(
-            f"{folder} lists {len(ids)} videos in a {metadata['kind']} index, and its store holds {store.count()} or "
-            f"other videos in a {store.kind} index; build the index again"
+            f"{folder} lists {len(ids)} videos in a {metadata.kind} index, and its store holds {store.count()} or "
+            f"other videos in a {store.kind} index; {ADVICE}"
         )
     return store
+
+
+def encoded(metadata: IndexMetadata) -> bytes:
+    """Return the metadata as the bytes of its file."""
+    fields = msgspec.to_builtins(metadata)
+    for older in ("format", "paths"):
+        del fields[older]
+    return json.dumps(fields, indent=1, ensure_ascii=False).encode(errors="surrogateescape") + b"\n"
+
+
+def root_of(metadata: IndexMetadata, folder: Path, root: str | Path | None) -> Path | None:
+    """Return the root of the videos: the given one, the saved one, or where both index and videos were moved."""
+    if root is not None:
+        if metadata.root is None:
+            raise ValueError(f"root must be None for {folder}, whose videos have absolute paths, got {root}")
+        return Path(os.path.abspath(root))
+    if metadata.root is None:
+        return None
+    saved = Path(metadata.root)
+    if not saved.is_dir() and metadata.root_from_index is not None:
+        moved = Path(os.path.abspath(folder / metadata.root_from_index))
+        return moved if moved.is_dir() else saved
+    return saved

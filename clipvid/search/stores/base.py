@@ -14,11 +14,13 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
 from clipvid.errors import CheckpointError
+from clipvid.runtime.schema import decode
 from clipvid.search.filters import Filter
 
 ROWS, VECTORS, FORMAT = "rows.json", "vectors.npy", 1
@@ -111,12 +113,14 @@ class Store(ABC):
         rows = read_rows(folder / ROWS)
         try:
             vectors = np.load(folder / VECTORS, allow_pickle=False)
-            store = cls(rows["width"], kind=rows["kind"])
-            if vectors.dtype != np.float32 or vectors.shape != (len(rows["ids"]), rows["width"]):
+            store = cls(rows.width, kind=rows.kind)
+            if vectors.dtype != np.float32 or vectors.shape != (len(rows.ids), rows.width):
                 raise ValueError(f"its vectors are {vectors.dtype} {vectors.shape}")
+            if not np.isfinite(vectors).all():
+                raise ValueError("its vectors are not finite")
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} is damaged ({error}); build the index again") from error
-        store.add(rows["ids"], vectors, rows["metadata"])
+        store.add(rows.ids, vectors, rows.metadata)
         return store
 
     def optimize(self) -> None:  # noqa: B027  # a store without such a step need not define it
@@ -126,19 +130,28 @@ class Store(ABC):
         """Release files and connections; the store is not used afterwards."""
 
 
-def read_rows(path: Path) -> dict[str, Any]:
+class StoredRows(msgspec.Struct):
+    """Content of the file of ids and metadata of a saved store."""
+
+    format: int
+    ids: list[str]
+    metadata: list[dict[str, str | int | float | bool | None]]
+    kind: str = "flat"
+    width: int = 0
+
+
+def read_rows(path: Path) -> StoredRows:
     """Return ids, metadata and settings of a saved store; raise CheckpointError for a damaged file."""
+    advice = "build the index again"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        version, ids, metadata = rows["format"], rows["ids"], [checked_metadata(each) for each in rows["metadata"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); build the index again") from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version!r}, this version of clipvid reads {FORMAT}; build the index again"
-        )
-    if not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids) or len(metadata) != len(ids):
-        raise CheckpointError(f"{path} is damaged (its ids or metadata do not fit); build the index again")
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged ({error.strerror}); {advice}") from error
+    rows = decode(content, StoredRows, source=path, error=CheckpointError, advice=advice)
+    if rows.format != FORMAT:
+        raise CheckpointError(f"{path} has format {rows.format}, this version of clipvid reads {FORMAT}; {advice}")
+    if len(set(rows.ids)) != len(rows.ids) or len(rows.metadata) != len(rows.ids):
+        raise CheckpointError(f"{path} is damaged (its ids or metadata do not fit); {advice}")
     return rows
 
 

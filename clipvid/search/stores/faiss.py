@@ -137,8 +137,13 @@ class Vectors:
         types = {"flat": ("IndexFlat",), "ivf": ("IndexFlat", "IndexIVFFlat"), "hnsw": ("IndexHNSWFlat",)}[kind]
         if type(stored).__name__.removesuffix("IP") not in types:
             raise CheckpointError(f"{path} holds {type(stored).__name__}, not {kind} vectors; build the index again")
+        if stored.metric_type != _faiss().METRIC_INNER_PRODUCT or stored.d < 1:
+            raise CheckpointError(f"{path} is damaged: it does not compare by inner products; build the index again")
         vectors = cls(stored.d, kind=kind)
         vectors._index = stored
+        for start in range(0, rows, BLOCK):
+            if not np.isfinite(vectors.get(np.arange(start, min(rows, start + BLOCK)))).all():
+                raise CheckpointError(f"{path} is damaged: a vector is not finite; build the index again")
         return vectors
 
 
@@ -224,9 +229,9 @@ class FaissStore(Store):
     @classmethod
     def load(cls, folder: Path) -> FaissStore:
         rows = read_rows(folder / ROWS)
-        kind = _stored_kind(rows.get("kind"), folder)
-        vectors = Vectors.load(folder / VECTORS, kind=kind, rows=len(rows["ids"]))
-        return cls.of_rows(vectors, rows["ids"], rows["metadata"])
+        kind = _stored_kind(rows.kind, folder)
+        vectors = Vectors.load(folder / VECTORS, kind=kind, rows=len(rows.ids))
+        return cls.of_rows(vectors, rows.ids, rows.metadata)
 
     @classmethod
     def of_rows(cls, vectors: Vectors, ids: Sequence[str], metadata: Sequence[Metadata] | None = None) -> FaissStore:
