@@ -14,11 +14,20 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 GROUP = "clipvid.plugins"
 """Entry-point group of packages that add members."""
 T = TypeVar("T")
+
+
+class Register(Protocol):
+    """Type of the functions `register_*`: decorators by name, or calls with a name and a member."""
+
+    @overload
+    def __call__(self, name: str, *, summary: str = "") -> Callable[[T], T]: ...
+    @overload
+    def __call__(self, name: str, member: T, *, summary: str = "") -> T: ...
 
 
 class Registry(Mapping[str, Any]):
@@ -33,7 +42,9 @@ class Registry(Mapping[str, Any]):
     """
 
     def __init__(self, kind: str, *, home: str, instances: bool = False) -> None:
-        self.kind, self._home, self._instances = kind, home, instances
+        self.kind = kind
+        self._home = home
+        self._instances = instances
         self._complete = False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
@@ -175,9 +186,13 @@ OBJECTIVES = Registry("task", home="clipvid.training.tasks")
 STORES = Registry("store", home="clipvid.search.stores")
 """Stores of vectors: classes with the methods of `Store`."""
 
-register_branch, register_mixer, register_decoder = BRANCHES.register, MIXERS.register, DECODERS.register
-register_reader, register_protocol = READERS.register, PROTOCOLS.register
-register_objective, register_store = OBJECTIVES.register, STORES.register
+register_branch: Register = BRANCHES.register
+register_mixer: Register = MIXERS.register
+register_decoder: Register = DECODERS.register
+register_reader: Register = READERS.register
+register_protocol: Register = PROTOCOLS.register
+register_objective: Register = OBJECTIVES.register
+register_store: Register = STORES.register
 
 
 def registries() -> list[Registry]:

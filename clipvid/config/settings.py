@@ -20,7 +20,7 @@ from clipvid.config.selfsup import SelfSupervision
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
 
-PROMPT_SETS = {
+PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "video": VIDEO_TEMPLATES,
     "name": ("{}",),
     "photo": ("a photo of a {}.",),

@@ -37,7 +37,8 @@ from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.search.index import VideoIndex
-from clipvid.training.loop import TrainResult, train
+from clipvid.training.history import TrainResult
+from clipvid.training.loop import train
 from clipvid.video.decode import read_video
 
 TEMPLATES = ("a shape that {}.",)  # the form of the captions that the mini model was trained on

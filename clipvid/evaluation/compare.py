@@ -23,7 +23,7 @@ from clipvid.runtime.text import pluralize
 if TYPE_CHECKING:
     import pandas as pd
 
-Result = EvaluationResult | Mapping[str, Any]
+Result = EvaluationResult[Any] | Mapping[str, Any]
 """A fresh result, or the content of a saved one (`read_result`)."""
 
 

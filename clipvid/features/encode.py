@@ -101,8 +101,11 @@ class LiveSource:
         clips: ClipDataset | None = None,
         read: Callable[..., Taps | Pixels] | None = None,
     ) -> None:
-        self.model, self.data, self.data_config, self.read = model, data, data_config, read
-        self.clips = clip_dataset(model, data, data_config) if clips is None else clips
+        self.model = model
+        self.data = data
+        self.data_config = data_config
+        self.read = read
+        self.clips: ClipDataset = clip_dataset(model, data, data_config) if clips is None else clips
         self._errors: dict[Path, VideoError] = {}
 
     @property

@@ -6,7 +6,7 @@ files. Knows nothing of classes, losses or data sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -41,13 +41,14 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: Backbone, branch: Branch) -> None:
         super().__init__()
-        self.backbone, self.branch = backbone, branch
+        self.backbone = backbone
+        self.branch = branch
         self.training_record: dict[str, Any] | None = None
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
         self._tower_transform = VideoTransform.from_config(backbone.preprocess_config)
         size = {} if branch.image_size is None else {"size": branch.image_size}
-        self.transform = replace(self._tower_transform, **size)
+        self.transform: VideoTransform = replace(self._tower_transform, **size)
 
     def forget_copies(self) -> None:
         """Drop the copies of weights used for inference and autocast; they are rebuilt on the next use.
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         return self.backbone.device
 
     @property
-    def preprocess(self):
+    def preprocess(self) -> Callable[[Any], Tensor]:
         """The base model's transform of a PIL image."""
         return self.backbone.preprocess
 

@@ -22,8 +22,8 @@ class LinearClassifier(nn.Module):
 
     def __init__(self, embed_dim: int, classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes = _checked(classes)
-        self.linear = nn.Linear(embed_dim, len(self.classes))
+        self.classes: tuple[str, ...] = _checked(classes)
+        self.linear: nn.Linear = nn.Linear(embed_dim, len(self.classes))
 
     def forward(self, video: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         return self.linear(F.normalize(video, dim=-1) * video.shape[-1] ** 0.5)
@@ -37,7 +37,7 @@ class TextClassifier(nn.Module):
 
     def __init__(self, text: Float[Tensor, "c e"], classes: Sequence[str], *, scale: float = 100.0) -> None:
         super().__init__()
-        self.classes = _checked(classes)
+        self.classes: tuple[str, ...] = _checked(classes)
         if len(text) != len(self.classes):
             raise ValueError(f"text has {len(text)} embeddings for {len(self.classes)} class names; pass one per name")
         self.scale = scale

@@ -47,7 +47,7 @@ class VideoCLIP(ShortRepr, Encoder):
         self.head: Classifier | None = head
         preset, one_token = branch.options.preset(), branch.one_token
         matcher = similarity_head(similarity, backbone.embed_dim, branch=preset, one_token=one_token)
-        self.matcher = None if matcher is None else matcher.to(backbone.device)
+        self.matcher: nn.Module | None = None if matcher is None else matcher.to(backbone.device)
 
     def encode_clip(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None

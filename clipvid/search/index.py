@@ -66,8 +66,10 @@ class VideoIndex(IndexTable):
     ) -> None:
         self._new_store: type[Store] = STORES.lookup(store)
         self._new_store.check(kind)
-        self.model, self.store, self.kind = model, store, kind
-        self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
+        self.model = model
+        self.store = store
+        self.kind = kind
+        self.data_config: DataConfig = data_config or replace(trained_data_config(model), unreadable="skip")
         self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
         self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []

@@ -32,9 +32,10 @@ from clipvid.runtime.optional import require
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
+from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
 from clipvid.training.tasks import needs_of
-from clipvid.training.trainer import Run, TrainResult
+from clipvid.training.trainer import Run
 
 
 def train(

@@ -25,6 +25,7 @@ from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
 from clipvid.video.backends import images
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
+from clipvid.video.backends.images import pictures_in
 from clipvid.video.inputs import VideoSource, local_file
 from clipvid.video.sampling import sample
 
@@ -45,7 +46,6 @@ Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 PICTURE_SUFFIXES = images.SUFFIXES
 """File extensions of pictures, in lower case."""
-pictures_in = images.pictures_in
 
 
 def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
