@@ -63,10 +63,17 @@ class Registry(Mapping[str, Any]):
         Raises ValueError for a name that another module has registered, or that has spaces or commas. Registering a
         name again from the same module replaces the member, as re-running a notebook's cell does.
         """
+        if not isinstance(name, str) or not name or "," in name or any(map(str.isspace, name)):
+            raise ValueError(
+                f"name of a {self.kind} must be a text without spaces and commas, got {name!r}; a decorator "
+                'takes it in parentheses: @register_...("name")'
+            )
         if member is None:
-            return lambda decorated: self.register(name, decorated, summary=summary)
-        if not name or "," in name or any(map(str.isspace, name)):
-            raise ValueError(f"the name of a {self.kind} must have no spaces and commas, got {name!r}")
+
+            def decorate(decorated: T) -> T:
+                return self.register(name, decorated, summary=summary)
+
+            return decorate
         if name in self._members and _module_of(self._members[name]) != _module_of(member):
             raise ValueError(
                 f"{self.kind} {name!r} is registered by {_module_of(self._members[name])} already, and now by "

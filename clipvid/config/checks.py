@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 FREE = {"decides_result": False}
 """Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
@@ -35,8 +35,9 @@ def probability(settings: Any, *fields: str, certain: bool = True) -> None:
 def shares(settings: Any, field: str) -> None:
     """Raise ValueError for a field that is not a pair (smallest, largest) of fractions in (0, 1]."""
     value = getattr(settings, field)
-    pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
-    if not pair or not 0 < value[0] <= value[1] <= 1:
+    parts: list[Any] = list(cast(Sequence[Any], value)) if isinstance(value, Sequence) else []
+    is_pair = len(parts) == 2 and all(isinstance(part, int | float) for part in parts)
+    if not is_pair or not 0 < parts[0] <= parts[1] <= 1:
         raise ValueError(
             f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}"
         )

@@ -27,6 +27,7 @@ from clipvid.evaluation.metrics import (
 )
 from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
+from clipvid.evaluation.saved import html_result
 from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
@@ -63,7 +64,8 @@ class BaseToNovel:
         return f"BaseToNovel(top-1: base {base:.1f}, novel {novel:.1f}, harmonic mean {self.harmonic_mean:.1f})"
 
     def _repr_html_(self) -> str:
-        return f"<div>{self.base._repr_html_()}{self.novel._repr_html_()}<p>{escape(repr(self))}</p></div>"
+        tables = "".join(html_result(result.to_dict(each=False)) for result in (self.base, self.novel))
+        return f"<div>{tables}<p>{escape(repr(self))}</p></div>"
 
     def __str__(self) -> str:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"

@@ -68,9 +68,8 @@ def features(
         if data_config is not None:
             raise ValueError("data_config must be None for arrays and taps, it says how files are read; leave it out")
         clips = as_clips(video)
-        if (
-            not model.training and torch._C._get_tracing_state() is None
-        ):  # in a training step the check would wait for the GPU
+        is_traced = torch._C._get_tracing_state() is not None  # pyright: ignore[reportPrivateUsage]
+        if not model.training and not is_traced:  # in a training step the check would wait for the GPU
             check_preprocessed(clips)
         yield model.reads(clips, mask=mask)
         return

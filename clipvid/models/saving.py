@@ -119,7 +119,13 @@ def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in record.items() if name != "freeze"} | {"train_clip": trained}
 
 
-def _load_base(saved: Mapping[str, Any], *, base, tokenizer: Tokenizer | None, device) -> Backbone:
+def _load_base(
+    saved: Mapping[str, Any],
+    *,
+    base: nn.Module | None,
+    tokenizer: Tokenizer | None,
+    device: torch.device | str,
+) -> Backbone:
     """Return the backbone of a saved model: `base` if given, else loaded by its saved name."""
     if isinstance(base, Backbone):
         return base

@@ -226,7 +226,8 @@ class _Parser:
 
 
 def _tokens(text: str) -> list[_Token]:
-    tokens, position = [], 0
+    tokens: list[_Token] = []
+    position = 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
         if match is None:

@@ -117,7 +117,7 @@ def has_separable_residuals(block: Any) -> bool:
     )
 
 
-def _plain_attention(attention) -> bool:
+def _plain_attention(attention: Any) -> bool:
     """Return True for timm attention that is only softmax(qk)v between two linears."""
     extras = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
     return type(attention).__name__ == "Attention" and all(e is None or isinstance(e, nn.Identity) for e in extras)
