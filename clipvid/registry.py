@@ -96,6 +96,8 @@ class Registry(Mapping[str, Any]):
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the names that match a shell pattern, those of plugins included."""
+        if not isinstance(pattern, str):
+            raise ValueError(f"pattern must be a text, got {pattern!r}; * stands for any text")
         load_plugins()
         return [name for name in self if fnmatchcase(name, pattern)]
 

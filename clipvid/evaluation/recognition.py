@@ -32,7 +32,7 @@ from clipvid.features.embed import embed_texts, embed_videos, require_all_videos
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.runtime.inference import evaluating
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def check_recognition(
 ) -> None:
     """Raise the ValueError or DataError of `evaluate_recognition`, or of `evaluate_zero_shot`, before decoding."""
     dataset = dataset_of(data)
+    require_video_clip(model)
     if by_class_name and len(dataset.classes) < 2:
         raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
     if classes is not None:
@@ -129,6 +130,7 @@ def evaluate_recognition(
     `prompts` are the templates `head` was made of, for the metadata. Raises DataError if a video has no label, or if
     the data's classes are not the classifier's, in its order.
     """
+    require_video_clip(model)
     classifier = head if head is not None else _classifier(model)
     _check_labels(dataset_of(data), classifier.classes)
     videos = embed_videos(model, data, data_config, complete=True, progress=progress)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.fused import FusedCopies
@@ -236,8 +237,18 @@ class Encoder(nn.Module):
 
     def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
         """Return token ids on the model's device; strings are tokenized."""
-        strings = [texts] if isinstance(texts, str) else texts
-        return (strings if isinstance(strings, Tensor) else self.backbone.tokenize(strings)).to(self.device)
+        if isinstance(texts, Tensor):
+            if texts.is_floating_point() or texts.ndim != 2:
+                raise ValueError(
+                    f"token ids must be integers (M, ctx), got {texts.dtype} {tuple(texts.shape)}; give the output of "
+                    "the tokenizer, or strings"
+                )
+            return texts.to(self.device)
+        advice = "give one string, a list of strings, or token ids"
+        strings = [texts] if isinstance(texts, str) else checks.texts("texts", texts, advice=advice)
+        if not strings:
+            raise ValueError(f"texts must hold at least one text, got {texts!r}; {advice}")
+        return self.backbone.tokenize(strings).to(self.device)
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.nn.similarity import SIMILARITIES
 
@@ -76,7 +77,7 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
     """
     if name == "mean":
         return None
-    if name not in SIMILARITIES:
+    if name not in tuple(SIMILARITIES):
         raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
     if one_token:
         raise ValueError(
@@ -88,6 +89,8 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
     """Fill every template with every class name, one list per class."""
+    templates = checks.texts("templates", templates, advice="give prompts with {} for the class name")
+    classes = checks.texts("classes", classes, advice="give the names of two classes or more")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")
@@ -96,6 +99,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the class names; raise ValueError for fewer than two or duplicates."""
+    classes = checks.texts("classes", classes, advice="give the names of two classes or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
     return tuple(classes)

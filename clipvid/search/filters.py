@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipvid.config import checks
+
 Value = str | float | int | bool
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -121,6 +123,7 @@ class Either(Filter):
 
 def parse(text: str) -> Filter:
     """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar."""
+    checks.text("where", text, advice="write a filter such as 'label = \"dog\"'")
     parser = _Parser(text)
     condition = parser.either(0)
     if parser.token is not None:
