@@ -62,14 +62,14 @@ def text(name: str, value: object, *, advice: str) -> str:
     return cast(str, value)
 
 
-def texts(name: str, values: Any, *, advice: str) -> list[str]:
+def texts(name: str, values: Any, *, must: str = "a list of texts", advice: str) -> list[str]:
     """Return an argument that must be a list of texts, and no single text."""
     is_list = _is_list(values)
     items: list[Any] = list(values) if is_list else [values]
     strings = [item for item in items if isinstance(item, str)]
     if not is_list or len(strings) < len(items):
         wrong = next((item for item in items if not isinstance(item, str)), values)
-        raise ValueError(f"{name} must be a list of texts, got {_short(wrong)}; {advice}")
+        raise ValueError(f"{name} must be {must}, got {_short(wrong)}; {advice}")
     return strings
 
 

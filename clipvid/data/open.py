@@ -141,7 +141,7 @@ def _read(
         raise ValueError(f"the name of a data set format must be a text, got {name!r}; give one such as csv")
     reader = _reader(name)
     if classes is not None:
-        listed = checks.texts("classes", classes, advice="give the class names in label order")
+        listed = checks.texts("classes", classes, must="a list of class names", advice="give them in label order")
         if len(set(listed)) < len(listed):
             raise ValueError(f"classes must be a list of unique names, got {classes!r}")
     if columns is not None and name != "csv":

@@ -49,7 +49,7 @@ class VideoEncoder(Protocol):
 
 def checked_encoder(model: Model) -> Model:
     """Return the argument `model`; raise ValueError if it lacks a method of VideoEncoder."""
-    lacking = [name for name in ("encode_video", "encode_text") if not callable(getattr(model, name, None))]
+    lacking = [name for name in ("encode_video", "encode_text") if not hasattr(model, name)]
     if lacking:
         raise ValueError(
             f"model must be a VideoCLIP or have the methods of VideoEncoder, got {model!r:.80} without "

@@ -50,6 +50,7 @@ class TextClassifier(nn.Module):
 
 
 Classifier = LinearClassifier | TextClassifier
+_NAMES = "a list of class names"
 
 
 def to_config(head: Classifier | None) -> dict[str, Any] | None:
@@ -90,7 +91,7 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
     """Fill every template with every class name, one list per class."""
     templates = checks.texts("templates", templates, advice="give prompts with {} for the class name")
-    classes = checks.texts("classes", classes, advice="give the names of two classes or more")
+    classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")
@@ -99,7 +100,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the class names; raise ValueError for fewer than two or duplicates."""
-    classes = checks.texts("classes", classes, advice="give the names of two classes or more")
+    classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
     return tuple(classes)
