@@ -29,7 +29,7 @@ QUERIES_FORMAT = 1
 Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
 """Name of a retrieval direction, its metrics, and per-query scores by metric."""
 
-REQUIRED_KEYS = {
+REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
     "data_config": ("frames", "temporal_views", "spatial_views"),

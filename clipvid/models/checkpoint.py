@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder, write_tensors
 
@@ -86,6 +87,7 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 def local_folder(folder: str | Path) -> Path:
     """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
+    checks.path("folder", folder, must="the folder of a saved model, or a hub repository")
     if Path(folder).is_dir():
         return Path(folder)
     name = str(folder).removeprefix("hf-hub:")

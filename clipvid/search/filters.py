@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipvid.config import checks
+
 Value = str | float | int | bool
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -121,6 +123,7 @@ class Either(Filter):
 
 def parse(text: str) -> Filter:
     """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar."""
+    checks.text("where", text, advice="write a filter such as 'label = \"dog\"'")
     parser = _Parser(text)
     condition = parser.either(0)
     if parser.token is not None:
@@ -226,7 +229,8 @@ class _Parser:
 
 
 def _tokens(text: str) -> list[_Token]:
-    tokens, position = [], 0
+    tokens: list[_Token] = []
+    position = 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
         if match is None:

@@ -21,12 +21,13 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
-from clipvid.config.data_config import DataConfig
+from clipvid.config import checks
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.data.places import Places, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
-from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
+from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
 from clipvid.registry import STORES
 from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
@@ -66,8 +67,11 @@ class VideoIndex(IndexTable):
     ) -> None:
         self._new_store: type[Store] = STORES.lookup(store)
         self._new_store.check(kind)
-        self.model, self.store, self.kind = model, store, kind
-        self.data_config = data_config or replace(trained_data_config(model), unreadable="skip")
+        self.model: VideoEncoder = checked_encoder(model)
+        self.store = store
+        self.kind = kind
+        settings = checked_data_config(data_config) or replace(trained_data_config(model), unreadable="skip")
+        self.data_config: DataConfig = settings
         self._fingerprint = model.fingerprint  # the weights must not change while the index is in use
         self.note: dict[str, str | None] = {}  # saved with the index; the command line stores the model's name in it
         self._paths: list[Path] = []
@@ -174,10 +178,10 @@ class VideoIndex(IndexTable):
         Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
         similarity.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else checks.texts("text", text, advice="give one sentence or a list")
         if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
-        if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
+        if not isinstance(rerank, int) or rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
                 f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
                 f"mug_simple), got {rerank}; leave rerank out"
@@ -187,6 +191,7 @@ class VideoIndex(IndexTable):
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
         condition = None if where is None else parse(where)
+        checks.integer("k", k, 1, advice="k is the number of hits")
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
@@ -209,8 +214,7 @@ class VideoIndex(IndexTable):
 
     def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
         """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
-        if k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
+        checks.integer("k", k, 1, advice="k is the number of hits")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
                 skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
@@ -227,7 +231,7 @@ class VideoIndex(IndexTable):
 
     def save(self, folder: str | Path) -> Path:
         """Write the index to `folder` atomically, replacing an existing index; raise ValueError for other files."""
-        folder = Path(folder)
+        folder = checks.path("folder", folder)
         check_replaceable(folder)
         with self._changing.exclusive(), atomic_folder(folder) as draft:
             (draft / METADATA).write_text(json.dumps(self._metadata(), indent=1) + "\n", encoding="utf-8")
@@ -251,9 +255,9 @@ class VideoIndex(IndexTable):
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder) -> VideoIndex:
         """Read a saved index; raise CheckpointError if another model made it, or if its files are damaged."""
-        folder = Path(folder)
+        folder = checks.path("folder", folder, must="the folder of a saved index")
         metadata = read_metadata(folder)
-        if metadata["fingerprint"] != model.fingerprint:
+        if metadata["fingerprint"] != checked_encoder(model).fingerprint:
             raise CheckpointError(
                 f"{folder} was made by another model (fingerprint {metadata['fingerprint'][:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"

@@ -52,7 +52,8 @@ class Command:
     """A function as a command; `name` is one word or two."""
 
     def __init__(self, name: str, function: Callable[..., None]) -> None:
-        self.name, self.function = name, function
+        self.name = name
+        self.function = function
 
     @functools.cached_property
     def app(self) -> App:

@@ -25,7 +25,7 @@ from clipvid.cli.parsing import names
 
 NAME = re.compile(r"(?<![\w./'\"-])[a-z]\w*(?:\.[a-z]\w*)*(?![\w/'\"])")
 """A name in a message that may be that of an option; not a part of a path, a quotation or an option."""
-SCALARS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+SCALARS: dict[type, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
 def as_options(message: str, options: Mapping[str, str], *, at_start: bool = False) -> str:

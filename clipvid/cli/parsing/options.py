@@ -238,7 +238,7 @@ Branch = Annotated[BranchOptions, Parameter(name="*", group=MODEL)]
 Data = Annotated[DataOptions, Parameter(name="*", group=DATA)]
 Cache = Annotated[CacheOptions, Parameter(name="*", group=CACHE)]
 Run = Annotated[RunOptions, Parameter(name="*", group=RUN)]
-Settings = Parameter(name="*")
+Settings: Parameter = Parameter(name="*")
 """Annotation of the options of a dataclass of settings, which have no prefix."""
 DataConfigOptions = Annotated[Given[DataConfig], Parameter(group=CLIPS)]
 Sources = Annotated[tuple[str, ...], Parameter(metavar="SOURCE")]
