@@ -265,7 +265,7 @@ def test_a_wrong_value_on_the_command_line_does_not_name_a_file(in_videos, capsy
 
 
 def test_several_sources_and_patterns_are_expanded_in_order(tmp_path, monkeypatch, capsys):
-    from clipvid.cli.arguments import sources_of
+    from clipvid.cli.datasets import sources_of
 
     monkeypatch.chdir(tmp_path)
     for name in ("b.csv", "a.csv", "c[1].csv"):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import outputs
 from clipvid.cli.parsing.options import Json
 
 REPAIR = "the next run that uses the cache writes it again; if there is no such run, remove the folder"
@@ -26,7 +26,7 @@ def list_caches(folder: str, /, *, json: Json = False) -> None:
     from clipvid.features.maintenance import parts_of
 
     parts = parts_of(folder)
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         print_json(
             [
                 {

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.options import (
     OUTPUT,
     SCORES,
@@ -82,17 +82,17 @@ def evaluate(
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
     _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
-    sources = arguments.data_of(source)
-    profile = arguments.profile_path(out, enabled=run.profile)
-    arguments.require_new(out, report, profile, overwrite=overwrite)
+    sources = datasets.data_of(source)
+    profile = outputs.profile_path(out, enabled=run.profile)
+    outputs.require_new(out, report, profile, overwrite=overwrite)
     _check_dual_softmax(dual_softmax)
     tap_cache = arguments.named_cache(cache)
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     head = None if resolved_task == "retrieval" or zero_shot else video_model.head
-    arguments.note_format(sources, data.format)
+    datasets.note_format(sources, data.format)
     _require_split(sources, data.format, data.split)
-    opener = partial(arguments.named_data, sources, format=data.format, annotations=data.annotations)
+    opener = partial(datasets.named_data, sources, format=data.format, annotations=data.annotations)
     classes = None if head is None else head.classes
     videos = opener(split=data.split, classes=classes, allow_missing=data.allow_missing)
     score = _scorer(resolved_task, by_class_name=zero_shot)
@@ -102,8 +102,8 @@ def evaluate(
     extras |= {} if bank is None else {"bank": _bank_captions(bank, opener, data.annotations)}
     _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
     resolved_config = arguments.named_data_config(video_model, data_config, videos.protocol_spec)
-    with arguments.json_printed(json) as print_json:
-        with arguments.profiled_to(profile, enabled=run.profile):
+    with outputs.json_printed(json) as print_json:
+        with outputs.profiled_to(profile, enabled=run.profile):
             clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
             result = score(video_model, clips, resolved_config, progress=True, **extras)
         print_json(result.to_dict())
@@ -148,7 +148,7 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
 
 def _write_outputs(result: Any, out: str | None, report: str | None, *, queries: int) -> None:
     """Print the unreadable files, and write the result and the report."""
-    arguments.show_unreadable(result.unreadable)
+    outputs.show_unreadable(result.unreadable)
     if out is not None:
         print(f"result: {result.save(out)}")
     if report is not None:
@@ -166,7 +166,7 @@ def _bank_captions(split: str, open_named: Callable[..., Any], annotations: str 
 
 def _require_split(sources: str | list[str], format: str | None, split: str | None) -> None:
     """Raise UsageError for a table with several splits and no --split; a protocol has a default split."""
-    if split is None and format in (None, "csv") and (splits := arguments.splits_of(sources, format)):
+    if split is None and format in (None, "csv") and (splits := datasets.splits_of(sources, format)):
         names = sources if isinstance(sources, str) else ", ".join(sources)
         raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to score on")
 
@@ -241,7 +241,7 @@ def compare(
     names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
     comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
     formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         if json:
             print_json(comparison.to_dict())
         else:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import (
     OUTPUT,
@@ -64,9 +64,9 @@ def embed(
     arguments.check_cache(cache)
     if not out.endswith(".safetensors"):
         raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
-    profile_file = arguments.profile_path(out, enabled=run.profile)
-    arguments.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
-    sources = arguments.sources_of(source)
+    profile_file = outputs.profile_path(out, enabled=run.profile)
+    outputs.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
+    sources = datasets.sources_of(source)
 
     import torch.nn.functional as F
 
@@ -80,7 +80,7 @@ def embed(
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_config = replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
     clips = VideoDataset(tuple(Record(path) for path in dict.fromkeys(paths)), name="videos")
-    with arguments.profiled_to(profile_file, enabled=run.profile):
+    with outputs.profiled_to(profile_file, enabled=run.profile):
         clips = arguments.cached_clips(video_model, clips, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
     metadata = {
@@ -94,7 +94,7 @@ def embed(
     with atomic_file(Path(out).with_suffix(".json")) as draft:
         draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
     print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
-    arguments.show_unreadable(embedded.unreadable)
+    outputs.show_unreadable(embedded.unreadable)
 
 
 def _videos_in(path: Path) -> list[Path]:
@@ -147,7 +147,7 @@ def build_index(
         raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
     if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
         raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
-    sources = arguments.sources_of(source)
+    sources = datasets.sources_of(source)
     require_writable(out, folder=True)
     with lock_folder(out, outside=True):
         _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
@@ -175,7 +175,7 @@ def add_to_index(
         workers: processes that decode; 0 decodes in threads of this process.
         out: folder of the index, which stores its model, frames, kind and precision.
     """
-    sources = arguments.sources_of(source)
+    sources = datasets.sources_of(source)
     require_writable(out, folder=True)
     if not (Path(out) / INDEX).is_file():
         raise FileNotFoundError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
@@ -188,15 +188,15 @@ def add_to_index(
 
 def _fill(index: Any, sources: str | list[str], out: str, *, workers: int, profile: bool) -> None:
     """Embed the videos of the sources that the index does not have, and save it, also after an interruption."""
-    with index.saving_to(out), arguments.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
+    with index.saving_to(out), outputs.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
         data_config = replace(index.data_config, unreadable="skip", workers=workers)
         index.add(sources, data_config, existing="skip")
     if not len(index):
-        arguments.show_unreadable(index.skipped)
+        outputs.show_unreadable(index.skipped)
         names = sources if isinstance(sources, str) else ", ".join(sources)
         raise ValueError(f"no video in {names} could be read, so there is nothing to index")
     print(f"{pluralize(len(index), 'video')} in {out}")
-    arguments.show_unreadable(index.skipped)
+    outputs.show_unreadable(index.skipped)
 
 
 def _check_index_folder(out: Path, *, exists: bool) -> None:
@@ -255,7 +255,7 @@ def search(
         _check_sentence(query)
     from clipvid.search.index import VideoIndex
 
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         video_index = VideoIndex.load(index, arguments.index_model(index, device))
         hits = video_index.search_video(query, k=k) if video else video_index.search(query, k=k, rerank=rerank)
         print_json(hits.to_dict())

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.options import (
     DATA,
     MODEL,
@@ -102,7 +102,7 @@ def info(
     if train_clip != "none" or text_lora:
         described.set_trainable(train_clip, text_lora=text_lora)
     summary = described.trainable_summary(frames)
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         print_json(asdict(summary))
         if not json:
             print(summary)
@@ -160,19 +160,19 @@ def train(
     if config.task != "retrieval":
         arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
     _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
-    sources = arguments.data_of(source)
+    sources = datasets.data_of(source)
     _check_out(out, source, data.format, resume=resume)
     default_format = "videos" if config.task == "selfsup" else "folder"
-    arguments.note_format(sources, data.format, default_format=default_format)
+    datasets.note_format(sources, data.format, default_format=default_format)
     taps = arguments.named_cache(cache)
     opener = partial(
-        arguments.named_data, format=data.format, default_format=default_format, allow_missing=data.allow_missing
+        datasets.named_data, format=data.format, default_format=default_format, allow_missing=data.allow_missing
     )
     train_data, val_data = _train_and_val(
         opener,
         sources,
         data,
-        val=arguments.sources_of(val) if val else None,
+        val=datasets.sources_of(val) if val else None,
         val_split=val_split,
         fraction=val_fraction,
         shots=shots,
@@ -184,14 +184,14 @@ def train(
     from clipvid.training.loop import train  # imported late: it takes seconds, and no check above needs it
 
     video_model = _initialised_model(model.model, model.pretrained, branch.given(), seed=config.seed).to(device)
-    with arguments.notes_shown(), arguments.profiled_to(Path(out) / "profile.json", enabled=run.profile):
+    with outputs.notes_shown(), outputs.profiled_to(Path(out) / "profile.json", enabled=run.profile):
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
     if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
     print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
-    arguments.show_unreadable(result.unreadable)
+    outputs.show_unreadable(result.unreadable)
 
 
 def _initialised_model(model: str | None, pretrained: str | None, options: dict[str, Any], *, seed: int) -> Any:
@@ -255,7 +255,7 @@ def _train_and_val(
     seed: int,
 ) -> tuple[Any, Any]:
     """Return training and validation data; without a named validation set, part of the training data is held out."""
-    if data.split is None and (splits := arguments.splits_of(sources, data.format)):
+    if data.split is None and (splits := datasets.splits_of(sources, data.format)):
         names = sources if isinstance(sources, str) else ", ".join(sources)
         raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to train on, and --val-split")
     train_data = opener(sources, split=data.split, annotations=data.annotations)

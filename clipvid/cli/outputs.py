@@ -1,0 +1,89 @@
+"""Outputs of commands: files that are refused early and written whole, JSON, profiles, notes on standard error.
+
+Contract: paths and plain data in, files and text out. Heavy modules are imported when they are needed. Knows nothing of
+models or data sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from clipvid.runtime.files import require_writable
+
+
+def require_new(*paths: str | Path | None, overwrite: bool) -> None:
+    """Raise an error for a file that cannot be written, is named twice, or exists without `overwrite`; skip None."""
+    given = [Path(path) for path in paths if path is not None]
+    for i, path in enumerate(given):
+        require_writable(path)
+        if path.absolute() in [other.absolute() for other in given[:i]]:
+            raise ValueError(f"{path} would be written twice; give each file a different name")
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(f"{path} already exists; give --overwrite to replace it, or another name")
+
+
+def profile_path(path: str | Path | None, *, enabled: bool) -> Path | None:
+    """Return the path of the profile next to the output file `path`; None without an output file or a profile."""
+    return Path(path).with_suffix(".profile.json") if path is not None and enabled else None
+
+
+@contextmanager
+def profiled_to(path: str | Path | None, *, enabled: bool) -> Iterator[None]:
+    """Profile the block if `enabled`: print its stages, and write them as JSON to `path` unless that is None."""
+    if not enabled:
+        yield
+        return
+    from clipvid.runtime.files import atomic_file
+    from clipvid.runtime.profiling import profiled
+
+    with profiled() as measured:
+        yield
+    print(measured)
+    if path is not None:
+        with atomic_file(path) as draft:
+            draft.write_text(json.dumps(measured.plain(), indent=2) + "\n", encoding="utf-8")
+        print(f"profile: {path}")
+
+
+@contextmanager
+def json_printed(enabled: bool) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that prints data as JSON if `enabled`; all else in the block then goes to standard error."""
+    if not enabled:
+        yield lambda _: None
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda content: print(json.dumps(content, indent=2), file=stdout)
+
+
+@contextmanager
+def notes_shown() -> Iterator[None]:
+    """Print clipvid's warnings in the block to standard error as one line each; other warnings stay as they are."""
+    from clipvid.errors import ClipvidWarning
+
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *details: Any) -> None:
+            if issubclass(category, ClipvidWarning):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                show_other(message, category, *details)
+
+        warnings.showwarning = show
+        yield
+
+
+def show_unreadable(unreadable: Sequence[Any]) -> None:
+    """Print the unreadable files and the reasons on standard error."""
+    if unreadable:
+        from clipvid.data.batch import describe_unreadable
+
+        print(describe_unreadable(unreadable), file=sys.stderr)
