@@ -29,9 +29,9 @@ WRONG = {
     "train": "clipvid train: SOURCE is missing; write clipvid train SOURCE... [options]",
     "info": "clipvid info: MODEL is missing; write clipvid info MODEL [options]",
     "search": "clipvid search: INDEX is missing; write clipvid search INDEX QUERY [options]",
-    "search my": "clipvid search: QUERY is missing; write clipvid search INDEX QUERY [options]",
+    "search my": "clipvid search: QUERY is missing; write clipvid search INDEX QUERY, or give --queries FILE",
     "search my red extra": "clipvid search: unexpected argument 'extra'; write clipvid search INDEX QUERY [options]",
-    "data check csv": "clipvid data check: ROOT is missing; write clipvid data check NAME ROOT [options]",
+    "data check csv": "clipvid data check: ROOT is missing; write clipvid data check NAME ROOT... [options]",
     "data check nosuch my": "NAME must be one of csv, folder, videos, msrvtt-1ka",
     "train my --nosuch 3": "unknown option --nosuch; --help lists the options",
     "train my --epoch 3": "unknown option --epoch; did you mean --epochs",
@@ -168,11 +168,14 @@ def test_no_command_shows_the_list_and_fails(capsys):
 
 
 def test_names_listed_without_imports_equal_those_of_the_libraries():
+    from clipvid.data.formats.csv import TABLE_SUFFIXES
+    from clipvid.data.formats.rows import COLUMNS
     from clipvid.features.cache_key import MODES
     from clipvid.nn.similarity import SIMILARITIES
 
     assert set(names.SIMILARITIES) == {"mean", *SIMILARITIES}
     assert set(names.CACHE_MODES) == set(MODES)
+    assert (names.COLUMNS, names.TABLES) == (COLUMNS, TABLE_SUFFIXES)
 
 
 def settings_of(*words: str) -> dict:
@@ -274,7 +277,10 @@ def test_several_sources_and_patterns_are_expanded_in_order(tmp_path, monkeypatc
     assert sources_of(["b.csv", "a*"]) == ["b.csv", "a.csv"]
     assert sources_of(["a.csv"]) == "a.csv"
     assert sources_of(["c[1].csv"]) == "c[1].csv"  # an existing file is no pattern
-    assert "x*.mp4 matches no file; give videos" in refusal(capsys, "index", "build", "x*.mp4", codes=(1,))
+    assert "x*.mp4 matches no file; give videos" in refusal(capsys, "index", "build", "x*.mp4", codes=(2,))
+    assert sources_of([Path("a.csv").resolve().as_uri()]) == str(tmp_path / "a.csv")
+    Path("notes.txt").touch()
+    assert sources_of(["*"]) == ["a.csv", "b.csv", "c[1].csv"]  # as the library reads a pattern
 
 
 def test_a_traceback_is_shown_on_request_only(monkeypatch, capsys):

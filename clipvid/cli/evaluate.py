@@ -1,4 +1,4 @@
-"""Commands for evaluation: eval, compare, summarize and data check. Their docstrings are the help texts.
+"""Commands for evaluation: eval, compare and summarize. Their docstrings are the help texts.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -6,9 +6,7 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,11 +23,8 @@ from clipvid.cli.parsing.options import (
     Model,
     Run,
     Sources,
-    named,
 )
 from clipvid.errors import DataError, UsageError
-from clipvid.runtime.files import require_writable
-from clipvid.runtime.text import pluralize
 
 Results = Annotated[tuple[str, ...], Parameter(metavar="RESULT")]
 
@@ -82,7 +77,7 @@ def evaluate(
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
     _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
-    sources = datasets.data_of(source)
+    sources = datasets.data_of(source, data)
     profile = outputs.profile_path(out, enabled=run.profile)
     outputs.require_new(out, report, profile, overwrite=overwrite)
     _check_dual_softmax(dual_softmax)
@@ -90,16 +85,14 @@ def evaluate(
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     head = None if resolved_task == "retrieval" or zero_shot else video_model.head
-    datasets.note_format(sources, data.format)
-    _require_split(sources, data.format, data.split)
-    opener = partial(datasets.named_data, sources, format=data.format, annotations=data.annotations)
-    classes = None if head is None else head.classes
-    videos = opener(split=data.split, classes=classes, allow_missing=data.allow_missing)
+    datasets.note_format(sources, data)
+    datasets.require_split(sources, data, advice="the one to score on", protocols=False)
+    videos = datasets.named_data(sources, data, classes=None if head is None else head.classes)
     score = _scorer(resolved_task, by_class_name=zero_shot)
     _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
     extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
     extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
-    extras |= {} if bank is None else {"bank": _bank_captions(bank, opener, data.annotations)}
+    extras |= {} if bank is None else {"bank": _bank_captions(bank, sources, data)}
     _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
     resolved_config = arguments.named_data_config(video_model, data_config, videos.protocol_spec)
     with outputs.json_printed(json) as print_json:
@@ -157,18 +150,14 @@ def _write_outputs(result: Any, out: str | None, report: str | None, *, queries:
         print(f"report: {write_report(result, report, queries=queries, progress=True)}")
 
 
-def _bank_captions(split: str, open_named: Callable[..., Any], annotations: str | None) -> list[str]:
+def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[str]:
     """Return the captions of a split; its videos may be missing."""
-    if annotations is not None and Path(annotations).is_file():
-        raise ValueError(f"{annotations} is a single file, and --bank {split} needs the folder of the files; give that")
-    return [caption for record in open_named(split=split, check_files=False) for caption in record.captions]
-
-
-def _require_split(sources: str | list[str], format: str | None, split: str | None) -> None:
-    """Raise UsageError for a table with several splits and no --split; a protocol has a default split."""
-    if split is None and format in (None, "csv") and (splits := datasets.splits_of(sources, format)):
-        names = sources if isinstance(sources, str) else ", ".join(sources)
-        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to score on")
+    if data.annotations is not None and Path(data.annotations).is_file():
+        raise ValueError(
+            f"{data.annotations} is a single file, and --bank {split} needs the folder of the files; give that"
+        )
+    records = datasets.named_data(sources, data, split=split, allow_missing=False, check_files=False)
+    return [caption for record in records for caption in record.captions]
 
 
 def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None, queries: int) -> None:
@@ -260,52 +249,3 @@ def summarize(results: Results, /) -> None:
     from clipvid.evaluation.results import read_result
 
     print(over_runs([read_result(result) for result in results]))
-
-
-def check_data(
-    name: Annotated[str, named("format"), Parameter(metavar="NAME")],
-    root: str,
-    /,
-    *,
-    split: str | None = None,
-    annotations: Annotated[str | None, Parameter(metavar="PATH")] = None,
-    out: Annotated[str | None, Parameter(metavar="DIR")] = None,
-    workers: int = 0,
-    limit: float = 60.0,
-    longest: int | None = None,
-) -> None:
-    """Decode every video of a data set and report missing, unreadable, suspicious and duplicate ones.
-
-    Examples:
-        clipvid data check folder my-videos
-        clipvid data check msrvtt-1ka MSRVTT/videos --out msrvtt-check
-
-    Args:
-        name: format of the data, or a protocol.
-        root: folder of the videos.
-        split: split of the data; a protocol's default one when left out.
-        annotations: the annotation file, or the folder of the files, if they are not in or beside root.
-        out: folder for report.json and the log; clipvid-check/NAME of the data set when left out. A second run decodes
-            only new and changed files.
-        workers: processes that decode; 0 for one per core.
-        limit: time limit per file in seconds.
-        longest: list captions with more words than this.
-    """
-    from clipvid.data.check import REPORT, check
-    from clipvid.data.open import advice_on_root, read_dataset
-
-    require_writable(Path(out or "clipvid-check") / REPORT)
-    data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
-    if out is None:
-        title = data.name if data.name.startswith(name) else f"{name} {data.name}"
-        out = str(Path("clipvid-check", re.sub(r"[^\w.]+", "-", title).strip("-.")))
-    report = check(data, out, workers=workers, limit=limit, longest=longest, root=root, progress=True)
-    print(report)
-    print(f"report: {Path(out) / REPORT}")
-    if data.missing and not len(data):
-        raise DataError(f"{report.expected} of {report.expected} videos are missing; {advice_on_root(root)}")
-    if not report.healthy:
-        lacking = f"{pluralize(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
-        raise DataError(
-            f"{lacking} and {len(report.unreadable)} cannot be read; metrics over fewer videos are not comparable"
-        )

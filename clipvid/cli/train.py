@@ -160,14 +160,12 @@ def train(
     if config.task != "retrieval":
         arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
     _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
-    sources = datasets.data_of(source)
-    _check_out(out, source, data.format, resume=resume)
     default_format = "videos" if config.task == "selfsup" else "folder"
-    datasets.note_format(sources, data.format, default_format=default_format)
+    sources = datasets.data_of(source, data, default_format=default_format)
+    _check_out(out, source, data.format, resume=resume)
+    datasets.note_format(sources, data, default_format=default_format)
     taps = arguments.named_cache(cache)
-    opener = partial(
-        datasets.named_data, format=data.format, default_format=default_format, allow_missing=data.allow_missing
-    )
+    opener = partial(datasets.named_data, data=data, default_format=default_format)
     train_data, val_data = _train_and_val(
         opener,
         sources,
@@ -245,20 +243,19 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
 
 def _train_and_val(
     opener: Callable[..., Any],
-    sources: str | list[str],
+    sources: datasets.Sources,
     data: Data,
     *,
-    val: str | list[str] | None,
+    val: datasets.Sources | None,
     val_split: str | None,
     fraction: float | None,
     shots: int | None,
     seed: int,
 ) -> tuple[Any, Any]:
     """Return training and validation data; without a named validation set, part of the training data is held out."""
-    if data.split is None and (splits := datasets.splits_of(sources, data.format)):
-        names = sources if isinstance(sources, str) else ", ".join(sources)
-        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to train on, and --val-split")
-    train_data = opener(sources, split=data.split, annotations=data.annotations)
+    advice = "the one to train on, and --val-split"
+    datasets.require_split(sources, data, advice=advice, protocols=True)
+    train_data = opener(sources)
     if val is not None or val_split is not None:
         val_annotations = data.annotations if val is None else None
         val_data = opener(val or sources, split=val_split, classes=train_data.classes, annotations=val_annotations)

@@ -42,6 +42,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+COLUMNS = ("path", "label")
+"""Columns of a `VideoIndex`."""
 _WORDS = ("and", "or", "not", "in", "true", "false")
 _DEPTH = 50
 """Deepest nesting of a filter; a deeper one could exhaust Python's stack."""
@@ -119,9 +121,12 @@ class Either(Filter):
         return self.left.matches(row) or self.right.matches(row)
 
 
-def parse(text: str) -> Filter:
-    """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar."""
-    parser = _Parser(text)
+def parse(text: str, columns: Sequence[str] = ()) -> Filter:
+    """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar.
+
+    A column that is not among `columns` is an error too, if any are given: it would silently match nothing.
+    """
+    parser = _Parser(text, columns)
     condition = parser.either(0)
     if parser.token is not None:
         parser.refuse("and, or, or the end")
@@ -138,8 +143,8 @@ class _Token:
 class _Parser:
     """Recursive descent over the tokens of a filter."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, columns: Sequence[str] = ()) -> None:
+        self.text, self.columns = text, columns
         self.tokens = _tokens(text)
         self.next = 0
 
@@ -201,6 +206,11 @@ class _Parser:
         if token is None or token.kind != "word" or token.text.lower() in _WORDS:
             self.refuse("the name of a column")
         assert token is not None
+        if self.columns and token.text not in self.columns:
+            raise ValueError(
+                f"filter {self.text!r} must name columns of {', '.join(self.columns)}, got {token.text!r} at character "
+                f"{token.position + 1}; correct it"
+            )
         self.next += 1
         return token.text
 

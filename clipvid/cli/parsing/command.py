@@ -20,7 +20,7 @@ from cyclopts.token import Token
 
 from clipvid.cli.parsing import messages
 from clipvid.cli.parsing.option_file import Entry, read_options
-from clipvid.cli.parsing.options import RUN
+from clipvid.cli.parsing.options import PAIRS, RUN
 from clipvid.errors import UsageError
 
 
@@ -148,7 +148,7 @@ def _with_default(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
 def _add_option_files(arguments: ArgumentCollection) -> None:
     """Add the options in the files of --config, unless the command line or a later file sets them."""
     leaves = {argument.name.removeprefix("--"): argument for argument in messages.leaves(arguments)}
-    json_options = {name for name, argument in leaves.items() if argument.parameter.metavar == "JSON"}
+    json_options = {name for name, argument in leaves.items() if argument.parameter.metavar in ("JSON", PAIRS)}
     for path in reversed([token.value for token in leaves["config"].tokens]):
         for entry in read_options(path, json_options):
             argument = leaves.get(entry.name)

@@ -45,6 +45,10 @@ SECTIONS: dict[type, Group] = {
 """Section of the help for each dataclass of settings."""
 
 
+PAIRS = "NAME=COLUMN"
+"""Metavar of an option whose values are pairs, which an option file may give as a mapping."""
+
+
 def named(option: str) -> Parameter:
     """Return the annotation of an option whose value is one of the names of `names.allowed`."""
     return Parameter(
@@ -57,6 +61,13 @@ def named(option: str) -> Parameter:
 def _check_name(option: str, _: Any, value: str | None) -> None:
     if value is not None:
         names.check(option, value)
+
+
+def _check_columns(_: Any, values: Sequence[str] | None) -> None:
+    names.column_pairs(values or ())
+
+
+Columns = Annotated[tuple[str, ...], Parameter(metavar=PAIRS, validator=_check_columns)]
 
 
 def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
@@ -204,10 +215,16 @@ class DataOptions:
     """Format of the data, or a protocol; guessed from SOURCE when left out."""
     annotations: Annotated[str | None, Parameter(metavar="PATH")] = None
     """Annotation file, or folder of the files, if they are not in or beside SOURCE."""
+    columns: Columns = ()
+    """Names of a table's columns where they differ, such as path=video_path caption=text."""
     split: Annotated[str | None, Parameter(metavar="NAME")] = None
     """Split of the data, if it has splits."""
     allow_missing: bool = False
     """Accept data of which some videos do not exist; metrics are then printed with the number of videos."""
+
+    def column_names(self) -> dict[str, str] | None:
+        """Return the table's name of each column that differs, or None if none does."""
+        return names.column_pairs(self.columns) or None
 
 
 @dataclass(frozen=True)
