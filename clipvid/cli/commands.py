@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from clipvid.cli.parsing.command import Command
 
 COMMANDS = {
-    "demo": "train:demo",
-    "info": "train:info",
+    "demo": "info:demo",
+    "info": "info:info",
+    "list": "info:list_names",
     "train": "train:train",
     "eval": "evaluate:evaluate",
     "compare": "evaluate:compare",

@@ -7,14 +7,16 @@ models or data sets.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from clipvid.errors import UsageError
 from clipvid.runtime.files import require_writable
 
 
@@ -60,7 +62,40 @@ def json_printed(enabled: bool) -> Iterator[Callable[[Any], None]]:
         return
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
-        yield lambda content: print(json.dumps(content, indent=2), file=stdout)
+        yield lambda content: print(json.dumps(_finite(content), indent=2, allow_nan=False), file=stdout)
+
+
+def _finite(content: Any) -> Any:
+    """Return plain data with null for numbers that JSON cannot write, such as NaN."""
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+TABLES: dict[str, Callable[[Any, Path], object]] = {
+    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+    ".json": lambda frame, path: frame.to_json(
+        path, orient="records", indent=2, force_ascii=False, double_precision=15
+    ),
+}
+"""Functions that write a DataFrame, by the suffix of the file."""
+
+
+def check_table(option: str, path: str | None) -> None:
+    """Raise UsageError for the path of a table whose suffix names no format; the option may be left out."""
+    if path is not None and Path(path).suffix.lower() not in TABLES:
+        raise UsageError(f"{option} must end in {', '.join(TABLES)}, got {path}; rename it")
+
+
+def write_table(frame: Any, path: str | Path) -> None:
+    """Write a DataFrame as a file of the format that its suffix names, whole or not at all."""
+    from clipvid.runtime.files import atomic_file
+
+    with atomic_file(path) as draft:
+        TABLES[Path(path).suffix.lower()](frame, draft)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands for one model: demo, info and train. Their docstrings are the help texts.
+"""Command to train a model: train. Its docstring is the help text.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,106 +17,25 @@ from cyclopts import Parameter
 from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.options import (
     DATA,
-    MODEL,
     OUTPUT,
     TRAINING,
     Branch,
     Cache,
     Data,
     Given,
-    Json,
     Model,
     Run,
     Settings,
     Sources,
     build_config,
 )
-from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig, check_train_clip
+from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.errors import UsageError
-from clipvid.runtime.files import lock_folder, require_writable
+from clipvid.runtime.files import require_writable
 from clipvid.runtime.text import pluralize
 
 FEW = 10
 """Number of validation videos below which a single one decides more than ten points of a score."""
-
-
-def demo(
-    *,
-    out: Annotated[str, Parameter(metavar="DIR")] = "clipvid-demo",
-    train_clips: int = 4000,
-    test_clips: int = 400,
-    epochs: int = 4,
-    seed: int = 0,
-) -> None:
-    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
-
-    Examples:
-        clipvid demo
-        clipvid demo --train-clips 400 --test-clips 100 --epochs 2    # a minute
-
-    Args:
-        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
-        train_clips: number of training clips, even, because each clip comes with its reversed copy.
-        test_clips: number of test clips, even, from 10 to 5120.
-        epochs: passes over the training clips for retrieval; recognition trains for half as many. The order-blind
-            baseline trains five times as long on each task.
-        seed: seed of videos, weights and order.
-    """
-    from clipvid.demo.tour import DemoConfig, run
-
-    require_writable(Path(out) / "results.json")
-    clips = {"train_clips": train_clips, "test_clips": test_clips}
-    config = build_config(DemoConfig, {**clips, "epochs": epochs, "baseline_epochs": 5 * epochs, "seed": seed})
-    with lock_folder(out):
-        run(out, config)
-
-
-def info(
-    model: str,
-    /,
-    *,
-    pretrained: Annotated[str | None, Parameter(group=MODEL, metavar="TAG")] = None,
-    branch: Branch,
-    train_clip: Annotated[str, Parameter(group=MODEL, metavar="PART")] = "none",
-    text_lora: Annotated[int, Parameter(group=MODEL, metavar="RANK")] = 0,
-    frames: int = 12,
-    json: Json = False,
-) -> None:
-    """Print the size of a base model with a branch: tower, taps, parameters, MACs, bytes; the model does not run.
-
-    Examples:
-        clipvid info ViT-B-16 --branch stan-release
-        clipvid info ViT-B-16 --branch divided --train-clip last:6
-
-    Args:
-        model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
-        pretrained: tag of its weights; they are not loaded, because sizes do not depend on them.
-        train_clip: part of the base model that is trained with the branch: none, text, last:N or all.
-        text_lora: rank of LoRA adapters on the text tower; 0 for none.
-        frames: frames per clip.
-    """
-    arguments.check_model(model)
-    _check_info_numbers(train_clip, text_lora=text_lora, frames=frames)
-    described = arguments.named_model(model, pretrained, branch.given(), shapes_only=True)
-    if train_clip != "none" or text_lora:
-        described.set_trainable(train_clip, text_lora=text_lora)
-    summary = described.trainable_summary(frames)
-    with outputs.json_printed(json) as print_json:
-        print_json(asdict(summary))
-        if not json:
-            print(summary)
-
-
-def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
-    """Raise UsageError for numbers out of range, before a model is built."""
-    if frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; the published models read 8 to 32")
-    if text_lora < 0:
-        raise UsageError(f"--text-lora must be an integer >= 0, got {text_lora}; it is a rank, 0 for none")
-    try:
-        check_train_clip("--train-clip", train_clip)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def train(
@@ -188,6 +106,8 @@ def train(
         )
     if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
+    elif len(result.history) < config.epochs:
+        print(f"training ended early: {_stop_reason(result, config)}")
     print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     outputs.show_unreadable(result.unreadable)
 
@@ -271,8 +191,10 @@ def _train_and_val(
 
 
 def _stop_reason(result: Any, config: TrainConfig) -> str:
-    """Return the reason why a resumed run has nothing left to train, and the setting that would continue it."""
+    """Return the reason why a run ended, and the setting that would continue it."""
     done = len(result.history)
+    if result.ended_by_callback:
+        return f"a callback ended it after epoch {done} of {config.epochs}; more --epochs continue it"
     if done >= config.epochs:
         return f"{pluralize(done, 'epoch')} of {config.epochs} done; give more with --epochs"
     return f"patience {config.patience} ended it after epoch {done}; give more with --patience"
