@@ -46,7 +46,8 @@ def evaluate(
     cache: Cache,
     out: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
     report: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    report_queries: Annotated[int, Parameter(group=OUTPUT)] = 50,
+    report_queries: Annotated[int | None, Parameter(group=OUTPUT, metavar="N")] = None,
+    per_query: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
     overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
     json: Json = False,
     run: Run,
@@ -57,6 +58,7 @@ def evaluate(
         clipvid eval my-test-videos --model my-run/best --out result.json
         clipvid eval MSRVTT/videos --format msrvtt-1ka --model my-run/best --report failures.html
         clipvid eval my-videos --model ViT-B-32 --pretrained openai --task recognition --zero-shot
+        clipvid eval captions.csv --columns path=video_path caption=text --per-query queries.parquet
 
     Args:
         source: as for train.
@@ -70,27 +72,33 @@ def evaluate(
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
         data_config: defaults from the model or the protocol.
         out: JSON file for the result, which `clipvid compare` reads.
-        report: HTML file for the captions that did not find their video, with film strips.
-        report_queries: number of captions in the report, the worst first.
-        overwrite: replace existing files of out, report and profile.
+        report: HTML file for the captions that did not find their video, or the clips with a wrong class, with film
+            strips.
+        report_queries: number of captions or clips in the report, the worst first; 50 when left out.
+        per_query: table of every caption with its rank and the video found instead, or of every clip with its label,
+            prediction and probability; a file ending in .parquet, .csv or .json.
+        overwrite: replace existing files of out, report, per_query and profile.
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
-    _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
+    _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
+    _check_report(report, report_queries)
+    outputs.check_table("--per-query", per_query)
     sources = datasets.data_of(source, data)
     profile = outputs.profile_path(out, enabled=run.profile)
-    outputs.require_new(out, report, profile, overwrite=overwrite)
+    outputs.require_new(out, report, per_query, profile, overwrite=overwrite)
     _check_dual_softmax(dual_softmax)
+    datasets.note_format(sources, data)
+    datasets.require_split(sources, data, advice="the one to score on", protocols=False)
     tap_cache = arguments.named_cache(cache)
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     head = None if resolved_task == "retrieval" or zero_shot else video_model.head
-    datasets.note_format(sources, data)
-    datasets.require_split(sources, data, advice="the one to score on", protocols=False)
     videos = datasets.named_data(sources, data, classes=None if head is None else head.classes)
     score = _scorer(resolved_task, by_class_name=zero_shot)
     _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
-    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
+    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
+    extras |= {"best": 5} if resolved_task == "retrieval" and report is not None else {}
     extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
     extras |= {} if bank is None else {"bank": _bank_captions(bank, sources, data)}
     _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
@@ -104,7 +112,7 @@ def evaluate(
             print(result)
         if by_class and not json:
             print(result.class_table())
-        _write_outputs(result, out, report, queries=report_queries)
+        _write_outputs(result, out, report, per_query, queries=report_queries or 50)
 
 
 def _scorer(task: str, *, by_class_name: bool) -> Callable[..., Any]:
@@ -139,8 +147,8 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
         )
 
 
-def _write_outputs(result: Any, out: str | None, report: str | None, *, queries: int) -> None:
-    """Print the unreadable files, and write the result and the report."""
+def _write_outputs(result: Any, out: str | None, report: str | None, table: str | None, *, queries: int) -> None:
+    """Print the unreadable files, and write the result, the report and the table of queries."""
     outputs.show_unreadable(result.unreadable)
     if out is not None:
         print(f"result: {result.save(out)}")
@@ -148,6 +156,9 @@ def _write_outputs(result: Any, out: str | None, report: str | None, *, queries:
         from clipvid.evaluation.html_report import write_report
 
         print(f"report: {write_report(result, report, queries=queries, progress=True)}")
+    if table is not None:
+        outputs.write_table(result.per_query(), table)
+        print(f"queries: {table}")
 
 
 def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[str]:
@@ -160,10 +171,16 @@ def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[st
     return [caption for record in records for caption in record.captions]
 
 
-def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None, queries: int) -> None:
-    """Raise UsageError for options that have no effect or are out of range, before anything heavy is imported."""
-    if queries < 1:
+def _check_report(report: str | None, queries: int | None) -> None:
+    """Raise UsageError for a number of queries that is out of range, or without a report."""
+    if queries is not None and report is None:
+        raise UsageError(f"--report-queries {queries} is for --report, which is not given; give --report FILE too")
+    if queries is not None and queries < 1:
         raise UsageError(f"--report-queries must be an integer >= 1, got {queries}; leave out --report for no report")
+
+
+def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:
+    """Raise UsageError for options that have no effect, before anything heavy is imported."""
     if task is not None:
         _check_class_options(task, by_class_name=by_class_name, by_class=by_class)
     if prompts is not None and not by_class_name:
@@ -191,8 +208,7 @@ def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
     """Return the extra options of retrieval; raise UsageError if they are given for another task."""
     extras = {name: value for name, value in options.items() if value is not None}
     if task == "retrieval":
-        best = {"best": 5} if extras.pop("report", None) else {}
-        return {**extras, **best, "hubs": True}
+        return {**extras, "hubs": True}
     if extras:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in extras)
         raise UsageError(f"{given}: only retrieval has this option, the task is {task}; leave it out")
