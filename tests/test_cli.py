@@ -291,7 +291,7 @@ def test_a_temperature_that_would_reverse_the_scores_is_refused_before_reading(v
     ("words", "usage"),
     [
         ("train", "usage: clipvid train SOURCE... [options]"),
-        ("data check", "usage: clipvid data check NAME ROOT [options]"),
+        ("data check", "usage: clipvid data check NAME ROOT... [options]"),
         ("summarize", "usage: clipvid summarize RESULT... [options]"),
     ],
 )

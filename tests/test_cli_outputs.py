@@ -98,6 +98,7 @@ def test_the_report_of_recognition_shows_the_clips_with_a_wrong_class(clips, exp
     assert page.count("data:image/jpeg;base64,") == 3
 
 
+@pytest.mark.filterwarnings("default::clipvid.errors.ClipvidWarning")
 def test_a_training_run_that_a_callback_ended_says_so(clips, capsys):
     class Stop:
         def on_epoch_end(self, state):

@@ -21,12 +21,15 @@ from clipvid.cli.parsing.options import (
     DataConfigOptions,
     Json,
     Model,
+    ResultFiles,
     Run,
     Sources,
 )
 from clipvid.errors import DataError, UsageError
 
 Results = Annotated[tuple[str, ...], Parameter(metavar="RESULT")]
+REPORTED = 50
+"""Number of failures in a report by default."""
 
 
 def evaluate(
@@ -44,11 +47,7 @@ def evaluate(
     bank: Annotated[str | None, Parameter(group=SCORES, metavar="SPLIT")] = None,
     data_config: DataConfigOptions,
     cache: Cache,
-    out: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    report: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    report_queries: Annotated[int | None, Parameter(group=OUTPUT, metavar="N")] = None,
-    per_query: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    files: ResultFiles,
     json: Json = False,
     run: Run,
 ) -> None:
@@ -71,22 +70,14 @@ def evaluate(
         dual_softmax: also show metrics after a dual softmax of this temperature (100), which needs all queries at once.
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
         data_config: defaults from the model or the protocol.
-        out: JSON file for the result, which `clipvid compare` reads.
-        report: HTML file for the captions that did not find their video, or the clips with a wrong class, with film
-            strips.
-        report_queries: number of captions or clips in the report, the worst first; 50 when left out.
-        per_query: table of every caption with its rank and the video found instead, or of every clip with its label,
-            prediction and probability; a file ending in .parquet, .csv or .json.
-        overwrite: replace existing files of out, report, per_query and profile.
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
     _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
-    _check_report(report, report_queries)
-    outputs.check_table("--per-query", per_query)
+    _check_report(files)
     sources = datasets.data_of(source, data)
-    profile = outputs.profile_path(out, enabled=run.profile)
-    outputs.require_new(out, report, per_query, profile, overwrite=overwrite)
+    profile = outputs.profile_path(files.out, enabled=run.profile)
+    outputs.require_new(files.out, files.report, files.per_query, profile, overwrite=files.overwrite)
     _check_dual_softmax(dual_softmax)
     datasets.note_format(sources, data)
     datasets.require_split(sources, data, advice="the one to score on", protocols=False)
@@ -98,7 +89,7 @@ def evaluate(
     score = _scorer(resolved_task, by_class_name=zero_shot)
     _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
     extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
-    extras |= {"best": 5} if resolved_task == "retrieval" and report is not None else {}
+    extras |= {"best": 5} if resolved_task == "retrieval" and files.report is not None else {}
     extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
     extras |= {} if bank is None else {"bank": _bank_captions(bank, sources, data)}
     _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
@@ -112,7 +103,7 @@ def evaluate(
             print(result)
         if by_class and not json:
             print(result.class_table())
-        _write_outputs(result, out, report, per_query, queries=report_queries or 50)
+        _write_outputs(result, files)
 
 
 def _scorer(task: str, *, by_class_name: bool) -> Callable[..., Any]:
@@ -147,18 +138,19 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
         )
 
 
-def _write_outputs(result: Any, out: str | None, report: str | None, table: str | None, *, queries: int) -> None:
+def _write_outputs(result: Any, files: ResultFiles) -> None:
     """Print the unreadable files, and write the result, the report and the table of queries."""
     outputs.show_unreadable(result.unreadable)
-    if out is not None:
-        print(f"result: {result.save(out)}")
-    if report is not None:
+    if files.out is not None:
+        print(f"result: {result.save(files.out)}")
+    if files.report is not None:
         from clipvid.evaluation.html_report import write_report
 
-        print(f"report: {write_report(result, report, queries=queries, progress=True)}")
-    if table is not None:
-        outputs.write_table(result.per_query(), table)
-        print(f"queries: {table}")
+        queries = files.report_queries or REPORTED
+        print(f"report: {write_report(result, files.report, queries=queries, progress=True)}")
+    if files.per_query is not None:
+        outputs.write_table(result.per_query(), files.per_query)
+        print(f"queries: {files.per_query}")
 
 
 def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[str]:
@@ -171,12 +163,14 @@ def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[st
     return [caption for record in records for caption in record.captions]
 
 
-def _check_report(report: str | None, queries: int | None) -> None:
-    """Raise UsageError for a number of queries that is out of range, or without a report."""
-    if queries is not None and report is None:
+def _check_report(files: ResultFiles) -> None:
+    """Raise UsageError for a number of queries that is out of range or without a report, and for a table's suffix."""
+    queries = files.report_queries
+    if queries is not None and files.report is None:
         raise UsageError(f"--report-queries {queries} is for --report, which is not given; give --report FILE too")
     if queries is not None and queries < 1:
         raise UsageError(f"--report-queries must be an integer >= 1, got {queries}; leave out --report for no report")
+    outputs.check_table("--per-query", files.per_query)
 
 
 def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:

@@ -241,6 +241,23 @@ class CacheOptions:
 
 
 @dataclass(frozen=True)
+class ResultOptions:
+    """Files that an evaluation writes."""
+
+    out: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """JSON file for the result, which `clipvid compare` reads."""
+    report: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """HTML file for the captions that did not find their video, or the clips with a wrong class, with film strips."""
+    report_queries: Annotated[int | None, Parameter(metavar="N")] = None
+    """Number of captions or clips in the report, the worst first; 50 when left out."""
+    per_query: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """Table of every caption with its rank and the video found instead, or of every clip with its label, prediction
+    and probability; a file ending in .parquet, .csv or .json."""
+    overwrite: bool = False
+    """Replace existing files of out, report, per_query and profile."""
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Options of how a command runs."""
 
@@ -254,6 +271,7 @@ Model = Annotated[ModelOptions, Parameter(name="*", group=MODEL)]
 Branch = Annotated[BranchOptions, Parameter(name="*", group=MODEL)]
 Data = Annotated[DataOptions, Parameter(name="*", group=DATA)]
 Cache = Annotated[CacheOptions, Parameter(name="*", group=CACHE)]
+ResultFiles = Annotated[ResultOptions, Parameter(name="*", group=OUTPUT)]
 Run = Annotated[RunOptions, Parameter(name="*", group=RUN)]
 Settings = Parameter(name="*")
 """Annotation of the options of a dataclass of settings, which have no prefix."""
