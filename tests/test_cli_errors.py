@@ -169,7 +169,10 @@ def test_writable_outputs_pass(tmp_path):
         (FileNotFoundError("x is not there; give y"), "x is not there; give y"),
     ],
 )
-def test_operating_system_errors_become_plain_messages(monkeypatch, capsys, error, message):
+def test_operating_system_errors_become_plain_messages(monkeypatch, capsys, tmp_path, error, message):
+    monkeypatch.chdir(tmp_path)
+    Path("taps").mkdir()
+
     def failing_prune(*_: object, **__: object) -> None:
         raise error
 

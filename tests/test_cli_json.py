@@ -115,7 +115,7 @@ def test_two_results_are_compared_with_p_values(capsys):
     assert {row["result"] for row in rows} == {"a.json (1)", "a.json (2)"}  # one file twice
     assert main(["compare", "a.json", "c.json", "--draws", "50"]) == 0
     assert "95 %" in capsys.readouterr().out
-    assert "there is no result d.json" in refusal(capsys, "compare", "a.json", "d.json", codes=(1,))
+    assert "there is no result d.json" in refusal(capsys, "compare", "a.json", "d.json", codes=(2,))
 
 
 def test_json_has_null_for_numbers_that_json_cannot_write(capsys):

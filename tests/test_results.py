@@ -235,7 +235,7 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     [
         ("nonsense", "is not a saved result"),
         ("[]", "is not a saved result"),
-        ('{"task": "retrieval"}', "is not a saved result: KeyError"),
+        ('{"task": "retrieval"}', "is not a saved result: it has no format version"),
         (
             '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
             r"has result format 1, .* reads 2; evaluate the",

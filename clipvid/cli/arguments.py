@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.cli import outputs
-from clipvid.cli.parsing.options import CacheOptions, changed
+from clipvid.cli.parsing.options import BranchOptions, CacheOptions, changed
+from clipvid.config.data_config import DataConfig
 from clipvid.errors import UsageError
 from clipvid.models.backbone.names import MINI, builtin_names, check_name
 
@@ -67,6 +68,27 @@ def check_model(model: str | None, pretrained: str | None = None) -> None:
         raise UsageError(
             f"--pretrained {pretrained} names weights of a base model; give the model too, such as --model ViT-B-32"
         )
+
+
+def check_branch(model: str | None, branch: BranchOptions) -> None:
+    """Raise UsageError for options that the branch of a new model does not have or refuses; loads nothing."""
+    from clipvid.models.branches.options import choose
+
+    if model is not None and Path(model).is_dir():  # a saved model brings its branch
+        return
+    given = branch.given()
+    if (depth := given.get("depth")) is not None and depth < 1:
+        raise UsageError(f"--depth must be an integer >= 1, got {depth}; it is a number of levels")
+    changes = {name: given[name] for name in ("depth", "mixer") if name in given} | given.get("options", {})
+    try:
+        choose(given.get("branch", "stan"), changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_data_config(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for a value of the data config that no model accepts; loads nothing."""
+    changed(DataConfig(), given, "data_config.")
 
 
 def _default_model() -> str:

@@ -6,16 +6,16 @@ command runs. Knows nothing of models, parsing or exit codes.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipvid.cli import datasets
+from clipvid.cli import datasets, outputs
 from clipvid.cli.parsing.options import Columns, DataOptions, named
-from clipvid.errors import DataError
-from clipvid.runtime.files import require_writable
+from clipvid.errors import DataError, UsageError
 from clipvid.runtime.text import pluralize
 
 
@@ -52,12 +52,13 @@ def check_data(
         limit: time limit per file in seconds.
         longest: list captions with more words than this.
     """
-    options = DataOptions(format=name, columns=columns)
+    _check_numbers(workers=workers, limit=limit, longest=longest)
+    options = DataOptions(format=name, columns=columns, split=split)
     sources = datasets.data_of(root, options)
     from clipvid.data.check import REPORT, check
     from clipvid.data.open import advice_on_root, read_dataset
 
-    require_writable(Path(out or "clipvid-check") / REPORT)
+    outputs.require_writable(Path(out or "clipvid-check") / REPORT)
     roots = [sources] if isinstance(sources, str) else sources
     data = read_dataset(
         name, roots, split=split, annotations=annotations, columns=options.column_names(), allow_missing=True
@@ -75,3 +76,13 @@ def check_data(
         raise DataError(
             f"{lacking} and {len(report.unreadable)} cannot be read; metrics over fewer videos are not comparable"
         )
+
+
+def _check_numbers(*, workers: int, limit: float, longest: int | None) -> None:
+    """Raise UsageError for numbers out of range, before anything is read."""
+    if workers < 0:
+        raise UsageError(f"--workers must be an integer >= 0, got {workers}; 0 starts one per core")
+    if not 0 < limit < math.inf:
+        raise UsageError(f"--limit must be a finite number of seconds > 0, got {limit}; correct it")
+    if longest is not None and longest < 1:
+        raise UsageError(f"--longest must be an integer >= 1, got {longest}; leave it out for no limit")

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipvid.cli.parsing.names import TABLES
+from clipvid.cli.parsing.names import TABLES, suggestion
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.places import local_path
 from clipvid.errors import DataError, UsageError
+from clipvid.registry import PROTOCOLS
 
 Sources = str | list[str]
 """A path, or several of them."""
@@ -67,10 +68,21 @@ def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "f
     format = format_of(sources, data, default_format=default_format)
     if format != "videos" and isinstance(sources, str) and Path(sources).is_file() and _is_clip(sources):
         raise UsageError(f"{sources} is a video; give a folder of videos, or a csv file")
+    if format in PROTOCOLS:
+        _check_protocol(sources, format, data.split)
     if data.columns and format != "csv":
         names = " ".join(data.columns)
         raise UsageError(f"--columns {names} is for tables, and SOURCE is read as {format}; leave it out")
     return sources
+
+
+def _check_protocol(sources: Sources, name: str, split: str | None) -> None:
+    """Raise UsageError for several places, and for a split that the protocol does not have."""
+    if isinstance(sources, list):
+        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} places; give its root")
+    splits = tuple(PROTOCOLS[name].splits)
+    if split is not None and split not in splits:
+        raise UsageError(f"--split must be one of {', '.join(splits)}, got {split!r}{suggestion(split, splits)}")
 
 
 def videos_of(words: Sequence[str], data: DataOptions) -> Any:
@@ -146,8 +158,6 @@ def require_split(sources: Sources, data: DataOptions, *, advice: str, protocols
 
 def _splits_of(sources: Sources, data: DataOptions, *, protocols: bool) -> list[str]:
     """Return the names of the splits of csv files with a column of splits, and of a protocol if wanted."""
-    from clipvid.registry import PROTOCOLS
-
     if data.format is not None and data.format in PROTOCOLS:
         return list(PROTOCOLS[data.format].splits) if protocols else []
     if data.format not in (None, "csv") or not _are_tables(sources):

@@ -6,6 +6,7 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,12 +74,16 @@ def evaluate(
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
-    _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
+    arguments.check_data_config(data_config)
+    given_task = task or ("recognition" if zero_shot else None)
+    _check_options(given_task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
+    _check_numbers(rerank=rerank, dual_softmax=dual_softmax)
+    if given_task is not None:
+        _retrieval_options(given_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     _check_report(files)
     sources = datasets.data_of(source, data)
     profile = outputs.profile_path(files.out, enabled=run.profile)
     outputs.require_new(files.out, files.report, files.per_query, profile, overwrite=files.overwrite)
-    _check_dual_softmax(dual_softmax)
     datasets.note_format(sources, data)
     datasets.require_split(sources, data, advice="the one to score on", protocols=False)
     tap_cache = arguments.named_cache(cache)
@@ -190,12 +195,12 @@ def _check_class_options(task: str, *, by_class_name: bool, by_class: bool) -> N
             raise UsageError(f"{name}: only recognition has classes, the task is {task}; leave it out")
 
 
-def _check_dual_softmax(temperature: float | None) -> None:
-    """Raise ValueError for a temperature out of range, which would otherwise fail at the end of the evaluation."""
-    if temperature is not None:
-        from clipvid.evaluation.retrieval import check_dual_softmax
-
-        check_dual_softmax(temperature)
+def _check_numbers(*, rerank: int | None, dual_softmax: float | None) -> None:
+    """Raise UsageError for numbers out of range, before a model is loaded."""
+    if rerank is not None and rerank < 1:
+        raise UsageError(f"--rerank must be an integer >= 1, got {rerank}; it is a number of videos per query")
+    if dual_softmax is not None and not 0 < dual_softmax < math.inf:
+        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; it multiplies the scores")
 
 
 def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
@@ -232,8 +237,8 @@ def compare(
     """
     if draws < 1:
         raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
-    if len(results) < 2:
-        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give those to compare")
+    outputs.check_seed(seed)
+    _check_results(results, "give those to compare")
     from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
@@ -247,14 +252,21 @@ def compare(
             print(formats.get(format, comparison.__str__)().rstrip("\n"))
 
 
+def _check_results(results: tuple[str, ...], advice: str) -> None:
+    """Raise UsageError for fewer than two results, and for one that does not exist."""
+    if len(results) < 2:
+        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; {advice}")
+    if missing := [path for path in results if not Path(path).is_file()]:
+        raise UsageError(f"there is no result {missing[0]}; write it with clipvid eval DATA --out {missing[0]}")
+
+
 def summarize(results: Results, /) -> None:
     """Print mean and standard deviation of every metric over results of runs that differ in their seed.
 
     Args:
         results: JSON files that `clipvid eval --out` wrote, on the same data.
     """
-    if len(results) < 2:
-        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give runs of several seeds")
+    _check_results(results, "give runs of several seeds")
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 

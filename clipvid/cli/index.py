@@ -17,7 +17,7 @@ from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import OUTPUT, SEARCH, Data, Model, ModelOptions, Run, Sources, named
 from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
-from clipvid.runtime.files import lock_folder, require_writable
+from clipvid.runtime.files import lock_folder
 from clipvid.runtime.text import pluralize
 from clipvid.search.stores import FAISS_KINDS
 
@@ -54,12 +54,13 @@ def build_index(
         out: folder of the index.
     """
     arguments.check_model(model.model, model.pretrained)
+    _check_workers(workers)
     if frames is not None and frames < 1:
         raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
     if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
         raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
+    outputs.require_writable(out, folder=True)
     videos = datasets.videos_of(source, data)
-    require_writable(out, folder=True)
     with lock_folder(out, outside=True):
         _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
         settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
@@ -86,15 +87,21 @@ def add_to_index(
         workers: processes that decode; 0 decodes in threads of this process.
         out: folder of the index, which stores its model, frames, kind and precision.
     """
-    videos = datasets.videos_of(source, data)
-    require_writable(out, folder=True)
+    _check_workers(workers)
+    outputs.require_writable(out, folder=True)
     if not (Path(out) / INDEX).is_file():
-        raise FileNotFoundError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
+        raise UsageError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
+    videos = datasets.videos_of(source, data)
     with lock_folder(out, outside=True):
         from clipvid.search.index import VideoIndex
 
         index = VideoIndex.load(out, arguments.index_model(out, run.device))
         _fill(index, videos, out, workers=workers, profile=run.profile)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise UsageError(f"--workers must be an integer >= 0, got {workers}; 0 decodes in this process")
 
 
 def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> None:

@@ -19,7 +19,7 @@ from clipvid.cli.parsing.layout import table
 from clipvid.cli.parsing.options import MODEL, Branch, Json, build_config
 from clipvid.config.settings import check_train_clip
 from clipvid.errors import UsageError
-from clipvid.runtime.files import lock_folder, require_writable
+from clipvid.runtime.files import lock_folder
 
 
 class Kind(NamedTuple):
@@ -65,9 +65,10 @@ def demo(
             baseline trains five times as long on each task.
         seed: seed of videos, weights and order.
     """
+    outputs.check_seed(seed)
     from clipvid.demo.tour import DemoConfig, run
 
-    require_writable(Path(out) / "results.json")
+    outputs.require_writable(Path(out) / "results.json")
     clips = {"train_clips": train_clips, "test_clips": test_clips}
     config = build_config(DemoConfig, {**clips, "epochs": epochs, "baseline_epochs": 5 * epochs, "seed": seed})
     with lock_folder(out):
@@ -99,6 +100,7 @@ def info(
         frames: frames per clip.
     """
     arguments.check_model(model)
+    arguments.check_branch(model, branch)
     _check_info_numbers(train_clip, text_lora=text_lora, frames=frames)
     described = arguments.named_model(model, pretrained, branch.given(), shapes_only=True)
     if train_clip != "none" or text_lora:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.errors import UsageError
-from clipvid.runtime.files import require_writable
+from clipvid.runtime import files
+
+
+def require_writable(path: str | Path, *, folder: bool = False) -> None:
+    """Raise UsageError for a path where no file, or with `folder` no folder, can be written."""
+    try:
+        files.require_writable(path, folder=folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def require_new(*paths: str | Path | None, overwrite: bool) -> None:
@@ -26,7 +34,7 @@ def require_new(*paths: str | Path | None, overwrite: bool) -> None:
     for i, path in enumerate(given):
         require_writable(path)
         if path.absolute() in [other.absolute() for other in given[:i]]:
-            raise ValueError(f"{path} would be written twice; give each file a different name")
+            raise UsageError(f"{path} would be written twice; give each file a different name")
         if not overwrite and os.path.lexists(path):
             raise FileExistsError(f"{path} already exists; give --overwrite to replace it, or another name")
 
@@ -72,6 +80,12 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a negative seed."""
+    if seed < 0:
+        raise UsageError(f"--seed must be an integer >= 0, got {seed}; any will do")
 
 
 TABLES: dict[str, Callable[[Any, Path], object]] = {

@@ -64,6 +64,7 @@ def embed(
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
+    arguments.check_data_config(data_config)
     if not out.endswith(".safetensors"):
         raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
     profile_file = outputs.profile_path(out, enabled=run.profile)
@@ -214,10 +215,14 @@ def _queries_of(query: str | None, path: str | None) -> list[str]:
         if query is None:
             raise UsageError("QUERY is missing; write clipvid search INDEX QUERY, or give --queries FILE")
         return [query]
+    if not os.path.exists(path):
+        raise UsageError(f"--queries {path} does not exist; correct the path")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UsageError(f"--queries {path} cannot be read: {(error.strerror or 'error').lower()}") from error
+        raise UsageError(
+            f"--queries {path} cannot be read: {(error.strerror or 'error').lower()}; give a text file"
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--queries {path} is not UTF-8 text; write one query per line") from error
     if not (texts := [line.strip() for line in lines if line.strip()]):

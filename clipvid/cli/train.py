@@ -31,7 +31,6 @@ from clipvid.cli.parsing.options import (
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.errors import UsageError
-from clipvid.runtime.files import require_writable
 from clipvid.runtime.text import pluralize
 
 FEW = 10
@@ -77,6 +76,9 @@ def train(
     config = build_config(TrainConfig, settings)
     if config.task != "retrieval":
         arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
+    arguments.check_branch(model.model, branch)
+    if cache.cache is not None and config.cache_taps:
+        raise UsageError("--cache stores taps on disk, and --cache-taps in memory; leave out one of them")
     _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
     default_format = "videos" if config.task == "selfsup" else "folder"
     sources = datasets.data_of(source, data, default_format=default_format)
@@ -128,6 +130,12 @@ def _check_val_options(
     selecting = {"--val": val or None, "--val-split": val_split, "--shots": shots}
     if given := [name for name, value in selecting.items() if value is not None]:
         arguments.refuse(f"{given[0]} selects the validation data", val_fraction=fraction)
+    if fraction is not None and not 0 < fraction < 1:
+        raise UsageError(
+            f"--val-fraction must be a fraction above 0 and below 1, got {fraction}; 0.1 holds out a tenth"
+        )
+    if shots is not None and shots < 1:
+        raise UsageError(f"--shots must be an integer >= 1, got {shots}; it is a number of videos per class")
     if val_split is not None and not val and split is None:
         raise UsageError(
             "--val-split without --split would train on the validation videos too; give --split, such as train"
@@ -136,7 +144,7 @@ def _check_val_options(
 
 def _check_out(out: str, sources: tuple[str, ...], format: str | None, *, resume: bool) -> None:
     """Raise an error if `out` cannot be written, holds a run without `resume`, or lies among the training videos."""
-    require_writable(Path(out) / "best", folder=True)
+    outputs.require_writable(Path(out) / "best", folder=True)
     if not resume and (Path(out) / CHECKPOINT).exists():
         raise FileExistsError(f"{out} holds a training run; give --resume to continue it, or another --out")
     for source in sources:

@@ -156,7 +156,8 @@ class _Parser:
         """Raise ValueError for the token that was read, with the tokens that may stand there."""
         got = "the end" if self.token is None else f"{self.token.text!r} at character {self.token.position + 1}"
         raise ValueError(
-            f'filter {self.text!r} has {got} where {expected} must be; an example is label = "dog" and duration > 5'
+            f"filter {self.text!r} has {got} where {expected} must be; an example is "
+            + ('label = "dog"' if self.columns else 'label = "dog" and duration > 5')
         )
 
     def takes(self, *texts: str) -> str | None:

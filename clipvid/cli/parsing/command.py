@@ -87,7 +87,7 @@ class Command:
 
     def parse(self, words: Sequence[str]) -> Call:
         """Return the call that the words describe; raise UsageError for a wrong command line or option file."""
-        if message := messages.misused_switch(words, self.options):
+        if message := messages.misused_switch(words, self.options) or messages.without_values(words, self.options):
             raise UsageError(message)
         parsed: list[ArgumentCollection] = []
 
@@ -102,6 +102,8 @@ class Command:
             message = messages.usage_message(error, self.options, self.usage)
             source = messages.source_of(message, parsed[-1]) if parsed else ""
             raise UsageError(message + source) from error
+        if message := messages.fraction_for_integer(parsed[-1]):
+            raise UsageError(message + messages.source_of(message, parsed[-1]))
         return Call(self.app.default_command or self.function, bound, parsed[-1])
 
 

@@ -154,6 +154,31 @@ def misused_switch(words: Sequence[str], arguments: ArgumentCollection) -> str |
     return None
 
 
+def without_values(words: Sequence[str], arguments: ArgumentCollection) -> str | None:
+    """Return the message for an option of one or more values that is given none; None if there is no such option."""
+    options = {name: argument for argument in leaves(arguments) if _takes_many(argument) for name in argument.names}
+    for word, value in zip(words, [*words[1:], "--"], strict=False):
+        if word == "--":
+            return None
+        option = word.replace("_", "-")
+        if option in options and value.startswith("--"):
+            return f"{option} needs {constraint(options[option])}, got nothing; leave it out, or give a value"
+    return None
+
+
+def _takes_many(argument: Argument) -> bool:
+    return argument.name.startswith("--") and get_args(argument.resolved_hint)[-1:] == (Ellipsis,)
+
+
+def fraction_for_integer(arguments: ArgumentCollection) -> str | None:
+    """Return the message for an integer option with a value that cyclopts would round; None if there is none."""
+    for argument in (argument for argument in leaves(arguments) if argument.resolved_hint is int):
+        for token in argument.tokens:
+            if "." in token.value and not float(token.value).is_integer():
+                return f"{argument.name} must be an integer, got {token.value!r}"
+    return None
+
+
 def source_of(message: str, arguments: ArgumentCollection) -> str:
     """Return the option file and line that set an option in the message, as a suffix; "" if none did."""
     mentioned = set(re.findall(r"--[\w.-]*\w", message))

@@ -68,9 +68,7 @@ def column_pairs(values: Sequence[str]) -> dict[str, str]:
         given = _json_items(value) or [(name, column) for name, _, column in (part.partition("=") for part in parts)]
         for name, column in given:
             if not name or not column:
-                raise ValueError(
-                    f"must be pairs such as path=video_path caption=text, got {value!r}; give SOURCE first"
-                )
+                raise ValueError(f"must be pairs such as path=video_path caption=text, got {value!r}; correct it")
             if name not in COLUMNS:
                 raise ValueError(f"must name some of {', '.join(COLUMNS)}, got {name!r}{suggestion(name, COLUMNS)}")
             if name in dict(pairs):
