@@ -176,8 +176,8 @@ MORE = {
     "info ViT-B-32 --train-clip last:0": "--train-clip must be none, text, all, or last:N with N >= 1, got",
     "info ViT-B-32 --text-lora -1": "--text-lora must be an integer >= 0, got -1; it is a rank, 0 for none",
     "info ViT-B-32 --mixer x": "--mixer must be one of attention, conv, conv_full, rsa, got 'x'",
-    "info ViT-B-32 --options '{\"nosuch\": 1}'": "branch stan has no option 'nosuch'; it has depth, mixer, mixer_options,",
-    "info ViT-B-32 --branch mean --mixer conv": "branch mean has no option 'mixer'; it has hidden; mixer is an option of",
+    "info ViT-B-32 --options '{\"nosuch\": 1}'": "branch stan has no option 'nosuch'; it has depth, mixer,",
+    "info ViT-B-32 --branch mean --mixer conv": "branch mean has no option 'mixer'; it has hidden; mixer is an option",
     "info ViT-B-32 extra": "unexpected argument 'extra'; write clipvid info MODEL [options], and a",
     "demo extra": "unexpected argument 'extra'; write clipvid demo [options], and a text",
 }
