@@ -150,3 +150,16 @@ def test_list_shows_the_names_of_plugins_and_models_with_their_tags(capsys, monk
     (row,) = json_of(capsys, "list", "models", "vit-b-32-quick*")
     assert row["name"] == "ViT-B-32-quickgelu"
     assert "openai" in row["pretrained"]
+
+
+def test_a_plugin_that_cannot_be_imported_is_named(capsys, monkeypatch):
+    class Entry:
+        name, value, dist = "mine", "no_such_module_of_mine", None
+
+        def load(self) -> None:
+            raise ModuleNotFoundError("no module named no_such_module_of_mine")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()])
+    error = refusal(capsys, "list", "branches", codes=(1,))
+    assert error.startswith("clipvid list: plugin 'mine' of an unnamed package cannot be imported (ModuleNotFoundError")
+    assert "please report it" not in error
