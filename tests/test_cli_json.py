@@ -109,6 +109,11 @@ def test_compare_writes_every_result_in_each_format(capsys):
     assert float(row["value"]) == pytest.approx(metrics["R@1"])
 
 
+def test_more_results_than_letters_are_compared(capsys):
+    content = json_of(capsys, "compare", *["a.json", "b.json", "c.json"] * 9, "--draws", "2")
+    assert len(content["results"]) == 27
+
+
 def test_two_results_are_compared_with_p_values(capsys):
     assert main(["compare", "a.json", "a.json", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -136,8 +136,10 @@ def compare(*results: Result, names: Sequence[str] = (), n: int = 10_000, seed: 
     task or data differ, as the queries are then not the same, and for fewer than two results.
     """
     contents = [result.to_dict() if isinstance(result, EvaluationResult) else result for result in results]
-    if len(contents) < 2 or len(contents) > len(ascii_lowercase):
-        raise ValueError(f"results must be 2 to {len(ascii_lowercase)}, got {len(contents)}; give results to compare")
+    if len(contents) < 2 or (len(contents) > len(ascii_lowercase) and not names):
+        raise ValueError(
+            f"results must be 2 to {len(ascii_lowercase)}, or more with names, got {len(contents)}; give 2 or more"
+        )
     labels = tuple(names) or tuple(ascii_lowercase[: len(contents)])
     if len(labels) != len(contents) or len(set(labels)) < len(labels):
         raise ValueError(f"names must be {len(contents)} different ones, got {labels}; give one per result")
