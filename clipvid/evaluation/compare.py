@@ -141,8 +141,10 @@ def compare(*results: Result, names: Sequence[str] = (), n: int = 10_000, seed: 
         checks.of_type("results", result, (EvaluationResult, Mapping), must="results of evaluations", advice=advice)
     checks.integer("n", n, 1, advice="take 1000 or more")
     contents = [result.to_dict() if isinstance(result, EvaluationResult) else result for result in results]
-    if len(contents) < 2 or len(contents) > len(ascii_lowercase):
-        raise ValueError(f"results must be 2 to {len(ascii_lowercase)}, got {len(contents)}; give results to compare")
+    if len(contents) < 2 or (len(contents) > len(ascii_lowercase) and not names):
+        raise ValueError(
+            f"results must be 2 to {len(ascii_lowercase)}, or more with names, got {len(contents)}; give 2 or more"
+        )
     labels = tuple(checks.texts("names", names, advice="give one name per result")) or tuple(
         ascii_lowercase[: len(contents)]
     )

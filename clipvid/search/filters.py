@@ -44,6 +44,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+COLUMNS = ("path", "label")
+"""Columns of a `VideoIndex`."""
 _WORDS = ("and", "or", "not", "in", "true", "false")
 _DEPTH = 50
 """Deepest nesting of a filter; a deeper one could exhaust Python's stack."""
@@ -121,10 +123,13 @@ class Either(Filter):
         return self.left.matches(row) or self.right.matches(row)
 
 
-def parse(text: str) -> Filter:
-    """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar."""
+def parse(text: str, columns: Sequence[str] = ()) -> Filter:
+    """Return the filter that a text describes; raise ValueError, with the position, for text outside the grammar.
+
+    A column that is not among `columns` is an error too, if any are given: it would silently match nothing.
+    """
     checks.text("where", text, advice="write a filter such as 'label = \"dog\"'")
-    parser = _Parser(text)
+    parser = _Parser(text, columns)
     condition = parser.either(0)
     if parser.token is not None:
         parser.refuse("and, or, or the end")
@@ -141,8 +146,8 @@ class _Token:
 class _Parser:
     """Recursive descent over the tokens of a filter."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, columns: Sequence[str] = ()) -> None:
+        self.text, self.columns = text, columns
         self.tokens = _tokens(text)
         self.next = 0
 
@@ -154,7 +159,8 @@ class _Parser:
         """Raise ValueError for the token that was read, with the tokens that may stand there."""
         got = "the end" if self.token is None else f"{self.token.text!r} at character {self.token.position + 1}"
         raise ValueError(
-            f'filter {self.text!r} has {got} where {expected} must be; an example is label = "dog" and duration > 5'
+            f"filter {self.text!r} has {got} where {expected} must be; an example is "
+            + ('label = "dog"' if self.columns else 'label = "dog" and duration > 5')
         )
 
     def takes(self, *texts: str) -> str | None:
@@ -204,6 +210,11 @@ class _Parser:
         if token is None or token.kind != "word" or token.text.lower() in _WORDS:
             self.refuse("the name of a column")
         assert token is not None
+        if self.columns and token.text not in self.columns:
+            raise ValueError(
+                f"filter {self.text!r} must name columns of {', '.join(self.columns)}, got {token.text!r} at character "
+                f"{token.position + 1}; correct it"
+            )
         self.next += 1
         return token.text
 

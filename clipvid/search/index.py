@@ -33,7 +33,7 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.filters import Filter, parse
+from clipvid.search.filters import COLUMNS, Filter, parse
 from clipvid.search.hits import Hit, Hits, IndexTable
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
@@ -190,7 +190,7 @@ class VideoIndex(IndexTable):
             return []
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        condition = None if where is None else parse(where)
+        condition = None if where is None else parse(where, COLUMNS)
         checks.integer("k", k, 1, advice="k is the number of hits")
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
@@ -199,14 +199,15 @@ class VideoIndex(IndexTable):
         ]
         return every[0] if isinstance(text, str) else every
 
-    def search_video(self, path: str | Path, k: int = 5) -> Hits:
+    def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
         self._check_model()
+        condition = None if where is None else parse(where, COLUMNS)
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return Hits(self._nearest(unit_rows(rows, views=config.views), k)[0], query=str(path))
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
 
     def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""

@@ -75,3 +75,5 @@ class TrainResult(HistoryTables):
     """True if the resumed run was already finished, so that nothing was trained."""
     rescheduled: tuple[int, ...] = ()
     """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
+    ended_by_callback: bool = False
+    """True if a callback ended the run before its last epoch."""

@@ -208,8 +208,8 @@ class Run:
                 draft.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
         over = self.resumed_at is not None and self.resumed_at == self.epoch
         best = self.best["epoch"], self.best["score"], name
-        extras = {"already_finished": over, "rescheduled": tuple(self.rescheduled)}
-        return TrainResult(tuple(self.history), *best, seconds, unreadable, **extras)
+        early = self.is_stopped and self.epoch < self.config.epochs
+        return TrainResult(tuple(self.history), *best, seconds, unreadable, over, tuple(self.rescheduled), early)
 
     def checkpoint_if_due(self) -> None:
         """Save every `checkpoint_every` batches."""
