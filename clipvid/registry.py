@@ -26,7 +26,7 @@ __all__ = [  # noqa: RUF022  # tables, then how each is extended and listed, in 
     "register_branch", "register_mixer", "register_decoder", "register_reader", "register_protocol",
     "register_objective", "register_store",
     "list_branches", "list_mixers", "list_decoders", "list_readers", "list_protocols", "list_objectives", "list_stores",
-    "Registry", "Register", "Names", "registries", "load_plugins",
+    "Registry", "Names", "registries", "load_plugins",
 ]  # fmt: skip
 
 GROUP = "clipvid.plugins"

@@ -22,6 +22,8 @@ def build(clip: nn.Module) -> clipvid.VideoCLIP:
     assert_type(clipvid.VideoCLIP.from_pretrained("me/adapter"), clipvid.VideoCLIP)
     assert_type(clipvid.load_stan_checkpoint(clip, "stan.pth"), clipvid.VideoCLIP)
     assert_type(clipvid.list_models("*B-32*"), dict[str, tuple[str, ...]])
+    assert_type(clipvid.list_branches("vivit*"), clipvid.registry.Names)
+    assert_type(clipvid.list_protocols(), clipvid.registry.Names)
     assert_type(model.save("adapter"), Path)
     return model
 
