@@ -17,10 +17,12 @@ class VideoError(ClipvidError):
     """A video that cannot be read, or not faithfully; names the file, the decoder and the cause."""
 
     def __init__(self, path: str | Path, reason: str, *, backend: str | None = None) -> None:
-        self.path, self.reason, self.backend = Path(path), reason, backend
+        self.path: Path = Path(path)
+        self.reason = reason
+        self.backend = backend
         super().__init__(f"{path}: {reason}" + (f" (decoder {backend})" if backend else ""))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return _video_error, (str(self.path), self.reason, self.backend)
 
 

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,15 @@ class Names(list[str]):
         return pd.DataFrame(rows, columns=["name", "summary", "options"])
 
 
+class Register(Protocol):
+    """Type of the functions `register_*`: decorators by name, or calls with a name and a member."""
+
+    @overload
+    def __call__(self, name: str, *, summary: str = "") -> Callable[[T], T]: ...
+    @overload
+    def __call__(self, name: str, member: T, *, summary: str = "") -> T: ...
+
+
 class Registry(Mapping[str, Any]):
     """Members of one kind by name, in the order in which they were registered.
 
@@ -62,7 +71,10 @@ class Registry(Mapping[str, Any]):
     """
 
     def __init__(self, kind: str, *, home: str, instances: bool = False, supplied: tuple[str, ...] = ()) -> None:
-        self.kind, self._home, self._instances, self._supplied = kind, home, instances, supplied
+        self.kind = kind
+        self._home = home
+        self._instances = instances
+        self._supplied = supplied
         self._complete = False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
@@ -81,10 +93,17 @@ class Registry(Mapping[str, Any]):
         Raises ValueError for a name that another module has registered, or that has spaces or commas. Registering a
         name again from the same module replaces the member, as re-running a notebook's cell does.
         """
+        if not isinstance(name, str) or not name or "," in name or any(map(str.isspace, name)):
+            raise ValueError(
+                f"name of a {self.kind} must be a text without spaces and commas, got {name!r}; a decorator "
+                'takes it in parentheses: @register_...("name")'
+            )
         if member is None:
-            return lambda decorated: self.register(name, decorated, summary=summary)
-        if not name or "," in name or any(map(str.isspace, name)):
-            raise ValueError(f"the name of a {self.kind} must have no spaces and commas, got {name!r}")
+
+            def decorate(decorated: T) -> T:
+                return self.register(name, decorated, summary=summary)
+
+            return decorate
         if name in self._members and _module_of(self._members[name]) != _module_of(member):
             raise ValueError(
                 f"{self.kind} {name!r} is registered by {_module_of(self._members[name])} already, and now by "
@@ -107,6 +126,8 @@ class Registry(Mapping[str, Any]):
 
     def names(self, pattern: str = "*") -> Names:
         """Return the names that match a shell pattern, sorted, those of plugins included. Case is ignored."""
+        if not isinstance(pattern, str):
+            raise ValueError(f"pattern must be a text, got {pattern!r}; * stands for any text")
         load_plugins()
         return Names((name for name in self if fnmatchcase(name.lower(), pattern.lower())), self)
 
@@ -217,9 +238,13 @@ OBJECTIVES = Registry("task", home="clipvid.training.tasks")
 STORES = Registry("store", home="clipvid.search.stores")
 """Stores of vectors: classes with the methods of `Store`."""
 
-register_branch, register_mixer, register_decoder = BRANCHES.register, MIXERS.register, DECODERS.register
-register_reader, register_protocol = READERS.register, PROTOCOLS.register
-register_objective, register_store = OBJECTIVES.register, STORES.register
+register_branch: Register = BRANCHES.register
+register_mixer: Register = MIXERS.register
+register_decoder: Register = DECODERS.register
+register_reader: Register = READERS.register
+register_protocol: Register = PROTOCOLS.register
+register_objective: Register = OBJECTIVES.register
+register_store: Register = STORES.register
 
 
 def registries() -> list[Registry]:

@@ -291,7 +291,7 @@ def test_a_temperature_that_would_reverse_the_scores_is_refused_before_reading(v
     ("words", "usage"),
     [
         ("train", "usage: clipvid train SOURCE... [options]"),
-        ("data check", "usage: clipvid data check NAME ROOT [options]"),
+        ("data check", "usage: clipvid data check NAME ROOT... [options]"),
         ("summarize", "usage: clipvid summarize RESULT... [options]"),
     ],
 )
@@ -352,7 +352,7 @@ def test_options_that_cached_taps_cannot_serve_are_refused_before_encoding(video
 @pytest.mark.parametrize("option", ["--limit 0", "--limit -1", "--longest -1", "--workers -1"])
 def test_data_check_refuses_numbers_that_would_let_everything_pass(videos, capsys, option):
     error = refusal(capsys, "data", "check", "csv", "videos/test", *option.split())
-    assert "--workers must be an integer >= 0 (0: one per core), limit a number of seconds > 0 and longest an" in error
+    assert f"{option.split()[0]} must be " in error
 
 
 def test_an_annotation_file_that_is_no_list_of_the_protocol_is_named(videos, capsys):

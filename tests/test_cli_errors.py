@@ -172,7 +172,10 @@ def test_writable_outputs_pass(tmp_path):
         (FileNotFoundError("x is not there; give y"), "x is not there; give y"),
     ],
 )
-def test_operating_system_errors_become_plain_messages(monkeypatch, capsys, error, message):
+def test_operating_system_errors_become_plain_messages(monkeypatch, capsys, tmp_path, error, message):
+    monkeypatch.chdir(tmp_path)
+    Path("taps").mkdir()
+
     def failing_prune(*_: object, **__: object) -> None:
         raise error
 
@@ -221,8 +224,9 @@ def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypat
             "search nowhere red",
             "nowhere holds no index (no index.json); clipvid index build VIDEOS --out nowhere makes one",
         ),
-        ("embed tables", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
-        ("embed tables/t.csv", "tables/t.csv is a table, and embed takes videos; give a video or a folder"),
+        ("embed tables", "tables holds no video; give --format csv to read t.csv"),
+        ("embed tables/t.csv", "tables/t.csv: no row below the header"),
+        ("embed tables --format csv", "tables/t.csv: no row below the header"),
         ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
         ("embed nowhere", "nowhere does not exist; give videos, folders of videos, or a csv file"),
         ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),

@@ -11,7 +11,7 @@ from torch import nn
 from clipvid.models.factory import attach, create_model
 from clipvid.models.heads import LinearClassifier
 from clipvid.runtime.tables import html_table, latex_table, latex_text, markdown_table
-from clipvid.training.trainer import TrainResult
+from clipvid.training.history import TrainResult
 
 HISTORY = (
     {"epoch": 1.0, "loss": 2.5, "lr": 1e-4},

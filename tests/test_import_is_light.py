@@ -59,7 +59,7 @@ def test_python_dash_m_shows_the_help_too():
 
 
 REFUSED = {
-    "train . --model nonsense": "unknown base model 'nonsense'; see open_clip.list_models()",
+    "train . --model nonsense": "unknown base model 'nonsense'; clipvid list models lists them",
     "eval . --model ViT-B-33": "unknown base model 'ViT-B-33'; did you mean ViT-B-32",
     "embed . --model nonsense": "unknown base model",
     "index build . --model nonsense": "unknown base model",

@@ -98,7 +98,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("name", ["", "two words", "a,b", "tab\t"])
 def test_a_name_that_no_command_line_could_spell_is_refused(name):
-    with pytest.raises(ValueError, match="must have no spaces and commas"):
+    with pytest.raises(ValueError, match="must be a text without spaces and commas"):
         registry_with().register(name, Thing)
 
 

@@ -194,7 +194,7 @@ def test_a_comparison_is_written_as_text_markdown_latex_and_html(three):
 
 
 def test_results_to_compare_are_two_or_more_with_different_names(three):
-    with pytest.raises(ValueError, match="results must be 2 to 26, got 1"):
+    with pytest.raises(ValueError, match="results must be 2 to 26, or more with names, got 1"):
         compare(three[0])
     with pytest.raises(ValueError, match=r"names must be 2 different ones, got \('x', 'x'\)"):
         compare(three[0], three[1], names=("x", "x"))
@@ -235,7 +235,7 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     [
         ("nonsense", "is not a saved result"),
         ("[]", "is not a saved result"),
-        ('{"task": "retrieval"}', "is not a saved result: KeyError"),
+        ('{"task": "retrieval"}', "is not a saved result: it has no format version"),
         (
             '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
             r"has result format 1, .* reads 2; evaluate the",

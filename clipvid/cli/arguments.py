@@ -1,4 +1,4 @@
-"""Resolution of command-line arguments to devices, models and data sets; notes and skipped files on standard error.
+"""Resolution of command-line arguments to devices, models, prompts and caches.
 
 Contract: argument values in, objects out, or a ValueError that says which option to change. Heavy modules are imported
 when they are needed. Knows nothing of the commands.
@@ -6,20 +6,17 @@ when they are needed. Knows nothing of the commands.
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipvid.cli.parsing.options import CacheOptions, changed
+from clipvid.cli import outputs
+from clipvid.cli.parsing.options import BranchOptions, CacheOptions, changed
+from clipvid.config.data_config import DataConfig
 from clipvid.errors import UsageError
 from clipvid.models.backbone.names import MINI, builtin_names, check_name
-from clipvid.runtime.files import require_writable
 
 DEFAULT_MODEL = MINI
 """Model of a command without --model; a note on standard error names it."""
@@ -60,33 +57,6 @@ def named_model(
     return create_model(name, pretrained, device=torch_device, **{"branch": default_branch, **given})
 
 
-def sources_of(words: Sequence[str]) -> str | list[str]:
-    """Return the sources that words name: one as it is, several as a list; patterns such as "clips/*.mp4" are expanded.
-
-    Raises FileNotFoundError for a source that does not exist and a pattern without files, ValueError for a video where
-    a data set should be.
-    """
-    paths: list[str] = []
-    for word in words:
-        matches = [] if os.path.lexists(word) or not glob.has_magic(word) else sorted(glob.glob(word, recursive=True))
-        if not matches and not os.path.lexists(word):
-            problem = "matches no file" if glob.has_magic(word) else "does not exist"
-            raise FileNotFoundError(f"{word} {problem}; give videos, folders of videos, or a csv file")
-        paths += matches or [word]
-    return paths[0] if len(paths) == 1 else paths
-
-
-def data_of(words: Sequence[str]) -> str | list[str]:
-    """Return the sources of a data set; raise ValueError for a single video, which has neither captions nor classes."""
-    sources = sources_of(words)
-    if isinstance(sources, str) and Path(sources).is_file() and not sources.endswith(".csv"):
-        from clipvid.data.files import is_video
-
-        if is_video(Path(sources)):
-            raise ValueError(f"{sources} is a video; give a folder of videos, or a csv file")
-    return sources
-
-
 def check_model(model: str | None, pretrained: str | None = None) -> None:
     """Raise UsageError for an unknown model, and for weights without a model; loads nothing."""
     if model is not None and not Path(model).is_dir() and (base_names := builtin_names()):
@@ -98,6 +68,27 @@ def check_model(model: str | None, pretrained: str | None = None) -> None:
         raise UsageError(
             f"--pretrained {pretrained} names weights of a base model; give the model too, such as --model ViT-B-32"
         )
+
+
+def check_branch(model: str | None, branch: BranchOptions) -> None:
+    """Raise UsageError for options that the branch of a new model does not have or refuses; loads nothing."""
+    from clipvid.models.branches.options import choose
+
+    if model is not None and Path(model).is_dir():  # a saved model brings its branch
+        return
+    given = branch.given()
+    if (depth := given.get("depth")) is not None and depth < 1:
+        raise UsageError(f"--depth must be an integer >= 1, got {depth}; it is a number of levels")
+    changes = {name: given[name] for name in ("depth", "mixer") if name in given} | given.get("options", {})
+    try:
+        choose(given.get("branch", "stan"), changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_data_config(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for a value of the data config that no model accepts; loads nothing."""
+    changed(DataConfig(), given, "data_config.")
 
 
 def _default_model() -> str:
@@ -145,22 +136,6 @@ def named_prompts(name: str) -> tuple[str, ...]:
     return prompts
 
 
-def require_new(*paths: str | Path | None, overwrite: bool) -> None:
-    """Raise an error for a file that cannot be written, is named twice, or exists without `overwrite`; skip None."""
-    given = [Path(path) for path in paths if path is not None]
-    for i, path in enumerate(given):
-        require_writable(path)
-        if path.absolute() in [other.absolute() for other in given[:i]]:
-            raise ValueError(f"{path} would be written twice; give each file a different name")
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(f"{path} already exists; give --overwrite to replace it, or another name")
-
-
-def profile_path(path: str | Path | None, *, enabled: bool) -> Path | None:
-    """Return the path of the profile next to the output file `path`; None without an output file or a profile."""
-    return Path(path).with_suffix(".profile.json") if path is not None and enabled else None
-
-
 def named_data_config(model: Any, given: Mapping[str, Any], protocol_spec: Any = None) -> Any:
     """Return the data config of the model's training or of the protocol, with the given fields replaced."""
     from clipvid.data.records import NO_PROTOCOL
@@ -188,26 +163,8 @@ def cached_clips(model: Any, clips: Any, data_config: Any, cache: Any) -> Any:
     """Return the cached taps of the clips, encoding missing ones; without a cache, return the clips unchanged."""
     if cache is None:
         return clips
-    with notes_shown():
+    with outputs.notes_shown():
         return cache.store(model, clips, data_config, progress=True)
-
-
-@contextmanager
-def notes_shown() -> Iterator[None]:
-    """Print clipvid's warnings in the block to standard error as one line each; other warnings stay as they are."""
-    from clipvid.errors import ClipvidWarning
-
-    with warnings.catch_warnings():
-        show_other = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *details: Any) -> None:
-            if issubclass(category, ClipvidWarning):
-                print(f"note: {message}", file=sys.stderr)
-            else:
-                show_other(message, category, *details)
-
-        warnings.showwarning = show
-        yield
 
 
 def model_note(model: str | None, pretrained: str | None) -> dict[str, str | None]:
@@ -244,94 +201,3 @@ def index_model(index: str, device: str) -> Any:
             file=sys.stderr,
         )
     return named_model(made_with, note["pretrained"], device=device, default_branch="mean")
-
-
-def named_data(
-    data: str | list[str], format: str | None = None, *, default_format: str = "folder", **options: Any
-) -> Any:
-    """Return the data set; the format defaults to csv if `data` is or holds csv files, else to `default_format`.
-
-    `options` are those of `open_dataset`: split, annotations, classes, allow_missing, check_files.
-    """
-    from clipvid.data.open import open_dataset
-
-    guessed = "csv" if _are_tables(data) else default_format
-    return open_dataset(format or guessed, data, **options)  # pyright: ignore[reportArgumentType]
-
-
-def _are_tables(data: str | list[str]) -> bool:
-    """Return True for a file, for csv files, and for folders of csv files."""
-    if isinstance(data, str) and Path(data).is_file():
-        return True
-    paths = [Path(path) for path in ([data] if isinstance(data, str) else data)]
-    return all(path.suffix.lower() == ".csv" if path.is_file() else any(path.glob("*.csv")) for path in paths)
-
-
-def note_format(data: str | list[str], format: str | None, *, default_format: str = "folder") -> None:
-    """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
-    if format is not None or not isinstance(data, str) or not Path(data).is_dir():
-        return
-    from clipvid.data.files import is_video, subfolders
-
-    root = Path(data)
-    tables = sorted(root.glob("*.csv"))
-    if not tables:
-        return
-    folders = [folder for folder in subfolders(root) if any(map(is_video, folder.iterdir()))]
-    if len(folders) > 1:
-        print(
-            f"note: {data} is read as csv, because it holds {tables[0].name}; give --format {default_format} "
-            f"to read its {len(folders)} sub-folders{' as classes' if default_format == 'folder' else ''}",
-            file=sys.stderr,
-        )
-
-
-def splits_of(data: str | list[str], format: str | None) -> list[str]:
-    """Return the names of the splits of a protocol, or of csv files with a split column."""
-    from clipvid.registry import PROTOCOLS
-
-    if format is not None and format in PROTOCOLS:
-        return list(PROTOCOLS[format].splits)
-    if format not in (None, "csv") or not _are_tables(data):
-        return []
-    from clipvid.data.formats.csv import splits_in
-
-    paths = [data] if isinstance(data, str) else data
-    return list(dict.fromkeys(split for path in paths for split in splits_in(Path(path))))
-
-
-def show_unreadable(unreadable: Sequence[Any]) -> None:
-    """Print the unreadable files and the reasons on standard error."""
-    if unreadable:
-        from clipvid.data.batch import describe_unreadable
-
-        print(describe_unreadable(unreadable), file=sys.stderr)
-
-
-@contextmanager
-def json_printed(enabled: bool) -> Iterator[Callable[[Any], None]]:
-    """Yield a function that prints data as JSON if `enabled`; all else in the block then goes to standard error."""
-    if not enabled:
-        yield lambda _: None
-        return
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield lambda content: print(json.dumps(content, indent=2), file=stdout)
-
-
-@contextmanager
-def profiled_to(path: str | Path | None, *, enabled: bool) -> Iterator[None]:
-    """Profile the block if `enabled`: print its stages, and write them as JSON to `path` unless that is None."""
-    if not enabled:
-        yield
-        return
-    from clipvid.runtime.files import atomic_file
-    from clipvid.runtime.profiling import profiled
-
-    with profiled() as measured:
-        yield
-    print(measured)
-    if path is not None:
-        with atomic_file(path) as draft:
-            draft.write_text(json.dumps(measured.plain(), indent=2) + "\n", encoding="utf-8")
-        print(f"profile: {path}")

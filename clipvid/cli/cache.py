@@ -6,12 +6,14 @@ subfolder, per cache key. Heavy modules are imported when a command runs. Knows 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import outputs
 from clipvid.cli.parsing.options import Json
+from clipvid.errors import CacheError, UsageError
 
 REPAIR = "the next run that uses the cache writes it again; if there is no such run, remove the folder"
 """Advice for a cache folder whose cache key cannot be read."""
@@ -23,10 +25,11 @@ def list_caches(folder: str, /, *, json: Json = False) -> None:
     Args:
         folder: folder of the cache, as in `clipvid train --cache`.
     """
+    _check_folder(folder)
     from clipvid.features.maintenance import parts_of
 
     parts = parts_of(folder)
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         print_json(
             [
                 {
@@ -43,13 +46,21 @@ def list_caches(folder: str, /, *, json: Json = False) -> None:
             print(part)
 
 
+def _check_folder(folder: str) -> None:
+    """Raise UsageError for a folder that does not exist."""
+    if Path(folder).is_file():
+        raise UsageError(f"{folder} is a file, a tap cache is a folder; give the folder of clipvid train --cache")
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} does not exist; clipvid train --cache {folder} makes a cache")
+
+
 def verify(folder: str, /) -> None:
     """Read every byte of a tap cache and list the damaged files.
 
     Args:
         folder: folder of the cache, as in `clipvid train --cache`.
     """
-    from clipvid.errors import CacheError
+    _check_folder(folder)
     from clipvid.features.maintenance import parts_of
 
     parts = parts_of(folder, full=True)
@@ -74,6 +85,7 @@ def prune(folder: str, /, *, tower: Annotated[str | None, Parameter(metavar="FIN
         folder: folder of the cache, as in `clipvid train --cache`.
         tower: also remove all taps of the tower whose fingerprint starts with this; `clipvid cache ls` shows it.
     """
+    _check_folder(folder)
     from clipvid.features.maintenance import prune as prune_cache
 
     pruned = prune_cache(folder, tower=tower)

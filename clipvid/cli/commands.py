@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from clipvid.cli.parsing.command import Command
 
 COMMANDS = {
-    "demo": "train:demo",
-    "info": "train:info",
+    "demo": "info:demo",
+    "info": "info:info",
+    "list": "info:list_names",
     "train": "train:train",
     "eval": "evaluate:evaluate",
     "compare": "evaluate:compare",
     "summarize": "evaluate:summarize",
     "embed": "search:embed",
-    "index build": "search:build_index",
-    "index add": "search:add_to_index",
+    "index build": "index:build_index",
+    "index add": "index:add_to_index",
     "search": "search:search",
-    "data check": "evaluate:check_data",
+    "data check": "check:check_data",
     "cache ls": "cache:list_caches",
     "cache verify": "cache:verify",
     "cache prune": "cache:prune",

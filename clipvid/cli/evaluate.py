@@ -1,4 +1,4 @@
-"""Commands for evaluation: eval, compare, summarize and data check. Their docstrings are the help texts.
+"""Commands for evaluation: eval, compare and summarize. Their docstrings are the help texts.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -6,15 +6,14 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.options import (
     OUTPUT,
     SCORES,
@@ -23,15 +22,15 @@ from clipvid.cli.parsing.options import (
     DataConfigOptions,
     Json,
     Model,
+    ResultFiles,
     Run,
     Sources,
-    named,
 )
 from clipvid.errors import DataError, UsageError
-from clipvid.runtime.files import require_writable
-from clipvid.runtime.text import pluralize
 
 Results = Annotated[tuple[str, ...], Parameter(metavar="RESULT")]
+REPORTED = 50
+"""Number of failures in a report by default."""
 
 
 def evaluate(
@@ -49,10 +48,7 @@ def evaluate(
     bank: Annotated[str | None, Parameter(group=SCORES, metavar="SPLIT")] = None,
     data_config: DataConfigOptions,
     cache: Cache,
-    out: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    report: Annotated[str | None, Parameter(group=OUTPUT, metavar="FILE")] = None,
-    report_queries: Annotated[int, Parameter(group=OUTPUT)] = 50,
-    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    files: ResultFiles,
     json: Json = False,
     run: Run,
 ) -> None:
@@ -62,6 +58,7 @@ def evaluate(
         clipvid eval my-test-videos --model my-run/best --out result.json
         clipvid eval MSRVTT/videos --format msrvtt-1ka --model my-run/best --report failures.html
         clipvid eval my-videos --model ViT-B-32 --pretrained openai --task recognition --zero-shot
+        clipvid eval captions.csv --columns path=video_path caption=text --per-query queries.parquet
 
     Args:
         source: as for train.
@@ -74,36 +71,36 @@ def evaluate(
         dual_softmax: also show metrics after a dual softmax of this temperature (100), which needs all queries at once.
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
         data_config: defaults from the model or the protocol.
-        out: JSON file for the result, which `clipvid compare` reads.
-        report: HTML file for the captions that did not find their video, with film strips.
-        report_queries: number of captions in the report, the worst first.
-        overwrite: replace existing files of out, report and profile.
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
-    _check_options(task, by_class_name=zero_shot, by_class=by_class, prompts=prompts, queries=report_queries)
-    sources = arguments.data_of(source)
-    profile = arguments.profile_path(out, enabled=run.profile)
-    arguments.require_new(out, report, profile, overwrite=overwrite)
-    _check_dual_softmax(dual_softmax)
+    arguments.check_data_config(data_config)
+    given_task = task or ("recognition" if zero_shot else None)
+    _check_options(given_task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
+    _check_numbers(rerank=rerank, dual_softmax=dual_softmax)
+    if given_task is not None:
+        _retrieval_options(given_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
+    _check_report(files)
+    sources = datasets.data_of(source, data)
+    profile = outputs.profile_path(files.out, enabled=run.profile)
+    outputs.require_new(files.out, files.report, files.per_query, profile, overwrite=files.overwrite)
+    datasets.note_format(sources, data)
+    datasets.require_split(sources, data, advice="the one to score on", protocols=False)
     tap_cache = arguments.named_cache(cache)
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_task = task or ("recognition" if zero_shot or video_model.head is not None else "retrieval")
     head = None if resolved_task == "retrieval" or zero_shot else video_model.head
-    arguments.note_format(sources, data.format)
-    _require_split(sources, data.format, data.split)
-    opener = partial(arguments.named_data, sources, format=data.format, annotations=data.annotations)
-    classes = None if head is None else head.classes
-    videos = opener(split=data.split, classes=classes, allow_missing=data.allow_missing)
+    videos = datasets.named_data(sources, data, classes=None if head is None else head.classes)
     score = _scorer(resolved_task, by_class_name=zero_shot)
     _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
-    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank, report=report)
+    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
+    extras |= {"best": 5} if resolved_task == "retrieval" and files.report is not None else {}
     extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
-    extras |= {} if bank is None else {"bank": _bank_captions(bank, opener, data.annotations)}
+    extras |= {} if bank is None else {"bank": _bank_captions(bank, sources, data)}
     _check_scorable(video_model, videos, resolved_task, by_class_name=zero_shot, extras=extras)
     resolved_config = arguments.named_data_config(video_model, data_config, videos.protocol_spec)
-    with arguments.json_printed(json) as print_json:
-        with arguments.profiled_to(profile, enabled=run.profile):
+    with outputs.json_printed(json) as print_json:
+        with outputs.profiled_to(profile, enabled=run.profile):
             clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
             result = score(video_model, clips, resolved_config, progress=True, **extras)
         print_json(result.to_dict())
@@ -111,7 +108,7 @@ def evaluate(
             print(result)
         if by_class and not json:
             print(result.class_table())
-        _write_outputs(result, out, report, queries=report_queries)
+        _write_outputs(result, files)
 
 
 def _scorer(task: str, *, by_class_name: bool) -> Callable[..., Any]:
@@ -146,35 +143,43 @@ def _check_scorable(model: Any, videos: Any, task: str, *, by_class_name: bool, 
         )
 
 
-def _write_outputs(result: Any, out: str | None, report: str | None, *, queries: int) -> None:
-    """Print the unreadable files, and write the result and the report."""
-    arguments.show_unreadable(result.unreadable)
-    if out is not None:
-        print(f"result: {result.save(out)}")
-    if report is not None:
+def _write_outputs(result: Any, files: ResultFiles) -> None:
+    """Print the unreadable files, and write the result, the report and the table of queries."""
+    outputs.show_unreadable(result.unreadable)
+    if files.out is not None:
+        print(f"result: {result.save(files.out)}")
+    if files.report is not None:
         from clipvid.evaluation.html_report import write_report
 
-        print(f"report: {write_report(result, report, queries=queries, progress=True)}")
+        queries = files.report_queries or REPORTED
+        print(f"report: {write_report(result, files.report, queries=queries, progress=True)}")
+    if files.per_query is not None:
+        outputs.write_table(result.per_query(), files.per_query)
+        print(f"queries: {files.per_query}")
 
 
-def _bank_captions(split: str, open_named: Callable[..., Any], annotations: str | None) -> list[str]:
+def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[str]:
     """Return the captions of a split; its videos may be missing."""
-    if annotations is not None and Path(annotations).is_file():
-        raise ValueError(f"{annotations} is a single file, and --bank {split} needs the folder of the files; give that")
-    return [caption for record in open_named(split=split, check_files=False) for caption in record.captions]
+    if data.annotations is not None and Path(data.annotations).is_file():
+        raise ValueError(
+            f"{data.annotations} is a single file, and --bank {split} needs the folder of the files; give that"
+        )
+    records = datasets.named_data(sources, data, split=split, allow_missing=False, check_files=False)
+    return [caption for record in records for caption in record.captions]
 
 
-def _require_split(sources: str | list[str], format: str | None, split: str | None) -> None:
-    """Raise UsageError for a table with several splits and no --split; a protocol has a default split."""
-    if split is None and format in (None, "csv") and (splits := arguments.splits_of(sources, format)):
-        names = sources if isinstance(sources, str) else ", ".join(sources)
-        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to score on")
-
-
-def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None, queries: int) -> None:
-    """Raise UsageError for options that have no effect or are out of range, before anything heavy is imported."""
-    if queries < 1:
+def _check_report(files: ResultFiles) -> None:
+    """Raise UsageError for a number of queries that is out of range or without a report, and for a table's suffix."""
+    queries = files.report_queries
+    if queries is not None and files.report is None:
+        raise UsageError(f"--report-queries {queries} is for --report, which is not given; give --report FILE too")
+    if queries is not None and queries < 1:
         raise UsageError(f"--report-queries must be an integer >= 1, got {queries}; leave out --report for no report")
+    outputs.check_table("--per-query", files.per_query)
+
+
+def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:
+    """Raise UsageError for options that have no effect, before anything heavy is imported."""
     if task is not None:
         _check_class_options(task, by_class_name=by_class_name, by_class=by_class)
     if prompts is not None and not by_class_name:
@@ -190,20 +195,19 @@ def _check_class_options(task: str, *, by_class_name: bool, by_class: bool) -> N
             raise UsageError(f"{name}: only recognition has classes, the task is {task}; leave it out")
 
 
-def _check_dual_softmax(temperature: float | None) -> None:
-    """Raise ValueError for a temperature out of range, which would otherwise fail at the end of the evaluation."""
-    if temperature is not None:
-        from clipvid.evaluation.retrieval import check_dual_softmax
-
-        check_dual_softmax(temperature)
+def _check_numbers(*, rerank: int | None, dual_softmax: float | None) -> None:
+    """Raise UsageError for numbers out of range, before a model is loaded."""
+    if rerank is not None and rerank < 1:
+        raise UsageError(f"--rerank must be an integer >= 1, got {rerank}; it is a number of videos per query")
+    if dual_softmax is not None and not 0 < dual_softmax < math.inf:
+        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; it multiplies the scores")
 
 
 def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
     """Return the extra options of retrieval; raise UsageError if they are given for another task."""
     extras = {name: value for name, value in options.items() if value is not None}
     if task == "retrieval":
-        best = {"best": 5} if extras.pop("report", None) else {}
-        return {**extras, **best, "hubs": True}
+        return {**extras, "hubs": True}
     if extras:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in extras)
         raise UsageError(f"{given}: only retrieval has this option, the task is {task}; leave it out")
@@ -233,19 +237,27 @@ def compare(
     """
     if draws < 1:
         raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
-    if len(results) < 2:
-        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give those to compare")
+    outputs.check_seed(seed)
+    _check_results(results, "give those to compare")
     from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
     names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
     comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
     formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         if json:
             print_json(comparison.to_dict())
         else:
             print(formats.get(format, comparison.__str__)().rstrip("\n"))
+
+
+def _check_results(results: tuple[str, ...], advice: str) -> None:
+    """Raise UsageError for fewer than two results, and for one that does not exist."""
+    if len(results) < 2:
+        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; {advice}")
+    if missing := [path for path in results if not Path(path).is_file()]:
+        raise UsageError(f"there is no result {missing[0]}; write it with clipvid eval DATA --out {missing[0]}")
 
 
 def summarize(results: Results, /) -> None:
@@ -254,58 +266,8 @@ def summarize(results: Results, /) -> None:
     Args:
         results: JSON files that `clipvid eval --out` wrote, on the same data.
     """
-    if len(results) < 2:
-        raise UsageError(f"RESULT... must be two or more files, got {len(results)}; give runs of several seeds")
+    _check_results(results, "give runs of several seeds")
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
     print(over_runs([read_result(result) for result in results]))
-
-
-def check_data(
-    name: Annotated[str, named("format"), Parameter(metavar="NAME")],
-    root: str,
-    /,
-    *,
-    split: str | None = None,
-    annotations: Annotated[str | None, Parameter(metavar="PATH")] = None,
-    out: Annotated[str | None, Parameter(metavar="DIR")] = None,
-    workers: int = 0,
-    limit: float = 60.0,
-    longest: int | None = None,
-) -> None:
-    """Decode every video of a data set and report missing, unreadable, suspicious and duplicate ones.
-
-    Examples:
-        clipvid data check folder my-videos
-        clipvid data check msrvtt-1ka MSRVTT/videos --out msrvtt-check
-
-    Args:
-        name: format of the data, or a protocol.
-        root: folder of the videos.
-        split: split of the data; a protocol's default one when left out.
-        annotations: the annotation file, or the folder of the files, if they are not in or beside root.
-        out: folder for report.json and the log; clipvid-check/NAME of the data set when left out. A second run decodes
-            only new and changed files.
-        workers: processes that decode; 0 for one per core.
-        limit: time limit per file in seconds.
-        longest: list captions with more words than this.
-    """
-    from clipvid.data.check import REPORT, check
-    from clipvid.data.open import advice_on_root, read_dataset
-
-    require_writable(Path(out or "clipvid-check") / REPORT)
-    data = read_dataset(name, root, split=split, annotations=annotations, allow_missing=True)
-    if out is None:
-        title = data.name if data.name.startswith(name) else f"{name} {data.name}"
-        out = str(Path("clipvid-check", re.sub(r"[^\w.]+", "-", title).strip("-.")))
-    report = check(data, out, workers=workers, limit=limit, longest=longest, root=root, progress=True)
-    print(report)
-    print(f"report: {Path(out) / REPORT}")
-    if data.missing and not len(data):
-        raise DataError(f"{report.expected} of {report.expected} videos are missing; {advice_on_root(root)}")
-    if not report.healthy:
-        lacking = f"{pluralize(len(report.missing), 'video')} {'is' if len(report.missing) == 1 else 'are'} missing"
-        raise DataError(
-            f"{lacking} and {len(report.unreadable)} cannot be read; metrics over fewer videos are not comparable"
-        )

@@ -114,6 +114,8 @@ def _report(error: Exception, call: Call | None) -> tuple[str, int]:
         message = describe_os_error(error)
     elif isinstance(error, RuntimeError) and (death := loader_death(error)) is not None:
         message = str(death)
+    elif isinstance(error, ImportError) and message.startswith("plugin "):  # the registry's message says what to do
+        pass
     elif not isinstance(error, ClipvidError | ValueError | FloatingPointError):
         message = f"unexpected {type(error).__name__}: {error}; CLIPVID_DEBUG=1 shows where, please report it"
     message = " ".join(message.split())

@@ -1,4 +1,4 @@
-"""Commands to embed, index and search videos. Their docstrings are the help texts.
+"""Commands to embed and search videos: embed and search. Their docstrings are the help texts.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -7,6 +7,8 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -14,33 +16,31 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
-from clipvid.cli.parsing.names import suggestion
+from clipvid.cli import arguments, datasets, outputs
+from clipvid.cli.parsing.names import TABLES
 from clipvid.cli.parsing.options import (
     OUTPUT,
     RUN,
     SEARCH,
     Cache,
+    Data,
     DataConfigOptions,
     Json,
     Model,
-    ModelOptions,
     Run,
     Sources,
     named,
 )
 from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
-from clipvid.runtime.files import require_writable
-from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
-from clipvid.search.stores import FAISS_KINDS
 
 
 def embed(
     source: Sources,
     /,
     *,
+    data: Data,
     model: Model,
     data_config: DataConfigOptions,
     cache: Cache,
@@ -53,41 +53,41 @@ def embed(
     Examples:
         clipvid embed my-videos --model my-run/best --out embeddings.safetensors
         clipvid embed "my-videos/*.mp4" more-videos --data-config.frames 8
+        clipvid embed captions.csv --columns path=video_path caption=text
 
     Args:
-        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
-            expanded.
+        source: videos, folders that are searched for videos, csv files, or the root of a named data set. Patterns in
+            quotes, such as "clips/*.mp4", are expanded.
         out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
         overwrite: replace existing files of out and profile.
         data_config: other settings as in the model's training.
     """
     arguments.check_model(model.model, model.pretrained)
     arguments.check_cache(cache)
+    arguments.check_data_config(data_config)
     if not out.endswith(".safetensors"):
         raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
-    profile_file = arguments.profile_path(out, enabled=run.profile)
-    arguments.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
-    sources = arguments.sources_of(source)
+    profile_file = outputs.profile_path(out, enabled=run.profile)
+    outputs.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
+    videos = datasets.videos_of(source, data)
 
     import torch.nn.functional as F
 
-    from clipvid.data.records import Record, VideoDataset
     from clipvid.features.embed import embed_videos
     from clipvid.runtime.files import atomic_file, write_tensors
 
     tap_cache = arguments.named_cache(cache)
-    folders = [sources] if isinstance(sources, str) else sources
-    paths = [path for folder in folders for path in _videos_in(Path(folder))]
+    clips = _clips_of(videos)
     video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
     resolved_config = replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
-    clips = VideoDataset(tuple(Record(path) for path in dict.fromkeys(paths)), name="videos")
-    with arguments.profiled_to(profile_file, enabled=run.profile):
+    with outputs.profiled_to(profile_file, enabled=run.profile):
         clips = arguments.cached_clips(video_model, clips, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
     metadata = {
         "model": arguments.model_note(model.model, model.pretrained)["model"],
         "fingerprint": video_model.fingerprint,
         "paths": [str(r.path) for r in embedded.data],
+        **_times_of(embedded.data),
         "skipped": {str(e.path): e.reason for e in embedded.unreadable},
     }
     with atomic_file(out) as draft:
@@ -95,141 +95,47 @@ def embed(
     with atomic_file(Path(out).with_suffix(".json")) as draft:
         draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
     print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
-    arguments.show_unreadable(embedded.unreadable)
+    outputs.show_unreadable(embedded.unreadable)
+
+
+def _clips_of(videos: Any) -> Any:
+    """Return a data set of the videos that are named by their places; a data set as it is."""
+    from clipvid.data.records import Record, VideoDataset
+
+    if isinstance(videos, VideoDataset):
+        return videos
+    folders = [videos] if isinstance(videos, str) else videos
+    paths = [path for folder in folders for path in _videos_in(Path(folder))]
+    return VideoDataset(tuple(Record(path) for path in dict.fromkeys(paths)), name="videos")
 
 
 def _videos_in(path: Path) -> list[Path]:
-    """Return the video, or the videos of a folder; raise an error for a path without videos, such as a table."""
+    """Return the video, or the videos of a folder; raise an error for a folder without videos."""
     from clipvid.data.files import find_clips
 
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give a video or a folder of videos")
     files = find_clips(path) if path.is_dir() else [path]
-    tables = [file for file in (files or sorted(path.iterdir())) if file.suffix.lower() == ".csv"]
-    if tables:
-        raise ValueError(f"{tables[0]} is a table, and embed takes videos; give a video or a folder of videos")
     if not files:
-        raise ValueError(f"{path} holds no video; give a video or a folder of videos")
+        tables = [file.name for file in path.iterdir() if file.suffix.lower() in TABLES]
+        advice = f"give --format csv to read {tables[0]}" if tables else "give a video or a folder of videos"
+        raise ValueError(f"{path} holds no video; {advice}")
     return files
 
 
-def build_index(
-    source: Sources,
-    /,
-    *,
-    model: Model,
-    frames: Annotated[int | None, Parameter(group=SEARCH)] = None,
-    store: Annotated[str, named("store"), Parameter(group=SEARCH)] = "faiss",
-    kind: Annotated[str | None, Parameter(group=SEARCH)] = None,
-    precision: Annotated[str | None, named("precision"), Parameter(group=SEARCH)] = None,
-    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
-    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
-    run: Run,
-) -> None:
-    """Build a search index of videos and folders of videos; unreadable files are listed with the reason.
-
-    Examples:
-        clipvid index build my-videos --model ViT-B-32 --pretrained openai --out my-index
-        clipvid index build "clips/*.mp4" more-clips --kind hnsw
-
-    Args:
-        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
-            expanded.
-        frames: frames per video; as in the model's training when left out.
-        store: where vectors are kept and compared: faiss, or a store of a plugin.
-        kind: kind of index in the store. flat (when left out) compares a query with every video; faiss's ivf and hnsw
-            are faster on hundreds of thousands of videos, and may miss some.
-        precision: for videos and queries; auto, when left out, is bf16 if the hardware supports it.
-        workers: processes that decode; 0 decodes in threads of this process.
-        out: folder of the index.
-    """
-    arguments.check_model(model.model, model.pretrained)
-    if frames is not None and frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
-    if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
-        raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
-    sources = arguments.sources_of(source)
-    require_writable(out, folder=True)
-    with lock_folder(out, outside=True):
-        _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
-        settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
-        index = _new_index(model, device=run.device, settings=settings)
-        _fill(index, sources, out, workers=workers, profile=run.profile)
-
-
-def add_to_index(
-    source: Sources,
-    /,
-    *,
-    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
-    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
-    run: Run,
-) -> None:
-    """Add videos to a search index, skipping those that it has; also finishes a build that was interrupted.
-
-    Examples:
-        clipvid index add new-videos --out my-index
-
-    Args:
-        source: videos, and folders that are searched for videos. Patterns in quotes, such as "clips/*.mp4", are
-            expanded.
-        workers: processes that decode; 0 decodes in threads of this process.
-        out: folder of the index, which stores its model, frames, kind and precision.
-    """
-    sources = arguments.sources_of(source)
-    require_writable(out, folder=True)
-    if not (Path(out) / INDEX).is_file():
-        raise FileNotFoundError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
-    with lock_folder(out, outside=True):
-        from clipvid.search.index import VideoIndex
-
-        index = VideoIndex.load(out, arguments.index_model(out, run.device))
-        _fill(index, sources, out, workers=workers, profile=run.profile)
-
-
-def _fill(index: Any, sources: str | list[str], out: str, *, workers: int, profile: bool) -> None:
-    """Embed the videos of the sources that the index does not have, and save it, also after an interruption."""
-    with index.saving_to(out), arguments.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
-        data_config = replace(index.data_config, unreadable="skip", workers=workers)
-        index.add(sources, data_config, existing="skip")
-    if not len(index):
-        arguments.show_unreadable(index.skipped)
-        names = sources if isinstance(sources, str) else ", ".join(sources)
-        raise ValueError(f"no video in {names} could be read, so there is nothing to index")
-    print(f"{pluralize(len(index), 'video')} in {out}")
-    arguments.show_unreadable(index.skipped)
-
-
-def _check_index_folder(out: Path, *, exists: bool) -> None:
-    """Raise FileExistsError for an existing index and for a folder of other files."""
-    if exists:
-        raise FileExistsError(f"{out} holds an index; extend it with clipvid index add, or give another --out")
-    if not exists and out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} holds other files, and an index needs a separate folder; give another --out")
-
-
-def _new_index(model: ModelOptions, *, device: str, settings: dict[str, Any]) -> Any:
-    """Return an empty index for the named model; settings that are None are taken from the model's training."""
-    from clipvid.features.encode import trained_data_config
-    from clipvid.search.index import VideoIndex
-
-    video_model = arguments.named_model(model.model, model.pretrained, device=device, default_branch="mean")
-    data_config = trained_data_config(video_model)
-    changes = {name: settings[name] for name in ("frames", "precision") if settings[name] is not None}
-    index = VideoIndex(
-        video_model, replace(data_config, **changes), store=settings["store"], kind=settings["kind"] or "flat"
-    )
-    index.note = arguments.model_note(model.model, model.pretrained)
-    return index
+def _times_of(data: Any) -> dict[str, list[float | None]]:
+    """Return start and end of every clip, in seconds, if any is a part of a file."""
+    times = {"start": [record.start for record in data], "end": [record.end for record in data]}
+    return times if any(time is not None for each in times.values() for time in each) else {}
 
 
 def search(
     index: str,
-    query: str,
+    query: str | None = None,
     /,
     *,
+    queries: Annotated[str | None, Parameter(group=SEARCH, metavar="FILE")] = None,
     video: Annotated[bool, Parameter(group=SEARCH)] = False,
     k: Annotated[int, Parameter(group=SEARCH, alias="-k")] = 5,
+    where: Annotated[str | None, Parameter(group=SEARCH, metavar="FILTER")] = None,
     rerank: Annotated[int, Parameter(group=SEARCH)] = 0,
     device: Annotated[str, named("device"), Parameter(group=RUN)] = "auto",
     json: Json = False,
@@ -239,39 +145,105 @@ def search(
     Examples:
         clipvid search my-index "a dog runs on the beach"
         clipvid search my-index my-videos/dog.mp4 --video -k 10
+        clipvid search my-index "a red circle" --where 'label = "moves left"'
+        clipvid search my-index --queries sentences.txt --json
 
     Args:
         index: folder that `clipvid index build` made.
-        query: a sentence; or the path of a video, with --video.
-        video: the query is a video.
+        query: a sentence in quotes; or the path of a video, with --video.
+        queries: text file of queries, one per line, instead of QUERY; the hits of each are printed below it.
+        video: queries are videos.
         k: number of hits to print.
+        where: filter on the columns path and label, such as 'label in ("dog", "cat") and not path = "a.mp4"'. Videos
+            have labels if they were indexed from class folders (--format folder) or a table.
         rerank: number of first hits to decode again and sort by the model's token-wise similarity.
         device: auto is a GPU if there is one.
     """
     if k < 1:
         raise UsageError(f"--k must be an integer >= 1, got {k}; it is the number of hits")
+    if rerank < 0:
+        raise UsageError(f"--rerank must be an integer >= 0, got {rerank}; it is a number of hits, 0 for none")
     if video and rerank:
         raise UsageError(f"--rerank compares words with frames, but the query is a video; leave out --rerank {rerank}")
-    if not video:
-        _check_sentence(query)
+    _check_filter(where)
+    texts = _queries_of(query, queries)
+    for text in texts:
+        _check_query(text, is_video=video)
+    if not (Path(index) / INDEX).is_file():
+        raise UsageError(f"{index} holds no index (no {INDEX}); clipvid index build VIDEOS --out {index} makes one")
     from clipvid.search.index import VideoIndex
 
-    with arguments.json_printed(json) as print_json:
+    with outputs.json_printed(json) as print_json:
         video_index = VideoIndex.load(index, arguments.index_model(index, device))
-        hits = video_index.search_video(query, k=k) if video else video_index.search(query, k=k, rerank=rerank)
-        print_json(hits.to_dict())
-        for hit in [] if json else hits:
+        if video:
+            every = [video_index.search_video(path, k=k, where=where) for path in texts]
+        else:
+            every = video_index.search(texts, k=k, rerank=rerank, where=where)
+        if where is not None and not all(every):
+            print(f"note: no video in {index} passes the filter {where}", file=sys.stderr)
+        contents = [hits.to_dict() for hits in every]
+        print_json(contents if queries is not None else contents[0])
+        if not json:
+            _print_hits(every, named=queries is not None)
+
+
+def _print_hits(every: Sequence[Any], *, named: bool) -> None:
+    """Print the hits of every query; with `named` each query as a line above its hits."""
+    for number, hits in enumerate(every):
+        if named:
+            print(f"{'' if number == 0 else chr(10)}{hits.query}")
+        for hit in hits:
             print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
 
 
-def _check_sentence(query: str) -> None:
-    """Raise UsageError for a query that is a file; a sentence may be too long for a file name."""
-    if os.path.isfile(query):
+def _check_filter(where: str | None) -> None:
+    """Raise UsageError for a filter that cannot be read, or that names an unknown column."""
+    if where is not None:
+        from clipvid.search.filters import COLUMNS, parse
+
+        try:
+            parse(where, COLUMNS)
+        except ValueError as error:
+            raise UsageError(f"--where: {error}") from error
+
+
+def _queries_of(query: str | None, path: str | None) -> list[str]:
+    """Return the query, or those of a file; raise UsageError for both or neither."""
+    if query is not None and path is not None:
+        raise UsageError(f"QUERY and --queries exclude each other, got {query!r} and {path}; leave out one of them")
+    if path is None:
+        if query is None:
+            raise UsageError("QUERY is missing; write clipvid search INDEX QUERY, or give --queries FILE")
+        return [query]
+    if not os.path.exists(path):
+        raise UsageError(f"--queries {path} does not exist; correct the path")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"--queries {path} cannot be read: {(error.strerror or 'error').lower()}; give a text file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--queries {path} is not UTF-8 text; write one query per line") from error
+    if not (texts := [line.strip() for line in lines if line.strip()]):
+        raise UsageError(f"--queries {path} holds no query; write one per line")
+    return texts
+
+
+def _check_query(query: str, *, is_video: bool) -> None:
+    """Raise UsageError for an empty query, a video that does not exist, and a sentence that is a file."""
+    if not query.strip():
+        raise UsageError("QUERY is empty; describe what the video should show")
+    if is_video:
+        if not os.path.exists(query):
+            raise UsageError(f"{query} does not exist; with --video QUERY must be the path of a video")
+        return
+    if os.path.isfile(query):  # a sentence may be too long for a file name
         raise UsageError(f"{query} is a file; add --video to look for videos like it, or write a sentence")
     if " " not in query and "." in query:
-        from clipvid.data.files import is_video
+        from clipvid.data.files import is_video as is_video_name
 
-        if is_video(Path(query)):
+        if is_video_name(Path(query)):
             raise UsageError(
                 f"{query} looks like a video file, but does not exist; correct the path, or write a sentence"
             )

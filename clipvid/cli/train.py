@@ -1,4 +1,4 @@
-"""Commands for one model: demo, info and train. Their docstrings are the help texts.
+"""Command to train a model: train. Its docstring is the help text.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -8,117 +8,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments
+from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.options import (
     DATA,
-    MODEL,
     OUTPUT,
     TRAINING,
     Branch,
     Cache,
     Data,
     Given,
-    Json,
     Model,
     Run,
     Settings,
     Sources,
     build_config,
 )
-from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig, check_train_clip
+from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
 from clipvid.errors import UsageError
-from clipvid.runtime.files import require_writable
-from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
 
 FEW = 10
 """Number of validation videos below which a single one decides more than ten points of a score."""
-
-
-def demo(
-    *,
-    out: Annotated[str, Parameter(metavar="DIR")] = "clipvid-demo",
-    train_clips: int = 4000,
-    test_clips: int = 400,
-    epochs: int = 4,
-    seed: int = 0,
-) -> None:
-    """Train, evaluate and search on videos that the demo renders itself; needs no download and no GPU.
-
-    Examples:
-        clipvid demo
-        clipvid demo --train-clips 400 --test-clips 100 --epochs 2    # a minute
-
-    Args:
-        out: folder for videos, models, plots, index and results.json; a second run reuses the videos.
-        train_clips: number of training clips, even, because each clip comes with its reversed copy.
-        test_clips: number of test clips, even, from 10 to 5120.
-        epochs: passes over the training clips for retrieval; recognition trains for half as many. The order-blind
-            baseline trains five times as long on each task.
-        seed: seed of videos, weights and order.
-    """
-    from clipvid.demo.tour import DemoConfig, run
-
-    require_writable(Path(out) / "results.json")
-    clips = {"train_clips": train_clips, "test_clips": test_clips}
-    config = build_config(DemoConfig, {**clips, "epochs": epochs, "baseline_epochs": 5 * epochs, "seed": seed})
-    with lock_folder(out):
-        run(out, config)
-
-
-def info(
-    model: str,
-    /,
-    *,
-    pretrained: Annotated[str | None, Parameter(group=MODEL, metavar="TAG")] = None,
-    branch: Branch,
-    train_clip: Annotated[str, Parameter(group=MODEL, metavar="PART")] = "none",
-    text_lora: Annotated[int, Parameter(group=MODEL, metavar="RANK")] = 0,
-    frames: int = 12,
-    json: Json = False,
-) -> None:
-    """Print the size of a base model with a branch: tower, taps, parameters, MACs, bytes; the model does not run.
-
-    Examples:
-        clipvid info ViT-B-16 --branch stan-release
-        clipvid info ViT-B-16 --branch divided --train-clip last:6
-
-    Args:
-        model: name of an open_clip model, hf-hub: tag, local-dir: folder, clipvid-mini, or a folder that clipvid saved.
-        pretrained: tag of its weights; they are not loaded, because sizes do not depend on them.
-        train_clip: part of the base model that is trained with the branch: none, text, last:N or all.
-        text_lora: rank of LoRA adapters on the text tower; 0 for none.
-        frames: frames per clip.
-    """
-    arguments.check_model(model)
-    _check_info_numbers(train_clip, text_lora=text_lora, frames=frames)
-    described = arguments.named_model(model, pretrained, branch.given(), shapes_only=True)
-    if train_clip != "none" or text_lora:
-        described.set_trainable(train_clip, text_lora=text_lora)
-    summary = described.trainable_summary(frames)
-    with arguments.json_printed(json) as print_json:
-        print_json(asdict(summary))
-        if not json:
-            print(summary)
-
-
-def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
-    """Raise UsageError for numbers out of range, before a model is built."""
-    if frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; the published models read 8 to 32")
-    if text_lora < 0:
-        raise UsageError(f"--text-lora must be an integer >= 0, got {text_lora}; it is a rank, 0 for none")
-    try:
-        check_train_clip("--train-clip", train_clip)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def train(
@@ -160,20 +76,21 @@ def train(
     config = build_config(TrainConfig, settings)
     if config.task != "retrieval":
         arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
+    arguments.check_branch(model.model, branch)
+    if cache.cache is not None and config.cache_taps:
+        raise UsageError("--cache stores taps on disk, and --cache-taps in memory; leave out one of them")
     _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
-    sources = arguments.data_of(source)
-    _check_out(out, source, data.format, resume=resume)
     default_format = "videos" if config.task == "selfsup" else "folder"
-    arguments.note_format(sources, data.format, default_format=default_format)
+    sources = datasets.data_of(source, data, default_format=default_format)
+    _check_out(out, source, data.format, resume=resume)
+    datasets.note_format(sources, data, default_format=default_format)
     taps = arguments.named_cache(cache)
-    opener = partial(
-        arguments.named_data, format=data.format, default_format=default_format, allow_missing=data.allow_missing
-    )
+    opener = partial(datasets.named_data, data=data, default_format=default_format)
     train_data, val_data = _train_and_val(
         opener,
         sources,
         data,
-        val=arguments.sources_of(val) if val else None,
+        val=datasets.sources_of(val) if val else None,
         val_split=val_split,
         fraction=val_fraction,
         shots=shots,
@@ -185,14 +102,16 @@ def train(
     from clipvid.training.loop import train  # imported late: it takes seconds, and no check above needs it
 
     video_model = _initialised_model(model.model, model.pretrained, branch.given(), seed=config.seed).to(device)
-    with arguments.notes_shown(), arguments.profiled_to(Path(out) / "profile.json", enabled=run.profile):
+    with outputs.notes_shown(), outputs.profiled_to(Path(out) / "profile.json", enabled=run.profile):
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
     if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
+    elif len(result.history) < config.epochs:
+        print(f"training ended early: {_stop_reason(result, config)}")
     print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
-    arguments.show_unreadable(result.unreadable)
+    outputs.show_unreadable(result.unreadable)
 
 
 def _initialised_model(model: str | None, pretrained: str | None, options: dict[str, Any], *, seed: int) -> Any:
@@ -211,6 +130,12 @@ def _check_val_options(
     selecting = {"--val": val or None, "--val-split": val_split, "--shots": shots}
     if given := [name for name, value in selecting.items() if value is not None]:
         arguments.refuse(f"{given[0]} selects the validation data", val_fraction=fraction)
+    if fraction is not None and not 0 < fraction < 1:
+        raise UsageError(
+            f"--val-fraction must be a fraction above 0 and below 1, got {fraction}; 0.1 holds out a tenth"
+        )
+    if shots is not None and shots < 1:
+        raise UsageError(f"--shots must be an integer >= 1, got {shots}; it is a number of videos per class")
     if val_split is not None and not val and split is None:
         raise UsageError(
             "--val-split without --split would train on the validation videos too; give --split, such as train"
@@ -219,7 +144,7 @@ def _check_val_options(
 
 def _check_out(out: str, sources: tuple[str, ...], format: str | None, *, resume: bool) -> None:
     """Raise an error if `out` cannot be written, holds a run without `resume`, or lies among the training videos."""
-    require_writable(Path(out) / "best", folder=True)
+    outputs.require_writable(Path(out) / "best", folder=True)
     if not resume and (Path(out) / CHECKPOINT).exists():
         raise FileExistsError(f"{out} holds a training run; give --resume to continue it, or another --out")
     for source in sources:
@@ -246,20 +171,19 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
 
 def _train_and_val(
     opener: Callable[..., Any],
-    sources: str | list[str],
+    sources: datasets.Sources,
     data: Data,
     *,
-    val: str | list[str] | None,
+    val: datasets.Sources | None,
     val_split: str | None,
     fraction: float | None,
     shots: int | None,
     seed: int,
 ) -> tuple[Any, Any]:
     """Return training and validation data; without a named validation set, part of the training data is held out."""
-    if data.split is None and (splits := arguments.splits_of(sources, data.format)):
-        names = sources if isinstance(sources, str) else ", ".join(sources)
-        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, the one to train on, and --val-split")
-    train_data = opener(sources, split=data.split, annotations=data.annotations)
+    advice = "the one to train on, and --val-split"
+    datasets.require_split(sources, data, advice=advice, protocols=True)
+    train_data = opener(sources)
     if val is not None or val_split is not None:
         val_annotations = data.annotations if val is None else None
         val_data = opener(val or sources, split=val_split, classes=train_data.classes, annotations=val_annotations)
@@ -275,8 +199,10 @@ def _train_and_val(
 
 
 def _stop_reason(result: Any, config: TrainConfig) -> str:
-    """Return the reason why a resumed run has nothing left to train, and the setting that would continue it."""
+    """Return the reason why a run ended, and the setting that would continue it."""
     done = len(result.history)
+    if result.ended_by_callback:
+        return f"a callback ended it after epoch {done} of {config.epochs}; more --epochs continue it"
     if done >= config.epochs:
         return f"{pluralize(done, 'epoch')} of {config.epochs} done; give more with --epochs"
     return f"patience {config.patience} ended it after epoch {done}; give more with --patience"

@@ -1,9 +1,16 @@
-"""Checks of settings: compare fields of an options object with their allowed values. Imports nothing of clipvid."""
+"""Checks of settings and arguments: compare fields of an options object, or arguments, with what is allowed.
+
+Contract: a value in; nothing, or the value, out; ValueError with the name, the value, what is allowed and what to do.
+Public functions check here what would otherwise fail deep inside. Imports nothing of clipvid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, cast
 
 FREE = {"decides_result": False}
 """Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
@@ -12,7 +19,7 @@ FREE = {"decides_result": False}
 def choices(settings: Any, allowed: Mapping[str, Sequence[str]]) -> None:
     """Raise ValueError for a field whose value is not one of its allowed names."""
     for field, names in allowed.items():
-        if (value := getattr(settings, field)) not in names:
+        if (value := getattr(settings, field)) not in tuple(names):
             raise ValueError(f"unknown {field} {value!r}; choose one of {', '.join(names)}")
 
 
@@ -41,8 +48,61 @@ def probability(settings: Any, *fields: str, certain: bool = True) -> None:
 def shares(settings: Any, field: str) -> None:
     """Raise ValueError for a field that is not a pair (smallest, largest) of fractions in (0, 1]."""
     value = getattr(settings, field)
-    pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
-    if not pair or not 0 < value[0] <= value[1] <= 1:
+    parts: list[Any] = list(cast(Sequence[Any], value)) if isinstance(value, Sequence) else []
+    is_pair = len(parts) == 2 and all(isinstance(part, int | float) for part in parts)
+    if not is_pair or not 0 < parts[0] <= parts[1] <= 1:
         raise ValueError(
             f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}"
         )
+
+
+def of_type(name: str, value: object, types: type | tuple[type, ...], *, must: str, advice: str) -> None:
+    """Raise ValueError for an argument of another type; `must` says what it has to be, `advice` what to do."""
+    if not isinstance(value, types):
+        raise ValueError(f"{name} must be {must}, got {_short(value)}; {advice}")
+
+
+def text(name: str, value: object, *, advice: str) -> str:
+    """Return an argument that must be a text."""
+    of_type(name, value, str, must="a text", advice=advice)
+    return cast(str, value)
+
+
+def texts(name: str, values: Any, *, must: str = "a list of texts", advice: str) -> list[str]:
+    """Return an argument that must be a list of texts, and no single text."""
+    is_list = _is_list(values)
+    items: list[Any] = list(values) if is_list else [values]
+    strings = [item for item in items if isinstance(item, str)]
+    if not is_list or len(strings) < len(items):
+        wrong = next((item for item in items if not isinstance(item, str)), values)
+        raise ValueError(f"{name} must be {must}, got {_short(wrong)}; {advice}")
+    return strings
+
+
+def path(name: str, value: object, *, must: str = "a path") -> Path:
+    """Return an argument that must be a path, as a Path."""
+    of_type(name, value, (str, os.PathLike), must=must, advice="give a text or a pathlib.Path")
+    return Path(cast(str, value))
+
+
+def integer(name: str, value: object, bound: int, *, advice: str) -> int:
+    """Return an argument that must be an integer of at least `bound`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < bound:
+        raise ValueError(f"{name} must be an integer >= {bound}, got {_short(value)}; {advice}")
+    return int(value)
+
+
+def number(name: str, value: object, *, must: str = "a number", advice: str = "leave out quotation marks") -> None:
+    """Raise ValueError for an argument that is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be {must}, got {_short(value)}; {advice}")
+
+
+def _is_list(values: object) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
+
+
+def _short(value: object) -> str:
+    """Return a value as it is written in code, or its type if that is long."""
+    written = repr(value)
+    return written if len(written) <= 80 and "\n" not in written else f"an object of type {type(value).__name__}"

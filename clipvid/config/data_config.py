@@ -50,6 +50,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         checks.least(self, frames=1, batch_size=1, workers=0)
+        checks.number("time_limit", self.time_limit, must="a number of seconds")
+        for name in ("sampler", "backend", "precision"):
+            checks.text(name, getattr(self, name), advice="DataConfig's documentation lists its values")
         if not 0 <= self.time_limit < math.inf:
             raise ValueError(
                 f"time_limit must be a finite number of seconds >= 0, got {self.time_limit}; 0 sets no limit"
@@ -72,3 +75,11 @@ class DataConfig:
     def views(self) -> int:
         """Clips per video that evaluation averages over (V)."""
         return self.temporal_views * self.spatial_views
+
+
+def checked_data_config(data_config: object) -> DataConfig | None:
+    """Return the argument `data_config` of a public function; raise ValueError if it is no DataConfig and not None."""
+    if data_config is None or isinstance(data_config, DataConfig):
+        return data_config
+    advice = "build it by clipvid.DataConfig(frames=12), or leave it out for the settings of the model's training"
+    raise ValueError(f"data_config must be a DataConfig, got {data_config!r:.80}; {advice}")

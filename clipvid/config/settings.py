@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from clipvid.config import checks
-from clipvid.config.data_config import DataConfig
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.config.selfsup import SelfSupervision
 
 VIDEO_TEMPLATES = ("a video of {}.", "a photo of {}.", "a clip of {}.")
 """Prompts around a class name for the text classifier; their embeddings are averaged (Radford et al. 2021, 3.1.4)."""
 
-PROMPT_SETS = {
+PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "video": VIDEO_TEMPLATES,
     "name": ("{}",),
     "photo": ("a photo of a {}.",),
@@ -192,6 +192,16 @@ class TrainConfig:
         self._check_compile()
         self._check_unused()
 
+    def _check_types(self) -> None:
+        """Raise ValueError for fields of another type, which would fail, or be ignored, later."""
+        checks.text("task", self.task, advice="choose one of retrieval, recognition, selfsup")
+        checked_data_config(self.data_config)
+        checks.of_type("seed", self.seed, int, must="an integer", advice="equal seeds give equal runs")
+        for name in ("warmup", "mixup", "rand_magnitude"):
+            checks.number(name, getattr(self, name))
+        advice = "build it by clipvid.config.selfsup.SelfSupervision(split=1)"
+        checks.of_type("selfsup", self.selfsup, SelfSupervision, must="a SelfSupervision", advice=advice)
+
     def _check_micro_batches(self) -> None:
         checks.least(self, micro_batch_size=0)
         if self.micro_batch_size and self.task != "retrieval":
@@ -219,7 +229,8 @@ class TrainConfig:
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")
 
     def _check_rates(self) -> None:
-        """Raise ValueError for rates and sizes outside their allowed range."""
+        """Raise ValueError for rates and sizes outside their allowed range, and for fields of another type."""
+        self._check_types()
         for name in (
             "lr",
             "pretrained_lr_scale",
@@ -230,6 +241,7 @@ class TrainConfig:
             "captions_per_video",
         ):
             value = getattr(self, name)
+            checks.number(name, value)
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
                 constraint = "above 0" if name == "lr" else ">= 0"
                 raise ValueError(f"{name} must be {constraint} and finite, got {value}")
@@ -284,9 +296,9 @@ class TrainConfig:
             )
 
 
-def check_train_clip(name: str, value: str) -> None:
+def check_train_clip(name: str, value: object) -> None:
     """Raise ValueError for a `value` of the setting `name` that names no part of the base model to train."""
-    if not re.fullmatch(r"none|text|all|last:[1-9]\d*", value):
+    if not isinstance(value, str) or not re.fullmatch(r"none|text|all|last:[1-9]\d*", value):
         raise ValueError(
             f"{name} must be none, text, all, or last:N with N >= 1, got {value!r}; it names the part of CLIP that "
             "trains with the branch"

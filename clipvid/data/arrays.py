@@ -15,6 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.video.backends.base import stacked
 
 Frames = np.ndarray | Tensor
@@ -77,6 +78,7 @@ def array_clips(clips: Iterable[Frames]) -> list[ArrayClip]:
             f"clips must be a sequence of arrays (T, H, W, 3), or one array with a leading axis of clips, got one of "
             f"shape {tuple(clips.shape)}; put a single clip into a list"
         )
+    checks.of_type("clips", clips, Iterable, must="a sequence of arrays", advice="put a single clip into a list")
     return [ArrayClip(_channels_last(clip, f"clip {index}")) for index, clip in enumerate(clips)]
 
 

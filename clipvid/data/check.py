@@ -7,6 +7,7 @@ worker process; its outcome is logged at once, so that an interrupted check resu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -63,7 +64,8 @@ class Report:
     n_classes: int = 0
     n_captions: int = 0
     root: str = ""
-    """Absolute path of the folder where the data set was opened; empty if not given."""
+    """Absolute path of the folder where the data set was opened, of several the first with a hash of all; empty if not
+    given."""
 
     @property
     def healthy(self) -> bool:
@@ -113,7 +115,7 @@ def check(
     workers: int = 0,
     limit: int | float = 60.0,
     longest: int | None = None,
-    root: str | Path | None = None,
+    root: str | Path | Sequence[str | Path] | None = None,
     progress: bool = False,
 ) -> Report:
     """Check every file of `data`, as read by `read_dataset` with allow_missing, and write `out`/report.json.
@@ -124,13 +126,14 @@ def check(
         workers: number of decoding processes; 0 starts one per core.
         limit: seconds of decoding after which a file counts as unreadable.
         longest: maximum caption length in words; longer captions are reported. None for no limit.
-        root: folder where the data set was opened; together with its name it identifies the data set.
+        root: folder where the data set was opened, or several places; together with its name it identifies the data
+            set.
 
     Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
     set, and WorkerError if no worker process starts, as in a script without `if __name__ == "__main__":`.
     """
     _check_arguments(data, workers=workers, limit=limit, longest=longest)
-    out, resolved_root = Path(out), "" if root is None else str(Path(root).resolve())
+    out, resolved_root = Path(out), "" if root is None else _resolved(root)
     _check_same(out / REPORT, name=data.name, root=resolved_root)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -160,6 +163,14 @@ def check(
     with atomic_file(out / REPORT) as draft:
         draft.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _resolved(root: str | Path | Sequence[str | Path]) -> str:
+    """Return the absolute path of a folder; of several places the first, their number and a hash of them all."""
+    paths = [str(Path(path).resolve()) for path in ([root] if isinstance(root, str | Path) else root)]
+    if len(paths) == 1:
+        return paths[0]
+    return f"{paths[0]} and {len(paths) - 1} more ({hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:8]})"
 
 
 def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, longest: int | None) -> None:

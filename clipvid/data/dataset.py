@@ -76,9 +76,17 @@ class ClipDataset(Dataset[Clip | VideoError]):
         if names is not None and len(names) != len(data):
             raise ValueError(f"names must have one entry per clip, got {len(names)} for {len(data)} clips")
         _check_views(views, sampler=sampler, random=random, transform=transform)
-        self.data, self.frames, self.transform, self.views, self.seed = data, frames, transform, views, seed
-        self.sampler, self.backend, self.random, self.unreadable = sampler, backend, random, unreadable
-        self.time_limit, self.names = time_limit, names
+        self.data = data
+        self.frames = frames
+        self.transform = transform
+        self.views = views
+        self.seed = seed
+        self.sampler = sampler
+        self.backend = backend
+        self.random = random
+        self.unreadable = unreadable
+        self.time_limit = time_limit
+        self.names = names
         # Shared memory lets workers that outlive an epoch (persistent_workers) see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._stopped: Callable[[], bool] = _never

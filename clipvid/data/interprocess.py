@@ -6,6 +6,7 @@ Contract: a VideoError raised in a worker arrives with the same path, reason and
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from clipvid.errors import VideoError
 
@@ -23,7 +24,7 @@ class WorkerVideoError(VideoError):
         fields, _ = json.JSONDecoder().raw_decode(text.rpartition(self.MARK)[2])
         super().__init__(fields["path"], fields["reason"], backend=fields["backend"])
         if "Original Traceback" not in text:  # in the worker, whose printed message the main process parses
-            self.args = (text,)
+            self.args: tuple[Any, ...] = (text,)
 
     @classmethod
     def printed(cls, error: VideoError) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipvid.config import checks
 from clipvid.data.files import advice_on_root as advice_on_root
 from clipvid.data.files import find_clips, is_clip, is_video, subfolders
 from clipvid.data.formats.csv import TABLE_SUFFIXES
@@ -139,8 +140,10 @@ def _read(
     if not isinstance(name, str):
         raise ValueError(f"the name of a data set format must be a text, got {name!r}; give one such as csv")
     reader = _reader(name)
-    if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
-        raise ValueError(f"classes must be a list of unique names, got {classes!r}")
+    if classes is not None:
+        listed = checks.texts("classes", classes, must="a list of class names", advice="give them in label order")
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"classes must be a list of unique names, got {classes!r}")
     if columns is not None and name != "csv":
         raise ValueError(f'columns names the columns of a table, format "csv", got it for {name!r}; leave it out')
     places = expand_places(root, wanted=_WANTED.get(name))

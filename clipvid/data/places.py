@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
+from clipvid.config import checks
 from clipvid.errors import DataError
 
 Places = str | Path | Iterable[str | Path]
@@ -27,6 +28,8 @@ def expand_places(places: Places, *, wanted: Callable[[Path], bool] | None = Non
     exist is left to the caller. Raise DataError for an empty list, a pattern without a match, and a URL that names no
     local file.
     """
+    advice = "give a text or a pathlib.Path"
+    checks.of_type("places", places, (str, Path, Iterable), must="a path or several paths", advice=advice)
     names = [places] if isinstance(places, str | Path) else list(places)
     if not names:
         raise DataError("no videos were given; name files, folders or patterns such as 'videos/**/*.mp4'")
@@ -47,6 +50,7 @@ def local_path(name: str | Path, *, location: str = "") -> Path:
 
     Raise DataError for a URL of another scheme or machine, with the `location` in front of the message.
     """
+    checks.path("a place", name, must="a path, a file URL or a pattern")
     text = str(name)
     scheme = _SCHEME.match(text)
     is_file = scheme is not None and scheme[1].lower() == "file"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from clipvid.data.arrays import Frames, Labels, array_clips, as_texts
 from clipvid.data.files import advice_on_root
@@ -46,7 +46,7 @@ class VideoDataset:
     """File that lists the videos, or the first of several; None for a folder read without a list."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "records", _checked_records(self.records))
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "missing", tuple(self.missing))
         duplicates = sorted(name for name, count in Counter(self.classes).items() if count > 1)
@@ -121,7 +121,7 @@ class VideoDataset:
         """
         arrays = array_clips(clips)
         for name, values in (("captions", captions), ("labels", labels), ("names", names)):
-            if values is not None and (isinstance(values, str) or len(values) != len(arrays)):
+            if values is not None and (not _is_list(values) or len(values) != len(arrays)):
                 raise ValueError(f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}")
         names = [f"clip {index}" for index in range(len(arrays))] if names is None else names
         if duplicates := [name for name, count in Counter(names).items() if count > 1]:
@@ -304,3 +304,19 @@ class VideoDataset:
                 "give more videos, or another fraction"
             )
         return self.subset(train), self.subset(validation)
+
+
+def _is_list(values: object) -> bool:
+    return hasattr(values, "__len__") and not isinstance(values, str)
+
+
+def _checked_records(records: object) -> tuple[Record, ...]:
+    """Return the records of a data set; raise ValueError for other objects."""
+    items: tuple[object, ...] = tuple(records) if isinstance(records, Iterable) else (records,)
+    for item in items:
+        if not isinstance(item, Record):
+            raise ValueError(
+                f"records must be Record objects, got {item!r:.80}; open files by clipvid.open_dataset, or build a "
+                "data set by VideoDataset.from_arrays or from_frame"
+            )
+    return cast(tuple[Record, ...], items)

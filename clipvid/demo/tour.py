@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from clipvid import plots
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
-from clipvid.evaluation.metrics import percent, share_interval
+from clipvid.data.records import VideoDataset
+from clipvid.evaluation.metrics import RecognitionMetrics, percent, share_interval
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.evaluation.retrieval import evaluate_retrieval
@@ -37,7 +38,8 @@ from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_file
 from clipvid.search.index import VideoIndex
-from clipvid.training.loop import TrainResult, train
+from clipvid.training.history import TrainResult
+from clipvid.training.loop import train
 from clipvid.video.decode import read_video
 
 TEMPLATES = ("a shape that {}.",)  # the form of the captions that the mini model was trained on
@@ -245,11 +247,11 @@ def _retrieval(model: VideoCLIP, store: TapStore) -> Row:
     }
 
 
-def _top1(result: EvaluationResult) -> Score:
+def _top1(result: EvaluationResult[RecognitionMetrics]) -> Score:
     return _score(result["top-1"], result.metrics.intervals["top-1"])
 
 
-def _score(value: float, interval) -> Score:
+def _score(value: float, interval: Sequence[float]) -> Score:
     low, high = interval
     return Score(float(value), float(low), float(high))
 
@@ -288,7 +290,7 @@ def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int
     return rows
 
 
-def _search(index: VideoIndex, data, folder: Path, *, say: Callable[[str], None]) -> None:
+def _search(index: VideoIndex, data: VideoDataset, folder: Path, *, say: Callable[[str], None]) -> None:
     """Print the hits of three test captions, one of each motion in `SEARCHED_LABELS`, and draw them as film strips."""
     captions = {r.path.resolve(): r.captions[0] for r in data}
     queries = [next(r.captions[0] for r in data if r.label == label) for label in SEARCHED_LABELS]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipvid.config import checks
 from clipvid.evaluation.metrics import Difference, paired_bootstrap
 from clipvid.evaluation.results import EvaluationResult, count_videos
 from clipvid.evaluation.saved import directions
@@ -23,7 +24,7 @@ from clipvid.runtime.text import pluralize
 if TYPE_CHECKING:
     import pandas as pd
 
-Result = EvaluationResult | Mapping[str, Any]
+Result = EvaluationResult[Any] | Mapping[str, Any]
 """A fresh result, or the content of a saved one (`read_result`)."""
 
 
@@ -135,10 +136,18 @@ def compare(*results: Result, names: Sequence[str] = (), n: int = 10_000, seed: 
     number of results and metrics. `names` are those of the results, a, b, c, ... unless given. Raises ValueError if
     task or data differ, as the queries are then not the same, and for fewer than two results.
     """
+    for result in results:
+        advice = "give results of evaluate_*, or read saved ones by read_result"
+        checks.of_type("results", result, (EvaluationResult, Mapping), must="results of evaluations", advice=advice)
+    checks.integer("n", n, 1, advice="take 1000 or more")
     contents = [result.to_dict() if isinstance(result, EvaluationResult) else result for result in results]
-    if len(contents) < 2 or len(contents) > len(ascii_lowercase):
-        raise ValueError(f"results must be 2 to {len(ascii_lowercase)}, got {len(contents)}; give results to compare")
-    labels = tuple(names) or tuple(ascii_lowercase[: len(contents)])
+    if len(contents) < 2 or (len(contents) > len(ascii_lowercase) and not names):
+        raise ValueError(
+            f"results must be 2 to {len(ascii_lowercase)}, or more with names, got {len(contents)}; give 2 or more"
+        )
+    labels = tuple(checks.texts("names", names, advice="give one name per result")) or tuple(
+        ascii_lowercase[: len(contents)]
+    )
     if len(labels) != len(contents) or len(set(labels)) < len(labels):
         raise ValueError(f"names must be {len(contents)} different ones, got {labels}; give one per result")
     for content in contents[1:]:

@@ -27,11 +27,12 @@ from clipvid.evaluation.metrics import (
 )
 from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
+from clipvid.evaluation.saved import html_result
 from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.runtime.inference import evaluating
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class BaseToNovel:
         return f"BaseToNovel(top-1: base {base:.1f}, novel {novel:.1f}, harmonic mean {self.harmonic_mean:.1f})"
 
     def _repr_html_(self) -> str:
-        return f"<div>{self.base._repr_html_()}{self.novel._repr_html_()}<p>{escape(repr(self))}</p></div>"
+        tables = "".join(html_result(result.to_dict(each=False)) for result in (self.base, self.novel))
+        return f"<div>{tables}<p>{escape(repr(self))}</p></div>"
 
     def __str__(self) -> str:
         return f"base   {self.base}\nnovel  {self.novel}\nharmonic mean of top-1: {self.harmonic_mean:.1f}"
@@ -78,6 +80,7 @@ def check_recognition(
 ) -> None:
     """Raise the ValueError or DataError of `evaluate_recognition`, or of `evaluate_zero_shot`, before decoding."""
     dataset = dataset_of(data)
+    require_video_clip(model)
     if by_class_name and len(dataset.classes) < 2:
         raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
     if classes is not None:
@@ -127,6 +130,7 @@ def evaluate_recognition(
     `prompts` are the templates `head` was made of, for the metadata. Raises DataError if a video has no label, or if
     the data's classes are not the classifier's, in its order.
     """
+    require_video_clip(model)
     classifier = head if head is not None else _classifier(model)
     _check_labels(dataset_of(data), classifier.classes)
     videos = embed_videos(model, data, data_config, complete=True, progress=progress)

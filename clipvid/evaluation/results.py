@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.data.views import Views
@@ -224,6 +225,7 @@ class EvaluationResult(Generic[Metrics]):
         With `per_query` the tables of `per_query` go to a Parquet file beside it (a.queries.parquet for a.json), from
         which `read_result(path).per_query()` returns them.
         """
+        checks.path("path", path)
         if per_query:
             sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
             write_queries(Path(path), self.to_dict(), {side or "": self.per_query(side) for side in sides})

@@ -39,7 +39,7 @@ from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_all_videos, resolve_data_config
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.token_wise import LIFT, candidates, match_all, reranked
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.nn.pooling import mean_over_frames
 
 
@@ -98,6 +98,7 @@ def check_retrieval(
 ) -> None:
     """Raise the ValueError or DataError of `evaluate_retrieval` before decoding."""
     dataset = dataset_of(data)
+    require_video_clip(model)
     require_all_videos(dataset, len(dataset))
     require_each(dataset, "caption", [bool(r.captions) for r in dataset])
     if rerank is not None and (model.matcher is None or rerank < 1):

@@ -29,7 +29,7 @@ QUERIES_FORMAT = 1
 Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
 """Name of a retrieval direction, its metrics, and per-query scores by metric."""
 
-REQUIRED_KEYS = {
+REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
     "model": ("base", "branch", "fingerprint"),
     "data": ("name", "videos", "expected", "hash"),
     "data_config": ("frames", "temporal_views", "spatial_views"),
@@ -86,7 +86,8 @@ def read_result(path: str | Path) -> SavedResult:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
         version = result["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a saved result: {error!r}; write one with clipvid eval --out") from error
+        reason = "it is no JSON" if isinstance(error, ValueError) else "it has no format version"
+        raise CheckpointError(f"{path} is not a saved result: {reason}; write one with clipvid eval --out") from error
     if version != FORMAT:  # checked before the keys, which differ between formats
         raise CheckpointError(
             f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "

@@ -32,7 +32,10 @@ class CachedTaps:
         levels: Sequence[int],
         dtype: torch.dtype | None,
     ) -> None:
-        self.shards, self.keys, self.stored, self.levels = shards, tuple(keys), tuple(stored), tuple(levels)
+        self.shards = shards
+        self.keys: tuple[str, ...] = tuple(keys)
+        self.stored: tuple[int, ...] = tuple(stored)
+        self.levels: tuple[int, ...] = tuple(levels)
         self.dtype = dtype
 
     def select(self, levels: Sequence[int]) -> CachedTaps:
@@ -84,8 +87,11 @@ class FirstLayerTaps:
         `dtype` is the type of live taps; None leaves each tensor in the type of the tower's output.
         `tower_fingerprint` is that of the tower that computed the level, by default the backbone's.
         """
-        self.cached, self.backbone, self.levels = cached, backbone, tuple(levels)
-        self.precision, self.dtype = precision, dtype
+        self.cached = cached
+        self.backbone = backbone
+        self.levels: tuple[int, ...] = tuple(levels)
+        self.precision = precision
+        self.dtype = dtype
         self._tower_fingerprint = backbone.tower_fingerprint if tower_fingerprint is None else tower_fingerprint
 
     def select(self, levels: Sequence[int]) -> FirstLayerTaps:

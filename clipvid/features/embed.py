@@ -19,16 +19,24 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
-from clipvid.config.data_config import DataConfig
+from clipvid.config import checks
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, NoVideoError, VideoError
-from clipvid.features.encode import LiveSource, VideoEncoder, clips_per_batch, flat_views, trained_data_config
+from clipvid.features.encode import (
+    LiveSource,
+    VideoEncoder,
+    checked_encoder,
+    clips_per_batch,
+    flat_views,
+    trained_data_config,
+)
 from clipvid.features.source import FeatureSource, stream_in_order
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
 from clipvid.features.token_wise import Frames
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.runtime.inference import inference
 from clipvid.runtime.profiling import stage
 
@@ -192,6 +200,8 @@ def embed_texts(
     `tokens` is the maximum length of a text (`DataConfig.tokens`). Embeddings are looked up in `cache`, and new ones
     are stored there. Both are for a VideoCLIP only: another encoder gets the strings as they are.
     """
+    model = checked_encoder(model)
+    texts = checks.texts("texts", texts, advice="give a list of captions")
 
     def embed(part: Any) -> Tensor:
         with inference(model, precision):
@@ -218,18 +228,19 @@ def resolve_data_config(model: VideoCLIP, data: VideoDataset | TapStore, data_co
     Stored taps fix how clips were read: only batch size, precision and `tokens` are taken from `data_config`. Raises
     ValueError for a store of augmented views.
     """
+    require_video_clip(model)
+    protocol_spec, data_config = dataset_of(data).protocol_spec, checked_data_config(data_config)
     if isinstance(data, TapStore):
         if data.augmented_views is not None:
             raise ValueError(
                 f"the store of {data.data.name} holds augmented views, which are for training; evaluate the videos, or "
                 "a store of one fixed view"
             )
-        requested, protocol_spec = data_config or data.data_config, data.data.protocol_spec
+        requested = data_config or data.data_config
         data_config = replace(
             data.data_config, batch_size=requested.batch_size, precision=requested.precision, tokens=requested.tokens
         )
     else:
-        protocol_spec = data.protocol_spec
         data_config = data_config or trained_data_config(model, protocol_spec)
     return data_config if data_config.tokens is not None else replace(data_config, tokens=protocol_spec.tokens)
 

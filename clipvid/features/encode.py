@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from clipvid.models.encoder import Encoder
 from clipvid.runtime.inference import inference
 from clipvid.video.transforms import VideoTransform
 
+Model = TypeVar("Model")
+
 
 @runtime_checkable
 class VideoEncoder(Protocol):
@@ -43,6 +45,17 @@ class VideoEncoder(Protocol):
 
     def encode_video(self, video: Tensor, *, mask: Tensor | None = None) -> Tensor: ...
     def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+
+
+def checked_encoder(model: Model) -> Model:
+    """Return the argument `model`; raise ValueError if it lacks a method of VideoEncoder."""
+    lacking = [name for name in ("encode_video", "encode_text") if not hasattr(model, name)]
+    if lacking:
+        raise ValueError(
+            f"model must be a VideoCLIP or have the methods of VideoEncoder, got {model!r:.80} without "
+            f"{' and '.join(lacking)}; create one by clipvid.create_model or load"
+        )
+    return model
 
 
 def clip_dataset(
@@ -101,8 +114,11 @@ class LiveSource:
         clips: ClipDataset | None = None,
         read: Callable[..., Taps | Pixels] | None = None,
     ) -> None:
-        self.model, self.data, self.data_config, self.read = model, data, data_config, read
-        self.clips = clip_dataset(model, data, data_config) if clips is None else clips
+        self.model = model
+        self.data = data
+        self.data_config = data_config
+        self.read = read
+        self.clips: ClipDataset = clip_dataset(model, data, data_config) if clips is None else clips
         self._errors: dict[Path, VideoError] = {}
 
     @property

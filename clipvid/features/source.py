@@ -33,7 +33,9 @@ class CachedClips:
     """Clips whose taps are read from a store on demand, so that a large batch need not fit in memory."""
 
     def __init__(self, store: TapReader, rows: Sequence[int], device: torch.device) -> None:
-        self.store, self.rows, self.device = store, rows, device
+        self.store = store
+        self.rows = rows
+        self.device = device
 
     def gather(self, indices: Sequence[int] | Tensor) -> Taps:
         """Return the taps of the clips at these indices into `rows`, on the device."""

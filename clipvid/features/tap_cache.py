@@ -62,7 +62,9 @@ class TapCache:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
         if not Path(folder).is_dir():
             require_writable(folder, folder=True)
-        self.folder, self.kind, self.mode = Path(folder), kind, mode
+        self.folder: Path = Path(folder)
+        self.kind = kind
+        self.mode = mode
         self._noted: set[CacheKey] = set()  # cache keys already named in a warning of `store`
 
     def origin(self, model: VideoCLIP, data_config: DataConfig) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.data.batch import NO_LABEL
 from clipvid.data.records import VideoDataset
@@ -141,6 +142,8 @@ class TapStore:
 
 def dataset_of(data: VideoDataset | TapStore) -> VideoDataset:
     """Return the data set itself, or the one whose taps a store holds."""
+    advice = "open one by clipvid.open_dataset, or build it by VideoDataset.from_arrays"
+    checks.of_type("data", data, (VideoDataset, TapStore), must="a VideoDataset", advice=advice)
     return data.data if isinstance(data, TapStore) else data
 
 

@@ -30,7 +30,7 @@ class TextCache:
     """Caption embeddings in the folder of a tap cache."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
 
     def cache_key(self, backbone: Backbone, precision: str) -> TextCacheKey:
         """Return the key of this text tower's embeddings. It hashes all weights, so call it once for many ids."""

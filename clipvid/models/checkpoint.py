@@ -17,6 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder, recover, write_tensors
 from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed, seal
@@ -138,6 +139,7 @@ def _read_weights(folder: Path) -> Modules:
 
 def local_folder(folder: str | Path) -> Path:
     """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
+    checks.path("folder", folder, must="the folder of a saved model, or a hub repository")
     recover(Path(folder))
     if Path(folder).is_dir():
         return Path(folder)

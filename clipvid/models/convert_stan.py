@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.errors import CheckpointError
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Tokenizer
@@ -59,6 +60,10 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
     are overwritten by the checkpoint's fine-tuned towers. The depth is inferred from the file. Raises CheckpointError,
     naming keys, if weights are missing, unexpected or of another shape.
     """
+    if not checks.path("path", path).is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the checkpoint that the released STAN code saved")
+    advice = "create it by open_clip.create_model"
+    checks.of_type("clip_model", clip_model, nn.Module, must="an open_clip model", advice=advice)
     state = read_state(path)
     groups = _grouped(state, path)
     if "STAN_time_embed.weight" not in groups["branch"] or not any("STAN_S_layers." in k for k in groups["branch"]):

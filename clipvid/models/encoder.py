@@ -6,7 +6,7 @@ files. Knows nothing of classes, losses or data sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.fused import FusedCopies
@@ -41,13 +42,14 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: Backbone, branch: Branch) -> None:
         super().__init__()
-        self.backbone, self.branch = backbone, branch
+        self.backbone = backbone
+        self.branch = branch
         self.training_record: dict[str, Any] | None = None
         self._fused_branch = FusedCopies()
         self.register_load_state_dict_post_hook(forget_after_load)
         self._tower_transform = VideoTransform.from_config(backbone.preprocess_config)
         size = {} if branch.image_size is None else {"size": branch.image_size}
-        self.transform = replace(self._tower_transform, **size)
+        self.transform: VideoTransform = replace(self._tower_transform, **size)
 
     def forget_copies(self) -> None:
         """Drop the copies of weights used for inference and autocast; they are rebuilt on the next use.
@@ -74,7 +76,7 @@ class Encoder(nn.Module):
         return self.backbone.device
 
     @property
-    def preprocess(self):
+    def preprocess(self) -> Callable[[Any], Tensor]:
         """The base model's transform of a PIL image."""
         return self.backbone.preprocess
 
@@ -235,8 +237,18 @@ class Encoder(nn.Module):
 
     def _tokens(self, texts: str | Sequence[str] | Tensor) -> Tensor:
         """Return token ids on the model's device; strings are tokenized."""
-        strings = [texts] if isinstance(texts, str) else texts
-        return (strings if isinstance(strings, Tensor) else self.backbone.tokenize(strings)).to(self.device)
+        if isinstance(texts, Tensor):
+            if texts.is_floating_point() or texts.ndim != 2:
+                raise ValueError(
+                    f"token ids must be integers (M, ctx), got {texts.dtype} {tuple(texts.shape)}; give the output of "
+                    "the tokenizer, or strings"
+                )
+            return texts.to(self.device)
+        advice = "give one string, a list of strings, or token ids"
+        strings = [texts] if isinstance(texts, str) else checks.texts("texts", texts, advice=advice)
+        if not strings:
+            raise ValueError(f"texts must hold at least one text, got {texts!r}; {advice}")
+        return self.backbone.tokenize(strings).to(self.device)
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:

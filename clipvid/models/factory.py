@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clipvid.config import checks
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import Base, Tokenizer, load_clip
 from clipvid.models.branches.base import build
@@ -42,6 +43,8 @@ def attach(
 
     Raises ValueError for unknown names and options, BackboneError for a model whose tower cannot be tapped.
     """
+    if tokenizer is not None and not callable(tokenizer):
+        raise ValueError(f"tokenizer must be a function, got {tokenizer!r}; pass open_clip.get_tokenizer(name)")
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     changes = _branch_kwargs(branch_kwargs, options=options, depth=depth, mixer=mixer)
     model = VideoCLIP(backbone, build(backbone, choose(branch, changes)), similarity=similarity)
@@ -52,6 +55,11 @@ def _branch_kwargs(
     branch_kwargs: Mapping[str, Any] | None, *, options: Mapping[str, Any] | None, **named: Any
 ) -> dict[str, Any]:
     """Return the changed fields of a branch's options; raise ValueError for one that is given twice."""
+    for argument, fields in (("branch_kwargs", branch_kwargs), ("options", options)):
+        if fields is not None:
+            advice = 'give names and values: {"depth": 4}'
+            checks.of_type(argument, fields, Mapping, must="a mapping of options", advice=advice)
+            checks.texts(f"the names in {argument}", list(fields), advice=advice)
     given = [
         dict(branch_kwargs or {}),
         dict(options or {}),

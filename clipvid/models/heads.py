@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.nn.similarity import SIMILARITIES
 
@@ -22,8 +23,8 @@ class LinearClassifier(nn.Module):
 
     def __init__(self, embed_dim: int, classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes = _checked(classes)
-        self.linear = nn.Linear(embed_dim, len(self.classes))
+        self.classes: tuple[str, ...] = _checked(classes)
+        self.linear: nn.Linear = nn.Linear(embed_dim, len(self.classes))
 
     def forward(self, video: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         return self.linear(F.normalize(video, dim=-1) * video.shape[-1] ** 0.5)
@@ -37,7 +38,7 @@ class TextClassifier(nn.Module):
 
     def __init__(self, text: Float[Tensor, "c e"], classes: Sequence[str], *, scale: float = 100.0) -> None:
         super().__init__()
-        self.classes = _checked(classes)
+        self.classes: tuple[str, ...] = _checked(classes)
         if len(text) != len(self.classes):
             raise ValueError(f"text has {len(text)} embeddings for {len(self.classes)} class names; pass one per name")
         self.scale = scale
@@ -49,6 +50,7 @@ class TextClassifier(nn.Module):
 
 
 Classifier = LinearClassifier | TextClassifier
+_NAMES = "a list of class names"
 
 
 def to_config(head: Classifier | None) -> dict[str, Any] | None:
@@ -78,7 +80,7 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
     """
     if name == "mean":
         return None
-    if name not in SIMILARITIES:
+    if name not in tuple(SIMILARITIES):
         raise ValueError(f"unknown similarity {name!r}; choose one of mean, {', '.join(SIMILARITIES)}")
     if one_token:
         raise ValueError(
@@ -90,6 +92,8 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
     """Fill every template with every class name, one list per class."""
+    templates = checks.texts("templates", templates, advice="give prompts with {} for the class name")
+    classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")
@@ -98,6 +102,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
 
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the class names; raise ValueError for fewer than two or duplicates."""
+    classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
     return tuple(classes)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from clipvid.config.data_config import DataConfig
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.models.backbone.taps import Pixels, Taps
 from clipvid.video.decode import PICTURE_SUFFIXES, read, read_video
 from clipvid.video.inputs import VideoSource, as_clips, check_preprocessed, split_sources
@@ -68,15 +68,14 @@ def features(
         if data_config is not None:
             raise ValueError("data_config must be None for arrays and taps, it says how files are read; leave it out")
         clips = as_clips(video)
-        if (
-            not model.training and torch._C._get_tracing_state() is None
-        ):  # in a training step the check would wait for the GPU
+        is_traced = torch._C._get_tracing_state() is not None  # pyright: ignore[reportPrivateUsage]
+        if not model.training and not is_traced:  # in a training step the check would wait for the GPU
             check_preprocessed(clips)
         yield model.reads(clips, mask=mask)
         return
     if mask is not None:
         raise ValueError("mask must be None for files, whose padding is known; leave it out")
-    data_config = trained_data_config(model.training_record) if data_config is None else data_config
+    data_config = checked_data_config(data_config) or trained_data_config(model.training_record)
     if data_config.views > 1:
         raise ValueError(
             f"data_config must have one view per video, got {data_config.views}; evaluate_recognition and "

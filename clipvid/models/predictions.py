@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvid.config.data_config import DataConfig
+from clipvid.config import checks
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.models.heads import Classifier
 from clipvid.runtime.inference import evaluating, inference
 from clipvid.runtime.optional import require
@@ -92,10 +93,9 @@ def predict(
     data_config: DataConfig | None,
 ) -> Predictions:
     """Return the predictions of `VideoCLIP.predict`, whose arguments these are."""
-    if isinstance(top, bool) or top < 1:
-        raise ValueError(f"top must be an integer >= 1, got {top!r}; it is the number of classes listed per video")
+    top = checks.integer("top", top, 1, advice="it is the number of classes listed per video")
     sources = split_sources(video)
-    config = data_config or model.data_config
+    config = checked_data_config(data_config) or model.data_config
     with inference(model, config.precision):
         head = _head(model, classes, templates)
         options = {"data_config": config} if sources else {}
@@ -115,6 +115,4 @@ def _head(model: Any, classes: Sequence[str] | None, templates: Sequence[str]) -
                 "classifier (task recognition)"
             )
         return model.head
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes must be a list of class names, got {classes!r}; pass two or more strings")
-    return model.text_classifier(list(classes), templates=templates)
+    return model.text_classifier(classes, templates=templates)

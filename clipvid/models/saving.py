@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.errors import CheckpointError
 from clipvid.models import checkpoint, heads
 from clipvid.models.backbone import trainable
@@ -51,6 +52,7 @@ def save(model: Any, folder: str | Path) -> Path:
     Raises FileExistsError for a folder that holds other files, and CheckpointError for a base model loaded by name
     whose weights were changed on the inside before its fingerprint was computed: that name would load others.
     """
+    checks.path("folder", folder)
     backbone, base = model.backbone, model.backbone.base
     state = state_of(model)
     if backbone.loaded.lost and base.name is not None:
@@ -118,7 +120,13 @@ def _renamed(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in record.items() if name != "freeze"} | {"train_clip": trained}
 
 
-def _load_base(saved: checkpoint.BaseEntry, *, base, tokenizer: Tokenizer | None, device) -> Backbone:
+def _load_base(
+    saved: checkpoint.BaseEntry,
+    *,
+    base: nn.Module | None,
+    tokenizer: Tokenizer | None,
+    device: torch.device | str,
+) -> Backbone:
     """Return the backbone of a saved model: `base` if given, else loaded by its saved name."""
     if isinstance(base, Backbone):
         return base

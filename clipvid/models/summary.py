@@ -206,7 +206,7 @@ def _count(run: Callable[[], Any]) -> Macs:
     return Macs(linear, sum(counts.values()) - linear)
 
 
-def _describe(options) -> str:
+def _describe(options: Any) -> str:
     """Describe the main options of a branch in one line."""
     names = (
         "scheme",

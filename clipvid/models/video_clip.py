@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.models import saving, summary
@@ -47,7 +48,7 @@ class VideoCLIP(ShortRepr, Encoder):
         self.head: Classifier | None = head
         preset, one_token = branch.options.preset(), branch.one_token
         matcher = similarity_head(similarity, backbone.embed_dim, branch=preset, one_token=one_token)
-        self.matcher = None if matcher is None else matcher.to(backbone.device)
+        self.matcher: nn.Module | None = None if matcher is None else matcher.to(backbone.device)
 
     def encode_clip(
         self, video: Tensor | Taps | Pixels, *, mask: Bool[Tensor, "b t"] | None = None
@@ -64,6 +65,14 @@ class VideoCLIP(ShortRepr, Encoder):
 
     def similarity(self, video: Float[Tensor, "b e"], text: Float[Tensor, "m e"]) -> Float[Tensor, "b m"]:
         """Return the cosine of every video embedding with every text embedding, in float32; any lengths are allowed."""
+        for name, embeddings in (("video", video), ("text", text)):
+            advice = "give what encode_video and encode_text return"
+            checks.of_type(name, embeddings, Tensor, must="embeddings (N, E) in a tensor", advice=advice)
+        if video.ndim != 2 or text.ndim != 2 or video.shape[1] != text.shape[1]:
+            raise ValueError(
+                f"video and text must be embeddings (B, E) and (M, E) of one model, got {tuple(video.shape)} and "
+                f"{tuple(text.shape)}; add an axis to a single embedding with [None]"
+            )
         return F.normalize(video.float(), dim=-1) @ F.normalize(text.float().to(video.device), dim=-1).T
 
     def predict(
@@ -125,7 +134,7 @@ class VideoCLIP(ShortRepr, Encoder):
         tower that this branch does not run never train; the branch trains copies of them. `text_lora` adds low-rank
         adapters of that rank to the text tower, which train in every mode. `train` calls this with its config.
         """
-        if text_lora:
+        if checks.integer("text_lora", text_lora, 0, advice="it is the rank of the adapters, 0 for none"):
             trainable.add_text_lora(self.backbone, text_lora)
         upto = None if self.branch.reads_frames else max(self.branch.levels, default=-1)
         clip = trainable.set_trainable(self.backbone, mode, text=text, lora=text_lora > 0, upto=upto)
@@ -146,8 +155,7 @@ class VideoCLIP(ShortRepr, Encoder):
 
         Raises ValueError as `trainable_parameters` does.
         """
-        if frames < 1:
-            raise ValueError(f"frames must be an integer >= 1, got {frames}")
+        checks.integer("frames", frames, 1, advice="it is the number of frames per clip")
         trainable.check_trainable(self.backbone)
         heads = [part for part in (self.head, self.matcher) if part is not None]
         return summary.summarize(self.backbone, self.branch, heads=heads, frames=frames)
@@ -194,3 +202,10 @@ class VideoCLIP(ShortRepr, Encoder):
         `base` is the base model itself, for one that has no name; see `clipvid.load` for it and for the errors.
         """
         return saving.load(cls, folder, base=base, tokenizer=tokenizer, device=device)
+
+
+def require_video_clip(model: object) -> None:
+    """Raise ValueError for an argument `model` that is no VideoCLIP."""
+    if not (hasattr(model, "backbone") and hasattr(model, "branch")):  # what torch.compile wraps has both
+        advice = "create one by clipvid.create_model, attach or load"
+        checks.of_type("model", model, VideoCLIP, must="a VideoCLIP", advice=advice)

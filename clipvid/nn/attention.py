@@ -60,8 +60,8 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"width must be divisible by heads, got {width} and {heads}; change one of them")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width)
+        self.qkv: nn.Linear = nn.Linear(width, 3 * width, bias=bias)
+        self.out: nn.Linear = nn.Linear(width, width)
 
     def forward(
         self,
@@ -133,12 +133,12 @@ class Block(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attention = SelfAttention(width, heads, bias=bias)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.attention: SelfAttention = SelfAttention(width, heads, bias=bias)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.mlp: Any = MLP(width, hidden or 4 * width, activation=activation)
-        self.scale1 = nn.Parameter(torch.ones(width)) if layer_scale else None
-        self.scale2 = nn.Parameter(torch.ones(width)) if layer_scale else None
+        self.scale1: nn.Parameter | None = nn.Parameter(torch.ones(width)) if layer_scale else None
+        self.scale2: nn.Parameter | None = nn.Parameter(torch.ones(width)) if layer_scale else None
 
     def attention_residual(
         self, x: Float[Tensor, "b l d"], *, mask: Bool[Tensor, "b l"] | None = None, pattern: Pattern | None = None

@@ -43,10 +43,12 @@ class AttentionStep(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.attention = SelfAttention(width, heads)
-        self.out = nn.Linear(width, width) if linear else nn.Identity()
-        self.kind, self.drop_path, self.cls_key = kind, drop_path, cls_key
+        self.norm: nn.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.attention: SelfAttention = SelfAttention(width, heads)
+        self.out: nn.Module = nn.Linear(width, width) if linear else nn.Identity()
+        self.kind = kind
+        self.drop_path = drop_path
+        self.cls_key = cls_key
         _zero(self.out if isinstance(self.out, nn.Linear) else self.attention.out)
 
     def copy_attention(self, block: Block) -> None:
@@ -92,9 +94,9 @@ class ConvMixer(nn.Module):
     def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
         super().__init__()
         hidden = max(1, width // 8)
-        self.down = nn.Linear(width, hidden)
-        self.conv = nn.Conv1d(hidden, hidden, kernel_size=3, padding=1)  # 3x1x1: along time only
-        self.up = _zero(nn.Linear(hidden, width))
+        self.down: nn.Linear = nn.Linear(width, hidden)
+        self.conv: nn.Conv1d = nn.Conv1d(hidden, hidden, kernel_size=3, padding=1)  # 3x1x1: along time only
+        self.up: nn.Linear = _zero(nn.Linear(hidden, width))
         self.drop_path = drop_path
 
     def forward(
@@ -112,8 +114,8 @@ class ConvFullMixer(nn.Module):
 
     def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(width, width, kernel_size=3, padding=1)
-        self.out = _zero(nn.Linear(width, width))
+        self.conv: nn.Conv3d = nn.Conv3d(width, width, kernel_size=3, padding=1)
+        self.out: nn.Linear = _zero(nn.Linear(width, width))
         self.drop_path = drop_path
 
     def forward(
@@ -154,12 +156,12 @@ class RSAMixer(nn.Module):
         inner = width // bottleneck
         if queries is None:
             queries = next(inner // d for d in range(min(32, inner), 0, -1) if inner % d == 0)
-        self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, inner) if bottleneck > 1 else nn.Identity()
-        self.relate = RSA(
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.down: nn.Module = nn.Linear(width, inner) if bottleneck > 1 else nn.Identity()
+        self.relate: RSA = RSA(
             inner, queries=queries, kernel=kernel, kernel_type=kernel_type, context_type=context_type, form=form
         )
-        self.out = _zero(nn.Linear(inner, width))
+        self.out: nn.Linear = _zero(nn.Linear(inner, width))
         self.drop_path = drop_path
 
     def forward(

@@ -23,9 +23,9 @@ class LocalMotion(nn.Module):
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
-        self.mix = nn.Linear(4 * width, features)
-        self.norm = nn.LayerNorm(features)
+        self.norms: nn.ModuleList = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.mix: nn.Linear = nn.Linear(4 * width, features)
+        self.norm: nn.LayerNorm = nn.LayerNorm(features)
 
     def forward(
         self, x: Float[Tensor, "b t n d"], *, grid: tuple[int, int], mask: Bool[Tensor, "b t"] | None = None

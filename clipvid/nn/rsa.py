@@ -53,24 +53,27 @@ class RSA(nn.Module):
             raise ValueError(
                 f"kernel must be three odd numbers >= 1 (time, height, width), got {kernel!r}; the paper uses (5, 7, 7)"
             )
-        self.queries, self.kernel_type, self.context_type = queries, kernel_type, context_type
-        self.d = d = width // queries  # channels of each query, key and value, and the shared rank
-        self.padding = [k // 2 for k in kernel]
-        self.q = nn.Linear(width, width, bias=False)
-        self.k = nn.Linear(width, d, bias=False) if "R" in kernel_type else None
-        self.v = nn.Linear(width, d, bias=False)
+        self.queries = queries
+        self.kernel_type = kernel_type
+        self.context_type = context_type
+        d = width // queries
+        self.d: int = d  # channels of each query, key and value, and the shared rank
+        self.padding: list[int] = [k // 2 for k in kernel]
+        self.q: nn.Linear = nn.Linear(width, width, bias=False)
+        self.k: nn.Linear | None = nn.Linear(width, d, bias=False) if "R" in kernel_type else None
+        self.v: nn.Linear = nn.Linear(width, d, bias=False)
         neighbours = math.prod(kernel)
 
         def conv(channels: int) -> nn.Parameter:  # Kaiming normal over the fan-out, as in the released network
             return nn.Parameter(torch.randn(channels, 1, *kernel) * (2 / (channels * neighbours)) ** 0.5)
 
-        self.h1 = conv(d if form == "dot" else d * d) if "R" in kernel_type else None
-        self.h2 = conv(d)
-        self.g = conv(d) if "R" in context_type else None
-        self.p1 = None
+        self.h1: nn.Parameter | None = conv(d if form == "dot" else d * d) if "R" in kernel_type else None
+        self.h2: nn.Parameter = conv(d)
+        self.g: nn.Parameter | None = conv(d) if "R" in context_type else None
+        self.p1: nn.Parameter | None = None
         if kernel_type == "VplusR":
             self.p1 = nn.Parameter(torch.randn(d, d) * (1 / (neighbours * d)) ** 0.5)
-        self.identity = nn.Parameter(torch.eye(d)) if context_type == "VplusR" else None
+        self.identity: nn.Parameter | None = nn.Parameter(torch.eye(d)) if context_type == "VplusR" else None
 
     def forward(
         self, x: Float[Tensor, "b t h w c"], *, mask: Bool[Tensor, "b t"] | None = None

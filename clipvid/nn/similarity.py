@@ -33,8 +33,8 @@ class WTI(nn.Module):
         super().__init__()
         if layers not in (1, 2, 3):
             raise ValueError(f"layers must be 1, 2 or 3, as in the released code, got {layers}; DRL uses 2")
-        self.text_weight = _scorer(embed_dim, layers=layers)
-        self.video_weight = _scorer(embed_dim, layers=layers)
+        self.text_weight: nn.Sequential = _scorer(embed_dim, layers=layers)
+        self.video_weight: nn.Sequential = _scorer(embed_dim, layers=layers)
 
     def forward(
         self,
@@ -73,7 +73,8 @@ class Mug(nn.Module):
             raise ValueError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
         if sharpness <= 0:
             raise ValueError(f"sharpness must be above 0, got {sharpness}; the paper uses 100")
-        self.form, self.sharpness = form, sharpness
+        self.form = form
+        self.sharpness = sharpness
 
     def forward(
         self,

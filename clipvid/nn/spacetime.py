@@ -66,9 +66,12 @@ class SpaceTimeBlock(nn.Module):
             raise ValueError(
                 f"heads must be even, got {self.block.attention.heads}; in scheme split, half of them attend over time"
             )
-        self.steps = nn.ModuleList(steps)
-        self.kind, self.position = kind, position
-        self.drop_path, self.drop_mlp, self.drop = drop_path, drop_mlp, drop
+        self.steps: nn.ModuleList = nn.ModuleList(steps)
+        self.kind = kind
+        self.position = position
+        self.drop_path = drop_path
+        self.drop_mlp = drop_mlp
+        self.drop = drop
 
     def forward(
         self,

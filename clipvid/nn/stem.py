@@ -49,14 +49,17 @@ class Stem(nn.Module):
         if tubelet < 1 or frames < tubelet or frames % tubelet:
             raise ValueError(f"frames must be a multiple of tubelet, got {frames} and {tubelet}; both must be >= 1")
         size = (tubelet, *patch)
-        self.conv = nn.Conv3d(3, width, kernel_size=size, stride=size, bias=bias)
-        self.grid, self.tubelet, self.keep = grid, tubelet, keep
+        self.conv: nn.Conv3d = nn.Conv3d(3, width, kernel_size=size, stride=size, bias=bias)
+        self.grid = grid
+        self.tubelet = tubelet
+        self.keep = keep
         n_patches = grid[0] * grid[1]
         rows = (frames // tubelet) * n_patches if table == "token" else n_patches
-        self.cls = nn.Parameter(torch.zeros(width)) if cls else None
-        self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows + cls, width), std=0.02))
-        self.time = nn.Parameter(torch.zeros(frames // tubelet, width)) if table == "space_time" else None
-        self.norm = nn.LayerNorm(width, eps=norm) if norm is not None else nn.Identity()
+        self.cls: nn.Parameter | None = nn.Parameter(torch.zeros(width)) if cls else None
+        self.space: nn.Parameter = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows + cls, width), std=0.02))
+        has_time = table == "space_time"
+        self.time: nn.Parameter | None = nn.Parameter(torch.zeros(frames // tubelet, width)) if has_time else None
+        self.norm: nn.Module = nn.LayerNorm(width, eps=norm) if norm is not None else nn.Identity()
 
     def forward(
         self, video: Float[Tensor, "b t 3 s1 s2"]

@@ -37,11 +37,11 @@ class TemporalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self._fit_positions = resized if resize else stretched
-        self.position = nn.Parameter(0.02 * torch.randn(rows, width))
-        self.cls = nn.Parameter(torch.zeros(width)) if cls else None
-        self.cls_position = nn.Parameter(0.02 * torch.randn(width)) if cls else None
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width, eps=eps) if norm else nn.Identity()
+        self.position: nn.Parameter = nn.Parameter(0.02 * torch.randn(rows, width))
+        self.cls: nn.Parameter | None = nn.Parameter(torch.zeros(width)) if cls else None
+        self.cls_position: nn.Parameter | None = nn.Parameter(0.02 * torch.randn(width)) if cls else None
+        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
+        self.norm: nn.Module = nn.LayerNorm(width, eps=eps) if norm else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "b t d"], *, mask: Bool[Tensor, "b t"] | None = None

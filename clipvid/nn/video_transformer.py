@@ -36,10 +36,10 @@ class VideoTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = stem
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
+        self.norm: nn.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.temporal = temporal
-        self.cls_per_frame = cls == "frame"
+        self.cls_per_frame: bool = cls == "frame"
 
     def tokens(
         self, video: Float[Tensor, "b t 3 s1 s2"], *, mask: Bool[Tensor, "b t"] | None = None

@@ -12,11 +12,11 @@ from clipvid.errors import MissingExtraError
 
 try:
     import matplotlib  # noqa: F401  # checked once for all files of this package
-except ImportError as error:
+except ImportError as _error:
     raise MissingExtraError(
-        f"plots need matplotlib, which cannot be imported ({error}); pip install 'clipvid[plots]' ('.[plots]' in a "
+        f"plots need matplotlib, which cannot be imported ({_error}); pip install 'clipvid[plots]' ('.[plots]' in a "
         "checkout)"
-    ) from error
+    ) from _error
 
 from clipvid.plots.charts import Trade, confusion_matrix, recall_curve, trade_off, training_curve
 from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid

@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -212,11 +213,11 @@ def confusion_matrix(
     return figure
 
 
-def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list]]:
+def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list[Any]]]:
     """Return the history by run: {name: {"epoch": [...], "loss": [...], "score": [... or None]}}."""
     if not history:
         raise ValueError("history is empty; give one mapping per epoch with 'epoch' and 'loss'")
-    runs: dict[str, dict[str, list]] = {}
+    runs: dict[str, dict[str, list[Any]]] = {}
     for entry in history:
         missing = {"epoch", "loss"} - set(entry)
         if missing:
@@ -227,7 +228,7 @@ def _runs(history: Sequence[Mapping[str, object]]) -> dict[str, dict[str, list]]
     return runs
 
 
-def _run_label(name: str, run: Mapping[str, list], *, score_name: str) -> str:
+def _run_label(name: str, run: Mapping[str, list[Any]], *, score_name: str) -> str:
     """Return the legend text of a run: its name and best score."""
     scores = [pair for pair in zip(run["score"], run["epoch"], strict=True) if pair[0] is not None]
     if not scores:

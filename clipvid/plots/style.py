@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ INK, GREY, LINE, FILM, HOLE = "#1f2933", "#66737f", "#d9dee3", "#20242a", "#f2f4
 RIGHT, WRONG = "#0a8a66", "#c8402a"  # bluish green and vermilion differ for every common colour blindness
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-HEADING = {"fontsize": 14, "fontweight": "bold", "color": INK, "parse_math": False}
+HEADING: dict[str, Any] = {"fontsize": 14, "fontweight": "bold", "color": INK, "parse_math": False}
 HEAT = LinearSegmentedColormap.from_list("clipvid", ["#f6f9fb", "#b9d7e8", "#4b9ac4", "#0f5f94", "#0a2f55"])
 
 

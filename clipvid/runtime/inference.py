@@ -4,6 +4,9 @@ Contract: `inference` wraps each such pass and alone decides these three setting
 Between two passes a model is in the mode its user left it in. Knows nothing of taps, data sets or indices.
 """
 
+# torch's public `modules` is several times as slow
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import threading

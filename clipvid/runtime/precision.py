@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def resolve(precision: str, device: torch.device) -> str:
     return "16-mixed" if device.type == "cuda" else "32-true"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which a model runs at this precision."""
     dtype = _TYPES.get(resolve(precision, device))
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -27,7 +27,9 @@ class Profile:
         """Seconds of the run's own thread, by stage; they add up to `total`."""
         self.beside: dict[str, float] = {}
         """Seconds of parallel threads and processes by stage (decode, transform), summed over all of them."""
-        self._stages, self._in_complete_stage = [OTHER], False
+        self._stages = [OTHER]
+        self.in_complete_stage: bool = False
+        """True inside a stage that counts the time of the stages inside it."""
         self._since = time.perf_counter()
 
     @property
@@ -47,7 +49,7 @@ class Profile:
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}} {value}" for name, value in rows)
 
-    def _charge(self) -> None:
+    def charge(self) -> None:
         """Add the time since the last switch to the stage in which it was spent."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # else a kernel counts for the stage that waits for it
@@ -56,16 +58,17 @@ class Profile:
         self._since = now
 
     @contextmanager
-    def _stage(self, name: str, *, complete: bool) -> Iterator[None]:
-        self._charge()
+    def stage(self, name: str, *, complete: bool) -> Iterator[None]:
+        """Count the block's time for the stage `name`; with `complete`, that of stages inside it too."""
+        self.charge()
         self._stages.append(name)
-        self._in_complete_stage = complete
+        self.in_complete_stage = complete
         try:
             yield
         finally:
-            self._charge()
+            self.charge()
             self._stages.pop()
-            self._in_complete_stage = False
+            self.in_complete_stage = False
 
 
 class _Running(threading.local):
@@ -94,22 +97,22 @@ def profiled() -> Iterator[Profile]:
     try:
         yield profile
     finally:
-        profile._charge()
+        profile.charge()
         _running.profile = None
 
 
 def stage(name: str, *, complete: bool = False) -> AbstractContextManager[None]:
     """Count the block's time for the stage `name`, without that of stages inside it; with `complete`, all of it."""
     profile = _running.profile
-    if profile is None or profile._in_complete_stage:
+    if profile is None or profile.in_complete_stage:
         return nullcontext()
-    return profile._stage(name, complete=complete)
+    return profile.stage(name, complete=complete)
 
 
 def beside(**seconds: float) -> None:
     """Add seconds of work in other threads or processes, by name of the stage."""
     profile = _running.profile
-    if profile is None or profile._in_complete_stage:
+    if profile is None or profile.in_complete_stage:
         return
     for name, value in seconds.items():
         profile.beside[name] = profile.beside.get(name, 0.0) + value

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.registry import STORES
@@ -108,8 +109,7 @@ class IndexContents(IndexTable):
 
     def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
         """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
-        if k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {k}; k is the number of hits")
+        checks.integer("k", k, 1, advice="k is the number of hits")
         with self._lock.shared():
             catalog = self._catalog
             if not catalog.entries or self._vectors is None:
@@ -184,7 +184,7 @@ class IndexContents(IndexTable):
         Raises ValueError for a folder of other files, and CheckpointError if the index there is another version than
         the one that this object read from or saved to the folder: it would be lost.
         """
-        folder = Path(folder)
+        folder = checks.path("folder", folder)
         check_replaceable(folder)
         with lock_folder(folder, outside=True, wait=WAIT), self._changing.exclusive():
             self._check_version(folder)

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clipvid.config import checks
+
 Value = str | float | int | bool
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -126,6 +128,7 @@ def parse(text: str, columns: Sequence[str] = ()) -> Filter:
 
     A column that is not among `columns` is an error too, if any are given: it would silently match nothing.
     """
+    checks.text("where", text, advice="write a filter such as 'label = \"dog\"'")
     parser = _Parser(text, columns)
     condition = parser.either(0)
     if parser.token is not None:
@@ -171,7 +174,8 @@ class _Parser:
         """Raise ValueError for the token that was read, with the tokens that may stand there."""
         got = "the end" if self.token is None else f"{self.token.text!r} at character {self.token.position + 1}"
         raise ValueError(
-            f'filter {self.text!r} has {got} where {expected} must be; an example is label = "dog" and duration > 5'
+            f"filter {self.text!r} has {got} where {expected} must be; an example is "
+            + ('label = "dog"' if self.columns else 'label = "dog" and duration > 5')
         )
 
     def takes(self, *texts: str) -> str | None:
@@ -251,7 +255,8 @@ class _Parser:
 
 
 def _tokens(text: str) -> list[_Token]:
-    tokens, position = [], 0
+    tokens: list[_Token] = []
+    position = 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
         if match is None:

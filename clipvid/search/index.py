@@ -19,12 +19,13 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor, nn
 
-from clipvid.config.data_config import DataConfig
+from clipvid.config import checks
+from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.data.places import Places, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
-from clipvid.features.encode import VideoEncoder, clip_dataset, trained_data_config
+from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
 from clipvid.search.catalog import GONE, entry_of, stamps_of
@@ -73,9 +74,9 @@ class VideoIndex(IndexContents):
         store: str = "faiss",
         kind: str = "flat",
     ) -> None:
-        data_config = data_config or replace(trained_data_config(model), unreadable="skip")
-        super().__init__(model.fingerprint, data_config, store=store, kind=kind)
-        self.model = model  # its weights must not change while the index is in use
+        data_config = checked_data_config(data_config) or replace(trained_data_config(model), unreadable="skip")
+        super().__init__(checked_encoder(model).fingerprint, data_config, store=store, kind=kind)
+        self.model: VideoEncoder = model  # its weights must not change while the index is in use
         self._marks = _marks_of(model)
         # These two calls raise ValueError for a wrong precision, number of frames, sampler or backend.
         resolve(self.data_config.precision, model.device)
@@ -194,10 +195,10 @@ class VideoIndex(IndexContents):
         Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
         similarity.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else checks.texts("text", text, advice="give one sentence or a list")
         if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
-        if rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
+        if not isinstance(rerank, int) or rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
             raise ValueError(
                 f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
                 f"mug_simple), got {rerank}; leave rerank out"
@@ -209,6 +210,7 @@ class VideoIndex(IndexContents):
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
         condition = None if where is None else parse(where, COLUMNS)
+        checks.integer("k", k, 1, advice="k is the number of hits")
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
@@ -236,9 +238,9 @@ class VideoIndex(IndexContents):
 
         `root` is the folder of the videos if it has moved since.
         """
-        folder = Path(folder)
+        folder = checks.path("folder", folder, must="the folder of a saved index")
         metadata, store = read_index(folder)
-        if metadata.fingerprint != model.fingerprint:
+        if metadata.fingerprint != checked_encoder(model).fingerprint:
             raise CheckpointError(
                 f"{folder} was made by another model (fingerprint {metadata.fingerprint[:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"

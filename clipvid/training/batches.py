@@ -140,7 +140,10 @@ class TrainBatches:
     """
 
     def __init__(self, source: FeatureSource, texts: _Captions, config: TrainConfig, *, min_clips: int = 1) -> None:
-        self.source, self.texts, self.config, self.min_clips = source, texts, config, min_clips
+        self.source = source
+        self.texts = texts
+        self.config = config
+        self.min_clips = min_clips
 
     @property
     def data(self) -> VideoDataset:
@@ -177,7 +180,9 @@ class _Captions:
     def __init__(
         self, model: VideoCLIP, data: VideoDataset, config: TrainConfig, *, cache: TextCache | None = None
     ) -> None:
-        self.seed, self.count, self.device = config.seed, config.captions_per_video, model.device
+        self.seed: int = config.seed
+        self.count: int = config.captions_per_video
+        self.device: torch.device = model.device
         self.rows: list[list[int]] = []
         captions: list[str] = []
         for record in data:
@@ -186,7 +191,7 @@ class _Captions:
         needed = needs_of(config.task) == "caption"
         tokens = config.data_config.tokens  # captions are cut as in evaluation
         tokens = data.protocol_spec.tokens if tokens is None else tokens
-        self.table = torch.zeros(0, 1)
+        self.table: Tensor = torch.zeros(0, 1)
         if needed and (model.backbone.text_trains or model.matcher is not None):
             self.table = model.backbone.tokenize(captions, longest=tokens)  # the text tower runs in every step
         elif needed:

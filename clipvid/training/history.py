@@ -7,8 +7,10 @@ models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clipvid.errors import VideoError
 from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
 
@@ -54,3 +56,24 @@ class HistoryTables:
     def _repr_html_(self) -> str:
         rows = [[f"{entry[n]:.4g}" if n in entry else "" for n in self._columns()] for entry in self.history]
         return html_table(repr(self), list(self._columns()), rows, limit=50)
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult(HistoryTables):
+    """The outcome of training. `history` has one entry per epoch: epoch, loss, lr and, where validated, score.
+
+    `unreadable` lists the clips that were left out: of the training data, and of cached validation data too.
+    """
+
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    best_score: float | None
+    score_name: str
+    seconds: float
+    unreadable: tuple[VideoError, ...] = ()
+    already_finished: bool = False
+    """True if the resumed run was already finished, so that nothing was trained."""
+    rescheduled: tuple[int, ...] = ()
+    """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
+    ended_by_callback: bool = False
+    """True if a callback ended the run before its last epoch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clipvid.errors import MissingExtraError
 from clipvid.runtime.optional import require
@@ -20,7 +21,7 @@ class TensorBoardLogger:
     def __init__(self, folder: str | Path) -> None:
         reason = {"extra": "train", "why": "writing curves for TensorBoard"}
         require("tensorboard", **reason)
-        self.writer = require("torch.utils.tensorboard", **reason).SummaryWriter(str(folder))
+        self.writer: Any = require("torch.utils.tensorboard", **reason).SummaryWriter(str(folder))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write each metric as a scalar at this step."""

@@ -13,10 +13,12 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
+from clipvid.config import checks
 from clipvid.config.settings import CHECKPOINT, TrainConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
@@ -26,15 +28,16 @@ from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.backbone import trainable
 from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
-from clipvid.models.video_clip import VideoCLIP
+from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.optional import require
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
+from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
 from clipvid.training.tasks import needs_of
-from clipvid.training.trainer import Run, TrainResult
+from clipvid.training.trainer import Run
 
 
 def train(
@@ -74,6 +77,7 @@ def train(
     process is writing, MissingExtraError without lightning-fabric, TypeError for hooks without the needed methods; and
     after decoding, CheckpointError if the readable clips are not those of the checkpoint.
     """
+    _check_arguments(model, train_data, val_data, config=config, out=out, cache=cache)
     config, hooks = config or TrainConfig(), Hooks(loss, optimizer, callbacks, logger)
     if cache is not None and config.cache_taps:
         raise ValueError("cache stores taps on disk, and cache_taps in memory; leave out one of them")
@@ -96,6 +100,22 @@ def train(
                 progress=progress,
                 hooks=hooks,
             )
+
+
+def _check_arguments(
+    model: object, train_data: Any, val_data: Any, *, config: object, out: object, cache: object
+) -> None:
+    """Raise ValueError for arguments of `train` of another type."""
+    require_video_clip(model)
+    dataset_of(train_data)
+    if val_data is not None:
+        advice = "pass settings as config="
+        checks.of_type("val_data", val_data, (VideoDataset, TapStore), must="a VideoDataset or None", advice=advice)
+    advice = "build it by clipvid.TrainConfig(task=...)"
+    checks.of_type("config", config, (TrainConfig, NoneType), must="a TrainConfig", advice=advice)
+    checks.of_type("cache", cache, (TapCache, NoneType), must="a TapCache", advice="build it by TapCache(folder)")
+    if out is not None:
+        checks.path("out", out)
 
 
 def _train(

@@ -43,10 +43,12 @@ class Retrieval(nn.Module):
 
     def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
-        self.model, self.micro_batch_size, self.loss = model, config.micro_batch_size, loss
-        self.scale = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
+        self.model = model
+        self.micro_batch_size: int | None = config.micro_batch_size
+        self.loss = loss
+        self.scale: float = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
         start = torch.tensor(math.log(self.scale))
-        self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.log_scale: nn.Parameter | None = nn.Parameter(start) if config.learn_temperature else None
 
     def forward(self, batch: TrainBatch) -> Tensor:
         frames, mask = self._clips(batch)
@@ -103,8 +105,10 @@ class Recognition(nn.Module):
 
     def __init__(self, model: VideoCLIP, config: TrainConfig, *, loss: Loss | None = None) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
-        self.smoothing, self.mixup = config.label_smoothing, config.mixup
+        self.model = model
+        self.loss = loss
+        self.smoothing: float = config.label_smoothing
+        self.mixup: float = config.mixup
 
     def forward(self, batch: TrainBatch) -> Tensor:
         video, mask, blend = batch.video, batch.mask, None

@@ -39,8 +39,12 @@ class TrainBatch:
         video_index: Tensor,
         labels: Tensor,
     ) -> None:
-        self.index, self.video, self.mask = index, video, mask
-        self.text, self.video_index, self.labels = text, video_index, labels
+        self.index = index
+        self.video = video
+        self.mask = mask
+        self.text = text
+        self.video_index = video_index
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,32 +40,13 @@ from clipvid.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from clipvid.training.history import HistoryTables
+from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
 from clipvid.training.objectives import held_out_loss, make_objective
 from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
 from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
-
-
-@dataclass(frozen=True, repr=False)
-class TrainResult(HistoryTables):
-    """The outcome of training. `history` has one entry per epoch: epoch, loss, lr and, where validated, score.
-
-    `unreadable` lists the clips that were left out: of the training data, and of cached validation data too.
-    """
-
-    history: tuple[dict[str, float], ...]
-    best_epoch: int
-    best_score: float | None
-    score_name: str
-    seconds: float
-    unreadable: tuple[VideoError, ...] = ()
-    already_finished: bool = False
-    """True if the resumed run was already finished, so that nothing was trained."""
-    rescheduled: tuple[int, ...] = ()
-    """Epochs finished at each resumption with another number of epochs, when the learning rates were rescheduled."""
 
 
 class Run:
@@ -83,18 +63,27 @@ class Run:
         origin: str,
         hooks: Hooks,
     ) -> None:
-        self.model, self.config, self.fabric, self.out, self.hooks = model, config, fabric, out, hooks
-        self.path = None if out is None else out / CHECKPOINT
+        self.model = model
+        self.config = config
+        self.fabric = fabric
+        self.out = out
+        self.hooks = hooks
+        self.path: Path | None = None if out is None else out / CHECKPOINT
         self.objective: Any = make_objective(model, config, hooks.loss).to(model.device)
         groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
         optimizer = make_optimizer(groups, config, hooks.optimizer, device=fabric.device.type, scaled=scaled)
-        self.schedule = schedule_of(hooks.optimizer, config)
-        self.wrapped_objective, self.optimizer = fabric.setup(self.objective, optimizer)
-        self.clips_hash, self.origin = clips, origin  # hash and source of the training and validation data
-        self.epoch = self.batch = 0  # next epoch, and next position in its batch order
-        self.accumulated = 0  # batches since the last optimizer step
-        self.saved_at = 0  # `steps` at the last checkpoint
+        self.schedule: Callable[[float], float] = schedule_of(hooks.optimizer, config)
+        wrapped = fabric.setup(self.objective, optimizer)
+        self.wrapped_objective: Any = wrapped[0]
+        self.optimizer: Any = wrapped[1]
+        # Hash and source of the training and validation data.
+        self.clips_hash = clips
+        self.origin = origin
+        self.epoch: int = 0  # next epoch
+        self.batch: int = 0  # next position in the batch order of this epoch
+        self.accumulated: int = 0  # batches since the last optimizer step
+        self.saved_at: int = 0  # `steps` at the last checkpoint
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "state": None}
@@ -106,8 +95,9 @@ class Run:
         """Set the length of the run and the hash of the clips that could be read; check that the run can be saved."""
         if self.path is not None:
             check_plain(self.hooks.state(), "the state of loss and callbacks")
-        self.steps_per_epoch, self.readable_hash = steps_per_epoch, readable
-        self.total_steps = max(1, steps_per_epoch * self.config.epochs)
+        self.steps_per_epoch = steps_per_epoch
+        self.readable_hash = readable
+        self.total_steps: int = max(1, steps_per_epoch * self.config.epochs)
 
     @property
     def steps(self) -> int:
@@ -218,8 +208,8 @@ class Run:
                 draft.write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
         over = self.resumed_at is not None and self.resumed_at == self.epoch
         best = self.best["epoch"], self.best["score"], name
-        extras = {"already_finished": over, "rescheduled": tuple(self.rescheduled)}
-        return TrainResult(tuple(self.history), *best, seconds, unreadable, **extras)
+        early = self.is_stopped and self.epoch < self.config.epochs
+        return TrainResult(tuple(self.history), *best, seconds, unreadable, over, tuple(self.rescheduled), early)
 
     def checkpoint_if_due(self) -> None:
         """Save every `checkpoint_every` batches."""

@@ -6,6 +6,9 @@ files or of a base model's preprocessing, and does not decide when to augment. I
 colours, because processes that only resize start twice as fast without it.
 """
 
+# torchvision gives the parts of RandAugment no public names
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import math

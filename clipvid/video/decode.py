@@ -25,7 +25,8 @@ from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
 from clipvid.video.backends import images
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
-from clipvid.video.inputs import VideoSource, local_file
+from clipvid.video.backends.images import pictures_in
+from clipvid.video.inputs import VideoSource, is_source, local_file
 from clipvid.video.sampling import sample
 
 __all__ = [
@@ -45,7 +46,6 @@ Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 PICTURE_SUFFIXES = images.SUFFIXES
 """File extensions of pictures, in lower case."""
-pictures_in = images.pictures_in
 
 
 def probe(path: str | Path, *, backend: str = "pyav") -> VideoInfo:
@@ -114,6 +114,9 @@ def read_video(
 
     Raises VideoError for a file that cannot be read or a start after its last frame, ValueError for wrong arguments.
     """
+    if not is_source(path):
+        must = "a path, the bytes of a file or a binary file object"
+        raise ValueError(f"path must be {must}, got {path!r:.80}; arrays are videos already")
     sample(sampler, 1, frames)  # raises for a wrong name or number before any file is opened
     choose = partial(sample, sampler, frames=frames, rng=rng)
     with local_file(path) as file:
@@ -239,8 +242,9 @@ def _check_part(start: int | float | None, end: int | float | None) -> None:
 
 
 def _checked_time_limit(time_limit: int | float | None) -> float | None:
-    if time_limit is not None and not 0 < time_limit < math.inf:
-        raise ValueError(f"time_limit must be a number of seconds > 0, or None, got {time_limit}")
+    is_number = isinstance(time_limit, int | float)
+    if time_limit is not None and not (is_number and 0 < time_limit < math.inf):
+        raise ValueError(f"time_limit must be a number of seconds > 0, or None, got {time_limit!r}")
     return None if time_limit is None else float(time_limit)
 
 

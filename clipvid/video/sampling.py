@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from random import Random
 
 STRIDE = 8
@@ -120,7 +121,7 @@ def sample(name: str, total: int, frames: int, *, rng: Random | None = None) -> 
     >>> sample("uniform", 100, 4)
     [12, 37, 62, 86]
     """
-    if name not in SAMPLERS:
+    if name not in tuple(SAMPLERS):
         raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name](total, frames, rng=rng)
 
@@ -146,5 +147,5 @@ def sample_views(name: str, total: int, frames: int, *, views: int) -> list[list
 def _check(total: int, frames: int) -> None:
     if total < 1:
         raise ValueError(f"total must be an integer >= 1, got {total}; a video needs at least one frame")
-    if frames < 1:
-        raise ValueError(f"frames must be an integer >= 1, got {frames}; it is the number of frames per clip")
+    if not isinstance(frames, Integral) or frames < 1:
+        raise ValueError(f"frames must be an integer >= 1, got {frames!r}; it is the number of frames per clip")

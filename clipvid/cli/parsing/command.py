@@ -20,7 +20,7 @@ from cyclopts.token import Token
 
 from clipvid.cli.parsing import messages
 from clipvid.cli.parsing.option_file import Entry, read_options
-from clipvid.cli.parsing.options import RUN
+from clipvid.cli.parsing.options import PAIRS, RUN
 from clipvid.errors import UsageError
 
 
@@ -52,7 +52,8 @@ class Command:
     """A function as a command; `name` is one word or two."""
 
     def __init__(self, name: str, function: Callable[..., None]) -> None:
-        self.name, self.function = name, function
+        self.name = name
+        self.function = function
 
     @functools.cached_property
     def app(self) -> App:
@@ -87,7 +88,7 @@ class Command:
 
     def parse(self, words: Sequence[str]) -> Call:
         """Return the call that the words describe; raise UsageError for a wrong command line or option file."""
-        if message := messages.misused_switch(words, self.options):
+        if message := messages.misused_switch(words, self.options) or messages.without_values(words, self.options):
             raise UsageError(message)
         parsed: list[ArgumentCollection] = []
 
@@ -102,6 +103,8 @@ class Command:
             message = messages.usage_message(error, self.options, self.usage)
             source = messages.source_of(message, parsed[-1]) if parsed else ""
             raise UsageError(message + source) from error
+        if message := messages.fraction_for_integer(parsed[-1]):
+            raise UsageError(message + messages.source_of(message, parsed[-1]))
         return Call(self.app.default_command or self.function, bound, parsed[-1])
 
 
@@ -148,7 +151,7 @@ def _with_default(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
 def _add_option_files(arguments: ArgumentCollection) -> None:
     """Add the options in the files of --config, unless the command line or a later file sets them."""
     leaves = {argument.name.removeprefix("--"): argument for argument in messages.leaves(arguments)}
-    json_options = {name for name, argument in leaves.items() if argument.parameter.metavar == "JSON"}
+    json_options = {name for name, argument in leaves.items() if argument.parameter.metavar in ("JSON", PAIRS)}
     for path in reversed([token.value for token in leaves["config"].tokens]):
         for entry in read_options(path, json_options):
             argument = leaves.get(entry.name)

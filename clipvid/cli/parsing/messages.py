@@ -6,7 +6,9 @@ nothing of commands.
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -25,7 +27,11 @@ from clipvid.cli.parsing import names
 
 NAME = re.compile(r"(?<![\w./'\"-])[a-z]\w*(?:\.[a-z]\w*)*(?![\w/'\"])")
 """A name in a message that may be that of an option; not a part of a path, a quotation or an option."""
-SCALARS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+SCALARS: dict[type, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+
+
+COLUMNS = re.compile(r"\bcolumns=(\{[^{}]*\})")
+"""A suggested value of `columns` in a message of the library."""
 
 
 def as_options(message: str, options: Mapping[str, str], *, at_start: bool = False) -> str:
@@ -40,7 +46,15 @@ def as_options(message: str, options: Mapping[str, str], *, at_start: bool = Fal
         certain = "_" in name or "." in name or after.startswith((" must ", "="))
         return options.get(name, name) if certain or (at_start and match.start() == 0) else name
 
+    if "columns" in options:
+        message = COLUMNS.sub(_typed_columns, message)
     return NAME.sub(replace, message)
+
+
+def _typed_columns(match: re.Match[str]) -> str:
+    """Return a dictionary of column names as the words of --columns."""
+    pairs = [f"{column}={name}" for column, name in ast.literal_eval(match[1]).items()]
+    return f"--columns {shlex.join(pairs)}"
 
 
 def leaves(arguments: ArgumentCollection) -> list[Argument]:
@@ -91,7 +105,7 @@ def usage_message(error: CycloptsError, arguments: ArgumentCollection, usage: st
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword} is given twice; give it once"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return f"unexpected argument {error.unused_tokens[0]!r}; write {usage}"
+        return f"unexpected argument {error.unused_tokens[0]!r}; write {usage}, and a text with spaces in quotes"
     return " ".join(str(error).split())
 
 
@@ -137,6 +151,31 @@ def misused_switch(words: Sequence[str], arguments: ArgumentCollection) -> str |
         value = attached if sign else value if value.lower() in ("true", "false") else ""
         if option in switches and value:
             return f"{option} takes no value, got {value!r}; write {' or '.join(switches[option].names)}"
+    return None
+
+
+def without_values(words: Sequence[str], arguments: ArgumentCollection) -> str | None:
+    """Return the message for an option of one or more values that is given none; None if there is no such option."""
+    options = {name: argument for argument in leaves(arguments) if _takes_many(argument) for name in argument.names}
+    for word, value in zip(words, [*words[1:], "--"], strict=False):
+        if word == "--":
+            return None
+        option = word.replace("_", "-")
+        if option in options and value.startswith("--"):
+            return f"{option} needs {constraint(options[option])}, got nothing; leave it out, or give a value"
+    return None
+
+
+def _takes_many(argument: Argument) -> bool:
+    return argument.name.startswith("--") and get_args(argument.resolved_hint)[-1:] == (Ellipsis,)
+
+
+def fraction_for_integer(arguments: ArgumentCollection) -> str | None:
+    """Return the message for an integer option with a value that cyclopts would round; None if there is none."""
+    for argument in (argument for argument in leaves(arguments) if argument.resolved_hint is int):
+        for token in argument.tokens:
+            if "." in token.value and not float(token.value).is_integer():
+                return f"{argument.name} must be an integer, got {token.value!r}"
     return None
 
 

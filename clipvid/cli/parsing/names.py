@@ -7,6 +7,8 @@ Knows nothing of parsing.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from clipvid.config.data_config import AVERAGES, PRECISIONS
@@ -18,6 +20,10 @@ CACHE_KINDS = ("auto", "bf16", "fp16", "fp32", "int8")
 CACHE_MODES = ("taps", "first_layer")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 UNREADABLE = ("raise", "skip")
+COLUMNS = ("path", "caption", "label", "start", "end", "split")
+"""Columns of a table, which --columns maps to the names that the table uses."""
+TABLES = (".csv", ".tsv")
+"""Lower-case suffixes of tables."""
 
 
 def allowed(option: str) -> tuple[str, ...]:
@@ -49,6 +55,39 @@ def check(option: str, value: str) -> None:
         names = allowed(option)
     if names and value not in names:
         raise ValueError(f"must be one of {', '.join(names)}, got {value!r}{suggestion(value, names)}")
+
+
+def column_pairs(values: Sequence[str]) -> dict[str, str]:
+    """Return the table's name of each column, from "path=video_path", "path=video_path,caption=text" or a JSON object.
+
+    Raises ValueError for other words and unknown columns; the message starts with the constraint.
+    """
+    pairs: list[tuple[str, str]] = []
+    for value in values:
+        parts = [part.strip() for part in value.split(",")]
+        given = _json_items(value) or [(name, column) for name, _, column in (part.partition("=") for part in parts)]
+        for name, column in given:
+            if not name or not column:
+                raise ValueError(f"must be pairs such as path=video_path caption=text, got {value!r}; correct it")
+            if name not in COLUMNS:
+                raise ValueError(f"must name some of {', '.join(COLUMNS)}, got {name!r}{suggestion(name, COLUMNS)}")
+            if name in dict(pairs):
+                raise ValueError(
+                    f"must name {name} once, got {dict(pairs)[name]!r} and {column!r}; leave one of them out"
+                )
+            pairs.append((name, column))
+    return dict(pairs)
+
+
+def _json_items(text: str) -> list[tuple[str, str]]:
+    """Return the items of a JSON object of texts; [] for another text."""
+    if not text.lstrip().startswith("{"):
+        return []
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return []
+    return [(str(name), str(column)) for name, column in content.items()]
 
 
 def suggestion(word: str, names: tuple[str, ...], *, prefix: str = "") -> str:

@@ -45,6 +45,10 @@ SECTIONS: dict[type, Group] = {
 """Section of the help for each dataclass of settings."""
 
 
+PAIRS = "NAME=COLUMN"
+"""Metavar of an option whose values are pairs, which an option file may give as a mapping."""
+
+
 def named(option: str) -> Parameter:
     """Return the annotation of an option whose value is one of the names of `names.allowed`."""
     return Parameter(
@@ -57,6 +61,13 @@ def named(option: str) -> Parameter:
 def _check_name(option: str, _: Any, value: str | None) -> None:
     if value is not None:
         names.check(option, value)
+
+
+def _check_columns(_: Any, values: Sequence[str] | None) -> None:
+    names.column_pairs(values or ())
+
+
+Columns = Annotated[tuple[str, ...], Parameter(metavar=PAIRS, validator=_check_columns)]
 
 
 def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
@@ -204,10 +215,16 @@ class DataOptions:
     """Format of the data, or a protocol; guessed from SOURCE when left out."""
     annotations: Annotated[str | None, Parameter(metavar="PATH")] = None
     """Annotation file, or folder of the files, if they are not in or beside SOURCE."""
+    columns: Columns = ()
+    """Names of a table's columns where they differ, such as path=video_path caption=text."""
     split: Annotated[str | None, Parameter(metavar="NAME")] = None
     """Split of the data, if it has splits."""
     allow_missing: bool = False
     """Accept data of which some videos do not exist; metrics are then printed with the number of videos."""
+
+    def column_names(self) -> dict[str, str] | None:
+        """Return the table's name of each column that differs, or None if none does."""
+        return names.column_pairs(self.columns) or None
 
 
 @dataclass(frozen=True)
@@ -224,6 +241,23 @@ class CacheOptions:
 
 
 @dataclass(frozen=True)
+class ResultOptions:
+    """Files that an evaluation writes."""
+
+    out: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """JSON file for the result, which `clipvid compare` reads."""
+    report: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """HTML file for the captions that did not find their video, or the clips with a wrong class, with film strips."""
+    report_queries: Annotated[int | None, Parameter(metavar="N")] = None
+    """Number of captions or clips in the report, the worst first; 50 when left out."""
+    per_query: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """Table of every caption with its rank and the video found instead, or of every clip with its label, prediction
+    and probability; a file ending in .parquet, .csv or .json."""
+    overwrite: bool = False
+    """Replace existing files of out, report, per_query and profile."""
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Options of how a command runs."""
 
@@ -237,8 +271,9 @@ Model = Annotated[ModelOptions, Parameter(name="*", group=MODEL)]
 Branch = Annotated[BranchOptions, Parameter(name="*", group=MODEL)]
 Data = Annotated[DataOptions, Parameter(name="*", group=DATA)]
 Cache = Annotated[CacheOptions, Parameter(name="*", group=CACHE)]
+ResultFiles = Annotated[ResultOptions, Parameter(name="*", group=OUTPUT)]
 Run = Annotated[RunOptions, Parameter(name="*", group=RUN)]
-Settings = Parameter(name="*")
+Settings: Parameter = Parameter(name="*")
 """Annotation of the options of a dataclass of settings, which have no prefix."""
 DataConfigOptions = Annotated[Given[DataConfig], Parameter(group=CLIPS)]
 Sources = Annotated[tuple[str, ...], Parameter(metavar="SOURCE")]

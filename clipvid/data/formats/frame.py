@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def frame_table(df: pd.DataFrame) -> Table:
     """Return the content of a DataFrame as text; raise DataError for cells that hold several values."""
+    if not hasattr(df, "columns"):
+        raise ValueError(f"df must be a pandas DataFrame, got {df!r:.80}; build one by pandas.DataFrame(rows)")
     name = "the DataFrame"
     columns = [str(column).strip().lower() for column in df.columns]
     if duplicates := sorted({column for column in columns if columns.count(column) > 1}):

@@ -58,7 +58,7 @@ class RecognitionMetrics:
 
     def by_class(self) -> list[ClassResult]:
         """Return the result of each class, in label order."""
-        results = []
+        results: list[ClassResult] = []
         for label, row in enumerate(self.confusion):
             clips, others = float(row.sum()), np.where(np.arange(len(row)) == label, 0, row)
             mistaken = int(others.argmax()) if others.max() > 0 else None

@@ -181,9 +181,10 @@ class Transposed:
     """Scores for video to text: chosen videos (rows) with all captions (columns)."""
 
     def __init__(self, scores: Scores, videos: Num[ndarray, " q"]) -> None:
-        self.scores, self.videos = scores, videos
-        self.shape = len(videos), scores.shape[0]
-        self.width = scores.shape[0]
+        self.scores = scores
+        self.videos = videos
+        self.shape: tuple[int, int] = (len(videos), scores.shape[0])
+        self.width: int = scores.shape[0]
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
         videos = self.videos[part]
@@ -196,11 +197,12 @@ class ByVideo:
 
     def __init__(self, scores: Scores, video_indices: Num[ndarray, " m"]) -> None:
         self.scores = scores
-        self.captioned, groups = np.unique(video_indices, return_inverse=True)
+        captioned, groups = np.unique(video_indices, return_inverse=True)
+        self.captioned: Num[ndarray, " c"] = captioned
         self._order = np.argsort(groups, kind="stable")
         self._starts = np.searchsorted(groups[self._order], np.arange(len(self.captioned)))
-        self.shape = len(self.captioned), len(self.captioned)
-        self.width = len(video_indices)
+        self.shape: tuple[int, int] = (len(captioned), len(captioned))
+        self.width: int = len(video_indices)
         self._identity = np.array_equal(video_indices, np.arange(scores.shape[1]))
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:

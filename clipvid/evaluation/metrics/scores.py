@@ -76,12 +76,12 @@ class Matrix(_Sized):
     """Scores given as a matrix (M, N)."""
 
     def __init__(self, values: Any) -> None:
-        self.values = as_array(values)
+        self.values: ndarray = as_array(values)
         if self.values.ndim != 2 or 0 in self.values.shape:
             raise ValueError(
                 f"scores must be (queries, gallery) and not empty, got {self.values.shape}; give at least one of each"
             )
-        self.shape = self.values.shape[0], self.values.shape[1]
+        self.shape: tuple[int, int] = (self.values.shape[0], self.values.shape[1])
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
         return self.values[part]
@@ -105,7 +105,7 @@ class Products(_Sized):
         # `_query_of` and `_item_of` are the distinct row of each query and item.
         self._queries, self._query_of = _distinct(queries, name="query")
         self._gallery, self._item_of = _distinct(gallery, name="gallery item")
-        self.shape = len(self._query_of), len(self._item_of)
+        self.shape: tuple[int, int] = (len(self._query_of), len(self._item_of))
 
     def rows(self, part: slice) -> Num[ndarray, "c n"]:
         products = self._products(self._queries, self._query_of[part], self._gallery)
@@ -137,7 +137,9 @@ class DualSoftmax(_Sized):
     def __init__(self, scores: Scores, temperature: float) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature}; it multiplies the scores")
-        self.scores, self.temperature, self.shape = scores, temperature, scores.shape
+        self.scores = scores
+        self.temperature = temperature
+        self.shape: tuple[int, int] = scores.shape
         self._of_items: ndarray | None = None  # log-sum-exp over queries, per item
         self._of_queries: ndarray | None = None  # log-sum-exp over items, per query
 
@@ -171,7 +173,11 @@ class QueryBank(_Sized):
             )
         if not 0 < beta < float("inf") or not 1 <= k <= bank.shape[1]:
             raise ValueError(f"beta must be a finite number > 0 and k within 1 to {bank.shape[1]}, got {beta} and {k}")
-        self.scores, self.bank, self.beta, self.k, self.shape = scores, bank, beta, k, scores.shape
+        self.scores = scores
+        self.bank = bank
+        self.beta = beta
+        self.k = k
+        self.shape: tuple[int, int] = scores.shape
         self._sums: ndarray | None = None
         self._hubs: ndarray | None = None
 

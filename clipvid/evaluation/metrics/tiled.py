@@ -44,8 +44,9 @@ class MatrixPairs:
 
     def __init__(self, values: Num[ndarray, "m m"], partners: Int[ndarray, " m"]) -> None:
         self._values = values
-        self.queries = self.items = np.arange(len(values))
-        self.partner_scores = values[self.queries, partners]
+        self.queries: Int[ndarray, " m"] = np.arange(len(values))
+        self.items: Int[ndarray, " m"] = self.queries
+        self.partner_scores: Num[ndarray, " m"] = values[self.queries, partners]
 
     def tile(self, rows: slice, columns: slice, *, room: Float32[Tensor, " s"]) -> Num[ndarray, "r c"]:
         return self._values[rows, columns]
@@ -70,12 +71,13 @@ class ProductPairs:
         partners: Int[ndarray, " m"],
     ) -> None:
         self._query_embeddings, self._item_embeddings = queries, gallery
-        self.queries, self.items = (np.argsort(row_of, kind="stable") for row_of in (query_of, item_of))
+        self.queries: Int[ndarray, " m"] = np.argsort(query_of, kind="stable")
+        self.items: Int[ndarray, " m"] = np.argsort(item_of, kind="stable")
         self._distinct_queries, self._distinct_items = query_of[self.queries], item_of[self.items]
         pair_ids, inverse = np.unique(query_of * len(gallery) + item_of[partners], return_inverse=True)
         self._pair_queries, self._pair_items = np.divmod(pair_ids, len(gallery))
         self._pair_scores = _products(queries, gallery, self._pair_queries, self._pair_items)
-        self.partner_scores = self._pair_scores[inverse]
+        self.partner_scores: Num[ndarray, " m"] = self._pair_scores[inverse]
 
     def tile(self, rows: slice, columns: slice, *, room: Float32[Tensor, " s"]) -> Num[ndarray, "r c"]:
         queries, items = self._distinct_queries[rows], self._distinct_items[columns]

@@ -47,9 +47,9 @@ class Backbone(nn.Module):
             )
         self.clip: Any = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.base = base or Base()
+        self.base: Base = base or Base()
         self._class_token = vit.has_class_token(visual)
-        self.loaded = LoadedWeights(clip)
+        self.loaded: LoadedWeights = LoadedWeights(clip)
         # Names of parameters of `clip`, managed by clipvid.models.backbone.trainable
         self.unfrozen: dict[str, str] = {}  # parameters unfrozen but perhaps unchanged, with a hash of their values
         self.trainable: frozenset[str] = frozenset()  # parameters that train now

@@ -22,7 +22,7 @@ class WrappedBlock(nn.Module):
     def __init__(self, block: Any, *, rope: Tensor | None, class_token: bool) -> None:
         super().__init__()
         self.block: Any = copy.deepcopy(block)
-        self.post_norm = type(block).__name__ == "EvaBlockPostNorm"
+        self.post_norm: bool = type(block).__name__ == "EvaBlockPostNorm"
         attention = self.block.attn
         if class_token and getattr(attention, "num_prefix_tokens", None) == 0:
             attention.num_prefix_tokens = 1  # rotation skips the class token that the branch adds
@@ -60,7 +60,7 @@ def copy_block(block: Any, *, rope: Tensor | None, class_token: bool) -> nn.Modu
     return WrappedBlock(block, rope=rope, class_token=class_token)
 
 
-def from_open_clip(block) -> Block:
+def from_open_clip(block: Any) -> Block:
     scaled = not isinstance(block.ls_1, nn.Identity)
     new = Block(
         block.attn.embed_dim,
@@ -83,7 +83,7 @@ def from_open_clip(block) -> Block:
     return new
 
 
-def _from_timm(block) -> Block:
+def _from_timm(block: Any) -> Block:
     scaled = not isinstance(block.ls1, nn.Identity)
     plain_mlp = type(block.mlp).__name__ == "Mlp"
     new = Block(
@@ -117,7 +117,7 @@ def has_separable_residuals(block: Any) -> bool:
     )
 
 
-def _plain_attention(attention) -> bool:
+def _plain_attention(attention: Any) -> bool:
     """Return True for timm attention that is only softmax(qk)v between two linears."""
     extras = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
     return type(attention).__name__ == "Attention" and all(e is None or isinstance(e, nn.Identity) for e in extras)

@@ -161,11 +161,13 @@ class FrozenLinear(nn.Module):
         then: str = "none",
     ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias  # uncast, for code that reads them directly (timm's EVA)
+        # Uncast, for code that reads them directly (timm's EVA).
+        self.weight = weight
+        self.bias = bias
         self.dtype = dtype
         cast = (factors[0] * weight.detach()).to(dtype)
         cast_bias = None if bias is None else (factors[1] * bias.detach()).to(dtype)
-        self.multiply = _multiplier(cast, cast_bias, then)
+        self.multiply: Callable[[Tensor], Tensor] = _multiplier(cast, cast_bias, then)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return self.multiply(x.to(self.dtype))
@@ -212,9 +214,10 @@ class FrozenPatches(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.side = conv.kernel_size
-        self.linear = FrozenLinear(conv.weight.flatten(1), conv.bias, dtype)
+        self.weight: Tensor = conv.weight
+        self.bias: Tensor | None = conv.bias
+        self.side: tuple[int, ...] = conv.kernel_size
+        self.linear: FrozenLinear = FrozenLinear(conv.weight.flatten(1), conv.bias, dtype)
 
     def forward(self, images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d h w"]:
         (h, w), (rows, columns) = (s // k for s, k in zip(images.shape[-2:], self.side, strict=True)), self.side
@@ -234,8 +237,10 @@ class FusedAttention(nn.Module):
 
     def __init__(self, qkv: nn.Module, out: nn.Module, *, heads: int, batch_first: bool) -> None:
         super().__init__()
-        self.qkv, self.out = qkv, out
-        self.heads, self.batch_first = heads, batch_first
+        self.qkv = qkv
+        self.out = out
+        self.heads = heads
+        self.batch_first = batch_first
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None

@@ -37,5 +37,5 @@ def check_name(name: str, base_names: Sequence[str]) -> None:
             f"unknown model {name!r}: {kind} and no model of open_clip; give the folder best of a training run, "
             f"local-dir:{name} for files in open_clip's format, or hf-hub:{name} for a model of the Hugging Face hub"
         )
-    hint = f"did you mean {' or '.join(near)}" if near else "see open_clip.list_models()"
+    hint = f"did you mean {' or '.join(near)}" if near else "clipvid list models lists them"
     raise ValueError(f"unknown base model {name!r}; {hint}; a tag hf-hub:org/name or local-dir:folder works too")

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.errors import BackboneError
 from clipvid.models.backbone.names import MINI, SCHEMES, check_name
 
@@ -74,7 +75,10 @@ def load_clip(
     """
     import open_clip
 
-    shapes_only = torch.device(device).type == "meta"
+    checks.text("name", name, advice=f"give a name of clipvid.list_models(), such as {MINI}")
+    if pretrained is not None:
+        checks.path("pretrained", pretrained, must="a tag of the model or the path of a checkpoint")
+    shapes_only = _device(device).type == "meta"
     base = Base(name, pretrained)
     if name == MINI:
         name = f"local-dir:{mini_folder()}"
@@ -120,8 +124,16 @@ def list_models(pattern: str = "*") -> dict[str, tuple[str, ...]]:
     """
     import open_clip
 
+    checks.text("pattern", pattern, advice="* stands for any text")
     tags = {name: tuple(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models()}
     return {name: tags.get(name, ()) for name in (MINI, *tags) if fnmatchcase(name.lower(), pattern.lower())}
+
+
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(cast(str, device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device, got {device!r}; give cpu, cuda or cuda:0") from error
 
 
 def _tokenizer(name: str) -> Any:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clipvid.config import checks
+
 
 @dataclass(frozen=True, repr=False)
 class Taps:
@@ -112,6 +114,9 @@ def check_clips(video: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
     if 0 in video.shape:
         raise ValueError(f"video holds no frame, its shape is {tuple(video.shape)}; give B and T from 1")
+    if mask is not None:
+        advice = "convert it by torch.as_tensor"
+        checks.of_type("mask", mask, Tensor, must="a tensor of truth values (B, T)", advice=advice)
     if mask is not None and (mask.shape != video.shape[:2] or not bool(mask.any(dim=1).all())):
         raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
 

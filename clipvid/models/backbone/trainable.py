@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipvid.config import checks
 from clipvid.config.settings import check_train_clip
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.models.backbone import vit
@@ -133,8 +134,7 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
     The adapters are scaled by 2 (alpha is twice the rank). Raises ValueError for a rank < 1, a second rank or a trained
     text tower, BackboneError for a tower without suitable linears, MissingExtraError if peft is not installed.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be an integer >= 1, got {rank}; 8 is a common choice")
+    checks.integer("rank", rank, 1, advice="8 is a common choice")
     if backbone.lora_rank:
         if backbone.lora_rank == rank:
             return

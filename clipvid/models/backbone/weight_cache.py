@@ -6,6 +6,9 @@ processes and by replayed CUDA graphs. Call `forget` after those, or `torch.auto
 Knows nothing about the values. Also holds the hook through which `load_state_dict` reports changed weights.
 """
 
+# torch has no public way to read a module's slots that are None
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.errors import BackboneError
+from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.backbone.taps import Pixels, Taps
+from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.models.branches.base import LayeredBranch, State, heads_of
-from clipvid.models.branches.posterior import over_frames
+from clipvid.models.branches.posterior import Refinement, over_frames
 from clipvid.models.branches.presets import IntermediateOptions, PosteriorOptions
 from clipvid.nn.attention import Block
 from clipvid.nn.pooling import mean_over_frames, stretched
@@ -30,33 +31,35 @@ from clipvid.registry import MIXERS
 class Intermediate(LayeredBranch):
     """Copies of the tower's last blocks with space-time attention, and of the layers after them (`tail`)."""
 
-    copied = (".block.", ".tail.", ".stem.")
-    reads_frames = False
+    copied: tuple[str, ...] = (".block.", ".tail.", ".stem.")
+    reads_frames: bool = False
 
     def __init__(self, backbone: Backbone, options: IntermediateOptions | None = None) -> None:
         super().__init__()
-        self.options = o = options or IntermediateOptions()
-        self.reads_pixels = o.stem != "tower"
+        o = options or IntermediateOptions()
+        self.options: IntermediateOptions = o
+        self.reads_pixels: bool = o.stem != "tower"
         depth = backbone.levels if o.depth is None or self.reads_pixels else o.depth
         first_level = backbone.levels - len(backbone.last_levels(depth))
-        self.geometry = g = backbone.geometry((first_level,) if backbone.has_blocks else ())
+        g = backbone.geometry((first_level,) if backbone.has_blocks else ())
+        self.geometry: Geometry = g
         copies = backbone.copy_blocks(depth, class_token=g.class_token) if backbone.has_blocks else []
         if not copies:
             raise BackboneError(
                 f"{type(backbone.visual).__name__} is no plain ViT, so it has no blocks to copy; "
                 "choose a side branch (stan) or a posterior one (posterior)"
             )
-        self.levels = () if self.reads_pixels else (first_level,)
-        self.width = g.widths[0]
+        self.levels: tuple[int, ...] = () if self.reads_pixels else (first_level,)
+        self.width: int = g.widths[0]
         scheme = SCHEMES[o.scheme]
-        self.frame_cls = g.class_token and scheme.cls == "frame"
-        self.layers = nn.ModuleList(_layers(copies, o, width=g.widths[0]))
-        self.stem = _stem(backbone, o) if self.reads_pixels else None
+        self.frame_cls: bool = g.class_token and scheme.cls == "frame"
+        self.layers: nn.ModuleList = nn.ModuleList(_layers(copies, o, width=g.widths[0]))
+        self.stem: Stem | None = _stem(backbone, o) if self.reads_pixels else None
         shape = (o.time_size, g.patches + self.frame_cls) if o.position == "token" else (o.time_size, 1)
-        self.time = nn.Parameter(torch.zeros(*shape, g.widths[0]))
-        self.tail = backbone.copy_tail()
-        self.one_token = g.class_token and not self.frame_cls and self.tail.reads_class_token
-        self.over_frames = (
+        self.time: nn.Parameter = nn.Parameter(torch.zeros(*shape, g.widths[0]))
+        self.tail: vit.Tail = backbone.copy_tail()
+        self.one_token: bool = g.class_token and not self.frame_cls and self.tail.reads_class_token
+        self.over_frames: Refinement | None = (
             over_frames(backbone, PosteriorOptions(o.temporal_depth, token=True)) if o.temporal_depth else None
         )
 

@@ -20,15 +20,15 @@ from clipvid.nn.pooling import mean_over_frames
 class Mean(Branch):
     """Frame-mean of CLIP embeddings, plus an MLP of it that starts at zero."""
 
-    levels = ()  # the branch reads only the frame embeddings
+    levels: tuple[int, ...] = ()  # the branch reads only the frame embeddings
 
     def __init__(self, backbone: Backbone, options: MeanOptions | None = None) -> None:
         super().__init__()
-        self.options = options or MeanOptions()
-        self.refine = None
+        self.options: MeanOptions = options or MeanOptions()
+        self.refine: MLP | None = None
         if self.options.hidden:
             width = backbone.embed_dim
-            self.norm = nn.LayerNorm(width)
+            self.norm: nn.LayerNorm = nn.LayerNorm(width)
             self.refine = MLP(width, self.options.hidden)
             for parameter in self.refine[2].parameters():
                 nn.init.zeros_(parameter)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, get_type_hints
 
+from clipvid.config import checks
 from clipvid.registry import BRANCHES, load_plugins
 
 
@@ -50,6 +51,8 @@ def choose(branch: str | BranchOptions, changes: Mapping[str, Any] | None = None
 
     Raises ValueError for an unknown name or option.
     """
+    advice = "clipvid.registry.list_branches() has the names"
+    checks.of_type("branch", branch, (str, BranchOptions), must="a name or an options object", advice=advice)
     options = BRANCHES.lookup(branch) if isinstance(branch, str) else branch
     name = branch if isinstance(branch, str) else branch.preset()
     fields = asdict(options)

@@ -22,13 +22,14 @@ from clipvid.nn.temporal import TemporalTransformer, plain_blocks
 class Posterior(Branch):
     """Temporal transformer after the tower: frames + gate(temporal transformer(frames))."""
 
-    levels = ()  # the branch reads only the frame embeddings
+    levels: tuple[int, ...] = ()  # the branch reads only the frame embeddings
 
     def __init__(self, backbone: Backbone, options: PosteriorOptions | None = None) -> None:
         super().__init__()
         o = options or PosteriorOptions()
-        self.options = o = replace(o, depth=_depth(backbone, o))
-        self.refine = over_frames(backbone, o)
+        o = replace(o, depth=_depth(backbone, o))
+        self.options: PosteriorOptions = o
+        self.refine: Refinement = over_frames(backbone, o)
 
     def forward(self, taps: Taps) -> Float[Tensor, "b t e"]:
         return self.refine(taps.frames, mask=taps.mask)
@@ -40,7 +41,7 @@ class Refinement(nn.Module):
     def __init__(self, temporal: TemporalTransformer, embed_dim: int, *, gated: bool) -> None:
         super().__init__()
         self.temporal = temporal
-        self.gate = nn.Linear(embed_dim, embed_dim, bias=False) if gated else nn.Identity()
+        self.gate: nn.Module = nn.Linear(embed_dim, embed_dim, bias=False) if gated else nn.Identity()
         if isinstance(self.gate, nn.Linear):
             nn.init.zeros_(self.gate.weight)
 

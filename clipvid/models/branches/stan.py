@@ -34,18 +34,21 @@ class STAN(LayeredBranch):
 
     def __init__(self, backbone: Backbone, options: StanOptions | None = None) -> None:
         super().__init__()
-        self.options = o = options or StanOptions()
-        self.levels = backbone.last_levels(o.depth)
-        self.geometry = g = backbone.geometry(self.levels)
+        o = options or StanOptions()
+        self.options: StanOptions = o
+        self.levels: tuple[int, ...] = backbone.last_levels(o.depth)
+        g = backbone.geometry(self.levels)
+        self.geometry: Geometry = g
         default_width = g.widths[-1] if backbone.has_blocks else min(g.widths[-1], g.embed_dim)
-        self.width = width = o.width or default_width
-        self.entries = nn.ModuleList(
+        width = o.width or default_width
+        self.width: int = width
+        self.entries: nn.ModuleList = nn.ModuleList(
             _Entry(g, index=k, width=width, project=o.merge == "project") for k in range(o.depth)
         )
-        self.position = _Position(backbone, g, options=o, width=width)
-        self.balance = Balance(width) if o.merge == "balanced" else None
-        self.layers = nn.ModuleList(_layers(backbone, o, width=width))
-        self.fusion = _FUSIONS[o.fusion](backbone, g, width)
+        self.position: nn.Module = _Position(backbone, g, options=o, width=width)
+        self.balance: Balance | None = Balance(width) if o.merge == "balanced" else None
+        self.layers: nn.ModuleList = nn.ModuleList(_layers(backbone, o, width=width))
+        self.fusion: nn.Module = _FUSIONS[o.fusion](backbone, g, width)
 
     def start(self, taps: Taps) -> State:
         taps = taps.select(self.levels)
@@ -117,12 +120,13 @@ class _Position(nn.Module):
         start = torch.randn(options.time_size, width)
         if options.time_init == "sinusoid":
             start = sinusoids(options.time_size, width)
-        self.time = nn.Parameter(options.time_std * start)
-        self.space = nn.Parameter(torch.zeros(geometry.patches, width)) if options.position == "learned" else None
-        self.clip = Borrowed(backbone.visual)
-        self.clip_class = options.class_start == "release"
+        self.time: nn.Parameter = nn.Parameter(options.time_std * start)
+        is_learned = options.position == "learned"
+        self.space: nn.Parameter | None = nn.Parameter(torch.zeros(geometry.patches, width)) if is_learned else None
+        self.clip: Borrowed = Borrowed(backbone.visual)
+        self.clip_class: bool = options.class_start == "release"
         # BT-Adapter's token starts at zero and has CLIP's position of the class token added
-        self.own_class = (
+        self.own_class: nn.Parameter | None = (
             nn.Parameter(clip_embeddings[1][0].detach().clone())
             if options.class_start == "own" and clip_embeddings
             else None
@@ -147,7 +151,7 @@ class Balance(nn.Module):
     def __init__(self, width: int, *, scale: float = 100.0) -> None:
         super().__init__()
         self.scale = scale
-        self.logit = nn.Parameter(torch.zeros(width))
+        self.logit: nn.Parameter = nn.Parameter(torch.zeros(width))
 
     def forward(self, clip: Float[Tensor, "*batch d"], branch: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         weight = (self.scale * self.logit).sigmoid()

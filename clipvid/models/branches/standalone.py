@@ -27,17 +27,18 @@ from clipvid.nn.video_transformer import VideoTransformer
 class Standalone(Branch):
     """A video transformer, and a linear into CLIP's joint embedding."""
 
-    levels = ()
-    reads_pixels = True
-    reads_frames = False
-    one_token = True
+    levels: tuple[int, ...] = ()
+    reads_pixels: bool = True
+    reads_frames: bool = False
+    one_token: bool = True
 
     def __init__(self, backbone: Backbone, options: StandaloneOptions | None = None) -> None:
         super().__init__()
-        self.options = o = options or StandaloneOptions()
-        self.image_size = o.image_size
-        self.video = video_transformer(o)
-        self.project = nn.Linear(o.width, backbone.embed_dim, bias=False)
+        o = options or StandaloneOptions()
+        self.options: StandaloneOptions = o
+        self.image_size: int | None = o.image_size
+        self.video: VideoTransformer = video_transformer(o)
+        self.project: nn.Linear = nn.Linear(o.width, backbone.embed_dim, bias=False)
 
     def forward(self, taps: Pixels) -> Float[Tensor, "b t e"]:
         embedding = self.project(self.video(taps.video, mask=taps.mask))

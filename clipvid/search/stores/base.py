@@ -49,7 +49,8 @@ class Store(ABC):
 
     def __init__(self, width: int, *, kind: str = "flat") -> None:
         self.check(kind)
-        self.width, self.kind = width, kind
+        self.width = width
+        self.kind = kind
 
     @classmethod
     def check(cls, kind: str, rows: int | None = None) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -42,7 +42,7 @@ class Vectors:
     """
 
     def __init__(self, width: int, *, kind: str = "flat") -> None:
-        self.kind = checked_kind(kind)
+        self.kind: str = checked_kind(kind)
         graph = kind == "hnsw"
         self._index: Any = _hnsw(width) if graph else _faiss().IndexFlatIP(width)
 
@@ -153,7 +153,7 @@ class FaissStore(Store):
     A search with a filter compares all rows that pass it, so it misses none, whatever the kind.
     """
 
-    kinds = KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __init__(self, width: int, *, kind: str = "flat") -> None:
         super().__init__(width, kind=kind)

@@ -42,15 +42,16 @@ class SelfSupervised(nn.Module):
 
     def __init__(self, model: VideoCLIP, config: TrainConfig) -> None:
         super().__init__()
-        self.model, self.options = model, config.selfsup
+        self.model = model
+        self.options: SelfSupervision = config.selfsup
         branch, split = self.branch, config.selfsup.split
-        self.split_start = len(branch.layers) - split
+        self.split_start: int = len(branch.layers) - split
         # The layers of a loaded model are in eval mode.
-        self.local = copy.deepcopy(branch.layers[self.split_start :]).train()
-        self.project = ProjectionHead(
+        self.local: nn.ModuleList = copy.deepcopy(branch.layers[self.split_start :]).train()
+        self.project: ProjectionHead = ProjectionHead(
             model.embed_dim, hidden=config.selfsup.hidden, out=config.selfsup.out, norm=config.selfsup.norm
         )
-        self.decoder = RegionDecoder(branch.width)
+        self.decoder: RegionDecoder = RegionDecoder(branch.width)
 
     @property
     def branch(self) -> LayeredBranch:

@@ -8,7 +8,7 @@ layers and sizes from its released code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,10 @@ POSITION_CHANNELS = 8
 """Channels of the temporal position embedding, and of the spatial one."""
 EPS = 1e-12
 """Epsilon of the layer norms, as in the released configuration."""
-NORMS = {"batch": partial(nn.BatchNorm1d, track_running_stats=False), "layer": nn.LayerNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": partial(nn.BatchNorm1d, track_running_stats=False),
+    "layer": nn.LayerNorm,
+}
 """Norms of the projection head: batch as released; layer for batches too small for statistics. The head is used only in
 training and needs no running statistics; without them, its parameters are all there is to save."""
 
@@ -38,14 +41,14 @@ class RegionDecoder(nn.Module):
         super().__init__()
         if min(layers, heads, unit) < 1:
             raise ValueError(f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}")
-        self.time = _position_mlp(1)
-        self.space = _position_mlp(2)
+        self.time: nn.Module = _position_mlp(1)
+        self.space: nn.Module = _position_mlp(2)
         memory_width = width + 2 * POSITION_CHANNELS
         inner = heads * unit
-        self.layers = nn.ModuleList(
+        self.layers: nn.ModuleList = nn.ModuleList(
             _Layer(inner if layer else width, memory_width, heads=heads, unit=unit) for layer in range(layers)
         )
-        self.out = _initialise(nn.Linear(inner, width))
+        self.out: nn.Linear = _initialise(nn.Linear(inner, width))
 
     def forward(
         self,

@@ -93,8 +93,10 @@ class Clock:
     """Time limit for decoding one file; `check` raises VideoError once it has passed."""
 
     def __init__(self, path: str | Path, limit: float | None, *, backend: str) -> None:
-        self.path, self.limit, self.backend = path, limit, backend
-        self.end = math.inf if limit is None else time.monotonic() + limit
+        self.path = path
+        self.limit = limit
+        self.backend = backend
+        self.end: float = math.inf if limit is None else time.monotonic() + limit
 
     def check(self) -> None:
         """Raise VideoError if the time limit has passed."""

@@ -41,7 +41,10 @@ class Judged:
         opens: Callable[[str | Path, int], Any],
         picture: Callable[[str | Path, Any, int], UInt8[Tensor, "3 h w"]],
     ) -> None:
-        self.backend, self._objection, self._opens, self._picture = backend, objection, opens, picture
+        self.backend = backend
+        self._objection = objection
+        self._opens = opens
+        self._picture = picture
 
     def probe(self, path: str | Path) -> VideoInfo:
         """Return the metadata measured by PyAV; raise VideoError if the decoder disagrees with it."""

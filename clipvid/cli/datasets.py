@@ -1,0 +1,169 @@
+"""Resolution of command-line words to data sets: places and patterns, formats, columns, splits.
+
+Contract: argument values in, paths and data sets out, or an error that says which option to change. Heavy modules are
+imported when they are needed. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipvid.cli.parsing.names import TABLES, suggestion
+from clipvid.cli.parsing.options import DataOptions
+from clipvid.data.places import local_path
+from clipvid.errors import DataError, UsageError
+from clipvid.registry import PROTOCOLS
+
+Sources = str | list[str]
+"""A path, or several of them."""
+
+
+def sources_of(words: Sequence[str]) -> Sources:
+    """Return the sources that words name: one as it is, several as a list; patterns such as "clips/*.mp4" are expanded.
+
+    Matches of a pattern that are neither folders, tables nor clips are left out. Raises UsageError for a source that
+    does not exist, a pattern without files and a URL.
+    """
+    paths: list[str] = []
+    for word in words:
+        path = _local(word)
+        is_pattern = not os.path.lexists(path) and glob.has_magic(path)
+        matches = sorted(filter(_is_source, glob.glob(path, recursive=True))) if is_pattern else []
+        if not matches and not os.path.lexists(path):
+            problem = "matches no file" if is_pattern else "does not exist"
+            raise UsageError(f"{word} {problem}; give videos, folders of videos, or a csv file")
+        paths += matches or [path]
+    return paths[0] if len(paths) == 1 else list(dict.fromkeys(paths))
+
+
+def _local(word: str) -> str:
+    """Return the path of a local file that is given as a path or a file URL; raise UsageError for another URL."""
+    try:
+        return str(local_path(word)) if ":" in word else word
+    except DataError as error:
+        raise UsageError(str(error)) from error
+
+
+def _is_source(path: str) -> bool:
+    return os.path.isdir(path) or path.lower().endswith(TABLES) or "." not in os.path.basename(path) or _is_clip(path)
+
+
+def _is_clip(path: str) -> bool:
+    from clipvid.data.files import is_clip
+
+    return is_clip(Path(path))
+
+
+def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "folder") -> Sources:
+    """Return the sources of a data set, after checks that need no torch.
+
+    Raises UsageError for a single video, which has neither captions nor classes, and for columns without a table.
+    """
+    sources = sources_of(words)
+    format = format_of(sources, data, default_format=default_format)
+    if format != "videos" and isinstance(sources, str) and Path(sources).is_file() and _is_clip(sources):
+        raise UsageError(f"{sources} is a video; give a folder of videos, or a csv file")
+    if format in PROTOCOLS:
+        _check_protocol(sources, format, data.split)
+    if data.columns and format != "csv":
+        names = " ".join(data.columns)
+        raise UsageError(f"--columns {names} is for tables, and SOURCE is read as {format}; leave it out")
+    return sources
+
+
+def _check_protocol(sources: Sources, name: str, split: str | None) -> None:
+    """Raise UsageError for several places, and for a split that the protocol does not have."""
+    if isinstance(sources, list):
+        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} places; give its root")
+    splits = tuple(PROTOCOLS[name].splits)
+    if split is not None and split not in splits:
+        raise UsageError(f"--split must be one of {', '.join(splits)}, got {split!r}{suggestion(split, splits)}")
+
+
+def videos_of(words: Sequence[str], data: DataOptions) -> Any:
+    """Return the places of videos that the words name, or a data set if they name tables or `data` has an option."""
+    if data == DataOptions():
+        sources = sources_of(words)
+        files = [path for path in ([sources] if isinstance(sources, str) else sources) if os.path.isfile(path)]
+        if not any(path.lower().endswith(TABLES) for path in files):
+            return sources
+    else:
+        sources = data_of(words, data, default_format="videos")
+    return named_data(sources, data, default_format="videos")
+
+
+def format_of(sources: Sources, data: DataOptions, *, default_format: str = "folder") -> str:
+    """Return the format given, else csv if the sources are or hold tables, else the default."""
+    return data.format or ("csv" if _are_tables(sources) else default_format)
+
+
+def named_data(sources: Sources, data: DataOptions, *, default_format: str = "folder", **changes: Any) -> Any:
+    """Return the data set of these sources and options.
+
+    `changes` replace options, and add those of `open_dataset` that have no option: classes and check_files.
+    """
+    from clipvid.data.open import open_dataset
+
+    format = format_of(sources, data, default_format=default_format)
+    options: dict[str, Any] = {
+        "split": data.split,
+        "annotations": data.annotations,
+        "allow_missing": data.allow_missing,
+        "columns": data.column_names() if format == "csv" else None,
+    }
+    return open_dataset(format, sources, **(options | changes))
+
+
+def _are_tables(sources: Sources) -> bool:
+    """Return True for tables, for folders of tables, and for a single file that is no clip."""
+    if isinstance(sources, str) and Path(sources).is_file():
+        return sources.lower().endswith(TABLES) or not _is_clip(sources)
+    paths = [Path(path) for path in ([sources] if isinstance(sources, str) else sources)]
+    return all(any(_tables_in(path)) if path.is_dir() else path.suffix.lower() in TABLES for path in paths)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+
+
+def note_format(sources: Sources, data: DataOptions, *, default_format: str = "folder") -> None:
+    """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
+    if data.format is not None or not isinstance(sources, str) or not Path(sources).is_dir():
+        return
+    from clipvid.data.files import is_video, subfolders
+
+    tables = _tables_in(Path(sources))
+    if not tables:
+        return
+    folders = [folder for folder in subfolders(Path(sources)) if any(map(is_video, folder.iterdir()))]
+    if len(folders) > 1:
+        print(
+            f"note: {sources} is read as csv, because it holds {tables[0].name}; give --format {default_format} "
+            f"to read its {len(folders)} sub-folders{' as classes' if default_format == 'folder' else ''}",
+            file=sys.stderr,
+        )
+
+
+def require_split(sources: Sources, data: DataOptions, *, advice: str, protocols: bool) -> None:
+    """Raise UsageError for data with splits and no --split; with `protocols` for those of a protocol, too."""
+    if data.split is None and (splits := _splits_of(sources, data, protocols=protocols)):
+        names = sources if isinstance(sources, str) else ", ".join(sources)
+        raise UsageError(f"{names} has splits {', '.join(splits)}; give --split, {advice}")
+
+
+def _splits_of(sources: Sources, data: DataOptions, *, protocols: bool) -> list[str]:
+    """Return the names of the splits of csv files with a column of splits, and of a protocol if wanted."""
+    if data.format is not None and data.format in PROTOCOLS:
+        return list(PROTOCOLS[data.format].splits) if protocols else []
+    if data.format not in (None, "csv") or not _are_tables(sources):
+        return []
+    from clipvid.data.formats.csv import splits_in
+
+    paths = [sources] if isinstance(sources, str) else sources
+    columns = data.column_names()
+    return list(dict.fromkeys(split for path in paths for split in splits_in(Path(path), columns=columns)))

@@ -1,0 +1,140 @@
+"""Commands to build and extend a search index: index build and index add. Their docstrings are the help texts.
+
+Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
+a command runs. Knows nothing of parsing or exit codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from clipvid.cli import arguments, datasets, outputs
+from clipvid.cli.parsing.names import suggestion
+from clipvid.cli.parsing.options import OUTPUT, SEARCH, Data, Model, ModelOptions, Run, Sources, named
+from clipvid.config.settings import INDEX
+from clipvid.errors import UsageError
+from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.text import pluralize
+from clipvid.search.stores import FAISS_KINDS
+
+
+def build_index(
+    source: Sources,
+    /,
+    *,
+    data: Data,
+    model: Model,
+    frames: Annotated[int | None, Parameter(group=SEARCH)] = None,
+    store: Annotated[str, named("store"), Parameter(group=SEARCH)] = "faiss",
+    kind: Annotated[str | None, Parameter(group=SEARCH)] = None,
+    precision: Annotated[str | None, named("precision"), Parameter(group=SEARCH)] = None,
+    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
+    run: Run,
+) -> None:
+    """Build a search index of videos and folders of videos; unreadable files are listed with the reason.
+
+    Examples:
+        clipvid index build my-videos --model ViT-B-32 --pretrained openai --out my-index
+        clipvid index build "clips/*.mp4" more-clips --kind hnsw
+        clipvid index build my-classes --format folder    # with labels, for clipvid search --where
+
+    Args:
+        source: as for embed.
+        frames: frames per video; as in the model's training when left out.
+        store: where vectors are kept and compared: faiss, or a store of a plugin.
+        kind: kind of index in the store. flat (when left out) compares a query with every video; faiss's ivf and hnsw
+            are faster on hundreds of thousands of videos, and may miss some.
+        precision: for videos and queries; auto, when left out, is bf16 if the hardware supports it.
+        workers: processes that decode; 0 decodes in threads of this process.
+        out: folder of the index.
+    """
+    arguments.check_model(model.model, model.pretrained)
+    _check_workers(workers)
+    if frames is not None and frames < 1:
+        raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
+    if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
+        raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
+    outputs.require_writable(out, folder=True)
+    videos = datasets.videos_of(source, data)
+    with lock_folder(out, outside=True):
+        _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
+        settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
+        index = _new_index(model, device=run.device, settings=settings)
+        _fill(index, videos, out, workers=workers, profile=run.profile)
+
+
+def add_to_index(
+    source: Sources,
+    /,
+    *,
+    data: Data,
+    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
+    out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
+    run: Run,
+) -> None:
+    """Add videos to a search index, skipping those that it has; also finishes a build that was interrupted.
+
+    Examples:
+        clipvid index add new-videos --out my-index
+
+    Args:
+        source: as for embed.
+        workers: processes that decode; 0 decodes in threads of this process.
+        out: folder of the index, which stores its model, frames, kind and precision.
+    """
+    _check_workers(workers)
+    outputs.require_writable(out, folder=True)
+    if not (Path(out) / INDEX).is_file():
+        raise UsageError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
+    videos = datasets.videos_of(source, data)
+    with lock_folder(out, outside=True):
+        from clipvid.search.index import VideoIndex
+
+        index = VideoIndex.load(out, arguments.index_model(out, run.device))
+        _fill(index, videos, out, workers=workers, profile=run.profile)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise UsageError(f"--workers must be an integer >= 0, got {workers}; 0 decodes in this process")
+
+
+def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> None:
+    """Embed the videos that the index does not have, and save it, also after an interruption."""
+    with index.saving_to(out), outputs.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
+        data_config = replace(index.data_config, unreadable="skip", workers=workers)
+        index.add(videos, data_config, existing="skip")
+    if not len(index):
+        outputs.show_unreadable(index.skipped)
+        names = ", ".join(videos) if isinstance(videos, list) else getattr(videos, "name", videos)
+        raise ValueError(f"no video in {names} could be read, so there is nothing to index")
+    print(f"{pluralize(len(index), 'video')} in {out}")
+    outputs.show_unreadable(index.skipped)
+
+
+def _check_index_folder(out: Path, *, exists: bool) -> None:
+    """Raise FileExistsError for an existing index and for a folder of other files."""
+    if exists:
+        raise FileExistsError(f"{out} holds an index; extend it with clipvid index add, or give another --out")
+    if not exists and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds other files, and an index needs a separate folder; give another --out")
+
+
+def _new_index(model: ModelOptions, *, device: str, settings: dict[str, Any]) -> Any:
+    """Return an empty index for the named model; settings that are None are taken from the model's training."""
+    from clipvid.features.encode import trained_data_config
+    from clipvid.search.index import VideoIndex
+
+    video_model = arguments.named_model(model.model, model.pretrained, device=device, default_branch="mean")
+    data_config = trained_data_config(video_model)
+    changes = {name: settings[name] for name in ("frames", "precision") if settings[name] is not None}
+    index = VideoIndex(
+        video_model, replace(data_config, **changes), store=settings["store"], kind=settings["kind"] or "flat"
+    )
+    index.note = arguments.model_note(model.model, model.pretrained)
+    return index
