@@ -30,6 +30,9 @@ COMMANDS = {
     "embed": "search:embed",
     "index build": "index:build_index",
     "index add": "index:add_to_index",
+    "index refresh": "index:refresh_index",
+    "index remove": "index:remove_from_index",
+    "index verify": "index:verify_index",
     "search": "search:search",
     "data check": "check:check_data",
     "cache ls": "cache:list_caches",
@@ -39,7 +42,7 @@ COMMANDS = {
 """Module of clipvid.cli and function of each command."""
 
 GROUPS = {
-    "index": "Build and extend search indexes.",
+    "index": "Build, extend, refresh and verify search indexes.",
     "data": "Check data sets.",
     "cache": "List, verify and prune tap caches.",
 }

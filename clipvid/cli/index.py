@@ -1,4 +1,4 @@
-"""Commands to build and extend a search index: index build and index add. Their docstrings are the help texts.
+"""Commands of a search index: index build, add, refresh, remove, verify. Their docstrings are the help texts.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -6,6 +6,9 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +19,9 @@ from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import OUTPUT, SEARCH, Data, Model, ModelOptions, Run, Sources, named
 from clipvid.config.settings import INDEX
-from clipvid.errors import UsageError
+from clipvid.errors import CheckpointError, UsageError
 from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.names import show
 from clipvid.runtime.text import pluralize
 from clipvid.search.stores import FAISS_KINDS
 
@@ -97,6 +101,101 @@ def add_to_index(
 
         index = VideoIndex.load(out, arguments.index_model(out, run.device))
         _fill(index, videos, out, workers=workers, profile=run.profile)
+
+
+def refresh_index(
+    index: str,
+    /,
+    *,
+    root: Annotated[str | None, Parameter(group=SEARCH, metavar="DIR")] = None,
+    workers: Annotated[int, Parameter(group=SEARCH)] = 0,
+    run: Run,
+) -> None:
+    """Embed again the videos of an index whose files have changed, and remove those whose files have gone.
+
+    Skipped files are tried again. New files are not looked for: clipvid index add adds them.
+
+    Examples:
+        clipvid index refresh my-index
+
+    Args:
+        index: folder that `clipvid index build` made.
+        root: folder of the videos, if they have moved.
+        workers: processes that decode; 0 decodes in threads of this process.
+    """
+    _check_workers(workers)
+    with (
+        _changed(index, root=root, device=run.device) as video_index,
+        outputs.profiled_to(f"{index.rstrip('/')}.profile.json", enabled=run.profile),
+    ):
+        data_config = replace(video_index.data_config, unreadable="skip", workers=workers)
+        refreshed = video_index.refresh(data_config)
+    for path in refreshed.gone:
+        print(f"removed {show(path)}, whose file has gone")
+    print(f"{pluralize(len(refreshed.embedded), 'video')} embedded again, {len(refreshed.gone)} removed")
+    outputs.show_unreadable(refreshed.skipped)
+
+
+def remove_from_index(
+    index: str,
+    videos: list[str],
+    /,
+    *,
+    device: Annotated[str, named("device"), Parameter(group=SEARCH)] = "auto",
+) -> None:
+    """Remove videos from an index; their files stay.
+
+    Examples:
+        clipvid index remove my-index my-videos/dog.mp4 my-videos/cat.mp4
+
+    Args:
+        index: folder that `clipvid index build` made.
+        videos: paths of the videos, as clipvid search prints them.
+        device: auto is a GPU if there is one.
+    """
+    with _changed(index, root=None, device=device) as video_index:
+        indexed = set(video_index.paths)
+        unknown = [name for name in videos if Path(os.path.abspath(name)) not in indexed and Path(name) not in indexed]
+        if unknown:
+            raise UsageError(f"{unknown[0]} is not in {index}, so nothing was removed; clipvid search prints the paths")
+        n_removed = video_index.remove(videos)
+        print(f"{pluralize(n_removed, 'video')} removed, {len(video_index)} left")
+
+
+def verify_index(index: str, /) -> None:
+    """Compare all files of an index with their hashes, and its videos with the content that was embedded.
+
+    Exits with 1 if the index is damaged or a video has changed or gone. Needs no model.
+
+    Examples:
+        clipvid index verify my-index
+
+    Args:
+        index: folder that `clipvid index build` made.
+    """
+    from clipvid.search.verify import verified
+
+    report = verified(Path(index))
+    for path, state in report.outdated.items():
+        print(f"{state} {show(path)}")
+    print(f"{pluralize(report.videos, 'video')}, {pluralize(report.files, 'file')} as written")
+    if report.outdated:
+        raise CheckpointError(
+            f"{pluralize(len(report.outdated), 'video')} of {index} changed or gone; clipvid index refresh {index} "
+            "embeds them again"
+        )
+
+
+@contextmanager
+def _changed(index: str, *, root: str | None, device: str) -> Iterator[Any]:
+    """Load an index under its lock, and save it at the end."""
+    if not (Path(index) / INDEX).is_file():
+        raise UsageError(f"{index} holds no index (no {INDEX}); clipvid index build SOURCE --out {index} makes one")
+    with lock_folder(index, outside=True):
+        from clipvid.search.index import VideoIndex
+
+        with VideoIndex.changing(index, arguments.index_model(index, device), root=root) as video_index:
+            yield video_index
 
 
 def _check_workers(workers: int) -> None:

@@ -29,6 +29,7 @@ CONTINUE = {
     "data check": "; run it again to continue, checked files are not decoded again",
     "index build": "; continue with the remaining videos with clipvid index add",
     "index add": "; run it again to continue with the remaining videos",
+    "index refresh": "; run it again to continue with the remaining videos",
 }
 """Advice after an interruption, for commands that can continue."""
 

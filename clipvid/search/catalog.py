@@ -14,6 +14,7 @@ from pathlib import Path
 from clipvid.data.content import Stamp, content_hash, is_settled, remember, stamp_of
 from clipvid.errors import VideoError
 from clipvid.search.filters import Filter, with_values
+from clipvid.search.storage import IndexMetadata, root_of
 
 GONE, CHANGED = "gone", "changed"
 """States of a file that is no longer the one that was embedded."""
@@ -40,6 +41,19 @@ class Catalog:
         self.root = root
         self.entries: dict[Path, Entry] = {}
         self.skipped: dict[Path, VideoError] = {}
+
+    @classmethod
+    def of(cls, metadata: IndexMetadata, folder: Path, root: str | Path | None) -> Catalog:
+        """Return the catalog of a saved index, whose stamps spare files the hashing."""
+        catalog = cls(root_of(metadata, folder, root))
+        for video in metadata.videos:
+            path = Path(video.path) if video.array else catalog.path_of(video.path)
+            catalog.entries[path] = Entry(video.content, video.stamp)
+            if video.content and video.stamp is not None:
+                remember(video.stamp, video.content)
+        for name, reason, backend in metadata.skipped:
+            catalog.skipped[Path(name)] = VideoError(name, reason, backend=backend)
+        return catalog
 
     def choose_root(self, paths: Iterable[Path]) -> None:
         """Take the folder that all these paths have in common as the root, unless there is one or any video."""
@@ -120,9 +134,3 @@ def entry_of(path: Path, before: Stamp | None) -> Entry:
     if stamp != before:
         return Entry("")
     return Entry(content, stamp if is_settled(stamp) else None)
-
-
-def restore(entry: Entry) -> None:
-    """Let files with the stamp of a saved entry need no hashing again."""
-    if entry.content is not None and entry.stamp is not None:
-        remember(entry.stamp, entry.content)

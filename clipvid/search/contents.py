@@ -27,7 +27,7 @@ from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.manifest import seal
 from clipvid.runtime.text import pluralize
-from clipvid.search.catalog import Catalog, Entry, restore
+from clipvid.search.catalog import Catalog, Entry
 from clipvid.search.filters import Filter
 from clipvid.search.hits import Hit, IndexTable
 from clipvid.search.storage import (
@@ -38,7 +38,6 @@ from clipvid.search.storage import (
     VideoEntry,
     check_replaceable,
     encoded,
-    root_of,
     saved_id,
 )
 from clipvid.search.stores.base import Store
@@ -253,13 +252,7 @@ class IndexContents(IndexTable):
     def _restore(self, metadata: IndexMetadata, store: Store | None, folder: Path, root: str | Path | None) -> None:
         """Take the contents of a saved index."""
         self.note, self._vectors = metadata.note, store
-        catalog = self._catalog = Catalog(root_of(metadata, folder, root))
-        for video in metadata.videos:
-            path = Path(video.path) if video.array else catalog.path_of(video.path)
-            entry = catalog.entries[path] = Entry(video.content, video.stamp)
-            restore(entry)
-        for path, reason, backend in metadata.skipped:
-            catalog.skipped[Path(path)] = VideoError(path, reason, backend=backend)
+        self._catalog = Catalog.of(metadata, folder, root)
         self._saved[os.path.abspath(folder)] = metadata.id
 
 

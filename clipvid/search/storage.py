@@ -33,7 +33,8 @@ READ_AS = ("frames", "sampler", "temporal_views", "spatial_views", "tokens", "ba
 """Fields of the data config that an embedding depends on, saved with the index."""
 ADVICE = "take a copy of the folder that is whole, or build the index again"
 """Advice at the end of messages about a damaged index."""
-_REFUSAL: Any = {"error": CheckpointError, "advice": ADVICE}
+REFUSAL: Any = {"error": CheckpointError, "advice": ADVICE}
+"""Arguments of the readers in runtime/ for an index that is damaged."""
 
 
 class VideoEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -109,19 +110,19 @@ def read_index(folder: Path) -> tuple[IndexMetadata, Store | None]:
         metadata = _read_metadata(folder)
         return metadata, _read_store(folder, metadata)
 
-    return read_sealed(folder, read, **_REFUSAL)
+    return read_sealed(folder, read, **REFUSAL)
 
 
 def read_metadata(folder: Path) -> IndexMetadata:
     """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported."""
-    return read_sealed(folder, _read_metadata, **_REFUSAL)
+    return read_sealed(folder, _read_metadata, **REFUSAL)
 
 
 def saved_id(folder: Path) -> str | None:
     """Return the id of the version that is saved in a folder, "" for one without, or None for no index."""
     recover(folder)
     try:
-        return decode((folder / METADATA).read_bytes(), _Id, source=folder / METADATA, **_REFUSAL).id
+        return decode((folder / METADATA).read_bytes(), _Id, source=folder / METADATA, **REFUSAL).id
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -138,7 +139,7 @@ def _read_metadata(folder: Path) -> IndexMetadata:
         raise CheckpointError(
             f"{folder} holds no index (no {METADATA}); clipvid index build VIDEOS --out {folder} makes one"
         ) from error
-    version = decode(content, _Version, source=path, **_REFUSAL)
+    version = decode(content, _Version, source=path, **REFUSAL)
     version = version.format if version.format_version is None else version.format_version
     if version not in (1, 2, FORMAT):
         raise CheckpointError(
@@ -146,7 +147,7 @@ def _read_metadata(folder: Path) -> IndexMetadata:
         )
     if version == FORMAT and not is_sealed(folder):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} is missing; {ADVICE}")
-    metadata = decode(content, IndexMetadata, source=path, **_REFUSAL)
+    metadata = decode(content, IndexMetadata, source=path, **REFUSAL)
     if version != FORMAT:
         if metadata.paths is None:
             raise CheckpointError(f"{path} is damaged (missing required field paths); {ADVICE}")

@@ -1,0 +1,19 @@
+"""Names of files as they are printed: one line, no control characters, whatever bytes the name has.
+
+Contract: a path in, text out that a terminal shows as it is and that UTF-8 can encode.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def show(path: str | os.PathLike[str]) -> str:
+    r"""Return a path for a line of text: bytes that are no UTF-8 and control characters become \xNN or \uNNNN."""
+    text = os.fsencode(os.fspath(path)).decode(errors="backslashreplace")
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

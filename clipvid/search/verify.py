@@ -1,0 +1,33 @@
+"""The check of a saved index without its model: its files against their hashes, its videos against their content.
+
+Contract: a folder in, a report out; CheckpointError for a damaged index. Reads every file of the index, and those
+videos whose stamp has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvid.runtime.manifest import verify
+from clipvid.search.catalog import Catalog
+from clipvid.search.storage import REFUSAL, read_index
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Result of the check of a saved index."""
+
+    files: int
+    """Number of files of the index that are as they were written; 0 for an index of an older format, without hashes."""
+    videos: int
+    outdated: dict[Path, str]
+    """Videos whose file has changed or gone since it was embedded: "changed" or "gone"."""
+
+
+def verified(folder: Path, *, root: str | Path | None = None) -> Verified:
+    """Check a saved index; raise CheckpointError if any of its files differs from what was written."""
+    n_files = verify(folder, **REFUSAL)
+    metadata, _ = read_index(folder)
+    catalog = Catalog.of(metadata, folder, root)
+    return Verified(n_files, len(catalog.entries), catalog.outdated())
