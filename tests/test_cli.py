@@ -99,14 +99,14 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
 
     put = VideoIndex._put
 
-    def interrupted(self, paths, embeddings, labels):
-        put(self, paths[:4], embeddings[:4], labels[:4])
+    def interrupted(self, paths, embeddings, **entries):
+        put(self, paths[:4], embeddings[:4], **entries)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(VideoIndex, "_put", interrupted)
     assert main(["index", "build", "videos/test", "--out", "found"]) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert len(json.loads(Path("found/index.json").read_text())["paths"]) == 4
+    assert len(json.loads(Path("found/index.json").read_text())["videos"]) == 4
     monkeypatch.setattr(VideoIndex, "_put", put)
     stored = Path("found/index.json").read_bytes()
     assert "found holds an index; extend it with clipvid index add" in refusal(

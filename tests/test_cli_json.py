@@ -67,7 +67,7 @@ def test_search_prints_hits_as_json_of_an_index_of_several_sources(tmp_path, cap
     clips = sorted(Path("videos/test").glob("*.mp4"))
     sources = ["videos/test/*[12].mp4", str(clips[0])]
     assert main(["index", "build", *sources, "--model", "clipvid-mini", "--frames", "2", "--out", index]) == 0
-    before = json.loads(Path(index, "index.json").read_text())["paths"]
+    before = json.loads(Path(index, "index.json").read_text())["videos"]
     assert [Path(path).name for path in before] == list(
         dict.fromkeys([c.name for c in clips if c.stem[-1] in "12"] + [clips[0].name])
     )

@@ -193,7 +193,7 @@ def _print_hits(every: Sequence[Any], *, named: bool) -> None:
         if named:
             print(f"{'' if number == 0 else chr(10)}{hits.query}")
         for hit in hits:
-            print(f"{hit.rank:>3}  {hit.score:.3f}  {hit.path}")
+            print(hit)
 
 
 def _check_filter(where: str | None) -> None:

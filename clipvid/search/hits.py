@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.names import show
 from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
 
@@ -35,7 +36,7 @@ class Hit:
 
     def __str__(self) -> str:
         outdated = f" ({self.outdated}; clipvid index refresh)" if self.outdated else ""
-        return f"{self.rank:>3}  {self.score:.3f}  {self.path}{outdated}"
+        return f"{self.rank:>3}  {self.score:.3f}  {show(self.path)}{outdated}"
 
 
 class Hits(list[Hit]):
