@@ -68,7 +68,7 @@ def test_search_prints_hits_as_json_of_an_index_of_several_sources(tmp_path, cap
     sources = ["videos/test/*[12].mp4", str(clips[0])]
     assert main(["index", "build", *sources, "--model", "clipvid-mini", "--frames", "2", "--out", index]) == 0
     before = json.loads(Path(index, "index.json").read_text())["videos"]
-    assert [Path(path).name for path in before] == list(
+    assert [Path(video["path"]).name for video in before] == list(
         dict.fromkeys([c.name for c in clips if c.stem[-1] in "12"] + [clips[0].name])
     )
     assert main(["index", "add", "videos/test", "--out", index]) == 0

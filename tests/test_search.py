@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,8 @@ from torch import nn
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.runtime.manifest import MANIFEST, seal
 from clipvid.search.hits import Hit, Hits
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA, STORE
-from clipvid.search.stores.base import ROWS
-from clipvid.search.stores.faiss import VECTORS
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
 
@@ -341,45 +336,6 @@ def test_saving_never_replaces_a_folder_of_other_files(index, model, library, tm
     assert (tmp_path / "holiday.mp4").read_bytes() == b"precious"
 
 
-def test_damaged_indices_are_refused(index, model, tmp_path):
-    folder = index.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"holds no index \(no index\.json\); clipvid index build VIDEOS --out"):
-        VideoIndex.load(tmp_path, model)
-    for damaged in (METADATA, f"{STORE}/{VECTORS}", f"{STORE}/{ROWS}", MANIFEST):
-        content = (folder / damaged).read_bytes()
-        (folder / damaged).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
-        with pytest.raises(CheckpointError, match=r"is damaged.*, or build the index again"):
-            VideoIndex.load(folder, model)
-        (folder / damaged).unlink()
-        with pytest.raises(CheckpointError, match=r"is missing; take a copy of the folder|holds no index"):
-            VideoIndex.load(folder, model)
-        (folder / damaged).write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"videos": [{"path": "a"}]}, "lists 1 videos in a flat index, and its store holds 4"),
-        ({"format_version": 99}, "has index format 99, this version of clipvid reads 1 to 3; build it again"),
-        ({"frames": "4"}, r"index.json is damaged \(Expected int, got str at frames\)"),
-        ({"frames": 10**9}, "frames must be an integer <= 1000000, got 1000000000"),
-        ({"kind": "lsh"}, "kind must be one of flat, ivf, hnsw, got 'lsh'"),
-        ({"kind": "hnsw"}, "holds 4 or other videos in a flat index"),
-        ({"store": "oracle"}, "unknown store 'oracle'"),
-        ({"precision": "8"}, "unknown precision '8'"),
-        ({"skipped": [["a", 5]]}, r"index.json is damaged \(Expected str, got int at skipped\[0\]\[1\]\)"),
-    ],
-    ids=str,
-)
-def test_metadata_that_do_not_fit_are_refused_by_field(index, model, tmp_path, change, message):
-    folder = index.save(tmp_path / "saved")
-    metadata = json.loads((folder / METADATA).read_text())
-    (folder / METADATA).write_text(json.dumps(metadata | change))
-    seal(folder)
-    with pytest.raises(CheckpointError, match=message):
-        VideoIndex.load(folder, model)
-
-
 def test_an_interrupted_build_saves_its_embeddings_and_can_continue(model, library, tmp_path, monkeypatch):
     encode = model.encode_video
 
@@ -484,21 +440,3 @@ def test_a_search_with_a_filter_compares_the_videos_that_pass_it(library):
     assert index.search("a red", where=f"path in ('{paths[1]}')")[0].path == paths[1]
     with pytest.raises(ValueError, match="has 'odd' at character 9"):
         index.search("a red", where="label = odd")
-
-
-def test_an_index_of_the_first_format_is_read(library, tmp_path):
-    model = ColourModel()
-    index = VideoIndex.build(model, library, FOUR, progress=False)
-    index.save(tmp_path / "new")
-    old = tmp_path / "old"
-    shutil.copytree(tmp_path / "new" / STORE, old)
-    (old / "rows.json").unlink()
-    metadata = json.loads((tmp_path / "new" / METADATA).read_text())
-    names = ("fingerprint", "frames", "sampler", "backend", "skipped")
-    older = {name: metadata[name] for name in names} | {"format": 1, "paths": [str(path) for path in index.paths]}
-    (old / METADATA).write_text(json.dumps(older))
-    loaded = VideoIndex.load(old, model)
-    assert loaded.search("a red") == index.search("a red")
-    loaded.save(old)  # in the current format
-    assert sorted(path.name for path in old.iterdir()) == [METADATA, MANIFEST, STORE]
-    assert VideoIndex.load(old, model).search("a red") == index.search("a red")

@@ -1,0 +1,92 @@
+"""The files of a saved index: every change is refused by name, wrong metadata by field, and older formats are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from test_search import COLOURS, FOUR, PLAIN, ColourModel, write_video
+
+from clipvid.errors import CheckpointError
+from clipvid.runtime.manifest import MANIFEST, seal
+from clipvid.search.index import VideoIndex
+from clipvid.search.storage import METADATA, STORE
+from clipvid.search.stores.base import ROWS
+from clipvid.search.stores.faiss import VECTORS
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Return a folder of four plain videos."""
+    folder = tmp_path_factory.mktemp("library")
+    for name, colour in COLOURS.items():
+        write_video(folder / f"{name}.mp4", colour)
+    return folder
+
+
+@pytest.fixture
+def model():
+    return ColourModel()
+
+
+@pytest.fixture
+def index(model, library):
+    return VideoIndex.build(model, library, PLAIN, progress=False)
+
+
+def test_damaged_indices_are_refused(index, model, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"holds no index \(no index\.json\); clipvid index build VIDEOS --out"):
+        VideoIndex.load(tmp_path, model)
+    for damaged in (METADATA, f"{STORE}/{VECTORS}", f"{STORE}/{ROWS}", MANIFEST):
+        content = (folder / damaged).read_bytes()
+        (folder / damaged).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+        with pytest.raises(CheckpointError, match=r"is damaged.*, or build the index again"):
+            VideoIndex.load(folder, model)
+        (folder / damaged).unlink()
+        with pytest.raises(CheckpointError, match=r"is missing; take a copy of the folder|holds no index"):
+            VideoIndex.load(folder, model)
+        (folder / damaged).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"videos": [{"path": "a"}]}, "lists 1 videos in a flat index, and its store holds 4"),
+        ({"format_version": 99}, "has index format 99, this version of clipvid reads 1 to 3; build it again"),
+        ({"frames": "4"}, r"index.json is damaged \(Expected int, got str at frames\)"),
+        ({"frames": 10**9}, "frames must be an integer <= 1000000, got 1000000000"),
+        ({"kind": "lsh"}, "kind must be one of flat, ivf, hnsw, got 'lsh'"),
+        ({"kind": "hnsw"}, "holds 4 or other videos in a flat index"),
+        ({"store": "oracle"}, "unknown store 'oracle'"),
+        ({"precision": "8"}, "unknown precision '8'"),
+        ({"skipped": [["a", 5]]}, r"index.json is damaged \(Expected str, got int at skipped\[0\]\[1\]\)"),
+    ],
+    ids=str,
+)
+def test_metadata_that_do_not_fit_are_refused_by_field(index, model, tmp_path, change, message):
+    folder = index.save(tmp_path / "saved")
+    metadata = json.loads((folder / METADATA).read_text())
+    (folder / METADATA).write_text(json.dumps(metadata | change))
+    seal(folder)
+    with pytest.raises(CheckpointError, match=message):
+        VideoIndex.load(folder, model)
+
+
+def test_an_index_of_the_first_format_is_read(library, tmp_path):
+    model = ColourModel()
+    index = VideoIndex.build(model, library, FOUR, progress=False)
+    index.save(tmp_path / "new")
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "new" / STORE, old)
+    (old / "rows.json").unlink()
+    metadata = json.loads((tmp_path / "new" / METADATA).read_text())
+    names = ("fingerprint", "frames", "sampler", "backend", "skipped")
+    older = {name: metadata[name] for name in names} | {"format": 1, "paths": [str(path) for path in index.paths]}
+    (old / METADATA).write_text(json.dumps(older))
+    loaded = VideoIndex.load(old, model)
+    assert loaded.search("a red") == index.search("a red")
+    loaded.save(old)  # in the current format
+    assert sorted(path.name for path in old.iterdir()) == [METADATA, MANIFEST, STORE]
+    assert VideoIndex.load(old, model).search("a red") == index.search("a red")
