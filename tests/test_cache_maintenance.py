@@ -20,7 +20,7 @@ from clipvid.models.video_clip import VideoCLIP
 
 DATA_CONFIGS = [DataConfig(frames=2, precision="32-true"), DataConfig(frames=3, precision="32-true")]
 DAMAGE = {
-    "cut": (lambda text: text[:20], "is not a valid cache key (Unterminated string"),
+    "cut": (lambda text: text[:20], "is not a valid cache key (Input data was truncated"),
     "another type": (lambda text: "[1, 2]", "is not a valid cache key ("),
     "no text": (lambda text: "\x00\xff", "is not a valid cache key ("),
     "other taps": (

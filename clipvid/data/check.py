@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.files import content_hash
+from clipvid.data.content import content_hash
 from clipvid.data.probe_file import probe_file, stamp_of
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool

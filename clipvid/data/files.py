@@ -6,7 +6,6 @@ Knows nothing of annotations or of the content of videos.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -74,19 +73,6 @@ def clip_exists(path: Path) -> bool:
 def files_of(clip: Path) -> list[Path]:
     """Return the files of a clip: the file itself, or the pictures of a folder."""
     return pictures_in(clip) if clip.is_dir() else [clip]
-
-
-def content_hash(clip: Path) -> str:
-    """Return a SHA-256 of size and first, middle and last 64 KiB of each file: equal for copies, fast to compute."""
-    digest, part = hashlib.sha256(), 1 << 16
-    for name in files_of(clip):
-        size = name.stat().st_size
-        with name.open("rb") as file:
-            digest.update(str(size).encode())
-            for start in (0, size // 2, size - part):
-                file.seek(max(0, start))
-                digest.update(file.read(part))
-    return digest.hexdigest()
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.files import content_hash, files_of
+from clipvid.data.content import content_hash
+from clipvid.data.files import files_of
 from clipvid.errors import DataError, VideoError
 
 

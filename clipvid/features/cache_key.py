@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.schema import decode
 from clipvid.runtime.text import pluralize
 
 CACHE_KEY_FILE = "cache_key.json"
@@ -44,17 +45,21 @@ class CacheKey:
     """One of MODES."""
     augmented_views: str = ""
     """Settings of augmented views, as JSON; empty for one fixed view."""
+    content_hash: str = ""
+    """Hash by which clips are known; empty in caches of versions that hashed samples of a file, which are not read."""
 
     @property
     def key(self) -> str:
         """Name of the folder of such taps."""
-        return _hash({name: value for name, value in asdict(self).items() if name != "augmented_views" or value})
+        optional = ("augmented_views", "content_hash")
+        return _hash({name: value for name, value in asdict(self).items() if name not in optional or value})
 
     def __str__(self) -> str:
         levels = ", ".join(map(str, self.levels)) or "none"
         summary = f"{pluralize(self.frames, 'frame')} ({self.sampler}), levels {levels}, {self.kind}, {self.precision}"
         extras = [", first_layer"] if self.mode == "first_layer" else []
         extras += [f", augmented views {self.augmented_views}"] if self.augmented_views else []
+        extras += [] if self.content_hash else [", of an earlier version, no longer read"]
         return f"{summary}{''.join(extras)}, tower {self.tower_fingerprint[:12]}"
 
 
@@ -98,13 +103,13 @@ def repair_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
 
 def read_cache_key(folder: Path) -> CacheKey | TextCacheKey:
     """Return the cache key of a folder. Raise CacheError if it is unreadable or differs from the folder's name."""
+    path = folder / CACHE_KEY_FILE
     try:
-        fields = json.loads((folder / CACHE_KEY_FILE).read_text(encoding="utf-8"))
-        cache_key = (
-            CacheKey(**{**fields, "levels": tuple(fields["levels"])}) if "levels" in fields else TextCacheKey(**fields)
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CacheError(f"{folder / CACHE_KEY_FILE} is not a valid cache key ({error})") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise CacheError(f"{path} is not a valid cache key ({error})") from error
+    kind = TextCacheKey if folder.name.startswith(TEXT) else CacheKey
+    cache_key = decode(content, kind, source=path, error=CacheError, advice="", fault="is not a valid cache key")
     if cache_key.key != folder.name:
         raise CacheError(f"{folder / CACHE_KEY_FILE} does not match the name of its folder")
     return cache_key

@@ -6,17 +6,18 @@ Contract: shards and the keys of clips in, Taps out, of the type that live taps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clipvid.errors import CacheError
 from clipvid.features import codec
-from clipvid.features.shards import Shards
+from clipvid.features.shards import ADVICE, Shards
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.partial import forward_from
-from clipvid.models.backbone.taps import Taps, require_levels
+from clipvid.models.backbone.taps import Geometry, Taps, require_levels
 from clipvid.runtime.precision import autocast
 
 
@@ -31,8 +32,10 @@ class CachedTaps:
         stored: Sequence[int],
         levels: Sequence[int],
         dtype: torch.dtype | None,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.shards = shards
+        self.shapes = shapes
         self.keys: tuple[str, ...] = tuple(keys)
         self.stored: tuple[int, ...] = tuple(stored)
         self.levels: tuple[int, ...] = tuple(levels)
@@ -49,7 +52,7 @@ class CachedTaps:
 
     def gather(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Taps:
         """Return the taps of these clips, in this order, in memory. Raise CacheError for a damaged file."""
-        clips = [self.shards.row(self.keys[int(row)]) for row in rows]
+        clips = [self._clip(self.keys[int(row)]) for row in rows]
         mask = torch.stack([clip["mask"] for clip in clips]).bool()
         return Taps(
             self.levels,
@@ -59,8 +62,17 @@ class CachedTaps:
             None if bool(mask.all()) else mask,
         )
 
+    def _clip(self, key: str) -> dict[str, Tensor]:
+        """Return the tensors of one clip; raise CacheError for those of another tower, whatever their checksum."""
+        clip = self.shards.row(key)
+        for name, shape in self.shapes.items():
+            if name not in clip or tuple(clip[name].shape) != shape:
+                actual = tuple(clip[name].shape) if name in clip else "missing"
+                raise CacheError(f"{self.shards.path_of(key)} is damaged: {name} is {actual}, not {shape}; {ADVICE}")
+        return clip
+
     def _like(self, keys: Sequence[str], levels: Sequence[int]) -> CachedTaps:
-        return CachedTaps(self.shards, keys, stored=self.stored, levels=levels, dtype=self.dtype)
+        return CachedTaps(self.shards, keys, stored=self.stored, levels=levels, dtype=self.dtype, shapes=self.shapes)
 
     def _stacked(self, clips: Sequence[dict[str, Tensor]], name: str) -> Tensor:
         parts = {"": torch.stack([clip[name] for clip in clips])}
@@ -119,3 +131,13 @@ class FirstLayerTaps:
     def _like(self, cached: CachedTaps, levels: Sequence[int]) -> FirstLayerTaps:
         options = {"precision": self.precision, "dtype": self.dtype, "tower_fingerprint": self._tower_fingerprint}
         return FirstLayerTaps(cached, self.backbone, levels, **options)
+
+
+def shapes_of(geometry: Geometry, levels: Sequence[int], *, frames: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of one clip by name."""
+    shapes: dict[str, tuple[int, ...]] = {"mask": (frames,), "frames": (frames, geometry.embed_dim)}
+    for level, width in zip(levels, geometry.widths, strict=True):
+        shapes[f"patches.{level}"] = (frames, geometry.patches, width)
+        if geometry.class_token:
+            shapes[f"cls.{level}"] = (frames, width)
+    return shapes

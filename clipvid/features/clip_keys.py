@@ -6,9 +6,18 @@ Contract: records in, keys out. Knows nothing of models, taps or folders.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
-from clipvid.data.files import content_hash
-from clipvid.data.records import Record
+from clipvid.data.content import HashLog, content_hash
+from clipvid.data.files import files_of
+from clipvid.data.records import Record, VideoDataset
+
+CONTENT_HASH = "xxh3-128"
+"""Name of the hash by which clips are known; part of the cache key."""
+
+HASHES = "hashes.jsonl"
+"""Name of the file, in the folder of a cache, with the hashes of clips by the stamps of their files."""
 
 
 def clip_key(record: Record) -> str:
@@ -18,6 +27,16 @@ def clip_key(record: Record) -> str:
     """
     content = content_hash(record.path) if record.array is None else record.array.content
     return f"{content[:32]}:{record.start}:{record.end}"
+
+
+def stored_clip_keys(data: VideoDataset, folder: Path) -> list[str | None]:
+    """Return `clip_keys`, and store the hashes of the files in the folder of a cache for later runs."""
+    log = HashLog(folder / HASHES)
+    keys = clip_keys(data)
+    if folder.is_dir():
+        with suppress(OSError):  # a cache that may only be read
+            log.add([file for r in data if r.array is None and r.path.exists() for file in files_of(r.path)])
+    return keys
 
 
 def clip_keys(records: Iterable[Record]) -> list[str | None]:

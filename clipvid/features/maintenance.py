@@ -13,6 +13,7 @@ from pathlib import Path
 from clipvid.errors import CacheError
 from clipvid.features.cache_key import CACHE_KEY_FILE, TEXT, CacheKey, TextCacheKey, read_cache_key
 from clipvid.features.shards import ADVICE, SUFFIX, check_shard, shard_files
+from clipvid.runtime.files import remove_leftovers
 from clipvid.runtime.text import pluralize
 
 
@@ -80,9 +81,8 @@ class Pruned:
 def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     """Remove damaged files, unfinished ones and, with `tower`, everything of the tower with that fingerprint.
 
-    `tower` is the beginning of a fingerprint. Unfinished files are left by killed runs. Do not call this while another
-    process writes to the cache: its unfinished file would be removed too. Raises CacheError unless exactly one tower in
-    the cache matches.
+    `tower` is the beginning of a fingerprint. Unfinished files are left by killed runs; those of runs that still write
+    stay. Raises CacheError unless exactly one tower in the cache matches.
     """
     removed: list[Path] = []
     parts = parts_of(folder, full=True)
@@ -98,9 +98,10 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
             shutil.rmtree(part.folder)
             removed.append(part.folder)
             continue
-        for path in [*(path for path, _ in part.damaged), *part.folder.glob(".*.part")]:
+        for path, _ in part.damaged:
             path.unlink()
             removed.append(path)
+        removed += remove_leftovers(part.folder)
     return Pruned(tuple(removed), tuple(part for part in parts if part.cache_key is None))
 
 

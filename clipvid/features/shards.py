@@ -36,13 +36,16 @@ def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]
     """
     if uneven := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
         raise ValueError(f"{uneven[0]} has {len(tensors[uneven[0]])} rows for {len(keys)} clips; give one row per clip")
+    if wrong := [part for part, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise CacheError(
+            f"{wrong[0]} of a clip is not finite, so it is not stored; check the model's weights, or take another "
+            "precision"
+        )
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks), "folder": folder.name}
     path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
     with atomic_file(path) as draft:
         write_tensors(draft, tensors, metadata=header)
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())  # the rename may otherwise reach the disk before the content
     return path
 
 
@@ -73,6 +76,10 @@ class Shards:
 
     def __contains__(self, key: str) -> bool:
         return key in self._location
+
+    def path_of(self, key: str) -> Path:
+        """Return the file that holds a clip."""
+        return self._location[key][0]
 
     def row(self, key: str) -> dict[str, Tensor]:
         """Return the tensors of one clip, mapped from its file. Raise CacheError if its bytes have changed."""
@@ -123,6 +130,12 @@ def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 def _check(clip: Mapping[str, Tensor], check: int, *, path: Path, row: int) -> None:
     if _crc(clip) != check:
         raise CacheError(f"{path} is damaged: the bytes of clip {row} have changed since they were written; {ADVICE}")
+    if not all(map(_is_finite, clip.values())):
+        raise CacheError(f"{path} is damaged: a value of clip {row} is not finite; {ADVICE}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _require_readable(path: Path) -> None:

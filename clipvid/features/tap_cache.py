@@ -26,8 +26,8 @@ from clipvid.errors import CacheError, ClipvidWarning, VideoError
 from clipvid.features import codec
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
-from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps
-from clipvid.features.clip_keys import clip_keys
+from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps, shapes_of
+from clipvid.features.clip_keys import CONTENT_HASH, clip_keys, stored_clip_keys
 from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
 from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
@@ -103,6 +103,7 @@ class TapCache:
             kind=self.kind_for(model, data_config),
             mode=self.mode,
             augmented_views="" if augmented_views is None else str(augmented_views),
+            content_hash=CONTENT_HASH,
         )
 
     def needs(
@@ -140,7 +141,7 @@ class TapCache:
         cache_key = self.cache_key(model, data_config, augmented_views)
         shards = Shards(self.folder / cache_key.key)
         repair_cache_key(shards.folder, cache_key)
-        views = views_of(clip_keys(data), augmented_views)
+        views = views_of(stored_clip_keys(data, self.folder), augmented_views)
         missing = _missing_keys(shards, views)
         self._check_disk_space(_bytes_needed(model, cache_key, len(missing)))
         if missing and (note := self._stored_otherwise(cache_key, model, missing)):
@@ -285,9 +286,11 @@ def _open_taps(
 ) -> CachedTaps | FirstLayerTaps:
     """Return the cached taps of these clips, in the mode of the cache key."""
     stored, live = cache_key.levels, _live_type(cache_key)
+    shapes = shapes_of(model.backbone.geometry(stored), stored, frames=cache_key.frames)
     if cache_key.mode == "taps":
-        return CachedTaps(shards, keys, stored=stored, levels=stored, dtype=live)
-    first_layer = CachedTaps(shards, keys, stored=stored, levels=stored, dtype=None if live is None else torch.float32)
+        return CachedTaps(shards, keys, stored=stored, levels=stored, dtype=live, shapes=shapes)
+    dtype = None if live is None else torch.float32
+    first_layer = CachedTaps(shards, keys, stored=stored, levels=stored, dtype=dtype, shapes=shapes)
     return FirstLayerTaps(first_layer, model.backbone, model.branch.levels, precision=cache_key.precision, dtype=live)
 
 

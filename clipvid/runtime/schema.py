@@ -14,19 +14,23 @@ import msgspec
 T = TypeVar("T")
 
 
-def decode(content: bytes, kind: type[T], *, source: Path | str, error: type[Exception], advice: str) -> T:
+def decode(
+    content: bytes, kind: type[T], *, source: Path | str, error: type[Exception], advice: str, fault: str = "is damaged"
+) -> T:
     """Return JSON as an object of `kind`; raise `error`, with the field, for anything else.
 
     Args:
         source: file that the content is from, for the message.
-        advice: end of the message, such as "build the index again".
+        advice: end of the message, such as "build the index again"; may be empty.
+        fault: what the message says of a file that does not fit.
     """
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise error(f"{source} is damaged ({_plain(problem)}); {advice}") from problem
+        reason = _plain(problem)
+        raise error(f"{source} {fault} ({reason}){advice and f'; {advice}'}") from problem
     except RecursionError as problem:
-        raise error(f"{source} is damaged (brackets are nested too deeply); {advice}") from problem
+        raise error(f"{source} {fault} (brackets are nested too deeply){advice and f'; {advice}'}") from problem
 
 
 def convert(value: object, kind: type[T], *, source: Path | str, error: type[Exception], advice: str) -> T:
