@@ -27,7 +27,7 @@ from clipvid.features import codec
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
 from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps, shapes_of
-from clipvid.features.clip_keys import CONTENT_HASH, clip_keys, stored_clip_keys
+from clipvid.features.clip_keys import CONTENT_HASH, stored_clip_keys
 from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
 from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
@@ -117,7 +117,9 @@ class TapCache:
         """Return the bytes that the clips of `data` that are not cached yet would take."""
         data_config = data_config or trained_data_config(model, data.protocol_spec)
         cache_key = self.cache_key(model, data_config, augmented_views)
-        missing = _missing_keys(Shards(self.folder / cache_key.key), views_of(clip_keys(data), augmented_views))
+        missing = _missing_keys(
+            Shards(self.folder / cache_key.key), views_of(stored_clip_keys(data, self.folder), augmented_views)
+        )
         return _bytes_needed(model, cache_key, len(missing))
 
     def store(
