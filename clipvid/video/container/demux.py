@@ -106,12 +106,12 @@ class _Contents:
     end: float = 0.0
     other_end: float = -math.inf
     """End of the data of all other streams."""
-    bytes: int = 0
-    """Size of the first packet."""
+    first_size: int = 0
+    """Size of the first packet in bytes."""
 
 
 def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream, clock: Clock | None) -> _Contents:
-    """Return the packets of the stream."""
+    """Return the packets of the stream, and what is needed to judge where the file ends."""
     import av.error
 
     contents = _Contents([])
@@ -138,7 +138,7 @@ def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream, c
             nal_properties = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
             hidden = packet.is_discard or not packet.size
             time = seconds(packet.pts, unit)
-            contents.bytes = contents.bytes or packet.size
+            contents.first_size = contents.first_size or packet.size
             packets.append(
                 Packet(time, packet.pts, packet.is_keyframe, hidden, nal_properties, packet.dts, max(0, duration))
             )
@@ -283,7 +283,7 @@ def _inside(container: InputContainer, contents: _Contents) -> str | None:
     kind, name = container.format.name, container.name
     if kind == "gif" and endings.gif_ends_inside(name):
         return "in the middle of a picture"
-    if kind == "yuv4mpegpipe" and endings.y4m_ends_inside(name, contents.bytes):
+    if kind == "yuv4mpegpipe" and endings.y4m_ends_inside(name, contents.first_size):
         return "in the middle of a picture"
     if kind == "mpegts" and endings.transport_stream_ends_inside(name):
         return "in the middle of a packet"
