@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -32,16 +32,9 @@ CODECS = {  # name: suffix, codec, options, B-frames, error of a time after a jo
 }
 
 
-def chosen(path: Path, start: float, end: float) -> list[int]:
-    """Return the number of frames of a part."""
-    numbers: list[int] = []
-
-    def every(n: int) -> range:
-        numbers.append(n)
-        return range(n)
-
-    assert len(read_part(path, every, start=start, end=end)) == numbers[-1]
-    return numbers
+def running_sums(numbers: Iterable[float]) -> list[float]:
+    """Return the sums of the first one, two, ... numbers."""
+    return np.cumsum([*numbers]).tolist()
 
 
 # --- the shared files ---
@@ -101,7 +94,7 @@ def test_joined_parts_follow_each_other(tmp_path, kind, seed):
         first, last = sorted(rng.sample(range(total), 2))
         part = read_part(path, range, start=(first - 0.5) / 25 if first else 0, end=(last + 0.5) / 25)
         assert seen(part) == numbers[first : last + 1]
-    joins = list(accumulate(counts))[:-1]
+    joins = list(running_sums(counts))[:-1]
     for join in joins:
         assert info.times[join - 1] < info.times[join] + 1e-9
 
@@ -128,7 +121,7 @@ def with_durations(path: Path, durations: list[int], *, suffix: str) -> Path:
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=25, options={} if suffix == "webm" else {"tune": "zerolatency"})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        begins = [0, *accumulate(durations)][: len(durations)]
+        begins = [0, *running_sums(durations)][: len(durations)]
         packets = []
         for i, begin in enumerate(begins):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 3 * i, np.uint8), format="rgb24")
@@ -161,10 +154,10 @@ def test_the_last_frame_lasts_as_long_as_its_file_says(tmp_path, suffix, seed):
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "flv"])
 def test_a_cut_file_whose_last_frame_would_stay_is_refused(tmp_path, suffix):
-    whole = with_durations(tmp_path / f"whole.{suffix}", [2] * 20 + [300], suffix=suffix).read_bytes()
+    complete = with_durations(tmp_path / f"complete.{suffix}", [2] * 20 + [300], suffix=suffix).read_bytes()
     rng, cut = Random(suffix), tmp_path / f"cut.{suffix}"
-    for size in (len(whole) - 1, *(rng.randrange(len(whole) // 4, len(whole)) for _ in range(8))):
-        cut.write_bytes(whole[:size])
+    for size in (len(complete) - 1, *(rng.randrange(len(complete) // 4, len(complete)) for _ in range(8))):
+        cut.write_bytes(complete[:size])
         with pytest.raises(VideoError, match=r"cut off|damaged|no frames|not a video that FFmpeg can open"):
             probe(cut)
 
@@ -201,7 +194,7 @@ def test_a_cut_y4m_file_is_refused(tmp_path, pixels):
 
 @pytest.mark.parametrize("sound", [False, True])
 def test_a_cut_ogg_file_is_refused(tmp_path, sound):
-    path = with_sound(tmp_path / "whole.ogv", seconds=4 if sound else 0)
+    path = with_sound(tmp_path / "complete.ogv", seconds=4 if sound else 0)
     assert probe(path).frames == 40
     data = path.read_bytes()
     for size in cuts(path, Random(int(sound))):
@@ -230,7 +223,7 @@ def with_sound(path: Path, *, seconds: int) -> Path:
 
 
 def test_a_cut_transport_stream_is_refused(tmp_path):
-    path = write(tmp_path / "whole.ts", options=X264)
+    path = write(tmp_path / "complete.ts", options=X264)
     data, rng = path.read_bytes(), Random(0)
     for size in cuts(path, rng):
         (tmp_path / "cut.ts").write_bytes(data[:size])
@@ -257,7 +250,7 @@ def stamps_of(parts, *, unit: Fraction, begins: list[int]) -> Stamps:
     """Return stamps of parts without reordering; each part is a list of (step from the frame before, duration)."""
     shown, durations, keys = [], [], []
     for part, begin in zip(parts, begins, strict=False):
-        shown += [begin + at for at in accumulate(step for step, _ in part)]
+        shown += [begin + at for at in running_sums(step for step, _ in part)]
         durations += [duration for _, duration in part]
         keys += [True] + [False] * (len(part) - 1)
     return Stamps(shown, durations, unit, 25.0, decoded=shown, keys=keys)
@@ -275,15 +268,15 @@ def test_times_start_at_zero_rise_and_ignore_a_shift(parts, unit, begins, shift)
 
 
 @given(PARTS.filter(len), UNITS)
-def test_parts_that_begin_anew_add_up(parts, unit):
+def test_parts_that_start_again_add_up(parts, unit):
     """A part that begins before the earlier part began is a new one, and the lengths of all parts add up."""
     begins = [-1_000_000 * i for i in range(len(parts))]
-    whole = stamps_of(parts, unit=unit, begins=begins).settled()[0]
+    complete = stamps_of(parts, unit=unit, begins=begins).settled()[0]
     alone = [stamps_of([part], unit=unit, begins=[0]).settled()[0] for part in parts]
-    assert whole.end == pytest.approx(sum(each.end for each in alone))
-    starts = [0.0, *accumulate(each.end for each in alone)]
+    assert complete.end == pytest.approx(sum(each.end for each in alone))
+    starts = [0.0, *running_sums(each.end for each in alone)]
     expected = [start + time for start, each in zip(starts, alone, strict=False) for time in each.times]
-    assert whole.times == pytest.approx(expected)
+    assert complete.times == pytest.approx(expected)
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**33), 2**33)), min_size=1, max_size=30), UNITS)
@@ -315,7 +308,7 @@ def test_a_part_has_the_frames_that_begin_in_it_or_the_one_on_screen(parts, unit
 
 
 def test_unexpected_frames_follow_their_own_stamps():
-    """A frame that no packet promised ends the agreement; later stamps that begin anew go on after it."""
+    """A frame that no packet promised ends the agreement; later stamps that start again go on after it."""
     unit = Fraction(1, 25)
     promised = FrameTimes((0.0, 0.04, 0.08, 0.12), 0.16)
     follower = Follower(Timeline(promised, (10, 11, 12, 13), unit, 25.0))

@@ -1,7 +1,7 @@
 """When each frame of a video is shown: the only place where time stamps become seconds from the first frame.
 
 Contract: stamps in units of the stream's time base in, `FrameTimes` out: seconds that never decrease, and the end of
-the last frame. Stamps of joined recordings begin anew; each part then starts where the part before it ends. No file is
+the last frame. Stamps of joined recordings start again; each part then starts where the part before it ends. No file is
 touched, and nothing is known of any container or decoder.
 """
 
@@ -78,7 +78,7 @@ class Stamps:
         return FrameTimes(tuple(unit * top / bottom for unit in units), begin * top / bottom), tuple(ordered)
 
     def _part_starts(self, stamps: Sequence[int]) -> list[int]:
-        """Return the number of the first frame, and of each frame whose stamps begin anew.
+        """Return the number of the first frame, and of each frame whose stamps start again.
 
         The decoding order falls only there. Imprecise stamps fall a little as well, so a fall counts at a key frame, or
         if it is longer than any reordering of frames.
@@ -149,7 +149,7 @@ class Follower:
             return number / line.rate
         unit = int(line.unit.numerator) / int(line.unit.denominator)
         before = stamp if self._before is None else self._before
-        if (before - stamp) * unit > REORDERED / line.rate:  # The stamps begin anew.
+        if (before - stamp) * unit > REORDERED / line.rate:  # The stamps start again.
             self._origin = (self._time + 1 / line.rate, stamp)
         elif self._origin is None:
             self._origin = (self._time, before)
