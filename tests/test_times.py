@@ -162,6 +162,27 @@ def test_a_cut_file_whose_last_frame_would_stay_is_refused(tmp_path, suffix):
             probe(cut)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "flv"])
+@pytest.mark.parametrize("filler", [b"\0", b"\xff", b"\x47"])
+def test_a_file_whose_later_bytes_are_overwritten_does_not_end_with_a_long_frame(tmp_path, suffix, filler):
+    path = with_durations(tmp_path / f"complete.{suffix}", [3] * 60, suffix=suffix)
+    data, rng = path.read_bytes(), Random(suffix)
+    for _ in range(4):
+        size = rng.randrange(len(data) // 3, len(data) * 2 // 3)
+        path.write_bytes(data[:size] + filler * (len(data) - size))
+        try:
+            info = probe(path)
+        except VideoError:
+            continue
+        assert suffix == "flv"  # Its filler can look like data of another stream that reach the declared duration.
+        assert info.duration <= 0.12 * info.frames + 0.01
+
+
+def test_a_last_frame_does_not_stay_while_sound_goes_on(tmp_path):
+    """The declared end is that of the sound; nothing tells how long the last picture is meant to stay."""
+    assert probe(with_sound(tmp_path / "sound.mkv", seconds=4)).duration == pytest.approx(1.6, abs=0.01)
+
+
 # --- cut files ---
 
 
@@ -205,8 +226,8 @@ def test_a_cut_ogg_file_is_refused(tmp_path, sound):
 
 
 def with_sound(path: Path, *, seconds: int) -> Path:
-    """Write 40 frames of VP8 in Ogg, with that many seconds of silence unless they are 0."""
-    with av.open(str(path), "w", format="ogg") as container:
+    """Write 40 frames of VP8, with that many seconds of silence unless they are 0."""
+    with av.open(str(path), "w") as container:
         video = container.add_stream("libvpx", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         audio = container.add_stream("libopus", rate=48000, layout="mono") if seconds else None
