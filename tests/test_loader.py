@@ -31,6 +31,7 @@ from clipvid.runtime.prefetch import prefetch
 from clipvid.training.loop import train
 from clipvid.video.backends import judged, verdicts
 from clipvid.video.backends.verdicts import Memory, Verdict
+from clipvid.video.container.times import FrameTimes
 from clipvid.video.transforms import VideoTransform
 
 
@@ -170,7 +171,7 @@ def test_workers_get_the_decoder_verdicts_and_send_new_ones_back(tmp_path, write
         monkeypatch.setattr(module, "memory", lambda: fresh)
     new, old = (write_video(tmp_path / name, np.zeros((6, 32, 32, 3), np.uint8)) for name in ("new.mp4", "old.mp4"))
     files = {path: verdicts.identity(path) for path in (new, old)}
-    objection = Verdict.of((), stream=0, objection="a verdict that only the main process has")
+    objection = Verdict.of(FrameTimes((), 0.0), stream=0, objection="a verdict that only the main process has")
     fresh.learn({("decord", files[old].device, files[old].inode): (files[old], objection)})
     monkeypatch.setattr(verdicts, "SETTLED", 0.0)
     data = VideoDataset((Record(new), Record(old)))

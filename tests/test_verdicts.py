@@ -16,6 +16,7 @@ from clipvid.errors import VideoError
 from clipvid.video.backends import judged, pyav, verdicts
 from clipvid.video.backends.verdicts import Identity, Memory, Verdict
 from clipvid.video.container import demux
+from clipvid.video.container.times import FrameTimes
 from clipvid.video.decode import read, read_video
 
 
@@ -122,7 +123,8 @@ def test_refusals_are_remembered(tmp_path, memory, openings, write_video, monkey
 
 
 def with_one_more_frame(listing):
-    return replace(listing, times=(*listing.times, listing.times[-1] + 0.04))
+    shown = FrameTimes((*listing.times, listing.timeline.shown.end), listing.timeline.shown.end + 0.04)
+    return replace(listing, timeline=replace(listing.timeline, shown=shown))
 
 
 def test_a_transient_error_is_not_remembered(clip, memory, monkeypatch):
@@ -135,15 +137,19 @@ def test_a_transient_error_is_not_remembered(clip, memory, monkeypatch):
 
 
 def test_memory_is_bounded_and_drops_newer_entries():
-    cost = Verdict.of([0.0], stream=0, objection="no").cost
+    cost = Verdict.of(lasting([0.0]), stream=0, objection="no").cost
     memory = Memory(limit=3 * cost)
-    verdict = Verdict.of([0.0], stream=0, objection="no")
+    verdict = Verdict.of(lasting([0.0]), stream=0, objection="no")
     files = [Identity(0, inode, 1, 1, 1) for inode in range(9)]
     for file in files:
         memory.put(file, "decord", verdict)
     assert [file.inode for file in files if memory.get(file, "decord")] == [0, 1, 8]
-    memory.put(Identity(0, 99, 1, 1, 1), "decord", Verdict.of(uneven_times(1000), stream=0, objection=None))
+    memory.put(Identity(0, 99, 1, 1, 1), "decord", Verdict.of(lasting(uneven_times(1000)), stream=0, objection=None))
     assert len(memory) <= 3
+
+
+def lasting(times) -> FrameTimes:
+    return FrameTimes(tuple(times), times[-1] + 0.04)
 
 
 def uneven_times(n: int) -> list[float]:
@@ -154,12 +160,12 @@ def uneven_times(n: int) -> list[float]:
 @pytest.mark.parametrize("drop", [1000, 1001])
 def test_times_at_a_constant_rate_need_no_memory_and_are_exact(rate, drop):
     times = [float(k * drop / (rate * 1000)) for k in range(5000)]
-    verdict = Verdict.of(times, stream=0, objection=None)
+    verdict = Verdict.of(lasting(times), stream=0, objection=None)
     assert verdict.stamps is None
     assert verdict.times == tuple(times)
-    assert Verdict.of(uneven_times(7), stream=0, objection=None).stamps == array("d", uneven_times(7))
-    assert Verdict.of(uneven_times(7), stream=0, objection=None).times == tuple(uneven_times(7))
-    assert Verdict.of([0.0], stream=0, objection=None).times == (0.0,)
+    assert Verdict.of(lasting(uneven_times(7)), stream=0, objection=None).stamps == array("d", uneven_times(7))
+    assert Verdict.of(lasting(uneven_times(7)), stream=0, objection=None).times == tuple(uneven_times(7))
+    assert Verdict.of(lasting([0.0]), stream=0, objection=None).times == (0.0,)
 
 
 def test_threads_share_one_memory(tmp_path, memory, openings, write_video):
@@ -176,7 +182,7 @@ def test_threads_share_one_memory(tmp_path, memory, openings, write_video):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_forked_while_a_thread_uses_the_memory_can_use_it():
-    memory, verdict = Memory(limit=10_000), Verdict.of([0.0], stream=0, objection="no")
+    memory, verdict = Memory(limit=10_000), Verdict.of(lasting([0.0]), stream=0, objection="no")
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(
             lambda: [memory.put(Identity(0, inode, 1, 1, 1), "decord", verdict) for inode in range(100_000)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import operator
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from clipvid.registry import DECODERS
 from clipvid.video.backends import images
 from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.backends.images import pictures_in
+from clipvid.video.container.times import FrameTimes
 from clipvid.video.inputs import VideoSource, is_source, local_file
 from clipvid.video.sampling import sample
 
@@ -81,7 +81,7 @@ def read(
     """
     if callable(indices):
         select = indices
-        choice = Choice(rule=lambda times: select(len(times)))
+        choice = Choice(rule=lambda shown: select(len(shown.times)))
     elif indices is None:
         choice = Choice()
     else:
@@ -140,10 +140,11 @@ def read_part(
     """
     _check_part(start, end)
 
-    def rule(times: Sequence[float]) -> list[int]:
-        part = _frames_between(times, start or 0.0, math.inf if end is None else end)
+    def rule(shown: FrameTimes) -> list[int]:
+        part = shown.between(start or 0.0, math.inf if end is None else end)
         if not part:
-            raise VideoError(path, f"start={start} s is after its last frame ({times[-1]:.2f} s)", backend=backend)
+            reason = f"start={start} s is after its last frame ({shown.times[-1]:.2f} s)"
+            raise VideoError(path, reason, backend=backend)
         return [part[i] for i in choose(len(part))]
 
     choice = Choice(
@@ -219,19 +220,6 @@ def _without_tracebacks(error: VideoError) -> VideoError:
         if link is not None:
             link.__traceback__ = None
     return error
-
-
-def _frames_between(times: Sequence[float], start: int | float, end: int | float) -> range:
-    """Return the frames that begin in [start, end), or else the one on screen at `start`; empty if the video has ended.
-
-    The duration of the last frame is taken to be the mean duration of the others.
-    """
-    part = range(bisect_left(times, start), bisect_left(times, end))
-    if part:
-        return part
-    shown = bisect_right(times, start) - 1
-    duration = times[-1] / max(1, len(times) - 1)
-    return range(shown, shown + 1) if shown < len(times) - 1 or start < times[-1] + duration else range(0)
 
 
 def _check_part(start: int | float | None, end: int | float | None) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
+from clipvid.video.container.times import FrameTimes
 
 PIXEL_LIMIT = 16384 * 16384
 """Largest number of pixels per frame; a larger frame would exhaust memory, so its file is damaged or malicious."""
@@ -50,7 +51,7 @@ class VideoInfo:
     fps: float
     """Average frames per second; 0 for a single frame without a declared rate."""
     duration: float
-    """Seconds from the start of the first frame to the end of the last."""
+    """Seconds from the start of the first frame to the end of the last (`FrameTimes.end`)."""
     height: int
     width: int
     """Width in pixels. Height and width are those of the upright picture."""
@@ -66,7 +67,7 @@ class Choice:
     """Selection of frames: fixed indices, a rule applied to the times of all frames, or (without both) every frame."""
 
     indices: tuple[int, ...] | None = None
-    rule: Callable[[Sequence[float]], Sequence[int]] | None = None
+    rule: Callable[[FrameTimes], Sequence[int]] | None = None
     by_time: bool = False
     """True if the rule depends on the times themselves, not only on their number."""
     until: float = math.inf
@@ -74,17 +75,17 @@ class Choice:
     time_limit: float | None = None
     """Longest time in seconds that reading may take; None for no limit."""
 
-    def of(self, times: Sequence[float]) -> list[int]:
+    def of(self, shown: FrameTimes) -> list[int]:
         """Return the selected indices for a video with these times, not yet checked against its length.
 
         Raise ValueError if the rule selects no frame.
         """
         if self.indices is not None:
             return list(self.indices)
-        chosen = [int(i) for i in self.rule(times)] if self.rule else list(range(len(times)))
+        chosen = [int(i) for i in self.rule(shown)] if self.rule else list(range(len(shown.times)))
         if not chosen:
             raise ValueError(
-                f"the rule must select at least one frame, got none of {len(times)}; return one index or more"
+                f"the rule must select at least one frame, got none of {len(shown.times)}; return one index or more"
             )
         return chosen
 
@@ -152,15 +153,3 @@ def check_pixels(width: int, height: int, *, path: str | Path, backend: str) -> 
     """Raise VideoError if a frame has more than PIXEL_LIMIT pixels."""
     if width * height > PIXEL_LIMIT:
         raise VideoError(path, f"frames of {width}x{height} exceed the limit of {PIXEL_LIMIT} pixels", backend=backend)
-
-
-def settled(stamps: Sequence[float | None], *, rate: float) -> tuple[float, ...]:
-    """Return frame times in presentation order, in seconds from the first frame, never decreasing.
-
-    Some containers (AVI with B-frames) stamp frames in coding order, so the k-th frame gets the k-th smallest stamp.
-    If any stamp is missing (raw streams), all times are computed from `rate`, in frames per second.
-    """
-    if not stamps or any(stamp is None for stamp in stamps):
-        return tuple(i / rate for i in range(len(stamps)))
-    ordered = sorted(stamp for stamp in stamps if stamp is not None)
-    return tuple(stamp - ordered[0] for stamp in ordered)

@@ -23,6 +23,7 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
 from clipvid.video.container import sniff
+from clipvid.video.container.times import FrameTimes
 from clipvid.video.picture_files import SUFFIXES, pictures_in
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
             path, "pictures have no times; leave out start and end, or encode them as a video", backend=BACKEND
         )
     clock, files = Clock(path, choice.time_limit, backend=BACKEND), listed(path)
-    indices = choice.of((0.0,) * len(files))  # without by_time, only the number of times matters
+    indices = choice.of(FrameTimes((0.0,) * len(files), 0.0))  # without by_time, only the number of times matters
     in_range(indices, path=path, frames=len(files), backend=BACKEND)
     pictures = {}
     for index in sorted(set(indices)):

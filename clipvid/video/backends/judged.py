@@ -58,7 +58,7 @@ class Judged:
         """Return the selected frames, upright, as uint8 (T, 3, H, W)."""
         clock = Clock(path, choice.time_limit, backend=self.backend)
         verdict, reader = self._accepted(path)
-        indices = choice.of(verdict.times)
+        indices = choice.of(verdict.shown)
         in_range(indices, path=path, frames=verdict.frames, backend=self.backend)
         pictures = {}
         for index in sorted(set(indices)):
@@ -89,7 +89,7 @@ class Judged:
         else:
             reader = self._opens(path, listing.stream)
             objection = self._difference(path, reader, listing)
-        verdict = Verdict.of(listing.times, stream=listing.stream, objection=objection)
+        verdict = Verdict.of(listing.timeline.shown, stream=listing.stream, objection=objection)
         if file is not None and file == identity(path):
             memory().put(file, self.backend, verdict)
         self._refuse(path, verdict)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -28,12 +29,12 @@ from clipvid.video.backends.base import (
     VideoInfo,
     check_pixels,
     in_range,
-    settled,
     stacked,
 )
 from clipvid.video.container.colour import Converter, orientation
-from clipvid.video.container.demux import BACKEND, announced, damaged, listing, opened, seconds
+from clipvid.video.container.demux import BACKEND, announced, damaged, listing, opened
 from clipvid.video.container.seek import Jump
+from clipvid.video.container.times import Follower, FrameTimes, Timeline
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -43,16 +44,18 @@ if TYPE_CHECKING:
 
 def probe(path: str | Path) -> VideoInfo:
     """Return the metadata of a video, measured by decoding all of it without conversion to RGB."""
-    listing(path)  # raises VideoError for truncated files
-    stamps: list[float | None] = []
-    frame, last = None, 0.0
+    timeline = listing(path).timeline  # raises VideoError for truncated files
+    stamps: list[int | None] = []
+    durations: list[int] = []
+    frame = None
     with opened(path) as (container, stream):
         rate, codec = float(stream.average_rate or 0), stream.codec_context.codec.canonical_name
         for frame in _frames(path, container, stream):
-            stamps.append(seconds(frame.pts, frame.time_base))
-            last = seconds(frame.duration, frame.time_base) or 0.0
+            stamps.append(frame.pts)
+            durations.append(frame.duration or 0)
     assert frame is not None
-    times = settled(stamps, rate=rate or 25.0)
+    shown = timeline.of(stamps, durations)
+    times = shown.times
     if (
         times[-1] and not 0.8 < rate * times[-1] / (len(times) - 1) < 1.25
     ):  # Headers may declare 1000 frames per second.
@@ -62,7 +65,7 @@ def probe(path: str | Path) -> VideoInfo:
         path=Path(path),
         frames=len(times),
         fps=rate,
-        duration=times[-1] + (last or (1 / rate if rate else 0.0)),
+        duration=shown.end,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
         codec=codec,
@@ -75,8 +78,8 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     """Return the selected frames, upright, as uint8 (T, 3, H, W)."""
     clock = Clock(path, choice.time_limit, backend=BACKEND)
     packets_listing = listing(path, clock)
-    expected_times = packets_listing.times
-    indices = choice.of(expected_times)
+    timeline = packets_listing.timeline
+    indices = choice.of(timeline.shown)
     jumps = None if packets_listing.ladder is None else packets_listing.ladder.jumps(indices)
     if (
         jumps is not None
@@ -84,32 +87,28 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
     ):
         return stacked(pictures_by_index, indices, path=path, backend=BACKEND)
     if choice.indices is not None:
-        pictures, times, _ = _decode(path, indices, last=max(indices), fit=fit, clock=clock)
-        if missing := [i for i in indices if i not in pictures]:
-            in_range(missing, path=path, frames=len(times), backend=BACKEND)
-        return stacked(pictures, indices, path=path, backend=BACKEND)
-    pictures, times, reached_end = _decode(path, indices, until=choice.until, fit=fit, clock=clock)
-    expected = tuple(time for time in expected_times if time < choice.until)
-    if len(times) != len(expected) or (choice.by_time and times != expected):
-        indices = choice.of(times if reached_end else probe(path).times)
-        pictures, times, _ = _decode(path, indices, last=max(indices), fit=fit, clock=clock)
-    in_range(indices, path=path, frames=len(times), backend=BACKEND)
-    return stacked(pictures, indices, path=path, backend=BACKEND)
+        decoded = _decode(path, indices, timeline, last=max(indices), fit=fit, clock=clock)
+        if missing := [i for i in indices if i not in decoded.pictures]:
+            in_range(missing, path=path, frames=len(decoded.stamps), backend=BACKEND)
+        return stacked(decoded.pictures, indices, path=path, backend=BACKEND)
+    decoded = _decode(path, indices, timeline, until=choice.until, fit=fit, clock=clock)
+    expected = bisect_left(timeline.shown.times, choice.until)
+    shown = timeline.of(decoded.stamps, decoded.durations) if decoded.reached_end else None
+    promised = decoded.agrees or shown is timeline.shown
+    if len(decoded.stamps) != expected or (choice.by_time and not promised):
+        indices = choice.of(shown or _measured(path))
+        decoded = _decode(path, indices, timeline, last=max(indices), fit=fit, clock=clock)
+    in_range(indices, path=path, frames=len(decoded.stamps), backend=BACKEND)
+    return stacked(decoded.pictures, indices, path=path, backend=BACKEND)
 
 
 def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[Shown]:
     """Yield the frames selected by `keep`, holding one at a time in memory; the file is decoded to its end."""
-    listed = listing(path)  # raises VideoError for truncated files
-    sorted_times = listed.times if listed.container == "avi" else ()  # AVI stamps frames in stored order.
+    time_of = Follower(listing(path).timeline)  # raises VideoError for truncated files
     convert = Converter()
-    first: float | None = None
     with opened(path) as (container, stream):
-        rate = float(stream.average_rate or 25)
         for index, frame in enumerate(_frames(path, container, stream)):
-            stamp = seconds(frame.pts, frame.time_base)
-            first = stamp if first is None else first
-            time = index / rate if stamp is None or first is None else stamp - first
-            time = sorted_times[index] if index < len(sorted_times) else time
+            time = time_of(frame.pts)
             if keep(index, time):
                 picture = convert(frame)
                 yield Shown(index, time, picture if fit is None else fit(picture))
@@ -117,8 +116,8 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
 
 def same_first_frame(path: str | Path, picture: UInt8[Tensor, "3 h w"]) -> bool:
     """Return True if `picture` is this decoder's first frame: same size and, up to rounding, the same colours."""
-    pictures, _, _ = _decode(path, [0], last=0, fit=None, clock=Clock(path, None, backend=BACKEND))
-    ours = pictures[0]
+    clock = Clock(path, None, backend=BACKEND)
+    ours = _decode(path, [0], None, last=0, fit=None, clock=clock).pictures[0]
     return ours.shape == picture.shape and float((ours.float() - picture.float()).abs().mean()) <= 1
 
 
@@ -140,30 +139,49 @@ def _frames(path: str | Path, container: InputContainer, stream: VideoStream) ->
         raise VideoError(path, "no frames: nothing in its video stream decodes", backend=BACKEND)
 
 
+class _Decoded(NamedTuple):
+    """Frames decoded from the start of a file."""
+
+    pictures: dict[int, Tensor]
+    stamps: list[int | None]
+    durations: list[int]
+    agrees: bool
+    """True if every frame has the time stamp that the packets promise."""
+    reached_end: bool
+
+
 def _decode(
     path: str | Path,
     indices: list[int],
+    timeline: Timeline | None,
     *,
     last: int | None = None,
     until: float = math.inf,
     fit: Fit | None,
     clock: Clock,
-) -> tuple[dict[int, Tensor], tuple[float, ...], bool]:
-    """Return the pictures of `indices`, the times of all frames before `until`, and True if the end was reached."""
-    needed, pictures, stamps, convert = set(indices), {}, [], Converter()
+) -> _Decoded:
+    """Return the pictures of `indices`, and the stamps of all frames up to `last` that begin before `until`."""
+    needed, convert = set(indices), Converter()
+    decoded = _Decoded({}, [], [], agrees=False, reached_end=False)
+    time_of = None if timeline is None else Follower(timeline)
     with opened(path) as (container, stream):
-        rate = float(stream.average_rate or 25)
         frames = _frames(path, container, stream)
         for index, frame in enumerate(itertools.islice(frames, None if last is None else last + 1)):
             clock.check()
-            stamp = seconds(frame.pts, frame.time_base)
-            if stamps and stamp is not None and stamps[0] is not None and stamp - stamps[0] >= until:
-                return pictures, settled(stamps, rate=rate), False
-            stamps.append(stamp)
+            agreed = time_of is not None and time_of.agrees
+            if time_of is not None and time_of(frame.pts) >= until:
+                return decoded._replace(agrees=agreed)
+            decoded.stamps.append(frame.pts)
+            decoded.durations.append(frame.duration or 0)
             if index in needed:
                 picture = convert(frame)
-                pictures[index] = picture if fit is None else fit(picture)
-    return pictures, settled(stamps, rate=rate), last is None
+                decoded.pictures[index] = picture if fit is None else fit(picture)
+    return decoded._replace(agrees=time_of is not None and time_of.agrees, reached_end=last is None)
+
+
+def _measured(path: str | Path) -> FrameTimes:
+    info = probe(path)
+    return FrameTimes(info.times, info.duration)
 
 
 def _decode_from(

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from clipvid.video.container.times import FrameTimes
+
 LIMIT = 64 << 20
 """Memory limit for verdicts, in bytes; enough for 100 000 files of constant frame rate."""
 ENTRY = 600
@@ -68,16 +70,19 @@ class Verdict:
     """Duration of each frame in seconds if it is exactly constant, else None."""
     stamps: array[float] | None
     """Time of each frame in seconds if `step` is None, else None."""
+    end: float
+    """End of the last frame in seconds."""
     objection: str | None
     """Complete message for refusing the file, or None if the decoder reads it like PyAV."""
 
     @classmethod
-    def of(cls, times: Sequence[float], *, stream: int, objection: str | None) -> Verdict:
+    def of(cls, shown: FrameTimes, *, stream: int, objection: str | None) -> Verdict:
         """Build a verdict; constant frame durations are stored as one fraction, and a refused file without times."""
+        times = shown.times
         if objection is not None:
-            return cls(len(times), stream, None, None, objection)
+            return cls(len(times), stream, None, None, shown.end, objection)
         step = _constant_step(times)
-        return cls(len(times), stream, step, array("d", times) if step is None else None, None)
+        return cls(len(times), stream, step, array("d", times) if step is None else None, shown.end, None)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -85,6 +90,11 @@ class Verdict:
         if self.step is None:
             return tuple(self.stamps or ())
         return _even_times(self.step, self.frames)
+
+    @property
+    def shown(self) -> FrameTimes:
+        """Times of all frames, as given to `of`."""
+        return FrameTimes(self.times, self.end)
 
     @property
     def cost(self) -> int:

@@ -11,16 +11,17 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Rational
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
-from clipvid.video.backends.base import PIXEL_LIMIT, Clock, check_pixels, decoder_threads, settled
-from clipvid.video.container import sniff
+from clipvid.video.backends.base import PIXEL_LIMIT, Clock, check_pixels, decoder_threads
+from clipvid.video.container import endings, sniff
 from clipvid.video.container.seek import Ladder, Packet, ladder, units
+from clipvid.video.container.times import Stamps, Timeline
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 BACKEND = "pyav"
 NOT_FILES = {"hls", "dash", "concat", "sdp", "rtsp", "image2", "tty"}
 """FFmpeg formats that open other files or addresses, read streams that may never end, or render text."""
+TOLERANCE = 0.25
+"""Seconds by which the data of a complete file may end before its declared duration."""
 
 
 @dataclass(frozen=True)
 class Listing:
     """Metadata of a video read from its packets, without decoding."""
 
-    times: tuple[float, ...]
-    """Frame times in seconds from the first frame; they nearly always equal those of the decoded frames."""
+    timeline: Timeline
+    """Times and stamps of the frames; they nearly always equal those of the decoded frames."""
     stream: int
     """Index of the chosen video stream in the file."""
     streams: int
@@ -58,6 +61,11 @@ class Listing:
     """Seek points; None if the packets do not determine the index of every frame."""
 
     @property
+    def times(self) -> tuple[float, ...]:
+        """Frame times in seconds from the first frame."""
+        return self.timeline.shown.times
+
+    @property
     def deep(self) -> bool:
         """True if pixel values have more than 8 bits."""
         return re.search(r"\d(le|be)$", self.pixels) is not None
@@ -66,14 +74,15 @@ class Listing:
 def listing(path: str | Path, clock: Clock | None = None) -> Listing:
     """Return the packet metadata of a file; raise VideoError if the file ends earlier than its header declares."""
     with opened(path) as (container, stream):
-        packets, end = _demuxed(path, container, stream, clock)
-        _refuse_cut_off(path, container, stream, packets=packets, end=end)
-        context, stamps = stream.codec_context, [packet.time for packet in packets if not packet.hidden]
+        contents = _demuxed(path, container, stream, clock)
+        packets = contents.packets
+        _refuse_cut_off(path, container, stream, contents)
+        context = stream.codec_context
         codec = context.codec.canonical_name
-        if not stamps:
+        if not any(not packet.hidden for packet in packets):
             raise VideoError(path, "no frames: its video stream is empty", backend=BACKEND)
         return Listing(
-            times=settled(stamps, rate=float(stream.average_rate or 25)),
+            timeline=_timeline(container, stream, contents),
             stream=stream.index,
             streams=len(_videos(container)),
             container=container.format.name,
@@ -81,20 +90,32 @@ def listing(path: str | Path, clock: Clock | None = None) -> Listing:
             pixels=context.pix_fmt or "",
             width=context.width,
             height=context.height,
-            hidden=len(stamps) < len(packets),
+            hidden=any(packet.hidden for packet in packets),
             leading=_leading(packets),
             reordered=bool(context.has_b_frames),
             ladder=ladder(packets, container=container.format.name, codec=codec),
         )
 
 
-def _demuxed(
-    path: str | Path, container: InputContainer, stream: VideoStream, clock: Clock | None
-) -> tuple[list[Packet], float]:
-    """Return the packets of the stream in stored order, and the time span of the data of all streams in seconds."""
+@dataclass
+class _Contents:
+    """Packets of the video stream in stored order, and the time span of all data in seconds."""
+
+    packets: list[Packet]
+    start: float = 0.0
+    end: float = 0.0
+    other_end: float = -math.inf
+    """End of the data of all other streams."""
+    first_size: int = 0
+    """Size of the first packet in bytes."""
+
+
+def _demuxed(path: str | Path, container: InputContainer, stream: VideoStream, clock: Clock | None) -> _Contents:
+    """Return the packets of the stream, and what is needed to judge where the file ends."""
     import av.error
 
-    packets, start, end = [], 0.0, 0.0
+    contents = _Contents([])
+    packets = contents.packets
     codec = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
     try:
         for packet in container.demux():
@@ -103,20 +124,52 @@ def _demuxed(
             stamp, unit = packet.pts if packet.pts is not None else packet.dts, packet.time_base
             if stamp is None and not packet.size:
                 continue  # An empty packet ends each stream.
+            duration, ours = packet.duration or 0, packet.stream_index == stream.index
             if stamp is not None:
-                start = min(start, stamp * unit.numerator / unit.denominator)
-                end = max(end, (stamp + (packet.duration or 0)) * unit.numerator / unit.denominator)
-            if packet.stream_index != stream.index:
+                end = (stamp + duration) * unit.numerator / unit.denominator
+                contents.start = min(contents.start, stamp * unit.numerator / unit.denominator)
+                contents.end = max(contents.end, end)
+                if not ours:
+                    contents.other_end = max(contents.other_end, end)
+            if not ours:
                 continue
             if packet.has_sidedata("encryption_info"):  # FFmpeg would decode such packets to noise.
                 raise VideoError(path, sniff.ENCRYPTED, backend=BACKEND)
             nal_properties = units(codec, packet) if codec in ("h264", "hevc") and packet.size else None
             hidden = packet.is_discard or not packet.size
             time = seconds(packet.pts, unit)
-            packets.append(Packet(time, packet.pts, packet.is_keyframe, hidden, nal_properties))
+            contents.first_size = contents.first_size or packet.size
+            packets.append(
+                Packet(time, packet.pts, packet.is_keyframe, hidden, nal_properties, packet.dts, max(0, duration))
+            )
     except av.error.FFmpegError as error:
         raise damaged(path, error, done=f"{len(packets)} of {announced(stream)} packets can be read") from error
-    return packets, end - start
+    return contents
+
+
+def _timeline(container: InputContainer, stream: VideoStream, contents: _Contents) -> Timeline:
+    """Return the times of the frames; the last one lasts to the declared end of a complete Matroska or FLV file."""
+    packets = [packet for packet in contents.packets if not packet.hidden]
+    stamps = Stamps(
+        [packet.stamp for packet in packets],
+        [packet.duration for packet in packets],
+        stream.time_base,
+        float(stream.average_rate or 25),
+        decoded=[packet.order for packet in packets],
+        keys=[packet.key for packet in packets],
+    )
+    shown, ordered = stamps.settled()
+    declared = (container.duration or 0) / 1_000_000
+    first = seconds(ordered[0], stream.time_base)
+    stays = 0.0 if first is None else declared - first
+    shown_alone = stays > shown.end and contents.other_end < declared - TOLERANCE
+    if shown_alone and _declares_duration(container) and endings.missing_bytes(container.name) == 0:
+        shown = replace(shown, end=stays)
+    return Timeline(shown, ordered, stream.time_base, stamps.rate, by_number=container.format.name == "avi")
+
+
+def _declares_duration(container: InputContainer) -> bool:
+    return any(name in container.format.name for name in ("matroska", "webm", "flv"))
 
 
 def _leading(packets: list[Packet]) -> bool:
@@ -194,32 +247,49 @@ def seconds(stamp: int | None, unit: Rational | None) -> float | None:
     return None if stamp is None or not unit else stamp * int(unit.numerator) / int(unit.denominator)
 
 
-def _refuse_cut_off(
-    path: str | Path, container: InputContainer, stream: VideoStream, *, packets: list[Packet], end: float
-) -> None:
-    """Raise VideoError if the file ends earlier than its header declares.
+def _refuse_cut_off(path: str | Path, container: InputContainer, stream: VideoStream, contents: _Contents) -> None:
+    """Raise VideoError if the file ends earlier than its header or its structure declares.
 
-    MP4 and AVI have an index with one entry per packet, and all these packets must exist. Other containers (Matroska,
-    FLV) declare a duration, and the data of any of their streams must reach it within a tolerance: twice the longest
-    gap between two frames (no packet tells how long the last frame of a slide show lasts), at least 0.25 s and 2 %.
-    The tolerance is one gap if a Matroska header also declares more bytes than the file has. Durations of MP4 files
-    are not checked: players ignore them, and edit lists change them.
+    MP4 and AVI have an index with one entry per packet, and all these packets must exist. Matroska declares its number
+    of bytes, and so do most FLV files; where the bytes are valid up to that number, the last frame stays for the rest
+    of the declared duration. In other files, such as live recordings, the data of any stream must reach the declared
+    duration within a tolerance: twice the longest gap between two frames (no packet tells how long the last frame of
+    a slide show lasts), at least 0.25 s and 2 %. Durations of MP4 files are not checked: players ignore them, and edit
+    lists change them.
     """
-    indexed, declared = len(stream.index_entries), (container.duration or 0) / 1_000_000
+    packets, indexed, declared = contents.packets, len(stream.index_entries), (container.duration or 0) / 1_000_000
     if len(packets) < indexed:
         raise VideoError(
             path, f"cut off: {len(packets)} of {indexed} announced packets are in the file", backend=BACKEND
         )
     if "mp4" in container.format.name:
         return
-    if container.format.name == "gif" and sniff.gif_ends_inside(container.name):
-        raise VideoError(path, "cut off: the file ends in the middle of a picture", backend=BACKEND)
+    if reason := _inside(container, contents):
+        raise VideoError(path, f"cut off: the file ends {reason}", backend=BACKEND)
+    end = contents.end - contents.start
+    missing = endings.missing_bytes(container.name) or 0
     times = sorted(packet.time for packet in packets if packet.time is not None)
     longest_gap = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
-    tolerance = longest_gap if sniff.missing_bytes(container.name) else max(0.25, 2 * longest_gap, 0.02 * declared)
-    if declared - end > tolerance:
+    tolerance = longest_gap if missing else max(TOLERANCE, 2 * longest_gap, 0.02 * declared)
+    too_short = declared - end > tolerance
+    if missing or (too_short and not (_declares_duration(container) and endings.is_intact(container.name))):
         reason = f"cut off: {end:.2f} s of {declared:.2f} s are in the file, {len(packets)} video packets"
+        reason += f"; its last {missing} bytes are missing" if missing else ""
         raise VideoError(path, reason, backend=BACKEND)
+
+
+def _inside(container: InputContainer, contents: _Contents) -> str | None:
+    """Return what the file ends in the middle of, or before; None if its structure is complete."""
+    kind, name = container.format.name, container.name
+    if kind == "gif" and endings.gif_ends_inside(name):
+        return "in the middle of a picture"
+    if kind == "yuv4mpegpipe" and endings.y4m_ends_inside(name, contents.first_size):
+        return "in the middle of a picture"
+    if kind == "mpegts" and endings.transport_stream_ends_inside(name):
+        return "in the middle of a packet"
+    if kind == "ogg" and endings.ogg_ends_inside(name):
+        return "before the last page of its video stream"
+    return None
 
 
 def announced(stream: VideoStream) -> int | str:

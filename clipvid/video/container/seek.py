@@ -40,6 +40,10 @@ class Packet(NamedTuple):
     hidden: bool
     units: Units | None = None
     """NAL unit properties; None for codecs other than H.264 and HEVC."""
+    order: int | None = None
+    """Decoding time in units of the stream's time base."""
+    duration: int = 0
+    """Duration in units of the stream's time base; 0 if unknown."""
 
 
 @dataclass(frozen=True)

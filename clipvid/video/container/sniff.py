@@ -64,69 +64,6 @@ def why_not_a_video(path: str) -> str | None:
     return None
 
 
-def missing_bytes(path: str) -> int:
-    """Return how many bytes a Matroska or WebM file is shorter than its header declares; 0 for other formats."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"\x1a\x45\xdf\xa3":
-            return 0
-        header = _ebml_size(file)
-        if header is None:
-            return 0
-        file.seek(header, os.SEEK_CUR)
-        if file.read(4) != b"\x18\x53\x80\x67":
-            return 0
-        declared = _ebml_size(file)  # None in a live recording, whose length was not known yet
-        return max(0, file.tell() + declared - os.path.getsize(path)) if declared is not None else 0
-
-
-def gif_ends_inside(path: str) -> bool:
-    """Return True if a GIF ends in the middle of a picture; FFmpeg would show the incomplete picture."""
-    with open(path, "rb") as file:
-        head = file.read(13)
-        if head[:4] != b"GIF8" or len(head) < 13:
-            return False
-        _skip_colours(file, head[10])
-        while kind := file.read(1):
-            if kind == b"\x3b":
-                return False
-            if kind == b"\x2c":
-                picture = file.read(9)
-                if len(picture) < 9:
-                    return True
-                _skip_colours(file, picture[8])
-                complete = bool(file.read(1)) and _skip_blocks(file)  # code size, then pixels
-            else:
-                complete = bool(file.read(1)) and _skip_blocks(file)  # extension: label, then data
-            if not complete:
-                return True
-        return False
-
-
-def _skip_colours(file: BinaryIO, flags: int) -> None:
-    if flags & 0x80:
-        file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
-
-
-def _skip_blocks(file: BinaryIO) -> bool:
-    """Skip blocks of up to 255 bytes up to and including the empty one; return False if the file ends before it."""
-    while size := file.read(1):
-        if size == b"\0":
-            return True
-        if len(file.read(size[0])) < size[0]:
-            return False
-    return False
-
-
-def _ebml_size(file: BinaryIO) -> int | None:
-    """Return the size field of an EBML element; None if all its bits are ones (size unknown)."""
-    first = file.read(1)
-    if not first or first == b"\0":
-        return None
-    width = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(width - 1), "big") & ((1 << 7 * width) - 1)
-    return None if value == (1 << 7 * width) - 1 else value
-
-
 def _boxes(file: BinaryIO) -> set[bytes]:
     """Return the names of the complete top-level boxes of an MP4 file."""
     end = file.seek(0, os.SEEK_END)
