@@ -79,6 +79,18 @@ def missing_bytes(path: str) -> int:
         return max(0, file.tell() + declared - os.path.getsize(path)) if declared is not None else 0
 
 
+def gif_size(path: str) -> tuple[int, int] | None:
+    """Return the width and height that the header of a GIF declares, None for other formats.
+
+    FFmpeg refuses the largest sizes without saying why, and reports none.
+    """
+    with open(path, "rb") as file:
+        head = file.read(10)
+    if head[:4] != b"GIF8" or len(head) < 10:
+        return None
+    return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+
+
 def gif_ends_inside(path: str) -> bool:
     """Return True if a GIF ends in the middle of a picture; FFmpeg would show the incomplete picture."""
     with open(path, "rb") as file:
