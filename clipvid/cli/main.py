@@ -1,8 +1,8 @@
 """The command line: parse, call, print. Options and their help come from functions in clipvid.cli and dataclasses.
 
 Contract: exit code 0 for success; 2 for a wrong command line and 1 for another error, each with one line on standard
-error; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP. A traceback is only shown with --debug or CLIPVID_DEBUG=1. The
-commands are listed in clipvid.cli.commands.
+error; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP. A traceback is only shown with --debug or
+CLIPVID_DEBUG=1. The commands are listed in clipvid.cli.commands.
 """
 
 from __future__ import annotations
