@@ -82,8 +82,8 @@ def write_gif(path: Path, width: int, height: int, *, frames: int = 1) -> Path:
 
 
 def bombs(folder: Path) -> list[tuple[object, Path]]:
-    """Return functions and files that each must refuse, of sizes drawn anew."""
-    side = random.randint(6000, 60000)
+    """Return functions and files that each must refuse, of random sizes."""
+    side = random.randint(7000, 60000)
     (folder / "wide.csv").write_text(",".join(f"c{i}" for i in range(20000)) + "\n" + "," * 19999 + "\n")
     (folder / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
     (folder / "deep.yaml").write_text("a: " + "[" * 20_000)
@@ -93,7 +93,7 @@ def bombs(folder: Path) -> list[tuple[object, Path]]:
         (probe, write_gif(folder / "largest.gif", 60000, 60000)),
         (read, write_gif(folder / "many.gif", 1000, 1000, frames=2000)),
         (read, write_png(folder / "large.png", 30000, 30000, rows=10)),
-        (read, write_png(folder / "deep.png", side, 6000, bits=16, rows=10)),
+        (read, write_png(folder / "deep.png", side, 7000, bits=16, rows=10)),
         (read_table, folder / "wide.csv"),
         (read_annotation, folder / "deep.json"),
         (read_options, folder / "deep.yaml"),

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, made anew at random: each is refused in one line with file and cause, and never run."""
+"""Random files that are no checkpoint: each is refused in one line with file and cause, and never run."""
 
 from __future__ import annotations
 

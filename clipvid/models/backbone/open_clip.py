@@ -147,8 +147,8 @@ def _not_loaded(error: Exception, base: Base, *, is_file: bool) -> Exception:
         )
     if isinstance(error, OSError) or type(error).__module__.startswith("huggingface_hub"):
         return _unreachable(f"a part of {base.name}", error)
-    scheme, _, place = str(base.name).partition(":")
-    source = f"the files in {place}" if scheme == "local-dir" else f"{base.name}"
+    scheme, _, folder = str(base.name).partition(":")
+    source = f"the files in {folder}" if scheme == "local-dir" else f"{base.name}"
     return BackboneError(f"{source} cannot be loaded as a base model ({cause}); give a complete model of open_clip")
 
 

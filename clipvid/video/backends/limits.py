@@ -15,8 +15,8 @@ from clipvid.errors import VideoError
 
 PIXELS, CLIP_BYTES = "CLIPVID_MAX_PIXELS", "CLIPVID_MAX_CLIP_BYTES"
 """Environment variables that replace the limits."""
-PIXEL_LIMIT = 1 << 25
-"""Largest number of pixels per frame (8192 x 4096), enough for 8K video: 100 MB as RGB, three times as much while it is
+PIXEL_LIMIT = 8192 * 4608
+"""Largest number of pixels per frame, enough for 8K video: 113 MB as RGB, three times as much while it is
 decoded and converted."""
 CLIP_LIMIT = 1 << 30
 """Largest number of bytes of the frames that one call returns together, as they are after `fit`."""
