@@ -242,21 +242,35 @@ def test_the_message_of_an_error_of_the_work_names_options_as_typed(monkeypatch,
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="needs signals")
-def test_a_closed_pipe_ends_quietly_and_sigterm_gives_143(tmp_path):
+def test_a_closed_pipe_ends_quietly():
     program = [sys.executable, "-m", "clipvid"]
     piped = subprocess.Popen([*program, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert piped.stdout is not None
     piped.stdout.close()
     piped.stdout = None
     assert (piped.communicate(timeout=60)[1], piped.returncode) == (b"", 141)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_terminating_signal_is_a_clean_stop(name, code):
     script = (
         "import os, signal, sys\nfrom types import SimpleNamespace\nfrom clipvid.cli import commands, main\n"
-        "call = SimpleNamespace(run=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        f"call = SimpleNamespace(run=lambda: os.kill(os.getpid(), signal.{name}))\n"
         "commands.load = lambda _: SimpleNamespace(parse=lambda _: call)\n"
         "sys.argv[1:] = ['cache', 'ls', 'x']\nsys.exit(main.main())"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
-    assert (ended.returncode, ended.stderr) == (143, "\nclipvid cache ls: terminated\n")
+    assert (ended.returncode, ended.stderr) == (code, "\nclipvid cache ls: terminated\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+def test_an_ignored_hangup_stays_ignored():
+    script = (
+        "import signal\nfrom clipvid.cli import main\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "main._stop_cleanly()\nassert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=dict(os.environ))
 
 
 def test_completion_is_generated_for_a_shell(tmp_path, monkeypatch, capsys):

@@ -322,7 +322,7 @@ def test_a_playlist_cannot_make_the_decoder_open_other_files(written, tmp_path):
 
 
 def test_frames_beyond_the_pixel_limit_are_refused(written, monkeypatch):
-    monkeypatch.setattr("clipvid.video.backends.base.PIXEL_LIMIT", 1000)
+    monkeypatch.setattr("clipvid.video.backends.limits.PIXEL_LIMIT", 1000)
     with pytest.raises(VideoError, match="frames of 64x48 exceed the limit of 1000 pixels"):
         read(written["closed.mp4"])
 

@@ -180,7 +180,7 @@ def test_sizes_may_differ_if_fit_makes_them_equal(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     path = picture(tmp_path / "big.png", 5, size=(64, 64))
-    monkeypatch.setattr("clipvid.video.backends.base.PIXEL_LIMIT", 1000)
+    monkeypatch.setattr("clipvid.video.backends.limits.PIXEL_LIMIT", 1000)
     with pytest.raises(VideoError, match="64x64 exceed the limit"):
         read(path)
 

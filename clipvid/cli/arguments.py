@@ -130,7 +130,11 @@ def named_prompts(name: str) -> tuple[str, ...]:
         raise UsageError(
             f"--prompts must be one of {', '.join(PROMPT_SETS)}, or a text file of prompts, got {name!r}; correct it"
         )
-    prompts = tuple(line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompts {name} is not UTF-8 text; write one prompt per line") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ValueError(f"{name} holds no prompt; write one per line, with {{}} for the class name")
     return prompts

@@ -1,8 +1,8 @@
 """The command line: parse, call, print. Options and their help come from functions in clipvid.cli and dataclasses.
 
 Contract: exit code 0 for success; 2 for a wrong command line and 1 for another error, each with one line on standard
-error; 130 after Ctrl-C and 143 after SIGTERM. A traceback is only shown with --debug or CLIPVID_DEBUG=1. The
-commands are listed in clipvid.cli.commands.
+error; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP. A traceback is only shown with --debug or
+CLIPVID_DEBUG=1. The commands are listed in clipvid.cli.commands.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,11 @@ CONTINUE = {
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that files are closed and locks released."""
+    """SIGTERM or SIGHUP, raised in the main thread so that files are closed and locks released."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.number = int(number)
+        super().__init__(self.number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     while words[:1] == ["--debug"]:
         words = words[1:]
     if argv is None:
-        signal.signal(signal.SIGTERM, _terminate)
+        _stop_cleanly()
     try:
         code = _run(words, debug=debug, is_program=argv is None)
         sys.stdout.flush()
@@ -75,9 +80,10 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, Terminated) as error:
-        ended, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", 143)
-        print(f"\nclipvid {name}: {ended}{CONTINUE.get(name, '')}", file=sys.stderr)
-        return code
+        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
+        with suppress(OSError):  # after SIGHUP the terminal is gone
+            print(f"\nclipvid {name}: {ended}{CONTINUE.get(name, '')}", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
     except Exception as error:
         if debug:
             raise
@@ -118,7 +124,9 @@ def _report(error: Exception, call: Call | None) -> tuple[str, int]:
     elif isinstance(error, ImportError) and message.startswith("plugin "):  # the registry's message says what to do
         pass
     elif not isinstance(error, ClipvidError | ValueError | FloatingPointError):
-        message = f"unexpected {type(error).__name__}: {error}; CLIPVID_DEBUG=1 shows where, please report it"
+        message = (
+            f"unexpected {type(error).__name__}: {str(error)[:500]}; CLIPVID_DEBUG=1 shows where, please report it"
+        )
     message = " ".join(message.split())
     if call is None:
         return message, code
@@ -145,11 +153,19 @@ def _completion(words: list[str]) -> int:
     return 0
 
 
+def _stop_cleanly() -> None:
+    """Turn SIGTERM and SIGHUP into Terminated; a signal that is ignored, such as SIGHUP under nohup, stays so."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Raise Terminated in the main process; end a worker, which inherits this handler, at once."""
     del frame
     if os.getpid() == _MAIN_PROCESS:
-        raise Terminated
+        raise Terminated(number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

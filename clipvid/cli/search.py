@@ -33,6 +33,7 @@ from clipvid.cli.parsing.options import (
 )
 from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
+from clipvid.runtime.files import read_file
 from clipvid.runtime.text import pluralize
 
 
@@ -218,7 +219,7 @@ def _queries_of(query: str | None, path: str | None) -> list[str]:
     if not os.path.exists(path):
         raise UsageError(f"--queries {path} does not exist; correct the path")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(
             f"--queries {path} cannot be read: {(error.strerror or 'error').lower()}; give a text file"

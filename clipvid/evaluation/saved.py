@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
 from clipvid.evaluation.metrics.retrieval import SHOWN
-from clipvid.runtime.files import atomic_file
+from clipvid.runtime.files import atomic_file, read_file
 from clipvid.runtime.optional import require
 from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
@@ -83,10 +83,10 @@ def read_result(path: str | Path) -> SavedResult:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no result {path}; write it with clipvid eval DATA --out {path}")
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = json.loads(read_file(path).decode("utf-8"))
         version = result["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        reason = "it is no JSON" if isinstance(error, ValueError) else "it has no format version"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = "it is no JSON" if isinstance(error, ValueError | RecursionError) else "it has no format version"
         raise CheckpointError(f"{path} is not a saved result: {reason}; write one with clipvid eval --out") from error
     if version != FORMAT:  # checked before the keys, which differ between formats
         raise CheckpointError(

@@ -22,6 +22,7 @@ from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder, recover, write_tensors
 from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed, seal
 from clipvid.runtime.schema import decode
+from clipvid.runtime.text import first_line
 
 FORMAT = 3
 """Version of the format that is written. Version 2, which is read too, has no manifest."""
@@ -129,7 +130,9 @@ def _read_weights(folder: Path) -> Modules:
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}; {ADVICE}") from error
+        raise CheckpointError(
+            f"{folder} does not hold a complete clipvid model: {first_line(error)}; {ADVICE}"
+        ) from error
     modules: Modules = {}
     for name, value in state.items():
         module, _, rest = name.partition(".")
@@ -150,4 +153,10 @@ def local_folder(folder: str | Path) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, MANIFEST]))
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, MANIFEST]))
+    except Exception as error:  # the client raises errors of its own, of the network and of the file system
+        raise CheckpointError(
+            f"{folder} is neither an existing folder (looked in {Path.cwd()}) nor a repository that could be fetched "
+            f"from the hub ({first_line(error)}); correct the path, or check the name and the network"
+        ) from error

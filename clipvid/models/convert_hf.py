@@ -22,6 +22,7 @@ from clipvid.nn.mixers import AttentionStep
 from clipvid.nn.spacetime import SpaceTimeBlock
 from clipvid.nn.stem import Inflation, Stem, inflated, resized_space, tiled
 from clipvid.nn.video_transformer import VideoTransformer
+from clipvid.runtime.text import first_line
 
 _TIMESFORMER = {  # within a layer, transformers -> clipvid
     "attention.attention.qkv": "block.attention.qkv",
@@ -121,9 +122,15 @@ def _read(state: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
     """Return a state dict, read from a safetensors file if a path is given."""
     if isinstance(state, Mapping):
         return state
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(state)
+    if not Path(state).is_file():
+        raise CheckpointError(f"{state} is no file; give the path of a safetensors file")
+    try:
+        return load_file(state)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{state} cannot be read as a safetensors file ({first_line(error)})") from error
 
 
 def _target(model: VideoCLIP | VideoTransformer) -> VideoTransformer:

@@ -21,6 +21,7 @@ from clipvid.models.backbone.open_clip import Tokenizer
 from clipvid.models.branches.stan import STAN
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.text import first_line
 
 BRANCH = "STAN_"
 """Prefix of the branch's weights."""
@@ -92,7 +93,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many types for a file that is not a checkpoint
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors: {first_line(error)}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state_dict of tensors")

@@ -24,6 +24,8 @@ from clipvid.runtime.folder_lock import is_locked, locked_file
 
 NEW, OLD, LOCK = "new", "old", "lock"
 """Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""
+NOT_REGULAR = "not a regular file (a pipe, a device or a socket)"
+"""Reason for which special files are refused."""
 STAGING = ".*.part"
 """Pattern of the names of staging folders."""
 
@@ -60,6 +62,24 @@ def describe_os_error(error: OSError) -> str:
 def _final(path: str) -> str:
     """Return a path with that of the staging folder taken out, so that messages name the place that a user chose."""
     return re.sub(r"\.[^/\\]+\.part[/\\](?:new|old)[/\\]", "", path)
+
+
+def read_file(path: str | Path, *, limit: int | None = None) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raise OSError for a folder, for a pipe, device or socket, which is never opened since it may have no end, and for
+    more than `limit` bytes.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    with open(path, "rb") as file:
+        content = file.read(-1 if limit is None else limit + 1)
+    if limit is not None and len(content) > limit:
+        raise OSError(errno.EFBIG, f"it exceeds the limit of {limit} bytes", str(path))
+    return content
 
 
 @contextmanager

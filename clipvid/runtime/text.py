@@ -14,3 +14,15 @@ def pluralize(number: int, noun: str) -> str:
     if noun.endswith(("s", "x")):
         return f"{number} {noun}es"
     return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and what its message says first, in one line of at most 200 characters.
+
+    The messages of torch and of the hub's client run over many lines, and go on about arguments that a user of clipvid
+    cannot give.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
+    sentence = text.partition(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {sentence[:200]}" if sentence else type(error).__name__

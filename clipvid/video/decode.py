@@ -23,8 +23,9 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
 from clipvid.video.backends import images
-from clipvid.video.backends.base import PIXEL_LIMIT, Choice, Fit, VideoInfo, decode_in_one_thread
+from clipvid.video.backends.base import Choice, Fit, VideoInfo, decode_in_one_thread
 from clipvid.video.backends.images import pictures_in
+from clipvid.video.backends.limits import PIXEL_LIMIT
 from clipvid.video.container.times import FrameTimes
 from clipvid.video.inputs import VideoSource, is_source, local_file
 from clipvid.video.sampling import sample
@@ -74,7 +75,8 @@ def read(
             all frames one size.
         time_limit: seconds of decoding after which VideoError is raised.
 
-    Raises VideoError for a file that cannot be read or lacks a requested frame, ValueError for wrong arguments.
+    Raises VideoError for a file that cannot be read or lacks a requested frame, and for frames that take more memory
+    than the limits allow (docs/videos.md); ValueError for wrong arguments.
 
     >>> read("walk.mp4", [0, 5]).shape                                                     # doctest: +SKIP
     torch.Size([2, 3, 256, 340])

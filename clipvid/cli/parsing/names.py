@@ -85,7 +85,7 @@ def _json_items(text: str) -> list[tuple[str, str]]:
         return []
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [(str(name), str(column)) for name, column in content.items()]
 

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipvid.errors import UsageError
+from clipvid.runtime.files import read_file
 
 if TYPE_CHECKING:
     import yaml
 
+BYTE_LIMIT = 1 << 16
+"""Largest size of an option file; the YAML parser takes a second for as much."""
+DEPTH_LIMIT = 20
+"""Deepest nesting of mappings and lists in an option file."""
 FLOATS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 """YAML's spelling of special numbers, and Python's."""
 
@@ -39,9 +44,8 @@ def read_options(path: str | Path, json_options: Collection[str] = ()) -> list[E
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            _check_event(event, path)
+        text = read_file(path, limit=BYTE_LIMIT).decode("utf-8")
+        _check_events(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         raise UsageError(f"--config {path} does not exist; correct the path") from None
@@ -54,6 +58,21 @@ def read_options(path: str | Path, json_options: Collection[str] = ()) -> list[E
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise UsageError(f"--config {path} holds no options; write one per line, such as device: cpu")
     return _unique(list(_entries(root, path, set(json_options))), path)
+
+
+def _check_events(text: str, path: str | Path) -> None:
+    """Raise UsageError for anchors, aliases, tags, and nesting that would exhaust the stack."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        _check_event(event, path)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH_LIMIT:
+            raise UsageError(
+                f"--config {path}, line {event.start_mark.line + 1}, is nested deeper than the limit of {DEPTH_LIMIT} "
+                "levels; write one option per line: device: cpu"
+            )
 
 
 def _check_event(event: Any, path: str | Path) -> None:
@@ -75,11 +94,25 @@ def _entries(node: yaml.MappingNode, path: str | Path, json_options: set[str], p
             raise UsageError(f"--config {path}, line {line}: an option must be a name; write device: cpu")
         name = prefix + key.value.replace("_", "-")
         if isinstance(value, yaml.MappingNode) and name in json_options:
-            yield Entry(name, (json.dumps(yaml.SafeLoader("").construct_document(value)),), line)
+            yield Entry(name, (_json_of(value, name, path),), line)
         elif isinstance(value, yaml.MappingNode):
             yield from _entries(value, path, json_options, f"{name}.")
         else:
             yield Entry(name, _values(value, name, path), line)
+
+
+def _json_of(node: yaml.MappingNode, name: str, path: str | Path) -> str:
+    """Return a mapping as JSON text; raise UsageError for values that JSON does not have, such as dates."""
+    import yaml
+
+    try:
+        return json.dumps(yaml.SafeLoader("").construct_document(node))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--config {path}, line {node.start_mark.line + 1}: {name} holds a value that is no text, number or list "
+            f"({reason}); put dates in quotes"
+        ) from error
 
 
 def _values(node: yaml.Node, name: str, path: str | Path) -> tuple[str, ...] | bool | None:

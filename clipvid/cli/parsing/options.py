@@ -74,7 +74,7 @@ def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
     """Return the object that a JSON text holds."""
     try:
         value = json.loads(tokens[0].value)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"""must be a JSON object such as '{{"hidden": 8}}', got {tokens[0].value!r}""")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +78,13 @@ def _from_json(path: Path, text: str) -> Annotation:
         content = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        limit = sys.getrecursionlimit()
+        raise DataError(
+            f"{path}: lists and objects are nested deeper than the limit of {limit}; flatten them"
+        ) from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{path}: holds a value that cannot be read ({error})") from error
     for layout, parse in _JSON.items():
         if (parsed := parse(path, text, content)) is not None:
             return Annotation(path, layout, *parsed)
@@ -189,7 +198,8 @@ def _from_text(path: Path, text: str) -> Annotation:
         return _table(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         raise DataError(
-            f"{path}, line 1: expected a column video_id or youtube_id, or id and name, got {', '.join(sorted(header))}"
+            f"{path}, line 1: expected a column video_id or youtube_id, or id and name, got "
+            f"{', '.join(sorted(header))[:200]}"
         )
     numbered = [(number, *_split_last_word(line)) for number, line in lines]
     if all(name and last.isdigit() for _, name, last in numbered):
@@ -208,7 +218,7 @@ def _table(path: Path) -> Annotation:
         pairs = []
         for line, row in rows:
             if not row["id"].isdigit() or not row["name"]:
-                raise DataError(f"{path}, line {line}: expected a number and a class name, got {row}")
+                raise DataError(f"{path}, line {line}: expected a number and a class name, got {str(row)[:120]}")
             pairs.append((int(row["id"]), row["name"]))
         return Annotation(path, "id,name", (), _names_by_number(pairs, path))
     key = "video_id" if "video_id" in columns else "youtube_id"
@@ -216,7 +226,7 @@ def _table(path: Path) -> Annotation:
     seen: dict[tuple[Any, ...], int] = {}
     for line, row in rows:
         if not row[key] or row.get("sentence") == "":
-            raise DataError(f"{path}, line {line}: an empty field in {row}")
+            raise DataError(f"{path}, line {line}: an empty field in {str(row)[:120]}")
         start, end = (_time(row.get(name), path, line) for name in ("time_start", "time_end"))
         captions = (row["sentence"],) if "sentence" in row else ()
         identity = (row[key], start, end, captions)
@@ -289,7 +299,7 @@ def _names_by_number(pairs: Sequence[tuple[int, str]], path: Path) -> tuple[str,
         raise DataError(f"{path}: the {len(numbers)} class numbers do not run from 0 or 1 without gaps")
     names = tuple(name for _, name in ordered)
     if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
+        duplicate = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(f"{path}: duplicate class {duplicate!r}")
     return names
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from clipvid.data.formats.rows import checked_rows, read_clips
 from clipvid.data.formats.table import Table
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
+from clipvid.runtime.files import read_file
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 """Lower-case suffixes of tables."""
 _DELIMITERS = (",", "\t", ";")
+COLUMN_LIMIT = 2000
+"""Largest number of columns of a table; the memory of a row grows with it."""
 
 
 def read_csv(
@@ -55,7 +59,7 @@ def _open_table(path: Path) -> Table:
 def text_of(path: Path) -> str:
     """Return the text of a UTF-8 annotation file without byte-order mark; raise DataError for other encodings."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -116,6 +120,10 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
-    duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
+    if len(columns) > COLUMN_LIMIT:
+        raise DataError(
+            f"{path}, line 1: {len(columns)} columns exceed the limit of {COLUMN_LIMIT}; remove those that are not read"
+        )
+    duplicates = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if duplicates:
         raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}")

@@ -144,7 +144,8 @@ def _missing_column(table: Table, constraint: str, wanted: Sequence[str], names:
 
 
 def _listed(table: Table) -> str:
-    return ", ".join(table.columns) or "(none)"
+    more = f" and {len(table.columns) - 40} more" if len(table.columns) > 40 else ""
+    return ", ".join(table.columns[:40]) + more or "(none)"
 
 
 def _seconds(text: str | None, location: str) -> float | None:

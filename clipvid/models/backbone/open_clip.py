@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from clipvid.config import checks
-from clipvid.errors import BackboneError
+from clipvid.errors import BackboneError, CheckpointError
 from clipvid.models.backbone.names import MINI, SCHEMES, check_name
+from clipvid.runtime.text import first_line
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -95,22 +96,15 @@ def load_clip(
         try:
             with _without_warnings(), torch.device("meta"):
                 clip = open_clip.create_model(name, load_weights=False, device="meta")
-        except OSError as error:
-            raise _unreachable(f"the description of {name}", error) from error
+        except Exception as error:
+            raise _not_loaded(error, base, is_file=False) from error
         return clip, _no_tokenizer, base
     try:
         clip = open_clip.create_model(
             name, pretrained=tag, device=device, require_pretrained=pretrained != "random", **options
         )
-    except OSError as error:
-        raise _unreachable(f"a part of {name}", error) from error
-    except RuntimeError as error:
-        if "download" not in str(error).lower():
-            raise
-        raise BackboneError(
-            f"the weights {tag or base.name} of {base.name} could not be downloaded ({error}); check the network, or "
-            f"give the path of a checkpoint as pretrained; {MINI} needs no download"
-        ) from error
+    except Exception as error:  # torch, safetensors and the hub's client raise many types, none of them for users
+        raise _not_loaded(error, base, is_file=tag is not None and Path(tag).is_file()) from error
     return clip, _tokenizer(name), base
 
 
@@ -136,18 +130,40 @@ def _device(device: object) -> torch.device:
         raise ValueError(f"device must be a torch device, got {device!r}; give cpu, cuda or cuda:0") from error
 
 
+def _not_loaded(error: Exception, base: Base, *, is_file: bool) -> Exception:
+    """Return the error for a model that could not be created, in one line that names the checkpoint or the model."""
+    if isinstance(error, BackboneError | MemoryError):
+        return error
+    cause = first_line(error)
+    if is_file:
+        return CheckpointError(
+            f"{base.pretrained} cannot be loaded as a checkpoint of {base.name} ({cause}); give a complete file of "
+            "weights for this architecture, as torch.save or safetensors write it"
+        )
+    if "download" in str(error).lower():
+        return BackboneError(
+            f"the weights {base.pretrained or base.name} of {base.name} could not be downloaded ({cause}); check the "
+            f"network, or give the path of a checkpoint as pretrained; {MINI} needs no download"
+        )
+    if isinstance(error, OSError) or type(error).__module__.startswith("huggingface_hub"):
+        return _unreachable(f"a part of {base.name}", error)
+    scheme, _, folder = str(base.name).partition(":")
+    source = f"the files in {folder}" if scheme == "local-dir" else f"{base.name}"
+    return BackboneError(f"{source} cannot be loaded as a base model ({cause}); give a complete model of open_clip")
+
+
 def _tokenizer(name: str) -> Any:
     import open_clip
 
     try:
         return open_clip.get_tokenizer(name)
-    except (OSError, ImportError) as error:
+    except Exception as error:  # the hub's client and the tokenizers raise many types
         raise _unreachable(f"the tokenizer of {name}", error) from error
 
 
 def _unreachable(part: str, error: Exception) -> BackboneError:
     """Return the error for a part that comes from a hub, such as a tokenizer or a text tower's config."""
-    cause = " ".join(str(error).split())
+    cause = first_line(error)
     return BackboneError(
         f"{part} could not be loaded ({cause}); it comes from a hub: check the network, or attach a custom model "
         "and tokenizer in Python"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,6 @@ from torch import Tensor
 
 from clipvid.errors import VideoError
 from clipvid.video.container.times import FrameTimes
-
-PIXEL_LIMIT = 16384 * 16384
-"""Largest number of pixels per frame; a larger frame would exhaust memory, so its file is damaged or malicious."""
 
 Fit = Callable[[UInt8[Tensor, "3 height width"]], UInt8[Tensor, "3 h w"]]
 """Function applied to each frame as soon as it is decoded, such as a resize."""
@@ -131,25 +128,23 @@ def in_range(indices: Sequence[int], *, path: str | Path, frames: int, backend: 
 
 
 def stacked(
-    pictures: Mapping[int, Tensor], indices: Sequence[int], *, path: str | Path, backend: str
+    pictures: dict[int, Tensor], indices: Sequence[int], *, path: str | Path, backend: str
 ) -> UInt8[Tensor, "t 3 h w"]:
-    """Return the pictures of `indices` as one tensor (T, 3, H, W); raise VideoError if their sizes differ."""
+    """Return the pictures of `indices` as one tensor (T, 3, H, W); raise VideoError if their sizes differ.
+
+    Empties `pictures` while it copies them, so that the clip is in memory once, not twice.
+    """
     sizes = {tuple(pictures[i].shape[1:]) for i in indices}
     if len(sizes) > 1:
         size_names = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise VideoError(
             path, f"its frames differ in size ({size_names}); pass fit= to bring them to one", backend=backend
         )
-    chosen = [pictures[i] for i in indices]
-    if any(picture.dtype != torch.uint8 or picture.device.type != "cpu" for picture in chosen):
-        return torch.stack(chosen).contiguous()
-    frames = torch.empty((len(chosen), *chosen[0].shape), dtype=torch.uint8)
-    for frame, picture in zip(frames, chosen, strict=True):  # numpy copies channels-last pictures 5 times faster.
-        np.copyto(frame.numpy(), picture.numpy())
+    if any(pictures[i].dtype != torch.uint8 or pictures[i].device.type != "cpu" for i in indices):
+        return torch.stack([pictures[i] for i in indices]).contiguous()
+    frames = torch.empty((len(indices), *pictures[indices[0]].shape), dtype=torch.uint8)
+    last_use = {index: position for position, index in enumerate(indices)}
+    for position, index in enumerate(indices):
+        picture = pictures.pop(index) if last_use[index] == position else pictures[index]
+        np.copyto(frames[position].numpy(), picture.numpy())  # numpy copies channels-last pictures 5 times faster.
     return frames
-
-
-def check_pixels(width: int, height: int, *, path: str | Path, backend: str) -> None:
-    """Raise VideoError if a frame has more than PIXEL_LIMIT pixels."""
-    if width * height > PIXEL_LIMIT:
-        raise VideoError(path, f"frames of {width}x{height} exceed the limit of {PIXEL_LIMIT} pixels", backend=backend)

@@ -21,7 +21,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
+from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoInfo, in_range, stacked
+from clipvid.video.backends.limits import PIXELS, check_clip, check_pixels, pixel_limit
 from clipvid.video.container import sniff
 from clipvid.video.container.times import FrameTimes
 from clipvid.video.picture_files import SUFFIXES, pictures_in
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKEND = "pillow"
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's formats that are tried, whatever a file is named; others hand the file to other programs, as EPS does."""
+STRIP = 256
+"""Rows that are converted to RGB at a time, which bounds the memory of the conversion."""
 
 
 def handles(path: str | Path) -> bool:
@@ -68,6 +73,7 @@ def read(path: str | Path, choice: Choice, *, fit: Fit | None = None) -> UInt8[T
         clock.check()
         picture = _decoded(files[index]).pixels
         pictures[index] = picture if fit is None else fit(picture)
+        check_clip(pictures[index], frames=len(indices), path=path, backend=BACKEND)
     return stacked(pictures, indices, path=path, backend=BACKEND)
 
 
@@ -126,7 +132,7 @@ def _decoded(file: Path) -> _Decoded:
     sniff.checked(file, backend=BACKEND)
     opened = False
     try:
-        with PIL.Image.open(file) as picture:
+        with PIL.Image.open(file, formats=FORMATS) as picture:
             opened = True
             check_pixels(*picture.size, path=file, backend=BACKEND)
             if (count := getattr(picture, "n_frames", 1)) > 1:
@@ -136,9 +142,16 @@ def _decoded(file: Path) -> _Decoded:
                     backend=BACKEND,
                 )
             kind = (picture.format or "").lower()
-            pixels = _in_8_bits(file, PIL.ImageOps.exif_transpose(picture), kind)
+            PIL.ImageOps.exif_transpose(picture, in_place=True)
+            pixels = _in_8_bits(file, picture, kind)
     except VideoError:
         raise
+    except PIL.Image.DecompressionBombError as error:  # raised before a picture is open and its size can be read
+        reason = (
+            f"its pixels exceed the limit of {pixel_limit()} (Pillow: {error}); scale it down, or raise both limits, "
+            f"with the environment variable {PIXELS} and with PIL.Image.MAX_IMAGE_PIXELS"
+        )
+        raise VideoError(file, reason, backend=BACKEND) from error
     except Exception as error:  # Pillow raises nearly any exception for damaged files.
         reason = f"damaged or cut off: {error}" if opened else sniff.why_not_a_video(str(file))
         raise VideoError(file, reason or f"not a picture that Pillow can open ({error})", backend=BACKEND) from error
@@ -155,7 +168,10 @@ def _in_8_bits(file: Path, picture: Image, kind: str) -> np.ndarray:
             f"Pillow's mode {picture.mode} has values of unknown range; convert it to 8 or 16 bits",
             backend=BACKEND,
         )
-    if not is_16_bit:
-        return np.array(picture.convert("RGB"))
-    grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP):
+        strip = picture.crop((0, top, width, min(top + STRIP, height)))
+        rows = np.asarray(strip if is_16_bit else strip.convert("RGB"))
+        pixels[top : top + STRIP] = (rows >> 8)[..., None] if is_16_bit else rows
+    return pixels

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.video.backends import pyav
 from clipvid.video.backends.base import Choice, Clock, Fit, VideoInfo, in_range, stacked
+from clipvid.video.backends.limits import check_clip
 from clipvid.video.backends.verdicts import Verdict, identity, memory
 from clipvid.video.container.demux import Listing
 from clipvid.video.container.demux import listing as listing_of
@@ -65,6 +66,7 @@ class Judged:
             clock.check()
             picture = self._picture(path, reader, index)
             pictures[index] = picture if fit is None else fit(picture)
+            check_clip(pictures[index], frames=len(indices), path=path, backend=self.backend)
         return stacked(pictures, indices, path=path, backend=self.backend)
 
     def _accepted(self, path: str | Path) -> tuple[Verdict, Any]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
-from clipvid.video.backends.base import PIXEL_LIMIT, Clock, check_pixels, decoder_threads
+from clipvid.video.backends.base import Clock, decoder_threads
+from clipvid.video.backends.limits import check_pixels, padded_pixel_limit
 from clipvid.video.container import endings, sniff
 from clipvid.video.container.seek import Ladder, Packet, ladder, units
 from clipvid.video.container.times import Stamps, Timeline
@@ -190,8 +191,13 @@ def opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
     absolute = sniff.checked(path, backend=BACKEND)
     options = {"protocol_whitelist": "file", "format_whitelist": _formats()}
+    if (size := sniff.gif_size(absolute)) is not None:
+        check_pixels(*size, path=path, backend=BACKEND)
+    decoding = {
+        "max_pixels": str(padded_pixel_limit())
+    }  # FFmpeg decodes frames already while it opens some files, as of GIF.
     try:
-        container = av.open(absolute, container_options=options, **_lenient())
+        container = av.open(absolute, options=decoding, container_options=options, **_lenient())
     except av.error.EOFError as error:
         raise VideoError(path, "no frames: the file ends after its header", backend=BACKEND) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -220,7 +226,7 @@ def _prepared(path: str | Path, stream: VideoStream) -> VideoStream:
     if context is None:
         raise VideoError(path, "its codec is unknown to this FFmpeg", backend=BACKEND)
     check_pixels(context.width, context.height, path=path, backend=BACKEND)
-    context.options = {"max_pixels": str(PIXEL_LIMIT)}  # Frames can be larger than the header declares.
+    context.options = {"max_pixels": str(padded_pixel_limit())}  # Frames can be larger than the header declares.
     context.thread_type = "AUTO"
     context.thread_count = decoder_threads()
     return stream

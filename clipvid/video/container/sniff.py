@@ -64,6 +64,18 @@ def why_not_a_video(path: str) -> str | None:
     return None
 
 
+def gif_size(path: str) -> tuple[int, int] | None:
+    """Return the width and height that the header of a GIF declares, None for other formats.
+
+    FFmpeg refuses the largest sizes without saying why, and reports none.
+    """
+    with open(path, "rb") as file:
+        head = file.read(10)
+    if head[:4] != b"GIF8" or len(head) < 10:
+        return None
+    return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+
+
 def _boxes(file: BinaryIO) -> set[bytes]:
     """Return the names of the complete top-level boxes of an MP4 file."""
     end = file.seek(0, os.SEEK_END)
