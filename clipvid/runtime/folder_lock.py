@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 YOUNG = 60.0
 """Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
 
@@ -24,16 +22,16 @@ _holders: dict[Path, tuple[int, int]] = {}
 
 
 @contextmanager
-def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0) -> Iterator[None]:
+def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0, again: bool = False) -> Iterator[None]:
     """Lock `folder` during a `with` block; raise FileExistsError if it is locked already, by this process or another.
 
     The lock is a file .lock in the folder. Use `outside` for a folder that is replaced as a whole: the lock file is
-    then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder. A thread
-    that holds the lock may take it again, without effect.
+    then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder. With
+    `again`, a thread that holds the lock takes it once more, without effect.
     """
     path = Path(folder).absolute()
     lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
-    if _holders.get(lock) == (os.getpid(), threading.get_ident()):
+    if again and _holders.get(lock) == (os.getpid(), threading.get_ident()):
         yield
         return
     created = not lock.parent.exists()
@@ -106,6 +104,8 @@ def _open_locked(path: Path) -> int | None:
 
 def _lock(file: int) -> bool:
     """Return False if another descriptor holds the lock of this file; take it if it is free."""
+    from filelock import lock_descriptor
+
     try:
         return lock_descriptor(file, blocking=False)
     except OSError:  # some network file systems have no locks

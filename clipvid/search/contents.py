@@ -185,7 +185,7 @@ class IndexContents(IndexTable):
         """
         folder = checks.path("folder", folder)
         check_replaceable(folder)
-        with lock_folder(folder, outside=True, wait=WAIT), self._changing.exclusive():
+        with lock_folder(folder, outside=True, wait=WAIT, again=True), self._changing.exclusive():
             self._check_version(folder)
             metadata = self._metadata(folder)
             with atomic_folder(folder) as draft:
@@ -205,7 +205,7 @@ class IndexContents(IndexTable):
         """
         folder = Path(folder)
         check_replaceable(folder)
-        with lock_folder(folder, outside=True, wait=WAIT):
+        with lock_folder(folder, outside=True, wait=WAIT, again=True):
             self._saved.setdefault(os.path.abspath(folder), saved_id(folder) or "")
             self._check_version(folder)
             self._saving_to, self._last_save = folder, time.monotonic()

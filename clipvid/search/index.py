@@ -258,7 +258,7 @@ class VideoIndex(IndexContents):
 
         Meanwhile no other process can save to the folder: it waits.
         """
-        with lock_folder(folder, outside=True, wait=WAIT):
+        with lock_folder(folder, outside=True, wait=WAIT, again=True):
             index = cls.load(folder, model, root=root)
             with index.saving_to(folder):
                 yield index
