@@ -191,10 +191,7 @@ def test_queries_are_saved_beside_a_result_on_request(model, data, result, tmp_p
     with pytest.raises(CheckpointError, match=r"a.queries.parquet belongs to another result than"):
         read_result(tmp_path / "a.json").per_query()
     pd.DataFrame({"rank": [1.0]}).to_parquet(tmp_path / "a.queries.parquet")
-    with pytest.raises(CheckpointError, match=r"has format None, this version of clipvid reads 1"):
-        saved.per_query()
-    (tmp_path / "a.queries.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(CheckpointError, match=r"a.queries.parquet cannot be read"):
+    with pytest.raises(CheckpointError, match=r"a.queries.parquet is damaged or belongs to another result than"):
         saved.per_query()
 
 

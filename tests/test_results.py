@@ -238,9 +238,10 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
         ('{"task": "retrieval"}', "is not a saved result: it has no format version"),
         (
             '{"format": 1, "task": "retrieval", "figures": {"t2v": {}}}',
-            r"has result format 1, .* reads 2; evaluate the",
+            r"has result format 1, .* reads 2 and 3; evaluate the",
         ),
-        ('{"format": 3, "metrics": 5}', "has result format 3, .* reads 2; evaluate the model again"),
+        ('{"format_version": 4, "metrics": 5}', "has result format 4, .* reads 2 and 3; evaluate the model again"),
+        ('{"format_version": 3, "metrics": 5}', "is damaged or was edited: its content has changed since it was"),
         (
             '{"format": 2, "metrics": 5, "model": {"base": ""}}',
             "model.branch, model.fingerprint, data,.* metrics missing",

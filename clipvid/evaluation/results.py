@@ -24,9 +24,20 @@ from clipvid.data.views import Views
 from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics
 from clipvid.evaluation.per_query import RecognitionQueries, RetrievalQueries
-from clipvid.evaluation.saved import FORMAT, SavedResult, checked_direction, describe_result, html_result, write_queries
+from clipvid.evaluation.saved import (
+    CHECKSUM,
+    FORMAT,
+    QUERIES,
+    SavedResult,
+    checked_direction,
+    checksum,
+    describe_result,
+    html_result,
+    write_queries,
+)
 from clipvid.evaluation.saved import read_result as read_result
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
@@ -159,10 +170,17 @@ class EvaluationResult(Generic[Metrics]):
         return plots.recall_curve(ranks, max(side.n_gallery for side in sides.values()), title=title)
 
     def to_dict(self, *, each: bool = True) -> dict[str, Any]:
-        """Return the result as plain data, ready for JSON; without the values of every query unless `each`."""
+        """Return the result as plain data, ready for JSON; without the values of every query unless `each`.
+
+        The whole content ends with its checksum, by which `read_result` notices that a file has changed.
+        """
+        content = self._content(each=each)
+        return {**content, CHECKSUM: checksum(content)} if each else content
+
+    def _content(self, *, each: bool) -> dict[str, Any]:
         metadata = self.metadata
         result: dict[str, Any] = {
-            "format": FORMAT,
+            "format_version": FORMAT,
             "clipvid": __version__,
             "torch": torch.__version__,
             "model": dict(metadata.model),
@@ -226,11 +244,14 @@ class EvaluationResult(Generic[Metrics]):
         which `read_result(path).per_query()` returns them.
         """
         checks.path("path", path)
+        content = self._content(each=True)
         if per_query:
             sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
-            write_queries(Path(path), self.to_dict(), {side or "": self.per_query(side) for side in sides})
+            queries = write_queries(Path(path), {side or "": self.per_query(side) for side in sides})
+            content[QUERIES] = hash_file(queries)
         with atomic_file(path) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=2)
+            partial.write_text(text + "\n", encoding="utf-8")
         return Path(path)
 
     def __repr__(self) -> str:

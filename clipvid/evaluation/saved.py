@@ -16,6 +16,7 @@ from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
 from clipvid.evaluation.metrics.retrieval import SHOWN
 from clipvid.runtime.files import atomic_file, read_file
+from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
 from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
@@ -23,7 +24,10 @@ from clipvid.runtime.text import pluralize
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2
+FORMAT = 3
+"""Version of the format that is written. Version 2, which is read too, has no checksum."""
+CHECKSUM, QUERIES = "checksum", "queries"
+"""Keys of the hash of a result's other content, and of that of its Parquet file of queries."""
 QUERIES_FORMAT = 1
 """Format version of the Parquet file of queries, stored in its metadata."""
 Side = tuple[str, Mapping[str, float], Mapping[str, Any]]
@@ -62,10 +66,20 @@ class SavedResult(dict[str, Any]):
                 "result.save(path, per_query=True)"
             )
         direction = checked_direction(self["task"], direction)
+        if QUERIES in self and hash_file(queries_path(self.path)) != self[QUERIES]:
+            raise CheckpointError(
+                f"{queries_path(self.path)} is damaged or belongs to another result than {self.path}; evaluate again "
+                "and save both"
+            )
         frame = _read_queries(queries_path(self.path))
-        if frame.attrs.pop("result", None) != _hash(self):
+        if (older := frame.attrs.pop("result", None)) is not None and older != checksum(self):
             raise CheckpointError(
                 f"{queries_path(self.path)} belongs to another result than {self.path}; evaluate again and save both"
+            )
+        if older is None and QUERIES not in self:
+            raise CheckpointError(
+                f"{queries_path(self.path)} belongs to another result than {self.path}, which was saved without its "
+                "queries; evaluate again and save both"
             )
         if direction is not None:
             frame = frame.loc[frame["direction"] == direction].drop(columns="direction").reset_index(drop=True)
@@ -84,14 +98,18 @@ def read_result(path: str | Path) -> SavedResult:
         raise CheckpointError(f"there is no result {path}; write it with clipvid eval DATA --out {path}")
     try:
         result = json.loads(read_file(path).decode("utf-8"))
-        version = result["format"]
+        version = result["format_version"] if "format_version" in result else result["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "it is no JSON" if isinstance(error, ValueError | RecursionError) else "it has no format version"
         raise CheckpointError(f"{path} is not a saved result: {reason}; write one with clipvid eval --out") from error
-    if version != FORMAT:  # checked before the keys, which differ between formats
+    if version not in (2, FORMAT):  # checked before the keys, which differ between formats
         raise CheckpointError(
-            f"{path} has result format {version!r}, this version of clipvid reads {FORMAT}; evaluate the model again "
-            "with clipvid eval --out"
+            f"{path} has result format {version!r}, this version of clipvid reads 2 and {FORMAT}; evaluate the model "
+            "again with clipvid eval --out"
+        )
+    if (version == FORMAT or CHECKSUM in result) and result.get(CHECKSUM) != checksum(result):
+        raise CheckpointError(
+            f"{path} is damaged or was edited: its content has changed since it was written; evaluate the model again"
         )
     if missing := _missing_keys(result):
         raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
@@ -210,14 +228,14 @@ def queries_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.queries.parquet")
 
 
-def write_queries(path: Path, result: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> Path:
+def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Path:
     """Write the queries of each direction to the Parquet file beside a result, atomically; return its path."""
     import pandas as pd
 
     require("pyarrow", why="writing Parquet")
     named = [frame.assign(direction=direction) if direction else frame for direction, frame in frames.items()]
     table = pd.concat(named, ignore_index=True)
-    table.attrs = {"format_version": QUERIES_FORMAT, "result": _hash(result)}  # pandas stores them in the file
+    table.attrs = {"format_version": QUERIES_FORMAT}  # pandas stores them in the file
     with atomic_file(queries_path(path)) as partial:
         table.to_parquet(partial, index=False)
     return queries_path(path)
@@ -239,6 +257,7 @@ def _read_queries(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _hash(result: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a result's content, equal before saving and after reading."""
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+def checksum(result: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a result's content but its checksum, equal before saving and after reading."""
+    content = {key: value for key, value in result.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
