@@ -37,7 +37,7 @@ TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> VideoDataset:
-    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 6)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_verify_counts_captions_too(data, evaluated_cache, capsys):
     capsys.readouterr()
     assert main(["cache", "verify", "taps"]) == 0
     output = capsys.readouterr().out
-    assert "12 clips" in output
+    assert "6 clips" in output
     assert f"{len({c for r in data for c in r.captions})} captions" in output
     assert "caption embeddings" in output
 
@@ -210,7 +210,7 @@ def test_prune_removes_damaged_captions_and_leaves_the_clips(evaluated_cache):
     (path,) = shards(evaluated_cache)
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "prune", "taps"]) == 0
-    assert [part.rows for part in parts_of(evaluated_cache)] == [12, 0]
+    assert [part.rows for part in parts_of(evaluated_cache)] == [6, 0]
     assert not path.exists()
 
 
