@@ -45,6 +45,11 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
+@pytest.fixture(scope="module")
+def evaluation(model, data):
+    return evaluate_retrieval(model, data, DATA_CONFIG)
+
+
 @pytest.fixture
 def broken(data, tmp_path) -> VideoDataset:
     """Return the data as a protocol of 20 videos with one that cannot be read."""
@@ -145,9 +150,9 @@ def test_captions_are_cut_to_a_number_of_tokens_and_keep_their_end_token(model):
 def test_retrieval_is_scored_with_cut_captions(model, data):
     data = data.subset(range(10))
     short = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5))
-    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, DATA_CONFIG).metrics.t2v.ranks.tolist()
-    assert short.to_dict()["data_config"]["tokens"] == 5
     store = encode_dataset(model, data, DATA_CONFIG)
+    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, store).metrics.t2v.ranks.tolist()
+    assert short.to_dict()["data_config"]["tokens"] == 5
     stored = evaluate_retrieval(model, store, replace(DATA_CONFIG, tokens=5))
     assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
     protocol = replace(data, protocol_spec=ProtocolSpec(tokens=5, frames=3))
@@ -265,14 +270,14 @@ def test_recognition_is_reported_class_by_class(model, data):
         evaluate_retrieval(model, data, DATA_CONFIG).class_table()
 
 
-def test_the_best_items_equal_those_of_a_full_sort(model, data):
+def test_the_best_items_equal_those_of_a_full_sort(model, data, evaluation):
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 5, (7, 11)).astype(float)
     assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
     top = evaluate_retrieval(model, data, DATA_CONFIG, best=3).top_results
     assert top is not None
     assert top.best.shape == (20, 3)
-    assert evaluate_retrieval(model, data, DATA_CONFIG).top_results is None
+    assert evaluation.top_results is None
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
@@ -384,8 +389,8 @@ def test_few_shot_training_validates_on_the_remaining_videos(data, tmp_path, cap
     assert "3 shots take all 6 videos; give --val, or fewer shots" in capsys.readouterr().err
 
 
-def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys):
-    results, evaluated = [], evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
+def test_runs_are_summarised_by_mean_and_deviation(evaluation, tmp_path, capsys):
+    results, evaluated = [], evaluation.to_dict()
     for seed in range(3):
         result = copy.deepcopy(evaluated)
         result["model"]["fingerprint"] = str(seed)
