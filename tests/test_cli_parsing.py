@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from cyclopts.argument import ArgumentCollection
 from refused import refusal, usage_error
 from test_import_is_light import HEAVY, loaded_by
 
 from clipvid.cli import commands
 from clipvid.cli.main import main
 from clipvid.cli.parsing import messages, names
+from clipvid.cli.parsing.command import Command
 
 PAGES = [*map(str.split, commands.COMMANDS), *([group] for group in commands.GROUPS), []]
 
@@ -117,6 +119,24 @@ def test_options_are_typed_and_only_given_ones_are_passed():
     for words in (["--templates", "a {}", "b {}"], ["--templates", "a {}", "--templates", "b {}"]):
         assert settings_of("x", *words) == {"templates": ("a {}", "b {}")}
     assert settings_of("--batch_size", "8", "x") == {"batch_size": 8}  # spelled as in Python
+
+
+def test_options_are_derived_once_and_values_of_one_line_do_not_reach_the_next(monkeypatch):
+    derived = []
+    assemble = ArgumentCollection._from_callable
+
+    def counted(*args: object, **kwargs: object) -> ArgumentCollection:
+        derived.append(args)
+        return assemble(*args, **kwargs)
+
+    monkeypatch.setattr(ArgumentCollection, "_from_callable", counted)
+    command = Command("train", commands.load("train").function)
+    first = command.parse(["x", "--lr", "3", "--data-config.frames", "8"])
+    again = command.parse(["y"])
+    assert len(derived) == 2  # of the command, and of the dataclass of the options of every command
+    assert [argument.name for argument in messages.leaves(again.arguments) if argument.tokens] == ["SOURCE"]
+    assert first.bound.kwargs["settings"] == {"lr": 3.0, "data_config": {"frames": 8}}
+    assert "settings" not in again.bound.kwargs
 
 
 def test_a_file_of_options_equals_the_same_command_line(tmp_path):

@@ -42,7 +42,7 @@ def test_a_model_is_shown_by_its_base_branch_frames_and_parameters(model, tiny_c
 
 
 def test_a_model_with_a_fixed_number_of_frames_shows_it(model):
-    vivit = attach(model.backbone, "vivit-b2")
+    vivit = attach(model.backbone, "vivit-b2", branch_kwargs={"depth": 1, "temporal_depth": 1, "width": 32, "heads": 2})
     assert f"frames {vivit.branch.options.frames}, " in repr(vivit)
 
 

@@ -31,8 +31,10 @@ def check_counts(counts, expected):
         assert getattr(counts, field).tolist() == values.tolist(), field
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(240, 1920), (7, 16)])
-@pytest.mark.parametrize(("total", "width"), [(1, 3), (61, 3), (300, 4), (531, 6)])
+@pytest.mark.parametrize(
+    ("total", "width", "rows", "columns"),
+    [(1, 3, 240, 1920), (1, 3, 7, 16), (61, 3, 240, 1920), (61, 3, 7, 16), (120, 4, 7, 16), (531, 6, 240, 1920)],
+)
 def test_one_pass_counts_the_same_as_two_when_most_scores_tie(total, width, rows, columns, monkeypatch):
     monkeypatch.setattr(tiled, "ROWS", rows)
     monkeypatch.setattr(tiled, "COLUMNS", columns)

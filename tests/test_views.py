@@ -267,7 +267,7 @@ def test_embeddings_of_views_equal_those_of_each_view_alone(model, data):
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3)
     embeddings = embed_videos(model, data, data_config)
     assert embeddings.views.shape == (4, 6, model.embed_dim)
-    for index in range(4):
+    for index in (0, 3):
         expected = one_by_one(model, data, data_config, index)
         torch.testing.assert_close(embeddings.views[index], expected, atol=1e-4, rtol=1e-4)
         assert expected.std(dim=0).max() > 1e-3, "equal views would prove nothing"
@@ -283,7 +283,7 @@ def test_recognition_averages_over_the_views(model, data, average, monkeypatch):
     monkeypatch.setattr(recognition, "recognition_metrics", lambda s, *a, **k: scored.append(s) or metrics(s, *a, **k))
     data_config = replace(DATA_CONFIG, temporal_views=2, spatial_views=3, average=average)
     result = evaluate_recognition(model, data, data_config)
-    for index in range(4):
+    for index in (0, 3):
         with torch.no_grad():
             logits = [model.head(view[None])[0] for view in one_by_one(model, data, data_config, index)]
         mean_of = {"logits": sum(logits) / 6, "probabilities": (sum(row.softmax(dim=-1) for row in logits) / 6).log()}

@@ -6,12 +6,12 @@ Contract: one number per query in, intervals and p-values out; random only by th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 from numpy import ndarray
 
 Interval = tuple[float, float]
@@ -41,10 +41,7 @@ def bootstrap_interval(
 
     Raises ValueError without scores or for n < 1.
     """
-    if len(scores) == 0 or n < 1:
-        raise ValueError(
-            f"a bootstrap needs scores and n >= 1, got {len(scores)} scores and n={n}; take n = 1000 or more"
-        )
+    _check_samples(len(scores), n)
     rng = np.random.default_rng(seed)
     if statistic is np.mean and scores.ndim == 1:
         return _central_interval(_means(scores, n, rng))
@@ -52,12 +49,37 @@ def bootstrap_interval(
     return _central_interval(samples)
 
 
+def _check_samples(total: int, n: int) -> None:
+    """Raise ValueError without scores or for n < 1."""
+    if total == 0 or n < 1:
+        raise ValueError(f"a bootstrap needs scores and n >= 1, got {total} scores and n={n}; take n = 1000 or more")
+
+
 def _means(scores: Shaped[ndarray, " q"], n: int, rng: np.random.Generator) -> Float64[ndarray, " n"]:
     """Return the means of `n` bootstrap samples, drawn many at a time: the same samples as one by one, and faster."""
-    step = max(1, SCORES_AT_ONCE // len(scores))
-    sizes = [min(step, n - start) for start in range(0, n, step)]
-    drawn = [scores[rng.integers(len(scores), size=(size, len(scores)))].mean(axis=1) for size in sizes]
-    return np.concatenate(drawn).astype(np.float64)
+    means = [scores[drawn].mean(axis=1) for drawn in _drawn(len(scores), n, rng)]
+    return np.concatenate(means).astype(np.float64)
+
+
+def _drawn(total: int, n: int, rng: np.random.Generator) -> Iterator[Int64[ndarray, "s q"]]:
+    """Yield the indices of `n` bootstrap samples of `total` items, several samples at a time."""
+    for size in _sizes(n, total):
+        yield rng.integers(total, size=(size, total))
+
+
+def _sizes(n: int, total: int) -> list[int]:
+    """Return the numbers of samples to draw at a time, for `n` samples of `total` numbers each."""
+    step = max(1, SCORES_AT_ONCE // total)
+    return [min(step, n - start) for start in range(0, n, step)]
+
+
+def _counts(
+    kinds: Int64[ndarray, "s q"], n_kinds: int, weights: Shaped[ndarray, "s q"] | None = None
+) -> Shaped[ndarray, "s k"]:
+    """Return how often each kind is in each row, or the sum of its weights there."""
+    cells = kinds + n_kinds * np.arange(len(kinds))[:, None]
+    flat = None if weights is None else weights.ravel()
+    return np.bincount(cells.ravel(), flat, minlength=n_kinds * len(kinds)).reshape(-1, n_kinds)
 
 
 def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0) -> Interval:
@@ -88,16 +110,29 @@ def class_mean_interval(
     interval, the combined score intervals of the classes (Zou and Donner 2008, section 2) and, if all hits are equal,
     the score interval of all hits.
     """
-    rows = np.stack([hits, classes], axis=1)
-    resampled = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed)
+    _check_samples(len(hits), n)
+    resampled = _central_interval(_class_means(hits, classes, n, np.random.default_rng(seed)))
     by_class = [hits[classes == label] for label in np.unique(classes)]
     wilson = [interval for group in by_class if (interval := _wilson_interval(group)) is not None]
     if len(wilson) < len(by_class):
         return resampled
-    mean, shares = class_mean(rows), np.array([group[0] for group in by_class], dtype=np.float64)
+    mean = class_mean(np.stack([hits, classes], axis=1))
+    shares = np.array([group[0] for group in by_class], dtype=np.float64)
     below, above = np.sqrt(((np.array(wilson).T - shares) ** 2).sum(axis=1)) / len(wilson)
     intervals = [resampled, (mean - float(below), mean + float(above)), _wilson_interval(hits) or resampled]
     return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _class_means(
+    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], n: int, rng: np.random.Generator
+) -> Float64[ndarray, " n"]:
+    """Return `class_mean` of `n` bootstrap samples, drawn many at a time."""
+    labels, kinds = np.unique(classes, return_inverse=True)
+    means = []
+    for drawn in _drawn(len(hits), n, rng):
+        clips, right = _counts(kinds[drawn], len(labels)), _counts(kinds[drawn], len(labels), hits[drawn])
+        means.append((right / np.maximum(clips, 1)).sum(axis=1) / (clips > 0).sum(axis=1))
+    return np.concatenate(means)
 
 
 def ranking_intervals(
@@ -114,19 +149,25 @@ def ranking_intervals(
     rng, total = np.random.default_rng(seed), len(ranks)
     values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # sorted by rank
     counts = np.bincount(kind, minlength=len(values))
-    multinomial, median_positions = QUERIES_PER_KIND * len(values) < total, ((total - 1) // 2, total // 2)
-    means, middle = np.empty((n, values.shape[1])), np.empty((n, 2), dtype=np.int64)
-    for sample in range(n):
-        if multinomial:
-            times = rng.multinomial(total, counts / total)
-        else:
-            times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
-        means[sample] = times @ values / total
-        middle[sample] = np.searchsorted(times.cumsum(), median_positions, side="right")
-    samples = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": values[middle, 0].mean(axis=1)}
+    if QUERIES_PER_KIND * len(values) < total:
+        chunks = (rng.multinomial(total, counts / total, size=size) for size in _sizes(n, len(values)))
+    else:
+        chunks = (_counts(kind[drawn], len(values)) for drawn in _drawn(total, n, rng))
+    sampled = [(times @ values / total, _medians(times, values[:, 0])) for times in chunks]
+    means, medians = map(np.concatenate, zip(*sampled, strict=True))
+    samples = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
     intervals = {name: _central_interval(sampled) for name, sampled in samples.items()}
     wilson = {name: _wilson_interval(hits) for name, hits in shares.items()}
     return intervals | {name: interval for name, interval in wilson.items() if interval is not None}
+
+
+def _medians(times: Int64[ndarray, "s k"], ranks: Float64[ndarray, " k"]) -> Float64[ndarray, " s"]:
+    """Return the median rank of each sample, given as the number of queries with each of the ascending `ranks`."""
+    (n, kinds), total = times.shape, times[0].sum()
+    up_to = times.ravel().cumsum()  # every sample adds `total`, so that one search serves them all
+    positions = total * np.arange(n)[:, None] + [(total - 1) // 2, total // 2]
+    middle = np.searchsorted(up_to, positions, side="right") - kinds * np.arange(n)[:, None]
+    return ranks[middle].mean(axis=1)
 
 
 def _wilson_interval(hits: Shaped[ndarray, " q"]) -> Interval | None:
