@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int, Shaped
 from numpy import ndarray
 
 Interval = tuple[float, float]
@@ -54,10 +54,16 @@ def bootstrap_interval(
 
 def _means(scores: Shaped[ndarray, " q"], n: int, rng: np.random.Generator) -> Float64[ndarray, " n"]:
     """Return the means of `n` bootstrap samples, drawn many at a time: the same samples as one by one, and faster."""
-    step = max(1, SCORES_AT_ONCE // len(scores))
-    sizes = [min(step, n - start) for start in range(0, n, step)]
-    drawn = [scores[rng.integers(len(scores), size=(size, len(scores)))].mean(axis=1) for size in sizes]
+    drawn = [
+        scores[rng.integers(len(scores), size=(size, len(scores)))].mean(axis=1) for size in _sizes(n, len(scores))
+    ]
     return np.concatenate(drawn).astype(np.float64)
+
+
+def _sizes(n: int, total: int) -> list[int]:
+    """Return the numbers of samples to draw at a time, `n` in all, each of `total` scores."""
+    step = max(1, SCORES_AT_ONCE // total)
+    return [min(step, n - start) for start in range(0, n, step)]
 
 
 def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0) -> Interval:
@@ -89,7 +95,7 @@ def class_mean_interval(
     the score interval of all hits.
     """
     rows = np.stack([hits, classes], axis=1)
-    resampled = bootstrap_interval(rows, statistic=class_mean, n=n, seed=seed)
+    resampled = _central_interval(_class_means(hits, classes, n, np.random.default_rng(seed)))
     by_class = [hits[classes == label] for label in np.unique(classes)]
     wilson = [interval for group in by_class if (interval := _wilson_interval(group)) is not None]
     if len(wilson) < len(by_class):
@@ -98,6 +104,23 @@ def class_mean_interval(
     below, above = np.sqrt(((np.array(wilson).T - shares) ** 2).sum(axis=1)) / len(wilson)
     intervals = [resampled, (mean - float(below), mean + float(above)), _wilson_interval(hits) or resampled]
     return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _class_means(
+    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], n: int, rng: np.random.Generator
+) -> Float64[ndarray, " n"]:
+    """Return `class_mean` of `n` bootstrap samples, drawn many at a time: the same samples as one by one."""
+    total, labels, kind = len(hits), *np.unique(classes, return_inverse=True)
+    means = []
+    for size in _sizes(n, total):
+        drawn = rng.integers(total, size=(size, total))
+        cells = (kind[drawn] + len(labels) * np.arange(size)[:, None]).ravel()  # one per sample and class
+        counts, sums = (
+            np.bincount(cells, weights=weights, minlength=size * len(labels)).reshape(size, -1)
+            for weights in (None, hits[drawn].ravel())
+        )
+        means.append((sums / np.maximum(counts, 1)).sum(axis=1) / (counts > 0).sum(axis=1))
+    return np.concatenate(means)
 
 
 def ranking_intervals(
@@ -113,20 +136,26 @@ def ranking_intervals(
         raise ValueError(f"a bootstrap needs ranks and n >= 1, got {len(ranks)} ranks, n={n}; take n = 1000 or more")
     rng, total = np.random.default_rng(seed), len(ranks)
     values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # sorted by rank
-    counts = np.bincount(kind, minlength=len(values))
-    multinomial, median_positions = QUERIES_PER_KIND * len(values) < total, ((total - 1) // 2, total // 2)
-    means, middle = np.empty((n, values.shape[1])), np.empty((n, 2), dtype=np.int64)
-    for sample in range(n):
-        if multinomial:
-            times = rng.multinomial(total, counts / total)
-        else:
-            times = np.bincount(kind[rng.integers(total, size=total)], minlength=len(values))
-        means[sample] = times @ values / total
-        middle[sample] = np.searchsorted(times.cumsum(), median_positions, side="right")
-    samples = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": values[middle, 0].mean(axis=1)}
+    means, medians = [], []
+    for size in _sizes(n, total):
+        times = _times_drawn(kind, len(values), size, rng)
+        means.append(times @ values / total)
+        reached = times.cumsum(axis=1)
+        middle = [(reached <= position).sum(axis=1) for position in ((total - 1) // 2, total // 2)]
+        medians.append(values[middle, 0].mean(axis=0))
+    samples = dict(zip(["MnR", *shares], np.concatenate(means).T, strict=True)) | {"MdR": np.concatenate(medians)}
     intervals = {name: _central_interval(sampled) for name, sampled in samples.items()}
     wilson = {name: _wilson_interval(hits) for name, hits in shares.items()}
     return intervals | {name: interval for name, interval in wilson.items() if interval is not None}
+
+
+def _times_drawn(kind: Int[ndarray, " q"], kinds: int, size: int, rng: np.random.Generator) -> Int[ndarray, "size k"]:
+    """Return how often each of `kinds` kinds of query is drawn in each of `size` bootstrap samples."""
+    total = len(kind)
+    if QUERIES_PER_KIND * kinds < total:
+        return rng.multinomial(total, np.bincount(kind, minlength=kinds) / total, size=size)
+    drawn = kind[rng.integers(total, size=(size, total))] + kinds * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * kinds).reshape(size, kinds)
 
 
 def _wilson_interval(hits: Shaped[ndarray, " q"]) -> Interval | None:
