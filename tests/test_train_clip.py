@@ -58,13 +58,15 @@ def visual(names):
 
 @pytest.mark.parametrize("mode", ["none", "text", "last:1", "all"])
 def test_training_changes_exactly_the_weights_that_the_mode_names(model, clips, mode):
-    before = clip_weights(model)
+    before, _ = clip_weights(model), model.backbone.tower_fingerprint
+    hashed = model.backbone._hashes._values["visual"]
     rate = {} if mode == "none" else {"clip_lr": 1e-3}
     train(model, clips, None, config(train_clip=mode, **rate), progress=False)
     moved = changed(model, before)
     everything = set(before) - {"logit_scale"}
     if mode == "none":
         assert not moved
+        assert model.backbone._hashes._values["visual"] is hashed, "a frozen tower is not hashed again"
     elif mode == "text":
         assert moved
         assert not visual(moved)

@@ -33,6 +33,7 @@ from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
+from clipvid.training.objectives import move
 from clipvid.training.tasks import needs_of
 from clipvid.training.trainer import Run, TrainResult
 
@@ -113,7 +114,8 @@ def _train(
 ) -> TrainResult:
     """Run `train` once its settings are checked and its folder is locked."""
     start = time.perf_counter()
-    fabric.to_device(model)
+    fabric.strategy.setup_environment()  # selects the device; Fabric would do it as it moves a module
+    move(model, fabric.device)
     _prepare_head(model, train_data, config)
     _set_trainable(model, config, (train_data, val_data))
     _set_activation_checkpointing(model, on=config.activation_checkpointing)
