@@ -148,10 +148,13 @@ def _fabric(config: TrainConfig, accelerator: str) -> Any:
     """Return a Fabric of one device in the precision of `config`; raise MissingExtraError without lightning-fabric."""
     library = require("lightning_fabric", extra="train", why="training")
     one_device = partial(library.Fabric, accelerator=accelerator, devices=1)
-    device = one_device().device
+    fabric = one_device(precision="32-true")
+    device = fabric.device
     precision = resolve(config.data_config.precision, device)
+    if precision == "32-true":
+        return fabric
     # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
-    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
+    if (precision, device.type) == ("16-mixed", "cpu"):
         return one_device(precision=precision)
     # Fabric logs the precision on every run unless it is given a plugin.
     return one_device(plugins=[library.plugins.MixedPrecision(precision, device.type)])
