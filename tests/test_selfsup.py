@@ -30,6 +30,7 @@ from clipvid.training.selfsup.objective import SelfSupervised
 from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
 from clipvid.training.train_batch import TrainBatch
 from clipvid.training.trainer import Run
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=4, batch_size=4, precision="32-true")
 SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)
@@ -49,6 +50,12 @@ def tower() -> Backbone:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "train", 12)
+
+
+@pytest.fixture(scope="module")
+def decoded(shapes) -> VideoDataset:
+    """Return the frames of all clips in memory, for runs that would decode each of them many times."""
+    return VideoDataset.from_arrays([read(record.path) for record in shapes])
 
 
 def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised:
@@ -325,9 +332,9 @@ def test_batches_hold_pairs_and_never_a_single_video(tower, shapes, tmp_path):
     assert [error.path.name for error in pair_batches.unreadable] == ["x.mp4"]
 
 
-def test_validation_is_deterministic_and_changes_no_state(tower, shapes):
+def test_validation_is_deterministic_and_changes_no_state(tower, decoded):
     criterion = SelfSupervised(attach(tower, depth=2), CONFIG)
-    source, losses = open_pairs(criterion.model, shapes.subset(range(5)), CONFIG), []
+    source, losses = open_pairs(criterion.model, decoded.subset(range(5)), CONFIG), []
     for training in (True, False):
         torch.manual_seed(5 + training)
         before = torch.get_rng_state()
@@ -341,23 +348,23 @@ def test_validation_is_deterministic_and_changes_no_state(tower, shapes):
     assert not any(module.training for module in criterion.local.modules())
 
 
-def test_the_loss_falls(tower, shapes):
-    held_out = shapes.subset(range(4))
+def test_the_loss_falls(tower, decoded):
+    held_out = decoded.subset(range(4))
     data_config = replace(DATA_CONFIG, frames=2)
     config = replace(CONFIG, epochs=5, batch_size=12, lr=3e-3, warmup=0.5, data_config=data_config)
-    result = train(attach(tower, depth=1), shapes, held_out, config, progress=False)
+    result = train(attach(tower, depth=1), decoded, held_out, config, progress=False)
     scores = [entry["score"] for entry in result.history]
     assert result.score_name == "negative loss"
     assert result.best_score == max(scores) > scores[0]
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
 
 
-def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, shapes, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tmp_path, monkeypatch):
     """Batch norms are included: their running means are saved beside the weights."""
     config = replace(
         CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
     )
-    data = shapes.subset(range(8)), shapes.subset(range(8, 12))
+    data = decoded.subset(range(8)), decoded.subset(range(8, 12))
 
     def start(out, **options):
         torch.manual_seed(1)
