@@ -361,12 +361,10 @@ def test_the_loss_falls(tower, decoded):
 
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tmp_path, monkeypatch):
     """Batch norms are included: their running means are saved beside the weights."""
-    config = replace(
-        CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
-    )
+    config = replace(CONFIG, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch"))
     data = decoded.subset(range(8)), decoded.subset(range(8, 12))
 
-    def start(out, **options):
+    def start(out, *, config=config, **options):
         torch.manual_seed(1)
         model = attach(tower, depth=2)
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
@@ -382,7 +380,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tm
     with monkeypatch.context() as patch:
         patch.setattr(Run, "checkpoint_if_due", killed)
         with pytest.raises(KeyboardInterrupt):
-            start("killed")
+            start("killed", config=replace(config, checkpoint_every=1))  # between two batches of one optimizer step
     resumed, result = start("killed", resume=True)
     assert result.history == expected.history
     for a, b in zip(uninterrupted.branch.parameters(), resumed.branch.parameters(), strict=True):
