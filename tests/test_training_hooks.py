@@ -289,16 +289,9 @@ def test_a_run_with_a_custom_loss_and_callbacks_is_resumed_to_the_bit(tower, sto
 
 
 def test_the_last_checkpoint_is_intact_after_an_error_of_a_callback(tower, store, tmp_path):
+    run = {"out": tmp_path, "progress": False, "callbacks": [interrupt_at(3)]}
     with pytest.raises(StoppedError):
-        train(
-            fresh(tower),
-            store,
-            None,
-            config(checkpoint_every=1),
-            callbacks=[interrupt_at(3)],
-            out=tmp_path,
-            progress=False,
-        )
+        train(fresh(tower), store, None, config(checkpoint_every=1), **run)
     position = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["position"]
     assert (position["epoch"], position["batch"]) == (0, 2)
 
