@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from tiny import backbone
 
 from clipvid.cli.main import main
 from clipvid.config.data_config import DataConfig
@@ -78,7 +79,7 @@ def with_active_branch(model: VideoCLIP) -> VideoCLIP:
 
 
 BUILDERS = {
-    "clipvid-mini": lambda: create_model("clipvid-mini", depth=4),
+    "open_clip": lambda: attach(backbone(), depth=3),
     "open_clip, layer scale": lambda: attach(layer_scaled(), depth=3),
     "SigLIP": lambda: attach(tiny("SigLIP"), depth=3),
     "timm class token": lambda: attach(tiny("timm class token"), depth=3),
@@ -142,7 +143,7 @@ def test_cached_equals_live_to_the_bit_in_16_mixed(data, tmp_path, model, mode):
 
 
 def test_every_kind_is_close_to_live_at_every_precision(data, tmp_path):
-    model, data = with_active_branch(create_model("clipvid-mini", depth=2)), data.subset(range(3))
+    model, data = with_active_branch(attach(backbone(), depth=2)), data.subset(range(2))
     for precision in ("bf16-mixed", "32-true"):
         data_config = replace(DATA_CONFIG, precision=precision)
         live = unit(model, data, data_config)
@@ -202,9 +203,9 @@ def test_training_from_first_layer_equals_training_from_taps(data, tmp_path, pre
 
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
-        model = create_model("clipvid-mini", depth=2)
+        model = attach(backbone(), depth=2)
         store = TapCache(tmp_path / mode, mode=mode).store(model, clips, data_config)
-        config = TrainConfig(task="recognition", epochs=2, batch_size=1, data_config=data_config)
+        config = TrainConfig(task="recognition", epochs=1, batch_size=1, data_config=data_config)
         return train(model, store, store, config, progress=False).history
 
     assert trained("first_layer") == trained("taps")

@@ -338,10 +338,10 @@ def test_quick_gelu_and_its_gradient_follow_the_formula():
 
 
 def test_replaced_buffers_give_a_new_copy(tiny_clip):
-    """Module.to replaces buffers: the attention mask of an old copy would stay on the old device."""
+    """Module.to replaces buffers, and an old copy would keep the attention mask of the old device."""
     copies = FusedCopies()
     first = copies.trainable(tiny_clip)
-    tiny_clip.double().float()
+    tiny_clip.attn_mask = tiny_clip.attn_mask.clone()
     again = copies.trainable(tiny_clip)
     assert again is not first
     assert again.attn_mask is tiny_clip.attn_mask

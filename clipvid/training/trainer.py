@@ -43,7 +43,7 @@ from clipvid.training.checkpoint import (
 from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
-from clipvid.training.objectives import held_out_loss, make_objective
+from clipvid.training.objectives import held_out_loss, load_weights, make_objective, move
 from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
 from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
@@ -69,12 +69,13 @@ class Run:
         self.out = out
         self.hooks = hooks
         self.path: Path | None = None if out is None else out / CHECKPOINT
-        self.objective: Any = make_objective(model, config, hooks.loss).to(model.device)
+        self.objective: Any = make_objective(model, config, hooks.loss)
+        move(self.objective, fabric.device)
         groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
         optimizer = make_optimizer(groups, config, hooks.optimizer, device=fabric.device.type, scaled=scaled)
         self.schedule: Callable[[float], float] = schedule_of(hooks.optimizer, config)
-        wrapped = fabric.setup(self.objective, optimizer)
+        wrapped = fabric.setup(self.objective, optimizer, move_to_device=False)
         self.wrapped_objective: Any = wrapped[0]
         self.optimizer: Any = wrapped[1]
         # Hash and source of the training and validation data.
@@ -190,7 +191,7 @@ class Run:
     def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
         """Load the best weights into the model, record how it was trained, and save it."""
         if self.best["state"] is not None:
-            self.objective.load_state_dict(self.best["state"], strict=False)
+            load_weights(self.objective, self.best["state"])
         name = score_name(self.config.task)
         self.model.training_record = {
             **self.config.plain(),
@@ -284,7 +285,7 @@ class Run:
         """Restore the state of a checkpoint: weights, gradients, optimizer and random generators."""
         assert self.path is not None
         check_metadata(self.path, state, {"readable": self.readable_hash})
-        self.objective.load_state_dict(state["weights"], strict=False)
+        load_weights(self.objective, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         for name, parameter in self.objective.named_parameters():

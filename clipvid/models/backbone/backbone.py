@@ -7,8 +7,8 @@ mode. Knows nothing about where models come from, branches, losses or video file
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -313,18 +313,18 @@ class Backbone(nn.Module):
     @property
     def tower_fingerprint(self) -> str:
         """SHA-256 of the visual tower as it is now; models with equal values can exchange taps."""
-        return self._hashed("visual", self.visual, self.visual.state_dict())
+        return self._hashed("visual", self.visual, self.visual.state_dict)
 
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 of the text tower as it is now; equal values give equal embeddings for equal token ids."""
-        return self._hashed("text", text.without_visual(self.clip), text.text_weights(self.clip))
+        return self._hashed("text", text.without_visual(self.clip), partial(text.text_weights, self.clip))
 
-    def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    def _hashed(self, name: str, module: nn.Module, weights: Callable[[], Mapping[str, Tensor]]) -> str:
         """Return a hash of the weights and of weightless parts such as activations, cached until one changes."""
 
         def compute() -> str:
-            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
+            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights())}".encode()).hexdigest()
 
         return self._hashes.get(name, module, compute)
 

@@ -70,6 +70,7 @@ def set_trainable(
         return trainable(backbone, mode)
     _store_fingerprint(backbone)
     chosen = _chosen(backbone, mode, text=text, lora=lora, upto=upto)
+    backbone.forget_copies()
     weights = dict(backbone.clip.named_parameters())
     for name, parameter in weights.items():
         parameter.requires_grad_(name in chosen)
@@ -184,6 +185,8 @@ def freeze(backbone: Backbone) -> None:
     set_activation_checkpointing(backbone, on=False)
     parameters = dict(backbone.clip.named_parameters())
     backbone.loaded.note_changes(backbone.clip)
+    if not backbone.trainable and not any(p.requires_grad for p in parameters.values()):
+        return  # frozen already: what was computed from the weights stays valid
     backbone.trained -= {
         name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
     }
