@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from clipvid.video.backends.images import SUFFIXES, pictures_in
+from clipvid.video.container.pictures import SUFFIXES, pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({

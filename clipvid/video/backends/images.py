@@ -23,13 +23,12 @@ from torch import Tensor
 from clipvid.errors import VideoError
 from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoInfo, check_pixels, in_range, stacked
 from clipvid.video.container import sniff
+from clipvid.video.container.pictures import SUFFIXES, pictures_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKEND = "pillow"
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Lower-case suffixes of the files that are read as pictures."""
 
 
 def handles(path: str | Path) -> bool:
@@ -77,11 +76,6 @@ def stream(path: str | Path, keep: Keep, *, fit: Fit | None = None) -> Iterator[
         if keep(index, None):
             picture = _decoded(file).pixels
             yield Shown(index, None, picture if fit is None else fit(picture))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures directly in `folder`, sorted by name, without hidden files."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
 def listed(path: str | Path) -> list[Path]:
