@@ -14,6 +14,9 @@ import pytest
 
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was loaded, which is safe on Linux")
 
+LIMIT = 120.0
+"""Seconds after which a forked process counts as hanging."""
+
 
 def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
     """Return the result of a function that runs in a forked process; fail with its traceback if it raises."""
@@ -23,10 +26,11 @@ def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
     process.start()
     send.close()
     try:
-        result, error = receive.recv()
+        result, error = receive.recv() if receive.poll(LIMIT) else (None, "the process hangs")
     except EOFError:
         result, error = None, "the process ended without a result"
-    process.join(60)
+    process.kill()
+    process.join()
     assert not error, error
     return result
 
