@@ -120,7 +120,7 @@ def shift_state() -> None:
 
 
 def import_every_module() -> None:
-    """Import clipvid anew, module by module, and check the state of this process after each."""
+    """Import clipvid again, module by module, and check the state of this process after each."""
     for name in imported_packages():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
