@@ -93,9 +93,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", nargs="*", help="names to survey, instead of all")
     parser.add_argument("--no-run", action="store_true", help="shapes only, no runs with weights")
+    parser.add_argument("--mixers", nargs="*", default=["attention", "conv"], help="mixers of the branch to attach")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # open_clip warns for every model that it has no weights, as intended
-    mixers = ("attention", "conv")
+    mixers = tuple(args.mixers)
     start = time.perf_counter()
     names = args.only or open_clip.list_models()
     shapes = survey(names, check_shape, mixers, device="meta")

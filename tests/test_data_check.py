@@ -193,9 +193,8 @@ import os, signal, sys
 from pathlib import Path
 from clipvid.data import check as data_check
 from clipvid.data.open import open_dataset
-from clipvid.video import decode
 
-original, folder = decode.probe, Path(sys.argv[1])
+folder = Path(sys.argv[1])
 
 def probe(path):
     with (folder / "calls.txt").open("a") as calls:
@@ -204,8 +203,11 @@ def probe(path):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(path)
 
-decode.probe = probe  # also in the workers, which import this script
-if __name__ == "__main__":
+if __name__ != "__main__":  # the workers import this script, and they alone decode
+    from clipvid.video import decode
+
+    original, decode.probe = decode.probe, probe
+else:
     report = data_check.check(open_dataset("videos", folder / "videos"), folder / "out", workers=1)
     print(sorted(Path(path).name for path in report.unreadable), report.readable)
 """

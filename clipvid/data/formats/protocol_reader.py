@@ -6,16 +6,18 @@ in any layout (annotations.py), and matched by name with video files of any suff
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from clipvid.data.files import exists
 from clipvid.data.formats.annotations import Annotation, Entry, read_annotation
 from clipvid.data.formats.protocols import Protocol, Split
-from clipvid.data.formats.video_files import VideoFiles, expected_name, stem_of
+from clipvid.data.formats.video_files import VideoFiles, expected_name, name_of, stem_of
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS
@@ -297,7 +299,7 @@ class _Labels:
 
     def index_of(self, entry: Entry) -> int | None:
         """Return the class index, None without a class; DataError if it is unknown or contradicts the file name."""
-        folder = _normalize(Path(entry.video).parent.name)
+        folder = _normalize(name_of(os.path.dirname(entry.video.rstrip("/"))))
         label = _normalize(entry.label or "")
         if folder in self.index:
             return self.index[folder]
@@ -319,6 +321,7 @@ class _Labels:
         return next((a.location(entry) for a in self.lists if entry in a.entries), str(self.lists[0].path))
 
 
+@lru_cache(maxsize=4096)  # the names of a list are those of a few hundred classes
 def _normalize(name: str) -> str:
     """Return the lower-case letters and digits of a class name: "brush_hair" and "BrushHair" are equal."""
     return "".join(c for c in name.lower() if c.isalnum())

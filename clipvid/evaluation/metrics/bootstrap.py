@@ -128,7 +128,7 @@ def _class_means(
 ) -> Float64[ndarray, " n"]:
     """Return `class_mean` of `n` bootstrap samples, drawn many at a time."""
     labels, kinds = np.unique(classes, return_inverse=True)
-    means = []
+    means: list[Float64[ndarray, " s"]] = []
     for drawn in _drawn(len(hits), n, rng):
         clips, right = _counts(kinds[drawn], len(labels)), _counts(kinds[drawn], len(labels), hits[drawn])
         means.append((right / np.maximum(clips, 1)).sum(axis=1) / (clips > 0).sum(axis=1))
@@ -163,10 +163,11 @@ def ranking_intervals(
 
 def _medians(times: Int64[ndarray, "s k"], ranks: Float64[ndarray, " k"]) -> Float64[ndarray, " s"]:
     """Return the median rank of each sample, given as the number of queries with each of the ascending `ranks`."""
-    (n, kinds), total = times.shape, times[0].sum()
+    (n, kinds), total = times.shape, int(times[0].sum())
     up_to = times.ravel().cumsum()  # every sample adds `total`, so that one search serves them all
-    positions = total * np.arange(n)[:, None] + [(total - 1) // 2, total // 2]
-    middle = np.searchsorted(up_to, positions, side="right") - kinds * np.arange(n)[:, None]
+    samples: Int64[ndarray, "s 1"] = np.arange(n)[:, None]
+    positions = total * samples + np.array([(total - 1) // 2, total // 2])
+    middle = np.searchsorted(up_to, positions, side="right") - kinds * samples
     return ranks[middle].mean(axis=1)
 
 
