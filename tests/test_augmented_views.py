@@ -161,8 +161,8 @@ def test_equal_augmentations_have_one_cache_key(model):
 
 def test_the_command_caches_views_and_a_second_run_decodes_nothing(tmp_path, monkeypatch, capsys):
     shapes = write_dataset(tmp_path / "shapes", "test", 6)[0].path.parent
-    command = ["train", str(shapes), "--val", str(shapes), "--epochs", "2", "--cache", str(tmp_path / "taps")]
-    command += ["--cache-views", "2", "--crop-scale", "0.5", "1.0", "--data-config.frames", "2", "--batch-size", "4"]
+    command = ["train", str(shapes), "--val", str(shapes), "--epochs", "1", "--cache", str(tmp_path / "taps")]
+    command += ["--cache-views", "2", "--crop-scale", "0.5", "1.0", "--data-config.frames", "2", "--depth", "1"]
     passes = encoded_lengths(monkeypatch)
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     assert len(passes) == 3, "two views to train on, one to validate on"
