@@ -26,6 +26,7 @@ from clipvid.models.video_clip import VideoCLIP
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 
+
 @pytest.fixture
 def model():
     return create_model("clipvid-mini", depth=2)
