@@ -362,7 +362,6 @@ def test_the_command_line_reports_prompts_and_classes(tmp_path, capsys, monkeypa
         ("--zero-shot", "--prompts", "none"): "--prompts must be one of video, name, photo, person, or a text file",
         ("--task", "retrieval", "--prompts", "name"): "give --zero-shot, or leave them out",
         ("--task", "retrieval", "--by-class"): "only recognition has classes",
-        ("--zero-shot", "--report", "x.html"): "--report: only retrieval has this",
         (
             "--task",
             "retrieval",

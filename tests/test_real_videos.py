@@ -51,10 +51,10 @@ def test_index_lists_every_hostile_file_that_it_skips(shared_data, tmp_path, cap
     ("arguments", "message", "code"),
     [
         (["info", "ViT-B-33"], "did you mean", 2),
-        (["search", "nowhere", "a dog"], "nowhere holds no index", 1),
-        (["index", "build", "nowhere", "--out", "x"], "nowhere", 1),
-        (["eval", "nowhere"], "nowhere", 1),
-        (["train", "nowhere"], "nowhere", 1),
+        (["search", "nowhere", "a dog"], "nowhere holds no index", 2),
+        (["index", "build", "nowhere", "--out", "x"], "nowhere", 2),
+        (["eval", "nowhere"], "nowhere", 2),
+        (["train", "nowhere"], "nowhere", 2),
         (["embed", "nowhere", "--out", "x.txt"], "--out must end in .safetensors", 2),
     ],
 )
