@@ -177,12 +177,14 @@ class Backbone(nn.Module):
     def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
         """Shapes of all levels for one image, the stem's first (None unless it is a sequence), and the embedding width.
 
-        Computed by one pass on the meta device; ViT blocks are skipped, as their output has the shape of their input.
+        Computed by one pass on the meta device; ViT blocks and norms are skipped, as their output has the shape of their
+        input, which torch infers slowly.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = vit.meta_copy(self.visual, alike=vit.vit_blocks(self.visual))
-        for block in vit.vit_blocks(visual):
-            block.forward = lambda tokens, *_, **__: tokens
+        skipped: list[Any] = [part for part in visual.modules() if isinstance(part, nn.LayerNorm)]
+        for part in (*skipped, *vit.vit_blocks(visual)):
+            part.forward = lambda tokens, *_, **__: tokens
         with torch.no_grad():
             out = visual.forward_intermediates(image, **self._format())
         levels = [tuple(level.shape) for level in out["image_intermediates"]]
