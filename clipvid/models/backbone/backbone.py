@@ -177,8 +177,8 @@ class Backbone(nn.Module):
     def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
         """Shapes of all levels for one image, the stem's first (None unless it is a sequence), and the embedding width.
 
-        Computed by one pass on the meta device; ViT blocks and norms are skipped, as their output has the shape of their
-        input, which torch infers slowly.
+        Computed by one pass on the meta device; ViT blocks and norms are skipped, as their outputs have the shape of
+        their inputs, which torch infers slowly.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = vit.meta_copy(self.visual, alike=vit.vit_blocks(self.visual))
