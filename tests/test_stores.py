@@ -174,6 +174,14 @@ def test_text_in_a_filter_may_hold_quotes_and_words_of_the_grammar():
     assert parse("not label = 'x'").matches({})
 
 
+@pytest.mark.parametrize("word", ["or", "and"])
+def test_a_chain_of_many_terms_is_one_condition(word):
+    sign = "=" if word == "or" else "!="
+    condition = parse(f" {word} ".join(f'label {sign} "{i}"' for i in range(2000)))
+    assert len(condition.parts) == 2000
+    assert [condition.matches({"label": label}) for label in ("0", "1999", "x")] == [word == "or"] * 2 + [word == "and"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
