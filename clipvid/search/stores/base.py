@@ -90,11 +90,17 @@ class Store(ABC):
     def upsert(
         self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        """Append rows, in place of those that have these ids; raise ValueError, and change nothing, for wrong rows."""
+        """Append rows, in place of those that have these ids; if this fails, those stay, after all others."""
         self.checked_columns(ids, vectors, metadata)
         self.refuse_repeated(ids, ())
-        self.remove(ids)
-        self.add(ids, vectors, metadata)
+        replaced = sorted(set(ids).intersection(self.ids()))
+        stored = self.get(replaced)
+        self.remove(replaced)
+        try:
+            self.add(ids, vectors, metadata)
+        except BaseException:
+            self.add(replaced, *stored)
+            raise
 
     @abstractmethod
     def remove(self, ids: Sequence[str]) -> int:

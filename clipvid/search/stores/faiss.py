@@ -215,8 +215,9 @@ class FaissStore(Store):
         return self._vectors.get(rows), [dict(self._metadata[row]) for row in rows]
 
     def ids(self, where: Filter | None = None) -> list[str]:
-        pairs = zip(self._ids, self._metadata, strict=True)
-        return [name for name, columns in pairs if where is None or where.matches(columns)]
+        if where is None:
+            return list(self._ids)
+        return [name for name, columns in zip(self._ids, self._metadata, strict=True) if where.matches(columns)]
 
     def count(self, where: Filter | None = None) -> int:
         return len(self._ids) if where is None else sum(map(where.matches, self._metadata))
