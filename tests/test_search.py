@@ -227,33 +227,6 @@ def test_numpy_integers_are_numbers_of_hits_and_other_values_of_rerank_are_refus
         search(index, "red", rerank=np.int64(3))
 
 
-def test_an_embedding_is_searched_with_a_filter(index, model, library):
-    query = model.encode_text(["red"])[0].detach()
-    nearest = index.search_embedding(query, k=4)
-    second = f'path = "{nearest[1].path}"'
-    assert [hit.path for hit in index.search_embedding(query, where=second)] == [nearest[1].path]
-    with pytest.raises(ValueError, match="must name columns of path, label"):
-        index.search_embedding(query, where="seconds > 3")
-
-
-def test_a_video_stays_in_the_index_if_its_replacement_fails(model, monkeypatch):
-    index = VideoIndex(model)
-    rows = np.eye(8, dtype=np.float32)[:2]
-    index._put([Path("/a.mp4"), Path("/b.mp4")], rows)
-    add, failures = index._vectors.add, [MemoryError]
-
-    def add_after_failures(*arguments):
-        if failures:
-            raise failures.pop()
-        add(*arguments)
-
-    monkeypatch.setattr(index._vectors, "add", add_after_failures)
-    with pytest.raises(MemoryError):
-        index._put([Path("/a.mp4")], rows[1:])
-    assert index.paths == (Path("/a.mp4"), Path("/b.mp4"))
-    assert [hit.path.stem for hit in index.search_embedding(rows[0])] == ["a", "b"]
-
-
 def test_equal_scores_come_in_the_order_of_the_index(model, library, tmp_path):
     copies = []
     for number in range(5):
