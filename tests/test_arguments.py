@@ -119,7 +119,12 @@ CASES = {
     "VideoIndex": (VideoIndex.load, (VideoIndex, MODEL, "dir"), "folder must be the folder of a saved index, got an"),
     "VideoIndex.save": (VideoIndex.save, (MODEL, 3), "folder must be a path, got 3; give a text or a pathlib.Path"),
     "search": (VideoIndex.search, (MODEL, 3), "text must be a list of texts, got 3; give one sentence or a list"),
-    "search, k": (VideoIndex._nearest, (MODEL, None, "3"), "k must be an integer >= 1, got '3'; k is the number of"),
+    "search, k": (
+        VideoIndex.search_embedding,
+        (MODEL, None, "3"),
+        "k must be an integer >= 1, got '3'; k is the number",
+    ),
+    "search_video, k": (VideoIndex.search_video, (MODEL, "x", 0), "k must be an integer >= 1, got 0; k is the number"),
     "search, where": (filters.parse, (3,), "where must be a text, got 3; write a filter such as 'label = \"dog\"'"),
     "compare": (compare.compare, ("x", "y"), "results must be results of evaluations, got 'x'; give results of"),
     "result.save": (results.EvaluationResult.save, (MODEL, 3), "path must be a path, got 3; give a text or a pathlib"),

@@ -57,6 +57,7 @@ def build_index(
     _check_workers(workers)
     if frames is not None and frames < 1:
         raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
+    # The store's own check would import numpy, which a wrong command line must not wait for.
     if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
         raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
     outputs.require_writable(out, folder=True)

@@ -7,7 +7,6 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -172,8 +171,7 @@ def _names(kind: str, pattern: str) -> list[dict[str, Any]]:
             for name, tags in list_models(pattern).items()
         ]
     else:
-        names = [name for name in members.names() if fnmatchcase(name.lower(), pattern.lower())]
-        rows = [{"name": name, "summary": members.summary(name)} for name in names]
+        rows = [{"name": name, "summary": members.summary(name)} for name in members.names(pattern)]
     if not rows:
         raise UsageError(f"PATTERN must match one of the {kind}, got {pattern!r}; clipvid list {kind} shows all")
     return rows

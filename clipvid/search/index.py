@@ -33,7 +33,7 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.filters import COLUMNS, Filter, parse
+from clipvid.search.filters import Filter, condition_of
 from clipvid.search.hits import Hit, Hits, IndexTable
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
@@ -135,7 +135,7 @@ class VideoIndex(IndexTable):
                 embedded, "skip" leaves them unchanged, "replace" embeds them again.
         """
         if existing not in EXISTING:
-            raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
+            raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}; choose one")
         self._check_model()
         data_config = self._checked(data_config)
         records, indexed = video_records(videos), set(self.paths)
@@ -181,17 +181,17 @@ class VideoIndex(IndexTable):
         texts = [text] if isinstance(text, str) else checks.texts("text", text, advice="give one sentence or a list")
         if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
-        if not isinstance(rerank, int) or rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
+        rerank = checks.integer("rerank", rerank, 0, advice="rerank is a number of hits, 0 for none")
+        if rerank and getattr(self.model, "matcher", None) is None:
             raise ValueError(
-                f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
-                f"mug_simple), got {rerank}; leave rerank out"
+                f"rerank must be 0 for a model without token-wise similarity (wti, mug or mug_simple), got {rerank}; "
+                "leave rerank out"
             )
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
         if not texts:
             return []
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        condition = None if where is None else parse(where, COLUMNS)
-        checks.integer("k", k, 1, advice="k is the number of hits")
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
@@ -201,21 +201,23 @@ class VideoIndex(IndexTable):
 
     def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
         self._check_model()
-        condition = None if where is None else parse(where, COLUMNS)
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
         return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
 
-    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
+    def search_embedding(
+        self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
+    ) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k)[0])
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, condition)[0])
 
-    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None) -> list[list[Hit]]:
         """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
-        checks.integer("k", k, 1, advice="k is the number of hits")
         with self._lock.shared():
             if not self._paths or self._vectors is None:
                 skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
@@ -313,7 +315,9 @@ class VideoIndex(IndexTable):
         skipped = {error.path: error for error in errors}
         if skipped:
             with self._changing.exclusive(), self._lock.exclusive():
-                self._drop(skipped)
+                if self._vectors is not None:
+                    self._vectors.remove([str(path) for path in skipped])
+                self._paths = [path for path in self._paths if path not in skipped]
                 self._skipped |= skipped
 
     def _put(
@@ -331,18 +335,10 @@ class VideoIndex(IndexTable):
         with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is None:
                 self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
-            self._drop(paths)
-            self._vectors.add([str(path) for path in paths], embeddings, metadata)
-            self._paths.extend(paths)
-            for path in paths:
-                self._skipped.pop(path, None)
-
-    def _drop(self, paths: Iterable[Path]) -> None:
-        """Remove the rows of these videos, if there are any; the caller holds the lock."""
-        indexed = set(paths).intersection(self._paths)
-        if indexed and self._vectors is not None:
-            self._vectors.remove([str(path) for path in indexed])
-            self._paths = [path for path in self._paths if path not in indexed]
+            self._vectors.upsert([str(path) for path in paths], embeddings, metadata)
+            replaced = set(paths)
+            self._paths = [*(path for path in self._paths if path not in replaced), *paths]
+            self._skipped = {path: error for path, error in self._skipped.items() if path not in replaced}
 
     def _check_model(self) -> None:
         """Raise CheckpointError if the model's weights have changed since the index was made."""

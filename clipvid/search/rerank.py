@@ -1,4 +1,4 @@
-"""The second look at the best hits: their frames, compared with the words by the model's token-wise similarity.
+"""Reranking of the best hits by the model's token-wise similarity.
 
 Contract: hits in, the same hits in a new order and with new scores out. Decodes the videos again. Knows nothing of
 stores.
@@ -25,7 +25,9 @@ def reranked(text: str, hits: Sequence[Hit], model: VideoEncoder, config: DataCo
     if not hits:
         return []
     if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
-        raise ValueError(f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}")
+        raise ValueError(
+            f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}; leave rerank out"
+        )
     assert has_taps(model), "only a VideoCLIP has token-wise similarity"
     clips = VideoDataset(tuple(Record(hit.path) for hit in hits))
     frames, _, _ = embed_frames(model, clips, replace(config, unreadable="raise"))

@@ -66,7 +66,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         STORES.lookup(metadata["store"]).check(metadata["kind"])
     except ValueError as error:
         raise CheckpointError(
-            f"{folder} cannot be read: {error}; build the index again, or install its store"
+            f"{folder} cannot be read ({error}); build the index again, or install its store"
         ) from error
     if metadata["precision"] not in PRECISIONS:
         raise CheckpointError(
