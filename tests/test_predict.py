@@ -72,6 +72,8 @@ def test_predictions_print_briefly_and_become_a_table(model, paths):
     assert list(table["probability"][:2]) == [entry.probability for entry in predictions[0]]
     assert len(list(predictions)) == len(predictions) == 12
     assert predictions[-1] == predictions[11]
+    assert predictions[:2] == [predictions[0], predictions[1]]
+    assert predictions[::-6] == [predictions[11], predictions[5]]
     with pytest.raises(IndexError):
         predictions[12]
 

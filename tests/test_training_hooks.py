@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,6 +328,13 @@ class EarlyStop:
 def test_a_callback_ends_the_run_after_an_epoch(tower, store):
     result = train(fresh(tower), store, None, config(epochs=5), progress=False, callbacks=[EarlyStop()])
     assert result.best_epoch == len(result.history) == 2
+
+
+@pytest.mark.parametrize("answer", [torch.tensor(True), 1, "stop", np.float64(1)])
+def test_an_answer_that_is_no_truth_value_is_refused(tower, store, answer):
+    callback = SimpleNamespace(on_step_end=lambda state: answer)
+    with pytest.raises(TypeError, match=r"^on_step_end must return True, False or None, got .*; convert it with bool"):
+        train(fresh(tower), store, None, config(), progress=False, callbacks=[callback])
 
 
 class StopAtOnce:
