@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,44 +327,6 @@ class EarlyStop:
 def test_a_callback_ends_the_run_after_an_epoch(tower, store):
     result = train(fresh(tower), store, None, config(epochs=5), progress=False, callbacks=[EarlyStop()])
     assert result.best_epoch == len(result.history) == 2
-
-
-@pytest.mark.parametrize("answer", [torch.tensor(True), 1, "stop", np.float64(1)])
-def test_an_answer_that_is_no_truth_value_is_refused(tower, store, answer):
-    callback = SimpleNamespace(on_step_end=lambda state: answer)
-    with pytest.raises(TypeError, match=r"^on_step_end must return True, False or None, got .*; convert it with bool"):
-        train(fresh(tower), store, None, config(), progress=False, callbacks=[callback])
-
-
-class StopAtOnce:
-    """Callback that ends the run at the end of its first epoch, and records weights and scores as it is called."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}
-        self.scores: list[float] = []
-
-    def on_validation_end(self, state: TrainState) -> None:
-        self.scores.append(state.metrics["score"])
-
-    def on_epoch_end(self, state: TrainState) -> bool:
-        self.weights = weights(state.model)
-        return True
-
-
-def test_an_epoch_whose_end_ends_the_run_is_validated(tower, store):
-    callback, settings = StopAtOnce(), config(epochs=4, validate_every=2)
-    result = train(fresh(tower), store, store, settings, progress=False, callbacks=[callback])
-    assert (result.best_epoch, len(result.history), result.ended_by_callback) == (1, 1, True)
-    assert [result.best_score] == callback.scores == [result.history[0]["score"]]
-
-
-@pytest.mark.parametrize("validated", [False, True])
-def test_gradients_of_the_epoch_whose_end_ends_the_run_are_used(tower, store, validated):
-    settings = config(epochs=4, validate_every=2, accumulate_grad_batches=3)  # 4 batches: one is left
-    stopped, callback = fresh(tower), StopAtOnce()
-    val_data = store if validated else None
-    train(stopped, store, val_data, settings, progress=False, callbacks=[callback])
-    assert any(not torch.equal(value, callback.weights[name]) for name, value in weights(stopped).items())
 
 
 def test_the_state_of_an_absent_callback_is_dropped_with_a_warning(tower, store, tmp_path):

@@ -31,7 +31,7 @@ def least(settings: Any, advice: str = "", /, **bounds: int) -> None:
         _store(settings, field, integer(field, value, bound, advice=advice or hint))
 
 
-def whole(settings: Any, field: str, *, advice: str) -> None:
+def any_integer(settings: Any, field: str, *, advice: str) -> None:
     """Raise ValueError for a field that is not an integer, of any size; store others as plain int."""
     value = getattr(settings, field)
     if not _is_integer(value):
@@ -58,7 +58,8 @@ def shares(settings: Any, field: str) -> None:
     is_pair = len(parts) == 2 and all(map(_is_number, parts))
     if not is_pair or not 0 < parts[0] <= parts[1] <= 1:
         raise ValueError(
-            f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}"
+            f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}; "
+            "give two numbers, the smaller first"
         )
 
 

@@ -183,7 +183,7 @@ class TrainConfig:
         """Raise ValueError for fields of another type and for counts below their bounds, before values are compared."""
         checks.text("task", self.task, advice="choose one of retrieval, recognition, selfsup")
         checked_data_config(self.data_config)
-        checks.whole(self, "seed", advice="equal seeds give equal runs")
+        checks.any_integer(self, "seed", advice="equal seeds give equal runs")
         numbers = ("warmup", "mixup", "rand_magnitude", *_RATES)
         for name in (*numbers, *(() if self.temperature is None else ("temperature",))):
             checks.number(name, getattr(self, name))

@@ -269,7 +269,7 @@ def _has_state(part: object) -> bool:
 
 def _check_callable(name: str, part: object, allowed: str) -> None:
     if part is not None and not callable(part):
-        raise TypeError(f"{name} must be {allowed}, got {part!r}")
+        raise TypeError(f"{name} must be {allowed}, got {part!r}; give such a function")
 
 
 def _check_callback(callback: object) -> None:
@@ -283,4 +283,6 @@ def _check_callback(callback: object) -> None:
         got = f"{', '.join(unknown)} of {name}" if unknown else f"{name}, which has none"
         raise TypeError(f"methods of a callback must be among {', '.join(EVENTS)}, got {got}; rename or add one")
     if hasattr(callback, "state_dict") != hasattr(callback, "load_state_dict"):
-        raise TypeError(f"a callback with state must have state_dict and load_state_dict, got one of them in {name}")
+        raise TypeError(
+            f"a callback with state must have state_dict and load_state_dict, got one of them in {name}; add the other"
+        )
