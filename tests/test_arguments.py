@@ -47,6 +47,15 @@ def call(function, *arguments, **options):
     return original(function)(*arguments, **options)
 
 
+def unchecked(cls, **changes):
+    """Return an options object of a dataclass, with its own checks but without the type checks of the tests."""
+    config = object.__new__(cls)
+    for name, value in (vars(cls()) | changes).items():
+        object.__setattr__(config, name, value)
+    call(cls.__post_init__, config)
+    return config
+
+
 VideoCLIP, VideoDataset, VideoIndex = clipvid.VideoCLIP, clipvid.VideoDataset, clipvid.VideoIndex
 CASES = {
     "create_model, name": (open_clip.load_clip, (3,), "name must be a text, got 3; give a name of"),
@@ -168,10 +177,27 @@ def test_a_train_config_refuses_a_field_of_another_type(field):
         call(clipvid.TrainConfig._check_types, fields)
 
 
-def test_rates_must_be_numbers():
-    fields = SimpleNamespace(**vars(clipvid.TrainConfig()) | {"lr": "1e-4"}, _check_types=lambda: None)
-    with pytest.raises(ValueError, match=r"^lr must be a number, got '1e-4'; leave out quotation marks"):
-        call(clipvid.TrainConfig._check_rates, fields)
+@pytest.mark.parametrize("field", ["lr", "temperature", "weight_decay"])
+def test_rates_must_be_numbers(field):
+    with pytest.raises(ValueError, match=rf"^{field} must be a number, got '1e-4'; leave out quotation marks"):
+        unchecked(clipvid.TrainConfig, **{field: "1e-4"})
+
+
+@pytest.mark.parametrize("field", ["text_lora", "rand_augment", "captions_per_video", "micro_batch_size", "patience"])
+@pytest.mark.parametrize("value", ["8", 1.5, True])
+def test_counts_must_be_integers(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} must be an integer >= [01], got {value!r}; "):
+        unchecked(clipvid.TrainConfig, **{field: value})
+
+
+def test_numbers_of_numpy_are_settings_that_are_saved_as_json():
+    data_config = unchecked(clipvid.DataConfig, frames=np.int64(8))
+    assert type(data_config.frames) is int
+    config = unchecked(
+        clipvid.TrainConfig, epochs=np.int32(3), seed=np.int64(5), lr=np.float32(0.5), flip=np.float32(0.5)
+    )
+    assert (type(config.epochs), type(config.seed)) == (int, int)
+    assert config.plain() == clipvid.TrainConfig(epochs=3, seed=5, lr=0.5, flip=0.5).plain()
 
 
 def test_arguments_of_the_right_type_pass_whatever_holds_them():

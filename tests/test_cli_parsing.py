@@ -198,8 +198,14 @@ def test_an_invalid_options_file_is_named_with_the_line(in_videos, capsys, comma
         ("data_config:\n  frmaes: 3", "line 2: unknown option data-config.frmaes; did you mean --data-config.frames"),
         ("batch_size: 2\nbatch-size: 3", "sets batch-size twice (lines 1 and 2)"),
         ("resume: 3", "--resume must be true or false in an option file (set in options.yaml, line 1)"),
-        ("mixup: 0\nlr: -2", "--lr must be above 0 and finite, got -2.0 (set in options.yaml, line 2)"),
-        ("data_config: {frames: 0}", "--data-config.frames must be an integer >= 1, got 0 (set in options.yaml, line"),
+        (
+            "mixup: 0\nlr: -2",
+            "--lr must be above 0 and finite, got -2.0; the default is 0.0003 (set in options.yaml, line 2)",
+        ),
+        (
+            "data_config: {frames: 0}",
+            "--data-config.frames must be an integer >= 1, got 0; give 1 or more (set in options.yaml, line",
+        ),
         ("branch: stann", "got 'stann'; did you mean stan (set in options.yaml, line 1)"),
     ],
 )

@@ -222,8 +222,8 @@ def test_impossible_views_are_refused_before_a_file_is_opened(data, options, mes
     [
         (lambda: Views(0), "temporal must be an integer >= 1 and spatial must be 1 or 3, got 0 and 1"),
         (lambda: Pair(stride=0), "stride must be an integer >= 1, got 0"),
-        (lambda: DataConfig(temporal_views=0), "temporal_views must be an integer >= 1 and .* 1 or 3, got 0 and 1"),
-        (lambda: DataConfig(spatial_views=2), "spatial_views must be 1 or 3, got 1 and 2"),
+        (lambda: DataConfig(temporal_views=0), "temporal_views must be an integer >= 1, got 0; give 1 or more"),
+        (lambda: DataConfig(spatial_views=2), "spatial_views must be 1 or 3, got 2; 3 are crops"),
         (
             lambda: DataConfig(sampler="linspace", temporal_views=2),
             "which spans the whole video, got 2; choose sampler",

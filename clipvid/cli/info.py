@@ -164,11 +164,13 @@ def _names(kind: str, pattern: str) -> list[dict[str, Any]]:
     """Return the names of a kind that match a pattern, with their summaries; raise UsageError if there is none."""
     members = KINDS[kind].members
     if members is None:
-        from clipvid.models.backbone.open_clip import list_models
+        from clipvid.models.backbone.names import MINI
+        from clipvid.models.backbone.open_clip import MINI_SUMMARY, list_models
 
+        models = list_models(pattern)
         rows: list[dict[str, Any]] = [
-            {"name": name, "pretrained": tags, "summary": ", ".join(tags)}
-            for name, tags in list_models(pattern).items()
+            {"name": name, "pretrained": tags, "summary": MINI_SUMMARY if name == MINI else ", ".join(tags)}
+            for name, tags in ((name, models.pretrained[name]) for name in models)
         ]
     else:
         rows = [{"name": name, "summary": members.summary(name)} for name in members.names(pattern)]

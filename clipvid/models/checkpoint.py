@@ -54,13 +54,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the config of a saved model; raise CheckpointError if it is not one, or one of another format."""
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model")
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}, so it is not a saved clipvid model; "
+            "give the folder of model.save, or best in that of a training run"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         saved_format = config["format"]
         missing = set(REQUIRED_KEYS) - set(config)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the config of a clipvid model: {error!r}") from error
+        raise CheckpointError(
+            f"{path} is not the config of a clipvid model: {error!r}; save the model again"
+        ) from error
     if saved_format != FORMAT or missing:
         raise CheckpointError(
             f"{path} has format {saved_format} and missing keys {sorted(missing)}; this version of clipvid reads only "
@@ -77,7 +82,9 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
+        raise CheckpointError(
+            f"{folder} does not hold a complete clipvid model: {error}; save or copy it again"
+        ) from error
     modules: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         module, _, rest = name.partition(".")

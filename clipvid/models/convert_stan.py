@@ -92,10 +92,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many types for a file that is not a checkpoint
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of tensors: {error}; "
+            "give the file that the released STAN code saved"
+        ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict of tensors")
+        raise CheckpointError(f"{path} holds no state_dict of tensors; give the file that the released STAN code saved")
     return dict(state)
 
 
@@ -124,7 +127,8 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
     if empty:
         raise CheckpointError(
             f"{path} is not a checkpoint of the released STAN code: no {' or '.join(empty)} weights among its "
-            f"{len(state)} keys (first: {', '.join(list(state)[:3])})"
+            f"{len(state)} keys (first: {', '.join(list(state)[:3])}); "
+            "give the file that the released STAN code saved"
         )
     return groups
 

@@ -108,7 +108,9 @@ def load(
                 part.load_state_dict(state.get(name, {}))
         trainable.restore(backbone, state.get("clip", {}), text_lora=config["clip"]["text_lora"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not hold a complete clipvid model: {error}") from error
+        raise CheckpointError(
+            f"{folder} does not hold a complete clipvid model: {error}; save or copy it again"
+        ) from error
     model.training_record = _renamed(config["training"])
     return model.to(device or backbone.device).eval()
 

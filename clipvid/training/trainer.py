@@ -144,6 +144,17 @@ class Run:
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.lr
         is_last = self.epoch + 1 == self.config.epochs or self.is_stopped
+        self._validate(val_data, entry, is_last=is_last)
+        self.call("on_epoch_end", entry)
+        if self.is_stopped and not is_last and "score" not in entry:  # stopped by a callback of on_epoch_end
+            self._validate(val_data, entry, is_last=True)
+        self.history.append(entry)
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
+        self.save()
+        return entry
+
+    def _validate(self, val_data: VideoDataset | TapStore | None, entry: dict[str, float], *, is_last: bool) -> None:
+        """Add the score to `entry` if validation is due, and keep the best weights; the last epoch uses all gradients."""
         if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
@@ -154,11 +165,6 @@ class Run:
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
             state = {k: v.detach().cpu().clone() for k, v in self._trained().items()}
             self.best = {"score": score, "epoch": self.epoch + 1, "state": state}
-        self.call("on_epoch_end", entry)
-        self.history.append(entry)
-        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
-        self.save()
-        return entry
 
     def is_over(self) -> bool:
         """Return True after the last epoch, or when patience has run out or a callback has ended the run."""
@@ -247,7 +253,7 @@ class Run:
         Sets the run's position, history and best epoch from it; `restore` sets the weights.
         """
         if self.path is None:
-            raise ValueError("resume needs out=, the folder of the run to resume")
+            raise ValueError("resume must come with out, got out=None; give the folder of the run")
         state = read_checkpoint(self.path, self.metadata)
         if state is not None:
             position = state["position"]

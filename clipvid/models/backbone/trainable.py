@@ -172,7 +172,10 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
     parameters = backbone.clip.state_dict()
     wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
     if wrong:
-        raise CheckpointError(f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all)")
+        raise CheckpointError(
+            f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all); "
+            "load the base model that it was trained on"
+        )
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
@@ -245,7 +248,9 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     if not blocks:
         raise BackboneError(f"{type(visual).__name__} has no transformer blocks, so no last {depth}; choose all")
     if depth > len(blocks):
-        raise ValueError(f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}")
+        raise ValueError(
+            f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}; lower N, or choose all"
+        )
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | vit.stem_parameters(visual)
     chosen = {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in frozen}
     if not text:
