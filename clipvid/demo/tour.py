@@ -283,7 +283,7 @@ def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int
     for query_row, similarity in zip(query_rows, text @ video.T, strict=True):
         best = similarity.topk(hits)
         strips = tuple(
-            plots.Hit(_frames(store.data[i].path), score, i == query_row, caption=store.data[i].captions[0])
+            plots.RetrievedClip(_frames(store.data[i].path), score, i == query_row, caption=store.data[i].captions[0])
             for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         rows.append(plots.RetrievalRow(store.data[query_row].captions[0], strips))
@@ -302,7 +302,7 @@ def _search(index: VideoIndex, data: VideoDataset, folder: Path, *, say: Callabl
             say(f"       {hit.score:.3f}  {hit.path.name}  {captions[hit.path.resolve()]}")
         hit_captions = [captions[hit.path.resolve()] for hit in hits]
         strips = tuple(
-            plots.Hit(_frames(hit.path), hit.score, text == query, caption=text)
+            plots.RetrievedClip(_frames(hit.path), hit.score, text == query, caption=text)
             for hit, text in zip(hits, hit_captions, strict=True)
         )
         rows.append(plots.RetrievalRow(query, strips))

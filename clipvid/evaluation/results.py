@@ -33,7 +33,7 @@ from clipvid.runtime.version import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipvid.plots import Picture
+    from clipvid.plots import Figure
 
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 
@@ -147,7 +147,7 @@ class EvaluationResult(Generic[Metrics]):
             raise ValueError("this result has no scores per query; get one from evaluate_retrieval or a like function")
         return self.queries.frame(direction)
 
-    def plot(self) -> Picture:
+    def plot(self) -> Figure:
         """Return a matplotlib figure: the confusion matrix of recognition, or recall at every K in both directions."""
         from clipvid import plots
 
@@ -156,7 +156,7 @@ class EvaluationResult(Generic[Metrics]):
             return plots.confusion_matrix(self.metrics.confusion, self.classes, title=title)
         sides = {"text to video": self.metrics.t2v, "video to text": self.metrics.v2t}
         ranks = {name: side.ranks for name, side in sides.items()}
-        return plots.recall_curve(ranks, max(side.n_gallery for side in sides.values()), title=title)
+        return plots.recall_curve(ranks, {name: side.n_gallery for name, side in sides.items()}, title=title)
 
     def to_dict(self, *, each: bool = True) -> dict[str, Any]:
         """Return the result as plain data, ready for JSON; without the values of every query unless `each`."""
