@@ -151,7 +151,7 @@ MORE = {
     "search my red circle": "unexpected argument 'circle'; write clipvid search INDEX QUERY [options],",
     'search my ""': "QUERY is empty; describe what the video should show",
     "compare a.json nowhere.json": "there is no result a.json; write it with clipvid eval DATA --out a.json",
-    "compare a.json b.json --draws 0": "--draws must be an integer >= 1, got 0; take 1000 or more",
+    "compare a.json b.json --resamples 0": "--resamples must be an integer >= 1, got 0; take 1000 or more",
     "compare a.json b.json --format html": "--format must be one of text, markdown, latex, csv, got 'html'",
     "compare a.json b.json --seed x": "--seed must be an integer, got 'x'",
     "compare a.json b.json --seed -1": "--seed must be an integer >= 0, got -1; any will do",
