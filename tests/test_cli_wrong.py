@@ -107,7 +107,7 @@ MORE = {
     "eval my --zero-shot --task retrieval": "--zero-shot: only recognition has classes, the task is retrieval; leave",
     "eval my --by-class --task retrieval": "--by-class: only recognition has classes, the task is retrieval; leave it",
     "eval my --prompts nosuch --zero-shot": "--prompts must be one of video, name, photo, person, or a text file of",
-    "eval my --dual-softmax 0": "--dual-softmax must be a finite number > 0, got 0.0; it multiplies the",
+    "eval my --dual-softmax 0": "--dual-softmax must be a finite number > 0, got 0.0; 100 is usual",
     "eval my --dual-softmax x": "--dual-softmax must be a number, got 'x'",
     "eval my --rerank 0": "--rerank must be an integer >= 1, got 0; it is a number of videos per",
     "eval my --rerank 3 --task recognition": "--rerank: only retrieval has this option, the task is recognition; leave",

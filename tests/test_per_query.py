@@ -70,7 +70,7 @@ def test_each_caption_has_the_rank_of_its_video_and_the_video_that_came_first(mo
         assert result.per_query(direction)["rank"].tolist() == ranks
     with pytest.raises(ValueError, match="direction must be one of t2v, v2t, got 'text'"):
         result.per_query("text")
-    with pytest.raises(ValueError, match="has no scores per query"):
+    with pytest.raises(ValueError, match="without scores per query; get one from"):
         replace(result, queries=None).per_query()
 
 

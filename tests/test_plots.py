@@ -150,9 +150,13 @@ def test_confusion_matrix_of_any_number_of_classes_keeps_its_margins(tmp_path, n
     [
         (lambda path: save(training_curve([]), path), "history is empty"),
         (lambda path: save(training_curve([{"epoch": 1}]), path), r"\{'epoch': 1\} lacks loss"),
-        (lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path), "no hits"),
+        (
+            lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path),
+            "must have hits, got 1 rows without any; give",
+        ),
         (lambda path: save(confusion_matrix(np.eye(3), ["a", "b"]), path), r"\(C, C\) for 2 classes, got \(3, 3\)"),
-        (lambda path: save(film_strip(clip(CYAN)[:0]), path), "no frame"),
+        (lambda path: save(film_strip(clip(CYAN)[:0]), path), r"at least one frame, got shape \(0, 3, 24, 24\); give"),
+        (lambda path: save(film_strip(clip(CYAN), per_row=0), path), "per_row must be an integer >= 1, got 0; give"),
         (lambda path: save(film_strip(clip(CYAN)), path.with_suffix(".mp4")), r"cannot draw 'x.mp4'; .* png"),
     ],
 )

@@ -200,7 +200,7 @@ def _check_numbers(*, rerank: int | None, dual_softmax: float | None) -> None:
     if rerank is not None and rerank < 1:
         raise UsageError(f"--rerank must be an integer >= 1, got {rerank}; it is a number of videos per query")
     if dual_softmax is not None and not 0 < dual_softmax < math.inf:
-        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; it multiplies the scores")
+        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; 100 is usual")
 
 
 def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:

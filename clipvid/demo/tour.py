@@ -78,11 +78,16 @@ class DemoConfig:
         for split in motion_shapes.SPLITS:
             least = 2 if split == "train" else len(motion_shapes.MOTIONS)  # every motion needs a clip
             if (clips := getattr(self, f"{split}_clips")) < least or clips % 2:
-                raise ValueError(f"{split}_clips must be an even integer >= {least}, got {clips}; clips come in pairs")
+                raise ValueError(
+                    f"{split}_clips must be an even integer >= {least}, got {clips}; give another number, as clips "
+                    "come in pairs"
+                )
             motion_shapes.draw_scene(self.seed, split, clips - 1)  # raises ValueError for too many clips
         for name in ("epochs", "baseline_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)}; an epoch is one pass")
+                raise ValueError(
+                    f"{name} must be an integer >= 1, got {getattr(self, name)}; give 1 or more passes over the clips"
+                )
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,11 @@ def summarize(*results: Result) -> str:
             )
     fingerprints = [content["model"]["fingerprint"] for content in contents]
     if len(set(fingerprints)) < len(fingerprints):
-        raise ValueError("results must be of different models, got the same fingerprint twice; give one result per run")
+        repeated = next(name for name in fingerprints if fingerprints.count(name) > 1)
+        raise ValueError(
+            f"results must be of different models, got the same fingerprint twice ({repeated[:8]}); give one result "
+            "per run"
+        )
     lines = [_description(first), f"{'':<14}{'mean':>8}{'std':>8}   of {len(contents)} runs"]
     for sides in zip(*(directions(content) for content in contents), strict=True):
         for metric in (name for name in sides[0][1] if all(name in metrics for _, metrics, _ in sides)):

@@ -116,8 +116,8 @@ class EvaluationResult(Generic[Metrics]):
         sides = {"": self.metrics.t2v, "t2v": self.metrics.t2v, "v2t": self.metrics.v2t}
         if side not in sides or metric not in sides[side].values:
             raise KeyError(
-                f"unknown metric {name}; metrics are {', '.join(self.metrics.t2v.values)}, with the prefix 'v2t ' for "
-                "video to text"
+                f"unknown metric {name!r}; choose one of {', '.join(self.metrics.t2v.values)}, with the prefix 'v2t ' "
+                "for video to text"
             )
         return sides[side][metric]
 
@@ -144,7 +144,10 @@ class EvaluationResult(Generic[Metrics]):
         """
         direction = checked_direction(self._task, direction)
         if self.queries is None:
-            raise ValueError("this result has no scores per query; get one from evaluate_retrieval or a like function")
+            raise ValueError(
+                "this result was made without scores per query; get one from evaluate_retrieval, "
+                "evaluate_recognition or evaluate_zero_shot"
+            )
         return self.queries.frame(direction)
 
     def plot(self) -> Figure:
@@ -203,7 +206,9 @@ class EvaluationResult(Generic[Metrics]):
 
     def _by_class(self) -> list[dict[str, Any]]:
         if not isinstance(self.metrics, RecognitionMetrics):
-            raise ValueError("only recognition has classes; this is an evaluation of retrieval")
+            raise ValueError(
+                "only recognition has classes; this is an evaluation of retrieval, whose queries are in per_query()"
+            )
         return [
             {
                 "class": name,

@@ -223,7 +223,10 @@ def confusion_matrix(
     """
     counts = np.asarray(matrix, dtype=float)
     if counts.shape != (len(classes), len(classes)):
-        raise ValueError(f"matrix must be (C, C) for {len(classes)} classes, got {counts.shape}; rows are true classes")
+        raise ValueError(
+            f"matrix must be (C, C) for {len(classes)} classes, got {counts.shape}; give a row for each true class and "
+            "a column for each predicted one"
+        )
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     names = [name if len(name) <= 36 else name[:35] + "…" for name in classes]
     side, label = min(9.0, max(2.4, 0.48 * len(names))), 0.075 * max(map(len, names), default=0)  # inches

@@ -42,7 +42,9 @@ class RetrievalRow:
 def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Figure:
     """Draw each query above film strips of its hits: correct ones framed green with a tick, wrong ones with a cross."""
     if not any(row.hits for row in rows):
-        raise ValueError("rows have no hits; give at least one RetrievalRow with at least one RetrievedClip")
+        raise ValueError(
+            f"rows must have hits, got {len(rows)} rows without any; give a RetrievalRow with a RetrievedClip"
+        )
     columns = max(len(row.hits) for row in rows)
     n_frames = max(len(hit.frames) for row in rows for hit in row.hits)
     aspect = float(np.median([_aspect(hit.frames) for row in rows for hit in row.hits]))
@@ -66,7 +68,9 @@ def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Figure:
 def film_strip(frames: UInt8[Tensor, "t 3 h w"], *, title: str = "", per_row: int = 8) -> Figure:
     """Draw the frames in order as a film strip, `per_row` per line, each with its number (from 0)."""
     if not len(frames):
-        raise ValueError("frames has no frame, got shape (0, ...); give at least one")
+        raise ValueError(f"frames must have at least one frame, got shape {tuple(frames.shape)}; give (T, 3, H, W)")
+    if per_row < 1:
+        raise ValueError(f"per_row must be an integer >= 1, got {per_row}; give the number of frames per line")
     columns = min(per_row, len(frames))
     aspect = _aspect(frames)
     width = max(3.0, min(13.0, columns * 1.3 * aspect))

@@ -160,7 +160,7 @@ def ranking_metrics(
 def _check_ks(ks: Sequence[int]) -> None:
     """Raise ValueError unless `ks` are integers >= 1."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be integers >= 1, got {tuple(ks)}; give the K of each R@K")
+        raise ValueError(f"ks must be integers >= 1, got {tuple(ks)}; give the K of each R@K, such as (1, 5, 10)")
 
 
 def _metrics(
