@@ -396,17 +396,18 @@ def test_runs_are_summarised_by_mean_and_deviation(evaluation, tmp_path, capsys)
         result["metrics"]["t2v"]["R@1"] = 40.0 + 2 * seed
         results.append(result)
         (tmp_path / f"{seed}.json").write_text(json.dumps(result))
-    line = next(line for line in summarize(results).splitlines() if line.startswith("t2v R@1 "))
+    line = next(line for line in summarize(*results).splitlines() if line.startswith("t2v R@1 "))
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
     results[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # these do not affect the metrics
-    assert "of 3 runs" in summarize(results)
+    assert "of 3 runs" in summarize(*results)
+    assert "of 2 runs" in summarize(evaluation, results[2]), "fresh and saved results go together"
     other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9
     with pytest.raises(ValueError, match=r"got different data_config.frames"):
-        summarize([results[0], other])
+        summarize(results[0], other)
     with pytest.raises(ValueError, match="the same fingerprint twice"):
-        summarize([results[0], results[0]])
+        summarize(results[0], results[0])
     with pytest.raises(ValueError, match="two or more, got 1"):
-        summarize(results[:1])
+        summarize(*results[:1])

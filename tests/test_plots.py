@@ -13,9 +13,9 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 
 from clipvid.plots import (
-    Hit,
     RetrievalRow,
-    Trade,
+    RetrievedClip,
+    TradeOffPoint,
     charts,
     confusion_matrix,
     film_strip,
@@ -56,7 +56,7 @@ def area(path, colour):
 
 
 def test_grid_shows_every_frame_of_every_hit(tmp_path):
-    hits = (Hit(clip(MAGENTA), 0.9, True), Hit(clip(CYAN), 0.1, False))
+    hits = (RetrievedClip(clip(MAGENTA), 0.9, True), RetrievedClip(clip(CYAN), 0.1, False))
     path = save(retrieval_grid([RetrievalRow("two colours", hits)]), tmp_path / "grid.png")
     assert area(path, MAGENTA) == pytest.approx(area(path, CYAN), rel=0.05)
     assert area(path, MAGENTA) > 0.1 * pixels(path)[..., 0].size
@@ -64,7 +64,7 @@ def test_grid_shows_every_frame_of_every_hit(tmp_path):
 
 def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
     def grid(right, name):
-        return save(retrieval_grid([RetrievalRow("q", (Hit(clip(CYAN), 0.5, right),))]), tmp_path / name)
+        return save(retrieval_grid([RetrievalRow("q", (RetrievedClip(clip(CYAN), 0.5, right),))]), tmp_path / name)
 
     right, wrong = grid(True, "right.png"), grid(False, "wrong.png")
     assert area(right, style.RIGHT) > 500
@@ -76,7 +76,7 @@ def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
 
 def test_long_sentences_make_the_page_taller_and_are_not_clipped(tmp_path):
     def grid(query, caption):
-        hit = Hit(clip(CYAN), 0.5, True, caption)
+        hit = RetrievedClip(clip(CYAN), 0.5, True, caption)
         return pixels(save(retrieval_grid([RetrievalRow(query, (hit,))]), tmp_path / "grid.png"))
 
     short, long = grid("a dog", "a dog"), grid("a dog runs " * 30, "unbreakable" * 30)
@@ -95,7 +95,7 @@ def test_wrapping_loses_no_letter_and_keeps_the_width():
 
 
 def test_clips_of_different_sizes_keep_their_aspect_ratio(tmp_path):
-    hits = (Hit(clip(MAGENTA, width=72), 0.9, True), Hit(clip(CYAN, n_frames=1), 0.1, False))
+    hits = (RetrievedClip(clip(MAGENTA, width=72), 0.9, True), RetrievedClip(clip(CYAN, n_frames=1), 0.1, False))
     shot = pixels(save(retrieval_grid([RetrievalRow("q", hits)]), tmp_path / "grid.png"))
     rows, columns = np.nonzero(np.abs(shot - MAGENTA).max(axis=2) < 12)
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -150,9 +150,13 @@ def test_confusion_matrix_of_any_number_of_classes_keeps_its_margins(tmp_path, n
     [
         (lambda path: save(training_curve([]), path), "history is empty"),
         (lambda path: save(training_curve([{"epoch": 1}]), path), r"\{'epoch': 1\} lacks loss"),
-        (lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path), "no hits"),
+        (
+            lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path),
+            "must have hits, got 1 rows without any; give",
+        ),
         (lambda path: save(confusion_matrix(np.eye(3), ["a", "b"]), path), r"\(C, C\) for 2 classes, got \(3, 3\)"),
-        (lambda path: save(film_strip(clip(CYAN)[:0]), path), "no frame"),
+        (lambda path: save(film_strip(clip(CYAN)[:0]), path), r"at least one frame, got shape \(0, 3, 24, 24\); give"),
+        (lambda path: save(film_strip(clip(CYAN), per_row=0), path), "per_row must be an integer >= 1, got 0; give"),
         (lambda path: save(film_strip(clip(CYAN)), path.with_suffix(".mp4")), r"cannot draw 'x.mp4'; .* png"),
     ],
 )
@@ -188,8 +192,8 @@ def test_drawing_never_loads_pyplot(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("coarse")
 def test_a_mark_is_a_labelled_line_across_the_chart(tmp_path):
-    points = [Trade("a", 2.0, 20.0, 1.0, "one"), Trade("b", 200.0, 90.0, 2.0, "two")]
-    words = {"title": "Price", "price": "ms", "quality": "%"}
+    points = [TradeOffPoint("a", 2.0, 20.0, 1.0, "one"), TradeOffPoint("b", 200.0, 90.0, 2.0, "two")]
+    words = {"title": "Cost", "cost": "ms", "quality": "%"}
     plain, marked = (
         pixels(save(trade_off(points, **words, mark=mark), tmp_path / "chart.png")) for mark in (None, (50.0, "chance"))
     )
@@ -222,3 +226,22 @@ def test_a_recall_curve_passes_through_the_shares_of_its_ranks():
     assert chance[5] == 50
     with pytest.raises(ValueError, match="ranks must not be empty"):
         recall_curve({}, 10)
+
+
+def test_galleries_of_different_sizes_have_a_chance_line_each():
+    ranks = {"t2v": np.array([1, 4]), "v2t": np.array([2.0, 50])}
+    axes = recall_curve(ranks, {"t2v": 10, "v2t": 100}).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["t2v", "v2t", "chance, t2v", "chance, v2t"]
+    for name, size in (("t2v", 10), ("v2t", 100)):
+        k, chance = lines[f"chance, {name}"].get_data()
+        assert (k[-1], chance[-1]) == (size, 100)
+        assert chance[list(k).index(5)] == pytest.approx(500 / size)
+        assert lines[name].get_xdata()[-1] == size, "no curve goes on beyond its gallery"
+        assert lines[f"chance, {name}"].get_color() == lines[name].get_color()
+    equal = recall_curve(ranks, {"t2v": 100, "v2t": 100}).axes[0]
+    assert [line.get_label() for line in equal.lines] == ["t2v", "v2t", "chance"]
+    with pytest.raises(ValueError, match="got none for v2t; add it"):
+        recall_curve(ranks, {"t2v": 10})
+    with pytest.raises(ValueError, match="n_gallery must be integers >= 1, got 0"):
+        recall_curve(ranks, 0)

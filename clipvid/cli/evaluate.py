@@ -200,7 +200,7 @@ def _check_numbers(*, rerank: int | None, dual_softmax: float | None) -> None:
     if rerank is not None and rerank < 1:
         raise UsageError(f"--rerank must be an integer >= 1, got {rerank}; it is a number of videos per query")
     if dual_softmax is not None and not 0 < dual_softmax < math.inf:
-        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; it multiplies the scores")
+        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; 100 is usual")
 
 
 def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def compare(
     results: Results,
     /,
     *,
-    draws: int = 10_000,
+    resamples: int = 10_000,
     seed: int = 0,
     format: Annotated[Literal["text", "markdown", "latex", "csv"], Parameter(group=OUTPUT)] = "text",
     json: Json = False,
@@ -231,19 +231,19 @@ def compare(
 
     Args:
         results: JSON files that `clipvid eval --out` wrote, of the same data.
-        draws: number of bootstrap samples.
+        resamples: number of bootstrap samples.
         seed: seed of the bootstrap.
         format: format of the table.
     """
-    if draws < 1:
-        raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
+    if resamples < 1:
+        raise UsageError(f"--resamples must be an integer >= 1, got {resamples}; take 1000 or more")
     outputs.check_seed(seed)
     _check_results(results, "give those to compare")
     from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
     names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
-    comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
+    comparison = compare_results(*map(read_result, results), names=names, n_resamples=resamples, seed=seed)
     formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
     with outputs.json_printed(json) as print_json:
         if json:
@@ -270,4 +270,4 @@ def summarize(results: Results, /) -> None:
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
-    print(over_runs([read_result(result) for result in results]))
+    print(over_runs(*map(read_result, results)))

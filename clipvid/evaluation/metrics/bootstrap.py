@@ -34,25 +34,28 @@ def bootstrap_interval(
     scores: Shaped[ndarray, " q"] | Shaped[ndarray, "q f"],
     *,
     statistic: Callable[[ndarray], float] = np.mean,
-    n: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Return the 95 % percentile interval of `statistic` over `n` bootstrap samples of the rows of `scores`.
+    """Return the 95 % percentile interval of `statistic` over `n_resamples` bootstrap samples of the rows of `scores`.
 
-    Raises ValueError without scores or for n < 1.
+    Raises ValueError without scores or for n_resamples < 1.
     """
-    _check_samples(len(scores), n)
+    _check_samples(len(scores), n_resamples)
     rng = np.random.default_rng(seed)
     if statistic is np.mean and scores.ndim == 1:
-        return _central_interval(_means(scores, n, rng))
-    samples = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n)]
+        return _central_interval(_means(scores, n_resamples, rng))
+    samples = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(n_resamples)]
     return _central_interval(samples)
 
 
-def _check_samples(total: int, n: int) -> None:
-    """Raise ValueError without scores or for n < 1."""
-    if total == 0 or n < 1:
-        raise ValueError(f"a bootstrap needs scores and n >= 1, got {total} scores and n={n}; take n = 1000 or more")
+def _check_samples(total: int, n_resamples: int) -> None:
+    """Raise ValueError without scores or for n_resamples < 1."""
+    if total == 0 or n_resamples < 1:
+        raise ValueError(
+            f"a bootstrap needs scores and n_resamples >= 1, got {total} scores and n_resamples={n_resamples}; take "
+            "1000 or more"
+        )
 
 
 def _means(scores: Shaped[ndarray, " q"], n: int, rng: np.random.Generator) -> Float64[ndarray, " n"]:
@@ -82,7 +85,7 @@ def _counts(
     return np.bincount(cells.ravel(), flat, minlength=n_kinds * len(kinds)).reshape(-1, n_kinds)
 
 
-def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0) -> Interval:
+def share_interval(hits: Shaped[ndarray, " q"], *, n_resamples: int = 1000, seed: int = 0) -> Interval:
     """Return the 95 % interval of the mean of `hits`, within [0, 1].
 
     It is the bootstrap interval, or the score interval (Wilson 1927) if all hits are equal: resampling does not vary
@@ -90,7 +93,7 @@ def share_interval(hits: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0)
     """
     if (wilson := _wilson_interval(hits)) is not None:
         return wilson
-    return bootstrap_interval(hits, n=n, seed=seed)
+    return bootstrap_interval(hits, n_resamples=n_resamples, seed=seed)
 
 
 def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
@@ -101,7 +104,7 @@ def class_mean(rows: Shaped[ndarray, "q 2"]) -> float:
 
 
 def class_mean_interval(
-    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n: int = 1000, seed: int = 0
+    hits: Shaped[ndarray, " q"], classes: Shaped[ndarray, " q"], *, n_resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """Return the 95 % interval of the mean over classes of their mean hit.
 
@@ -110,8 +113,8 @@ def class_mean_interval(
     interval, the combined score intervals of the classes (Zou and Donner 2008, section 2) and, if all hits are equal,
     the score interval of all hits.
     """
-    _check_samples(len(hits), n)
-    resampled = _central_interval(_class_means(hits, classes, n, np.random.default_rng(seed)))
+    _check_samples(len(hits), n_resamples)
+    resampled = _central_interval(_class_means(hits, classes, n_resamples, np.random.default_rng(seed)))
     by_class = [hits[classes == label] for label in np.unique(classes)]
     wilson = [interval for group in by_class if (interval := _wilson_interval(group)) is not None]
     if len(wilson) < len(by_class):
@@ -136,7 +139,11 @@ def _class_means(
 
 
 def ranking_intervals(
-    shares: Mapping[str, Float64[ndarray, " q"]], ranks: Float64[ndarray, " q"], *, n: int = 1000, seed: int = 0
+    shares: Mapping[str, Float64[ndarray, " q"]],
+    ranks: Float64[ndarray, " q"],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return the 95 % intervals of the means of `shares` (see `share_interval`), and of the ranks' MdR and MnR.
 
@@ -144,15 +151,18 @@ def ranking_intervals(
     is the number of queries of each kind: counted in the samples of `bootstrap_interval` with this seed or, for many
     queries of few kinds, drawn from the multinomial distribution, which is the same distribution.
     """
-    if len(ranks) == 0 or n < 1:
-        raise ValueError(f"a bootstrap needs ranks and n >= 1, got {len(ranks)} ranks, n={n}; take n = 1000 or more")
+    if len(ranks) == 0 or n_resamples < 1:
+        raise ValueError(
+            f"a bootstrap needs ranks and n_resamples >= 1, got {len(ranks)} ranks and n_resamples={n_resamples}; take "
+            "1000 or more"
+        )
     rng, total = np.random.default_rng(seed), len(ranks)
     values, kind = np.unique(np.stack([ranks, *shares.values()], axis=1), axis=0, return_inverse=True)  # sorted by rank
     counts = np.bincount(kind, minlength=len(values))
     if QUERIES_PER_KIND * len(values) < total:
-        chunks = (rng.multinomial(total, counts / total, size=size) for size in _sizes(n, len(values)))
+        chunks = (rng.multinomial(total, counts / total, size=size) for size in _sizes(n_resamples, len(values)))
     else:
-        chunks = (_counts(kind[drawn], len(values)) for drawn in _drawn(total, n, rng))
+        chunks = (_counts(kind[drawn], len(values)) for drawn in _drawn(total, n_resamples, rng))
     sampled = [(times @ values / total, _medians(times, values[:, 0])) for times in chunks]
     means, medians = map(np.concatenate, zip(*sampled, strict=True))
     samples = dict(zip(["MnR", *shares], means.T, strict=True)) | {"MdR": medians}
@@ -201,27 +211,29 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(
-    a: Shaped[ndarray, " _"], b: Shaped[ndarray, " _"], *, n: int = 10_000, seed: int = 0
+    a: Shaped[ndarray, " _"], b: Shaped[ndarray, " _"], *, n_resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Compare two models on the same queries by `n` bootstrap samples of the pairs of scores.
+    """Compare two models on the same queries by `n_resamples` bootstrap samples of the pairs of scores.
 
     p is twice the share of samples whose mean difference lies on the other side of 0, with ties (`TOLERANCE`) counted
     half and one added to numerator and denominator (Davison and Hinkley 1997, section 4.2.3), so it is never 0. Raises
-    ValueError if the numbers of queries differ, or for n < 1.
+    ValueError if the numbers of queries differ, or for n_resamples < 1.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(
             f"a and b must be scores of the same queries, got {a.shape} and {b.shape}; evaluate both on the same data"
         )
-    if n < 1:
-        raise ValueError(f"n must be an integer >= 1, got {n}; take 1000 or more")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be an integer >= 1, got {n_resamples}; take 1000 or more")
     differences = b.astype(np.float64) - a.astype(np.float64)
     rng = np.random.default_rng(seed)
-    means = _means(differences, n, rng)
+    means = _means(differences, n_resamples, rng)
     below, ties = float((means < -TOLERANCE).sum()), float((np.abs(means) <= TOLERANCE).sum())
-    tail = min(below + ties / 2, n - below - ties / 2)
+    tail = min(below + ties / 2, n_resamples - below - ties / 2)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(differences.mean()), (float(low), float(high)), min(1.0, 2 * (tail + 1) / (n + 1)))
+    return Difference(
+        float(differences.mean()), (float(low), float(high)), min(1.0, 2 * (tail + 1) / (n_resamples + 1))
+    )
 
 
 def percent(interval: Interval) -> Interval:
