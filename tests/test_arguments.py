@@ -35,6 +35,7 @@ MODEL = SimpleNamespace(backbone=None, branch=None, encode_video=print, encode_t
 """Object that passes for a model until something is computed with it."""
 DATA = clipvid.VideoDataset(())
 FRAMES = torch.zeros(1, 2, 3, 4, 4)
+CLIP = np.zeros((1, 2, 2, 3), np.uint8)
 EMBEDDINGS = torch.zeros(2, 4)
 
 
@@ -99,6 +100,9 @@ CASES = {
     "from_frame": (frame.frame_table, ([1],), "df must be a pandas DataFrame, got [1]; build one by pandas.DataFrame"),
     "from_arrays": (arrays.array_clips, (3,), "clips must be a sequence of arrays, got 3; put a single clip into"),
     "captions": (VideoDataset.from_arrays, (VideoDataset, [], 3), "captions must have one entry per clip, 0 in total"),
+    "captions, none": (arrays.captions_of, (None, "clip 1"), "clip 1: captions must be a text or a list of texts, got"),
+    "captions, a number": (arrays.captions_of, (["a", 3], "clip 0"), "clip 0: captions must be a text or a list of"),
+    "names": (VideoDataset.from_arrays, (VideoDataset, [CLIP] * 2), "names must be a list of texts, got 1; give one"),
     "data": (
         tap_store.dataset_of,
         ("dir",),
@@ -131,6 +135,7 @@ CASES = {
     ),
 }
 KEYWORDS = {
+    "names": {"names": [1, 2]},
     "branch_kwargs, a list": {"options": None},
     "branch_kwargs, names": {"options": None},
     "similarity": {"branch": "stan", "one_token": False},

@@ -82,7 +82,7 @@ def test_wrong_columns_are_refused_before_anything_is_read(capsys, words, messag
 
 def test_the_error_about_a_missing_column_says_which_option_to_give(capsys):
     error = refusal(capsys, "eval", "all.csv", *SHORT)
-    assert "no column one of path, file, video; the columns are video_path, text, kind, part; " in error
+    assert "no column named path, file or video; the columns are video_path, text, kind, part; " in error
     assert "give --columns path=video_path caption=text\n" in error
     assert "no column 'nosuch' for caption" in refusal(capsys, "eval", "all.csv", *SHORT, "--columns", "caption=nosuch")
 

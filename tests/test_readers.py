@@ -94,7 +94,7 @@ def test_parts_of_one_file_are_separate_records_with_their_times(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,caption\na.mp4,x\n", "line 1: no column one of path, file, video; the columns are name, caption"),
+        ("name,caption\na.mp4,x\n", "line 1: no column named path, file or video; the columns are name, caption"),
         ("path,text\na.mp4,x\n", "line 1: no column caption or label"),
         ("path,caption,caption\na.mp4,x,y\n", "line 1: duplicate column 'caption'"),
         ("path,caption\n", "no row below the header"),
@@ -186,7 +186,7 @@ def test_columns_of_other_names_are_read_by_option(table, tmp_path):
 @pytest.mark.parametrize(
     ("header", "columns", "message"),
     [
-        ("video_path,text", None, r"no column one of path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
+        ("video_path,text", None, r"no column named path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
         ("path,sentence", None, r"no column caption or label.*give columns={'caption': 'sentence'}$"),
         ("filename,class", None, r"give columns={'path': 'filename', 'label': 'class'}$"),
         ("path,capt1on", None, r"give columns={'caption': 'capt1on'}$"),
@@ -231,14 +231,15 @@ def test_numeric_labels_of_a_frame_stay_numbers_beside_empty_cells(tmp_path):
     [
         (
             {"name": ["a.mp4"], "text": ["x"]},
-            r"the DataFrame: no column one of path.*columns={'path': 'name', 'caption'",
+            r"the DataFrame: no column named path.*columns={'path': 'name', 'caption'",
         ),
         ({"path": ["a.mp4"], "Path": ["x"]}, "the DataFrame: duplicate column 'path'"),
-        ({"path": [], "caption": []}, "the DataFrame: no row"),
+        ({"path": [], "caption": []}, "the DataFrame: no row below the header; add one per clip"),
         ({"path": ["a.mp4", "b.mp4"], "caption": ["x", None]}, "the DataFrame, row 1: the caption is empty"),
         ({"path": ["a.mp4", None], "caption": ["x", "y"]}, "the DataFrame, row 1: the path is empty"),
         ({"path": ["a.mp4"], "caption": [["x", "y"]]}, r"row 0: the caption must be a single.*df.explode\('caption'\)"),
-        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'; keep one"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", None]}, "row 1: a.mp4 has no label, but row 0 says 'x'; keep one"),
         (
             {"path": ["a.mp4"], "caption": ["x"], "start": [-1]},
             "row 0: start must be a number of seconds >= 0, got '-1'",

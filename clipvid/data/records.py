@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from clipvid.data.arrays import Frames, Labels, array_clips, as_texts
+from clipvid.config import checks
+from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
 from clipvid.data.files import advice_on_root
 from clipvid.data.labels import class_names, label_index
 from clipvid.data.places import local_path
@@ -74,7 +75,8 @@ class VideoDataset:
         """Return the data set of a pandas DataFrame with one row per caption or per labelled video.
 
         Columns, grouping and checks are those of a csv file (`open_dataset`): path, caption and/or label, and perhaps
-        start, end (seconds) and split. Rows are counted from 0 in error messages, as `df.iloc` does.
+        start, end (seconds) and split. A missing label (None, NaN) is that of a clip without a class. Rows are counted
+        from 0 in error messages, as `df.iloc` does.
 
         Args:
             root: folder of relative paths; default: the working folder.
@@ -100,9 +102,9 @@ class VideoDataset:
         cls,
         clips: Iterable[Frames],
         captions: Sequence[str | Sequence[str]] | None = None,
+        *,
         labels: Labels | None = None,
         classes: Sequence[str] | None = None,
-        *,
         names: Sequence[str] | None = None,
     ) -> VideoDataset:
         """Return a data set of frames in memory, which is used like one of files.
@@ -112,7 +114,7 @@ class VideoDataset:
         Args:
             clips: numpy or torch uint8, (T, H, W, 3) or (T, 3, H, W), of any sizes and lengths.
             captions: a caption or several per clip.
-            labels: a class name or number per clip.
+            labels: a class name or number per clip; None or NaN for a clip without a class.
             classes: class names in label order; default: the sorted names, or the numbers up to the largest.
             names: names for messages and search hits; default: "clip 0", "clip 1", ...
 
@@ -124,6 +126,7 @@ class VideoDataset:
             if values is not None and (not _is_list(values) or len(values) != len(arrays)):
                 raise ValueError(f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}")
         names = [f"clip {index}" for index in range(len(arrays))] if names is None else names
+        checks.texts("names", names, advice="give one text per clip")
         if duplicates := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once")
         texts = [()] * len(arrays) if captions is None else captions
@@ -131,7 +134,7 @@ class VideoDataset:
         all_classes = class_names(class_labels, classes, source="labels")
         indices = {name: index for index, name in enumerate(all_classes)}
         records = [
-            Record(Path(name), (text,) if isinstance(text, str) else tuple(text), array=array)
+            Record(Path(name), captions_of(text, name), array=array)
             for name, text, array in zip(names, texts, arrays, strict=True)
         ]
         for i, label in enumerate(class_labels):
