@@ -109,7 +109,7 @@ def test_a_check_of_other_places_with_the_same_name_is_refused(tmp_path, capsys)
     assert "nothing new" in capsys.readouterr().out
     error = refusal(capsys, *words[:3], clips[0], clips[2], *words[3:])
     assert "and would be overwritten; give another --out" in error
-    assert "x*.mp4 matches no file" in usage_error(capsys, *words[:3], "x*.mp4")
+    assert "no file to read matches the pattern 'x*.mp4'" in usage_error(capsys, *words[:3], "x*.mp4")
 
 
 def test_videos_that_a_table_names_are_embedded(tmp_path):

@@ -30,6 +30,7 @@ from clipvid.cli.parsing.options import (
     build_config,
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
+from clipvid.data.files import tables_in
 from clipvid.errors import UsageError
 from clipvid.runtime.text import pluralize
 
@@ -149,7 +150,7 @@ def _check_out(out: str, sources: tuple[str, ...], format: str | None, *, resume
         raise FileExistsError(f"{out} holds a training run; give --resume to continue it, or another --out")
     for source in sources:
         folder = Path(source).resolve()
-        is_searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+        is_searched = folder.is_dir() and format in (None, "folder", "videos") and not tables_in(folder)
         if is_searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
             raise ValueError(f"--out {out} would lie among the videos of {source}; choose another --out")
 

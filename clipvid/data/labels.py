@@ -39,7 +39,9 @@ def label_index(label: str | None, indices: Mapping[str, int], *, location: str)
         return indices[label]
     if is_number(label) and int(label) < len(indices):  # a class number, given with a list of class names
         return int(label)
-    raise DataError(f"{location}: label {label!r} is none of the {len(indices)} given classes; correct it, or add it to classes")
+    raise DataError(
+        f"{location}: label {label!r} is none of the {len(indices)} given classes; correct it, or add it to classes"
+    )
 
 
 def is_missing(value: Any) -> bool:

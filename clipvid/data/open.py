@@ -14,8 +14,7 @@ from typing import Any
 
 from clipvid.config import checks
 from clipvid.data.files import advice_on_root as advice_on_root
-from clipvid.data.files import find_clips, is_clip, is_video, subfolders
-from clipvid.data.formats.csv import TABLE_SUFFIXES
+from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
 from clipvid.data.formats.protocol_reader import open_protocol
 from clipvid.data.merge import merge_datasets
 from clipvid.data.places import Places, expand_places, local_path
@@ -27,7 +26,8 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "test
 
 
 _WANTED: dict[str, Callable[[Path], bool]] = {
-    "csv": lambda path: path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES,
+    "csv": lambda path: path.is_dir() or is_table(path),
+    "folder": Path.is_dir,
     "videos": lambda path: path.is_dir() or is_clip(path),
 }
 """Matches of a pattern that a format reads; the others are left out, as below a folder."""
@@ -108,7 +108,7 @@ def guess_format(places: Places, *, default: str = "folder") -> str:
 
     Raise DataError if tables lie beside other places, since they are read in different ways.
     """
-    paths = expand_places(places)
+    paths = expand_places(places, wanted=is_source)
     kinds = {path: _kind(path, default) for path in paths}
     if len(set(kinds.values())) > 1 and "csv" in kinds.values():
         table, other = (next(p for p in paths if (kinds[p] == "csv") is is_csv) for is_csv in (True, False))
@@ -118,8 +118,8 @@ def guess_format(places: Places, *, default: str = "folder") -> str:
 
 def _kind(path: Path, default: str) -> str:
     if path.is_dir():
-        return "csv" if any(path.glob("*.csv")) else default
-    return "csv" if path.suffix.lower() in TABLE_SUFFIXES or not is_clip(path) else "videos"
+        return "csv" if tables_in(path) else default
+    return "csv" if is_table(path) or not is_clip(path) else "videos"
 
 
 def _read(

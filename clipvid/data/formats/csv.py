@@ -12,13 +12,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clipvid.data.files import tables_in
 from clipvid.data.formats.rows import checked_rows, read_clips
 from clipvid.data.formats.table import Table
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 
-TABLE_SUFFIXES = (".csv", ".tsv")
-"""Lower-case suffixes of tables."""
 _DELIMITERS = (",", "\t", ";")
 
 
@@ -107,7 +106,7 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
         return table
     if not table.is_dir():
         raise DataError(f"{table} does not exist; give a csv file, or a folder that holds one")
-    tables = sorted(path for path in table.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    tables = tables_in(table)
     caption_tables = [path for path in tables if path.stem == "captions"]
     if len(tables) == 1 or len(caption_tables) == 1:
         return caption_tables[0] if caption_tables else tables[0]

@@ -101,7 +101,9 @@ def checked_rows(table: Table, columns: Mapping[str, str] | None = None) -> Iter
         start, end = (_seconds(values.get(c), f"{table.at(number)}: {names.get(c)}") for c in ("start", "end"))
         if not (start or 0.0) < (end if end is not None else float("inf")):
             raise DataError(f"{table.at(number)}: start must come before end, got {start} and {end}; correct the times")
-        yield Row(number, values["path"] or "", values.get("caption"), values.get("label"), values.get("split"), start, end)
+        yield Row(
+            number, values["path"] or "", values.get("caption"), values.get("label"), values.get("split"), start, end
+        )
 
 
 def _column_names(table: Table, given: Mapping[str, str]) -> dict[str, str]:
@@ -182,8 +184,9 @@ def _merge(rows: Sequence[Row], *, table: Table, folders: Sequence[Path], names:
             clips[key] = _Clip(path, row.number, label, row.start, row.end)
         clip = clips[key]
         if clip.label != label:
+            row_label = "no label" if row.label is None else f"label {row.label!r}"
             raise DataError(
-                f"{location}: {row.path} has {'no label' if row.label is None else f'label {row.label!r}'}, but {table.unit} {clip.number} says "
+                f"{location}: {row.path} has {row_label}, but {table.unit} {clip.number} says "
                 f"{'none' if clip.label is None else repr(names[clip.label])}; keep one of the two"
             )
         if row.caption is not None:
