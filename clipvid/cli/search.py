@@ -145,10 +145,8 @@ def search(
         rerank: number of first hits to decode again and sort by the model's token-wise similarity.
         device: auto is a GPU if there is one.
     """
-    if k < 1:
-        raise UsageError(f"--k must be an integer >= 1, got {k}; it is the number of hits")
-    if rerank < 0:
-        raise UsageError(f"--rerank must be an integer >= 0, got {rerank}; it is a number of hits, 0 for none")
+    outputs.at_least("--k", k, 1, "it is the number of hits")
+    outputs.at_least("--rerank", rerank, 0, "it is a number of hits, 0 for none")
     if video and rerank:
         raise UsageError(f"--rerank compares words with frames, but the query is a video; leave out --rerank {rerank}")
     _check_filter(where)
