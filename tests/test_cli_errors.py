@@ -245,7 +245,7 @@ def test_the_wrong_kind_of_input_is_named(no_models, capsys, words, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("activitynet", "name the file or its folder with --annotations"), ("k400", "with --annotations")],
+    [("activitynet", "give the file or its folder as --annotations=PATH"), ("k400", "as --annotations=PATH")],
 )
 def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, monkeypatch, name, message):
     monkeypatch.chdir(work)

@@ -71,7 +71,7 @@ def test_patterns_and_files_are_read_in_order_without_duplicates(tmp_path, monke
         open_dataset("videos", [])
     with pytest.raises(DataError, match=r"gone\.mp4 does not exist; correct the path"):
         open_dataset("videos", ["b.mp4", "gone.mp4"])
-    with pytest.raises(ValueError, match="one folder for a protocol and with annotations, got 2 places"):
+    with pytest.raises(ValueError, match="one folder for a protocol and with annotations, got 2; open them one by one"):
         open_dataset("msvd", ["deep", "."])
 
 

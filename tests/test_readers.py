@@ -290,7 +290,7 @@ def test_splits_are_folders_below_the_root(tmp_path):
     train = open_dataset("folder", tmp_path, split="train")
     val = open_dataset("folder", tmp_path, split="val", classes=train.classes)
     assert [r.label for r in val] == [1]
-    with pytest.raises(DataError, match=r"holds splits \(train, val\).*\(split\)"):
+    with pytest.raises(DataError, match=r"holds splits \(train, val\).*give one as split=NAME"):
         open_dataset("folder", tmp_path)
     with pytest.raises(DataError, match=r"below .* are train, val"):
         open_dataset("folder", tmp_path, split="test")
@@ -391,7 +391,7 @@ def test_other_json_is_refused(tmp_path, text, message):
 def test_unknown_splits_and_missing_annotations_say_what_is_needed(tmp_path):
     with pytest.raises(DataError, match="no validation set"):
         open_dataset("msrvtt-1ka", tmp_path, split="val")
-    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*--annotations"):
+    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*as annotations=PATH"):
         open_dataset("msrvtt-1ka", tmp_path)
     with pytest.raises(DataError, match="needs a split"):
         open_dataset("msrvtt", tmp_path)

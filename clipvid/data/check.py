@@ -181,7 +181,9 @@ def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, lo
             f">= 1 or None, got {workers}, {limit} and {longest}"
         )
     if arrays := [str(record.path) for record in data if record.array is not None]:
-        raise ValueError(f"data must name files, got {data.name} with {arrays[0]}, an array in memory")
+        raise ValueError(
+            f"data must name files, got {data.name} with {arrays[0]}, an array in memory; open a data set of files"
+        )
 
 
 def _check_same(report: Path, *, name: str, root: str) -> None:
@@ -194,7 +196,7 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
     if earlier_name != name or (earlier_root and root and earlier_root != root):
         raise FileExistsError(
             f"{report} is about {earlier_name}{f' in {earlier_root}' if earlier_root else ''}, and would be "
-            "overwritten; give another --out"
+            "overwritten; give another folder as out=DIR"
         )
 
 

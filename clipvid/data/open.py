@@ -143,12 +143,14 @@ def _read(
     if classes is not None:
         listed = checks.texts("classes", classes, must="a list of class names", advice="give them in label order")
         if len(set(listed)) < len(listed):
-            raise ValueError(f"classes must be a list of unique names, got {classes!r}")
+            raise ValueError(f"classes must be a list of unique names, got {classes!r}; remove the duplicates")
     if columns is not None and name != "csv":
         raise ValueError(f'columns names the columns of a table, format "csv", got it for {name!r}; leave it out')
     places = expand_places(root, wanted=_WANTED.get(name))
     if len(places) > 1 and (name in PROTOCOLS or annotations is not None):
-        raise ValueError(f"root must be one folder for a protocol and with annotations, got {len(places)} places")
+        raise ValueError(
+            f"root must be one folder for a protocol and with annotations, got {len(places)}; open them one by one"
+        )
     annotation_path = None if annotations is None else local_path(annotations)
     for path in (*places, annotation_path):
         if path is not None and not path.exists() and (check_files or path == annotation_path):
@@ -201,7 +203,9 @@ def read_folder(
     label_by_name = {class_name: index for index, class_name in enumerate(names)}
     unknown = sorted(set(groups) - set(label_by_name))
     if unknown:
-        raise DataError(f"{folder / unknown[0]} is none of the {len(names)} given classes")
+        raise DataError(
+            f"{folder / unknown[0]} is none of the {len(names)} given classes; move it away, or add it to classes"
+        )
     records = [Record(path, label=label_by_name[class_name]) for class_name, paths in groups.items() for path in paths]
     return VideoDataset(tuple(records), names, name)
 
@@ -234,7 +238,7 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
     if loose:
         raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
-        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; choose one (split)")
+        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; give one as split=NAME")
     empty = [name for name, paths in groups.items() if not paths]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")

@@ -52,7 +52,9 @@ class VideoDataset:
         object.__setattr__(self, "missing", tuple(self.missing))
         duplicates = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if duplicates:
-            raise ValueError(f"{self.name}: class names must be unique, got duplicates of {', '.join(duplicates)}")
+            raise ValueError(
+                f"{self.name}: class names must be unique, got duplicates of {', '.join(duplicates)}; rename them"
+            )
         for index, record in enumerate(self.records):
             if record.label is not None and record.label >= len(self.classes):
                 raise ValueError(
@@ -124,11 +126,14 @@ class VideoDataset:
         arrays = array_clips(clips)
         for name, values in (("captions", captions), ("labels", labels), ("names", names)):
             if values is not None and (not _is_list(values) or len(values) != len(arrays)):
-                raise ValueError(f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}")
+                raise ValueError(
+                    f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}; give a list of "
+                    "that length"
+                )
         names = [f"clip {index}" for index in range(len(arrays))] if names is None else names
         checks.texts("names", names, advice="give one text per clip")
         if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once")
+            raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once; rename one")
         texts = [()] * len(arrays) if captions is None else captions
         class_labels = [] if labels is None else as_texts(labels)
         all_classes = class_names(class_labels, classes, source="labels")
@@ -246,12 +251,16 @@ class VideoDataset:
         for record in self.records:
             if record.label is None:
                 raise ValueError(
-                    f"{self.name}: {record.path} has no class, but few-shot sampling needs one for every clip"
+                    f"{self.name}: {record.path} has no class, but few-shot sampling needs one for each; label it, or "
+                    "leave it out"
                 )
             paths_by_label[record.label][record.path] = None
         too_small = [self.classes[label] for label, paths in paths_by_label.items() if len(paths) < shots]
         if too_small or not paths_by_label:
-            raise ValueError(f"{self.name} has classes with fewer than {shots} videos: {', '.join(too_small) or 'all'}")
+            raise ValueError(
+                f"{self.name} has classes with fewer than {shots} videos: {', '.join(too_small) or 'all'}; take fewer "
+                "shots, or leave out those classes"
+            )
         drawn = {
             label: set(random.Random(f"{seed} {label}").sample([*paths], shots))
             for label, paths in paths_by_label.items()

@@ -56,7 +56,7 @@ def text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,10 +111,10 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
     if len(tables) == 1 or len(caption_tables) == 1:
         return caption_tables[0] if caption_tables else tables[0]
     content = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
-    raise DataError(f"{table} holds {content}; name the one to read (annotations)")
+    raise DataError(f"{table} holds {content}; give the one to read as annotations=PATH")
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
     duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
     if duplicates:
-        raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}")
+        raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}; rename or remove one")

@@ -175,7 +175,7 @@ class _AnnotationFinder:
         target = "the file or its folder" if is_split_list else "its folder"
         raise DataError(
             f"{self.p.name} needs {' or '.join(names)}, not found in {self.folders[0]}{searched}; "
-            f"name {target} with --annotations"
+            f"give {target} as annotations=PATH"
         )
 
     def find_if_any(self, names: Sequence[str]) -> list[Path]:

@@ -109,7 +109,7 @@ def checked_rows(table: Table, columns: Mapping[str, str] | None = None) -> Iter
 def _column_names(table: Table, given: Mapping[str, str]) -> dict[str, str]:
     """Return the table's name of each column that it has; raise DataError if a required one is missing."""
     if unknown := [column for column in given if column not in COLUMNS]:
-        raise ValueError(f"columns must name some of {', '.join(COLUMNS)}, got {unknown[0]!r}")
+        raise ValueError(f"columns must name some of {', '.join(COLUMNS)}, got {unknown[0]!r}; correct it")
     names = {column: name.strip().lower() for column, name in given.items()}
     for column, name in names.items():
         if name not in table.columns:
