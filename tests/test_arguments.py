@@ -19,7 +19,7 @@ from clipvid import registry
 from clipvid.config import checks
 from clipvid.config.data_config import checked_data_config
 from clipvid.config.settings import check_train_clip
-from clipvid.data import arrays, places, records
+from clipvid.data import arrays, paths, records
 from clipvid.data.formats import frame
 from clipvid.evaluation import compare, results, retrieval
 from clipvid.features import embed, encode, tap_store
@@ -94,8 +94,8 @@ CASES = {
     "time_limit": (decode._checked_time_limit, ("x",), "time_limit must be a number of seconds > 0, or None, got 'x'"),
     "frames": (sampling._check, (1, "4"), "frames must be an integer >= 1, got '4'; it is the number of frames"),
     "sampler": (sampling.sample, ([], 1, 1), "unknown sampler []; choose one of uniform, linspace, dense"),
-    "places": (places.expand_places, (3,), "places must be a path or several paths, got 3; give a text or a pathlib"),
-    "a place": (places.local_path, (3,), "a place must be a path, a file URL or a pattern, got 3; give a text or a"),
+    "paths": (paths.expand_paths, (3,), "paths must be a path or several paths, got 3; give a text or a pathlib"),
+    "a path": (paths.local_path, (3,), "a path must be a path, a file URL or a pattern, got 3; give a text or a"),
     "records": (records._checked_records, (["a.mp4"],), "records must be Record objects, got 'a.mp4'; open files by"),
     "from_frame": (frame.frame_table, ([1],), "df must be a pandas DataFrame, got [1]; build one by pandas.DataFrame"),
     "from_arrays": (arrays.array_clips, (3,), "clips must be a sequence of arrays, got 3; put a single clip into"),

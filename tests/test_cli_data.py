@@ -1,4 +1,4 @@
-"""Data sets on the command line: columns of tables, several places, and videos that tables and classes name."""
+"""Data sets on the command line: columns of tables, several paths, and videos that tables and classes name."""
 
 from __future__ import annotations
 

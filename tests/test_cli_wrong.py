@@ -163,7 +163,7 @@ MORE = {
     "data check folder my --longest 0": "--longest must be an integer >= 1, got 0; leave it out for no limit",
     "data check folder x*.mp4": "no file to read matches the pattern 'x*.mp4'; correct it (** stands for any depth)",
     "data check csv my --columns a": "--columns must be pairs such as path=video_path caption=text, got 'a';",
-    "data check msrvtt-1ka my my2": "msrvtt-1ka is a protocol, read from one folder, got 2 places; give its",
+    "data check msrvtt-1ka my my2": "msrvtt-1ka is a protocol, read from one folder, got 2 paths; give its",
     "data check msrvtt-1ka my --split nosuch": "--split must be one of test, train, train-9k, train-7k, got 'nosuch';",
     "cache ls nowhere": "nowhere does not exist",
     "cache ls file": "file is a file, a tap cache is a folder; give the folder of clipvid train",

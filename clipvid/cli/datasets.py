@@ -1,4 +1,4 @@
-"""Resolution of command-line words to data sets: places and patterns, formats, columns, splits.
+"""Resolution of command-line words to data sets: paths and patterns, formats, columns, splits.
 
 Contract: argument values in, paths and data sets out, or an error that says which option to change. Heavy modules are
 imported when they are needed. Knows nothing of models.
@@ -14,7 +14,7 @@ from typing import Any
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
-from clipvid.data.places import expand_places
+from clipvid.data.paths import expand_paths
 from clipvid.errors import DataError, UsageError
 from clipvid.registry import PROTOCOLS
 
@@ -32,7 +32,7 @@ def sources_of(words: Sequence[str]) -> Sources:
     if "" in words:
         raise UsageError(f"SOURCE is empty; {advice}")
     try:
-        paths = expand_places(words, wanted=lambda path: is_source(path) or not path.suffix)
+        paths = expand_paths(words, wanted=lambda path: is_source(path) or not path.suffix)
     except DataError as error:
         raise UsageError(str(error)) from error
     if missing := [path for path in paths if not path.exists()]:
@@ -58,16 +58,16 @@ def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "f
 
 
 def _check_protocol(sources: Sources, name: str, split: str | None) -> None:
-    """Raise UsageError for several places, and for a split that the protocol does not have."""
+    """Raise UsageError for several paths, and for a split that the protocol does not have."""
     if isinstance(sources, list):
-        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} places; give its root")
+        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} paths; give its root")
     splits = tuple(PROTOCOLS[name].splits)
     if split is not None and split not in splits:
         raise UsageError(f"--split must be one of {', '.join(splits)}, got {split!r}{suggestion(split, splits)}")
 
 
 def videos_of(words: Sequence[str], data: DataOptions) -> Any:
-    """Return the places of videos that the words name, or a data set if they name tables or `data` has an option."""
+    """Return the paths of videos that the words name, or a data set if they name tables or `data` has an option."""
     if data == DataOptions():
         sources = sources_of(words)
         paths = [Path(path) for path in ([sources] if isinstance(sources, str) else sources)]

@@ -98,7 +98,7 @@ def embed(
 
 
 def _clips_of(videos: Any) -> Any:
-    """Return a data set of the videos that are named by their places; a data set as it is."""
+    """Return a data set of the videos that are named by their paths; a data set as it is."""
     from clipvid.data.records import Record, VideoDataset
     from clipvid.search.videos import video_files
 

@@ -126,7 +126,7 @@ def check(
         workers: number of decoding processes; 0 starts one per core.
         limit: seconds of decoding after which a file counts as unreadable.
         longest: maximum caption length in words; longer captions are reported. None for no limit.
-        root: folder where the data set was opened, or several places; together with its name it identifies the data
+        root: folder where the data set was opened, or several folders; together with its name it identifies the data
             set.
 
     Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
@@ -166,7 +166,7 @@ def check(
 
 
 def _resolved(root: str | Path | Sequence[str | Path]) -> str:
-    """Return the absolute path of a folder; of several places the first, their number and a hash of them all."""
+    """Return the absolute path of a folder; of several paths the first, their number and a hash of them all."""
     paths = [str(Path(path).resolve()) for path in ([root] if isinstance(root, str | Path) else root)]
     if len(paths) == 1:
         return paths[0]

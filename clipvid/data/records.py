@@ -18,7 +18,7 @@ from clipvid.config import checks
 from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
 from clipvid.data.files import advice_on_root
 from clipvid.data.labels import class_names, label_index
-from clipvid.data.places import local_path
+from clipvid.data.paths import local_path
 from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
 from clipvid.data.record import ProtocolSpec as ProtocolSpec
 from clipvid.data.record import Record as Record

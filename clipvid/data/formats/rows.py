@@ -16,7 +16,7 @@ from pathlib import Path
 from clipvid.data.files import clip_exists
 from clipvid.data.formats.table import Table
 from clipvid.data.labels import class_names, label_index
-from clipvid.data.places import local_path
+from clipvid.data.paths import local_path
 from clipvid.data.record import Record
 from clipvid.errors import DataError
 

@@ -1,4 +1,4 @@
-"""Several places are one data set: tables, class folders, patterns and files, in order and without duplicates."""
+"""Several paths are one data set: tables, class folders, patterns and files, in order and without duplicates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_numbered_classes_of_several_tables_keep_their_numbers(tmp_path):
         open_dataset([one, two])
 
 
-def test_class_folders_of_several_places_share_their_classes(tmp_path):
+def test_class_folders_of_several_paths_share_their_classes(tmp_path):
     touch(tmp_path, "x/run/a.mp4", "x/walk/b.mp4", "y/jump/c.mp4", "y/run/d.mp4")
     data = open_dataset("folder", [tmp_path / "x", tmp_path / "y"])
     assert data.classes == ("jump", "run", "walk")
@@ -104,7 +104,7 @@ def test_embed_and_index_read_the_same_videos(tmp_path, monkeypatch):
     assert [record.path for record in records] == [tmp_path / record.path for record in clips]
 
 
-def test_the_format_is_guessed_from_the_places(tmp_path, monkeypatch):
+def test_the_format_is_guessed_from_the_paths(tmp_path, monkeypatch):
     touch(tmp_path, "run/a.mp4", "walk/b.mp4", "tables/x.mp4")
     (tmp_path / "tables" / "any.csv").write_text("path,caption\nx.mp4,x\n")
     monkeypatch.chdir(tmp_path)
