@@ -19,7 +19,7 @@ from clipvid import registry
 from clipvid.config import checks
 from clipvid.config.data_config import checked_data_config
 from clipvid.config.settings import check_train_clip
-from clipvid.data import arrays, places, records
+from clipvid.data import arrays, paths, records
 from clipvid.data.formats import frame
 from clipvid.evaluation import compare, results, retrieval
 from clipvid.features import embed, encode, tap_store
@@ -35,6 +35,7 @@ MODEL = SimpleNamespace(backbone=None, branch=None, encode_video=print, encode_t
 """Object that passes for a model until something is computed with it."""
 DATA = clipvid.VideoDataset(())
 FRAMES = torch.zeros(1, 2, 3, 4, 4)
+CLIP = np.zeros((1, 2, 2, 3), np.uint8)
 EMBEDDINGS = torch.zeros(2, 4)
 
 
@@ -102,12 +103,15 @@ CASES = {
     "time_limit": (decode._checked_time_limit, ("x",), "time_limit must be a number of seconds > 0, or None, got 'x'"),
     "frames": (sampling._check, (1, "4"), "frames must be an integer >= 1, got '4'; it is the number of frames"),
     "sampler": (sampling.sample, ([], 1, 1), "unknown sampler []; choose one of uniform, linspace, dense"),
-    "places": (places.expand_places, (3,), "places must be a path or several paths, got 3; give a text or a pathlib"),
-    "a place": (places.local_path, (3,), "a place must be a path, a file URL or a pattern, got 3; give a text or a"),
+    "paths": (paths.expand_paths, (3,), "paths must be a path or several paths, got 3; give a text or a pathlib"),
+    "a path": (paths.local_path, (3,), "a path must be a path, a file URL or a pattern, got 3; give a text or a"),
     "records": (records._checked_records, (["a.mp4"],), "records must be Record objects, got 'a.mp4'; open files by"),
     "from_frame": (frame.frame_table, ([1],), "df must be a pandas DataFrame, got [1]; build one by pandas.DataFrame"),
     "from_arrays": (arrays.array_clips, (3,), "clips must be a sequence of arrays, got 3; put a single clip into"),
     "captions": (VideoDataset.from_arrays, (VideoDataset, [], 3), "captions must have one entry per clip, 0 in total"),
+    "captions, none": (arrays.captions_of, (None, "clip 1"), "clip 1: captions must be a text or a list of texts, got"),
+    "captions, a number": (arrays.captions_of, (["a", 3], "clip 0"), "clip 0: captions must be a text or a list of"),
+    "names": (VideoDataset.from_arrays, (VideoDataset, [CLIP] * 2), "names must be a list of texts, got 1; give one"),
     "data": (
         tap_store.dataset_of,
         ("dir",),
@@ -145,6 +149,7 @@ CASES = {
     ),
 }
 KEYWORDS = {
+    "names": {"names": [1, 2]},
     "branch_kwargs, a list": {"options": None},
     "branch_kwargs, names": {"options": None},
     "similarity": {"branch": "stan", "one_token": False},

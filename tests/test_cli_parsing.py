@@ -97,14 +97,13 @@ def test_no_command_shows_the_list_and_fails(capsys):
 
 
 def test_names_listed_without_imports_equal_those_of_the_libraries():
-    from clipvid.data.formats.csv import TABLE_SUFFIXES
     from clipvid.data.formats.rows import COLUMNS
     from clipvid.features.cache_key import MODES
     from clipvid.nn.similarity import SIMILARITIES
 
     assert set(names.SIMILARITIES) == {"mean", *SIMILARITIES}
     assert set(names.CACHE_MODES) == set(MODES)
-    assert (names.COLUMNS, names.TABLES) == (COLUMNS, TABLE_SUFFIXES)
+    assert names.COLUMNS == COLUMNS
 
 
 def settings_of(*words: str) -> dict:
@@ -175,6 +174,13 @@ def test_later_files_and_the_command_line_win(tmp_path):
         (b"split: [[a]]\n", "options.yaml, line 1: split must be a value or a list of values"),
         (b"split: [a, b]\n", "--split must be a text, got a list (set in options.yaml, line 1)"),
         (b"split: null\n", "--split must have a value, got null; leave it out for its default (set in options.yaml"),
+        (b"columns: {path: a,\n path: b}\n", "sets columns.path twice (lines 1 and 2); remove one"),
+        (
+            b"columns:\n  path: 2024-01-01\n",
+            "line 2: columns.path must be a text, a number, true, false or null, got 20",
+        ),
+        (b"columns: {path: =}\n", "line 1: columns.path must be a text, a number, true, false or null, got ="),
+        (b"columns: {[a]: b}\n", "line 1: a name in columns must be a text"),
         (b"split: a\n---\nsplit: b\n", "options.yaml, line 2, is not valid YAML"),
         (b"config: other.yaml\n", "unknown option config"),
         (None, "options.yaml does not exist; correct the path"),
@@ -228,9 +234,10 @@ def test_several_sources_and_patterns_are_expanded_in_order(tmp_path, monkeypatc
         Path(name).touch()
     assert sources_of(["[ab].csv"]) == ["a.csv", "b.csv"]
     assert sources_of(["b.csv", "a*"]) == ["b.csv", "a.csv"]
-    assert sources_of(["a.csv"]) == "a.csv"
+    assert sources_of(["a.csv"]) == sources_of(["a.csv", "./a.csv"]) == "a.csv"
     assert sources_of(["c[1].csv"]) == "c[1].csv"  # an existing file is no pattern
-    assert "x*.mp4 matches no file; give videos" in refusal(capsys, "index", "build", "x*.mp4", codes=(2,))
+    error = refusal(capsys, "index", "build", "x*.mp4", codes=(2,))
+    assert "no file to read matches the pattern 'x*.mp4'; correct it" in error
     assert sources_of([Path("a.csv").resolve().as_uri()]) == str(tmp_path / "a.csv")
     Path("notes.txt").touch()
     assert sources_of(["*"]) == ["a.csv", "b.csv", "c[1].csv"]  # as the library reads a pattern

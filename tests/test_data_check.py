@@ -82,9 +82,7 @@ def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, 
     assert "report: clipvid-check/folder-clips/report.json" in capsys.readouterr().out
     stored = Path("clipvid-check/folder-clips/report.json").read_bytes()
     error = refusal(capsys, "data", "check", "folder", "two/clips")
-    assert (
-        f"report.json is about clips in {tree.resolve()}/one/clips, and would be overwritten; give another --o" in error
-    )
+    assert f"report.json is about clips in {tree.resolve()}/one/clips, and would be overwritten; give another" in error
     assert "report.json is about two in " in refusal(
         capsys, "data", "check", "folder", "one/clips", "--out", "clipvid-check/videos-two"
     )

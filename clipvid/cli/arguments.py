@@ -77,8 +77,7 @@ def check_branch(model: str | None, branch: BranchOptions) -> None:
     if model is not None and Path(model).is_dir():  # a saved model brings its branch
         return
     given = branch.given()
-    if (depth := given.get("depth")) is not None and depth < 1:
-        raise UsageError(f"--depth must be an integer >= 1, got {depth}; it is a number of levels")
+    outputs.at_least("--depth", given.get("depth"), 1, "it is a number of levels")
     changes = {name: given[name] for name in ("depth", "mixer") if name in given} | given.get("options", {})
     try:
         choose(given.get("branch", "stan"), changes)

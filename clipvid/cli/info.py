@@ -113,10 +113,8 @@ def info(
 
 def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
     """Raise UsageError for numbers out of range, before a model is built."""
-    if frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; the published models read 8 to 32")
-    if text_lora < 0:
-        raise UsageError(f"--text-lora must be an integer >= 0, got {text_lora}; it is a rank, 0 for none")
+    outputs.at_least("--frames", frames, 1, "the published models read 8 to 32")
+    outputs.at_least("--text-lora", text_lora, 0, "it is a rank, 0 for none")
     try:
         check_train_clip("--train-clip", train_clip)
     except ValueError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipvid.config import checks
+from clipvid.data.labels import as_text, is_missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 Frames: TypeAlias = "np.ndarray | Tensor"
 """Frames of one clip: numpy or torch, uint8, (T, H, W, 3) or (T, 3, H, W)."""
 
-Labels: TypeAlias = "Sequence[int | str] | np.ndarray | Tensor"
-"""A class name or number per clip."""
+Labels: TypeAlias = "Sequence[int | str | float | None] | np.ndarray | Tensor"
+"""A class name or number per clip; None or NaN for a clip without a class."""
 
 
 class ArrayClip:
@@ -72,9 +73,18 @@ def array_clips(clips: Iterable[Frames]) -> list[ArrayClip]:
     return [ArrayClip(_channels_last(clip, f"clip {index}")) for index, clip in enumerate(clips)]
 
 
-def as_texts(labels: Labels) -> list[str]:
-    """Return labels as the text that an annotation file would have."""
-    return [str(label) for label in (labels.tolist() if _is_array(labels) else labels)]
+def as_texts(labels: Labels) -> list[str | None]:
+    """Return labels as the text that an annotation file would have, None for missing ones."""
+    values = labels.tolist() if _is_array(labels) else labels
+    return [None if is_missing(label) else as_text(label) for label in values]
+
+
+def captions_of(entry: str | Sequence[str], name: str) -> tuple[str, ...]:
+    """Return the captions of the clip `name`; raise ValueError for an entry that is neither a text nor a list."""
+    if isinstance(entry, str):
+        return (entry,)
+    must, advice = "a text or a list of texts", "give () for a clip without captions"
+    return tuple(checks.texts(f"{name}: captions", entry, must=must, advice=advice))
 
 
 def _channels_last(clip: Frames, name: str) -> UInt8[np.ndarray, "t h w 3"]:

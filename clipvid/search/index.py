@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
-from clipvid.data.places import Places, local_path
+from clipvid.data.paths import Paths, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
@@ -87,7 +87,7 @@ class VideoIndex(IndexTable):
     def build(
         cls,
         model: VideoEncoder,
-        videos: Places | VideoDataset,
+        videos: Paths | VideoDataset,
         data_config: DataConfig | None = None,
         *,
         store: str = "faiss",
@@ -120,7 +120,7 @@ class VideoIndex(IndexTable):
 
     def add(
         self,
-        videos: Places | VideoDataset,
+        videos: Paths | VideoDataset,
         data_config: DataConfig | None = None,
         *,
         existing: str = "error",

@@ -52,7 +52,7 @@ def open_protocol(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Read a split of a protocol; `annotations` is the file, or the folder of the files, if not at the usual places.
+    """Read a split of a protocol; `annotations` is the file, or the folder of the files, if not in the usual folders.
 
     A file given without a split is read as the split whose usual name it has. A file of any other name is a custom
     list, and the result is named after it; without a split all of it is read, and evaluation refuses metrics over fewer
@@ -175,7 +175,7 @@ class _AnnotationFinder:
         target = "the file or its folder" if is_split_list else "its folder"
         raise DataError(
             f"{self.p.name} needs {' or '.join(names)}, not found in {self.folders[0]}{searched}; "
-            f"name {target} with --annotations"
+            f"give {target} as annotations=PATH"
         )
 
     def find_if_any(self, names: Sequence[str]) -> list[Path]:
