@@ -48,7 +48,7 @@ def data(tmp_path_factory) -> VideoDataset:
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return attach(tiny.backbone(), depth=2)
+    return attach(tiny.backbone(), branch_kwargs={"depth": 2})
 
 
 @pytest.fixture(scope="module", params=["disk", "memory", "disk, bf16"])
@@ -141,7 +141,9 @@ def test_training_from_augmented_views_validates_on_the_fixed_one(model, data):
     fixed = encode_dataset(model, data, DATA_CONFIG)
     for val in (data, fixed):
         torch.manual_seed(0)
-        result = train(attach(model.backbone, depth=2), data, val, replace(CONFIG, epochs=2), progress=False)
+        result = train(
+            attach(model.backbone, branch_kwargs={"depth": 2}), data, val, replace(CONFIG, epochs=2), progress=False
+        )
         scores.append([entry["score"] for entry in result.history])
     assert scores[0] == scores[1]
 

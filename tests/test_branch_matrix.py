@@ -77,10 +77,10 @@ def tower(request, tmp_path_factory, write_video):
         path = write_video(folder / f"{i}.mp4", frames)
         records.append(Record(path, captions=(f"clip {'x' * i} of noise",), label=i % 2))
     data = VideoDataset(tuple(records), classes=("even", "odd"), name="noise")
-    encoder = attach(backbone, "stan", depth=3)
+    encoder = attach(backbone, "stan", branch_kwargs={"depth": 3})
     store = encode_dataset(encoder, data, DATA_CONFIG)
     stem = encode_dataset(attach(backbone, choose("joint", {"depth": None})), data, DATA_CONFIG)
-    low = encode_dataset(attach(backbone, "joint", depth=2), data, DATA_CONFIG)
+    low = encode_dataset(attach(backbone, "joint", branch_kwargs={"depth": 2}), data, DATA_CONFIG)
     return request.param, backbone, data, {(1, 2, 3): store, (0,): stem, (1,): low}
 
 
@@ -145,7 +145,7 @@ def test_the_zero_initialised_gate_hides_the_branch_and_gets_a_gradient(tower, n
     _, backbone, _, _ = tower
     torch.manual_seed(0)
     branch, changes, zeroed = GATES[name]
-    model = attach(backbone, branch, options=changes).eval()
+    model = attach(backbone, branch, branch_kwargs=changes).eval()
     weight = dict(model.branch.named_parameters())[zeroed]
     assert not weight.any()
     clip = torch.randint(0, 255, (2, FRAMES, 3, SIDE, SIDE), dtype=torch.uint8)
@@ -172,7 +172,7 @@ TOKEN_WISE = [  # every pair of branch and similarity on one of the towers, so t
 @pytest.mark.parametrize(("tower", "branch", "similarity"), TOKEN_WISE, indirect=["tower"])
 def test_token_wise_similarities_train_and_load_bit_equal(tower, branch, similarity, tmp_path):
     _, backbone, _, stores = tower
-    model = attach(backbone, branch, depth=2, similarity=similarity)
+    model = attach(backbone, branch, branch_kwargs={"depth": 2}, similarity=similarity)
     before = {k: v.clone() for k, v in model.matcher.state_dict().items()}
     config = TrainConfig(epochs=1, batch_size=4, warmup=0.0, lr=1e-2, data_config=DATA_CONFIG)
     train(model, store_with(stores, model.branch.levels), None, config, progress=False)
@@ -189,9 +189,9 @@ def test_token_wise_similarity_needs_one_embedding_per_frame(tower):
     kind, backbone, _, _ = tower
     if kind == "class token":
         with pytest.raises(ValueError, match="makes one embedding for the whole clip"):
-            attach(backbone, "divided", depth=2, similarity="wti")
+            attach(backbone, "divided", branch_kwargs={"depth": 2}, similarity="wti")
     else:  # a tower without a class token pools each frame separately
-        assert attach(backbone, "divided", depth=2, similarity="wti").matcher is not None
+        assert attach(backbone, "divided", branch_kwargs={"depth": 2}, similarity="wti").matcher is not None
 
 
 def test_branches_that_need_vit_blocks_refuse_a_convolutional_tower():

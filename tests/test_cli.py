@@ -42,7 +42,7 @@ def videos(rendered, tmp_path, monkeypatch):
 
 
 def test_a_saved_model_refuses_options_that_it_would_ignore(videos, capsys):
-    create_model("clipvid-mini", depth=1).save("saved")
+    create_model("clipvid-mini", branch_kwargs={"depth": 1}).save("saved")
     for option in (("--branch", "stan-paper"), ("--depth", "2"), ("--mixer", "conv"), ("--pretrained", "openai")):
         error = refusal(capsys, "train", "videos/test", "--val-fraction", "0.5", "--model", "saved", *option)
         assert f"saved is a saved model and brings its own branch and weights; leave out {' '.join(option)}" in error

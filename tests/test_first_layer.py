@@ -87,10 +87,10 @@ def with_active_branch(model: VideoCLIP) -> VideoCLIP:
 
 
 BUILDERS = {
-    "open_clip": lambda: attach(backbone(), depth=3),
-    "open_clip, layer scale": lambda: attach(layer_scaled(), depth=3),
-    "SigLIP": lambda: attach(tiny("SigLIP"), depth=3),
-    "timm class token": lambda: attach(tiny("timm class token"), depth=3),
+    "open_clip": lambda: attach(backbone(), branch_kwargs={"depth": 3}),
+    "open_clip, layer scale": lambda: attach(layer_scaled(), branch_kwargs={"depth": 3}),
+    "SigLIP": lambda: attach(tiny("SigLIP"), branch_kwargs={"depth": 3}),
+    "timm class token": lambda: attach(tiny("timm class token"), branch_kwargs={"depth": 3}),
 }
 
 
@@ -152,7 +152,7 @@ def test_cached_equals_live_to_the_bit_in_16_mixed(data, tmp_path, model):
 
 
 def test_every_kind_is_close_to_live_at_every_precision(data, tmp_path):
-    model, data = with_active_branch(attach(backbone(), depth=2)), data.subset(range(2))
+    model, data = with_active_branch(attach(backbone(), branch_kwargs={"depth": 2})), data.subset(range(2))
     for precision in ("bf16-mixed", "32-true"):
         data_config = replace(DATA_CONFIG, precision=precision)
         live = unit(model, data, data_config)
@@ -165,9 +165,13 @@ def test_every_kind_is_close_to_live_at_every_precision(data, tmp_path):
 def test_towers_that_cannot_resume_from_a_block_are_refused(data, tmp_path):
     for tower, reason in (("EVA", "Eva is not a plain ViT"), ("ConvNeXt", "ConvNeXt is not a plain ViT")):
         with pytest.raises(BackboneError, match=f"{reason}.*cache all levels with mode taps"):
-            TapCache(tmp_path, mode="first_layer").store(attach(tiny(tower), depth=2), data, DATA_CONFIG)
+            TapCache(tmp_path, mode="first_layer").store(
+                attach(tiny(tower), branch_kwargs={"depth": 2}), data, DATA_CONFIG
+            )
     with pytest.raises(BackboneError, match="register tokens, which its blocks need"):
-        TapCache(tmp_path, mode="first_layer").needs(attach(tiny("registers"), depth=2), data, DATA_CONFIG)
+        TapCache(tmp_path, mode="first_layer").needs(
+            attach(tiny("registers"), branch_kwargs={"depth": 2}), data, DATA_CONFIG
+        )
     with pytest.raises(ValueError, match="this branch reads no inner level, so there is no first layer to cache"):
         TapCache(tmp_path, mode="first_layer").store(create_model("clipvid-mini", branch="mean"), data, DATA_CONFIG)
     with pytest.raises(ValueError, match="unknown mode 'stem'; choose one of taps, first_layer"):
@@ -176,12 +180,15 @@ def test_towers_that_cannot_resume_from_a_block_are_refused(data, tmp_path):
 
 
 def test_first_layer_has_another_key_than_taps_and_serves_every_shallower_branch(data, tmp_path):
-    model = create_model("clipvid-mini", depth=3)
+    model = create_model("clipvid-mini", branch_kwargs={"depth": 3})
     keys = [TapCache(tmp_path, mode=mode).cache_key(model, DATA_CONFIG) for mode in ("taps", "first_layer")]
     assert keys[0].key != keys[1].key
     assert keys[1].levels == (4,)
     store = TapCache(tmp_path, mode="first_layer").store(model, data, DATA_CONFIG)
-    shallow, deep = attach(model.backbone, depth=2), attach(model.backbone, depth=4)
+    shallow, deep = (
+        attach(model.backbone, branch_kwargs={"depth": 2}),
+        attach(model.backbone, branch_kwargs={"depth": 4}),
+    )
     assert torch.equal(store.read_by(shallow).batch([1]).patches[0], store.batch([1]).patches[1])
     assert not store.read_by(create_model("clipvid-mini", branch="mean")).batch([1]).patches
     with pytest.raises(ValueError, match="these taps hold levels 4, 5, 6, the branch reads 3, 4, 5, 6"):
@@ -191,7 +198,7 @@ def test_first_layer_has_another_key_than_taps_and_serves_every_shallower_branch
     model.backbone.trained.add("visual.transformer.resblocks.4.ln_1.weight")
     for clips in (store, store.subset([0])):
         with pytest.raises(ValueError, match=r"was trained since .* open the cache again"):
-            clips.read_by(create_model("clipvid-mini", depth=3))
+            clips.read_by(create_model("clipvid-mini", branch_kwargs={"depth": 3}))
 
 
 def test_the_tower_continues_from_any_level(tiny_clip):
@@ -212,7 +219,7 @@ def test_training_from_first_layer_equals_training_from_taps(data, tmp_path, pre
 
     def trained(mode: str) -> tuple[dict[str, float], ...]:
         torch.manual_seed(1)
-        model = attach(backbone(), depth=2)
+        model = attach(backbone(), branch_kwargs={"depth": 2})
         store = TapCache(tmp_path / mode, mode=mode).store(model, clips, data_config)
         config = TrainConfig(task="recognition", epochs=1, batch_size=1, data_config=data_config)
         return train(model, store, store, config, progress=False).history

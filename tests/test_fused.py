@@ -183,7 +183,7 @@ def test_optimizer_steps_without_a_gradient_for_the_tower_keep_its_copy():
 
 
 def test_a_write_that_torch_does_not_count_needs_forget_copies(tiny_clip):
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     video = torch.ones(1, 2, 3, 32, 32)
 
     def frames() -> torch.Tensor:
@@ -199,7 +199,7 @@ def test_a_write_that_torch_does_not_count_needs_forget_copies(tiny_clip):
 
 @pytest.mark.parametrize("change", ["set_trainable", "load_state_dict", "to"])
 def test_calls_that_change_a_model_drop_its_copies(tiny_clip, change):
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     caches = [model.backbone._fused_visual._inference, model.backbone._fused_text._inference]
     caches += [] if change == "set_trainable" else [model._fused_branch._inference]
     with torch.no_grad(), autocast():

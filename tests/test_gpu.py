@@ -108,7 +108,7 @@ def test_a_bf16_pass_equals_autocasts_within_rounding_and_follows_every_write(ac
     vision = CLIPVisionCfg(layers=3, width=64, head_width=16, patch_size=8, image_size=32)
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
     clip = CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=activation == "quick_gelu")
-    model = attach(clip, "stan", depth=2).to(GPU).eval()
+    model = attach(clip, "stan", branch_kwargs={"depth": 2}).to(GPU).eval()
     visual, video = model.backbone.visual, some_video(model)
     block = visual.transformer.resblocks[0]
 

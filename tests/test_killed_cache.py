@@ -29,7 +29,7 @@ DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
 
 @pytest.fixture
 def model():
-    return create_model("clipvid-mini", depth=2)
+    return create_model("clipvid-mini", branch_kwargs={"depth": 2})
 
 
 def fill(cache: TapCache, model: VideoCLIP, data: VideoDataset, began: Connection) -> None:

@@ -360,7 +360,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
     monkeypatch.setattr("clipvid.training.trainer.Run.step", step)
     config = TrainConfig(task="recognition", epochs=1, batch_size=2, data_config=DataConfig(frames=2))
     with pytest.raises(error) as caught:
-        train(attach(tiny_clip, depth=1), data, None, config, progress=False)
+        train(attach(tiny_clip, branch_kwargs={"depth": 1}), data, None, config, progress=False)
     assert caught.traceback
     assert alive[0]
     assert not threads()

@@ -176,7 +176,7 @@ def test_creating_training_and_scoring_a_model_changes_no_process_state(
             patched.setattr(library, name, refused(name))
         before = process_state()
         create_model("ViT-B-32", device="meta")
-        model = create_model("clipvid-mini", depth=1)
+        model = create_model("clipvid-mini", branch_kwargs={"depth": 1})
         changed = changes(before)
         changed.pop("random")  # a new branch draws its weights from torch's generator, as any module does
         assert not changed

@@ -129,7 +129,7 @@ def clips(tmp_path_factory):
 
 
 def test_embedding_and_training_record_their_stages(tiny_clip, clips):
-    model = attach(tiny_clip, depth=1)
+    model = attach(tiny_clip, branch_kwargs={"depth": 1})
     with profiled() as live:
         embed_videos(model, clips, DataConfig(frames=2, batch_size=4))
     assert set(live.seconds) == {"other", "waiting for data", "normalise", "tower", "branch"}

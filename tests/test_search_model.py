@@ -38,7 +38,7 @@ def model():
     """A model in training mode whose branch drops half of its paths."""
     torch.manual_seed(0)
     options = {"drop_path": 0.5, "mixer": "attention"}
-    model = create_model("clipvid-mini", branch="stan", depth=2, options=options, similarity="wti")
+    model = create_model("clipvid-mini", branch="stan", branch_kwargs={"depth": 2, **options}, similarity="wti")
     for parameter in model.branch.parameters():
         parameter.data.normal_(std=0.05)  # a new branch does not change the embedding
     return model.train()

@@ -60,7 +60,7 @@ def decoded(shapes) -> VideoDataset:
 
 def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised:
     """Build the objective on a tiny tower; weights at zero become random, as they would pass no gradient on."""
-    model = attach(clip, branch, options={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
+    model = attach(clip, branch, branch_kwargs={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
     for parameter in model.branch.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -211,7 +211,7 @@ def test_each_loss_trains_one_copy_of_the_last_layers_and_the_model_holds_the_gl
 
 
 def test_the_local_copy_trains_though_the_model_was_in_eval_mode(tiny_clip):
-    criterion = SelfSupervised(attach(tiny_clip, depth=2).eval(), CONFIG)
+    criterion = SelfSupervised(attach(tiny_clip, branch_kwargs={"depth": 2}).eval(), CONFIG)
     assert all(module.training for module in criterion.local.modules())
 
 
@@ -263,7 +263,7 @@ def test_branches_without_tokens_and_too_large_a_split_are_refused(tiny_clip):
 
 
 def test_a_single_video_is_refused_everywhere(tiny_clip, shapes):
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     with pytest.raises(DataError, match="a batch must have at least 2 videos, got 1; ConST-CL takes its negatives"):
         objective(tiny_clip)(train_batch(pairs(1)))
     with pytest.raises(ValueError, match="got batch_size=1; take 2 or more"):
@@ -279,7 +279,7 @@ def test_cached_taps_double_flips_and_text_training_are_refused(tiny_clip, shape
         replace(CONFIG, cache_taps=True)
     with pytest.raises(ValueError, match="as ConST-CL does; leave out flip"):
         replace(CONFIG, flip=0.5)
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     store = encode_dataset(model, shapes.subset([0, 1]), DATA_CONFIG)
     for data in ((store, None), (shapes, store)):
         with pytest.raises(ValueError, match="a TapStore holds the taps of one; give the videos"):
@@ -309,7 +309,7 @@ def test_invalid_options_are_refused(options, message):
 
 def test_clips_are_mirrored_with_the_given_probability(tower, shapes):
     """Only the mirroring differs between the two runs: one clip is the other's mirror image, also in the loader."""
-    model = attach(tower, depth=1)
+    model = attach(tower, branch_kwargs={"depth": 1})
     configs = (replace(CONFIG, selfsup=replace(SMALL, flip=flip)) for flip in (0.0, 1.0))
     plain, mirrored = (next(open_pairs(model, shapes, config).batches(0, start=0)).video for config in configs)
     assert not torch.equal(plain, plain.flip(-1))
@@ -318,7 +318,9 @@ def test_clips_are_mirrored_with_the_given_probability(tower, shapes):
 
 
 def test_batches_hold_pairs_and_never_a_single_video(tower, shapes, tmp_path):
-    pair_batches = open_pairs(attach(tower, depth=1), shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+    pair_batches = open_pairs(
+        attach(tower, branch_kwargs={"depth": 1}), shapes.subset(range(5)), replace(CONFIG, batch_size=2)
+    )
     assert sorted(map(len, pair_batches.order(0))) == [2, 2]
     batches = list(pair_batches.batches(0, start=0))
     assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
@@ -326,14 +328,14 @@ def test_batches_hold_pairs_and_never_a_single_video(tower, shapes, tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
     skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    pair_batches = open_pairs(attach(tower, depth=1), broken, skip)
+    pair_batches = open_pairs(attach(tower, branch_kwargs={"depth": 1}), broken, skip)
     broken_batch = next(index for index, rows in enumerate(pair_batches.order(0)) if 3 in rows)
     assert [batch.index for batch in pair_batches.batches(0, start=0)] == [1 - broken_batch]
     assert [error.path.name for error in pair_batches.unreadable] == ["x.mp4"]
 
 
 def test_validation_is_deterministic_and_changes_no_state(tower, decoded):
-    criterion = SelfSupervised(attach(tower, depth=2), CONFIG)
+    criterion = SelfSupervised(attach(tower, branch_kwargs={"depth": 2}), CONFIG)
     source, losses = open_pairs(criterion.model, decoded.subset(range(5)), CONFIG), []
     for training in (True, False):
         torch.manual_seed(5 + training)
@@ -352,7 +354,7 @@ def test_the_loss_falls(tower, decoded):
     held_out = decoded.subset(range(4))
     data_config = replace(DATA_CONFIG, frames=2)
     config = replace(CONFIG, epochs=5, batch_size=12, lr=3e-3, warmup=0.5, data_config=data_config)
-    result = train(attach(tower, depth=1), decoded, held_out, config, progress=False)
+    result = train(attach(tower, branch_kwargs={"depth": 1}), decoded, held_out, config, progress=False)
     scores = [entry["score"] for entry in result.history]
     assert result.score_name == "negative loss"
     assert result.best_score == max(scores) > scores[0]
@@ -366,7 +368,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tm
 
     def start(out, *, config=config, **options):
         torch.manual_seed(1)
-        model = attach(tower, depth=2)
+        model = attach(tower, branch_kwargs={"depth": 2})
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
 
     uninterrupted, expected = start("uninterrupted")
@@ -388,7 +390,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tm
 
 
 def test_a_branch_trained_on_videos_alone_can_train_on_for_other_tasks(tower, shapes, tmp_path):
-    model = attach(tower, depth=2)
+    model = attach(tower, branch_kwargs={"depth": 2})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unlabelled = VideoDataset(tuple(Record(r.path) for r in shapes.records[:6]))
     train(model, unlabelled, None, CONFIG, out=tmp_path, progress=False)

@@ -133,7 +133,7 @@ def test_central_tubelets_equal_clip_on_every_other_frame_at_step_0(backbone):
 
 
 def test_an_intermediate_structure_reads_one_level_and_runs_no_block_above_it(backbone):
-    model = attach(backbone, "divided", depth=2)
+    model = attach(backbone, "divided", branch_kwargs={"depth": 2})
     calls = []
     for block in backbone.visual.transformer.resblocks:
         block.register_forward_hook(lambda *_: calls.append(1))
@@ -188,12 +188,12 @@ def test_a_branch_is_float32_if_the_tower_has_half_precision(tiny_clip, name, dt
 
     torch.manual_seed(0)
     changes = {"depth": 2} if name != "mean" else {"hidden": 8}
-    float32_model = attach(tiny_clip, name, options=changes).eval()
+    float32_model = attach(tiny_clip, name, branch_kwargs=changes).eval()
     video = torch.randint(0, 255, (2, 3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         expected = float32_model.encode_video(video)
     convert_weights_to_lp(tiny_clip, dtype)
-    model = attach(tiny_clip, name, options=changes).eval()
+    model = attach(tiny_clip, name, branch_kwargs=changes).eval()
     assert {p.dtype for p in model.branch.parameters()} == {torch.float32}
     model.branch.load_state_dict(float32_model.branch.state_dict())
     embedding = model.encode_video(video)

@@ -44,7 +44,7 @@ def data(tmp_path_factory) -> VideoDataset:
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return create_model("clipvid-mini", depth=2).eval()
+    return create_model("clipvid-mini", branch_kwargs={"depth": 2}).eval()
 
 
 def files(folder: Path) -> list[Path]:
@@ -162,10 +162,10 @@ def test_only_new_and_changed_files_are_encoded_and_moved_ones_are_recognised(mo
 
 def test_the_cache_key_depends_on_data_config_model_and_kind(model, data, tmp_path):
     torch.manual_seed(3)
-    other = create_model("clipvid-mini", depth=2)
+    other = create_model("clipvid-mini", branch_kwargs={"depth": 2})
     with torch.no_grad():
         other.backbone.visual.conv1.weight.mul_(1.01)
-    changed = attach(other.backbone.clip, depth=2)
+    changed = attach(other.backbone.clip, branch_kwargs={"depth": 2})
     cache, keys = TapCache(tmp_path), set()
     for a_model, data_config in (
         (model, DATA_CONFIG),
@@ -173,7 +173,7 @@ def test_the_cache_key_depends_on_data_config_model_and_kind(model, data, tmp_pa
         (model, replace(DATA_CONFIG, sampler="linspace")),
         (model, HALF),
         (changed, DATA_CONFIG),
-        (create_model("clipvid-mini", depth=3), DATA_CONFIG),
+        (create_model("clipvid-mini", branch_kwargs={"depth": 3}), DATA_CONFIG),
     ):
         keys.add(cache.cache_key(a_model, data_config).key)
     keys.add(TapCache(tmp_path, kind="int8").cache_key(model, DATA_CONFIG).key)
@@ -261,12 +261,12 @@ def test_damaged_files_are_named_and_not_used(model, data, tmp_path, damage):
 
 
 def test_taps_of_a_changed_tower_are_refused_as_stale(data, tmp_path):
-    cache, model = TapCache(tmp_path), create_model("clipvid-mini", depth=2)
+    cache, model = TapCache(tmp_path), create_model("clipvid-mini", branch_kwargs={"depth": 2})
     store, old_key = cache.store(model, data, DATA_CONFIG), cache.cache_key(model, DATA_CONFIG).key
-    other = create_model("clipvid-mini", depth=2)
+    other = create_model("clipvid-mini", branch_kwargs={"depth": 2})
     with torch.no_grad():
         other.backbone.visual.conv1.weight[0, 0, 0, 0] += 1e-3
-    changed = attach(other.backbone.clip, depth=2)
+    changed = attach(other.backbone.clip, branch_kwargs={"depth": 2})
     with pytest.raises(ValueError, match=r"made by a tower with fingerprint \w+, this model's is \w+; encode"):
         embed_videos(changed, store)
     assert cache.needs(model, data, DATA_CONFIG) == 0
@@ -292,7 +292,7 @@ def test_training_from_disk_equals_training_from_memory(model, data, tmp_path, d
 
     def trained(store):
         torch.manual_seed(1)
-        fresh = attach(model.backbone, depth=2)
+        fresh = attach(model.backbone, branch_kwargs={"depth": 2})
         config = TrainConfig(task="recognition", epochs=2, batch_size=4, data_config=data_config)
         return train(fresh, store, store, config, progress=False).history
 
@@ -311,12 +311,12 @@ def test_a_store_on_disk_supports_subsets_levels_and_reordering(model, data, tmp
         (from_disk.reordered(order).batch([4]), in_memory.reordered(order).batch([4])),
     ):
         assert all(torch.equal(x, y) for x, y in zip(a.patches, b.patches, strict=True))
-    shallow = attach(model.backbone, depth=1)
+    shallow = attach(model.backbone, branch_kwargs={"depth": 1})
     assert torch.equal(
         from_disk.read_by(shallow).batch([1]).patches[0], in_memory.read_by(shallow).batch([1]).patches[0]
     )
     with pytest.raises(ValueError, match="these taps hold levels 5, 6, the branch reads 4, 5, 6"):
-        from_disk.read_by(attach(model.backbone, depth=3))
+        from_disk.read_by(attach(model.backbone, branch_kwargs={"depth": 3}))
 
 
 def test_a_full_disk_raises_a_clear_error(model, data, tmp_path):

@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> VideoDataset:
 
 @pytest.fixture
 def model() -> VideoCLIP:
-    return create_model("clipvid-mini", depth=1).eval()
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1}).eval()
 
 
 @pytest.fixture
@@ -95,11 +95,11 @@ def test_embeddings_are_specific_to_text_tower_caption_length_and_precision(mode
     assert torch.equal(cut, embed_texts(model, TEXTS, precision="32-true", tokens=5))
     embedded(model, precision="bf16-mixed")
     assert len(list(tmp_path.iterdir())) == 2
-    other = create_model("clipvid-mini", depth=1)
+    other = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     with torch.no_grad():
         other.backbone.clip.token_embedding.weight[5:50] += 0.1
     assert not torch.equal(embedded(other), uncut)
-    same_text = create_model("clipvid-mini", depth=1)
+    same_text = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     with torch.no_grad():
         same_text.backbone.visual.conv1.weight.mul_(1.1)
         same_text.backbone.clip.logit_scale.fill_(0)
@@ -140,14 +140,16 @@ def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, dat
 
     def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
         torch.manual_seed(0)
-        return train(create_model("clipvid-mini", depth=1), clips, None, config, progress=False).history
+        return train(
+            create_model("clipvid-mini", branch_kwargs={"depth": 1}), clips, None, config, progress=False
+        ).history
 
     assert trained(in_memory) == trained(store)
     assert len(passes) == 3, "training reuses the embeddings of the evaluation"
 
 
 def test_nothing_is_cached_while_the_text_tower_trains(data, tmp_path):
-    model = create_model("clipvid-mini", depth=1)
+    model = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     store = TapCache(tmp_path).store(model, data, DATA_CONFIG)
     config = TrainConfig(epochs=1, batch_size=4, train_clip="text", data_config=DATA_CONFIG)
     train(model, store, None, config, progress=False)

@@ -36,7 +36,7 @@ def clips(tmp_path_factory, write_video):
 
 
 def make(branch="stan", *, depth=1, **options):
-    return attach(tiny.backbone(), branch, depth=depth, **options)
+    return attach(tiny.backbone(), branch, branch_kwargs={"depth": depth}, **options)
 
 
 def load(folder):
@@ -221,7 +221,7 @@ def test_info_needs_only_shapes_to_report_what_would_train(capsys):
     ],
 )
 def test_every_trainable_parameter_gets_a_gradient(branch, options, mode):
-    model = create_model("clipvid-mini", branch=branch, options=options)
+    model = create_model("clipvid-mini", branch=branch, branch_kwargs=options)
     if mode == "last:4" and branch == "space":
         with pytest.raises(ValueError, match="blocks of the visual tower that do not run"):
             model.set_trainable(mode, text=False)

@@ -63,7 +63,7 @@ def tower() -> Backbone:
 
 def fresh(tower):
     torch.manual_seed(1)
-    return attach(tower, depth=2)
+    return attach(tower, branch_kwargs={"depth": 2})
 
 
 def unlabelled(clips):
@@ -352,9 +352,11 @@ def test_an_epoch_without_a_readable_video_stops_training(tower, clips, tmp_path
 
 
 def test_a_branch_reads_the_last_levels_of_a_deeper_store(tower, clips):
-    store = encode_dataset(attach(tower, depth=3), clips, DATA_CONFIG)
-    assert store.read_by(attach(tower, depth=1)).taps.patches[0] is store.taps.patches[-1], "not copied"
-    blind = attach(tower, "mean", options={"hidden": 8})
+    store = encode_dataset(attach(tower, branch_kwargs={"depth": 3}), clips, DATA_CONFIG)
+    assert store.read_by(attach(tower, branch_kwargs={"depth": 1})).taps.patches[0] is store.taps.patches[-1], (
+        "not copied"
+    )
+    blind = attach(tower, "mean", branch_kwargs={"hidden": 8})
     train(blind, store, store, config(epochs=1), progress=False)
     live, stored = (embed_videos(blind, data, DATA_CONFIG).video for data in (clips, store))
     assert torch.equal(live, stored)
@@ -414,7 +416,7 @@ def test_zero_shot_is_recognition_with_class_names(tower, clips):
 
 def test_a_run_is_not_resumed_with_another_similarity(tower, clips, tmp_path):
     train(fresh(tower), clips, None, config(epochs=1), out=tmp_path / "run", progress=False)
-    other = attach(tower, depth=2, similarity="mug")
+    other = attach(tower, branch_kwargs={"depth": 2}, similarity="mug")
     with pytest.raises(CheckpointError, match="another branch or similarity"):
         train(other, clips, None, config(epochs=1), out=tmp_path / "run", resume=True, progress=False)
 

@@ -59,7 +59,7 @@ def store(tower, clips) -> TapStore:
 
 def fresh(tower) -> VideoCLIP:
     torch.manual_seed(1)
-    return attach(tower, depth=1)
+    return attach(tower, branch_kwargs={"depth": 1})
 
 
 def config(**changes) -> TrainConfig:
@@ -221,7 +221,7 @@ def test_torchs_cross_entropy_is_the_loss_of_recognition(tower, store):
 
 
 def test_mixup_blends_a_custom_loss(tower, monkeypatch):
-    model = attach(tower, depth=1)
+    model = attach(tower, branch_kwargs={"depth": 1})
     model.head = LinearClassifier(model.embed_dim, ("a", "b", "c"))
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, *_: torch.tensor(0.3))
     batch, settings = make_batch(), TrainConfig(task="recognition", mixup=0.2)

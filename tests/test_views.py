@@ -246,7 +246,7 @@ DATA_CONFIG = DataConfig(frames=3, batch_size=4, precision="32-true")
 def model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model("clipvid-mini", depth=1)
+        model = create_model("clipvid-mini", branch_kwargs={"depth": 1})
         model.head = LinearClassifier(model.embed_dim, ("even", "odd"))
     model.transform = replace(model.transform, resize_mode="shortest")  # squash, the mode of clipvid-mini, has no crops
     return model.eval()

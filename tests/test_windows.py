@@ -25,7 +25,7 @@ def path(tmp_path_factory) -> Path:
 @pytest.fixture
 def model(tiny_clip) -> clipvid.VideoCLIP:
     torch.manual_seed(0)
-    model = attach(tiny_clip, "stan", depth=2)
+    model = attach(tiny_clip, "stan", branch_kwargs={"depth": 2})
     for name, parameter in model.branch.named_parameters():
         if "gate" in name:
             torch.nn.init.constant_(parameter, 0.5)
@@ -71,7 +71,7 @@ def test_every_kind_of_branch_encodes_windows(path, tiny_clip, branch):
     options |= {"depth": 1} if branch not in ("mean", "timesformer") else {}
     if branch == "timesformer":
         options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
-    model = attach(tiny_clip, branch, options=options)
+    model = attach(tiny_clip, branch, branch_kwargs=options)
     windows = encoded(model, path, window=4, stride=20, tower_batch_size=16)
     torch.testing.assert_close(windows.video, encode_each(model, path, windows.frames), atol=1e-5, rtol=0)
 

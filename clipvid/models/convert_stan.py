@@ -77,7 +77,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 
     depth = 1 + max(int(m[1]) for k in groups["branch"] if (m := re.match(r"STAN_S_layers\.(\d+)\.", k)))
     options = {"depth": depth, "time_size": len(groups["branch"]["STAN_time_embed.weight"])}
-    model = attach(Backbone(clip_model, tokenizer=tokenizer), "stan-release", options=options)
+    model = attach(Backbone(clip_model, tokenizer=tokenizer), "stan-release", branch_kwargs=options)
     assert isinstance(model.branch, STAN)
     branch = _branch_state(groups["branch"])
     _check(branch, model.branch.state_dict(), path)
