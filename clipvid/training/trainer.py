@@ -154,7 +154,7 @@ class Run:
         return entry
 
     def _validate(self, val_data: VideoDataset | TapStore | None, entry: dict[str, float], *, is_last: bool) -> None:
-        """Add the score to `entry` if validation is due, and keep the best weights; the last epoch uses all gradients."""
+        """Validate where due, and keep the best weights; in the last epoch first use the gradients that are left."""
         if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
