@@ -20,8 +20,8 @@ KINDS = {"attention": ("stan", "attention"), "conv_full": ("stan", "conv_full"),
 
 def model_of(branch, mixer=None, *, device="cpu"):
     torch.manual_seed(0)
-    options = {"mixer": mixer} if mixer else {}
-    return perturbed(create_model("clipvid-mini", branch=branch, branch_kwargs={"depth": 2}, device=device, **options))
+    options = {"depth": 2} | ({"mixer": mixer} if mixer else {})
+    return perturbed(create_model("clipvid-mini", branch=branch, branch_kwargs=options, device=device))
 
 
 def tiny_model():

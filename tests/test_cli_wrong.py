@@ -117,6 +117,7 @@ MORE = {
     "eval my --per-query q.txt": "--per-query must end in .parquet, .csv, .json, got q.txt; rename it",
     "eval my --per-query my": "--per-query must end in .parquet, .csv, .json, got my; rename it",
     "eval my --report my": "my is a folder, a file should go there; name a file in it",
+    "train my --depth 2 --options '{\"depth\":3}'": "--options must not repeat --depth, got both; leave one out",
     "eval my --out a.json --report a.json": "a.json would be written twice; give each file a different name",
     "eval clip.mp4": "clip.mp4 is a video; give a folder of videos, or a csv file",
     "eval my --cache-mode taps": "nothing is cached without --cache; leave out --cache-mode taps",

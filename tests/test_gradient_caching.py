@@ -54,9 +54,8 @@ def clips(tmp_path_factory, write_video) -> VideoDataset:
 def make_model(base, branch="stan", *, drop=0.0, similarity="mean", train_clip="none", **options) -> VideoCLIP:
     """Return a model in training mode whose gates are not zero and whose layers are dropped with probability `drop`."""
     torch.manual_seed(1)
-    depth = {} if branch in ("mean", "posterior") else {"depth": 2}
-    dropping = {"options": {"drop_path": drop, **options}} if depth else {}
-    model = attach(base, branch, similarity=similarity, **depth, **dropping)
+    changes = {} if branch in ("mean", "posterior") else {"depth": 2, "drop_path": drop, **options}
+    model = attach(base, branch, similarity=similarity, branch_kwargs=changes)
     for name, parameter in model.branch.named_parameters():
         if "gate" in name:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -250,7 +250,7 @@ def test_errors_about_unknown_base_models_suggest_similar_names():
     ("base", "options"),
     [
         ("clipvid-mini", {}),
-        pytest.param("clipvid-mini", {"branch": "divided", "depth": 2}, marks=pytest.mark.slow),
+        pytest.param("clipvid-mini", {"branch": "divided", "branch_kwargs": {"depth": 2}}, marks=pytest.mark.slow),
         ("ViT-B-16-SigLIP", {"branch": "vivit3"}),
     ],
 )
