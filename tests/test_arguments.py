@@ -58,6 +58,12 @@ def unchecked(cls, **changes):
 
 
 VideoCLIP, VideoDataset, VideoIndex = clipvid.VideoCLIP, clipvid.VideoDataset, clipvid.VideoIndex
+
+
+def with_branch_kwargs(branch_kwargs):
+    return original(factory.attach)(None, branch_kwargs=branch_kwargs)
+
+
 CASES = {
     "create_model, name": (open_clip.load_clip, (3,), "name must be a text, got 3; give a name of"),
     "create_model, pretrained": (open_clip.load_clip, ("ViT-B-32", 3), "pretrained must be a tag of the model or"),
@@ -66,8 +72,8 @@ CASES = {
     "list_models, pattern": (open_clip.list_models, (3,), "pattern must be a text, got 3; * stands for any text"),
     "branch": (options.choose, (None,), "branch must be a name or an options object, got None; clipvid.registry"),
     "tokenizer": (factory.attach, (None, "stan", "x"), "tokenizer must be a function, got 'x'; pass open_clip.get_tok"),
-    "branch_kwargs, a list": (factory._branch_kwargs, (["depth"],), "branch_kwargs must be a mapping of options, got"),
-    "branch_kwargs, names": (factory._branch_kwargs, ({3: 4},), "the names in branch_kwargs must be a list of texts"),
+    "branch_kwargs, a list": (with_branch_kwargs, (["depth"],), "branch_kwargs must be a mapping of options, got"),
+    "branch_kwargs, names": (with_branch_kwargs, ({3: 4},), "the names in branch_kwargs must be a list of texts"),
     "similarity": (heads.similarity_head, ([], 4), "unknown similarity []; choose one of mean, wti, mug, mug_simple"),
     "templates": (heads.prompts, (["a", "b"], "a {}"), "templates must be a list of texts, got 'a {}'; give prompts"),
     "classes, one text": (heads._checked, ("ab",), "classes must be a list of class names, got 'ab'; give two or more"),
@@ -150,8 +156,6 @@ CASES = {
 }
 KEYWORDS = {
     "names": {"names": [1, 2]},
-    "branch_kwargs, a list": {"options": None},
-    "branch_kwargs, names": {"options": None},
     "similarity": {"branch": "stan", "one_token": False},
 }
 

@@ -284,7 +284,7 @@ def test_settings_that_would_train_backwards_or_nothing_are_refused(videos, caps
 def test_a_temperature_that_would_reverse_the_scores_is_refused_before_reading(videos, capsys, monkeypatch, value):
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     error = refusal(capsys, "eval", "videos/test", "--cache", "taps", f"--dual-softmax={value}")
-    assert f"--dual-softmax must be a finite number > 0, got {float(value)}; it" in error
+    assert f"--dual-softmax must be a finite number > 0, got {float(value)}; 100 is usual" in error
 
 
 @pytest.mark.parametrize(

@@ -163,10 +163,10 @@ def compare(*results: Result, names: Sequence[str] = (), n_resamples: int = 10_0
     return Comparison(labels, tuple(_description(content) for content in contents), tuple(metrics))
 
 
-def _contents(results: Sequence[Result], *, advice: str) -> list[Mapping[str, Any]]:
-    """Return the results as plain data; raise ValueError for fewer than two, TypeError for other objects."""
+def _contents(results: Sequence[Any], *, advice: str) -> list[Mapping[str, Any]]:
+    """Return the results as plain data; raise ValueError for fewer than two, and for other objects."""
+    kinds = "give results of evaluate_*, or read saved ones by read_result"
     for result in results:
-        kinds = "give results of evaluate_*, or read saved ones by read_result"
         checks.of_type("results", result, (EvaluationResult, Mapping), must="results of evaluations", advice=kinds)
     if len(results) < 2:
         raise ValueError(f"results must be two or more, got {len(results)}; {advice}")

@@ -39,13 +39,13 @@ def attach(
 
     Raises ValueError for unknown names and options, BackboneError for a model whose tower cannot be tapped.
     """
-    if tokenizer is not None and not callable(tokenizer):
-        raise ValueError(f"tokenizer must be a function, got {tokenizer!r}; pass open_clip.get_tokenizer(name)")
-    backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     if branch_kwargs is not None:
         advice = 'give names and values: {"depth": 4}'
         checks.of_type("branch_kwargs", branch_kwargs, Mapping, must="a mapping of options", advice=advice)
         checks.texts("the names in branch_kwargs", list(branch_kwargs), advice=advice)
+    if tokenizer is not None and not callable(tokenizer):
+        raise ValueError(f"tokenizer must be a function, got {tokenizer!r}; pass open_clip.get_tokenizer(name)")
+    backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
     model = VideoCLIP(backbone, build(backbone, choose(branch, branch_kwargs)), similarity=similarity)
     return model.eval()
 
