@@ -45,7 +45,7 @@ DEPTH, FRAMES = 4, 8
 def trained(clips: VideoDataset, data_config: DataConfig, folder: Path, *, epochs: int) -> VideoCLIP:
     """Return a model that has learned to tell some motions apart."""
     torch.manual_seed(0)
-    model = create_model("clipvid-mini", depth=DEPTH)
+    model = create_model("clipvid-mini", branch_kwargs={"depth": DEPTH})
     config = TrainConfig(
         epochs=epochs, batch_size=32, lr=1e-3, pretrained_lr_scale=1.0, keep_together=2, data_config=data_config
     )

@@ -89,7 +89,7 @@ def main() -> None:
         parser.error(f"--epochs must be an integer >= 2, got {args.epochs}; one epoch is not counted")
     torch.manual_seed(0)
     weights = None if args.model == MINI else "random"
-    model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device)
+    model = create_model(args.model, weights, branch="stan", branch_kwargs={"depth": DEPTH}, device=args.device)
     data_config = DataConfig(frames=args.frames, batch_size=args.batch)
     config = TrainConfig(epochs=args.epochs, batch_size=args.batch, data_config=data_config)
     times: dict[str, list[float]] = {"from_cache": [], "branch_compute": [], "live": []}

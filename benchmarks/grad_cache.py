@@ -73,7 +73,7 @@ def made(setup: Setup) -> VideoCLIP:
     """Return a model with a random gate: a gate of zero would leave no gradient but its own."""
     torch.manual_seed(0)
     pretrained = None if setup.model == "clipvid-mini" else "random"
-    model = clipvid.create_model(setup.model, pretrained, options={"drop_path": 0.0}).to(setup.device)
+    model = clipvid.create_model(setup.model, pretrained, branch_kwargs={"drop_path": 0.0}).to(setup.device)
     for name, parameter in model.branch.named_parameters():
         if "gate" in name:
             torch.nn.init.normal_(parameter, std=0.05)

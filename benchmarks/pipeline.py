@@ -150,7 +150,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or result_of(__file__, args.device)
     weights = None if args.model == MINI else "random"
-    model = create_model(args.model, weights, branch="stan", depth=DEPTH, device=args.device).eval()
+    model = create_model(args.model, weights, branch="stan", branch_kwargs={"depth": DEPTH}, device=args.device).eval()
     data_config = DataConfig(frames=FRAMES, batch_size=args.batch, workers=args.workers, unreadable="skip")
     with TemporaryDirectory() as folder:
         data = videos(args.videos, limit=args.limit, made=Path(folder))

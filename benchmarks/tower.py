@@ -86,7 +86,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or result_of(__file__, args.device)
     torch.manual_seed(0)
-    model = clipvid.create_model(args.model, "random", branch="stan-release", depth=4).to(args.device).eval()
+    model = (
+        clipvid.create_model(args.model, "random", branch="stan-release", branch_kwargs={"depth": 4})
+        .to(args.device)
+        .eval()
+    )
     video = torch.randn(args.clips, FRAMES, 3, *model.backbone.image_size, device=args.device)
     shapes = linears(model.backbone.visual, args.clips * FRAMES)
     turns = sides(model, video, shapes, plain=args.model.startswith("ViT-B-32"))

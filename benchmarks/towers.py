@@ -52,7 +52,7 @@ class VisualOnly(nn.Module):
 
 def check_shape(backbone: Backbone, mixer: str) -> str | None:
     """Return None if a branch attaches and embeds a clip on the meta device, or else the problem."""
-    model = attach(backbone, mixer=mixer)
+    model = attach(backbone, branch_kwargs={"mixer": mixer})
     video = torch.empty(BATCH, FRAMES, 3, *model.backbone.image_size, device="meta")
     with torch.no_grad():
         return _wrong_shape(model, model.encode_video(video))
@@ -60,7 +60,7 @@ def check_shape(backbone: Backbone, mixer: str) -> str | None:
 
 def check_run(backbone: Backbone, mixer: str) -> str | None:
     """Do the same on the CPU with random weights, and check that the embedding is finite."""
-    model = attach(backbone, mixer=mixer)
+    model = attach(backbone, branch_kwargs={"mixer": mixer})
     with torch.no_grad():
         embedding = model.encode_video(torch.randn(BATCH, FRAMES, 3, *model.backbone.image_size))
     if not bool(embedding.isfinite().all()):
@@ -93,9 +93,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", nargs="*", help="names to survey, instead of all")
     parser.add_argument("--no-run", action="store_true", help="shapes only, no runs with weights")
+    parser.add_argument("--mixers", nargs="*", default=["attention", "conv"], help="mixers of the branch to attach")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # open_clip warns for every model that it has no weights, as intended
-    mixers = ("attention", "conv")
+    mixers = tuple(args.mixers)
     start = time.perf_counter()
     names = args.only or open_clip.list_models()
     shapes = survey(names, check_shape, mixers, device="meta")

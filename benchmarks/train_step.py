@@ -48,7 +48,7 @@ the bf16 rate of some machines changes by a factor of two within minutes."""
 
 def ours(*, train_clip: str = "none") -> VideoCLIP:
     torch.manual_seed(0)
-    model = clipvid.create_model("ViT-B-32-quickgelu", "random", branch="stan-release", depth=DEPTH)
+    model = clipvid.create_model("ViT-B-32-quickgelu", "random", branch="stan-release", branch_kwargs={"depth": DEPTH})
     model.set_trainable(train_clip, text=False)
     return model
 

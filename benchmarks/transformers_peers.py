@@ -97,7 +97,7 @@ def compare_with_xclip(*, clips: int, device: torch.device) -> dict[str, dict[st
     from transformers import XCLIPConfig, XCLIPModel
 
     x_clip = XCLIPModel(XCLIPConfig()).to(device).eval()
-    model = clipvid.create_model("ViT-B-32-quickgelu", "random", depth=4).to(device).eval()
+    model = clipvid.create_model("ViT-B-32-quickgelu", "random", branch_kwargs={"depth": 4}).to(device).eval()
     video = torch.randn(clips, 8, 3, 224, 224, device=device)
 
     def encode_theirs() -> Tensor:

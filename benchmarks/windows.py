@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     args.out = args.out or result_of(__file__, args.device)
-    model = create_model(args.model, None if args.model == MINI else "random", depth=4, device=args.device).eval()
+    model = create_model(
+        args.model, None if args.model == MINI else "random", branch_kwargs={"depth": 4}, device=args.device
+    ).eval()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write(path, args.seconds)

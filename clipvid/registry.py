@@ -78,6 +78,7 @@ class Registry(Mapping[str, Any]):
         self._complete = False
         self._members: dict[str, Any] = {}
         self._summaries: dict[str, str] = {}
+        self._modules: dict[str, str] = {}  # the module that registered each member
 
     @overload
     def register(self, name: str, *, summary: str = "") -> Callable[[T], T]: ...
@@ -98,19 +99,24 @@ class Registry(Mapping[str, Any]):
                 f"name of a {self.kind} must be a text without spaces and commas, got {name!r}; a decorator "
                 'takes it in parentheses: @register_...("name")'
             )
-        if member is None:
+        module = _calling_module()  # a member that is an instance, or imported, does not say where it is registered
+        if member is not None:
+            return self._add(name, member, summary=summary, module=module)
 
-            def decorate(decorated: T) -> T:
-                return self.register(name, decorated, summary=summary)
+        def decorate(decorated: T) -> T:
+            return self._add(name, decorated, summary=summary, module=module)
 
-            return decorate
-        if name in self._members and _module_of(self._members[name]) != _module_of(member):
+        return decorate
+
+    def _add(self, name: str, member: Any, *, summary: str, module: str) -> Any:
+        self._import_home()
+        if (earlier := self._modules.get(name, module)) != module:
             raise ValueError(
-                f"{self.kind} {name!r} is registered by {_module_of(self._members[name])} already, and now by "
-                f"{_module_of(member)}; choose another name"
+                f"{self.kind} {name!r} is registered by {earlier} already, and now by {module}; choose another name"
             )
         is_made = self._instances and isinstance(member, type)
         self._members[name], self._summaries[name] = member() if is_made else member, summary
+        self._modules[name] = module
         return member
 
     def lookup(self, name: str) -> Any:
@@ -181,9 +187,11 @@ class Registry(Mapping[str, Any]):
         return f"<registry of {self.kind}: {', '.join(self)}>"
 
     def _import_home(self) -> None:
+        """Import the package's own members; do nothing in the thread that is importing them at this moment."""
         if not self._complete:
-            import_module(self._home)
-            self._complete = True
+            home = import_module(self._home)
+            # A home that registers its members is a module in the middle of its import, so others may still follow.
+            self._complete = not getattr(home.__spec__, "_initializing", False)
 
 
 def resolved(target: str) -> Any:
@@ -217,10 +225,12 @@ def load_plugins() -> None:
             _loaded.add(entry.value)
 
 
-def _module_of(member: Any) -> str:
-    if isinstance(member, str):
-        return member.partition(":")[0]
-    return getattr(member, "__module__", None) or getattr(member, "__name__", type(member).__module__)
+def _calling_module() -> str:
+    """Return the name of the module whose code called this one."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return "__main__" if frame is None else str(frame.f_globals.get("__name__"))
 
 
 BRANCHES = Registry("branch", home="clipvid.models.branches.presets", instances=True)

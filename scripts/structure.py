@@ -79,10 +79,18 @@ class Package:
         }  # entry points for users; no module of the package imports them
         self.modules = dict(_modules(folder))
         texts = {name: path.read_text(encoding="utf-8") for name, path in self.modules.items()}
-        self.imports = [entry for name, text in texts.items() for entry in self.imports_of(name, text)]
+        self.imports: list[Import] = []
+        self.long_functions: list[str] = []
+        for name, text in texts.items():
+            tree = ast.parse(text)
+            self.imports += self._imports_in(name, tree)
+            self.long_functions += [f"{name}:{function}" for function in _long_functions(tree)]
 
     def imports_of(self, source: str, text: str) -> Iterator[Import]:
         """Yield every import in the text of module `source`; imported submodules are named in full."""
+        return self._imports_in(source, ast.parse(text))
+
+    def _imports_in(self, source: str, tree: ast.Module) -> Iterator[Import]:
 
         def walk(node: ast.AST, kind: str) -> Iterator[Import]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -98,7 +106,7 @@ class Package:
             for child in ast.iter_child_nodes(node):
                 yield from walk(child, kind)
 
-        return walk(ast.parse(text), "module")
+        return walk(tree, "module")
 
     def _targets(self, node: ast.AST) -> list[str]:
         if isinstance(node, ast.Import):
@@ -210,16 +218,13 @@ def height(graph: Mapping[str, set[str]]) -> int:
     return max((visit(member.get(node, (node,))) for node in graph), default=0)
 
 
-def long_functions(package: Package) -> list[str]:
-    """Return `module:function (lines)` for each function of more than LONG_FUNCTION lines."""
-    listed = []
-    for name, path in package.modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines > LONG_FUNCTION:
-                    listed.append(f"{name}:{node.name} ({lines})")
-    return listed
+def _long_functions(tree: ast.AST) -> Iterator[str]:
+    """Yield `function (lines)` for each function of more than LONG_FUNCTION lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > LONG_FUNCTION:
+                yield f"{node.name} ({lines})"
 
 
 def long_files(package: Package) -> list[str]:
@@ -246,7 +251,7 @@ def measure(package: Package) -> dict[str, int]:
         "exceptions": len(EXCEPTIONS),
         "breaches of the levels": len(package.breaches()),
         f"files over {LONG_FILE} lines": len(long_files(package)),
-        f"functions over {LONG_FUNCTION} lines": len(long_functions(package)),
+        f"functions over {LONG_FUNCTION} lines": len(package.long_functions),
     }
 
 
@@ -274,13 +279,13 @@ def main() -> int:
     for name, value in now.items():
         columns = [*([before[name]] if before else []), value, LIMITS.get(name, "")]
         print(f"{name:28}" + "".join(f"{column:>8}" for column in columns))
-    details = [*cycles(package.graph(rooms=False)), *package.breaches(), *long_files(package), *long_functions(package)]
+    details = [*cycles(package.graph(rooms=False)), *package.breaches(), *long_files(package), *package.long_functions]
     if arguments.list:
         print(*details, sep="\n")
     broken = any(now[name] > limit for name, limit in LIMITS.items()) or bool(
         cycles(package.graph(rooms=False)) or package.breaches() or long_files(package)
     )
-    return int(broken or len(long_functions(package)) > 2)
+    return int(broken or len(package.long_functions) > 2)
 
 
 if __name__ == "__main__":

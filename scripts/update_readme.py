@@ -102,17 +102,17 @@ def _cell(metric: dict | None) -> str:
 
 def structures_plot(results: dict, path: Path) -> None:
     """Plot quality against the cost of a training step."""
-    from clipvid.plots import Trade, save, trade_off
+    from clipvid.plots import TradeOffPoint, save, trade_off
 
     points = [
-        Trade(name, 1000 * row["cost"]["seconds_per_step"], metric["mean"], metric["std"] or 0.0, row["where"])
+        TradeOffPoint(name, 1000 * row["cost"]["seconds_per_step"], metric["mean"], metric["std"] or 0.0, row["where"])
         for name, row in results["rows"].items()
         if (metric := row["metrics"].get("motion top-1")) and row.get("cost", {}).get("seconds_per_step")
     ]
     figure = trade_off(
         points,
         title="Temporal structures on CLIP: motion accuracy and cost of a training step",
-        price="milliseconds per training step of 32 clips, from cached taps",
+        cost="milliseconds per training step of 32 clips, from cached taps",
         quality="motion top-1 (%)",
         mark=(50.0, "limit without the order of frames"),
     )

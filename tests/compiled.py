@@ -20,8 +20,8 @@ KINDS = {"attention": ("stan", "attention"), "conv_full": ("stan", "conv_full"),
 
 def model_of(branch, mixer=None, *, device="cpu"):
     torch.manual_seed(0)
-    options = {"mixer": mixer} if mixer else {}
-    return perturbed(create_model("clipvid-mini", branch=branch, depth=2, device=device, **options))
+    options = {"depth": 2} | ({"mixer": mixer} if mixer else {})
+    return perturbed(create_model("clipvid-mini", branch=branch, branch_kwargs=options, device=device))
 
 
 def tiny_model():
@@ -29,7 +29,7 @@ def tiny_model():
     torch.manual_seed(0)
     vision = CLIPVisionCfg(layers=2, width=32, head_width=8, patch_size=8, image_size=32)
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
-    return perturbed(attach(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), "stan", depth=1))
+    return perturbed(attach(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), "stan", branch_kwargs={"depth": 1}))
 
 
 def perturbed(model):

@@ -150,6 +150,6 @@ def restored_registries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for members in registries():
             len(members)  # imports the package's own members first
-            for name in ("_members", "_summaries"):
+            for name in ("_members", "_summaries", "_modules"):
                 patch.setattr(members, name, dict(getattr(members, name)))
         yield

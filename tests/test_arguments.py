@@ -19,7 +19,7 @@ from clipvid import registry
 from clipvid.config import checks
 from clipvid.config.data_config import checked_data_config
 from clipvid.config.settings import check_train_clip
-from clipvid.data import arrays, places, records
+from clipvid.data import arrays, paths, records
 from clipvid.data.formats import frame
 from clipvid.evaluation import compare, results, retrieval
 from clipvid.features import embed, encode, tap_store
@@ -35,6 +35,7 @@ MODEL = SimpleNamespace(backbone=None, branch=None, encode_video=print, encode_t
 """Object that passes for a model until something is computed with it."""
 DATA = clipvid.VideoDataset(())
 FRAMES = torch.zeros(1, 2, 3, 4, 4)
+CLIP = np.zeros((1, 2, 2, 3), np.uint8)
 EMBEDDINGS = torch.zeros(2, 4)
 
 
@@ -47,7 +48,22 @@ def call(function, *arguments, **options):
     return original(function)(*arguments, **options)
 
 
+def unchecked(cls, **changes):
+    """Return an options object of a dataclass, with its own checks but without the type checks of the tests."""
+    config = object.__new__(cls)
+    for name, value in (vars(cls()) | changes).items():
+        object.__setattr__(config, name, value)
+    call(cls.__post_init__, config)
+    return config
+
+
 VideoCLIP, VideoDataset, VideoIndex = clipvid.VideoCLIP, clipvid.VideoDataset, clipvid.VideoIndex
+
+
+def with_branch_kwargs(branch_kwargs):
+    return original(factory.attach)(None, branch_kwargs=branch_kwargs)
+
+
 CASES = {
     "create_model, name": (open_clip.load_clip, (3,), "name must be a text, got 3; give a name of"),
     "create_model, pretrained": (open_clip.load_clip, ("ViT-B-32", 3), "pretrained must be a tag of the model or"),
@@ -56,8 +72,8 @@ CASES = {
     "list_models, pattern": (open_clip.list_models, (3,), "pattern must be a text, got 3; * stands for any text"),
     "branch": (options.choose, (None,), "branch must be a name or an options object, got None; clipvid.registry"),
     "tokenizer": (factory.attach, (None, "stan", "x"), "tokenizer must be a function, got 'x'; pass open_clip.get_tok"),
-    "branch_kwargs, a list": (factory._branch_kwargs, (["depth"],), "branch_kwargs must be a mapping of options, got"),
-    "branch_kwargs, names": (factory._branch_kwargs, ({3: 4},), "the names in branch_kwargs must be a list of texts"),
+    "branch_kwargs, a list": (with_branch_kwargs, (["depth"],), "branch_kwargs must be a mapping of options, got"),
+    "branch_kwargs, names": (with_branch_kwargs, ({3: 4},), "the names in branch_kwargs must be a list of texts"),
     "similarity": (heads.similarity_head, ([], 4), "unknown similarity []; choose one of mean, wti, mug, mug_simple"),
     "templates": (heads.prompts, (["a", "b"], "a {}"), "templates must be a list of texts, got 'a {}'; give prompts"),
     "classes, one text": (heads._checked, ("ab",), "classes must be a list of class names, got 'ab'; give two or more"),
@@ -93,12 +109,15 @@ CASES = {
     "time_limit": (decode._checked_time_limit, ("x",), "time_limit must be a number of seconds > 0, or None, got 'x'"),
     "frames": (sampling._check, (1, "4"), "frames must be an integer >= 1, got '4'; it is the number of frames"),
     "sampler": (sampling.sample, ([], 1, 1), "unknown sampler []; choose one of uniform, linspace, dense"),
-    "places": (places.expand_places, (3,), "places must be a path or several paths, got 3; give a text or a pathlib"),
-    "a place": (places.local_path, (3,), "a place must be a path, a file URL or a pattern, got 3; give a text or a"),
+    "paths": (paths.expand_paths, (3,), "paths must be a path or several paths, got 3; give a text or a pathlib"),
+    "a path": (paths.local_path, (3,), "a path must be a path, a file URL or a pattern, got 3; give a text or a"),
     "records": (records._checked_records, (["a.mp4"],), "records must be Record objects, got 'a.mp4'; open files by"),
     "from_frame": (frame.frame_table, ([1],), "df must be a pandas DataFrame, got [1]; build one by pandas.DataFrame"),
     "from_arrays": (arrays.array_clips, (3,), "clips must be a sequence of arrays, got 3; put a single clip into"),
     "captions": (VideoDataset.from_arrays, (VideoDataset, [], 3), "captions must have one entry per clip, 0 in total"),
+    "captions, none": (arrays.captions_of, (None, "clip 1"), "clip 1: captions must be a text or a list of texts, got"),
+    "captions, a number": (arrays.captions_of, (["a", 3], "clip 0"), "clip 0: captions must be a text or a list of"),
+    "names": (VideoDataset.from_arrays, (VideoDataset, [CLIP] * 2), "names must be a list of texts, got 1; give one"),
     "data": (
         tap_store.dataset_of,
         ("dir",),
@@ -119,7 +138,12 @@ CASES = {
     "VideoIndex": (VideoIndex.load, (VideoIndex, MODEL, "dir"), "folder must be the folder of a saved index, got an"),
     "VideoIndex.save": (VideoIndex.save, (MODEL, 3), "folder must be a path, got 3; give a text or a pathlib.Path"),
     "search": (VideoIndex.search, (MODEL, 3), "text must be a list of texts, got 3; give one sentence or a list"),
-    "search, k": (VideoIndex._nearest, (MODEL, None, "3"), "k must be an integer >= 1, got '3'; k is the number of"),
+    "search, k": (
+        VideoIndex.search_embedding,
+        (MODEL, None, "3"),
+        "k must be an integer >= 1, got '3'; k is the number",
+    ),
+    "search_video, k": (VideoIndex.search_video, (MODEL, "x", 0), "k must be an integer >= 1, got 0; k is the number"),
     "search, where": (filters.parse, (3,), "where must be a text, got 3; write a filter such as 'label = \"dog\"'"),
     "compare": (compare.compare, ("x", "y"), "results must be results of evaluations, got 'x'; give results of"),
     "result.save": (results.EvaluationResult.save, (MODEL, 3), "path must be a path, got 3; give a text or a pathlib"),
@@ -131,8 +155,7 @@ CASES = {
     ),
 }
 KEYWORDS = {
-    "branch_kwargs, a list": {"options": None},
-    "branch_kwargs, names": {"options": None},
+    "names": {"names": [1, 2]},
     "similarity": {"branch": "stan", "one_token": False},
 }
 
@@ -163,10 +186,27 @@ def test_a_train_config_refuses_a_field_of_another_type(field):
         call(clipvid.TrainConfig._check_types, fields)
 
 
-def test_rates_must_be_numbers():
-    fields = SimpleNamespace(**vars(clipvid.TrainConfig()) | {"lr": "1e-4"}, _check_types=lambda: None)
-    with pytest.raises(ValueError, match=r"^lr must be a number, got '1e-4'; leave out quotation marks"):
-        call(clipvid.TrainConfig._check_rates, fields)
+@pytest.mark.parametrize("field", ["lr", "temperature", "weight_decay"])
+def test_rates_must_be_numbers(field):
+    with pytest.raises(ValueError, match=rf"^{field} must be a number, got '1e-4'; leave out quotation marks"):
+        unchecked(clipvid.TrainConfig, **{field: "1e-4"})
+
+
+@pytest.mark.parametrize("field", ["text_lora", "rand_augment", "captions_per_video", "micro_batch_size", "patience"])
+@pytest.mark.parametrize("value", ["8", 1.5, True])
+def test_counts_must_be_integers(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} must be an integer >= [01], got {value!r}; "):
+        unchecked(clipvid.TrainConfig, **{field: value})
+
+
+def test_numbers_of_numpy_are_settings_that_are_saved_as_json():
+    data_config = unchecked(clipvid.DataConfig, frames=np.int64(8))
+    assert type(data_config.frames) is int
+    config = unchecked(
+        clipvid.TrainConfig, epochs=np.int32(3), seed=np.int64(5), lr=np.float32(0.5), flip=np.float32(0.5)
+    )
+    assert (type(config.epochs), type(config.seed)) == (int, int)
+    assert config.plain() == clipvid.TrainConfig(epochs=3, seed=5, lr=0.5, flip=0.5).plain()
 
 
 def test_arguments_of_the_right_type_pass_whatever_holds_them():

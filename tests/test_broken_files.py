@@ -101,16 +101,20 @@ def test_decord_reads_like_pyav_or_says_why_not(shared_data, row):
 class Outcomes(Dataset):
     """The outcome of each file, decided in the worker process."""
 
+    def __init__(self, files: list[str]) -> None:
+        self.files = files
+
     def __len__(self) -> int:
-        return len(FILES)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[int, ...] | VideoError:
-        return outcome(HOSTILE / FILES[index])
+        return outcome(HOSTILE / self.files[index])
 
 
 def test_a_loader_worker_has_the_same_outcomes(shared_data):
-    loader = DataLoader(Outcomes(), batch_size=None, num_workers=1, timeout=60)
-    results = dict(zip(FILES, loader, strict=True))
+    files = [file for file in FILES if "huge" not in file]  # only slow, and read in the main process
+    loader = DataLoader(Outcomes(files), batch_size=None, num_workers=1, timeout=60)
+    results = dict(zip(files, loader, strict=True))
     refused = {name: result for name, result in results.items() if isinstance(result, VideoError)}
     assert set(refused) == set(REASONS)
     assert {result.path for result in refused.values()} == {HOSTILE / name for name in REASONS}

@@ -32,7 +32,7 @@ DAMAGE = {
 
 @pytest.fixture(scope="module")
 def model() -> VideoCLIP:
-    return create_model("clipvid-mini", depth=1).eval()
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1}).eval()
 
 
 @pytest.fixture(scope="module")

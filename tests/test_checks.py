@@ -19,11 +19,11 @@ def test_fields_within_their_bounds_pass():
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "two", None, True])
 def test_a_value_below_its_bound_or_no_integer_is_refused_with_its_name(value):
-    with pytest.raises(ValueError, match=f"depth must be an integer >= 1, got {value!r}"):
+    with pytest.raises(ValueError, match=f"depth must be an integer >= 1, got {value!r}; "):
         checks.least(SimpleNamespace(depth=value), depth=1)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "half", None])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "half", None, True, False])
 def test_a_value_that_is_no_probability_is_refused(value):
     with pytest.raises(ValueError, match=r"drop must be a probability in \[0, 1\], got "):
         checks.probability(SimpleNamespace(drop=value), "drop")

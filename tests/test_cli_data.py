@@ -1,4 +1,4 @@
-"""Data sets on the command line: columns of tables, several places, and videos that tables and classes name."""
+"""Data sets on the command line: columns of tables, several paths, and videos that tables and classes name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 from refused import refusal, usage_error
 
 from clipvid.cli import commands
+from clipvid.cli.index import _nothing_to_index
 from clipvid.cli.main import main
 from clipvid.cli.parsing.names import column_pairs
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import VideoDataset
 
 SHORT = ("--model", "clipvid-mini", "--data-config.frames", "2")
 COLUMNS = ("--columns", "path=video_path", "caption=text", "label=kind")
@@ -82,7 +84,7 @@ def test_wrong_columns_are_refused_before_anything_is_read(capsys, words, messag
 
 def test_the_error_about_a_missing_column_says_which_option_to_give(capsys):
     error = refusal(capsys, "eval", "all.csv", *SHORT)
-    assert "no column one of path, file, video; the columns are video_path, text, kind, part; " in error
+    assert "no column named path, file or video; the columns are video_path, text, kind, part; " in error
     assert "give --columns path=video_path caption=text\n" in error
     assert "no column 'nosuch' for caption" in refusal(capsys, "eval", "all.csv", *SHORT, "--columns", "caption=nosuch")
 
@@ -108,8 +110,8 @@ def test_a_check_of_other_places_with_the_same_name_is_refused(tmp_path, capsys)
     assert main([*words[:3], *clips[:2], *words[3:]]) == 0
     assert "nothing new" in capsys.readouterr().out
     error = refusal(capsys, *words[:3], clips[0], clips[2], *words[3:])
-    assert "and would be overwritten; give another --out" in error
-    assert "x*.mp4 matches no file" in usage_error(capsys, *words[:3], "x*.mp4")
+    assert "and would be overwritten; give another folder as --out=DIR" in error
+    assert "no file to read matches the pattern 'x*.mp4'" in usage_error(capsys, *words[:3], "x*.mp4")
 
 
 def test_videos_that_a_table_names_are_embedded(tmp_path):
@@ -156,3 +158,10 @@ def test_every_query_of_a_file_gets_its_hits(tmp_path, capsys):
     assert main(["search", index, "--queries", str(queries), "--video", "-k", "1", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [Path(entry["hits"][0]["path"]).name for entry in content] == [Path(clip).name for clip in clips[:2]]
+
+
+def test_an_index_without_a_readable_video_says_how_to_check_them():
+    shows = "could be read; clipvid data check"
+    assert _nothing_to_index("my clips") == f"no video in my clips {shows} videos 'my clips' shows why"
+    assert _nothing_to_index(["a.mp4", "b.mp4"]) == f"no video in a.mp4, b.mp4 {shows} videos a.mp4 b.mp4 shows why"
+    assert _nothing_to_index(VideoDataset((), name="t")) == f"no video in t {shows} shows why"

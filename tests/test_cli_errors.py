@@ -227,7 +227,7 @@ def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypat
         ("embed tables", "tables holds no video; give --format csv to read t.csv"),
         ("embed tables/t.csv", "tables/t.csv: no row below the header"),
         ("embed tables --format csv", "tables/t.csv: no row below the header"),
-        ("embed folder.safetensors", "folder.safetensors holds no video; give a video or a folder of videos"),
+        ("embed folder.safetensors", "folder.safetensors holds no video; give a folder with files such as .mp4"),
         ("embed nowhere", "nowhere does not exist; give videos, folders of videos, or a csv file"),
         ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
         ("train videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
@@ -248,7 +248,7 @@ def test_the_wrong_kind_of_input_is_named(no_models, capsys, words, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("activitynet", "name the file or its folder with --annotations"), ("k400", "with --annotations")],
+    [("activitynet", "give the file or its folder as --annotations=PATH"), ("k400", "as --annotations=PATH")],
 )
 def test_a_protocol_without_its_annotations_says_how_to_name_them(work, capsys, monkeypatch, name, message):
     monkeypatch.chdir(work)

@@ -88,7 +88,7 @@ def test_cache_ls_prints_json(capsys):
 
 
 def test_compare_prints_json_with_differences_to_the_first(capsys):
-    content = json_of(capsys, "compare", "a.json", "b.json", "c.json", "--draws", "50")
+    content = json_of(capsys, "compare", "a.json", "b.json", "c.json", "--resamples", "50")
     assert list(content["results"]) == ["a.json", "b.json", "c.json"]
     rows = {name: [row for row in content["metrics"] if row["result"] == name] for name in content["results"]}
     assert len(rows["a.json"]) == len(rows["b.json"]) == len(rows["c.json"]) > 4
@@ -110,7 +110,7 @@ def test_compare_writes_every_result_in_each_format(capsys):
 
 
 def test_more_results_than_letters_are_compared(capsys):
-    content = json_of(capsys, "compare", *["a.json", "b.json", "c.json"] * 9, "--draws", "2")
+    content = json_of(capsys, "compare", *["a.json", "b.json", "c.json"] * 9, "--resamples", "2")
     assert len(content["results"]) == 27
 
 
@@ -118,7 +118,7 @@ def test_two_results_are_compared_with_p_values(capsys):
     assert main(["compare", "a.json", "a.json", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["result"] for row in rows} == {"a.json (1)", "a.json (2)"}  # one file twice
-    assert main(["compare", "a.json", "c.json", "--draws", "50"]) == 0
+    assert main(["compare", "a.json", "c.json", "--resamples", "50"]) == 0
     assert "95 %" in capsys.readouterr().out
     assert "there is no result d.json" in refusal(capsys, "compare", "a.json", "d.json", codes=(2,))
 

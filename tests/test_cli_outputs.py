@@ -107,7 +107,9 @@ def test_a_training_run_that_a_callback_ended_says_so(clips, capsys):
     torch.manual_seed(0)
     data = open_dataset("csv", clips)
     config = TrainConfig(task="retrieval", epochs=3, cache_taps=True, data_config=DataConfig(frames=2))
-    result = train(create_model("clipvid-mini", depth=1), data, data, config, out="run", callbacks=[Stop()])
+    result = train(
+        create_model("clipvid-mini", branch_kwargs={"depth": 1}), data, data, config, out="run", callbacks=[Stop()]
+    )
     assert (len(result.history), result.ended_by_callback) == (1, True)
     words = ["train", str(clips), "--val", str(clips), "--model", "clipvid-mini", "--depth", "1", "--cache-taps"]
     words += ["--data-config.frames", "2", "--out", "run", "--resume", "--epochs"]

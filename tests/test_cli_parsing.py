@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from cyclopts.argument import ArgumentCollection
 from refused import refusal, usage_error
 from test_import_is_light import HEAVY, loaded_by
 
 from clipvid.cli import commands
 from clipvid.cli.main import main
 from clipvid.cli.parsing import messages, names
+from clipvid.cli.parsing.command import Command
 
 PAGES = [*map(str.split, commands.COMMANDS), *([group] for group in commands.GROUPS), []]
 
@@ -95,14 +97,13 @@ def test_no_command_shows_the_list_and_fails(capsys):
 
 
 def test_names_listed_without_imports_equal_those_of_the_libraries():
-    from clipvid.data.formats.csv import TABLE_SUFFIXES
     from clipvid.data.formats.rows import COLUMNS
     from clipvid.features.cache_key import MODES
     from clipvid.nn.similarity import SIMILARITIES
 
     assert set(names.SIMILARITIES) == {"mean", *SIMILARITIES}
     assert set(names.CACHE_MODES) == set(MODES)
-    assert (names.COLUMNS, names.TABLES) == (COLUMNS, TABLE_SUFFIXES)
+    assert names.COLUMNS == COLUMNS
 
 
 def settings_of(*words: str) -> dict:
@@ -117,6 +118,24 @@ def test_options_are_typed_and_only_given_ones_are_passed():
     for words in (["--templates", "a {}", "b {}"], ["--templates", "a {}", "--templates", "b {}"]):
         assert settings_of("x", *words) == {"templates": ("a {}", "b {}")}
     assert settings_of("--batch_size", "8", "x") == {"batch_size": 8}  # spelled as in Python
+
+
+def test_options_are_derived_once_and_values_of_one_line_do_not_reach_the_next(monkeypatch):
+    derived = []
+    assemble = ArgumentCollection._from_callable
+
+    def counted(*args: object, **kwargs: object) -> ArgumentCollection:
+        derived.append(args)
+        return assemble(*args, **kwargs)
+
+    monkeypatch.setattr(ArgumentCollection, "_from_callable", counted)
+    command = Command("train", commands.load("train").function)
+    first = command.parse(["x", "--lr", "3", "--data-config.frames", "8"])
+    again = command.parse(["y"])
+    assert len(derived) == 2  # of the command, and of the dataclass of the options of every command
+    assert [argument.name for argument in messages.leaves(again.arguments) if argument.tokens] == ["SOURCE"]
+    assert first.bound.kwargs["settings"] == {"lr": 3.0, "data_config": {"frames": 8}}
+    assert "settings" not in again.bound.kwargs
 
 
 def test_a_file_of_options_equals_the_same_command_line(tmp_path):
@@ -155,6 +174,13 @@ def test_later_files_and_the_command_line_win(tmp_path):
         (b"split: [[a]]\n", "options.yaml, line 1: split must be a value or a list of values"),
         (b"split: [a, b]\n", "--split must be a text, got a list (set in options.yaml, line 1)"),
         (b"split: null\n", "--split must have a value, got null; leave it out for its default (set in options.yaml"),
+        (b"columns: {path: a,\n path: b}\n", "sets columns.path twice (lines 1 and 2); remove one"),
+        (
+            b"columns:\n  path: 2024-01-01\n",
+            "line 2: columns.path must be a text, a number, true, false or null, got 20",
+        ),
+        (b"columns: {path: =}\n", "line 1: columns.path must be a text, a number, true, false or null, got ="),
+        (b"columns: {[a]: b}\n", "line 1: a name in columns must be a text"),
         (b"split: a\n---\nsplit: b\n", "options.yaml, line 2, is not valid YAML"),
         (b"config: other.yaml\n", "unknown option config"),
         (None, "options.yaml does not exist; correct the path"),
@@ -178,8 +204,14 @@ def test_an_invalid_options_file_is_named_with_the_line(in_videos, capsys, comma
         ("data_config:\n  frmaes: 3", "line 2: unknown option data-config.frmaes; did you mean --data-config.frames"),
         ("batch_size: 2\nbatch-size: 3", "sets batch-size twice (lines 1 and 2)"),
         ("resume: 3", "--resume must be true or false in an option file (set in options.yaml, line 1)"),
-        ("mixup: 0\nlr: -2", "--lr must be above 0 and finite, got -2.0 (set in options.yaml, line 2)"),
-        ("data_config: {frames: 0}", "--data-config.frames must be an integer >= 1, got 0 (set in options.yaml, line"),
+        (
+            "mixup: 0\nlr: -2",
+            "--lr must be above 0 and finite, got -2.0; the default is 0.0003 (set in options.yaml, line 2)",
+        ),
+        (
+            "data_config: {frames: 0}",
+            "--data-config.frames must be an integer >= 1, got 0; give 1 or more (set in options.yaml, line",
+        ),
         ("branch: stann", "got 'stann'; did you mean stan (set in options.yaml, line 1)"),
     ],
 )
@@ -202,9 +234,10 @@ def test_several_sources_and_patterns_are_expanded_in_order(tmp_path, monkeypatc
         Path(name).touch()
     assert sources_of(["[ab].csv"]) == ["a.csv", "b.csv"]
     assert sources_of(["b.csv", "a*"]) == ["b.csv", "a.csv"]
-    assert sources_of(["a.csv"]) == "a.csv"
+    assert sources_of(["a.csv"]) == sources_of(["a.csv", "./a.csv"]) == "a.csv"
     assert sources_of(["c[1].csv"]) == "c[1].csv"  # an existing file is no pattern
-    assert "x*.mp4 matches no file; give videos" in refusal(capsys, "index", "build", "x*.mp4", codes=(2,))
+    error = refusal(capsys, "index", "build", "x*.mp4", codes=(2,))
+    assert "no file to read matches the pattern 'x*.mp4'; correct it" in error
     assert sources_of([Path("a.csv").resolve().as_uri()]) == str(tmp_path / "a.csv")
     Path("notes.txt").touch()
     assert sources_of(["*"]) == ["a.csv", "b.csv", "c[1].csv"]  # as the library reads a pattern

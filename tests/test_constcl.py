@@ -92,7 +92,7 @@ def naive_segments(image: torch.Tensor, regions: int) -> torch.Tensor:
 
 
 def test_segments_of_noise_equal_slic_in_loops():
-    noise = torch.rand(2, 3, 12, 16, dtype=torch.float64)
+    noise = torch.rand(2, 3, 10, 12, dtype=torch.float64)
     same(lowlevel_regions(noise, 6), torch.stack([naive_segments(image, 6) for image in noise]), atol=1e-6)
 
 

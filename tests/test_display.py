@@ -21,7 +21,7 @@ HISTORY = (
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model("clipvid-mini", depth=1)
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1})
 
 
 def test_a_model_is_shown_by_its_base_branch_frames_and_parameters(model, tiny_clip):
@@ -31,7 +31,7 @@ def test_a_model_is_shown_by_its_base_branch_frames_and_parameters(model, tiny_c
         f"VideoCLIP(base clipvid-mini, branch stan, frames any number, trainable parameters {trainable:,} of {total:,})"
     )
     assert "\n" in repr(model.branch)  # the tree of modules stays within reach
-    other = attach(tiny_clip, depth=1)
+    other = attach(tiny_clip, branch_kwargs={"depth": 1})
     other.head = LinearClassifier(other.embed_dim, ("a", "b"))
     other.training_record = {"data_config": {"frames": 8}}
     assert "an object given by the caller, branch stan, classes 2, frames 8, " in repr(other)
@@ -42,7 +42,7 @@ def test_a_model_is_shown_by_its_base_branch_frames_and_parameters(model, tiny_c
 
 
 def test_a_model_with_a_fixed_number_of_frames_shows_it(model):
-    vivit = attach(model.backbone, "vivit-b2")
+    vivit = attach(model.backbone, "vivit-b2", branch_kwargs={"depth": 1, "temporal_depth": 1, "width": 32, "heads": 2})
     assert f"frames {vivit.branch.options.frames}, " in repr(vivit)
 
 

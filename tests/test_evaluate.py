@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -45,6 +46,11 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
+@pytest.fixture(scope="module")
+def evaluation(model, data):
+    return evaluate_retrieval(model, data, DATA_CONFIG)
+
+
 @pytest.fixture
 def broken(data, tmp_path) -> VideoDataset:
     """Return the data as a protocol of 20 videos with one that cannot be read."""
@@ -60,6 +66,7 @@ def in_memory(data, **changes):
 
 
 def test_arrays_are_scored_like_the_files_that_they_were_decoded_from(model, data, tmp_path):
+    data = data.subset(range(8))
     arrays = in_memory(data)
     for score in (evaluate_retrieval, evaluate_zero_shot):
         assert score(model, arrays, DATA_CONFIG).metrics.to_dict() == score(model, data, DATA_CONFIG).metrics.to_dict()
@@ -95,7 +102,9 @@ def test_n_is_printed_beside_every_metric_of_an_incomplete_gallery(model, broken
     result = read_result(evaluation.save(tmp_path / "result.json"))
     assert (result["data"]["videos"], result["data"]["expected"]) == (19, 20)
     assert "N =" not in str(
-        evaluate_retrieval(model, replace(broken, records=broken.records[1:], protocol_spec=ProtocolSpec()))
+        evaluate_retrieval(
+            model, replace(broken, records=broken.records[1:], protocol_spec=ProtocolSpec()), DATA_CONFIG
+        )
     )
 
 
@@ -140,10 +149,11 @@ def test_captions_are_cut_to_a_number_of_tokens_and_keep_their_end_token(model):
 
 
 def test_retrieval_is_scored_with_cut_captions(model, data):
+    data = data.subset(range(10))
     short = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5))
-    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, data, DATA_CONFIG).metrics.t2v.ranks.tolist()
-    assert short.to_dict()["data_config"]["tokens"] == 5
     store = encode_dataset(model, data, DATA_CONFIG)
+    assert short.metrics.t2v.ranks.tolist() != evaluate_retrieval(model, store).metrics.t2v.ranks.tolist()
+    assert short.to_dict()["data_config"]["tokens"] == 5
     stored = evaluate_retrieval(model, store, replace(DATA_CONFIG, tokens=5))
     assert stored.metrics.t2v.values == pytest.approx(short.metrics.t2v.values)
     protocol = replace(data, protocol_spec=ProtocolSpec(tokens=5, frames=3))
@@ -261,14 +271,14 @@ def test_recognition_is_reported_class_by_class(model, data):
         evaluate_retrieval(model, data, DATA_CONFIG).class_table()
 
 
-def test_the_best_items_equal_those_of_a_full_sort(model, data):
+def test_the_best_items_equal_those_of_a_full_sort(model, data, evaluation):
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 5, (7, 11)).astype(float)
     assert best_items(scores, 4).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist()
     top = evaluate_retrieval(model, data, DATA_CONFIG, best=3).top_results
     assert top is not None
     assert top.best.shape == (20, 3)
-    assert evaluate_retrieval(model, data, DATA_CONFIG).top_results is None
+    assert evaluation.top_results is None
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):
@@ -333,16 +343,16 @@ def test_a_page_of_wrong_clips_shows_label_prediction_and_probabilities(model, d
         write_report(replace(evaluation, queries=None), tmp_path / "none.html")
 
 
-def test_the_command_line_reports_prompts_and_classes(data, tmp_path, capsys, monkeypatch):
+def test_the_command_line_reports_prompts_and_classes(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = str(data[0].path.parent)
-    data_config = ["--data-config.frames", "2"]
+    folder = str(write_dataset(tmp_path / "few", "test", 6)[0].path.parent)
+    data_config = ["--data-config.frames", "1"]
     assert (
-        main(["eval", folder, "--task", "retrieval", *data_config, "--report", "page.html", "--report-queries", "3"])
+        main(["eval", folder, "--task", "retrieval", *data_config, "--report", "page.html", "--report-queries", "2"])
         == 0
     )
     assert "report: page.html" in capsys.readouterr().out
-    assert Path("page.html").read_text().count("<section>") == 3
+    assert Path("page.html").read_text().count("<section>") == 2
     Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
         assert main(["eval", folder, "--zero-shot", "--prompts", prompts, "--by-class", *data_config]) == 0
@@ -379,26 +389,27 @@ def test_few_shot_training_validates_on_the_remaining_videos(data, tmp_path, cap
     assert "3 shots take all 6 videos; give --val, or fewer shots" in capsys.readouterr().err
 
 
-def test_runs_are_summarised_by_mean_and_deviation(model, data, tmp_path, capsys):
-    results = []
+def test_runs_are_summarised_by_mean_and_deviation(evaluation, tmp_path, capsys):
+    results, evaluated = [], evaluation.to_dict()
     for seed in range(3):
-        result = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
+        result = copy.deepcopy(evaluated)
         result["model"]["fingerprint"] = str(seed)
         result["metrics"]["t2v"]["R@1"] = 40.0 + 2 * seed
         result["checksum"] = checksum(result)
         results.append(result)
         (tmp_path / f"{seed}.json").write_text(json.dumps(result))
-    line = next(line for line in summarize(results).splitlines() if line.startswith("t2v R@1 "))
+    line = next(line for line in summarize(*results).splitlines() if line.startswith("t2v R@1 "))
     assert line.split()[2:4] == ["42.00", "2.00"]
     assert main(["summarize", *(str(tmp_path / f"{seed}.json") for seed in range(3))]) == 0
     assert "of 3 runs" in capsys.readouterr().out
     results[1]["data_config"] |= {"workers": 3, "batch_size": 5}  # these do not affect the metrics
-    assert "of 3 runs" in summarize(results)
+    assert "of 3 runs" in summarize(*results)
+    assert "of 2 runs" in summarize(evaluation, results[2]), "fresh and saved results go together"
     other = json.loads(json.dumps(results[1]))
     other["data_config"]["frames"] = 9
     with pytest.raises(ValueError, match=r"got different data_config.frames"):
-        summarize([results[0], other])
+        summarize(results[0], other)
     with pytest.raises(ValueError, match="the same fingerprint twice"):
-        summarize([results[0], results[0]])
+        summarize(results[0], results[0])
     with pytest.raises(ValueError, match="two or more, got 1"):
-        summarize(results[:1])
+        summarize(*results[:1])

@@ -48,7 +48,7 @@ def clips(tmp_path_factory, write_video) -> VideoDataset:
 
 @pytest.fixture
 def model(tiny_clip) -> VideoCLIP:
-    return attach(tiny_clip, depth=1, tokenizer=Tokenizer())
+    return attach(tiny_clip, branch_kwargs={"depth": 1}, tokenizer=Tokenizer())
 
 
 def test_encoding_evaluation_search_and_caches_need_no_extra(model, clips, tmp_path, monkeypatch):

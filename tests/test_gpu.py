@@ -64,7 +64,7 @@ def perturbed_model(branch: str = "stan", device: torch.device = GPU, **options)
     """Return a model with noise in its branch, so that the branch affects the output; the same on every device."""
     torch.manual_seed(0)
     depth = {} if branch in ("mean", "posterior") else {"depth": 2}
-    model = attach(load_backbone(), branch, **depth, **options)
+    model = attach(load_backbone(), branch, branch_kwargs={**depth, **options})
     with torch.no_grad():
         for p in model.branch.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -108,7 +108,7 @@ def test_a_bf16_pass_equals_autocasts_within_rounding_and_follows_every_write(ac
     vision = CLIPVisionCfg(layers=3, width=64, head_width=16, patch_size=8, image_size=32)
     text = CLIPTextCfg(context_length=12, vocab_size=99, width=32, heads=4, layers=1)
     clip = CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=activation == "quick_gelu")
-    model = attach(clip, "stan", depth=2).to(GPU).eval()
+    model = attach(clip, "stan", branch_kwargs={"depth": 2}).to(GPU).eval()
     visual, video = model.backbone.visual, some_video(model)
     block = visual.transformer.resblocks[0]
 
@@ -191,7 +191,7 @@ def test_cached_batches_bring_taps_from_the_cpu_to_the_gpu(clips):
 def test_micro_batches_and_activation_checkpointing_give_the_gradient_of_the_full_batch():
     """Use float64, where rounding hides nothing."""
     config = TrainConfig(batch_size=6, captions_per_video=1, data_config=replace(DATA_CONFIG, precision="32-true"))
-    model = perturbed_model(options={"drop_path": 0.0}).train()
+    model = perturbed_model(drop_path=0.0).train()
     text = embed_texts(model, [f"a shape number {i}" for i in range(6)], precision="32-true").double().to(GPU)
     video = torch.randint(0, 255, (6, 4, 3, *model.backbone.image_size), dtype=torch.uint8)
     model, video = model.double(), model.transform(video.to(GPU)).double()
@@ -214,7 +214,7 @@ def test_micro_batches_and_activation_checkpointing_give_the_gradient_of_the_ful
 
 
 def test_activation_checkpointing_repeats_the_random_numbers_of_the_first_pass():
-    model = perturbed_model(options={"drop_path": 0.5}).train()
+    model = perturbed_model(drop_path=0.5).train()
     taps = model.reads(some_video(model))
     grads = []
     for checkpointed in (False, True):

@@ -34,6 +34,12 @@ def test_import_loads_nothing_heavy_not_even_torch():
     assert not loaded_by("import clipvid") & {*HEAVY, "torch", "numpy"}
 
 
+def test_listing_checking_and_rendering_clips_load_no_torch():
+    # Each process that renders clips, and each that starts workers which decode, would need 2 s of CPU to load it.
+    script = "import clipvid.data.open, clipvid.data.check, clipvid.data.motion_shapes"
+    assert not loaded_by(script) & {*HEAVY, "torch", "torchvision"}
+
+
 def test_the_check_detects_a_heavy_module():
     assert "av" in loaded_by("import av")
 

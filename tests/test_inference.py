@@ -106,7 +106,7 @@ def test_concurrent_threads_each_get_the_tap_of_their_own_clip(tiny_clip):
     def work(number):
         start.wait()
         with torch.no_grad():
-            return all(torch.equal(model.encode_video(clips[number]), serial[number]) for _ in range(10))
+            return all(torch.equal(model.encode_video(clips[number]), serial[number]) for _ in range(5))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))

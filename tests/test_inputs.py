@@ -6,8 +6,10 @@ import io
 import os
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import torch
@@ -139,7 +141,8 @@ REFUSED = {
     "six axes": (torch.zeros(1, 1, 1, 3, 48, 48, dtype=torch.uint8), r"got \(1, 1, 1, 3, 48, 48\)"),
     "colours in two places": (np.zeros((5, 3, 48, 3), np.uint8), "3 colours in one axis only, got"),
     "colours in no place": (np.zeros((5, 48, 48, 4), np.uint8), "convert grey or RGBA frames to RGB"),
-    "objects": (np.array([[None]]), "must be uint8 .* or float .*, got object"),
+    "objects": (np.array(["a.mp4", None]), r"a list of paths, got an array of object; give list\(paths\)"),
+    "strings": (np.array(["a.mp4"]), r"must be an array of pixels or .*, got an array of <U5; give list\(paths\)"),
     "other integers": (np.zeros((5, 48, 48, 3), np.int64), r"got int64; convert pixels with \.astype\('uint8'\)"),
     "other integers of torch": (torch.zeros(5, 3, 48, 48, dtype=torch.int32), "got torch.int32"),
     "no frames": (np.zeros((0, 48, 48, 3), np.uint8), r"holds no frame, its shape is \(0, 48, 48, 3\)"),
@@ -159,9 +162,19 @@ def test_an_unclear_array_is_refused_with_its_shape_and_the_next_step(model, nam
         model.encode_video(video)
 
 
+def test_floats_of_two_sizes_are_no_batch_of_images(model):
+    images = [torch.randn(3, 48, 48), torch.randn(3, 40, 40)]
+    with pytest.raises(ValueError, match=r"one size .*, got \(40, 40\), \(48, 48\); give uint8 for any size"):
+        model.encode_image(images)
+
+
 def test_an_object_of_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"must be an array or a file .*, got int; convert it with numpy\.asarray"):
         as_clips(3)
+    with pytest.raises(ValueError, match=r"or a list of either, got \w+; make a list of it, with list\(\)"):
+        as_clips(Path().glob("*.mp4"))
+    with pytest.raises(ValueError, match=r"got an array of object; give list\(paths\)"):
+        as_clips(pd.Series(["a.mp4"], dtype=object))
 
 
 def test_a_constant_float_clip_and_negative_values_are_no_pixels():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipvid.evaluation.metrics import bootstrap_interval, recognition_metrics
-from clipvid.evaluation.metrics.bootstrap import class_mean
+from clipvid.evaluation.metrics.bootstrap import class_mean, class_mean_interval
 
 
 def metrics_of(hits, labels):
@@ -48,3 +48,11 @@ def test_samples_drawn_many_at_a_time_are_those_drawn_one_by_one(queries):
     scores = np.random.default_rng(1).random(queries)
     one_by_one = bootstrap_interval(scores, statistic=lambda sample: float(np.mean(sample)))
     assert bootstrap_interval(scores) == one_by_one
+
+
+def test_class_means_of_samples_that_lack_classes_are_those_of_samples_drawn_one_by_one():
+    rng = np.random.default_rng(0)
+    labels, hits = np.arange(60) % 20, rng.random(60) < 0.5
+    rows = np.stack([hits, labels], axis=1).astype(float)
+    expected = bootstrap_interval(rows, statistic=class_mean, seed=3)
+    assert class_mean_interval(rows[:, 0], labels, seed=3) == pytest.approx(expected, rel=1e-12)

@@ -25,12 +25,11 @@ from clipvid.models.factory import create_model
 from clipvid.models.video_clip import VideoCLIP
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=1, precision="32-true")
-CLIPS, KILLS = 40, 20
 
 
 @pytest.fixture
 def model():
-    return create_model("clipvid-mini", depth=2)
+    return create_model("clipvid-mini", branch_kwargs={"depth": 2})
 
 
 def fill(cache: TapCache, model: VideoCLIP, data: VideoDataset, began: Connection) -> None:
@@ -65,18 +64,21 @@ def finished_keys(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was loaded, which is safe on Linux")
-def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_no_partial_one(model, tmp_path):
-    data = write_dataset(tmp_path / "shapes", "test", CLIPS)
+@pytest.mark.parametrize(("n_clips", "n_kills"), [(24, 10), pytest.param(40, 20, marks=pytest.mark.slow)])
+def test_a_cache_killed_at_random_moments_loses_no_finished_clip_and_serves_no_partial_one(
+    model, tmp_path, n_clips, n_kills
+):
+    data = write_dataset(tmp_path / "shapes", "test", n_clips)
     cache, undisturbed = TapCache(tmp_path / "killed"), TapCache(tmp_path / "undisturbed")
     folder = tmp_path / "killed" / cache.cache_key(model, DATA_CONFIG).key
+    cache.store(model, data.subset([0]), DATA_CONFIG)  # the first call also imports and prepares
     started = time.perf_counter()
     expected = undisturbed.store(model, data, DATA_CONFIG)
     seconds = time.perf_counter() - started
-    cache.store(model, data.subset([0]), DATA_CONFIG)
     rng, before, kills, counts = random.Random(7), finished_keys(folder), 0, set()
-    for _ in range(KILLS):
+    for _ in range(n_kills):
         process = start_writer(cache, model, data)
-        time.sleep(rng.uniform(0, 4 * seconds / KILLS))
+        time.sleep(rng.uniform(0, 4 * seconds / n_kills))
         done = finished_keys(folder)  # before the kill
         process.kill()
         process.join(60)
@@ -86,14 +88,14 @@ def test_a_cache_killed_at_20_random_moments_loses_no_finished_clip_and_serves_n
         before = after
         kills += process.exitcode == -signal.SIGKILL
         counts.add(len(after))
-    assert kills >= KILLS / 2
+    assert kills >= n_kills / 2
     assert len(counts) >= 3, "the kills must hit while clips are written"
     process = start_writer(cache, model, data)
     process.join(60)
     assert process.exitcode == 0
-    assert len(finished_keys(folder)) == CLIPS
+    assert len(finished_keys(folder)) == n_clips
     resumed = TapCache(tmp_path / "killed").store(model, data, DATA_CONFIG)
-    taps = [store.batch(range(CLIPS)) for store in (resumed, expected)]
+    taps = [store.batch(range(n_clips)) for store in (resumed, expected)]
     for a, b in zip(*((*t.patches, *t.cls, t.frames) for t in taps), strict=True):
         assert torch.equal(a, b)
     assert [r.path for r in resumed.data] == [r.path for r in data]

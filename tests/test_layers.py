@@ -156,4 +156,4 @@ def test_the_structure_stays_within_its_limits():
     measures = structure.measure(package())
     assert not {name: measures[name] for name, limit in structure.LIMITS.items() if measures[name] > limit}
     assert not structure.long_files(package())
-    assert len(structure.long_functions(package())) <= 2
+    assert len(package().long_functions) <= 2

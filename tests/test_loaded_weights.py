@@ -13,7 +13,7 @@ from clipvid.models.factory import create_model, load
 
 @pytest.fixture
 def model():
-    return create_model("clipvid-mini", depth=1)
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1})
 
 
 def _loaded_alike(model, folder) -> bool:
@@ -47,7 +47,7 @@ def test_a_base_changed_inside_before_its_fingerprint_is_refused_by_save(model, 
         model.backbone.clip.visual.proj.mul_(1.5)
     with pytest.raises(CheckpointError, match=r"must be clipvid-mini as loaded .* in visual\.proj; convert and load"):
         model.save(tmp_path / "m")
-    halved = create_model("clipvid-mini", depth=1)
+    halved = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     halved.backbone.clip.half()
     with pytest.raises(CheckpointError, match="another precision"):
         halved.save(tmp_path / "m")
@@ -55,7 +55,7 @@ def test_a_base_changed_inside_before_its_fingerprint_is_refused_by_save(model, 
 
 def test_a_model_in_half_precision_is_saved_with_the_base_that_it_was_loaded_from(model, tmp_path):
     base = model.backbone.fingerprint
-    half = create_model("clipvid-mini", depth=1).half()
+    half = create_model("clipvid-mini", branch_kwargs={"depth": 1}).half()
     again = load(half.save(tmp_path / "m"))
     assert again.backbone.fingerprint == half.backbone.fingerprint == base
     assert not again.backbone.trained

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from multiprocessing import active_children, get_all_start_methods, get_start_method, set_start_method
+from multiprocessing import active_children, get_all_start_methods, get_context, get_start_method, set_start_method
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,19 +151,73 @@ list(batches_of(ClipDataset(data, frames=2, transform=VideoTransform(16)), [[0]]
 """
 
 
-@pytest.mark.parametrize("clips", [1, pytest.param(20_000, marks=pytest.mark.slow)])  # 20,000 clips fill the pipe
-def test_a_script_without_a_main_guard_gets_an_error_that_says_so(tmp_path, dataset, clips):
+def run_script(script: Path, arguments: list[str], errors: Path) -> None:
+    """Run a script as the main module of this process, and send what it writes about errors to a file."""
+    sys.argv, sys.stderr = [str(script), *arguments], errors.open("w", encoding="utf-8")
+    runpy.run_path(str(script), run_name="__main__")  # multiprocessing writes the traceback
+
+
+def check_main_guard_error(exit_code: int | None, errors: str) -> None:
+    last = errors.splitlines()[-1]
+    assert exit_code == 1
+    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started"), errors
+    assert 'under `if __name__ == "__main__":`, or give workers=0' in last
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="forks a process that has torch")
+def test_a_script_without_a_main_guard_gets_an_error_that_says_so(tmp_path, dataset):
+    (tmp_path / "run.py").write_text(UNGUARDED)
+    arguments = [str(dataset.data[0].path), "1"]
+    # A fork imports nothing again.
+    target = partial(run_script, tmp_path / "run.py", arguments, tmp_path / "errors")
+    process = get_context("fork").Process(target=target)
+    process.start()
+    process.join(120)
+    check_main_guard_error(process.exitcode, (tmp_path / "errors").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clips", [1, 20_000])  # 20,000 clips fill the pipe
+def test_an_interpreter_that_runs_a_script_without_a_main_guard_ends_with_that_error(tmp_path, dataset, clips):
     script = tmp_path / "run.py"
     script.write_text(UNGUARDED)
     command = [sys.executable, str(script), str(dataset.data[0].path), str(clips)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert process.returncode == 1
-    last = process.stderr.splitlines()[-1]
-    assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started"), process.stderr
-    assert 'under `if __name__ == "__main__":`, or give workers=0' in last
+    check_main_guard_error(process.returncode, process.stderr)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_new_process_is_sent_the_clips_and_the_decoder_verdicts(dataset, monkeypatch):
+    """Start methods other than fork pickle what a worker needs; a forked one inherits it."""
+    sent: list[bytes] = []
+
+    class Recorder:
+        def __init__(self, clips, *, worker_init_fn, collate_fn, **_) -> None:
+            sent.append(pickle.dumps((clips, worker_init_fn, collate_fn)))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self) -> None:
+            raise StopIteration
+
+        def _shutdown_workers(self) -> None: ...
+
+    monkeypatch.setattr(loader, "DataLoader", Recorder)
+    main_process, new_process = Memory(), Memory()
+    file = verdicts.identity(dataset.data[0].path)
+    objection = Verdict.of((), stream=0, objection="a verdict that only the main process has")
+    main_process.learn({("decord", file.device, file.inode): (file, objection)})
+    monkeypatch.setattr(loader, "memory", lambda: main_process)
+    assert list(batches_of(dataset, [[0]], workers=1)) == []
+    monkeypatch.setattr(loader, "memory", lambda: new_process)
+    clips, start, collate_for_sending = pickle.loads(sent[0])
+    start(0)
+    assert new_process.get(file, "decord") == objection
+    received = pickle.loads(pickle.dumps(collate_for_sending([clips[1]])))
+    assert same([received.batch], as_is(dataset, [[1]]))
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_get_the_decoder_verdicts_and_send_new_ones_back(tmp_path, write_video, monkeypatch, context):
     if context not in get_all_start_methods():
         pytest.skip(f"needs {context}")
@@ -304,7 +361,7 @@ def test_training_that_stops_early_leaves_no_thread(tiny_clip, tmp_path, monkeyp
     monkeypatch.setattr("clipvid.training.trainer.Run.step", step)
     config = TrainConfig(task="recognition", epochs=1, batch_size=2, data_config=DataConfig(frames=2))
     with pytest.raises(error) as caught:
-        train(attach(tiny_clip, depth=1), data, None, config, progress=False)
+        train(attach(tiny_clip, branch_kwargs={"depth": 1}), data, None, config, progress=False)
     assert caught.traceback
     assert alive[0]
     assert not threads()

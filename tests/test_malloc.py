@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+import resource
 
 import pytest
+import torch
+from forked import in_a_fork
 
-SCRIPT = """
-import resource, torch
 from clipvid.runtime.malloc import keep_freed_memory
 
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+GLIBC = [int(part) for part in platform.libc_ver()[1].split(".")[:2]] if platform.libc_ver()[0] == "glibc" else [0, 0]
 
 
-def step():
+def step() -> None:
     a = torch.ones(9 * 2**20)  # 36 MiB each; blocks up to 32 MiB may be kept without the setting
     b = a + 1
     c = b * 2
@@ -25,27 +24,24 @@ def step():
     d.sum()
 
 
-def faults_of_five_steps():
-    for _ in range(6):  # until the heap is as large as one step needs
+def faults_of_a_step() -> int:
+    """Return the page faults of a step, after four that make the heap as large as a step needs."""
+    for _ in range(4):
         step()
-    before = faults()
-    for _ in range(5):
-        step()
-    return faults() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-by_default = faults_of_five_steps()
-assert keep_freed_memory()
-print(by_default, faults_of_five_steps())
-"""
-
-
-GLIBC = [int(part) for part in platform.libc_ver()[1].split(".")[:2]] if platform.libc_ver()[0] == "glibc" else [0, 0]
+def faults_by_default_and_with_the_setting() -> tuple[int, int]:
+    torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
+    by_default = faults_of_a_step()
+    assert keep_freed_memory()
+    return by_default, faults_of_a_step()
 
 
 @pytest.mark.skipif(GLIBC < [2, 35], reason="needs glibc 2.35 or later, where the setting covers blocks of 36 MiB")
 def test_freed_memory_is_kept_and_not_mapped_again():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    by_default, with_setting = map(int, done.stdout.split())
+    by_default, with_setting = in_a_fork(faults_by_default_and_with_the_setting)
     assert by_default > 10_000
     assert with_setting < 500

@@ -102,9 +102,9 @@ def test_video_to_text_takes_the_best_caption_of_every_video():
 def test_counting_in_blocks_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     scores, video_index = rng.integers(0, 9, size=(57, 31)) / 8, rng.integers(0, 31, size=57)
-    expected = retrieval_metrics(scores, video_index, n_bootstrap=5)
+    expected = retrieval_metrics(scores, video_index, n_resamples=5)
     monkeypatch.setattr(scores_of, "BLOCK", 64)
-    blocks = retrieval_metrics(scores, video_index, n_bootstrap=5)
+    blocks = retrieval_metrics(scores, video_index, n_resamples=5)
     assert blocks.to_dict() == expected.to_dict()
     assert blocks.v2t.ranks.tolist() == expected.v2t.ranks.tolist()
 
@@ -193,7 +193,7 @@ def test_stored_msrvtt_metrics_are_reproduced_under_each_tie_rule(direction, tie
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
 def test_the_expected_metrics_lie_between_the_best_and_the_worst_order_of_ties(direction):
     matrix, stored = reference()
-    metrics = getattr(retrieval_metrics(matrix, np.arange(1000), n_bootstrap=1), direction)
+    metrics = getattr(retrieval_metrics(matrix, np.arange(1000), n_resamples=1), direction)
     for name in ("R@1", "R@5", "R@10", "R@50"):
         assert stored[direction]["ties_pessimistic"][name] - 1e-9 <= metrics[name]
         assert metrics[name] <= stored[direction]["ties_optimistic"][name] + 1e-9
@@ -239,7 +239,7 @@ def test_recognition_agrees_with_naive_counting_under_ties():
     rng = np.random.default_rng(0)
     logits = rng.integers(0, 5, size=(80, 7)).astype(np.float32)
     labels = rng.integers(0, 6, size=80)  # class 6 never occurs
-    result = recognition_metrics(torch.tensor(logits), torch.tensor(labels), n_bootstrap=10)
+    result = recognition_metrics(torch.tensor(logits), torch.tensor(labels), n_resamples=10)
     top1 = np.array([naive_top(row, label, 1) for row, label in zip(logits, labels, strict=True)])
     top5 = [naive_top(row, label, 5) for row, label in zip(logits, labels, strict=True)]
     assert result["top-1"] == pytest.approx(100 * top1.mean())
@@ -272,7 +272,7 @@ def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_its_level_says
     covered = 0
     for trial in range(200):
         scores = np.random.default_rng(trial).random(100) < 0.3
-        low, high = bootstrap_interval(scores, n=200, seed=trial)
+        low, high = bootstrap_interval(scores, n_resamples=200, seed=trial)
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 198
 
@@ -304,8 +304,8 @@ def test_the_bootstrap_depends_on_its_seed_alone():
     scores = np.random.default_rng(0).random(50)
     assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)
     assert bootstrap_interval(scores, seed=1) != bootstrap_interval(scores, seed=2)
-    with pytest.raises(ValueError, match="n >= 1, got 50 scores and n=0"):
-        bootstrap_interval(scores, n=0)
+    with pytest.raises(ValueError, match="n_resamples >= 1, got 50 scores and n_resamples=0"):
+        bootstrap_interval(scores, n_resamples=0)
 
 
 def test_results_print_as_json_and_as_a_table_with_counts():
@@ -395,16 +395,16 @@ def test_the_paired_bootstrap_detects_a_real_difference_and_no_other():
     rng = np.random.default_rng(0)
     a = (rng.random(1000) < 0.5).astype(float)
     better = np.where(rng.random(1000) < 0.1, 1.0, a)
-    comparison = paired_bootstrap(a, better, n=2000)
+    comparison = paired_bootstrap(a, better, n_resamples=2000)
     assert comparison.p < 0.01
     assert comparison.interval[0] <= comparison.mean <= comparison.interval[1]
-    assert paired_bootstrap(a, a, n=200).p == 1.0
+    assert paired_bootstrap(a, a, n_resamples=200).p == 1.0
     hits, ties = np.tile([1.0, 0.0, 0.0], 4), np.full(12, 0.333333)  # a saved result rounds a third to 0.333333
-    p_exact = paired_bootstrap(hits, np.full(12, 1 / 3), n=2000).p
-    assert paired_bootstrap(hits, ties, n=2000).p == pytest.approx(p_exact)
+    p_exact = paired_bootstrap(hits, np.full(12, 1 / 3), n_resamples=2000).p
+    assert paired_bootstrap(hits, ties, n_resamples=2000).p == pytest.approx(p_exact)
     assert p_exact > 0.9
     other = rng.permutation(a)
-    assert paired_bootstrap(a, other, n=2000).p > 0.05
+    assert paired_bootstrap(a, other, n_resamples=2000).p > 0.05
     with pytest.raises(ValueError, match="scores of the same queries, got"):
         paired_bootstrap(a, a[1:])
 
@@ -415,5 +415,5 @@ def test_p_values_are_uniform_under_no_difference():
     for trial in range(200):
         rng = np.random.default_rng(trial)
         a, b = (rng.random(120) < 0.4).astype(float), (rng.random(120) < 0.4).astype(float)
-        below += paired_bootstrap(a, b, n=300, seed=trial).p < 0.1
+        below += paired_bootstrap(a, b, n_resamples=300, seed=trial).p < 0.1
     assert 8 <= below <= 36

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -16,7 +18,7 @@ from clipvid.errors import VideoError
 from clipvid.video.decode import probe, read
 
 
-def corruptions(data: Path, folder: Path, numbers: range) -> Counter:
+def corruptions(data: Path, folder: Path, numbers: Iterable[int]) -> Counter:
     """Return the number of corruptions by kind and outcome."""
     counts: Counter = Counter()
     originals: dict[str, tuple[list[int], torch.Tensor]] = {}
@@ -37,10 +39,14 @@ def corruptions(data: Path, folder: Path, numbers: range) -> Counter:
 GOOD = {"refused", "right", "other"}
 
 
-def test_60_corruptions_cause_no_crash_and_no_stale_frame(shared_data, tmp_path):
-    counts = corruptions(shared_data, tmp_path, range(60))
+def test_24_corruptions_cause_no_crash_and_no_stale_frame(shared_data, tmp_path):
+    """Each clip gets two kinds of damage, and each kind occurs in four clips or more."""
+    clips = range(len(CLIPS))
+    numbers = [clip + len(CLIPS) * ((clip + shift) % len(KINDS)) for shift in (0, 2) for clip in clips]
+    counts = corruptions(shared_data, tmp_path, numbers)
+    assert {kind for kind, _ in counts} == set(KINDS)
     assert {result for _, result in counts} <= GOOD, counts
-    assert sum(n for (_, result), n in counts.items() if result == "refused") >= 30
+    assert sum(n for (_, result), n in counts.items() if result == "refused") >= 12
 
 
 @pytest.mark.slow
@@ -67,7 +73,7 @@ def test_outcome_distinguishes_zeros_stale_frames_crashes_and_hangs(tmp_path, wr
 
     def hang() -> torch.Tensor:
         while True:
-            pass
+            time.sleep(0.01)
 
     blank = true.clone()
     blank[1] = 0

@@ -15,7 +15,7 @@ from clipvid.training.train_batch import TrainBatch
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = create_model("clipvid-mini", depth=1).eval()
+    model = create_model("clipvid-mini", branch_kwargs={"depth": 1}).eval()
     model.head = LinearClassifier(model.embed_dim, ("a", "b", "c"))
     torch.nn.init.normal_(model.branch.fusion.gate.weight, std=0.05)
     return model
@@ -75,7 +75,7 @@ def test_retrieval_compares_by_the_models_similarity(model):
     scale = model.backbone.logit_scale
     expected = matching(batch.text @ model.encode_video(batch.video, normalize=True).T, video_index, scale=scale)
     torch.testing.assert_close(Retrieval(model, TrainConfig())(batch), expected, atol=1e-5, rtol=1e-5)
-    token_wise_model = create_model("clipvid-mini", depth=1, similarity="mug").eval()
+    token_wise_model = create_model("clipvid-mini", branch_kwargs={"depth": 1}, similarity="mug").eval()
     batch = make_batch(text=token_wise_model.backbone.tokenize(texts), video_index=video_index)
     frames, _ = token_wise_model.encode_clip(batch.video)
     expected = matching(token_wise_model.match(token_wise_model.text_features(texts), frames), video_index, scale=5.0)

@@ -70,7 +70,7 @@ def test_each_caption_has_the_rank_of_its_video_and_the_video_that_came_first(mo
         assert result.per_query(direction)["rank"].tolist() == ranks
     with pytest.raises(ValueError, match="direction must be one of t2v, v2t, got 'text'"):
         result.per_query("text")
-    with pytest.raises(ValueError, match="has no scores per query"):
+    with pytest.raises(ValueError, match="without scores per query; get one from"):
         replace(result, queries=None).per_query()
 
 
@@ -224,6 +224,10 @@ def test_results_are_shown_in_a_few_lines(model, data, result, tmp_path):
 def test_a_result_draws_its_curves_or_its_confusions(model, data, result):
     axes = result.plot().axes[0]
     assert axes.lines[0].get_ydata()[0] == pytest.approx(result["R@1"])
+    more_captions = replace(result.metrics, v2t=replace(result.metrics.v2t, n_gallery=40))
+    lines = {line.get_label(): line for line in replace(result, metrics=more_captions).plot().axes[0].lines}
+    for name, size in (("text to video", 12), ("video to text", 40)):
+        assert lines[f"chance, {name}"].get_ydata()[0] == pytest.approx(100 / size)
     recognised = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     figure = recognised.plot()
     assert data.name in figure.get_suptitle()

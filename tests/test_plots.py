@@ -13,9 +13,9 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 
 from clipvid.plots import (
-    Hit,
     RetrievalRow,
-    Trade,
+    RetrievedClip,
+    TradeOffPoint,
     charts,
     confusion_matrix,
     film_strip,
@@ -30,6 +30,14 @@ from clipvid.plots import (
 
 MAGENTA, CYAN = (250, 10, 240), (10, 240, 250)  # colours that the style itself never uses
 HISTORY = [{"run": run, "epoch": e, "loss": 1 / (e + 1), "score": e} for run in ("a", "b") for e in range(3)]
+
+
+@pytest.fixture
+def coarse(monkeypatch) -> None:
+    """A third of the resolution, for claims that do not count pixels."""
+    coarser = style.DPI // 3
+    for module in (style, charts, film_strips):
+        monkeypatch.setattr(module, "DPI", coarser)
 
 
 def clip(colour, *, n_frames=3, height=24, width=24):
@@ -48,7 +56,7 @@ def area(path, colour):
 
 
 def test_grid_shows_every_frame_of_every_hit(tmp_path):
-    hits = (Hit(clip(MAGENTA), 0.9, True), Hit(clip(CYAN), 0.1, False))
+    hits = (RetrievedClip(clip(MAGENTA), 0.9, True), RetrievedClip(clip(CYAN), 0.1, False))
     path = save(retrieval_grid([RetrievalRow("two colours", hits)]), tmp_path / "grid.png")
     assert area(path, MAGENTA) == pytest.approx(area(path, CYAN), rel=0.05)
     assert area(path, MAGENTA) > 0.1 * pixels(path)[..., 0].size
@@ -56,7 +64,7 @@ def test_grid_shows_every_frame_of_every_hit(tmp_path):
 
 def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
     def grid(right, name):
-        return save(retrieval_grid([RetrievalRow("q", (Hit(clip(CYAN), 0.5, right),))]), tmp_path / name)
+        return save(retrieval_grid([RetrievalRow("q", (RetrievedClip(clip(CYAN), 0.5, right),))]), tmp_path / name)
 
     right, wrong = grid(True, "right.png"), grid(False, "wrong.png")
     assert area(right, style.RIGHT) > 500
@@ -68,7 +76,7 @@ def test_right_and_wrong_differ_in_colour_and_in_shape(tmp_path):
 
 def test_long_sentences_make_the_page_taller_and_are_not_clipped(tmp_path):
     def grid(query, caption):
-        hit = Hit(clip(CYAN), 0.5, True, caption)
+        hit = RetrievedClip(clip(CYAN), 0.5, True, caption)
         return pixels(save(retrieval_grid([RetrievalRow(query, (hit,))]), tmp_path / "grid.png"))
 
     short, long = grid("a dog", "a dog"), grid("a dog runs " * 30, "unbreakable" * 30)
@@ -87,7 +95,7 @@ def test_wrapping_loses_no_letter_and_keeps_the_width():
 
 
 def test_clips_of_different_sizes_keep_their_aspect_ratio(tmp_path):
-    hits = (Hit(clip(MAGENTA, width=72), 0.9, True), Hit(clip(CYAN, n_frames=1), 0.1, False))
+    hits = (RetrievedClip(clip(MAGENTA, width=72), 0.9, True), RetrievedClip(clip(CYAN, n_frames=1), 0.1, False))
     shot = pixels(save(retrieval_grid([RetrievalRow("q", hits)]), tmp_path / "grid.png"))
     rows, columns = np.nonzero(np.abs(shot - MAGENTA).max(axis=2) < 12)
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -109,6 +117,7 @@ def test_training_curve_draws_each_run_in_a_colour_of_its_own(tmp_path):
     assert area(alone, style.RUN_COLOURS[1]) == 0
 
 
+@pytest.mark.usefixtures("coarse")
 def test_training_curve_without_scores_has_one_panel(tmp_path):
     with_scores = save(training_curve(HISTORY), tmp_path / "with.png")
     without = save(training_curve([{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]), tmp_path / "without.png")
@@ -127,7 +136,8 @@ def test_confusion_matrix_is_dark_where_the_share_is_high(tmp_path):
     assert dark > 0.1 * pixels(path)[..., 0].size  # both diagonal cells: shares of the row, not counts
 
 
-@pytest.mark.parametrize("n_classes", [1, 24, 130])
+@pytest.mark.usefixtures("coarse")
+@pytest.mark.parametrize("n_classes", [1, 24, 61])
 def test_confusion_matrix_of_any_number_of_classes_keeps_its_margins(tmp_path, n_classes):
     names = [f"a class with a long name, number {i}" for i in range(n_classes)]
     shot = pixels(save(confusion_matrix(np.eye(n_classes), names, title="long title " * 20), tmp_path / "matrix.png"))
@@ -140,9 +150,13 @@ def test_confusion_matrix_of_any_number_of_classes_keeps_its_margins(tmp_path, n
     [
         (lambda path: save(training_curve([]), path), "history is empty"),
         (lambda path: save(training_curve([{"epoch": 1}]), path), r"\{'epoch': 1\} lacks loss"),
-        (lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path), "no hits"),
+        (
+            lambda path: save(retrieval_grid([RetrievalRow("q", ())]), path),
+            "must have hits, got 1 rows without any; give",
+        ),
         (lambda path: save(confusion_matrix(np.eye(3), ["a", "b"]), path), r"\(C, C\) for 2 classes, got \(3, 3\)"),
-        (lambda path: save(film_strip(clip(CYAN)[:0]), path), "no frame"),
+        (lambda path: save(film_strip(clip(CYAN)[:0]), path), r"at least one frame, got shape \(0, 3, 24, 24\); give"),
+        (lambda path: save(film_strip(clip(CYAN), per_row=0), path), "per_row must be an integer >= 1, got 0; give"),
         (lambda path: save(film_strip(clip(CYAN)), path.with_suffix(".mp4")), r"cannot draw 'x.mp4'; .* png"),
     ],
 )
@@ -176,9 +190,10 @@ def test_drawing_never_loads_pyplot(tmp_path, monkeypatch):
     assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.usefixtures("coarse")
 def test_a_mark_is_a_labelled_line_across_the_chart(tmp_path):
-    points = [Trade("a", 2.0, 20.0, 1.0, "one"), Trade("b", 200.0, 90.0, 2.0, "two")]
-    words = {"title": "Price", "price": "ms", "quality": "%"}
+    points = [TradeOffPoint("a", 2.0, 20.0, 1.0, "one"), TradeOffPoint("b", 200.0, 90.0, 2.0, "two")]
+    words = {"title": "Cost", "cost": "ms", "quality": "%"}
     plain, marked = (
         pixels(save(trade_off(points, **words, mark=mark), tmp_path / "chart.png")) for mark in (None, (50.0, "chance"))
     )
@@ -189,6 +204,7 @@ def test_a_mark_is_a_labelled_line_across_the_chart(tmp_path):
     assert changed[: int(np.argmax(lines)) - 2].any(), "the label must be above the line"
 
 
+@pytest.mark.usefixtures("coarse")
 def test_figures_leave_no_trace_in_matplotlib_and_notebooks_show_them(tmp_path):
     figure = training_curve(HISTORY)
     shown = figure._repr_png_()
@@ -210,3 +226,22 @@ def test_a_recall_curve_passes_through_the_shares_of_its_ranks():
     assert chance[5] == 50
     with pytest.raises(ValueError, match="ranks must not be empty"):
         recall_curve({}, 10)
+
+
+def test_galleries_of_different_sizes_have_a_chance_line_each():
+    ranks = {"t2v": np.array([1, 4]), "v2t": np.array([2.0, 50])}
+    axes = recall_curve(ranks, {"t2v": 10, "v2t": 100}).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["t2v", "v2t", "chance, t2v", "chance, v2t"]
+    for name, size in (("t2v", 10), ("v2t", 100)):
+        k, chance = lines[f"chance, {name}"].get_data()
+        assert (k[-1], chance[-1]) == (size, 100)
+        assert chance[list(k).index(5)] == pytest.approx(500 / size)
+        assert lines[name].get_xdata()[-1] == size, "no curve goes on beyond its gallery"
+        assert lines[f"chance, {name}"].get_color() == lines[name].get_color()
+    equal = recall_curve(ranks, {"t2v": 100, "v2t": 100}).axes[0]
+    assert [line.get_label() for line in equal.lines] == ["t2v", "v2t", "chance"]
+    with pytest.raises(ValueError, match="got none for v2t; add it"):
+        recall_curve(ranks, {"t2v": 10})
+    with pytest.raises(ValueError, match="n_gallery must be integers >= 1, got 0"):
+        recall_curve(ranks, 0)

@@ -123,13 +123,13 @@ def test_awaited_closes_its_source():
     assert closed
 
 
-@pytest.fixture
-def clips(tmp_path):
-    return motion_shapes.write_dataset(tmp_path / "shapes", "test", 8)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return motion_shapes.write_dataset(tmp_path_factory.mktemp("shapes"), "test", 8)
 
 
 def test_embedding_and_training_record_their_stages(tiny_clip, clips):
-    model = attach(tiny_clip, depth=1)
+    model = attach(tiny_clip, branch_kwargs={"depth": 1})
     with profiled() as live:
         embed_videos(model, clips, DataConfig(frames=2, batch_size=4))
     assert set(live.seconds) == {"other", "waiting for data", "normalise", "tower", "branch"}

@@ -10,7 +10,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,11 +66,32 @@ WEAK_OPENINGS = words_of(
 MAX_WEAK_SHARE = 0.02
 
 
-def identifiers(text: str) -> Iterator[tuple[str, int]]:
+NAME_FIELDS = {
+    ast.Name: ("id",),
+    ast.Attribute: ("attr",),
+    ast.arg: ("arg",),
+    ast.keyword: ("arg",),
+    ast.FunctionDef: ("name",),
+    ast.AsyncFunctionDef: ("name",),
+    ast.ClassDef: ("name",),
+    ast.ImportFrom: ("module",),
+    ast.alias: ("name", "asname"),
+    ast.ExceptHandler: ("name",),
+    ast.MatchAs: ("name",),
+    ast.MatchStar: ("name",),
+    ast.MatchMapping: ("rest",),
+}
+"""Fields of syntax nodes that hold a name, perhaps a dotted one."""
+
+
+def identifiers(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, int]]:
     """Yield every name that code defines or uses, with its line; strings and comments are left out."""
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME:
-            yield token.string, token.start[0]
+    for node in nodes:
+        for field in NAME_FIELDS.get(type(node), ()):
+            if name := getattr(node, field):
+                yield from ((part, node.lineno) for part in name.split("."))
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            yield from ((name, node.lineno) for name in node.names)
 
 
 def comments(text: str) -> Iterator[tuple[str, int]]:
@@ -80,9 +101,9 @@ def comments(text: str) -> Iterator[tuple[str, int]]:
             yield token.string, token.start[0]
 
 
-def docstrings(text: str) -> Iterator[str]:
+def docstrings(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Yield the docstrings of modules, classes, functions, fields and constants."""
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes:
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and (docstring := ast.get_docstring(node)):
             yield docstring
@@ -103,46 +124,63 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_no_retired_identifier():
-    uses = [
-        f"{named(path)}:{line}: {name}"
-        for path in CODE
-        for name, line in identifiers(path.read_text(encoding="utf-8"))
-        if name in RETIRED_NAMES
-    ]
+@pytest.fixture(scope="module")
+def texts() -> dict[Path, str]:
+    """Text of every file of code and every page."""
+    return {path: path.read_text(encoding="utf-8") for path in (*CODE, *PAGES)}
+
+
+@pytest.fixture(scope="module")
+def scanned(texts) -> dict[Path, tuple[list[tuple[str, int]], list[str]]]:
+    """Retired identifiers with their lines, and docstrings, of every file of code: each is parsed once."""
+    content = {}
+    for path in CODE:
+        nodes = [*ast.walk(ast.parse(texts[path]))]
+        content[path] = [use for use in identifiers(nodes) if use[0] in RETIRED_NAMES], [*docstrings(nodes)]
+    return content
+
+
+def test_no_retired_identifier(scanned):
+    uses = [f"{named(path)}:{line}: {name}" for path, (names, _) in scanned.items() for name, line in names]
     assert not uses, "docs/glossary.md has the words that replaced these"
 
 
-def test_no_retired_phrase():
+def test_no_retired_phrase(texts):
     uses = [
         f"{named(path)}: {match[0]}"
-        for path in [*CODE, *PAGES]
+        for path, text in texts.items()
         for phrase in RETIRED_PHRASES
-        for match in re.finditer(phrase, path.read_text(encoding="utf-8"))
+        for match in re.finditer(phrase, text)
     ]
     assert not uses, "docs/glossary.md has the words that replaced these"
 
 
-def test_no_comment_begins_with_a_relative_pronoun():
+def test_no_comment_begins_with_a_relative_pronoun(texts):
     hanging = [
         f"{named(path)}:{line}: {comment}"
         for path in CODE
-        for comment, line in comments(path.read_text(encoding="utf-8"))
+        if RELATIVE.search(texts[path])  # most files need no tokens
+        for comment, line in comments(texts[path])
         if RELATIVE.match(comment)
     ]
     assert not hanging, "a comment is a sentence of its own"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_few_docstrings_open_with_a_preposition_or_a_question_word(folder):
-    texts = [d for path in CODE if path.is_relative_to(ROOT / folder) for d in docstrings(path.read_text("utf-8"))]
-    weak = [text.splitlines()[0] for text in texts if opens_weakly(text)]
-    assert len(weak) <= MAX_WEAK_SHARE * len(texts), weak[:20]
+def test_few_docstrings_open_with_a_preposition_or_a_question_word(scanned, folder):
+    in_folder = (documented for path, (_, documented) in scanned.items() if path.is_relative_to(ROOT / folder))
+    docstrings_of_folder = [text for documented in in_folder for text in documented]
+    weak = [text.splitlines()[0] for text in docstrings_of_folder if opens_weakly(text)]
+    assert len(weak) <= MAX_WEAK_SHARE * len(docstrings_of_folder), weak[:20]
 
 
 def test_the_rules_see_what_they_forbid():
-    assert ("found", 1) in identifiers("found = 1")
-    assert not [name for name, _ in identifiers("x = 'found'  # found") if name == "found"]
+    uses = "found = 1", "def f(found): ...", "x.found", "f(found=1)", "import found.x", "from found import x"
+    for code in (*uses, "global found", "import x as found", "class found: ..."):
+        assert ("found", 1) in identifiers(ast.walk(ast.parse(code))), code
+    assert not [name for name, _ in identifiers(ast.walk(ast.parse("x = 'found'  # found"))) if name == "found"]
+    assert list(comments("x = '# that'  # which")) == [("# which", 1)]
     assert RELATIVE.match("# which would keep weights where they were")
     assert not RELATIVE.match("# weights stay where they are")
-    assert [opens_weakly(d) for d in docstrings('"""Of files."""\nx = 1\n"""Seconds."""')] == [True, False]
+    documented = docstrings(ast.walk(ast.parse('"""Of files."""\nx = 1\n"""Seconds."""')))
+    assert [opens_weakly(text) for text in documented] == [True, False]

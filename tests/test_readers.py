@@ -94,7 +94,7 @@ def test_parts_of_one_file_are_separate_records_with_their_times(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,caption\na.mp4,x\n", "line 1: no column one of path, file, video; the columns are name, caption"),
+        ("name,caption\na.mp4,x\n", "line 1: no column named path, file or video; the columns are name, caption"),
         ("path,text\na.mp4,x\n", "line 1: no column caption or label"),
         ("path,caption,caption\na.mp4,x,y\n", "line 1: duplicate column 'caption'"),
         ("path,caption\n", "no row below the header"),
@@ -186,7 +186,7 @@ def test_columns_of_other_names_are_read_by_option(table, tmp_path):
 @pytest.mark.parametrize(
     ("header", "columns", "message"),
     [
-        ("video_path,text", None, r"no column one of path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
+        ("video_path,text", None, r"no column named path.*give columns={'path': 'video_path', 'caption': 'text'}$"),
         ("path,sentence", None, r"no column caption or label.*give columns={'caption': 'sentence'}$"),
         ("filename,class", None, r"give columns={'path': 'filename', 'label': 'class'}$"),
         ("path,capt1on", None, r"give columns={'caption': 'capt1on'}$"),
@@ -231,14 +231,15 @@ def test_numeric_labels_of_a_frame_stay_numbers_beside_empty_cells(tmp_path):
     [
         (
             {"name": ["a.mp4"], "text": ["x"]},
-            r"the DataFrame: no column one of path.*columns={'path': 'name', 'caption'",
+            r"the DataFrame: no column named path.*columns={'path': 'name', 'caption'",
         ),
         ({"path": ["a.mp4"], "Path": ["x"]}, "the DataFrame: duplicate column 'path'"),
-        ({"path": [], "caption": []}, "the DataFrame: no row"),
+        ({"path": [], "caption": []}, "the DataFrame: no row below the header; add one per clip"),
         ({"path": ["a.mp4", "b.mp4"], "caption": ["x", None]}, "the DataFrame, row 1: the caption is empty"),
         ({"path": ["a.mp4", None], "caption": ["x", "y"]}, "the DataFrame, row 1: the path is empty"),
         ({"path": ["a.mp4"], "caption": [["x", "y"]]}, r"row 0: the caption must be a single.*df.explode\('caption'\)"),
-        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", "y"]}, "row 1: a.mp4 has label 'y', but row 0 says 'x'; keep one"),
+        ({"path": ["a.mp4"] * 2, "label": ["x", None]}, "row 1: a.mp4 has no label, but row 0 says 'x'; keep one"),
         (
             {"path": ["a.mp4"], "caption": ["x"], "start": [-1]},
             "row 0: start must be a number of seconds >= 0, got '-1'",
@@ -289,7 +290,7 @@ def test_splits_are_folders_below_the_root(tmp_path):
     train = open_dataset("folder", tmp_path, split="train")
     val = open_dataset("folder", tmp_path, split="val", classes=train.classes)
     assert [r.label for r in val] == [1]
-    with pytest.raises(DataError, match=r"holds splits \(train, val\).*\(split\)"):
+    with pytest.raises(DataError, match=r"holds splits \(train, val\).*give one as split=NAME"):
         open_dataset("folder", tmp_path)
     with pytest.raises(DataError, match=r"below .* are train, val"):
         open_dataset("folder", tmp_path, split="test")
@@ -390,7 +391,7 @@ def test_other_json_is_refused(tmp_path, text, message):
 def test_unknown_splits_and_missing_annotations_say_what_is_needed(tmp_path):
     with pytest.raises(DataError, match="no validation set"):
         open_dataset("msrvtt-1ka", tmp_path, split="val")
-    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*--annotations"):
+    with pytest.raises(DataError, match=r"needs MSRVTT_JSFUSION_test.csv or test_JSFUSION.json.*as annotations=PATH"):
         open_dataset("msrvtt-1ka", tmp_path)
     with pytest.raises(DataError, match="needs a split"):
         open_dataset("msrvtt", tmp_path)

@@ -18,6 +18,8 @@ import json
 import re
 import runpy
 import shlex
+import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,7 @@ import pytest
 import clipvid
 from clipvid.cli.commands import command_name
 from clipvid.cli.main import main
+from clipvid.data import motion_shapes
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -129,6 +132,25 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 def python(page: Path) -> list[Block]:
     return [block for block in blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes_rendered_once(tmp_path_factory) -> Iterator[None]:
+    """Render each clip of the data sets that pages write once, and copy it to the others."""
+    rendered, render = tmp_path_factory.mktemp("rendered"), motion_shapes._write_chunk
+
+    def write_chunk(folder: Path, split: str, seed: int, indices: list[int]) -> int:
+        store = rendered / f"{split} {seed}"
+        store.mkdir(exist_ok=True)
+        names = [motion_shapes._name(index) for index in indices]
+        render(store, split, seed, [i for i, name in zip(indices, names, strict=True) if not (store / name).exists()])
+        for name in names:
+            shutil.copy(store / name, folder)
+        return len(indices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(motion_shapes, "_write_chunk", write_chunk)
+        yield
 
 
 @pages

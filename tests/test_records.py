@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -116,6 +117,24 @@ def test_arrays_of_any_layout_become_named_clips_with_captions_and_labels():
     numbered = VideoDataset.from_arrays(clips, labels=torch.tensor([1, 0]), classes=["stand", "walk"], names=["a", "b"])
     assert [(str(record.path), record.label) for record in numbered] == [("a", 1), ("b", 0)]
     assert repr(data) == "VideoDataset('arrays': 2 videos, 3 captions, 2 classes)"
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")], ids=str)
+def test_a_missing_label_is_that_of_a_clip_without_a_class_in_arrays_and_frames(missing, tmp_path):
+    arrays = VideoDataset.from_arrays([walking()] * 3, labels=["dog", missing, "cat"])
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for path in paths:
+        path.touch()
+    frame = VideoDataset.from_frame(pd.DataFrame({"path": paths, "label": ["dog", missing, "cat"]}))
+    for data in (arrays, frame):
+        assert (data.classes, [record.label for record in data]) == (("cat", "dog"), [1, None, 0])
+    assert VideoDataset.from_frame(frame.to_frame()).records == frame.records
+    assert VideoDataset.from_arrays([walking()], labels=[missing]).classes == ()
+
+
+def test_numbers_beside_a_missing_label_stay_numbers():
+    data = VideoDataset.from_arrays([walking()] * 3, labels=np.array([2.0, np.nan, 0.0]))
+    assert (data.classes, [record.label for record in data]) == (("0", "1", "2"), [2, None, 0])
 
 
 def test_equal_arrays_have_equal_content_whatever_their_layout():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from dataclasses import dataclass
@@ -102,17 +103,55 @@ def test_a_name_that_no_command_line_could_spell_is_refused(name):
         registry_with().register(name, Thing)
 
 
-def test_a_name_is_replaced_by_its_own_module_alone():
-    things = registry_with(first=Thing)
+def run_in(module, source, **names):
+    """Run lines as a module of this name does."""
+    exec(source, {"__name__": module, **names})
 
+
+def test_a_name_is_replaced_by_its_own_module_alone():
     class Thing2:
         pass
 
+    things = registry_with(first=Thing)
     things.register("first", Thing2)  # as a notebook's cell that runs again
     assert things["first"] is Thing2
-    Thing2.__module__ = "another.module"
-    with pytest.raises(ValueError, match=r"thing 'first' is registered by .*test_registry already, and now by another"):
-        registry_with(first=Thing).register("first", Thing2)
+    message = r"thing 'first' is registered by .*test_registry already, and now by another\.module; choose another name"
+    for source in ("things.register('first', Thing)", "@things.register('first')\ndef make(): ..."):
+        with pytest.raises(ValueError, match=message):
+            run_in("another.module", source, things=things, Thing=Thing)
+    assert things["first"] is Thing2
+
+
+def test_another_module_does_not_replace_a_protocol_of_the_package(restored_registries):
+    official = registry.PROTOCOLS["msrvtt-1ka"]
+    mine = dataclasses.replace(official, default="train")
+    with pytest.raises(ValueError, match=r"'msrvtt-1ka' is registered by clipvid\.data\.formats\.protocols already"):
+        registry.register_protocol("msrvtt-1ka", mine)
+    assert registry.PROTOCOLS["msrvtt-1ka"] is official
+
+
+def test_a_name_of_the_package_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "things_home.py").write_text(
+        "things.register('rsa', 1)\nassert 'rsa' in things\nthings.register('b', 2)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    things = Registry("thing", home="things_home")
+    monkeypatch.setattr("builtins.things", things, raising=False)
+    with pytest.raises(ValueError, match="thing 'rsa' is registered by things_home already"):
+        things.register("rsa", Thing)
+    assert things.register("mine", Thing) is Thing
+    assert sys.modules.pop("things_home")
+    assert dict(things) == {"rsa": 1, "b": 2, "mine": Thing}
+
+
+def test_a_home_that_fails_is_imported_again(tmp_path, monkeypatch):
+    (tmp_path / "broken_home.py").write_text("things.register('rsa', 1)\nimport no_such_module_of_home")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    things = Registry("thing", home="broken_home")
+    monkeypatch.setattr("builtins.things", things, raising=False)
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_module_of_home"):
+            things.lookup("rsa")
 
 
 def test_every_member_of_the_package_can_be_imported_and_describes_itself():

@@ -48,8 +48,12 @@ def model():
     return create_model("clipvid-mini", branch="mean").eval()
 
 
-def test_a_saved_result_describes_the_measurement_and_holds_every_query(model, data, tmp_path):
-    evaluation = evaluate_retrieval(model, data, DATA_CONFIG)
+@pytest.fixture(scope="module")
+def evaluation(model, data):
+    return evaluate_retrieval(model, data, DATA_CONFIG)
+
+
+def test_a_saved_result_describes_the_measurement_and_holds_every_query(model, data, tmp_path, evaluation):
     result = read_result(evaluation.save(tmp_path / "a.json"))
     assert result["model"]["base"] == "clipvid-mini"
     assert result["model"]["base_fingerprint"] == model.backbone.fingerprint
@@ -77,12 +81,12 @@ def test_the_data_hash_depends_on_the_queries_and_not_on_the_folder(data, tmp_pa
         assert data_hash(other) != data_hash(data)
 
 
-def test_adjusted_metrics_are_named_and_leave_the_plain_ones_as_they_are(model, data):
+def test_adjusted_metrics_are_named_and_leave_the_plain_ones_as_they_are(model, data, evaluation):
     captions = [caption for record in data for caption in record.captions]
     with pytest.raises(ValueError, match="got 12 queries; give those of training videos"):
         evaluate_retrieval(model, data, DATA_CONFIG, bank=captions)
     bank = ["a small red circle moves up", "a large blue square grows", "a green star"]
-    plain = evaluate_retrieval(model, data, DATA_CONFIG)
+    plain = evaluation
     result = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=100.0, bank=bank, hubs=True)
     assert result.metrics.to_dict() == plain.metrics.to_dict()
     text = embed_texts(model, [r.captions[0] for r in data], precision="32-true")
@@ -107,19 +111,21 @@ def test_token_wise_scores_can_be_adjusted_and_re_ranked_ones_cannot(data, simil
     result = evaluate_retrieval(model, data, DATA_CONFIG, dual_softmax=50.0, bank=["a red circle"], hubs=True)
     assert len(result.adjusted) == 2
     assert result.similarity == similarity
-    with pytest.raises(ValueError, match="which adjust the scores of all pairs; drop one"):
+    with pytest.raises(
+        ValueError, match=r"all pairs, got rerank=3, dual_softmax=50\.0 and a bank of 0 captions; drop one"
+    ):
         evaluate_retrieval(model, data, DATA_CONFIG, rerank=3, dual_softmax=50.0)
     again = evaluate_retrieval(model, data, DATA_CONFIG, rerank=3)
     assert f", {similarity} of the best 3 by mean, 32-true" in str(again)
 
 
-def test_two_results_are_compared_query_by_query(model, data):
-    a = evaluate_retrieval(model, data, DATA_CONFIG).to_dict()
+def test_two_results_are_compared_query_by_query(data, evaluation):
+    a = evaluation.to_dict()
     worse = json.loads(json.dumps(a))
     for side in ("t2v", "v2t"):
         worse["metrics"][side]["R@1"] = 0.0
         worse["metrics"][side]["each"]["R@1"] = [0.0] * 12
-    text = str(compare(a, worse, n=500))
+    text = str(compare(a, worse, n_resamples=500))
     row = next(line for line in text.splitlines() if line.startswith("t2v R@1 "))
     assert f"{-a['metrics']['t2v']['R@1']:+.2f}" in row
     assert float(row.split()[-1]) < 0.05
@@ -133,9 +139,9 @@ def test_two_results_are_compared_query_by_query(model, data):
 
 
 @pytest.fixture(scope="module")
-def three(model, data) -> list:
+def three(evaluation) -> list:
     """Return a fresh result, and the content of two that differ from it."""
-    fresh = evaluate_retrieval(model, data, DATA_CONFIG)
+    fresh = evaluation
     others = []
     for hits in ([0.0] * 6 + [1.0] * 6, [1.0] * 12):
         content = json.loads(json.dumps(fresh.to_dict()))
@@ -146,14 +152,14 @@ def three(model, data) -> list:
 
 
 def test_any_number_of_results_is_tested_against_the_first(three):
-    comparison = compare(*three, names=("CLIP", "a|b", "50% & more"), n=300)
+    comparison = compare(*three, names=("CLIP", "a|b", "50% & more"), n_resamples=300)
     frame = comparison.to_frame()
     assert len(frame) == 3 * 16
     for row, content in zip(frame[frame.metric == "t2v R@1"].itertuples(), three, strict=True):
         baseline, later = (
             np.asarray(r["metrics"]["t2v"]["each"]["R@1"]) for r in (three[0].to_dict(), as_dict(content))
         )
-        test = paired_bootstrap(baseline, later, n=300)
+        test = paired_bootstrap(baseline, later, n_resamples=300)
         assert row.value == pytest.approx(100 * later.mean())
         if row.result != "CLIP":
             assert row.difference == pytest.approx(100 * test.mean)
@@ -171,7 +177,7 @@ def as_dict(result):
 
 
 def test_a_comparison_is_written_as_text_markdown_latex_and_html(three):
-    comparison = compare(*three, names=("CLIP", "a|b", "50% & <more>"), n=50)
+    comparison = compare(*three, names=("CLIP", "a|b", "50% & <more>"), n_resamples=50)
     value = f"{three[0]['R@1']:.2f}"
     text = str(comparison).splitlines()
     assert len({line.index("95 %") for line in text if "95 %" in line}) == 1
@@ -194,21 +200,23 @@ def test_a_comparison_is_written_as_text_markdown_latex_and_html(three):
 
 
 def test_results_to_compare_are_two_or_more_with_different_names(three):
-    with pytest.raises(ValueError, match="results must be 2 to 26, or more with names, got 1"):
+    with pytest.raises(ValueError, match="results must be two or more, got 1; give more"):
         compare(three[0])
+    with pytest.raises(ValueError, match="names must be given for more than 26 results, got 27 results; pass names="):
+        compare(*[three[0]] * 27)
     with pytest.raises(ValueError, match=r"names must be 2 different ones, got \('x', 'x'\)"):
         compare(three[0], three[1], names=("x", "x"))
 
 
-def test_recognition_results_are_compared_too(model, data):
+def test_recognition_results_are_compared_too(model, data, evaluation):
     head = model.text_classifier(data.classes)
     a = evaluate_recognition(model, data, DATA_CONFIG, head=head).to_dict()
     assert "similarity" not in a
-    text = str(compare(a, a, n=50))
+    text = str(compare(a, a, n_resamples=50))
     assert "top-1" in text
     assert "mean class" in text
     with pytest.raises(ValueError, match="got recognition and retrieval"):
-        compare(a, evaluate_retrieval(model, data, DATA_CONFIG).to_dict())
+        compare(a, evaluation.to_dict())
 
 
 def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, monkeypatch):
@@ -221,10 +229,10 @@ def test_the_command_line_writes_and_compares_results(data, tmp_path, capsys, mo
     printed = capsys.readouterr().out
     assert "dual softmax, T=100" in printed
     assert "result: a.json" in printed
-    assert main(["compare", "a.json", "a.json", "--draws", "50"]) == 0
+    assert main(["compare", "a.json", "a.json", "--resamples", "50"]) == 0
     assert "v2t MnR" in capsys.readouterr().out
-    assert main(["compare", "a.json", "a.json", "--draws", "0"]) == 2
-    assert "draws must be an integer >= 1, got 0" in capsys.readouterr().err
+    assert main(["compare", "a.json", "a.json", "--resamples", "0"]) == 2
+    assert "resamples must be an integer >= 1, got 0" in capsys.readouterr().err
     (tmp_path / "b.json").write_text('{"format": 2}')
     assert main(["compare", "a.json", "b.json"]) == 1
     assert "is an incomplete result: task, precision, model, data, data_config, metrics" in capsys.readouterr().err
@@ -270,14 +278,14 @@ def test_the_keys_of_a_saved_result_are_snake_case(model, data):
         assert not [name for name in keys(result) - {"top-1"} if not re.fullmatch("[a-z0-9_]+", name)]
 
 
-def test_results_name_the_settings_that_change_metrics(model, data):
+def test_results_name_the_settings_that_change_metrics(model, data, evaluation):
     plain, photo = (
         evaluate_zero_shot(model, data, DATA_CONFIG, templates=t).to_dict() for t in (("{}",), ("a photo of a {}.",))
     )
     assert (plain["prompts"], photo["prompts"]) == (["{}"], ["a photo of a {}."])
-    assert "prompts a photo of a {}." in str(compare(plain, photo, n=20))
+    assert "prompts a photo of a {}." in str(compare(plain, photo, n_resamples=20))
     cut = evaluate_retrieval(model, data, replace(DATA_CONFIG, tokens=5)).to_dict()
-    assert "captions of 5 tokens" in str(compare(cut, evaluate_retrieval(model, data, DATA_CONFIG), n=20))
+    assert "captions of 5 tokens" in str(compare(cut, evaluation, n_resamples=20))
     assert data_hash(replace(data, protocol_spec=ProtocolSpec(shared=True))) != data_hash(data)
 
 
@@ -309,11 +317,11 @@ def test_a_custom_list_of_at_least_the_protocols_size_is_not_marked(model, data)
     assert "protocol" not in str(result)
 
 
-def test_every_metric_has_one_name(model, data):
-    result = evaluate_retrieval(model, data, DATA_CONFIG)
+def test_every_metric_has_one_name(evaluation):
+    result = evaluation
     assert result["t2v R@1"] == result["R@1"] == result.metrics.t2v["R@1"]
     assert result["v2t R@1"] == result.metrics.v2t["R@1"]
     for name in ("V2T R@1", "foo R@1", "R@3"):
-        with pytest.raises(KeyError, match="metrics are R@1, R@5"):
+        with pytest.raises(KeyError, match="choose one of R@1, R@5"):
             result[name]
     assert result.metadata.model["branch"] == "mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import replace
@@ -208,6 +209,22 @@ def test_k_beyond_the_index_gives_everything_and_less_than_one_is_refused(index)
     assert len(index.search("red", k=100)) == 4
     with pytest.raises(ValueError, match="k must be an integer >= 1, got 0"):
         index.search("red", k=0)
+
+
+def test_a_wrong_k_is_refused_before_the_video_is_decoded(index, library, monkeypatch):
+    monkeypatch.setattr("clipvid.search.index.embed_batches", None)
+    with pytest.raises(ValueError, match="k must be an integer >= 1, got 0"):
+        index.search_video(library / "red.mp4", k=0)
+
+
+def test_numpy_integers_are_numbers_of_hits_and_other_values_of_rerank_are_refused(index):
+    search = inspect.unwrap(VideoIndex.search)  # without the type checks of the tests
+    assert len(search(index, "red", k=np.int64(2), rerank=np.int64(0))) == 2
+    for value in (-1, 1.5, True, "3"):
+        with pytest.raises(ValueError, match=f"rerank must be an integer >= 0, got {value!r}; rerank is a number of"):
+            search(index, "red", rerank=value)
+    with pytest.raises(ValueError, match=r"0 for a model without token-wise similarity .*, got 3; leave rerank out"):
+        search(index, "red", rerank=np.int64(3))
 
 
 def test_equal_scores_come_in_the_order_of_the_index(model, library, tmp_path):

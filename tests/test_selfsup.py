@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
@@ -19,8 +20,9 @@ from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.features.memory import encode_dataset
+from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches.presets import IntermediateOptions
-from clipvid.models.factory import attach, create_model, load
+from clipvid.models.factory import attach, load
 from clipvid.training.batches import open_pairs
 from clipvid.training.loop import train
 from clipvid.training.objectives import held_out_loss
@@ -28,6 +30,7 @@ from clipvid.training.selfsup.objective import SelfSupervised
 from clipvid.training.selfsup.regions import context_frames, lowlevel_regions, pool_regions, random_regions
 from clipvid.training.train_batch import TrainBatch
 from clipvid.training.trainer import Run
+from clipvid.video.decode import read
 
 DATA_CONFIG = DataConfig(frames=4, batch_size=4, precision="32-true")
 SMALL = SelfSupervision(local_weight=1.0, hidden=32, out=16, regions=4)
@@ -40,8 +43,8 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return create_model("clipvid-mini", depth=1)
+def tower() -> Backbone:
+    return tiny.backbone()
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,15 @@ def shapes(tmp_path_factory) -> VideoDataset:
     return write_dataset(tmp_path_factory.mktemp("shapes"), "train", 12)
 
 
+@pytest.fixture(scope="module")
+def decoded(shapes) -> VideoDataset:
+    """Return the frames of all clips in memory, for runs that would decode each of them many times."""
+    return VideoDataset.from_arrays([read(record.path) for record in shapes])
+
+
 def objective(clip, branch="stan", *, options=None, **changes) -> SelfSupervised:
     """Build the objective on a tiny tower; weights at zero become random, as they would pass no gradient on."""
-    model = attach(clip, branch, options={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
+    model = attach(clip, branch, branch_kwargs={"depth": 2, **(options or {})} if isinstance(branch, str) else None)
     for parameter in model.branch.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -202,7 +211,7 @@ def test_each_loss_trains_one_copy_of_the_last_layers_and_the_model_holds_the_gl
 
 
 def test_the_local_copy_trains_though_the_model_was_in_eval_mode(tiny_clip):
-    criterion = SelfSupervised(attach(tiny_clip, depth=2).eval(), CONFIG)
+    criterion = SelfSupervised(attach(tiny_clip, branch_kwargs={"depth": 2}).eval(), CONFIG)
     assert all(module.training for module in criterion.local.modules())
 
 
@@ -254,7 +263,7 @@ def test_branches_without_tokens_and_too_large_a_split_are_refused(tiny_clip):
 
 
 def test_a_single_video_is_refused_everywhere(tiny_clip, shapes):
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     with pytest.raises(DataError, match="a batch must have at least 2 videos, got 1; ConST-CL takes its negatives"):
         objective(tiny_clip)(train_batch(pairs(1)))
     with pytest.raises(ValueError, match="got batch_size=1; take 2 or more"):
@@ -270,7 +279,7 @@ def test_cached_taps_double_flips_and_text_training_are_refused(tiny_clip, shape
         replace(CONFIG, cache_taps=True)
     with pytest.raises(ValueError, match="as ConST-CL does; leave out flip"):
         replace(CONFIG, flip=0.5)
-    model = attach(tiny_clip, depth=2)
+    model = attach(tiny_clip, branch_kwargs={"depth": 2})
     store = encode_dataset(model, shapes.subset([0, 1]), DATA_CONFIG)
     for data in ((store, None), (shapes, store)):
         with pytest.raises(ValueError, match="a TapStore holds the taps of one; give the videos"):
@@ -298,19 +307,20 @@ def test_invalid_options_are_refused(options, message):
 # batches and training runs
 
 
-def test_clips_are_mirrored_with_the_given_probability(mini, shapes):
+def test_clips_are_mirrored_with_the_given_probability(tower, shapes):
     """Only the mirroring differs between the two runs: one clip is the other's mirror image, also in the loader."""
-    plain, mirrored = (
-        next(open_pairs(mini, shapes, replace(CONFIG, selfsup=replace(SMALL, flip=flip))).batches(0, start=0)).video
-        for flip in (0.0, 1.0)
-    )
+    model = attach(tower, branch_kwargs={"depth": 1})
+    configs = (replace(CONFIG, selfsup=replace(SMALL, flip=flip)) for flip in (0.0, 1.0))
+    plain, mirrored = (next(open_pairs(model, shapes, config).batches(0, start=0)).video for config in configs)
     assert not torch.equal(plain, plain.flip(-1))
     assert (plain.float() - mirrored.flip(-1).float()).abs().mean() < 1.0
     assert (plain.float() - mirrored.float()).abs().mean() > 3.0
 
 
-def test_batches_hold_pairs_and_never_a_single_video(mini, shapes, tmp_path):
-    pair_batches = open_pairs(mini, shapes.subset(range(5)), replace(CONFIG, batch_size=2))
+def test_batches_hold_pairs_and_never_a_single_video(tower, shapes, tmp_path):
+    pair_batches = open_pairs(
+        attach(tower, branch_kwargs={"depth": 1}), shapes.subset(range(5)), replace(CONFIG, batch_size=2)
+    )
     assert sorted(map(len, pair_batches.order(0))) == [2, 2]
     batches = list(pair_batches.batches(0, start=0))
     assert [batch.video.shape[:3] for batch in batches] == [(2, 2, 4)] * 2
@@ -318,47 +328,47 @@ def test_batches_hold_pairs_and_never_a_single_video(mini, shapes, tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"not a video")
     broken = replace(shapes, records=(*shapes.records[:3], Record(tmp_path / "x.mp4")))
     skip = replace(CONFIG, batch_size=2, data_config=replace(DATA_CONFIG, unreadable="skip"))
-    pair_batches = open_pairs(mini, broken, skip)
+    pair_batches = open_pairs(attach(tower, branch_kwargs={"depth": 1}), broken, skip)
     broken_batch = next(index for index, rows in enumerate(pair_batches.order(0)) if 3 in rows)
     assert [batch.index for batch in pair_batches.batches(0, start=0)] == [1 - broken_batch]
     assert [error.path.name for error in pair_batches.unreadable] == ["x.mp4"]
 
 
-def test_validation_is_deterministic_and_changes_no_state(tiny_clip, shapes):
-    criterion = SelfSupervised(attach(tiny_clip, depth=2), CONFIG)
-    losses = []
+def test_validation_is_deterministic_and_changes_no_state(tower, decoded):
+    criterion = SelfSupervised(attach(tower, branch_kwargs={"depth": 2}), CONFIG)
+    source, losses = open_pairs(criterion.model, decoded.subset(range(5)), CONFIG), []
     for training in (True, False):
         torch.manual_seed(5 + training)
         before = torch.get_rng_state()
-        losses.append(held_out_loss(criterion.train(training), open_pairs(criterion.model, shapes, CONFIG), seed=0))
+        losses.append(held_out_loss(criterion.train(training), source, seed=0))
         assert torch.equal(torch.get_rng_state(), before)
         assert {module.training for module in criterion.local.modules()} == {training}
     assert losses[0] == losses[1]
     criterion.train().local.eval()
-    held_out_loss(criterion, open_pairs(criterion.model, shapes, CONFIG), seed=0)
+    held_out_loss(criterion, source, seed=0)
     assert criterion.training
     assert not any(module.training for module in criterion.local.modules())
 
 
-def test_the_loss_falls(mini, shapes):
-    held_out = shapes.subset(range(4))
-    result = train(attach(mini.backbone, depth=1), shapes, held_out, replace(CONFIG, epochs=4), progress=False)
+def test_the_loss_falls(tower, decoded):
+    held_out = decoded.subset(range(4))
+    data_config = replace(DATA_CONFIG, frames=2)
+    config = replace(CONFIG, epochs=5, batch_size=12, lr=3e-3, warmup=0.5, data_config=data_config)
+    result = train(attach(tower, branch_kwargs={"depth": 1}), decoded, held_out, config, progress=False)
     scores = [entry["score"] for entry in result.history]
     assert result.score_name == "negative loss"
     assert result.best_score == max(scores) > scores[0]
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 0.5
 
 
-def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tiny_clip, shapes, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tower, decoded, tmp_path, monkeypatch):
     """Batch norms are included: their running means are saved beside the weights."""
-    config = replace(
-        CONFIG, batch_size=4, checkpoint_every=2, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch")
-    )
-    data = shapes.subset(range(8)), shapes.subset(range(8, 12))
+    config = replace(CONFIG, accumulate_grad_batches=2, selfsup=replace(SMALL, norm="batch"))
+    data = decoded.subset(range(8)), decoded.subset(range(8, 12))
 
-    def start(out, **options):
+    def start(out, *, config=config, **options):
         torch.manual_seed(1)
-        model = attach(tiny_clip, depth=2)
+        model = attach(tower, branch_kwargs={"depth": 2})
         return model, train(model, *data, config, out=tmp_path / out, progress=False, **options)
 
     uninterrupted, expected = start("uninterrupted")
@@ -372,15 +382,15 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tiny_clip, shapes,
     with monkeypatch.context() as patch:
         patch.setattr(Run, "checkpoint_if_due", killed)
         with pytest.raises(KeyboardInterrupt):
-            start("killed")
+            start("killed", config=replace(config, checkpoint_every=1))  # between two batches of one optimizer step
     resumed, result = start("killed", resume=True)
     assert result.history == expected.history
     for a, b in zip(uninterrupted.branch.parameters(), resumed.branch.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_branch_trained_on_videos_alone_can_train_on_for_other_tasks(mini, shapes, tmp_path):
-    model = attach(mini.backbone, depth=2)
+def test_a_branch_trained_on_videos_alone_can_train_on_for_other_tasks(tower, shapes, tmp_path):
+    model = attach(tower, branch_kwargs={"depth": 2})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unlabelled = VideoDataset(tuple(Record(r.path) for r in shapes.records[:6]))
     train(model, unlabelled, None, CONFIG, out=tmp_path, progress=False)
@@ -389,11 +399,11 @@ def test_a_branch_trained_on_videos_alone_can_train_on_for_other_tasks(mini, sha
     changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"branch"}
     assert model.head is None
-    saved = load(tmp_path / "best")
+    saved = load(tmp_path / "best", base=tower)
     assert saved.fingerprint == model.fingerprint
     for task in ("retrieval", "recognition"):
         config = TrainConfig(task=task, epochs=1, batch_size=4, data_config=DATA_CONFIG)
-        result = train(load(tmp_path / "best"), shapes.subset(range(4)), None, config, progress=False)
+        result = train(load(tmp_path / "best", base=tower), shapes.subset(range(4)), None, config, progress=False)
         assert math.isfinite(result.history[0]["loss"])
 
 

@@ -100,6 +100,58 @@ def test_a_saved_store_answers_as_before(stores, tmp_path):
     again.close()
 
 
+def directions(*signs):
+    """Return rows along the first axis (1), the second (2), or between them (0)."""
+    return np.array([{0: (0.6, 0.8), 1: (1, 0), 2: (0, 1)}[sign] for sign in signs], dtype=np.float32)
+
+
+@pytest.mark.parametrize("where", [None, "number >= 0"])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in STORES for kind in STORES[name].kinds])
+def test_ties_at_the_last_place_are_in_the_order_of_adding(name, kind, where):
+    store = STORES[name](2, kind=kind)
+    store.add(list("abcd"), directions(0, 0, 0, 1), [{"number": i} for i in range(4)])
+    store.add([str(i) for i in range(50)], directions(*[0] * 50), [{"number": i} for i in range(50)])
+    queries, condition = directions(1, 0, 2), where and parse(where)
+    for k, best in ((1, ["d", "a", "a"]), (2, ["da", "ab", "ab"]), (3, ["dab", "abc", "abc"])):
+        if kind == "hnsw" and where is None:
+            continue  # a walk along the graph need not reach every tie
+        assert ["".join(m.id for m in each) for each in store.search(queries, k, condition)] == best
+
+
+def test_ties_of_a_trained_ivf_index_are_in_order_under_a_filter():
+    store = STORES["faiss"](WIDTH, kind="ivf")
+    store.add([str(i) for i in range(600)], np.repeat(unit(300), 2, axis=0), [{"number": i} for i in range(600)])
+    store.optimize()
+    best = store.search(unit(300), 1, parse("number != 0"))
+    assert [each[0].id for each in best] == ["1", *(str(i) for i in range(2, 600, 2))]
+
+
+def test_a_filter_does_not_copy_the_vectors(monkeypatch):
+    monkeypatch.setattr("clipvid.search.stores.faiss.Vectors.get", None)
+    for kind in STORES["faiss"].kinds:
+        store = STORES["faiss"](WIDTH, kind=kind)
+        store.add([str(i) for i in range(400)], unit(400), [{"number": i} for i in range(400)])
+        store.optimize()
+        assert [m.id for m in store.search(unit(400)[7:8], 1, parse("number < 9"))[0]] == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "metadata", "message"),
+    [
+        (["row 7", "row 7"], unit(2), None, "id 'row 7' is in the store already, or given twice; give it once"),
+        (["row 7"], unit(2), None, "must be of one length, got 1, 2 and 1; give one entry per row"),
+        (["row 7"], unit(1)[:, :3], None, "vectors must have 16 components, got 3; make another store"),
+        (["row 7"], unit(1), [{"x": [1]}], "metadata 'x' must be a text"),
+    ],
+)
+def test_rows_survive_a_refused_replacement(stores, ids, vectors, metadata, message):
+    store, plain = stores
+    with pytest.raises(ValueError, match=message):
+        store.upsert(ids, vectors, metadata)
+    np.testing.assert_array_equal(store.get(["row 7"])[0][0], plain.rows["row 7"][0])
+    assert store.ids() == list(plain.rows)
+
+
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_a_filter_on_an_approximate_index_misses_no_row(kind, monkeypatch):
     monkeypatch.setattr("clipvid.search.stores.faiss.BLOCK", 64)
@@ -139,7 +191,7 @@ def test_damaged_files_of_the_faiss_store_are_refused(tmp_path):
 
 
 def test_a_kind_that_a_store_lacks_is_refused():
-    with pytest.raises(ValueError, match="kind must be one of flat, ivf, hnsw, got 'tree'"):
+    with pytest.raises(ValueError, match="kind must be one of flat, ivf, hnsw, got 'tree'; choose one"):
         STORES["faiss"](WIDTH, kind="tree")
     with pytest.raises(ValueError, match="an ivf index needs at least 312 videos"):
         STORES["faiss"].check("ivf", 10)
@@ -172,6 +224,14 @@ def test_text_in_a_filter_may_hold_quotes_and_words_of_the_grammar():
     assert parse("label = 'or'").matches({"label": "or"})
     assert not parse("label != 'x'").matches({})
     assert parse("not label = 'x'").matches({})
+
+
+@pytest.mark.parametrize("word", ["or", "and"])
+def test_a_chain_of_many_terms_is_one_condition(word):
+    sign = "=" if word == "or" else "!="
+    condition = parse(f" {word} ".join(f'label {sign} "{i}"' for i in range(2000)))
+    assert len(condition.parts) == 2000
+    assert [condition.matches({"label": label}) for label in ("0", "1999", "x")] == [word == "or"] * 2 + [word == "and"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Intermediate and posterior structures on CLIP: output at step 0, masks, frame order, initialisation, refusals."""
 
+import copy
+from itertools import cycle
+
 import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -15,10 +18,14 @@ from clipvid.models.factory import attach
 from clipvid.nn.pooling import mean_over_frames
 from clipvid.registry import BRANCHES, MIXERS
 
+NAMES = [name for name in BRANCHES if not name.startswith(("timesformer", "vivit-", "seqtransf"))]
+HALVES = list(zip(NAMES, cycle([torch.float16, torch.bfloat16]), strict=False))
+"""A dtype of half precision for each kind of branch, the two in turn."""
 
-@pytest.fixture
-def backbone(tiny_clip):
-    return Backbone(tiny_clip)
+
+@pytest.fixture(scope="module")
+def backbone(_one_tiny_clip):
+    return Backbone(copy.deepcopy(_one_tiny_clip))
 
 
 def in_eval(branch):
@@ -126,7 +133,7 @@ def test_central_tubelets_equal_clip_on_every_other_frame_at_step_0(backbone):
 
 
 def test_an_intermediate_structure_reads_one_level_and_runs_no_block_above_it(backbone):
-    model = attach(backbone, "divided", depth=2)
+    model = attach(backbone, "divided", branch_kwargs={"depth": 2})
     calls = []
     for block in backbone.visual.transformer.resblocks:
         block.register_forward_hook(lambda *_: calls.append(1))
@@ -174,20 +181,19 @@ def test_impossible_options_are_refused_with_the_reason(backbone):
         build(backbone, choose("divided", {"depth": 9}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", [n for n in BRANCHES if not n.startswith(("timesformer", "vivit-", "seqtransf"))])
+@pytest.mark.parametrize(("name", "dtype"), HALVES)
 def test_a_branch_is_float32_if_the_tower_has_half_precision(tiny_clip, name, dtype):
     """open_clip's precision="fp16" converts kernels and matrices to half precision, but not norms and tables."""
     from open_clip.model import convert_weights_to_lp
 
     torch.manual_seed(0)
     changes = {"depth": 2} if name != "mean" else {"hidden": 8}
-    float32_model = attach(tiny_clip, name, options=changes).eval()
+    float32_model = attach(tiny_clip, name, branch_kwargs=changes).eval()
     video = torch.randint(0, 255, (2, 3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         expected = float32_model.encode_video(video)
     convert_weights_to_lp(tiny_clip, dtype)
-    model = attach(tiny_clip, name, options=changes).eval()
+    model = attach(tiny_clip, name, branch_kwargs=changes).eval()
     assert {p.dtype for p in model.branch.parameters()} == {torch.float32}
     model.branch.load_state_dict(float32_model.branch.state_dict())
     embedding = model.encode_video(video)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("clipvid", "tests", "benchmarks", "scripts", "assets", "docs", "examples", ".ci", ".github")
 TEXT = {
@@ -55,25 +53,35 @@ def long_functions(tree: ast.AST, *, limit: int) -> list[str]:
     return [node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > limit]
 
 
-@pytest.mark.parametrize("path", CODE, ids=named)
-def test_files_have_a_docstring_and_limited_sizes(path):
+def complaints_about(path: Path) -> Iterator[str]:
+    """Yield what is wrong with the form and the size of a file."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), "begin the file with a docstring: purpose, contract, limits"
+    if not ast.get_docstring(tree):
+        yield "begin the file with a docstring: purpose, contract, limits"
     limit = 450 if path in LIBRARY else 500
-    assert len(text.splitlines()) <= limit, f"a file has at most {limit} lines; split it by topic"
-    assert not long_functions(tree, limit=80), "a function has at most 80 lines; better 40"
-    if path in LIBRARY and any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
-        assert "from __future__ import annotations" in text
+    if len(text.splitlines()) > limit:
+        yield f"a file has at most {limit} lines; split it by topic"
+    if long := long_functions(tree, limit=80):
+        yield f"a function has at most 80 lines, better 40: {', '.join(long)}"
+    defines = any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)
+    if path in LIBRARY and defines and "from __future__ import annotations" not in text:
+        yield "begin the imports with `from __future__ import annotations`"
+    if path in LIBRARY and not {path.name, path.parent.name} & MAY_PRINT and (lines := prints(text)):
+        yield f"only the command line and the demo print, not lines {lines}; raise, return or log"
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=named)
-def test_the_library_does_not_print(path):
-    if {path.name, path.parent.name} & MAY_PRINT:
-        return
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
-    assert not lines, "only the command line and the demo print; raise, return or log"
+def prints(text: str) -> list[int]:
+    """Return the lines that call print."""
+    if "print(" not in text:
+        return []
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_files_have_a_docstring_and_limited_sizes_and_the_library_does_not_print():
+    assert len(CODE) > 300
+    assert not [f"{named(path)}: {complaint}" for path in CODE for complaint in complaints_about(path)]
 
 
 def test_no_file_names_a_registry_or_a_machine_path():
@@ -86,10 +94,9 @@ def test_no_unfinished_code():
     assert not [entry for entry in hits if entry[1]]
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=named)
-def test_fields_of_results_are_in_snake_case(path):
-    keys = fields(json.loads(path.read_text(encoding="utf-8")))
-    wrong = sorted({key for key in keys if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", key)})
+def test_fields_of_results_are_in_snake_case():
+    keys = {key for path in RESULTS for key in fields(json.loads(path.read_text(encoding="utf-8")))}
+    wrong = sorted(key for key in keys if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", key))
     assert not wrong, "name a field in snake_case, with its unit at the end; labels belong to scripts/performance.py"
 
 
@@ -103,4 +110,5 @@ def test_the_rules_cover_the_project_and_detect_breaches():
         "e f",
     ]
     assert UNFINISHED.search("# TO" + "DO later")
+    assert prints("x = 1\nprint(x)") == [2]
     assert long_functions(ast.parse("def f():\n" + "    x = 1\n" * 80), limit=80) == ["f"]

@@ -37,12 +37,12 @@ TEXTS = [f"shape number {n} {'turns and turns ' * (n % 5)}" for n in (5, 3, 9, 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> VideoDataset:
-    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 12)
+    return write_dataset(tmp_path_factory.mktemp("shapes"), "test", 6)
 
 
 @pytest.fixture
 def model() -> VideoCLIP:
-    return create_model("clipvid-mini", depth=1).eval()
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1}).eval()
 
 
 @pytest.fixture
@@ -95,11 +95,11 @@ def test_embeddings_are_specific_to_text_tower_caption_length_and_precision(mode
     assert torch.equal(cut, embed_texts(model, TEXTS, precision="32-true", tokens=5))
     embedded(model, precision="bf16-mixed")
     assert len(list(tmp_path.iterdir())) == 2
-    other = create_model("clipvid-mini", depth=1)
+    other = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     with torch.no_grad():
         other.backbone.clip.token_embedding.weight[5:50] += 0.1
     assert not torch.equal(embedded(other), uncut)
-    same_text = create_model("clipvid-mini", depth=1)
+    same_text = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     with torch.no_grad():
         same_text.backbone.visual.conv1.weight.mul_(1.1)
         same_text.backbone.clip.logit_scale.fill_(0)
@@ -128,7 +128,7 @@ def test_damaged_files_are_named_and_not_used(model, tmp_path, damage):
         embed_texts(model, TEXTS, batch_size=4, cache=TextCache(tmp_path))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("32-true", marks=pytest.mark.slow)])
 def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, data, tmp_path, passes, precision):
     data_config = replace(DATA_CONFIG, precision=precision)
     store = TapCache(tmp_path).store(model, data, data_config)
@@ -140,14 +140,16 @@ def test_training_and_evaluation_from_a_cache_embed_each_caption_once(model, dat
 
     def trained(clips: TapStore) -> tuple[dict[str, float], ...]:
         torch.manual_seed(0)
-        return train(create_model("clipvid-mini", depth=1), clips, None, config, progress=False).history
+        return train(
+            create_model("clipvid-mini", branch_kwargs={"depth": 1}), clips, None, config, progress=False
+        ).history
 
     assert trained(in_memory) == trained(store)
     assert len(passes) == 3, "training reuses the embeddings of the evaluation"
 
 
 def test_nothing_is_cached_while_the_text_tower_trains(data, tmp_path):
-    model = create_model("clipvid-mini", depth=1)
+    model = create_model("clipvid-mini", branch_kwargs={"depth": 1})
     store = TapCache(tmp_path).store(model, data, DATA_CONFIG)
     config = TrainConfig(epochs=1, batch_size=4, train_clip="text", data_config=DATA_CONFIG)
     train(model, store, None, config, progress=False)
@@ -181,7 +183,9 @@ def test_a_second_eval_reads_only_the_cache(videos, evaluated_cache, monkeypatch
     assert json.loads(Path("read.json").read_text()) == json.loads(Path("made.json").read_text())
 
 
-@pytest.mark.parametrize("options", [OPTIONS, HALF], ids=["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(OPTIONS, marks=pytest.mark.slow), HALF], ids=["32-true", "bf16-mixed"]
+)
 def test_embed_gives_the_same_from_the_cache_as_live(videos, monkeypatch, options):
     assert main(["eval", videos, "--cache", "taps", *options]) == 0
     assert main(["embed", videos, "--out", "live.safetensors", *options]) == 0
@@ -194,7 +198,7 @@ def test_verify_counts_captions_too(data, evaluated_cache, capsys):
     capsys.readouterr()
     assert main(["cache", "verify", "taps"]) == 0
     output = capsys.readouterr().out
-    assert "12 clips" in output
+    assert "6 clips" in output
     assert f"{len({c for r in data for c in r.captions})} captions" in output
     assert "caption embeddings" in output
 
@@ -210,7 +214,7 @@ def test_prune_removes_damaged_captions_and_leaves_the_clips(evaluated_cache):
     (path,) = shards(evaluated_cache)
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["cache", "prune", "taps"]) == 0
-    assert [part.rows for part in parts_of(evaluated_cache)] == [12, 0]
+    assert [part.rows for part in parts_of(evaluated_cache)] == [6, 0]
     assert not path.exists()
 
 

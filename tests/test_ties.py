@@ -38,10 +38,10 @@ def test_embeddings_rank_like_their_score_matrix_for_any_block_size_and_equal_on
     text, video = distinct_embeddings(57, 31)
     video[7], video[30], text[50] = video[3], video[3], text[2]
     video_index = np.random.default_rng(0).integers(0, 31, size=57)
-    expected = retrieval_metrics(exact_products(text, video), video_index, n_bootstrap=5)
+    expected = retrieval_metrics(exact_products(text, video), video_index, n_resamples=5)
     for block in (1 << 25, 64):
         monkeypatch.setattr(scores, "BLOCK", block)
-        result = retrieval_metrics(Products(text, video), video_index, n_bootstrap=5)
+        result = retrieval_metrics(Products(text, video), video_index, n_resamples=5)
         assert result.t2v.ranks.tolist() == expected.t2v.ranks.tolist()
         assert result.v2t.ranks.tolist() == expected.v2t.ranks.tolist()
         products = Products(text, video)
@@ -63,8 +63,8 @@ def test_equal_embeddings_tie_if_products_depend_on_the_position(monkeypatch, un
     video[7], video[30], text[20] = video[3], video[3], text[2]
     rng = np.random.default_rng(0)
     video_index = rng.permutation(31) if paired else rng.integers(0, 31, size=57)
-    expected = retrieval_metrics(exact_products(text, video), video_index, n_bootstrap=5)
-    result = retrieval_metrics(Products(text, video), video_index, n_bootstrap=5)
+    expected = retrieval_metrics(exact_products(text, video), video_index, n_resamples=5)
+    result = retrieval_metrics(Products(text, video), video_index, n_resamples=5)
     assert result.t2v.ranks.tolist() == expected.t2v.ranks.tolist()
     assert result.v2t.ranks.tolist() == expected.v2t.ranks.tolist()
     adjusted = DualSoftmax(Products(text, video), 7.0).rows(slice(0, 9))

@@ -31,8 +31,10 @@ def check_counts(counts, expected):
         assert getattr(counts, field).tolist() == values.tolist(), field
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(240, 1920), (7, 16)])
-@pytest.mark.parametrize(("total", "width"), [(1, 3), (61, 3), (300, 4), (531, 6)])
+@pytest.mark.parametrize(
+    ("total", "width", "rows", "columns"),
+    [(1, 3, 240, 1920), (1, 3, 7, 16), (61, 3, 240, 1920), (61, 3, 7, 16), (120, 4, 7, 16), (531, 6, 240, 1920)],
+)
 def test_one_pass_counts_the_same_as_two_when_most_scores_tie(total, width, rows, columns, monkeypatch):
     monkeypatch.setattr(tiled, "ROWS", rows)
     monkeypatch.setattr(tiled, "COLUMNS", columns)
@@ -72,7 +74,7 @@ def test_equal_rows_are_recognised_even_if_all_hashes_collide(monkeypatch):
 
 def test_collapsed_embeddings_score_chance():
     one = torch.nn.functional.normalize(torch.ones(200, 7), dim=-1)
-    result = retrieval_metrics(Products(one, one), torch.arange(200), n_bootstrap=2)
+    result = retrieval_metrics(Products(one, one), torch.arange(200), n_resamples=2)
     assert result.t2v["R@5"] == result.v2t["R@5"] == pytest.approx(2.5)
     assert result.t2v["MnR"] == result.v2t["MnR"] == 100.5
 
@@ -80,8 +82,8 @@ def test_collapsed_embeddings_score_chance():
 def test_shuffled_pairs_get_the_metrics_of_a_boolean_truth_matrix():
     rng = np.random.default_rng(3)
     values, video_index = rng.integers(0, 40, size=(70, 70)) / 8, rng.permutation(70)
-    result = retrieval_metrics(values, video_index, n_bootstrap=20)
-    from_matrix = retrieval_metrics(values, np.eye(70, dtype=bool)[video_index], n_bootstrap=20)
+    result = retrieval_metrics(values, video_index, n_resamples=20)
+    from_matrix = retrieval_metrics(values, np.eye(70, dtype=bool)[video_index], n_resamples=20)
     for side in ("t2v", "v2t"):
         ours, other = getattr(result, side), getattr(from_matrix, side)
         assert ours.values == pytest.approx(other.values, rel=1e-12)
@@ -121,15 +123,17 @@ def test_all_intervals_equal_those_of_each_metric_alone(total):
     truth = rng.random((total, total)) < 0.05
     truth[:, 0] = True
     values = rng.integers(0, 30, size=(total, total)).astype(np.float32)
-    result = ranking_metrics(values, truth, n_bootstrap=200, seed=5)
+    result = ranking_metrics(values, truth, n_resamples=200, seed=5)
     for name in ("R@1", "R@10", "mAP", "nDCG"):
-        interval = share_interval(result.each[name], n=200, seed=5)
+        interval = share_interval(result.each[name], n_resamples=200, seed=5)
         assert result.intervals[name] == pytest.approx((100 * interval[0], 100 * interval[1]), rel=1e-12)
     assert result.intervals["R@50"] == tuple(100 * edge for edge in share_interval(np.ones(total)))
-    assert result.intervals["MdR"] == bootstrap_interval(result.ranks, statistic=np.median, n=200, seed=5)
-    assert result.intervals["MnR"] == pytest.approx(bootstrap_interval(result.ranks, n=200, seed=5), rel=1e-12)
-    with pytest.raises(ValueError, match=f"n >= 1, got {total} ranks, n=0"):
-        ranking_metrics(values, truth, n_bootstrap=0)
+    assert result.intervals["MdR"] == bootstrap_interval(result.ranks, statistic=np.median, n_resamples=200, seed=5)
+    assert result.intervals["MnR"] == pytest.approx(
+        bootstrap_interval(result.ranks, n_resamples=200, seed=5), rel=1e-12
+    )
+    with pytest.raises(ValueError, match=f"n_resamples >= 1, got {total} ranks and n_resamples=0"):
+        ranking_metrics(values, truth, n_resamples=0)
 
 
 def test_the_full_sort_of_the_benchmark_agrees_when_nothing_ties():
@@ -144,10 +148,10 @@ def test_intervals_by_multinomial_counts_equal_the_bootstraps_up_to_chance():
     rng = np.random.default_rng(2)
     ranks = rng.geometric(0.08, size=4000).astype(float)
     hits = (ranks <= 5).astype(float)
-    intervals = ranking_intervals({"R@5": hits}, ranks, n=2000, seed=1)
+    intervals = ranking_intervals({"R@5": hits}, ranks, n_resamples=2000, seed=1)
     for name, scores, statistic in (("R@5", hits, np.mean), ("MnR", ranks, np.mean), ("MdR", ranks, np.median)):
-        expected = bootstrap_interval(scores, statistic=statistic, n=2000, seed=1)
+        expected = bootstrap_interval(scores, statistic=statistic, n_resamples=2000, seed=1)
         width = expected[1] - expected[0]
         assert intervals[name] == pytest.approx(expected, abs=max(0.12 * width, 1e-9))
-    assert intervals == ranking_intervals({"R@5": hits}, ranks, n=2000, seed=1)
-    assert intervals != ranking_intervals({"R@5": hits}, ranks, n=2000, seed=3)
+    assert intervals == ranking_intervals({"R@5": hits}, ranks, n_resamples=2000, seed=1)
+    assert intervals != ranking_intervals({"R@5": hits}, ranks, n_resamples=2000, seed=3)

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from test_objectives import make_batch
@@ -20,7 +21,8 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning
 from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_store import TapStore
-from clipvid.models.factory import attach, create_model, load
+from clipvid.models.backbone.backbone import Backbone
+from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.training import losses
@@ -36,8 +38,8 @@ SGD = partial(torch.optim.SGD, momentum=0.9)
 
 
 @pytest.fixture(scope="module")
-def mini() -> VideoCLIP:
-    return create_model("clipvid-mini", depth=1)
+def tower() -> Backbone:
+    return tiny.backbone()
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +52,18 @@ def clips(tmp_path_factory, write_video) -> VideoDataset:
 
 
 @pytest.fixture(scope="module")
-def store(mini, clips) -> TapStore:
+def store(tower, clips) -> TapStore:
     """Taps of all clips: an epoch from them takes a few hundredths of a second."""
-    return encode_dataset(mini, clips, DATA_CONFIG)
+    return encode_dataset(fresh(tower), clips, DATA_CONFIG)
 
 
-def fresh(mini) -> VideoCLIP:
+def fresh(tower) -> VideoCLIP:
     torch.manual_seed(1)
-    return attach(mini.backbone, depth=1)
+    return attach(tower, branch_kwargs={"depth": 1})
 
 
 def config(**changes) -> TrainConfig:
-    settings = TrainConfig(epochs=2, batch_size=2, lr=1e-3, checkpoint_every=1, data_config=DATA_CONFIG)
+    settings = TrainConfig(epochs=2, batch_size=2, lr=1e-3, data_config=DATA_CONFIG)
     return replace(settings, **changes)
 
 
@@ -166,16 +168,16 @@ def matching(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.matching(logits, targets, scale=1.0)
 
 
-def test_a_callback_and_a_logger_that_listen_change_no_bit(mini, store):
-    expected, listened, recorder = fresh(mini), fresh(mini), Recorder()
+def test_a_callback_and_a_logger_that_listen_change_no_bit(tower, store):
+    expected, listened, recorder = fresh(tower), fresh(tower), Recorder()
     plain = train(expected, store, store, config(), progress=False)
     result = train(listened, store, store, config(), progress=False, callbacks=[recorder], logger=recorder)
     assert replace(result, seconds=plain.seconds) == plain
     assert_equal(weights(listened), weights(expected))
 
 
-def test_callbacks_are_called_at_every_event_with_the_state_of_the_run(mini, store):
-    model, recorder = fresh(mini), Recorder()
+def test_callbacks_are_called_at_every_event_with_the_state_of_the_run(tower, store):
+    model, recorder = fresh(tower), Recorder()
     result = train(model, store, store, config(), progress=False, callbacks=[recorder], logger=recorder)
     steps = [("on_step_end", 1 + step // 4, step + 1) for step in range(8)]
     ends = [[("on_validation_end", n, 4 * n), ("on_epoch_end", n, 4 * n)] for n in (1, 2)]
@@ -199,16 +201,16 @@ def test_callbacks_are_called_at_every_event_with_the_state_of_the_run(mini, sto
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2, "batch_size": 4}, {"learn_temperature": True}])
-def test_a_custom_loss_that_computes_the_default_one_gives_its_bits(mini, store, changes):
-    default, custom = fresh(mini), fresh(mini)
+def test_a_custom_loss_that_computes_the_default_one_gives_its_bits(tower, store, changes):
+    default, custom = fresh(tower), fresh(tower)
     settings = config(epochs=1, **changes)
     expected = train(default, store, None, settings, progress=False)
     assert train(custom, store, None, settings, progress=False, loss=matching).history == expected.history
     assert_equal(weights(custom), weights(default))
 
 
-def test_torchs_cross_entropy_is_the_loss_of_recognition(mini, store):
-    default, custom = fresh(mini), fresh(mini)
+def test_torchs_cross_entropy_is_the_loss_of_recognition(tower, store):
+    default, custom = fresh(tower), fresh(tower)
     settings = config(epochs=1, task="recognition")
     for model in (default, custom):
         torch.manual_seed(2)
@@ -218,8 +220,8 @@ def test_torchs_cross_entropy_is_the_loss_of_recognition(mini, store):
     assert_equal(weights(custom), weights(default))
 
 
-def test_mixup_blends_a_custom_loss(mini, monkeypatch):
-    model = attach(mini.backbone, depth=1)
+def test_mixup_blends_a_custom_loss(tower, monkeypatch):
+    model = attach(tower, branch_kwargs={"depth": 1})
     model.head = LinearClassifier(model.embed_dim, ("a", "b", "c"))
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, *_: torch.tensor(0.3))
     batch, settings = make_batch(), TrainConfig(task="recognition", mixup=0.2)
@@ -227,8 +229,8 @@ def test_mixup_blends_a_custom_loss(mini, monkeypatch):
     assert torch.equal(Recognition(model, settings, loss=F.cross_entropy)(batch), expected)
 
 
-def test_micro_batches_give_the_gradient_of_a_custom_loss_over_the_full_batch(mini):
-    model = fresh(mini).eval()
+def test_micro_batches_give_the_gradient_of_a_custom_loss_over_the_full_batch(tower):
+    model = fresh(tower).eval()
     nn.init.normal_(model.branch.fusion.gate.weight, std=0.05)
     texts = torch.randn(4, model.embed_dim)
     batch = make_batch(text=texts, video_index=torch.arange(4))
@@ -245,8 +247,8 @@ def test_micro_batches_give_the_gradient_of_a_custom_loss_over_the_full_batch(mi
         torch.testing.assert_close(grads[1][name], gradient, atol=1e-4 * scale, rtol=0)
 
 
-def test_a_loss_gets_scaled_similarities_of_captions_and_videos_in_float32(mini):
-    model = fresh(mini)
+def test_a_loss_gets_scaled_similarities_of_captions_and_videos_in_float32(tower):
+    model = fresh(tower)
     batch = make_batch(text=torch.randn(6, model.embed_dim), video_index=torch.tensor([0, 0, 1, 2, 3, 3]))
     calls = []
     objective = Retrieval(model, TrainConfig(temperature=0.5), loss=lambda *args: calls.append(args) or args[0].mean())
@@ -260,19 +262,19 @@ def test_a_loss_gets_scaled_similarities_of_captions_and_videos_in_float32(mini)
 
 
 @pytest.mark.parametrize("options", [{}, {"optimizer": SGD}], ids=["adamw", "sgd"])
-def test_a_run_with_a_custom_loss_and_callbacks_is_resumed_to_the_bit(mini, store, tmp_path, options):
-    runs = {}
-    for name, stop in (("uninterrupted", 0), ("interrupted", 5)):
-        model, loss, recorder = fresh(mini), ScaledLoss(), Recorder()
+def test_a_run_with_a_custom_loss_and_callbacks_is_resumed_to_the_bit(tower, store, tmp_path, options):
+    runs, settings = {}, config(checkpoint_every=2)
+    for name, stop in (("uninterrupted", 0), ("interrupted", 7)):
+        model, loss, recorder = fresh(tower), ScaledLoss(), Recorder()
         run = {"out": tmp_path / name, "progress": False, "logger": Recorder(), **options}
         if stop:
             with pytest.raises(StoppedError) as caught:
-                train(model, store, store, config(), loss=loss, callbacks=[recorder, interrupt_at(stop)], **run)
+                train(model, store, store, settings, loss=loss, callbacks=[recorder, interrupt_at(stop)], **run)
             assert "raised in on_step_end of callback test_training_hooks.StepCallback" in caught.value.__notes__[0]
             assert run["logger"].closed == 1
             assert not model.training
-            model, loss, recorder = fresh(mini), ScaledLoss(), Recorder()
-        result = train(model, store, store, config(), loss=loss, callbacks=[recorder], resume=stop > 0, **run)
+            model, loss, recorder = fresh(tower), ScaledLoss(), Recorder()
+        result = train(model, store, store, settings, loss=loss, callbacks=[recorder], resume=stop > 0, **run)
         runs[name] = {**weights(model), **loss.state_dict()}, result.history, recorder.events
     assert_equal(runs["uninterrupted"][0], runs["interrupted"][0])
     assert runs["uninterrupted"][0]["batches"] == 8
@@ -282,13 +284,14 @@ def test_a_run_with_a_custom_loss_and_callbacks_is_resumed_to_the_bit(mini, stor
     assert [event for event in events if event[0] != "on_train_start"] == runs["uninterrupted"][2][1:]
     assert [event for event in events if event[0] == "on_train_start"] == [
         ("on_train_start", 1, 0),
-        ("on_train_start", 2, 4),
+        ("on_train_start", 2, 6),
     ]
 
 
-def test_the_last_checkpoint_is_intact_after_an_error_of_a_callback(mini, store, tmp_path):
+def test_the_last_checkpoint_is_intact_after_an_error_of_a_callback(tower, store, tmp_path):
+    run = {"out": tmp_path, "progress": False, "callbacks": [interrupt_at(3)]}
     with pytest.raises(StoppedError):
-        train(fresh(mini), store, None, config(), out=tmp_path, progress=False, callbacks=[interrupt_at(3)])
+        train(fresh(tower), store, None, config(checkpoint_every=1), **run)
     position = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["position"]
     assert (position["epoch"], position["batch"]) == (0, 2)
 
@@ -296,21 +299,21 @@ def test_the_last_checkpoint_is_intact_after_an_error_of_a_callback(mini, store,
 @pytest.mark.parametrize(
     "stop", [lambda state: state.step == 3, lambda state: state.stop() if state.step == 3 else None]
 )
-def test_a_callback_ends_the_run_after_a_step(mini, store, tmp_path, stop):
-    model, settings = fresh(mini), config(accumulate_grad_batches=2)
+def test_a_callback_ends_the_run_after_a_step(tower, store, tmp_path, stop):
+    model, settings = fresh(tower), config(accumulate_grad_batches=2)
     run = {"out": tmp_path, "progress": False}
     recorder = Recorder()
     result = train(model, store, store, settings, callbacks=[StepCallback(stop), recorder], **run)
     assert len(result.history) == 1
     assert "score" in result.history[0], "a run that ends is validated"
     assert recorder.events[-3:] == [("on_validation_end", 1, 3), ("on_epoch_end", 1, 3), ("on_train_end", 1, 3)]
-    again = fresh(mini)
+    again = fresh(tower)
     resumed = train(again, store, store, settings, resume=True, **run)
     assert resumed.already_finished
     assert resumed.history == result.history
     assert_equal(weights(again), weights(model))
     with pytest.warns(ClipvidWarning, match="rescheduled from epoch 2"), pytest.warns(ClipvidWarning, match="Recorder"):
-        longer = train(fresh(mini), store, store, replace(settings, epochs=3), resume=True, **run)
+        longer = train(fresh(tower), store, store, replace(settings, epochs=3), resume=True, **run)
     assert len(longer.history) == 3
 
 
@@ -321,17 +324,17 @@ class EarlyStop:
         return np.bool_(state.epoch == 2)  # as a comparison of NumPy numbers gives
 
 
-def test_a_callback_ends_the_run_after_an_epoch(mini, store):
-    result = train(fresh(mini), store, None, config(epochs=5), progress=False, callbacks=[EarlyStop()])
+def test_a_callback_ends_the_run_after_an_epoch(tower, store):
+    result = train(fresh(tower), store, None, config(epochs=5), progress=False, callbacks=[EarlyStop()])
     assert result.best_epoch == len(result.history) == 2
 
 
-def test_the_state_of_an_absent_callback_is_dropped_with_a_warning(mini, store, tmp_path):
-    run = {"out": tmp_path, "progress": False}
+def test_the_state_of_an_absent_callback_is_dropped_with_a_warning(tower, store, tmp_path):
+    run, settings = {"out": tmp_path, "progress": False}, config(epochs=1, checkpoint_every=1)
     with pytest.raises(StoppedError):
-        train(fresh(mini), store, None, config(), callbacks=[Recorder(), interrupt_at(2)], **run)
+        train(fresh(tower), store, None, settings, callbacks=[Recorder(), interrupt_at(2)], **run)
     with pytest.warns(ClipvidWarning, match="has a state of callback test_training_hooks.Recorder, and this run"):
-        train(fresh(mini), store, None, config(), resume=True, **run)
+        train(fresh(tower), store, None, settings, resume=True, **run)
 
 
 @pytest.mark.parametrize(
@@ -346,39 +349,39 @@ def test_the_state_of_an_absent_callback_is_dropped_with_a_warning(mini, store, 
         ({"optimizer": SGD}, {}, r"optimizer torch.optim.sgd.SGD\(momentum=0.9\), this run has the default; give the"),
     ],
 )
-def test_a_run_is_resumed_only_with_its_loss_and_optimizer(mini, store, tmp_path, first, second, message):
+def test_a_run_is_resumed_only_with_its_loss_and_optimizer(tower, store, tmp_path, first, second, message):
     run = {"out": tmp_path, "progress": False}
-    train(fresh(mini), store, None, config(epochs=1), **run, **first)
+    train(fresh(tower), store, None, config(epochs=1), **run, **first)
     with pytest.raises(CheckpointError, match=message):
-        train(fresh(mini), store, None, config(epochs=1), resume=True, **run, **second)
+        train(fresh(tower), store, None, config(epochs=1), resume=True, **run, **second)
 
 
-def test_a_checkpoint_without_names_is_of_the_default_loss_and_optimizer(mini, store, tmp_path):
+def test_a_checkpoint_without_names_is_of_the_default_loss_and_optimizer(tower, store, tmp_path):
     run = {"out": tmp_path, "progress": False}
-    first = train(fresh(mini), store, None, config(epochs=1), **run)
+    first = train(fresh(tower), store, None, config(epochs=1), **run)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     added = ("loss_name", "optimizer_name", "loss", "callbacks", "stopped_at")
     torch.save({name: value for name, value in state.items() if name not in added}, tmp_path / "checkpoint.pt")
-    assert train(fresh(mini), store, None, config(epochs=1), resume=True, **run).history == first.history
+    assert train(fresh(tower), store, None, config(epochs=1), resume=True, **run).history == first.history
     with pytest.raises(CheckpointError, match="with loss the default"):
-        train(fresh(mini), store, None, config(epochs=1), resume=True, loss=matching, **run)
+        train(fresh(tower), store, None, config(epochs=1), resume=True, loss=matching, **run)
 
 
-def test_the_record_of_a_model_names_its_loss_and_optimizer(mini, store, tmp_path):
-    train(fresh(mini), store, None, config(epochs=1), out=tmp_path, progress=False, loss=Margin(0.1), optimizer=SGD)
-    record = load(tmp_path / "best").training_record
+def test_the_record_of_a_model_names_its_loss_and_optimizer(tower, store, tmp_path):
+    train(fresh(tower), store, None, config(epochs=1), out=tmp_path, progress=False, loss=Margin(0.1), optimizer=SGD)
+    record = load(tmp_path / "best", base=tower).training_record
     assert record["loss"] == "test_training_hooks.Margin(margin=0.1)"
     assert record["optimizer"] == "torch.optim.sgd.SGD(momentum=0.9)"
 
 
-def test_a_custom_optimizer_that_equals_the_default_one_gives_its_bits(mini, store):
-    default, custom = fresh(mini), fresh(mini)
+def test_a_custom_optimizer_that_equals_the_default_one_gives_its_bits(tower, store):
+    default, custom = fresh(tower), fresh(tower)
     train(default, store, None, config(epochs=1), progress=False)
     train(custom, store, None, config(epochs=1), progress=False, optimizer=ADAMW)
     assert_equal(weights(custom), weights(default))
 
 
-def test_the_groups_of_a_custom_optimizer_keep_their_rates_and_decays(mini, store):
+def test_the_groups_of_a_custom_optimizer_keep_their_rates_and_decays(tower, store):
     seen, rates = [], []
 
     def make(groups):
@@ -387,7 +390,7 @@ def test_the_groups_of_a_custom_optimizer_keep_their_rates_and_decays(mini, stor
 
     recorder = Recorder()
     constant = ScheduledOptimizer(make, schedule=lambda done: rates.append(done) or 0.5)
-    train(fresh(mini), store, None, config(epochs=1), progress=False, optimizer=constant, callbacks=[recorder])
+    train(fresh(tower), store, None, config(epochs=1), progress=False, optimizer=constant, callbacks=[recorder])
     assert {group["weight_decay"] for group in seen} == {0.0, 0.05}
     assert {group["lr"] for group in seen} == {1e-3, 1e-3 * 0.1}
     assert rates == [0, 0.25, 0.5, 0.75]
@@ -419,15 +422,15 @@ def test_an_optimizer_that_is_none_or_leaves_out_parameters_is_refused(make, err
         (lambda logits, targets: logits.detach().mean(), "got one without gradient; compute it by torch operations"),
     ],
 )
-def test_a_loss_that_is_no_scalar_or_has_no_gradient_is_refused(mini, loss, message):
-    model = fresh(mini)
+def test_a_loss_that_is_no_scalar_or_has_no_gradient_is_refused(tower, loss, message):
+    model = fresh(tower)
     batch = make_batch(text=torch.randn(4, model.embed_dim), video_index=torch.arange(4))
     with pytest.raises(ValueError, match=message):
         Retrieval(model, TrainConfig(), loss=loss)(batch)
 
 
-def test_settings_that_a_custom_part_would_ignore_are_refused(mini, store):
-    model = fresh(mini)
+def test_settings_that_a_custom_part_would_ignore_are_refused(tower, store):
+    model = fresh(tower)
     with pytest.raises(ValueError, match="loss must be None for task 'selfsup'"):
         make_objective(model, TrainConfig(task="selfsup"), matching)
     with pytest.raises(ValueError, match=r"label_smoothing is a setting of the default loss, got 0.1"):
@@ -469,11 +472,11 @@ def test_objects_of_a_wrong_kind_are_refused(hooks, message):
         Hooks(**hooks)
 
 
-def test_state_that_could_not_be_read_again_is_refused_before_training(mini, store, tmp_path):
+def test_state_that_could_not_be_read_again_is_refused_before_training(tower, store, tmp_path):
     recorder = Recorder()
     recorder.state_dict = lambda: {"best": np.float64(1.0)}
     with pytest.raises(TypeError, match=r"state of loss and callbacks\['callbacks'\].*, got float64; convert it"):
-        train(fresh(mini), store, None, config(), out=tmp_path, progress=False, callbacks=[recorder])
+        train(fresh(tower), store, None, config(), out=tmp_path, progress=False, callbacks=[recorder])
     assert not (tmp_path / "checkpoint.pt").exists()
     check_plain({"a": [torch.zeros(1), 1, (None, "b", 2.0, True)]}, "state")
 
@@ -489,8 +492,8 @@ def test_names_identify_functions_classes_and_their_options():
     assert name_of(module) == "my loss, margin 0.2"
 
 
-def test_history_is_written_without_the_default_logger(mini, store, tmp_path):
+def test_history_is_written_without_the_default_logger(tower, store, tmp_path):
     recorder = Recorder()
-    result = train(fresh(mini), store, None, config(epochs=1), out=tmp_path, progress=False, logger=recorder)
+    result = train(fresh(tower), store, None, config(epochs=1), out=tmp_path, progress=False, logger=recorder)
     assert json.loads((tmp_path / "history.json").read_text()) == list(result.history)
     assert not (tmp_path / "tensorboard").exists()

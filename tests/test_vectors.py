@@ -108,6 +108,33 @@ def test_a_large_k_returns_all_videos(kind, model):
     assert len({hit.path for hit in index.search_embedding(np.ones(WIDTH), k=1000)}) == 400
 
 
+def test_a_video_stays_in_the_index_if_its_replacement_fails(model, monkeypatch):
+    index = VideoIndex(model)
+    rows = np.eye(WIDTH, dtype=np.float32)[:2]
+    index._put([Path("/a.mp4"), Path("/b.mp4")], rows)
+    add, failures = index._vectors.add, [MemoryError]
+
+    def add_after_failures(*arguments):
+        if failures:
+            raise failures.pop()
+        add(*arguments)
+
+    monkeypatch.setattr(index._vectors, "add", add_after_failures)
+    with pytest.raises(MemoryError):
+        index._put([Path("/a.mp4")], rows[1:])
+    assert index.paths == (Path("/a.mp4"), Path("/b.mp4"))
+    assert [hit.path.stem for hit in index.search_embedding(rows[0])] == ["a", "b"]
+
+
+def test_an_embedding_is_searched_with_a_filter(model):
+    rows = clustered(20)
+    index = index_of(model, "flat", rows)
+    condition = 'path in ("/3.mp4", "/7.mp4")'
+    assert [hit.path.stem for hit in index.search_embedding(rows[7], where=condition)] == ["7", "3"]
+    with pytest.raises(ValueError, match="must name columns of path, label"):
+        index.search_embedding(rows[7], where="seconds > 3")
+
+
 def test_ivf_with_too_few_videos_is_refused_before_embedding(model, tmp_path):
     files = [tmp_path / f"{number}.mp4" for number in range(3)]
     with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 3; use kind flat"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
+from forked import in_a_fork, needs_fork
 
 from clipvid.errors import VideoError
 from clipvid.video.backends import judged, pyav, verdicts
@@ -180,17 +183,17 @@ def test_threads_share_one_memory(tmp_path, memory, openings, write_video):
     assert not openings
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 def test_a_process_forked_while_a_thread_uses_the_memory_can_use_it():
-    memory, verdict = Memory(limit=10_000), Verdict.of(lasting([0.0]), stream=0, objection="no")
+    memory, verdict, locked = Memory(), Verdict.of(lasting([0.0]), stream=0, objection="no"), Event()
+
+    def use() -> None:
+        with memory._lock:
+            locked.set()
+            time.sleep(0.1)
+
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(
-            lambda: [memory.put(Identity(0, inode, 1, 1, 1), "decord", verdict) for inode in range(100_000)]
-        )
-        for _ in range(10):
-            pid = os.fork()
-            if not pid:
-                memory.put(Identity(1, 1, 1, 1, 1), "decord", verdict)
-                os._exit(0)
-            assert os.waitpid(pid, 0)[1] == 0
+        work = pool.submit(use)
+        assert locked.wait(10)
+        in_a_fork(memory.put, Identity(1, 1, 1, 1, 1), "decord", verdict)
         work.result()

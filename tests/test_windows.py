@@ -25,7 +25,7 @@ def path(tmp_path_factory) -> Path:
 @pytest.fixture
 def model(tiny_clip) -> clipvid.VideoCLIP:
     torch.manual_seed(0)
-    model = attach(tiny_clip, "stan", depth=2)
+    model = attach(tiny_clip, "stan", branch_kwargs={"depth": 2})
     for name, parameter in model.branch.named_parameters():
         if "gate" in name:
             torch.nn.init.constant_(parameter, 0.5)
@@ -48,7 +48,7 @@ def encode_each(model, path, rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("window", "stride", "every", "chunk", "batch_size"),
-    [(12, 1, 1, 32, 8), (8, 3, 1, 5, 2), (4, 9, 1, 7, 3), (5, 2, 3, 64, 1), (12, 12, 5, 1, 4), (60, 1, 1, 32, 8)],
+    [(12, 1, 2, 32, 8), (8, 3, 1, 5, 2), (4, 9, 1, 7, 3), (5, 2, 3, 64, 1), (12, 12, 5, 1, 4), (60, 1, 1, 32, 8)],
 )
 def test_every_window_equals_encode_video_of_its_frames(model, path, window, stride, every, chunk, batch_size):
     windows = encoded(
@@ -71,7 +71,7 @@ def test_every_kind_of_branch_encodes_windows(path, tiny_clip, branch):
     options |= {"depth": 1} if branch not in ("mean", "timesformer") else {}
     if branch == "timesformer":
         options = {"depth": 2, "width": 32, "heads": 2, "patch": 16, "image_size": 96, "frames": 4}
-    model = attach(tiny_clip, branch, options=options)
+    model = attach(tiny_clip, branch, branch_kwargs=options)
     windows = encoded(model, path, window=4, stride=20, tower_batch_size=16)
     torch.testing.assert_close(windows.video, encode_each(model, path, windows.frames), atol=1e-5, rtol=0)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import clipvid
 from clipvid.evaluation.metrics import RecognitionMetrics, RetrievalMetrics
 from clipvid.evaluation.results import EvaluationResult
+from clipvid.models.backbone.open_clip import ModelNames
 from clipvid.models.predictions import Predictions
 from clipvid.search.hits import Hits
 from clipvid.training.history import TrainResult
@@ -21,7 +22,7 @@ def build(clip: nn.Module) -> clipvid.VideoCLIP:
     assert_type(clipvid.load("adapter", device="cpu"), clipvid.VideoCLIP)
     assert_type(clipvid.VideoCLIP.from_pretrained("me/adapter"), clipvid.VideoCLIP)
     assert_type(clipvid.load_stan_checkpoint(clip, "stan.pth"), clipvid.VideoCLIP)
-    assert_type(clipvid.list_models("*B-32*"), dict[str, tuple[str, ...]])
+    assert_type(clipvid.list_models("*B-32*"), ModelNames)
     assert_type(clipvid.list_branches("vivit*"), clipvid.registry.Names)
     assert_type(clipvid.list_protocols(), clipvid.registry.Names)
     assert_type(model.save("adapter"), Path)

@@ -54,7 +54,19 @@ def named_model(
         raise ValueError(f"{name} is the folder of a training run; its model is {Path(name) / 'best'}")
     torch_device = "meta" if shapes_only else named_device(device)
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    return create_model(name, pretrained, device=torch_device, **{"branch": default_branch, **given})
+    settings = {"branch": default_branch, **given, "branch_kwargs": branch_kwargs(given)}
+    for part in ("depth", "mixer", "options"):
+        settings.pop(part, None)
+    return create_model(name, pretrained, device=torch_device, **settings)
+
+
+def branch_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a branch from those of the command line; raise UsageError for one that is given twice."""
+    named = {name: given[name] for name in ("depth", "mixer") if given.get(name) is not None}
+    others = dict(given.get("options") or {})
+    if twice := sorted(named.keys() & others.keys()):
+        raise UsageError(f"--options must not repeat --{twice[0]}, got both; leave one out")
+    return named | others
 
 
 def check_model(model: str | None, pretrained: str | None = None) -> None:
@@ -77,9 +89,8 @@ def check_branch(model: str | None, branch: BranchOptions) -> None:
     if model is not None and Path(model).is_dir():  # a saved model brings its branch
         return
     given = branch.given()
-    if (depth := given.get("depth")) is not None and depth < 1:
-        raise UsageError(f"--depth must be an integer >= 1, got {depth}; it is a number of levels")
-    changes = {name: given[name] for name in ("depth", "mixer") if name in given} | given.get("options", {})
+    outputs.at_least("--depth", given.get("depth"), 1, "it is a number of levels")
+    changes = branch_kwargs(given)
     try:
         choose(given.get("branch", "stan"), changes)
     except ValueError as error:

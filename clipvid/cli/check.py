@@ -80,9 +80,7 @@ def check_data(
 
 def _check_numbers(*, workers: int, limit: float, longest: int | None) -> None:
     """Raise UsageError for numbers out of range, before anything is read."""
-    if workers < 0:
-        raise UsageError(f"--workers must be an integer >= 0, got {workers}; 0 starts one per core")
+    outputs.at_least("--workers", workers, 0, "0 starts one per core")
     if not 0 < limit < math.inf:
         raise UsageError(f"--limit must be a finite number of seconds > 0, got {limit}; correct it")
-    if longest is not None and longest < 1:
-        raise UsageError(f"--longest must be an integer >= 1, got {longest}; leave it out for no limit")
+    outputs.at_least("--longest", longest, 1, "leave it out for no limit")

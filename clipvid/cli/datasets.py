@@ -1,4 +1,4 @@
-"""Resolution of command-line words to data sets: places and patterns, formats, columns, splits.
+"""Resolution of command-line words to data sets: paths and patterns, formats, columns, splits.
 
 Contract: argument values in, paths and data sets out, or an error that says which option to change. Heavy modules are
 imported when they are needed. Knows nothing of models.
@@ -6,16 +6,15 @@ imported when they are needed. Knows nothing of models.
 
 from __future__ import annotations
 
-import glob
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipvid.cli.parsing.names import TABLES, suggestion
+from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import DataOptions
-from clipvid.data.places import local_path
+from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
+from clipvid.data.paths import expand_paths
 from clipvid.errors import DataError, UsageError
 from clipvid.registry import PROTOCOLS
 
@@ -29,34 +28,16 @@ def sources_of(words: Sequence[str]) -> Sources:
     Matches of a pattern that are neither folders, tables nor clips are left out. Raises UsageError for a source that
     does not exist, a pattern without files and a URL.
     """
-    paths: list[str] = []
-    for word in words:
-        path = _local(word)
-        is_pattern = not os.path.lexists(path) and glob.has_magic(path)
-        matches = sorted(filter(_is_source, glob.glob(path, recursive=True))) if is_pattern else []
-        if not matches and not os.path.lexists(path):
-            problem = "matches no file" if is_pattern else "does not exist"
-            raise UsageError(f"{word} {problem}; give videos, folders of videos, or a csv file")
-        paths += matches or [path]
-    return paths[0] if len(paths) == 1 else list(dict.fromkeys(paths))
-
-
-def _local(word: str) -> str:
-    """Return the path of a local file that is given as a path or a file URL; raise UsageError for another URL."""
+    advice = "give videos, folders of videos, or a csv file"
+    if "" in words:
+        raise UsageError(f"SOURCE is empty; {advice}")
     try:
-        return str(local_path(word)) if ":" in word else word
+        paths = expand_paths(words, wanted=lambda path: is_source(path) or not path.suffix)
     except DataError as error:
         raise UsageError(str(error)) from error
-
-
-def _is_source(path: str) -> bool:
-    return os.path.isdir(path) or path.lower().endswith(TABLES) or "." not in os.path.basename(path) or _is_clip(path)
-
-
-def _is_clip(path: str) -> bool:
-    from clipvid.data.files import is_clip
-
-    return is_clip(Path(path))
+    if missing := [path for path in paths if not path.exists()]:
+        raise UsageError(f"{missing[0]} does not exist; {advice}")
+    return str(paths[0]) if len(paths) == 1 else list(map(str, paths))
 
 
 def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "folder") -> Sources:
@@ -66,7 +47,7 @@ def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "f
     """
     sources = sources_of(words)
     format = format_of(sources, data, default_format=default_format)
-    if format != "videos" and isinstance(sources, str) and Path(sources).is_file() and _is_clip(sources):
+    if format != "videos" and isinstance(sources, str) and Path(sources).is_file() and is_clip(Path(sources)):
         raise UsageError(f"{sources} is a video; give a folder of videos, or a csv file")
     if format in PROTOCOLS:
         _check_protocol(sources, format, data.split)
@@ -77,24 +58,32 @@ def data_of(words: Sequence[str], data: DataOptions, *, default_format: str = "f
 
 
 def _check_protocol(sources: Sources, name: str, split: str | None) -> None:
-    """Raise UsageError for several places, and for a split that the protocol does not have."""
+    """Raise UsageError for several paths, and for a split that the protocol does not have."""
     if isinstance(sources, list):
-        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} places; give its root")
+        raise UsageError(f"{name} is a protocol, read from one folder, got {len(sources)} paths; give its root")
     splits = tuple(PROTOCOLS[name].splits)
     if split is not None and split not in splits:
         raise UsageError(f"--split must be one of {', '.join(splits)}, got {split!r}{suggestion(split, splits)}")
 
 
 def videos_of(words: Sequence[str], data: DataOptions) -> Any:
-    """Return the places of videos that the words name, or a data set if they name tables or `data` has an option."""
+    """Return the paths of videos that the words name, or a data set if they name tables or `data` has an option."""
     if data == DataOptions():
         sources = sources_of(words)
-        files = [path for path in ([sources] if isinstance(sources, str) else sources) if os.path.isfile(path)]
-        if not any(path.lower().endswith(TABLES) for path in files):
+        paths = [Path(path) for path in ([sources] if isinstance(sources, str) else sources)]
+        if not any(is_table(path) and path.is_file() for path in paths):
+            _check_videos([path for path in paths if path.is_dir()])
             return sources
     else:
         sources = data_of(words, data, default_format="videos")
     return named_data(sources, data, default_format="videos")
+
+
+def _check_videos(folders: Sequence[Path]) -> None:
+    """Raise DataError for a folder without videos that holds a table."""
+    for folder in folders:
+        if (tables := tables_in(folder)) and not find_clips(folder, bare=True):
+            raise DataError(f"{folder} holds no video; give --format csv to read {tables[0].name}")
 
 
 def format_of(sources: Sources, data: DataOptions, *, default_format: str = "folder") -> str:
@@ -122,22 +111,16 @@ def named_data(sources: Sources, data: DataOptions, *, default_format: str = "fo
 def _are_tables(sources: Sources) -> bool:
     """Return True for tables, for folders of tables, and for a single file that is no clip."""
     if isinstance(sources, str) and Path(sources).is_file():
-        return sources.lower().endswith(TABLES) or not _is_clip(sources)
+        return is_table(Path(sources)) or not is_clip(Path(sources))
     paths = [Path(path) for path in ([sources] if isinstance(sources, str) else sources)]
-    return all(any(_tables_in(path)) if path.is_dir() else path.suffix.lower() in TABLES for path in paths)
-
-
-def _tables_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+    return all(bool(tables_in(path)) if path.is_dir() else is_table(path) for path in paths)
 
 
 def note_format(sources: Sources, data: DataOptions, *, default_format: str = "folder") -> None:
     """Print a note on the format chosen for a folder with both a csv file and sub-folders of videos."""
     if data.format is not None or not isinstance(sources, str) or not Path(sources).is_dir():
         return
-    from clipvid.data.files import is_video, subfolders
-
-    tables = _tables_in(Path(sources))
+    tables = tables_in(Path(sources))
     if not tables:
         return
     folders = [folder for folder in subfolders(Path(sources)) if any(map(is_video, folder.iterdir()))]

@@ -72,15 +72,10 @@ def evaluate(
         bank: also show metrics after QB-Norm with the captions of this split of the data (train) as its bank.
         data_config: defaults from the model or the protocol.
     """
-    arguments.check_model(model.model, model.pretrained)
-    arguments.check_cache(cache)
-    arguments.check_data_config(data_config)
+    _check_early(model, data_config, cache, files)
     given_task = task or ("recognition" if zero_shot else None)
-    _check_options(given_task, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
-    _check_numbers(rerank=rerank, dual_softmax=dual_softmax)
-    if given_task is not None:
-        _retrieval_options(given_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
-    _check_report(files)
+    retrieval_options = {"rerank": rerank, "dual_softmax": dual_softmax, "bank": bank}
+    _check_options(given_task, retrieval_options, by_class_name=zero_shot, by_class=by_class, prompts=prompts)
     sources = datasets.data_of(source, data)
     profile = outputs.profile_path(files.out, enabled=run.profile)
     outputs.require_new(files.out, files.report, files.per_query, profile, overwrite=files.overwrite)
@@ -93,7 +88,7 @@ def evaluate(
     videos = datasets.named_data(sources, data, classes=None if head is None else head.classes)
     score = _scorer(resolved_task, by_class_name=zero_shot)
     _check_class_options(resolved_task, by_class_name=zero_shot, by_class=by_class)
-    extras = _retrieval_options(resolved_task, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
+    extras = _retrieval_options(resolved_task, retrieval_options)
     extras |= {"best": 5} if resolved_task == "retrieval" and files.report is not None else {}
     extras |= {} if prompts is None else {"templates": arguments.named_prompts(prompts)}
     extras |= {} if bank is None else {"bank": _bank_captions(bank, sources, data)}
@@ -105,10 +100,16 @@ def evaluate(
             result = score(video_model, clips, resolved_config, progress=True, **extras)
         print_json(result.to_dict())
         if not json:
-            print(result)
-        if by_class and not json:
-            print(result.class_table())
+            print(result, *([result.class_table()] if by_class else []), sep="\n")
         _write_outputs(result, files)
+
+
+def _check_early(model: Model, data_config: DataConfigOptions, cache: Cache, files: ResultFiles) -> None:
+    """Raise UsageError for wrong values of shared options, before anything heavy is imported."""
+    arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
+    arguments.check_data_config(data_config)
+    _check_report(files)
 
 
 def _scorer(task: str, *, by_class_name: bool) -> Callable[..., Any]:
@@ -173,19 +174,28 @@ def _check_report(files: ResultFiles) -> None:
     queries = files.report_queries
     if queries is not None and files.report is None:
         raise UsageError(f"--report-queries {queries} is for --report, which is not given; give --report FILE too")
-    if queries is not None and queries < 1:
-        raise UsageError(f"--report-queries must be an integer >= 1, got {queries}; leave out --report for no report")
+    outputs.at_least("--report-queries", queries, 1, "leave out --report for no report")
     outputs.check_table("--per-query", files.per_query)
 
 
-def _check_options(task: str | None, *, by_class_name: bool, by_class: bool, prompts: str | None) -> None:
-    """Raise UsageError for options that have no effect, before anything heavy is imported."""
+def _check_options(
+    task: str | None,
+    retrieval_options: dict[str, Any],
+    *,
+    by_class_name: bool,
+    by_class: bool,
+    prompts: str | None,
+) -> None:
+    """Raise UsageError for options out of range or without effect, before anything heavy is imported."""
     if task is not None:
         _check_class_options(task, by_class_name=by_class_name, by_class=by_class)
     if prompts is not None and not by_class_name:
         raise UsageError("--prompts are for recognition by class names; give --zero-shot, or leave them out")
     if prompts is not None:
         arguments.named_prompts(prompts)
+    _check_numbers(rerank=retrieval_options["rerank"], dual_softmax=retrieval_options["dual_softmax"])
+    if task is not None:
+        _retrieval_options(task, retrieval_options)
 
 
 def _check_class_options(task: str, *, by_class_name: bool, by_class: bool) -> None:
@@ -197,13 +207,12 @@ def _check_class_options(task: str, *, by_class_name: bool, by_class: bool) -> N
 
 def _check_numbers(*, rerank: int | None, dual_softmax: float | None) -> None:
     """Raise UsageError for numbers out of range, before a model is loaded."""
-    if rerank is not None and rerank < 1:
-        raise UsageError(f"--rerank must be an integer >= 1, got {rerank}; it is a number of videos per query")
+    outputs.at_least("--rerank", rerank, 1, "it is a number of videos per query")
     if dual_softmax is not None and not 0 < dual_softmax < math.inf:
-        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; it multiplies the scores")
+        raise UsageError(f"--dual-softmax must be a finite number > 0, got {dual_softmax}; 100 is usual")
 
 
-def _retrieval_options(task: str, **options: Any) -> dict[str, Any]:
+def _retrieval_options(task: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the extra options of retrieval; raise UsageError if they are given for another task."""
     extras = {name: value for name, value in options.items() if value is not None}
     if task == "retrieval":
@@ -218,7 +227,7 @@ def compare(
     results: Results,
     /,
     *,
-    draws: int = 10_000,
+    resamples: int = 10_000,
     seed: int = 0,
     format: Annotated[Literal["text", "markdown", "latex", "csv"], Parameter(group=OUTPUT)] = "text",
     json: Json = False,
@@ -231,19 +240,18 @@ def compare(
 
     Args:
         results: JSON files that `clipvid eval --out` wrote, of the same data.
-        draws: number of bootstrap samples.
+        resamples: number of bootstrap samples.
         seed: seed of the bootstrap.
         format: format of the table.
     """
-    if draws < 1:
-        raise UsageError(f"--draws must be an integer >= 1, got {draws}; take 1000 or more")
+    outputs.at_least("--resamples", resamples, 1, "take 1000 or more")
     outputs.check_seed(seed)
     _check_results(results, "give those to compare")
     from clipvid.evaluation.compare import compare as compare_results
     from clipvid.evaluation.results import read_result
 
     names = [path if results.count(path) == 1 else f"{path} ({i})" for i, path in enumerate(results, start=1)]
-    comparison = compare_results(*map(read_result, results), names=names, n=draws, seed=seed)
+    comparison = compare_results(*map(read_result, results), names=names, n_resamples=resamples, seed=seed)
     formats = {"markdown": comparison.to_markdown, "latex": comparison.to_latex, "csv": comparison.to_csv}
     with outputs.json_printed(json) as print_json:
         if json:
@@ -270,4 +278,4 @@ def summarize(results: Results, /) -> None:
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
-    print(over_runs([read_result(result) for result in results]))
+    print(over_runs(*map(read_result, results)))

@@ -7,6 +7,7 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,8 +60,8 @@ def build_index(
     """
     arguments.check_model(model.model, model.pretrained)
     _check_workers(workers)
-    if frames is not None and frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; leave it out for the model's own number")
+    outputs.at_least("--frames", frames, 1, "leave it out for the model's own number")
+    # The store's own check would import numpy, which a wrong command line must not wait for.
     if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
         raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
     outputs.require_writable(out, folder=True)
@@ -199,8 +200,7 @@ def _changed(index: str, *, root: str | None, device: str) -> Iterator[Any]:
 
 
 def _check_workers(workers: int) -> None:
-    if workers < 0:
-        raise UsageError(f"--workers must be an integer >= 0, got {workers}; 0 decodes in this process")
+    outputs.at_least("--workers", workers, 0, "0 decodes in this process")
 
 
 def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> None:
@@ -210,10 +210,17 @@ def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> 
         index.add(videos, data_config, existing="skip")
     if not len(index):
         outputs.show_unreadable(index.skipped)
-        names = ", ".join(videos) if isinstance(videos, list) else getattr(videos, "name", videos)
-        raise ValueError(f"no video in {names} could be read, so there is nothing to index")
+        raise ValueError(_nothing_to_index(videos))
     print(f"{pluralize(len(index), 'video')} in {out}")
     outputs.show_unreadable(index.skipped)
+
+
+def _nothing_to_index(videos: Any) -> str:
+    """Return the message for sources of which no video can be read."""
+    if not isinstance(videos, str | list):
+        return f"no video in {videos.name} could be read; clipvid data check shows why"
+    names = [videos] if isinstance(videos, str) else videos
+    return f"no video in {', '.join(names)} could be read; clipvid data check videos {shlex.join(names)} shows why"
 
 
 def _check_index_folder(out: Path, *, exists: bool) -> None:

@@ -7,7 +7,6 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -114,10 +113,8 @@ def info(
 
 def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
     """Raise UsageError for numbers out of range, before a model is built."""
-    if frames < 1:
-        raise UsageError(f"--frames must be an integer >= 1, got {frames}; the published models read 8 to 32")
-    if text_lora < 0:
-        raise UsageError(f"--text-lora must be an integer >= 0, got {text_lora}; it is a rank, 0 for none")
+    outputs.at_least("--frames", frames, 1, "the published models read 8 to 32")
+    outputs.at_least("--text-lora", text_lora, 0, "it is a rank, 0 for none")
     try:
         check_train_clip("--train-clip", train_clip)
     except ValueError as error:
@@ -165,15 +162,16 @@ def _names(kind: str, pattern: str) -> list[dict[str, Any]]:
     """Return the names of a kind that match a pattern, with their summaries; raise UsageError if there is none."""
     members = KINDS[kind].members
     if members is None:
-        from clipvid.models.backbone.open_clip import list_models
+        from clipvid.models.backbone.names import MINI
+        from clipvid.models.backbone.open_clip import MINI_SUMMARY, list_models
 
+        models = list_models(pattern)
         rows: list[dict[str, Any]] = [
-            {"name": name, "pretrained": tags, "summary": ", ".join(tags)}
-            for name, tags in list_models(pattern).items()
+            {"name": name, "pretrained": tags, "summary": MINI_SUMMARY if name == MINI else ", ".join(tags)}
+            for name, tags in ((name, models.pretrained[name]) for name in models)
         ]
     else:
-        names = [name for name in members.names() if fnmatchcase(name.lower(), pattern.lower())]
-        rows = [{"name": name, "summary": members.summary(name)} for name in names]
+        rows = [{"name": name, "summary": members.summary(name)} for name in members.names(pattern)]
     if not rows:
         raise UsageError(f"PATTERN must match one of the {kind}, got {pattern!r}; clipvid list {kind} shows all")
     return rows

@@ -82,10 +82,15 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def at_least(option: str, value: int | None, bound: int, advice: str) -> None:
+    """Raise UsageError for an integer option below its bound; None stands for an option not given."""
+    if value is not None and value < bound:
+        raise UsageError(f"{option} must be an integer >= {bound}, got {value}; {advice}")
+
+
 def check_seed(seed: int) -> None:
     """Raise UsageError for a negative seed."""
-    if seed < 0:
-        raise UsageError(f"--seed must be an integer >= 0, got {seed}; any will do")
+    at_least("--seed", seed, 0, "any will do")
 
 
 TABLES: dict[str, Callable[[Any, Path], object]] = {

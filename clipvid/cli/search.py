@@ -17,7 +17,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from clipvid.cli import arguments, datasets, outputs
-from clipvid.cli.parsing.names import TABLES
 from clipvid.cli.parsing.options import (
     OUTPUT,
     RUN,
@@ -100,26 +99,13 @@ def embed(
 
 
 def _clips_of(videos: Any) -> Any:
-    """Return a data set of the videos that are named by their places; a data set as it is."""
+    """Return a data set of the videos that are named by their paths; a data set as it is."""
     from clipvid.data.records import Record, VideoDataset
+    from clipvid.search.videos import video_files
 
     if isinstance(videos, VideoDataset):
         return videos
-    folders = [videos] if isinstance(videos, str) else videos
-    paths = [path for folder in folders for path in _videos_in(Path(folder))]
-    return VideoDataset(tuple(Record(path) for path in dict.fromkeys(paths)), name="videos")
-
-
-def _videos_in(path: Path) -> list[Path]:
-    """Return the video, or the videos of a folder; raise an error for a folder without videos."""
-    from clipvid.data.files import find_clips
-
-    files = find_clips(path) if path.is_dir() else [path]
-    if not files:
-        tables = [file.name for file in path.iterdir() if file.suffix.lower() in TABLES]
-        advice = f"give --format csv to read {tables[0]}" if tables else "give a video or a folder of videos"
-        raise ValueError(f"{path} holds no video; {advice}")
-    return files
+    return VideoDataset(tuple(Record(path) for path in video_files(videos)), name="videos")
 
 
 def _times_of(data: Any) -> dict[str, list[float | None]]:
@@ -160,10 +146,8 @@ def search(
         rerank: number of first hits to decode again and sort by the model's token-wise similarity.
         device: auto is a GPU if there is one.
     """
-    if k < 1:
-        raise UsageError(f"--k must be an integer >= 1, got {k}; it is the number of hits")
-    if rerank < 0:
-        raise UsageError(f"--rerank must be an integer >= 0, got {rerank}; it is a number of hits, 0 for none")
+    outputs.at_least("--k", k, 1, "it is the number of hits")
+    outputs.at_least("--rerank", rerank, 0, "it is a number of hits, 0 for none")
     if video and rerank:
         raise UsageError(f"--rerank compares words with frames, but the query is a video; leave out --rerank {rerank}")
     _check_filter(where)

@@ -30,6 +30,7 @@ from clipvid.cli.parsing.options import (
     build_config,
 )
 from clipvid.config.settings import CHECKPOINT, SCORES, TrainConfig
+from clipvid.data.files import tables_in
 from clipvid.errors import UsageError
 from clipvid.runtime.text import pluralize
 
@@ -71,14 +72,7 @@ def train(
         out: folder for the trained model (out/best), checkpoints and curves.
         resume: continue from the last checkpoint in out; more epochs than before change the remaining learning rates.
     """
-    arguments.check_model(model.model, model.pretrained)
-    arguments.check_cache(cache)
-    config = build_config(TrainConfig, settings)
-    if config.task != "retrieval":
-        arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
-    arguments.check_branch(model.model, branch)
-    if cache.cache is not None and config.cache_taps:
-        raise UsageError("--cache stores taps on disk, and --cache-taps in memory; leave out one of them")
+    config = _checked_config(settings, model, branch, cache)
     _check_val_options(val, val_split=val_split, fraction=val_fraction, shots=shots, split=data.split)
     default_format = "videos" if config.task == "selfsup" else "folder"
     sources = datasets.data_of(source, data, default_format=default_format)
@@ -106,6 +100,24 @@ def train(
         result = train(
             video_model, train_data, val_data, config, out=out, resume=resume, cache=taps, accelerator=device
         )
+    _print_result(result, config, out, train_data=train_data, val_data=val_data)
+
+
+def _checked_config(settings: Given[TrainConfig], model: Model, branch: Branch, cache: Cache) -> TrainConfig:
+    """Return the settings of training; raise UsageError for options that are wrong or contradict each other."""
+    arguments.check_model(model.model, model.pretrained)
+    arguments.check_cache(cache)
+    config = build_config(TrainConfig, settings)
+    if config.task != "retrieval":
+        arguments.refuse(f"--task {config.task} compares no texts", similarity=branch.similarity)
+    arguments.check_branch(model.model, branch)
+    if cache.cache is not None and config.cache_taps:
+        raise UsageError("--cache stores taps on disk, and --cache-taps in memory; leave out one of them")
+    return config
+
+
+def _print_result(result: Any, config: TrainConfig, out: str, *, train_data: Any, val_data: Any) -> None:
+    """Print why training ended, the best epoch and the unreadable files."""
     if result.already_finished:
         print(f"nothing was left to train: {_stop_reason(result, config)}")
     elif len(result.history) < config.epochs:
@@ -134,8 +146,7 @@ def _check_val_options(
         raise UsageError(
             f"--val-fraction must be a fraction above 0 and below 1, got {fraction}; 0.1 holds out a tenth"
         )
-    if shots is not None and shots < 1:
-        raise UsageError(f"--shots must be an integer >= 1, got {shots}; it is a number of videos per class")
+    outputs.at_least("--shots", shots, 1, "it is a number of videos per class")
     if val_split is not None and not val and split is None:
         raise UsageError(
             "--val-split without --split would train on the validation videos too; give --split, such as train"
@@ -149,7 +160,7 @@ def _check_out(out: str, sources: tuple[str, ...], format: str | None, *, resume
         raise FileExistsError(f"{out} holds a training run; give --resume to continue it, or another --out")
     for source in sources:
         folder = Path(source).resolve()
-        is_searched = folder.is_dir() and format in (None, "folder", "videos") and not any(folder.glob("*.csv"))
+        is_searched = folder.is_dir() and format in (None, "folder", "videos") and not tables_in(folder)
         if is_searched and folder in (Path(out).resolve(), *Path(out).resolve().parents):
             raise ValueError(f"--out {out} would lie among the videos of {source}; choose another --out")
 

@@ -27,32 +27,46 @@ MOST = 1_000_000
 """Upper bound of integers that set a size; far above any use, it refuses a mistyped or damaged number at once."""
 
 
-def least(settings: Any, *, most: int = MOST, **bounds: int) -> None:
-    """Raise ValueError for a field that is not an integer, is below its bound or above `most`."""
+def least(settings: Any, advice: str = "", /, *, most: int = MOST, **bounds: int) -> None:
+    """Raise ValueError for a field that is no integer from its bound to `most`; store others as plain int."""
     for field, bound in bounds.items():
         value = getattr(settings, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            raise ValueError(f"{field} must be an integer >= {bound}, got {value!r}")
-        if value > most:
-            raise ValueError(f"{field} must be an integer <= {most}, got {value!r}")
+        hint = "leave out quotation marks" if isinstance(value, str) else f"give {bound} or more"
+        number = integer(field, value, bound, advice=advice or hint)
+        if number > most:
+            raise ValueError(f"{field} must be an integer <= {most}, got {value!r}; give {most} or less")
+        _store(settings, field, number)
+
+
+def any_integer(settings: Any, field: str, *, advice: str) -> None:
+    """Raise ValueError for a field that is not an integer, of any size; store others as plain int."""
+    value = getattr(settings, field)
+    if not _is_integer(value):
+        raise ValueError(f"{field} must be an integer, got {_short(value)}; {advice}")
+    _store(settings, field, int(value))
 
 
 def probability(settings: Any, *fields: str, certain: bool = True) -> None:
     """Raise ValueError for a field outside [0, 1], or outside [0, 1) without `certain`."""
     for field in fields:
         value = getattr(settings, field)
-        if not isinstance(value, int | float) or not 0 <= value <= 1 or (value == 1 and not certain):
-            raise ValueError(f"{field} must be a probability in [0, 1{']' if certain else ')'}, got {value!r}")
+        if not _is_number(value) or not 0 <= value <= 1 or (value == 1 and not certain):
+            raise ValueError(
+                f"{field} must be a probability in [0, 1{']' if certain else ')'}, got {_short(value)}; give a number, "
+                "such as 0.5"
+            )
+        _store(settings, field, value if isinstance(value, int) else float(value))
 
 
 def shares(settings: Any, field: str) -> None:
     """Raise ValueError for a field that is not a pair (smallest, largest) of fractions in (0, 1]."""
     value = getattr(settings, field)
     parts: list[Any] = list(cast(Sequence[Any], value)) if isinstance(value, Sequence) else []
-    is_pair = len(parts) == 2 and all(isinstance(part, int | float) for part in parts)
+    is_pair = len(parts) == 2 and all(map(_is_number, parts))
     if not is_pair or not 0 < parts[0] <= parts[1] <= 1:
         raise ValueError(
-            f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}"
+            f"{field} must be a pair of fractions (smallest, largest) in (0, 1], such as (0.5, 1.0), got {value!r}; "
+            "give two numbers, the smaller first"
         )
 
 
@@ -87,15 +101,31 @@ def path(name: str, value: object, *, must: str = "a path") -> Path:
 
 def integer(name: str, value: object, bound: int, *, advice: str) -> int:
     """Return an argument that must be an integer of at least `bound`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < bound:
+    if not _is_integer(value) or int(cast(int, value)) < bound:
         raise ValueError(f"{name} must be an integer >= {bound}, got {_short(value)}; {advice}")
-    return int(value)
+    return int(cast(int, value))
 
 
 def number(name: str, value: object, *, must: str = "a number", advice: str = "leave out quotation marks") -> None:
     """Raise ValueError for an argument that is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_number(value):
         raise ValueError(f"{name} must be {must}, got {_short(value)}; {advice}")
+
+
+def _is_integer(value: object) -> bool:
+    """Return True for an integer of Python or NumPy, False for a truth value."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _is_number(value: object) -> bool:
+    """Return True for a real number of Python or NumPy, False for a truth value."""
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def _store(settings: Any, field: str, value: int | float) -> None:
+    """Set a field, of a frozen dataclass too: settings are saved as JSON, which has no numbers of NumPy."""
+    if type(getattr(settings, field)) is not type(value):
+        object.__setattr__(settings, field, value)
 
 
 def _is_list(values: object) -> bool:

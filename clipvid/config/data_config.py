@@ -49,7 +49,7 @@ class DataConfig:
     bf16, else 16-mixed on CUDA and 32-true elsewhere."""
 
     def __post_init__(self) -> None:
-        checks.least(self, frames=1, batch_size=1, workers=0)
+        checks.least(self, frames=1, batch_size=1, workers=0, temporal_views=1, spatial_views=1)
         checks.number("time_limit", self.time_limit, must="a number of seconds")
         for name in ("sampler", "backend", "precision"):
             checks.text(name, getattr(self, name), advice="DataConfig's documentation lists its values")
@@ -59,11 +59,8 @@ class DataConfig:
             )
         if self.tokens is not None:
             checks.least(self, tokens=3)  # the start token, one word and the end token
-        if self.temporal_views < 1 or self.spatial_views not in (1, 3):
-            raise ValueError(
-                f"temporal_views must be an integer >= 1 and spatial_views must be 1 or 3, got "
-                f"{self.temporal_views} and {self.spatial_views}"
-            )
+        if self.spatial_views not in (1, 3):
+            raise ValueError(f"spatial_views must be 1 or 3, got {self.spatial_views}; 3 are crops along the long side")
         if self.temporal_views > 1 and self.sampler == "linspace":
             raise ValueError(
                 "temporal_views must be 1 with sampler linspace, which spans the whole video, got "

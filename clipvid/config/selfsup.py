@@ -55,15 +55,21 @@ class SelfSupervision:
             raise ValueError(
                 f"context must be an odd integer, got {self.context}; it is the middle frame and as many on either side"
             )
-        if self.split < 0:
-            raise ValueError(f"split must be an integer >= 0, got {self.split}; it counts layers, 0 for none")
+        checks.least(self, "it counts layers, 0 for none", split=0)
         checks.probability(self, "flip")
+        for name in ("temperature_global", "temperature_local", "global_weight", "local_weight"):
+            checks.number(name, getattr(self, name))
         for name in ("temperature_global", "temperature_local"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be above 0 and finite, got {getattr(self, name)}; the default is "
+                    f"{getattr(SelfSupervision, name)}"
+                )
         weights = self.global_weight, self.local_weight
         if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-            raise ValueError(f"global_weight and local_weight must be finite and >= 0, and not both 0, got {weights}")
+            raise ValueError(
+                f"global_weight and local_weight must be finite and >= 0, and not both 0, got {weights}; raise one"
+            )
 
 
 _SELFSUP_CHOICES = {"generator": ("random", "lowlevel"), "target": ("grad", "stopgrad"), "norm": ("layer", "batch")}

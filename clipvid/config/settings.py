@@ -132,41 +132,28 @@ class TrainConfig:
     """Steps between checkpoints, in addition to the one at the end of each epoch."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         checks.choices(self, {"classifier": ("linear", "text")})
         self._check_selfsup()
         check_train_clip("train_clip", self.train_clip)
-        if self.text_lora < 0:
-            raise ValueError(f"text_lora must be an integer >= 0, got {self.text_lora}; it is a rank, 0 for none")
-        checks.least(
-            self,
-            epochs=1,
-            batch_size=1,
-            accumulate_grad_batches=1,
-            keep_together=1,
-            validate_every=1,
-            checkpoint_every=1,
-        )
         self._check_rates()
         if self.task == "retrieval" and self.batch_size < 2:
             raise ValueError(
                 f"retrieval takes its negatives from the batch, got batch_size={self.batch_size}; take 2 or more"
             )
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
+            raise ValueError(f"warmup must be a fraction in [0, 1), got {self.warmup}; 0.1 is a tenth of all steps")
         if self.batch_size % self.keep_together:
             raise ValueError(
-                f"batch_size must be a multiple of keep_together, got {self.batch_size} and {self.keep_together}"
+                f"batch_size must be a multiple of keep_together, got {self.batch_size} and {self.keep_together}; "
+                "change one of them"
             )
-        if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 30:
-            raise ValueError(
-                f"rand_augment must be an integer >= 0 and rand_magnitude must be within 0 to 30, got "
-                f"{self.rand_augment} and {self.rand_magnitude}"
-            )
+        if not 0 <= self.rand_magnitude <= 30:
+            raise ValueError(f"rand_magnitude must be within 0 to 30, got {self.rand_magnitude}; the default is 10")
         if not 0 <= self.mixup < math.inf:
             raise ValueError(
                 f"mixup must be >= 0 and finite, got {self.mixup}; it is the parameter of a Beta distribution"
             )
-        checks.least(self, cache_views=0)
         if self.cache_taps and self.mixup:
             raise ValueError("mixup blends the pixels of two clips, and taps have none; leave out mixup, or the cache")
         if self.cache_taps and self.augmentations() and not self.cache_views:
@@ -184,26 +171,30 @@ class TrainConfig:
                 f"data_config.temporal_views={self.data_config.temporal_views} and "
                 f"data_config.spatial_views={self.data_config.spatial_views}; leave them at 1, or leave out the cache"
             )
-        if self.patience is not None:
-            checks.least(self, patience=1)
         if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
+            raise ValueError(
+                f"temperature must be above 0 and finite, got {self.temperature}; None takes the base model's"
+            )
         self._check_micro_batches()
         self._check_compile()
         self._check_unused()
 
     def _check_types(self) -> None:
-        """Raise ValueError for fields of another type, which would fail, or be ignored, later."""
+        """Raise ValueError for fields of another type and for counts below their bounds, before values are compared."""
         checks.text("task", self.task, advice="choose one of retrieval, recognition, selfsup")
         checked_data_config(self.data_config)
-        checks.of_type("seed", self.seed, int, must="an integer", advice="equal seeds give equal runs")
-        for name in ("warmup", "mixup", "rand_magnitude"):
+        checks.any_integer(self, "seed", advice="equal seeds give equal runs")
+        numbers = ("warmup", "mixup", "rand_magnitude", *_RATES)
+        for name in (*numbers, *(() if self.temperature is None else ("temperature",))):
             checks.number(name, getattr(self, name))
+        checks.least(self, **_COUNTS)
+        if self.patience is not None:
+            checks.least(self, patience=1)
+        checks.least(self, "it is a rank, 0 for none", text_lora=0)
         advice = "build it by clipvid.config.selfsup.SelfSupervision(split=1)"
         checks.of_type("selfsup", self.selfsup, SelfSupervision, must="a SelfSupervision", advice=advice)
 
     def _check_micro_batches(self) -> None:
-        checks.least(self, micro_batch_size=0)
         if self.micro_batch_size and self.task != "retrieval":
             other = "is not known to allow it; lower batch_size"
             advice = {
@@ -229,22 +220,14 @@ class TrainConfig:
             raise ValueError("selfsup runs the branch in parts, which compile does not fuse; leave out compile")
 
     def _check_rates(self) -> None:
-        """Raise ValueError for rates and sizes outside their allowed range, and for fields of another type."""
-        self._check_types()
-        for name in (
-            "lr",
-            "pretrained_lr_scale",
-            "clip_lr",
-            "head_lr",
-            "weight_decay",
-            "clip_norm",
-            "captions_per_video",
-        ):
+        """Raise ValueError for rates and probabilities outside their allowed range."""
+        for name in _RATES:
             value = getattr(self, name)
-            checks.number(name, value)
             if not 0 <= value < math.inf or (name == "lr" and value == 0):
                 constraint = "above 0" if name == "lr" else ">= 0"
-                raise ValueError(f"{name} must be {constraint} and finite, got {value}")
+                raise ValueError(
+                    f"{name} must be {constraint} and finite, got {value}; the default is {getattr(TrainConfig, name)}"
+                )
         checks.probability(self, "label_smoothing", certain=False)
         if self.crop_scale is not None:
             checks.shares(self, "crop_scale")
@@ -252,7 +235,7 @@ class TrainConfig:
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as a dictionary of JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(asdict(self), default=float))  # NumPy has other numbers than JSON
 
     def augmentations(self) -> list[str]:
         """Return the names of the enabled settings that change pixels at random."""
@@ -294,6 +277,23 @@ class TrainConfig:
                 "selfsup augments its two clips as ConST-CL does; leave out "
                 f"{', '.join(self.augmentations())} (its own mirroring: selfsup.flip)"
             )
+
+
+_COUNTS = {
+    "epochs": 1,
+    "batch_size": 1,
+    "micro_batch_size": 0,
+    "accumulate_grad_batches": 1,
+    "captions_per_video": 0,
+    "keep_together": 1,
+    "cache_views": 0,
+    "rand_augment": 0,
+    "validate_every": 1,
+    "checkpoint_every": 1,
+}
+"""Fields that are integers, each with its smallest value."""
+_RATES = ("lr", "pretrained_lr_scale", "clip_lr", "head_lr", "weight_decay", "clip_norm")
+"""Fields that are numbers >= 0; `lr` is above 0."""
 
 
 def check_train_clip(name: str, value: object) -> None:

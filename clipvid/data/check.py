@@ -126,7 +126,7 @@ def check(
         workers: number of decoding processes; 0 starts one per core.
         limit: seconds of decoding after which a file counts as unreadable.
         longest: maximum caption length in words; longer captions are reported. None for no limit.
-        root: folder where the data set was opened, or several places; together with its name it identifies the data
+        root: folder where the data set was opened, or several folders; together with its name it identifies the data
             set.
 
     Raises ValueError for numbers out of range and for arrays, FileExistsError if `out` holds the report of another data
@@ -166,7 +166,7 @@ def check(
 
 
 def _resolved(root: str | Path | Sequence[str | Path]) -> str:
-    """Return the absolute path of a folder; of several places the first, their number and a hash of them all."""
+    """Return the absolute path of a folder; of several paths the first, their number and a hash of them all."""
     paths = [str(Path(path).resolve()) for path in ([root] if isinstance(root, str | Path) else root)]
     if len(paths) == 1:
         return paths[0]
@@ -181,7 +181,9 @@ def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, lo
             f">= 1 or None, got {workers}, {limit} and {longest}"
         )
     if arrays := [str(record.path) for record in data if record.array is not None]:
-        raise ValueError(f"data must name files, got {data.name} with {arrays[0]}, an array in memory")
+        raise ValueError(
+            f"data must name files, got {data.name} with {arrays[0]}, an array in memory; open a data set of files"
+        )
 
 
 def _check_same(report: Path, *, name: str, root: str) -> None:
@@ -194,7 +196,7 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
     if earlier_name != name or (earlier_root and root and earlier_root != root):
         raise FileExistsError(
             f"{report} is about {earlier_name}{f' in {earlier_root}' if earlier_root else ''}, and would be "
-            "overwritten; give another --out"
+            "overwritten; give another folder as out=DIR"
         )
 
 

@@ -13,20 +13,24 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from copy import copy
 from itertools import chain
+from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from clipvid.data.arrays import ArrayClip
 from clipvid.data.batch import NO_LABEL, Clip, Durations
 from clipvid.data.interprocess import WorkerVideoError
 from clipvid.data.records import Record, VideoDataset
 from clipvid.data.views import ONE_VIEW, Pair, Views
 from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
+from clipvid.video.backends.base import stacked
 from clipvid.video.decode import read_part
 from clipvid.video.sampling import SAMPLERS, sample, sample_views, two_clips
 from clipvid.video.transforms import INTERPOLATIONS, VideoTransform
@@ -208,9 +212,22 @@ def read_record(
 ) -> UInt8[Tensor, "t 3 h w"]:
     """Return the frames of a record's file or array that `choose` selects by their number; raises as `read_part`."""
     if record.array is not None:
-        return record.array.read(choose, fit=fit, name=str(record.path))
+        return _read_array(record.array, choose, fit=fit, path=record.path)
     part = {"start": record.start, "end": record.end}
     return read_part(record.path, choose, **part, backend=backend, fit=fit, time_limit=time_limit)
+
+
+def _read_array(
+    clip: ArrayClip, choose: Callable[[int], Sequence[int]], *, fit: Callable[[Tensor], Tensor] | None, path: Path
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Return the frames that `choose` selects, each fitted once as a decoder does it; `path` is for error messages."""
+    indices = [int(index) for index in choose(len(clip))]
+    pictures: dict[int, Tensor] = {}
+    for index in sorted(set(indices)):
+        # A copy is writable, as torch expects, and stored pixel by pixel, as decoders store frames.
+        picture = torch.from_numpy(np.array(clip.frames[index], order="C")).permute(2, 0, 1)  # (3, H, W)
+        pictures[index] = picture if fit is None else fit(picture)
+    return stacked(pictures, indices, path=path, backend="array")
 
 
 def _never() -> bool:

@@ -1,7 +1,7 @@
-"""Discovery of clips on disk: the suffixes of video files and the search through folders.
+"""Discovery of clips and tables on disk: the suffixes of their files and the search through folders.
 
 Contract: results are sorted, hence the same on every machine; hidden files and folders are skipped.
-Knows nothing of annotations or of the content of videos.
+Imports nothing heavy. Knows nothing of annotations or of the content of videos.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ VIDEO_SUFFIXES = frozenset({
 })
 # fmt: on
 """Lower-case suffixes of video files."""
+TABLE_SUFFIXES = (".csv", ".tsv")
+"""Lower-case suffixes of tables."""
 
 
 def is_video(path: Path) -> bool:
@@ -28,6 +30,21 @@ def is_video(path: Path) -> bool:
 def is_clip(path: Path) -> bool:
     """Return True if the suffix of `path` is that of a video or of a picture, which is a clip of one frame."""
     return is_video(path) or path.suffix.lower() in SUFFIXES
+
+
+def is_table(path: Path) -> bool:
+    """Return True if the suffix of `path` is that of a table, in lower or upper case."""
+    return path.suffix.lower() in TABLE_SUFFIXES
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables directly in `folder`, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if is_table(path) and path.name[0] != "." and path.is_file())
+
+
+def is_source(path: Path) -> bool:
+    """Return True for a folder, a table and a clip: the matches of a pattern that a data set can be read from."""
+    return path.is_dir() or is_table(path) or is_clip(path)
 
 
 def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:

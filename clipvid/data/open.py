@@ -1,7 +1,7 @@
 """open_dataset: the entry point for all annotation formats, and the readers of class folders and plain folders.
 
 Contract: a reader returns a VideoDataset of existing files, with the others in `missing`, or raises DataError naming
-the wrong file, line or folder; it reads one place, and the data of several places are merged. `open_dataset` refuses
+the wrong file, line or folder; it reads one path, and the data of several paths are merged. `open_dataset` refuses
 missing files, `read_dataset` does not. The readers of tables and protocols are in formats/. Opens no video.
 """
 
@@ -14,11 +14,10 @@ from typing import Any
 
 from clipvid.config import checks
 from clipvid.data.files import advice_on_root as advice_on_root
-from clipvid.data.files import find_clips, is_clip, is_video, subfolders
-from clipvid.data.formats.csv import TABLE_SUFFIXES
+from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
 from clipvid.data.formats.protocol_reader import open_protocol
 from clipvid.data.merge import merge_datasets
-from clipvid.data.places import Places, expand_places, local_path
+from clipvid.data.paths import Paths, expand_paths, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS, READERS, load_plugins
@@ -27,15 +26,16 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "test
 
 
 _WANTED: dict[str, Callable[[Path], bool]] = {
-    "csv": lambda path: path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES,
+    "csv": lambda path: path.is_dir() or is_table(path),
+    "folder": Path.is_dir,
     "videos": lambda path: path.is_dir() or is_clip(path),
 }
 """Matches of a pattern that a format reads; the others are left out, as below a folder."""
 
 
 def open_dataset(
-    name: Places,
-    root: Places | None = None,
+    name: Paths,
+    root: Paths | None = None,
     *,
     split: str | None = None,
     annotations: str | Path | None = None,
@@ -47,9 +47,9 @@ def open_dataset(
     """Open a data set: `open_dataset("msrvtt-1ka", "MSRVTT")`, `open_dataset("captions.csv")`, `open_dataset("clips")`.
 
     Args:
-        name: the format: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...). Without `root`, the places
+        name: the format: "csv", "folder", "videos", or a protocol ("msrvtt-1ka", ...). Without `root`, the paths
             themselves, whose format is then guessed (`guess_format`).
-        root: the folder of the videos; for "csv" also the table itself; for "videos" also files. Several places are
+        root: the folder of the videos; for "csv" also the table itself; for "videos" also files. Several paths are
             read as one data set, and so are the matches of a pattern such as `part-*.csv` or `clips/**/*.mp4`.
         split: name of the split to read; formats without splits refuse it.
         annotations: the annotation file, or its folder, if it is not in or below `root`.
@@ -60,7 +60,7 @@ def open_dataset(
 
     Raises DataError for invalid annotations, for a pattern that matches nothing and for missing files.
     """
-    data, places = _read(
+    data, paths = _read(
         name,
         root,
         split=split,
@@ -70,13 +70,13 @@ def open_dataset(
         allow_missing=allow_missing,
         check_files=check_files,
     )
-    data.require_files(places[0], allow_missing=allow_missing)
+    data.require_files(paths[0], allow_missing=allow_missing)
     return data
 
 
 def read_dataset(
-    name: Places,
-    root: Places | None = None,
+    name: Paths,
+    root: Paths | None = None,
     *,
     split: str | None = None,
     annotations: str | Path | None = None,
@@ -103,12 +103,12 @@ def read_dataset(
     return data
 
 
-def guess_format(places: Places, *, default: str = "folder") -> str:
+def guess_format(sources: Paths, *, default: str = "folder") -> str:
     """Return "csv" for tables and folders that hold one, "videos" for other files, else `default`, for folders.
 
-    Raise DataError if tables lie beside other places, since they are read in different ways.
+    Raise DataError if tables lie beside other paths, since they are read in different ways.
     """
-    paths = expand_places(places)
+    paths = expand_paths(sources, wanted=is_source)
     kinds = {path: _kind(path, default) for path in paths}
     if len(set(kinds.values())) > 1 and "csv" in kinds.values():
         table, other = (next(p for p in paths if (kinds[p] == "csv") is is_csv) for is_csv in (True, False))
@@ -118,13 +118,13 @@ def guess_format(places: Places, *, default: str = "folder") -> str:
 
 def _kind(path: Path, default: str) -> str:
     if path.is_dir():
-        return "csv" if any(path.glob("*.csv")) else default
-    return "csv" if path.suffix.lower() in TABLE_SUFFIXES or not is_clip(path) else "videos"
+        return "csv" if tables_in(path) else default
+    return "csv" if is_table(path) or not is_clip(path) else "videos"
 
 
 def _read(
-    name: Places,
-    root: Places | None,
+    name: Paths,
+    root: Paths | None,
     *,
     annotations: str | Path | None,
     classes: Sequence[str] | None,
@@ -132,7 +132,7 @@ def _read(
     check_files: bool,
     **options: Any,
 ) -> tuple[VideoDataset, list[Path]]:
-    """Return the data set, and the places that it was read from."""
+    """Return the data set, and the paths that it was read from."""
     if root is None:
         if isinstance(name, str) and (name in READERS or name in PROTOCOLS) and not Path(name).exists():
             raise ValueError(f"{name} is a format and needs a root; give the folder: open_dataset({name!r}, root)")
@@ -143,19 +143,21 @@ def _read(
     if classes is not None:
         listed = checks.texts("classes", classes, must="a list of class names", advice="give them in label order")
         if len(set(listed)) < len(listed):
-            raise ValueError(f"classes must be a list of unique names, got {classes!r}")
+            raise ValueError(f"classes must be a list of unique names, got {classes!r}; remove the duplicates")
     if columns is not None and name != "csv":
         raise ValueError(f'columns names the columns of a table, format "csv", got it for {name!r}; leave it out')
-    places = expand_places(root, wanted=_WANTED.get(name))
-    if len(places) > 1 and (name in PROTOCOLS or annotations is not None):
-        raise ValueError(f"root must be one folder for a protocol and with annotations, got {len(places)} places")
+    paths = expand_paths(root, wanted=_WANTED.get(name))
+    if len(paths) > 1 and (name in PROTOCOLS or annotations is not None):
+        raise ValueError(
+            f"root must be one folder for a protocol and with annotations, got {len(paths)}; open them one by one"
+        )
     annotation_path = None if annotations is None else local_path(annotations)
-    for path in (*places, annotation_path):
+    for path in (*paths, annotation_path):
         if path is not None and not path.exists() and (check_files or path == annotation_path):
             raise DataError(f"{path} does not exist; correct the path")
     options |= {"annotations": annotation_path, "classes": classes, "check_files": check_files}
     options |= {} if columns is None else {"columns": columns}
-    return merge_datasets([reader(path, **options) for path in places], classes=classes), places
+    return merge_datasets([reader(path, **options) for path in paths], classes=classes), paths
 
 
 def _reader(name: str) -> Callable[..., VideoDataset]:
@@ -201,7 +203,9 @@ def read_folder(
     label_by_name = {class_name: index for index, class_name in enumerate(names)}
     unknown = sorted(set(groups) - set(label_by_name))
     if unknown:
-        raise DataError(f"{folder / unknown[0]} is none of the {len(names)} given classes")
+        raise DataError(
+            f"{folder / unknown[0]} is none of the {len(names)} given classes; move it away, or add it to classes"
+        )
     records = [Record(path, label=label_by_name[class_name]) for class_name, paths in groups.items() for path in paths]
     return VideoDataset(tuple(records), names, name)
 
@@ -234,7 +238,7 @@ def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list
     if loose:
         raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
-        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; choose one (split)")
+        raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; give one as split=NAME")
     empty = [name for name, paths in groups.items() if not paths]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")

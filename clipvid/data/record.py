@@ -29,7 +29,7 @@ class Record:
     def __post_init__(self) -> None:
         if isinstance(self.captions, str):
             raise ValueError(f"captions must be a tuple of strings, got {self.captions!r}; write ({self.captions!r},)")
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", Path(self.path))  # a string is accepted too
         object.__setattr__(self, "captions", tuple(self.captions))
         for caption in self.captions:
             if not caption.strip():

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from clipvid.data.arrays import Frames, Labels, array_clips, as_texts
+from clipvid.config import checks
+from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
 from clipvid.data.files import advice_on_root
 from clipvid.data.labels import class_names, label_index
-from clipvid.data.places import local_path
+from clipvid.data.paths import local_path
 from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
 from clipvid.data.record import ProtocolSpec as ProtocolSpec
 from clipvid.data.record import Record as Record
@@ -51,7 +52,9 @@ class VideoDataset:
         object.__setattr__(self, "missing", tuple(self.missing))
         duplicates = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if duplicates:
-            raise ValueError(f"{self.name}: class names must be unique, got duplicates of {', '.join(duplicates)}")
+            raise ValueError(
+                f"{self.name}: class names must be unique, got duplicates of {', '.join(duplicates)}; rename them"
+            )
         for index, record in enumerate(self.records):
             if record.label is not None and record.label >= len(self.classes):
                 raise ValueError(
@@ -74,7 +77,8 @@ class VideoDataset:
         """Return the data set of a pandas DataFrame with one row per caption or per labelled video.
 
         Columns, grouping and checks are those of a csv file (`open_dataset`): path, caption and/or label, and perhaps
-        start, end (seconds) and split. Rows are counted from 0 in error messages, as `df.iloc` does.
+        start, end (seconds) and split. A missing label (None, NaN) is that of a clip without a class. Rows are counted
+        from 0 in error messages, as `df.iloc` does.
 
         Args:
             root: folder of relative paths; default: the working folder.
@@ -100,9 +104,9 @@ class VideoDataset:
         cls,
         clips: Iterable[Frames],
         captions: Sequence[str | Sequence[str]] | None = None,
+        *,
         labels: Labels | None = None,
         classes: Sequence[str] | None = None,
-        *,
         names: Sequence[str] | None = None,
     ) -> VideoDataset:
         """Return a data set of frames in memory, which is used like one of files.
@@ -112,7 +116,7 @@ class VideoDataset:
         Args:
             clips: numpy or torch uint8, (T, H, W, 3) or (T, 3, H, W), of any sizes and lengths.
             captions: a caption or several per clip.
-            labels: a class name or number per clip.
+            labels: a class name or number per clip; None or NaN for a clip without a class.
             classes: class names in label order; default: the sorted names, or the numbers up to the largest.
             names: names for messages and search hits; default: "clip 0", "clip 1", ...
 
@@ -122,16 +126,20 @@ class VideoDataset:
         arrays = array_clips(clips)
         for name, values in (("captions", captions), ("labels", labels), ("names", names)):
             if values is not None and (not _is_list(values) or len(values) != len(arrays)):
-                raise ValueError(f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}")
+                raise ValueError(
+                    f"{name} must have one entry per clip, {len(arrays)} in total, got {values!r:.80}; give a list of "
+                    "that length"
+                )
         names = [f"clip {index}" for index in range(len(arrays))] if names is None else names
+        checks.texts("names", names, advice="give one text per clip")
         if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once")
+            raise ValueError(f"names must be unique, got {duplicates[0]!r} more than once; rename one")
         texts = [()] * len(arrays) if captions is None else captions
         class_labels = [] if labels is None else as_texts(labels)
         all_classes = class_names(class_labels, classes, source="labels")
         indices = {name: index for index, name in enumerate(all_classes)}
         records = [
-            Record(Path(name), (text,) if isinstance(text, str) else tuple(text), array=array)
+            Record(Path(name), captions_of(text, name), array=array)
             for name, text, array in zip(names, texts, arrays, strict=True)
         ]
         for i, label in enumerate(class_labels):
@@ -243,12 +251,16 @@ class VideoDataset:
         for record in self.records:
             if record.label is None:
                 raise ValueError(
-                    f"{self.name}: {record.path} has no class, but few-shot sampling needs one for every clip"
+                    f"{self.name}: {record.path} has no class, but few-shot sampling needs one for each; label it, or "
+                    "leave it out"
                 )
             paths_by_label[record.label][record.path] = None
         too_small = [self.classes[label] for label, paths in paths_by_label.items() if len(paths) < shots]
         if too_small or not paths_by_label:
-            raise ValueError(f"{self.name} has classes with fewer than {shots} videos: {', '.join(too_small) or 'all'}")
+            raise ValueError(
+                f"{self.name} has classes with fewer than {shots} videos: {', '.join(too_small) or 'all'}; take fewer "
+                "shots, or leave out those classes"
+            )
         drawn = {
             label: set(random.Random(f"{seed} {label}").sample([*paths], shots))
             for label, paths in paths_by_label.items()

@@ -78,11 +78,16 @@ class DemoConfig:
         for split in motion_shapes.SPLITS:
             least = 2 if split == "train" else len(motion_shapes.MOTIONS)  # every motion needs a clip
             if (clips := getattr(self, f"{split}_clips")) < least or clips % 2:
-                raise ValueError(f"{split}_clips must be an even integer >= {least}, got {clips}; clips come in pairs")
+                raise ValueError(
+                    f"{split}_clips must be an even integer >= {least}, got {clips}; give another number, as clips "
+                    "come in pairs"
+                )
             motion_shapes.draw_scene(self.seed, split, clips - 1)  # raises ValueError for too many clips
         for name in ("epochs", "baseline_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)}; an epoch is one pass")
+                raise ValueError(
+                    f"{name} must be an integer >= 1, got {getattr(self, name)}; give 1 or more passes over the clips"
+                )
 
 
 @dataclass(frozen=True)
@@ -283,7 +288,7 @@ def _grid_rows(model: VideoCLIP, store: TapStore, *, queries: int = 5, hits: int
     for query_row, similarity in zip(query_rows, text @ video.T, strict=True):
         best = similarity.topk(hits)
         strips = tuple(
-            plots.Hit(_frames(store.data[i].path), score, i == query_row, caption=store.data[i].captions[0])
+            plots.RetrievedClip(_frames(store.data[i].path), score, i == query_row, caption=store.data[i].captions[0])
             for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         rows.append(plots.RetrievalRow(store.data[query_row].captions[0], strips))
@@ -302,7 +307,7 @@ def _search(index: VideoIndex, data: VideoDataset, folder: Path, *, say: Callabl
             say(f"       {hit.score:.3f}  {hit.path.name}  {captions[hit.path.resolve()]}")
         hit_captions = [captions[hit.path.resolve()] for hit in hits]
         strips = tuple(
-            plots.Hit(_frames(hit.path), hit.score, text == query, caption=text)
+            plots.RetrievedClip(_frames(hit.path), hit.score, text == query, caption=text)
             for hit, text in zip(hits, hit_captions, strict=True)
         )
         rows.append(plots.RetrievalRow(query, strips))

@@ -129,21 +129,20 @@ class Comparison:
         return html_table(title, *self._cells(), limit=len(self.metrics))
 
 
-def compare(*results: Result, names: Sequence[str] = (), n: int = 10_000, seed: int = 0) -> Comparison:
+def compare(*results: Result, names: Sequence[str] = (), n_resamples: int = 10_000, seed: int = 0) -> Comparison:
     """Compare two or more results on the same queries: every metric, and a paired test of each result with the first.
 
-    The test is the paired bootstrap over queries, of `n` samples drawn with `seed`; p-values are not corrected for the
-    number of results and metrics. `names` are those of the results, a, b, c, ... unless given. Raises ValueError if
-    task or data differ, as the queries are then not the same, and for fewer than two results.
+    The test is the paired bootstrap over queries, with `n_resamples` samples drawn with `seed`; p-values are not
+    corrected for the number of results and metrics. `names` are those of the results, a, b, c, ... unless given.
+    Raises ValueError if task or data differ, as the queries are then not the same, for fewer than two results, and for
+    more than 26 without names.
     """
-    for result in results:
-        advice = "give results of evaluate_*, or read saved ones by read_result"
-        checks.of_type("results", result, (EvaluationResult, Mapping), must="results of evaluations", advice=advice)
-    checks.integer("n", n, 1, advice="take 1000 or more")
-    contents = [result.to_dict() if isinstance(result, EvaluationResult) else result for result in results]
-    if len(contents) < 2 or (len(contents) > len(ascii_lowercase) and not names):
+    checks.integer("n_resamples", n_resamples, 1, advice="take 1000 or more")
+    contents = _contents(results, advice="give more")
+    if len(contents) > len(ascii_lowercase) and not names:
         raise ValueError(
-            f"results must be 2 to {len(ascii_lowercase)}, or more with names, got {len(contents)}; give 2 or more"
+            f"names must be given for more than {len(ascii_lowercase)} results, got {len(contents)} results; pass "
+            "names="
         )
     labels = tuple(checks.texts("names", names, advice="give one name per result")) or tuple(
         ascii_lowercase[: len(contents)]
@@ -156,42 +155,58 @@ def compare(*results: Result, names: Sequence[str] = (), n: int = 10_000, seed: 
     for sides in zip(*(directions(content) for content in contents), strict=True):
         for metric in (name for name in sides[0][1] if all(name in values for _, values, _ in sides)):
             each = [per_query.get(metric) for _, _, per_query in sides]
-            tests = tuple(_test(each[0], later, metric=metric, n=n, seed=seed) for later in each[1:])
+            tests = tuple(
+                _test(each[0], later, metric=metric, n_resamples=n_resamples, seed=seed) for later in each[1:]
+            )
             values = tuple(values[metric] for _, values, _ in sides)
             metrics.append(ComparedMetric(f"{sides[0][0]} {metric}".strip(), values, tests))
     return Comparison(labels, tuple(_description(content) for content in contents), tuple(metrics))
 
 
-def _test(a: Any, b: Any, *, metric: str, n: int, seed: int) -> Difference | None:
+def _contents(results: Sequence[Any], *, advice: str) -> list[Mapping[str, Any]]:
+    """Return the results as plain data; raise ValueError for fewer than two, and for other objects."""
+    kinds = "give results of evaluate_*, or read saved ones by read_result"
+    for result in results:
+        checks.of_type("results", result, (EvaluationResult, Mapping), must="results of evaluations", advice=kinds)
+    if len(results) < 2:
+        raise ValueError(f"results must be two or more, got {len(results)}; {advice}")
+    return [result.to_dict() if isinstance(result, EvaluationResult) else result for result in results]
+
+
+def _test(a: Any, b: Any, *, metric: str, n_resamples: int, seed: int) -> Difference | None:
     """Return the paired test of values per query, in the metric's unit; None if either result has no such values."""
     if a is None or b is None:
         return None
     scale = 1 if metric == "MnR" else 100
-    test = paired_bootstrap(np.asarray(a), np.asarray(b), n=n, seed=seed)
+    test = paired_bootstrap(np.asarray(a), np.asarray(b), n_resamples=n_resamples, seed=seed)
     low, high = test.interval
     return Difference(scale * test.mean, (scale * low, scale * high), test.p)
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> str:
+def summarize(*results: Result) -> str:
     """Return mean and standard deviation (n - 1) of every metric over runs that differ in their seed only.
 
     Raises ValueError for fewer than two results, for different tasks, data or settings, and for duplicate models.
     """
-    if len(results) < 2:
-        raise ValueError(f"results must be two or more, got {len(results)}; give runs of several seeds")
-    for result in results[1:]:
-        _check_comparable(results[0], result)
-    for result in results[1:]:
-        if differing := [name for name, value in _settings(result).items() if value != _settings(results[0])[name]]:
+    contents = _contents(results, advice="give runs of several seeds")
+    first, *others = contents
+    for content in others:
+        _check_comparable(first, content)
+    for content in others:
+        if differing := [name for name, value in _settings(content).items() if value != _settings(first)[name]]:
             raise ValueError(
                 f"results must differ in their seed only, got different {', '.join(differing)}; use compare for two "
                 "results of different settings"
             )
-    fingerprints = [result["model"]["fingerprint"] for result in results]
+    fingerprints = [content["model"]["fingerprint"] for content in contents]
     if len(set(fingerprints)) < len(fingerprints):
-        raise ValueError("results must be of different models, got the same fingerprint twice; give one result per run")
-    lines = [_description(results[0]), f"{'':<14}{'mean':>8}{'std':>8}   of {len(results)} runs"]
-    for sides in zip(*(directions(result) for result in results), strict=True):
+        repeated = next(name for name in fingerprints if fingerprints.count(name) > 1)
+        raise ValueError(
+            f"results must be of different models, got the same fingerprint twice ({repeated[:8]}); give one result "
+            "per run"
+        )
+    lines = [_description(first), f"{'':<14}{'mean':>8}{'std':>8}   of {len(contents)} runs"]
+    for sides in zip(*(directions(content) for content in contents), strict=True):
         for metric in (name for name in sides[0][1] if all(name in metrics for _, metrics, _ in sides)):
             values = [metrics[metric] for _, metrics, _ in sides]
             name = f"{sides[0][0]} {metric}".strip()

@@ -60,7 +60,7 @@ def write_report(
     (request them with `evaluate_retrieval(best=5)`), and for a result that holds no scores.
     """
     if queries < 1:
-        raise ValueError(f"queries must be an integer >= 1, got {queries}; it is the number of failures to show")
+        raise ValueError(f"queries must be an integer >= 1, got {queries}; give the number of failures to show")
     strip = cache(_strip)  # a video can be among the best of several queries
     if isinstance(evaluation.queries, RecognitionQueries):
         failures, subject, failed = _WrongClips(evaluation.queries, strip), "clips", "were not recognised"

@@ -82,7 +82,10 @@ def check_recognition(
     dataset = dataset_of(data)
     require_video_clip(model)
     if by_class_name and len(dataset.classes) < 2:
-        raise DataError(f"{dataset.name} has no class names; zero-shot recognition needs two or more")
+        raise DataError(
+            f"{dataset.name} has no class names; zero-shot recognition needs two or more: open a folder with one "
+            "sub-folder per class, or a table with a column label"
+        )
     if classes is not None:
         _check_class_names(classes, dataset)
     _check_labels(dataset, dataset.classes if by_class_name else _classifier(model).classes)
@@ -95,7 +98,7 @@ def _check_class_names(classes: Sequence[str], data: VideoDataset) -> None:
     if len(set(classes)) != len(classes) or len(classes) != len(data.classes):
         raise ValueError(
             f"classes must be {len(data.classes)} different names, one per class of {data.name} in its order, got "
-            f"{len(classes)}; its classes are {_abbreviated(data.classes)}"
+            f"{len(classes)}; give one name for each of {_abbreviated(data.classes)}"
         )
 
 
@@ -110,7 +113,7 @@ def _check_labels(data: VideoDataset, classes: Sequence[str]) -> None:
     """Raise DataError for videos without a label, or if the data's classes are not the classifier's `classes`."""
     if data.classes and tuple(data.classes) != tuple(classes):
         mismatch = f"{data.name} has classes {_abbreviated(data.classes)}, the classifier {_abbreviated(classes)}"
-        raise DataError(f"{mismatch}; open the data with the classifier's classes")
+        raise DataError(f"{mismatch}; open the data with the classifier's classes (classes=model.head.classes)")
     require_all_videos(data, len(data))
     require_each(data, "label", [r.label is not None for r in data])
 

@@ -44,7 +44,7 @@ from clipvid.runtime.version import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipvid.plots import Picture
+    from clipvid.plots import Figure
 
 Metrics = TypeVar("Metrics", RetrievalMetrics, RecognitionMetrics)
 
@@ -127,8 +127,8 @@ class EvaluationResult(Generic[Metrics]):
         sides = {"": self.metrics.t2v, "t2v": self.metrics.t2v, "v2t": self.metrics.v2t}
         if side not in sides or metric not in sides[side].values:
             raise KeyError(
-                f"unknown metric {name}; metrics are {', '.join(self.metrics.t2v.values)}, with the prefix 'v2t ' for "
-                "video to text"
+                f"unknown metric {name!r}; choose one of {', '.join(self.metrics.t2v.values)}, with the prefix 'v2t ' "
+                "for video to text"
             )
         return sides[side][metric]
 
@@ -155,10 +155,13 @@ class EvaluationResult(Generic[Metrics]):
         """
         direction = checked_direction(self._task, direction)
         if self.queries is None:
-            raise ValueError("this result has no scores per query; get one from evaluate_retrieval or a like function")
+            raise ValueError(
+                "this result was made without scores per query; get one from evaluate_retrieval, "
+                "evaluate_recognition or evaluate_zero_shot"
+            )
         return self.queries.frame(direction)
 
-    def plot(self) -> Picture:
+    def plot(self) -> Figure:
         """Return a matplotlib figure: the confusion matrix of recognition, or recall at every K in both directions."""
         from clipvid import plots
 
@@ -167,7 +170,7 @@ class EvaluationResult(Generic[Metrics]):
             return plots.confusion_matrix(self.metrics.confusion, self.classes, title=title)
         sides = {"text to video": self.metrics.t2v, "video to text": self.metrics.v2t}
         ranks = {name: side.ranks for name, side in sides.items()}
-        return plots.recall_curve(ranks, max(side.n_gallery for side in sides.values()), title=title)
+        return plots.recall_curve(ranks, {name: side.n_gallery for name, side in sides.items()}, title=title)
 
     def to_dict(self, *, each: bool = True) -> dict[str, Any]:
         """Return the result as plain data, ready for JSON; without the values of every query unless `each`.
@@ -221,7 +224,9 @@ class EvaluationResult(Generic[Metrics]):
 
     def _by_class(self) -> list[dict[str, Any]]:
         if not isinstance(self.metrics, RecognitionMetrics):
-            raise ValueError("only recognition has classes; this is an evaluation of retrieval")
+            raise ValueError(
+                "only recognition has classes; this is an evaluation of retrieval, whose queries are in per_query()"
+            )
         return [
             {
                 "class": name,

@@ -108,7 +108,8 @@ def check_retrieval(
         )
     if rerank is not None and (dual_softmax is not None or bank):
         raise ValueError(
-            "rerank must be left out with dual_softmax or bank, which adjust the scores of all pairs; drop one"
+            f"rerank must be left out with dual_softmax or bank, which adjust the scores of all pairs, got "
+            f"rerank={rerank}, dual_softmax={dual_softmax} and a bank of {len(bank)} captions; drop one"
         )
     check_dual_softmax(dual_softmax)
     if bank and set(bank) <= set(queries(dataset)[0]):  # QB-Norm would be a dual softmax over the test set
@@ -120,7 +121,7 @@ def check_retrieval(
 def check_dual_softmax(temperature: float | None) -> None:
     """Raise ValueError for an invalid temperature of a dual softmax; None means no dual softmax."""
     if temperature is not None and not 0 < temperature < math.inf:
-        raise ValueError(f"dual_softmax must be a finite number > 0, got {temperature}; it multiplies the scores")
+        raise ValueError(f"dual_softmax must be a finite number > 0, got {temperature}; 100 is usual for cosines")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class SavedResult(dict[str, Any]):
         frame = _read_queries(queries_path(self.path))
         if (older := frame.attrs.pop("result", None)) is not None and older != checksum(self):
             raise CheckpointError(
-                f"{queries_path(self.path)} belongs to another result than {self.path}; evaluate again and save both"
+                f"{queries_path(self.path)} belongs to another result than {self.path}; evaluate again and save both "
+                "with result.save(path, per_query=True)"
             )
         if older is None and QUERIES not in self:
             raise CheckpointError(
@@ -112,7 +113,10 @@ def read_result(path: str | Path) -> SavedResult:
             f"{path} is damaged or was edited: its content has changed since it was written; evaluate the model again"
         )
     if missing := _missing_keys(result):
-        raise CheckpointError(f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again")
+        raise CheckpointError(
+            f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again with clipvid eval "
+            "--out"
+        )
     return SavedResult(result, path=Path(path))
 
 
@@ -219,7 +223,8 @@ def checked_direction(task: str, direction: str | None) -> str | None:
     allowed = ("t2v", "v2t") if task == "retrieval" else ()
     if direction is not None and direction not in allowed:
         allowed_text = f"one of {', '.join(allowed)}" if allowed else "left out for recognition"
-        raise ValueError(f"direction must be {allowed_text}, got {direction!r}")
+        advice = "t2v has a row per caption, v2t one per video" if allowed else "its table has a row per clip"
+        raise ValueError(f"direction must be {allowed_text}, got {direction!r}; {advice}")
     return direction or (allowed[0] if allowed else None)
 
 
@@ -246,13 +251,14 @@ def _read_queries(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     require("pyarrow", why="reading Parquet")
+    advice = "evaluate again and save both files with result.save(path, per_query=True)"
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        raise CheckpointError(f"{path} cannot be read: {error}; evaluate again and save both files") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; {advice}") from error
     if (version := frame.attrs.pop("format_version", None)) != QUERIES_FORMAT:
         raise CheckpointError(
-            f"{path} has format {version!r}, this version of clipvid reads {QUERIES_FORMAT}; evaluate again"
+            f"{path} has format {version!r}, this version of clipvid reads {QUERIES_FORMAT}; {advice}"
         )
     return frame
 

@@ -122,9 +122,8 @@ def _encode_clips(
             if indices:
                 batches.append(encoded)
     if not readable:
-        raise NoVideoError(
-            "no video could be read" + (f"; first: {errors[0]}" if errors else "; the data set is empty")
-        )
+        reason = f"check the files with clipvid data check; first: {errors[0]}" if errors else "the data set is empty"
+        raise NoVideoError(f"none of the {len(dataset)} videos of {dataset.name} could be read; {reason}")
     earlier_errors = data.unreadable if isinstance(data, TapStore) else ()
     return batches, dataset.surviving(readable), (*earlier_errors, *errors)
 

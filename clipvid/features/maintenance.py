@@ -90,7 +90,10 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     matches = {name for name in towers.values() if tower is not None and name.startswith(tower)}
     if tower is not None and len(matches) != 1:
         available = ", ".join(sorted({name[:12] for name in towers.values()})) or "none that can be read"
-        raise CacheError(f"{tower!r} must match exactly one tower, got {len(matches)} in {folder}; it has {available}")
+        raise CacheError(
+            f"{tower!r} must match exactly one tower, got {len(matches)} in {folder}; give the start of one of its "
+            f"fingerprints: {available}"
+        )
     for part in parts:
         if part.cache_key is None:
             continue

@@ -75,7 +75,8 @@ def _encode_view(
                 readable.extend(rows[position] for position in batch.rows)
     if not parts:
         raise ValueError(
-            f"none of the {len(data)} videos of {data.name} could be read" + (f"; first: {errors[0]}" if errors else "")
+            f"none of the {len(data)} videos of {data.name} could be read; check the files with clipvid data check"
+            + (f"; first: {errors[0]}" if errors else "")
         )
     return _concatenate(parts), readable, errors
 

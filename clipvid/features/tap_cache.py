@@ -159,7 +159,7 @@ class TapCache:
             rows = [row for row in rows if (key := view.keys[row]) is not None and key in shards]
         if not rows:
             raise ValueError(
-                f"none of the {len(data)} videos of {data.name} could be read"
+                f"none of the {len(data)} videos of {data.name} could be read; check the files with clipvid data check"
                 + (f"; first: {unreadable[0]}" if unreadable else "")
             )
         cached = [_open_taps(model, cache_key, shards, [str(view.keys[row]) for row in rows]) for view in views]

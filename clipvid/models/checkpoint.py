@@ -110,7 +110,10 @@ def read_config(folder: Path, *, sealed: bool = True) -> SavedConfig:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} has no {CONFIG}, so it is not a saved clipvid model") from error
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}, so it is not a saved clipvid model; give the folder of model.save, or best in "
+            "that of a training run"
+        ) from error
     version = decode(content, _Version, source=path, **_REFUSAL)
     version = version.format if version.format_version is None else version.format_version
     if version not in (2, FORMAT):

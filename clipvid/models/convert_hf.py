@@ -176,7 +176,9 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[f"blocks.{index}.{ours}.{kind}"] = value
     for name, parts in joined.items():
         if set(parts) != set("qkv"):
-            raise CheckpointError(f"{name} needs q, k and v, the weights have {', '.join(sorted(parts))}")
+            raise CheckpointError(
+                f"{name} needs q, k and v, the weights have {', '.join(sorted(parts))}; give a complete state_dict"
+            )
         out[name] = torch.cat([parts[letter] for letter in "qkv"])
     return out
 

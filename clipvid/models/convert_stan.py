@@ -78,7 +78,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 
     depth = 1 + max(int(m[1]) for k in groups["branch"] if (m := re.match(r"STAN_S_layers\.(\d+)\.", k)))
     options = {"depth": depth, "time_size": len(groups["branch"]["STAN_time_embed.weight"])}
-    model = attach(Backbone(clip_model, tokenizer=tokenizer), "stan-release", options=options)
+    model = attach(Backbone(clip_model, tokenizer=tokenizer), "stan-release", branch_kwargs=options)
     assert isinstance(model.branch, STAN)
     branch = _branch_state(groups["branch"])
     _check(branch, model.branch.state_dict(), path)
@@ -93,10 +93,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many types for a file that is not a checkpoint
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of tensors: {first_line(error)}; "
+            "give the file that the released STAN code saved"
+        ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict of tensors")
+        raise CheckpointError(f"{path} holds no state_dict of tensors; give the file that the released STAN code saved")
     return dict(state)
 
 
@@ -125,7 +128,8 @@ def _grouped(state: Mapping[str, Tensor], path: str | Path) -> dict[str, dict[st
     if empty:
         raise CheckpointError(
             f"{path} is not a checkpoint of the released STAN code: no {' or '.join(empty)} weights among its "
-            f"{len(state)} keys (first: {', '.join(list(state)[:3])})"
+            f"{len(state)} keys (first: {', '.join(list(state)[:3])}); "
+            "give the file that the released STAN code saved"
         )
     return groups
 

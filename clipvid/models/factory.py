@@ -27,9 +27,6 @@ def attach(
     *,
     branch_kwargs: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: Mapping[str, Any] | None = None,
     similarity: str = "mean",
     base: Base | None = None,
 ) -> VideoCLIP:
@@ -39,36 +36,18 @@ def attach(
     train mode itself. `branch` is a preset (a name of `list_branches()`: stan, mean, posterior, divided, ...) or an
     options object, and `branch_kwargs` changes single fields of it: {"depth": 4, "mixer": "conv"}.
     `similarity` is the one used for retrieval: mean, wti, mug or mug_simple. `tokenizer` is needed to embed strings.
-    `depth`, `mixer` and `options` are the earlier way to set `branch_kwargs`.
 
     Raises ValueError for unknown names and options, BackboneError for a model whose tower cannot be tapped.
     """
+    if branch_kwargs is not None:
+        advice = 'give names and values: {"depth": 4}'
+        checks.of_type("branch_kwargs", branch_kwargs, Mapping, must="a mapping of options", advice=advice)
+        checks.texts("the names in branch_kwargs", list(branch_kwargs), advice=advice)
     if tokenizer is not None and not callable(tokenizer):
         raise ValueError(f"tokenizer must be a function, got {tokenizer!r}; pass open_clip.get_tokenizer(name)")
     backbone = clip if isinstance(clip, Backbone) else Backbone(clip, tokenizer=tokenizer, base=base)
-    changes = _branch_kwargs(branch_kwargs, options=options, depth=depth, mixer=mixer)
-    model = VideoCLIP(backbone, build(backbone, choose(branch, changes)), similarity=similarity)
+    model = VideoCLIP(backbone, build(backbone, choose(branch, branch_kwargs)), similarity=similarity)
     return model.eval()
-
-
-def _branch_kwargs(
-    branch_kwargs: Mapping[str, Any] | None, *, options: Mapping[str, Any] | None, **named: Any
-) -> dict[str, Any]:
-    """Return the changed fields of a branch's options; raise ValueError for one that is given twice."""
-    for argument, fields in (("branch_kwargs", branch_kwargs), ("options", options)):
-        if fields is not None:
-            advice = 'give names and values: {"depth": 4}'
-            checks.of_type(argument, fields, Mapping, must="a mapping of options", advice=advice)
-            checks.texts(f"the names in {argument}", list(fields), advice=advice)
-    given = [
-        dict(branch_kwargs or {}),
-        dict(options or {}),
-        {name: value for name, value in named.items() if value is not None},
-    ]
-    names = [name for part in given for name in part]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"branch_kwargs must set each option once, got {twice[0]} twice; leave out the other keyword")
-    return given[0] | given[1] | given[2]
 
 
 def create_model(
@@ -77,9 +56,6 @@ def create_model(
     *,
     branch: str | BranchOptions = "stan",
     branch_kwargs: Mapping[str, Any] | None = None,
-    depth: int | None = None,
-    mixer: str | None = None,
-    options: Mapping[str, Any] | None = None,
     similarity: str = "mean",
     device: torch.device | str = "cpu",
 ) -> VideoCLIP:
@@ -90,8 +66,7 @@ def create_model(
     `attach`: `branch_kwargs` changes single options of `branch`.
     """
     clip, tokenizer, base = load_clip(name, pretrained, device=device)
-    chosen: dict[str, Any] = {"branch_kwargs": branch_kwargs, "depth": depth, "mixer": mixer, "options": options}
-    return attach(clip, branch, tokenizer=tokenizer, base=base, similarity=similarity, **chosen)
+    return attach(clip, branch, branch_kwargs=branch_kwargs, tokenizer=tokenizer, base=base, similarity=similarity)
 
 
 def load(

@@ -96,7 +96,7 @@ def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) 
     classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the class name")
+            raise ValueError(f"template {template!r} has no {{}} for the class name; write it like 'a video of {{}}.'")
     return [[template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes]
 
 
@@ -104,5 +104,7 @@ def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the class names; raise ValueError for fewer than two or duplicates."""
     classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ValueError(f"a classifier needs two or more different class names, got {list(classes)[:5]}")
+        raise ValueError(
+            f"a classifier needs two or more different class names, got {list(classes)[:5]}; add or rename classes"
+        )
     return tuple(classes)

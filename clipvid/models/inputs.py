@@ -106,8 +106,12 @@ def images_as_clips(
         clip = as_clips(_image_array(item))[0][:, None]  # (B, 1, 3, H, W)
         check_preprocessed(clip)
         clips.append(clip if clip.is_floating_point() else transform(clip))
-    if len({clip.shape[2:] for clip in clips}) > 1:
-        raise ValueError("images must have one size if they are preprocessed floats; give uint8 for any size")
+    sizes = sorted({tuple(clip.shape[-2:]) for clip in clips})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"images must have one size if they are preprocessed floats, got {', '.join(map(str, sizes))}; give uint8 "
+            "for any size"
+        )
     return torch.cat(clips)
 
 
@@ -125,6 +129,6 @@ def _image_array(image: Any) -> Any:
         kind = f"shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
         raise ValueError(
             "image must be a Pillow image, the path of a picture, or an array (H, W, 3), (3, H, W) or several of them "
-            f"with B in front, got {kind}; convert it with numpy.asarray"
+            f"with B in front, got {kind}; convert it with numpy.asarray, or give several in a list"
         )
     return image[None] if ndim == 3 else image

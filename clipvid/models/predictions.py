@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,8 @@ class Prediction(NamedTuple):
 class Predictions:
     """Probabilities of all classes for some videos; indexing and iteration give the best `top` of each video.
 
+    A slice gives a list of these, one entry per video.
+
     >>> predictions = model.predict("clip.mp4")                                                   # doctest: +SKIP
     >>> predictions[0][0].name                                                                    # doctest: +SKIP
     'a dog runs'
@@ -57,7 +59,13 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> list[Prediction]:
+    @overload
+    def __getitem__(self, index: int) -> list[Prediction]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Prediction]]: ...
+    def __getitem__(self, index: int | slice) -> list[Prediction] | list[list[Prediction]]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
         row = self.probabilities[range(len(self))[index]]
         best = torch.sort(row, descending=True, stable=True).indices[: self.top].tolist()
         return [Prediction(self.classes[k], float(row[k])) for k in best]

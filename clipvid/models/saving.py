@@ -108,7 +108,8 @@ def load(
         trainable.restore(backbone, state.get("clip", {}), text_lora=config.clip.text_lora)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} does not hold a complete clipvid model: {' '.join(str(error).split())[:300]}"
+            f"{folder} does not hold a complete clipvid model: {' '.join(str(error).split())[:300]}; save or copy it "
+            "again"
         ) from error
     model.training_record = _renamed(config.training)
     return model.to(device or backbone.device).eval()

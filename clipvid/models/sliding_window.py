@@ -91,7 +91,7 @@ def encode_windows(
         ("batch_size", batch_size),
     ):
         if value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value}")
+            raise ValueError(f"{name} must be an integer >= 1, got {value}; raise it to 1 or more")
     return _windows(
         model,
         _encoded_stretches(model, frames, tower_batch_size=tower_batch_size, precision=precision),

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Geometry, Pixels, Taps
 from clipvid.models.branches.base import Branch
+from clipvid.runtime.operation_counts import count_macs
 from clipvid.runtime.text import pluralize
 
 LINEAR_OPS = ("mm", "addmm", "convolution", "_convolution")
@@ -199,9 +199,7 @@ def _countable(module: nn.Module) -> Any:
 
 def _count(run: Callable[[], Any]) -> Macs:
     """Count the multiply-accumulates of a function call."""
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    counts = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
+    counts = count_macs(run)
     linear = sum(macs for op, macs in counts.items() if op in LINEAR_OPS)
     return Macs(linear, sum(counts.values()) - linear)
 

@@ -64,7 +64,10 @@ class VideoCLIP(ShortRepr, Encoder):
         return self.backbone.encode_tokens(self._tokens(texts)).shortened()
 
     def similarity(self, video: Float[Tensor, "b e"], text: Float[Tensor, "m e"]) -> Float[Tensor, "b m"]:
-        """Return the cosine of every video embedding with every text embedding, in float32; any lengths are allowed."""
+        """Return the cosine of every video embedding with every text embedding, in float32.
+
+        Embeddings need not be normalised.
+        """
         for name, embeddings in (("video", video), ("text", text)):
             advice = "give what encode_video and encode_text return"
             checks.of_type(name, embeddings, Tensor, must="embeddings (N, E) in a tensor", advice=advice)

@@ -18,15 +18,15 @@ except ImportError as _error:
         "checkout)"
     ) from _error
 
-from clipvid.plots.charts import Trade, confusion_matrix, recall_curve, trade_off, training_curve
-from clipvid.plots.film_strips import Hit, RetrievalRow, film_strip, retrieval_grid
-from clipvid.plots.style import Picture, save
+from clipvid.plots.charts import TradeOffPoint, confusion_matrix, recall_curve, trade_off, training_curve
+from clipvid.plots.film_strips import RetrievalRow, RetrievedClip, film_strip, retrieval_grid
+from clipvid.plots.style import Figure as Figure
+from clipvid.plots.style import save
 
 __all__ = [
-    "Hit",
-    "Picture",
     "RetrievalRow",
-    "Trade",
+    "RetrievedClip",
+    "TradeOffPoint",
     "confusion_matrix",
     "film_strip",
     "recall_curve",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import BboxBase
@@ -24,13 +25,13 @@ from clipvid.plots.style import DPI, GREY, HEADING, HEAT, INK, LINE, RUN_COLOURS
 
 
 @dataclass(frozen=True)
-class Trade:
-    """A named point: price, quality, and the standard deviation of the quality; `group` gives its colour and marker."""
+class TradeOffPoint:
+    """A named point: cost, quality, and the standard deviation of the quality; `group` gives its colour and marker."""
 
     name: str
-    price: float
+    cost: float
     quality: float
-    spread: float
+    std: float
     group: str
 
 
@@ -39,7 +40,7 @@ def training_curve(
     *,
     title: str = "Training",
     score_name: str = "validation score",
-) -> Picture:
+) -> Figure:
     """Draw loss and validation score against epochs, one line per run.
 
     Each entry of `history` has "epoch" and "loss", and may have "run" (the name of its line) and "score" (higher is
@@ -66,61 +67,95 @@ def training_curve(
     return figure
 
 
-def recall_curve(ranks: Mapping[str, np.ndarray], n_gallery: int, *, title: str = "Retrieval") -> Picture:
+def recall_curve(
+    ranks: Mapping[str, np.ndarray], n_gallery: int | Mapping[str, int], *, title: str = "Retrieval"
+) -> Figure:
     """Draw the share of queries whose relevant item has a rank of at most K, against K, one line per name.
 
-    `ranks` are ranks from 1 of the relevant item of each query, among `n_gallery` items; the rank of a tie may lie
-    between two integers. The dashed line is chance for one relevant item per query. Raise ValueError for no ranks.
+    `ranks` are ranks from 1 of the relevant item of each query; the rank of a tie may lie between two integers.
+    `n_gallery` is the number of items that are ranked, or a mapping from each name to its number. A dashed line is
+    chance for one relevant item per query: one line if all galleries have the same size, else one for each name, in
+    its colour. Raise ValueError for no ranks, and for a name without a gallery size.
     """
     if not ranks or not all(len(values) for values in ranks.values()):
         raise ValueError("ranks must not be empty; give at least one array, with one rank per query")
+    sizes = _gallery_sizes(tuple(ranks), n_gallery)
     figure = _chart(width=6.4, height=4.6)
     axes = figure.subplots()
     _panel(axes, "queries whose item is among the first K (%)")
     axes.set_xscale("log")
     axes.set_xlabel("K", color=GREY, fontsize=9.5)
-    k = np.unique(np.geomspace(1, n_gallery, 400).round().astype(int))
-    for order, (name, values) in enumerate(ranks.items()):
+    colours = {name: RUN_COLOURS[order % len(RUN_COLOURS)] for order, name in enumerate(ranks)}
+    for name, values in ranks.items():
+        k = _ks(sizes[name])
         share = 100 * np.searchsorted(np.sort(values), k, side="right") / len(values)
-        axes.plot(k, share, color=RUN_COLOURS[order % len(RUN_COLOURS)], linewidth=2, label=name)
-    axes.plot(k, 100 * k / n_gallery, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), label="chance", zorder=0.5)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.plot(k, share, color=colours[name], linewidth=2, label=name)
+    chance = [(f"chance, {name}", size, colours[name]) for name, size in sizes.items()]
+    if len(set(sizes.values())) == 1:
+        chance = [("chance", next(iter(sizes.values())), GREY)]
+    for label, size, colour in chance:
+        k = _ks(size)
+        axes.plot(k, 100 * k / size, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), label=label, zorder=0.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(sizes.values()) <= 3000 else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
     axes.set_ylim(0, 102)
-    for text in axes.legend(loc="best", frameon=False, fontsize=9.5).get_texts():
+    legend = figure.legend(loc="outside lower left", ncols=2, fontsize=9.5, frameon=False)
+    for text in legend.get_texts():
         text.set(color=INK, parse_math=False)
     figure.suptitle(textwrap.fill(title, 52), x=0.012, ha="left", **HEADING)
     return figure
 
 
+def _gallery_sizes(names: Sequence[str], n_gallery: int | Mapping[str, int]) -> dict[str, int]:
+    """Return the gallery size of each name; raise ValueError for a missing name and for sizes below 1."""
+    if isinstance(n_gallery, Mapping):
+        if missing := [name for name in names if name not in n_gallery]:
+            raise ValueError(
+                f"n_gallery must have the size of every gallery in ranks, got none for {', '.join(missing)}; add it"
+            )
+        sizes = {name: n_gallery[name] for name in names}
+    else:
+        sizes = dict.fromkeys(names, n_gallery)
+    if min(sizes.values()) < 1:
+        raise ValueError(f"n_gallery must be integers >= 1, got {n_gallery}; give the number of items that are ranked")
+    return sizes
+
+
+def _ks(n_gallery: int) -> np.ndarray:
+    """Return the integers K at which a curve is drawn, evenly spaced on a logarithmic axis."""
+    return np.unique(np.geomspace(1, n_gallery, 400).round().astype(int))
+
+
 def trade_off(
-    points: Sequence[Trade],
+    points: Sequence[TradeOffPoint],
     *,
     title: str,
-    price: str,
+    cost: str,
     quality: str,
     mark: tuple[float, str] | None = None,
-) -> Picture:
-    """Draw quality against price (logarithmic axis), each point with its name and an error bar.
+) -> Figure:
+    """Draw quality against cost (logarithmic axis), each point with its name and an error bar.
+
+    `cost` and `quality` are the names of the axes.
 
     `mark` is a reference quality, such as chance level, and its label; it is drawn as a dashed line.
     """
     if not points:
-        raise ValueError("points must not be empty; give at least one Trade")
+        raise ValueError("points must not be empty; give at least one TradeOffPoint")
     figure = _chart(width=9.6, height=5.8)
     axes = figure.subplots()
     _panel(axes, quality)
     axes.set_xscale("log")
-    axes.set_xlabel(price, color=INK, fontsize=11)
+    axes.set_xlabel(cost, color=INK, fontsize=11)
     groups = list(dict.fromkeys(point.group for point in points))
     for order, group in enumerate(groups):
         members = [point for point in points if point.group == group]
         axes.errorbar(
-            [p.price for p in members],
+            [p.cost for p in members],
             [p.quality for p in members],
-            yerr=[p.spread for p in members],
+            yerr=[p.std for p in members],
             fmt=RUN_MARKERS[order],
             color=RUN_COLOURS[order],
             markersize=7,
@@ -144,21 +179,21 @@ def trade_off(
     return figure
 
 
-def _name_points(axes: Axes, points: Sequence[Trade]) -> None:
+def _name_points(axes: Axes, points: Sequence[TradeOffPoint]) -> None:
     """Write each point's name at a position that is free, with a line to the point if the two are far apart."""
     canvas = FigureCanvasAgg(axes.get_figure(root=True))
     canvas.draw()  # computes the layout, and with it the positions in pixels
     axes.set_autoscale_on(False)
     to_pixels, renderer = axes.transData.transform, canvas.get_renderer()
-    pixels = [tuple(to_pixels((p.price, p.quality))) for p in points]
-    bars = [(*to_pixels((p.price, p.quality - p.spread)), *to_pixels((p.price, p.quality + p.spread))) for p in points]
+    pixels = [tuple(to_pixels((p.cost, p.quality))) for p in points]
+    bars = [(*to_pixels((p.cost, p.quality - p.std)), *to_pixels((p.cost, p.quality + p.std))) for p in points]
     obstacles = [
         (x - 7, min(low, y - 7), x + 7, max(high, y + 7))
         for (x, y), (_, low, _, high) in zip(pixels, bars, strict=True)
     ]
     artists = [*axes.texts, *([axes.get_legend()] if axes.get_legend() else [])]
     obstacles += [_corners(artist.get_window_extent(renderer)) for artist in artists]
-    texts = [axes.text(p.price, p.quality, p.name, fontsize=8.5, color=INK, parse_math=False) for p in points]
+    texts = [axes.text(p.cost, p.quality, p.name, fontsize=8.5, color=INK, parse_math=False) for p in points]
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent(renderer) for text in texts)]
     boxes = place_labels(pixels, sizes, obstacles, _corners(axes.get_window_extent(renderer)))
     to_data = axes.transData.inverted().transform
@@ -181,14 +216,17 @@ def confusion_matrix(
     classes: Sequence[str],
     *,
     title: str = "Confusion matrix",
-) -> Picture:
+) -> Figure:
     """Draw counts (C, C) with true classes as rows, each cell coloured by its share of the true class.
 
     Raise ValueError for a matrix of another shape than (C, C), C being the number of `classes`.
     """
     counts = np.asarray(matrix, dtype=float)
     if counts.shape != (len(classes), len(classes)):
-        raise ValueError(f"matrix must be (C, C) for {len(classes)} classes, got {counts.shape}; rows are true classes")
+        raise ValueError(
+            f"matrix must be (C, C) for {len(classes)} classes, got {counts.shape}; give a row for each true class and "
+            "a column for each predicted one"
+        )
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     names = [name if len(name) <= 36 else name[:35] + "…" for name in classes]
     side, label = min(9.0, max(2.4, 0.48 * len(names))), 0.075 * max(map(len, names), default=0)  # inches

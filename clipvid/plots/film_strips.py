@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch
 from torch import Tensor
@@ -21,8 +22,8 @@ from clipvid.plots.style import DPI, FILM, GREY, HOLE, INK, RIGHT, WRONG, Pictur
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One retrieved video: some of its frames, its score, and if it is a correct answer."""
+class RetrievedClip:
+    """One retrieved clip: some of its frames, its score, and if it is a correct answer."""
 
     frames: UInt8[Tensor, "t 3 h w"]
     score: float
@@ -35,13 +36,15 @@ class RetrievalRow:
     """A query sentence and its hits, best first."""
 
     query: str
-    hits: tuple[Hit, ...]
+    hits: tuple[RetrievedClip, ...]
 
 
-def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Picture:
+def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Figure:
     """Draw each query above film strips of its hits: correct ones framed green with a tick, wrong ones with a cross."""
     if not any(row.hits for row in rows):
-        raise ValueError("rows have no hits; give at least one RetrievalRow with at least one Hit")
+        raise ValueError(
+            f"rows must have hits, got {len(rows)} rows without any; give a RetrievalRow with a RetrievedClip"
+        )
     columns = max(len(row.hits) for row in rows)
     n_frames = max(len(hit.frames) for row in rows for hit in row.hits)
     aspect = float(np.median([_aspect(hit.frames) for row in rows for hit in row.hits]))
@@ -62,10 +65,12 @@ def retrieval_grid(rows: Sequence[RetrievalRow], *, title: str = "") -> Picture:
     return page.finished()
 
 
-def film_strip(frames: UInt8[Tensor, "t 3 h w"], *, title: str = "", per_row: int = 8) -> Picture:
+def film_strip(frames: UInt8[Tensor, "t 3 h w"], *, title: str = "", per_row: int = 8) -> Figure:
     """Draw the frames in order as a film strip, `per_row` per line, each with its number (from 0)."""
     if not len(frames):
-        raise ValueError("frames has no frame, got shape (0, ...); give at least one")
+        raise ValueError(f"frames must have at least one frame, got shape {tuple(frames.shape)}; give (T, 3, H, W)")
+    if per_row < 1:
+        raise ValueError(f"per_row must be an integer >= 1, got {per_row}; give the number of frames per line")
     columns = min(per_row, len(frames))
     aspect = _aspect(frames)
     width = max(3.0, min(13.0, columns * 1.3 * aspect))
@@ -120,7 +125,7 @@ class _Page:
             self.text(line, x=self.side, y=self.y - size * 0.7 / 72, font=font)
         self.y += after
 
-    def finished(self) -> Picture:
+    def finished(self) -> Figure:
         """Set the final height and return the figure."""
         height = self.y + self.side * 0.2
         self.figure.set_size_inches(self.width, height)
@@ -161,7 +166,7 @@ class _Strip:
                 page.axes.text(*corner, f"{numbered_from + number}", fontsize=7, color="white", va="top", bbox=box)
 
 
-def _draw_hit(page: _Page, hit: Hit, *, x: float, y: float, strip: _Strip, rank: int) -> float:
+def _draw_hit(page: _Page, hit: RetrievedClip, *, x: float, y: float, strip: _Strip, rank: int) -> float:
     """Draw a framed strip with mark, score, rank and caption below it; return the y of the lower end."""
     colour, pad = (RIGHT if hit.right else WRONG), 0.05
     strip.draw(page, hit.frames, x=x, y=y)

@@ -41,7 +41,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     suffix, formats = path.suffix.lower().lstrip("."), figure.canvas.get_supported_filetypes()
     if suffix not in formats:
-        raise ValueError(f"cannot draw {path.name!r}; the name must end with one of {', '.join(sorted(formats))}")
+        raise ValueError(f"cannot draw {path.name!r}; choose a name that ends with one of {', '.join(sorted(formats))}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

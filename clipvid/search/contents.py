@@ -108,7 +108,6 @@ class IndexContents(IndexTable):
 
     def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
         """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
-        checks.integer("k", k, 1, advice="k is the number of hits")
         with self._lock.shared():
             catalog = self._catalog
             if not catalog.entries or self._vectors is None:
@@ -155,10 +154,9 @@ class IndexContents(IndexTable):
         with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is None:
                 self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
-            self._drop(paths)
             ids = {path: self._catalog.id_of(path) for path in paths}
             columns = [{"path": name, "label": labels.get(path)} for path, name in ids.items()]
-            self._vectors.add(list(ids.values()), embeddings, columns)
+            self._vectors.upsert(list(ids.values()), embeddings, columns)
             for path in paths:
                 self._catalog.add(path, entries.get(path, Entry()))
 

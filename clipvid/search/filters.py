@@ -1,4 +1,4 @@
-"""The filter grammar of searches: `label = "dog" and duration > 5`, parsed once into plain data.
+r"""The filter grammar of searches: `label = "dog" and duration > 5`, parsed once into plain data.
 
 Contract: text in, a Filter out, which a store compiles to its own language, or asks row by row with `matches`.
 ValueError, with the position, for text outside the grammar:
@@ -10,7 +10,9 @@ ValueError, with the position, for text outside the grammar:
     operator    = "=" | "!=" | "<" | "<=" | ">" | ">="
     value       = "text" | 'text' | number | true | false
 
-A row that has no value in a column fails every comparison with it, != and "not in" too. Knows nothing of any store.
+In quoted text a backslash takes the next character literally: "say \"hi\"", "a\\b". A row that has no value in a column
+fails every comparison with it, != and "not in" too. "not" negates the outcome: `not label = "dog"` holds for a row
+without a label, `label != "dog"` does not. Knows nothing of any store.
 """
 
 from __future__ import annotations
@@ -103,24 +105,22 @@ class Not(Filter):
 
 @dataclass(frozen=True)
 class Both(Filter):
-    """Conjunction of two filters."""
+    """Conjunction of two or more filters."""
 
-    left: Filter
-    right: Filter
+    parts: tuple[Filter, ...]
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        return self.left.matches(row) and self.right.matches(row)
+        return all(part.matches(row) for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Either(Filter):
-    """Disjunction of two filters."""
+    """Disjunction of two or more filters."""
 
-    left: Filter
-    right: Filter
+    parts: tuple[Filter, ...]
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        return self.left.matches(row) or self.right.matches(row)
+        return any(part.matches(row) for part in self.parts)
 
 
 def parse(text: str, columns: Sequence[str] = ()) -> Filter:
@@ -146,9 +146,14 @@ def with_values(condition: Filter, column: str, change: Callable[[Value], Value]
         case Not():
             return Not(with_values(condition.part, column, change))
         case Both() | Either():
-            return type(condition)(*(with_values(part, column, change) for part in (condition.left, condition.right)))
+            return replace(condition, parts=tuple(with_values(part, column, change) for part in condition.parts))
         case _:
             return condition
+
+
+def condition_of(where: str | None) -> Filter | None:
+    """Return the filter of a search in a `VideoIndex`, or None for a search without one."""
+    return None if where is None else parse(where, COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -191,16 +196,16 @@ class _Parser:
             self.refuse(repr(text))
 
     def either(self, depth: int) -> Filter:
-        condition = self.both(depth)
+        parts = [self.both(depth)]
         while self.takes("or"):
-            condition = Either(condition, self.both(depth))
-        return condition
+            parts.append(self.both(depth))
+        return parts[0] if len(parts) == 1 else Either(tuple(parts))
 
     def both(self, depth: int) -> Filter:
-        condition = self.factor(depth)
+        parts = [self.factor(depth)]
         while self.takes("and"):
-            condition = Both(condition, self.factor(depth))
-        return condition
+            parts.append(self.factor(depth))
+        return parts[0] if len(parts) == 1 else Both(tuple(parts))
 
     def factor(self, depth: int) -> Filter:
         if depth > _DEPTH:

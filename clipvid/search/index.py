@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
-from clipvid.data.places import Places, local_path
+from clipvid.data.paths import Paths, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
@@ -30,7 +30,7 @@ from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
 from clipvid.search.catalog import GONE, entry_of, stamps_of
 from clipvid.search.contents import WAIT, IndexContents
-from clipvid.search.filters import COLUMNS, parse
+from clipvid.search.filters import condition_of
 from clipvid.search.hits import Hits
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import READ_AS, data_config_of, read_index, read_metadata
@@ -86,7 +86,7 @@ class VideoIndex(IndexContents):
     def build(
         cls,
         model: VideoEncoder,
-        videos: Places | VideoDataset,
+        videos: Paths | VideoDataset,
         data_config: DataConfig | None = None,
         *,
         store: str = "faiss",
@@ -109,7 +109,7 @@ class VideoIndex(IndexContents):
 
     def add(
         self,
-        videos: Places | VideoDataset,
+        videos: Paths | VideoDataset,
         data_config: DataConfig | None = None,
         *,
         existing: str = "error",
@@ -124,7 +124,7 @@ class VideoIndex(IndexContents):
                 embedded, "skip" leaves them unchanged, "replace" embeds them again.
         """
         if existing not in EXISTING:
-            raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
+            raise ValueError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}; choose one")
         self._check_model()
         data_config = self._checked(data_config)
         records, indexed = video_records(videos), set(self.paths)
@@ -198,19 +198,19 @@ class VideoIndex(IndexContents):
         texts = [text] if isinstance(text, str) else checks.texts("text", text, advice="give one sentence or a list")
         if not all(sentence.strip() for sentence in texts):
             raise ValueError("the query is empty; describe what the video should show")
-        if not isinstance(rerank, int) or rerank < 0 or (rerank and getattr(self.model, "matcher", None) is None):
+        rerank = checks.integer("rerank", rerank, 0, advice="rerank is a number of hits, 0 for none")
+        if rerank and getattr(self.model, "matcher", None) is None:
             raise ValueError(
-                f"rerank must be an integer >= 0, and 0 for a model without token-wise similarity (wti, mug or "
-                f"mug_simple), got {rerank}; leave rerank out"
+                f"rerank must be 0 for a model without token-wise similarity (wti, mug or mug_simple), got {rerank}; "
+                "leave rerank out"
             )
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
         if not texts:
             return []
         if _marks_of(self.model) != self._marks:  # cheaper than a fingerprint
             self._check_model()
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        condition = None if where is None else parse(where, COLUMNS)
-        checks.integer("k", k, 1, advice="k is the number of hits")
         nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
@@ -220,17 +220,20 @@ class VideoIndex(IndexContents):
 
     def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
         self._check_model()
-        condition = None if where is None else parse(where, COLUMNS)
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
         return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
 
-    def search_embedding(self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5) -> Hits:
+    def search_embedding(
+        self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
+    ) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k)[0])
+        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, condition)[0])
 
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder, *, root: str | Path | None = None) -> VideoIndex:

@@ -1,4 +1,4 @@
-"""The second look at the best hits: their frames, compared with the words by the model's token-wise similarity.
+"""Reranking of the best hits by the model's token-wise similarity.
 
 Contract: hits in, the same hits in a new order and with new scores out. Decodes the videos again. Knows nothing of
 stores.
@@ -27,7 +27,9 @@ def reranked(text: str, hits: Sequence[Hit], model: VideoEncoder, config: DataCo
     ValueError for hits that are arrays, which are not in the index.
     """
     if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
-        raise ValueError(f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}")
+        raise ValueError(
+            f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}; leave rerank out"
+        )
     present = {hit.path: hit for hit in hits if hit.path.exists()}
     scores = _scores(text, list(present), model, config) if present else {}
     best = sorted(scores, key=lambda path: -scores[path])

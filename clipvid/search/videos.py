@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvid.data.files import find_clips, is_clip
-from clipvid.data.places import Places, expand_places, is_pattern, local_path
+from clipvid.data.paths import Paths, expand_paths, is_pattern, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 
 
-def video_records(videos: Places | VideoDataset) -> list[Record]:
+def video_records(videos: Paths | VideoDataset) -> list[Record]:
     """Return one record per video, in the order given: of the files, of the videos below folders, or of a data set.
 
     Paths become absolute, and duplicates are left out. Raise DataError for a single path that does not exist, a folder
@@ -24,17 +24,25 @@ def video_records(videos: Places | VideoDataset) -> list[Record]:
     """
     if isinstance(videos, VideoDataset):
         return _complete_records(videos)
+    return [Record(Path(os.path.abspath(path))) for path in video_files(videos)]
+
+
+def video_files(videos: Paths) -> list[Path]:
+    """Return one path per video, in the order given and written as it was: files, and the videos below folders.
+
+    A file without a suffix counts as a video. Duplicates are left out. Raise the errors of `video_records`.
+    """
     if isinstance(videos, str | Path) and not is_pattern(videos) and not local_path(videos).exists():
         # A missing file in a list is skipped later, like an unreadable one.
         raise DataError(f"{videos} does not exist; give videos, or folders of them")
-    files: dict[Path, None] = {}
-    for path in expand_places(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix):
-        path = Path(os.path.abspath(path))
+    files: dict[str, Path] = {}
+    for path in expand_paths(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix):
         videos_of_path = find_clips(path, bare=True) if path.is_dir() else [path]
         if not videos_of_path:
             raise DataError(f"{path} holds no video; give a folder with files such as .mp4 or .webm")
-        files |= dict.fromkeys(videos_of_path)
-    return [Record(path) for path in files]
+        for file in videos_of_path:
+            files.setdefault(os.path.abspath(file), file)
+    return list(files.values())
 
 
 def _complete_records(data: VideoDataset) -> list[Record]:

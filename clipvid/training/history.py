@@ -17,7 +17,7 @@ from clipvid.runtime.text import pluralize
 if TYPE_CHECKING:
     import pandas as pd
 
-    from clipvid.plots import Picture
+    from clipvid.plots import Figure
 
 
 class HistoryTables:
@@ -36,7 +36,7 @@ class HistoryTables:
         frame = pd.DataFrame(list(self.history), columns=list(self._columns()))
         return frame.astype({"epoch": int})
 
-    def plot(self) -> Picture:
+    def plot(self) -> Figure:
         """Return a matplotlib figure of the loss and of the validation score against epochs."""
         from clipvid import plots
 

@@ -145,7 +145,8 @@ class OnTrainEnd(Protocol):
 
 
 Callback = OnTrainStart | OnStepEnd | OnValidationEnd | OnEpochEnd | OnTrainEnd
-"""An object with one or more of the methods `EVENTS`. A method that returns True ends training, like `state.stop()`.
+"""An object with one or more of the methods `EVENTS`. A method that returns True ends training, like
+`state.stop()`; it may return False or None otherwise.
 
 With state_dict and load_state_dict, its state is part of every checkpoint and restored before on_train_start. A
 callback that only reads changes no bit of the result; random numbers that it draws from torch's generator do.
@@ -183,18 +184,22 @@ class Hooks:
     def call(self, event: str, state: TrainState) -> None:
         """Call the method `event` of each callback that has it, in order.
 
-        An error of a callback is raised unchanged, with a note that names the callback.
+        An error of a callback is raised unchanged, with a note that names the callback. Raises TypeError for an answer
+        that is not True, False or None.
         """
         for callback in self.callbacks:
             method = getattr(callback, event, None)
             try:
                 answer = None if method is None else method(state)
+                if answer is not None and not isinstance(answer, bool | np.bool_):
+                    advice = "convert it with bool()"
+                    raise TypeError(f"{event} must return True, False or None, got {answer!r}; {advice}")
             except Exception as error:
                 error.add_note(
                     f"raised in {event} of callback {name_of(callback)}; checkpoints written before are complete"
                 )
                 raise
-            if isinstance(answer, bool | np.bool_) and answer:
+            if answer:
                 state.stop()
 
     def state(self) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def _has_state(part: object) -> bool:
 
 def _check_callable(name: str, part: object, allowed: str) -> None:
     if part is not None and not callable(part):
-        raise TypeError(f"{name} must be {allowed}, got {part!r}")
+        raise TypeError(f"{name} must be {allowed}, got {part!r}; give such a function")
 
 
 def _check_callback(callback: object) -> None:
@@ -278,4 +283,6 @@ def _check_callback(callback: object) -> None:
         got = f"{', '.join(unknown)} of {name}" if unknown else f"{name}, which has none"
         raise TypeError(f"methods of a callback must be among {', '.join(EVENTS)}, got {got}; rename or add one")
     if hasattr(callback, "state_dict") != hasattr(callback, "load_state_dict"):
-        raise TypeError(f"a callback with state must have state_dict and load_state_dict, got one of them in {name}")
+        raise TypeError(
+            f"a callback with state must have state_dict and load_state_dict, got one of them in {name}; add the other"
+        )

@@ -36,6 +36,7 @@ from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
+from clipvid.training.objectives import move
 from clipvid.training.tasks import needs_of
 from clipvid.training.trainer import Run
 
@@ -133,7 +134,8 @@ def _train(
 ) -> TrainResult:
     """Run `train` once its settings are checked and its folder is locked."""
     start = time.perf_counter()
-    fabric.to_device(model)
+    fabric.strategy.setup_environment()  # selects the device; Fabric would do it as it moves a module
+    move(model, fabric.device)
     _prepare_head(model, train_data, config)
     _set_trainable(model, config, (train_data, val_data))
     _set_activation_checkpointing(model, on=config.activation_checkpointing)
@@ -166,10 +168,13 @@ def _fabric(config: TrainConfig, accelerator: str) -> Any:
     """Return a Fabric of one device in the precision of `config`; raise MissingExtraError without lightning-fabric."""
     library = require("lightning_fabric", extra="train", why="training")
     one_device = partial(library.Fabric, accelerator=accelerator, devices=1)
-    device = one_device().device
+    fabric = one_device(precision="32-true")
+    device = fabric.device
     precision = resolve(config.data_config.precision, device)
+    if precision == "32-true":
+        return fabric
     # For fp16 on a CPU, Fabric warns and uses bf16, but only if it makes the precision plugin itself.
-    if precision == "32-true" or (precision, device.type) == ("16-mixed", "cpu"):
+    if (precision, device.type) == ("16-mixed", "cpu"):
         return one_device(precision=precision)
     # Fabric logs the precision on every run unless it is given a plugin.
     return one_device(plugins=[library.plugins.MixedPrecision(precision, device.type)])

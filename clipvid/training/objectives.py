@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 import torch
@@ -141,6 +142,20 @@ def make_objective(model: VideoCLIP, config: TrainConfig, loss: Loss | None = No
             "to 0 and smooth labels in the loss"
         )
     return make(model, config, loss=loss)
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Move a module to the device, unless it is there: a move drops what was computed from the base model's weights."""
+    if any(tensor.device != device for tensor in chain(module.parameters(), module.buffers())):
+        module.to(device)
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Write the parameters of these names; unlike `load_state_dict`, keep what was computed from all others."""
+    for name, parameter in module.named_parameters():
+        if name in weights:
+            parameter.copy_(weights[name])
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def needs_of(task: str) -> str:
     """Return what the objective of a task needs of the data; raise ValueError for an unknown task or need."""
     needs = getattr(OBJECTIVES.lookup(task), "needs", "clips")
     if needs not in NEEDS:
-        raise ValueError(f"needs of task {task} must be one of {', '.join(NEEDS)}, got {needs!r}")
+        raise ValueError(f"needs of task {task} must be one of {', '.join(NEEDS)}, got {needs!r}; choose one of these")
     return needs
 
 

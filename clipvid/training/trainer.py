@@ -43,7 +43,7 @@ from clipvid.training.checkpoint import (
 from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
-from clipvid.training.objectives import held_out_loss, make_objective
+from clipvid.training.objectives import held_out_loss, load_weights, make_objective, move
 from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
 from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
@@ -69,12 +69,13 @@ class Run:
         self.out = out
         self.hooks = hooks
         self.path: Path | None = None if out is None else out / CHECKPOINT
-        self.objective: Any = make_objective(model, config, hooks.loss).to(model.device)
+        self.objective: Any = make_objective(model, config, hooks.loss)
+        move(self.objective, fabric.device)
         groups = parameter_groups(self.objective, config)  # raises if nothing trains, before clips are read
         scaled = fabric.strategy.precision.precision == "16-mixed"
         optimizer = make_optimizer(groups, config, hooks.optimizer, device=fabric.device.type, scaled=scaled)
         self.schedule: Callable[[float], float] = schedule_of(hooks.optimizer, config)
-        wrapped = fabric.setup(self.objective, optimizer)
+        wrapped = fabric.setup(self.objective, optimizer, move_to_device=False)
         self.wrapped_objective: Any = wrapped[0]
         self.optimizer: Any = wrapped[1]
         # Hash and source of the training and validation data.
@@ -143,6 +144,17 @@ class Run:
         entry = {"epoch": float(self.epoch + 1), "loss": sum(self.losses) / len(self.losses)}
         entry["lr"] = self.lr
         is_last = self.epoch + 1 == self.config.epochs or self.is_stopped
+        self._validate(val_data, entry, is_last=is_last)
+        self.call("on_epoch_end", entry)
+        if self.is_stopped and not is_last and "score" not in entry:  # stopped by a callback of on_epoch_end
+            self._validate(val_data, entry, is_last=True)
+        self.history.append(entry)
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
+        self.save()
+        return entry
+
+    def _validate(self, val_data: VideoDataset | TapStore | None, entry: dict[str, float], *, is_last: bool) -> None:
+        """Validate where due, and keep the best weights; in the last epoch first use the gradients that are left."""
         if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
@@ -153,11 +165,6 @@ class Run:
         if val_data is None or (score is not None and (self.best["score"] is None or score > self.best["score"])):
             state = {k: v.detach().cpu().clone() for k, v in self._trained().items()}
             self.best = {"score": score, "epoch": self.epoch + 1, "state": state}
-        self.call("on_epoch_end", entry)
-        self.history.append(entry)
-        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
-        self.save()
-        return entry
 
     def is_over(self) -> bool:
         """Return True after the last epoch, or when patience has run out or a callback has ended the run."""
@@ -190,7 +197,7 @@ class Run:
     def finish(self, *, seconds: float, unreadable: tuple[VideoError, ...]) -> TrainResult:
         """Load the best weights into the model, record how it was trained, and save it."""
         if self.best["state"] is not None:
-            self.objective.load_state_dict(self.best["state"], strict=False)
+            load_weights(self.objective, self.best["state"])
         name = score_name(self.config.task)
         self.model.training_record = {
             **self.config.plain(),
@@ -246,7 +253,7 @@ class Run:
         Sets the run's position, history and best epoch from it; `restore` sets the weights.
         """
         if self.path is None:
-            raise ValueError("resume needs out=, the folder of the run to resume")
+            raise ValueError("resume must come with out, got out=None; give the folder of the run")
         state = read_checkpoint(self.path, self.metadata)
         if state is not None:
             position = state["position"]
@@ -284,7 +291,7 @@ class Run:
         """Restore the state of a checkpoint: weights, gradients, optimizer and random generators."""
         assert self.path is not None
         check_metadata(self.path, state, {"readable": self.readable_hash})
-        self.objective.load_state_dict(state["weights"], strict=False)
+        load_weights(self.objective, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         for name, parameter in self.objective.named_parameters():

@@ -45,7 +45,8 @@ class RandAugment:
         if self.layers < 0 or not 0 <= self.magnitude <= TOP_MAGNITUDE:
             raise ValueError(
                 f"layers must be an integer >= 0 and magnitude an integer from 0 to {TOP_MAGNITUDE}, "
-                f"got {self.layers} and {self.magnitude}"
+                f"got {self.layers} and {self.magnitude}; "
+                "the defaults of training are 0 and 10"
             )
 
     def __call__(self, frames: UInt8[Tensor, "*batch 3 h w"], rng: Random) -> UInt8[Tensor, "*batch 3 h w"]:
@@ -96,10 +97,14 @@ class ContrastiveView:
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(
-                f"crop_scale must be (smallest, largest) share of the area, in (0, 1], got {self.crop_scale}"
+                f"crop_scale must be (smallest, largest) share of the area, in (0, 1], got {self.crop_scale}; "
+                "give a pair such as (0.5, 1.0)"
             )
         if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect must be (smallest, largest) width / height, > 0, got {self.aspect}")
+            raise ValueError(
+                f"aspect must be (smallest, largest) width / height, > 0, got {self.aspect}; "
+                "give a pair such as (0.75, 1.33)"
+            )
         if not 0 <= self.strength <= 2.5:
             raise ValueError(f"strength must be in [0, 2.5], got {self.strength}; 2.5 turns the hue by half the circle")
         checks.probability(self, "flip", "jitter", "grey", "blur", "solarise")

@@ -175,7 +175,9 @@ def stream(
     its end, after the frames before the damage.
     """
     if every < 1 or (fps is not None and not 0 < fps < math.inf):
-        raise ValueError(f"every must be an integer >= 1 and fps > 0, got every={every} and fps={fps}")
+        raise ValueError(
+            f"every must be an integer >= 1 and fps > 0, got every={every} and fps={fps}; raise the one that is too low"
+        )
     if every > 1 and fps is not None:
         raise ValueError(f"got every={every} and fps={fps}; pass one of them, not both")
     return _stream(path, every, fps, fit)
@@ -226,15 +228,18 @@ def _without_tracebacks(error: VideoError) -> VideoError:
 
 def _check_part(start: int | float | None, end: int | float | None) -> None:
     if start is not None and not 0 <= start < math.inf:
-        raise ValueError(f"start must be a number of seconds >= 0, counted from the first frame, got {start}")
+        raise ValueError(
+            f"start must be a number of seconds >= 0, counted from the first frame, got {start}; "
+            "0 is the start of the video"
+        )
     if end is not None and not (start or 0) < end:
-        raise ValueError(f"end must be a number of seconds above start={start or 0}, got {end}")
+        raise ValueError(f"end must be a number of seconds above start={start or 0}, got {end}; None reads to the end")
 
 
 def _checked_time_limit(time_limit: int | float | None) -> float | None:
     is_number = isinstance(time_limit, int | float)
     if time_limit is not None and not (is_number and 0 < time_limit < math.inf):
-        raise ValueError(f"time_limit must be a number of seconds > 0, or None, got {time_limit!r}")
+        raise ValueError(f"time_limit must be a number of seconds > 0, or None, got {time_limit!r}; None sets no limit")
     return None if time_limit is None else float(time_limit)
 
 

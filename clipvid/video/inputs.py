@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,7 +155,11 @@ def _tensor(array: object) -> Tensor:
     """Return an array as a tensor of uint8 or floats, sharing its memory where torch can."""
     if not isinstance(array, Tensor):
         if not hasattr(array, "__array__") and not hasattr(array, "__array_interface__"):  # Pillow has the second
-            advice = "give files and arrays separately" if is_source(array) else "convert it with numpy.asarray"
+            advice = "convert it with numpy.asarray"
+            if isinstance(array, Iterator | Set):
+                advice = "make a list of it, with list() or sorted()"
+            elif is_source(array):
+                advice = "give files and arrays separately"
             raise ValueError(
                 "video must be an array or a file (path, bytes, binary file object), or a list of either, got "
                 f"{type(array).__name__}; {advice}"
@@ -168,6 +172,10 @@ def _tensor(array: object) -> Tensor:
 
 
 def _as_torch(array: np.ndarray) -> Tensor:
+    if array.dtype.kind in "OUST":
+        raise ValueError(
+            f"video must be an array of pixels or a list of paths, got an array of {array.dtype}; give list(paths)"
+        )
     if array.dtype != np.uint8 and array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
         raise ValueError(_wrong_dtype(array.dtype))
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))  # torch has no negative strides

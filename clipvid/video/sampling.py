@@ -56,12 +56,15 @@ def dense(
     """
     _check(total, frames)
     if stride < 1:
-        raise ValueError(f"stride must be an integer >= 1, got {stride}")
+        raise ValueError(f"stride must be an integer >= 1, got {stride}; 1 takes consecutive frames")
     last_start = max(0, total - 1 - (frames - 1) * stride)
     if start is None:
         start = last_start // 2 if rng is None else rng.randint(0, last_start)
     if not 0 <= start < total:
-        raise ValueError(f"start must be an integer from 0 to {total - 1}, the frames of the video, got {start}")
+        raise ValueError(
+            f"start must be an integer from 0 to {total - 1}, the frames of the video, got {start}; "
+            "choose a frame of the video"
+        )
     return [(start + i * stride) % total for i in range(frames)]
 
 
@@ -76,7 +79,7 @@ def temporal_views(total: int, frames: int, *, views: int, stride: int | None = 
     """
     _check(total, frames)
     if views < 1:
-        raise ValueError(f"views must be an integer >= 1, got {views}")
+        raise ValueError(f"views must be an integer >= 1, got {views}; 1 takes one clip per video")
     if stride is None:
         segment = (total - 1) / frames
         shifts = [int(segment * (2 * view + 1) / (2 * views)) for view in range(views)]

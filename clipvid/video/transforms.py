@@ -65,13 +65,20 @@ class VideoTransform:
 
     def __post_init__(self) -> None:
         if not all(isinstance(side, int) and side > 0 for side in _pair(self.size)):
-            raise ValueError(f"size must be a side or (height, width) in integer pixels >= 1, got {self.size}")
+            raise ValueError(
+                f"size must be a side or (height, width) in integer pixels >= 1, got {self.size}; "
+                "give a size such as 224"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std must have three values each, std > 0, got {self.mean} and {self.std}")
+            raise ValueError(
+                f"mean and std must have three values each, std > 0, got {self.mean} and {self.std}; "
+                "take those of the base model"
+            )
         checks.choices(self, {"interpolation": tuple(INTERPOLATIONS), "resize_mode": RESIZE_MODES})
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(
-                f"crop_scale must be (smallest, largest) share of the area, in (0, 1], got {self.crop_scale}"
+                f"crop_scale must be (smallest, largest) share of the area, in (0, 1], got {self.crop_scale}; "
+                "give a pair such as (0.5, 1.0)"
             )
         checks.probability(self, "flip")
         RandAugment(
@@ -91,7 +98,7 @@ class VideoTransform:
         if unknown := sorted(set(config) - fields - {"mode"}):
             raise ValueError(f"unknown preprocess settings {unknown}; open_clip's are {sorted(fields)}")
         if config.get("mode", "RGB") != "RGB":
-            raise ValueError(f"mode must be 'RGB', got {config['mode']!r}")
+            raise ValueError(f"mode must be 'RGB', got {config['mode']!r}; convert frames to RGB, and set mode to that")
         settings: dict[str, Any] = {key: config[key] for key in fields & set(config)}
         for key in ("size", "mean", "std"):
             if isinstance(settings.get(key), list):  # JSON has no tuples
@@ -136,7 +143,9 @@ class VideoTransform:
     def check_crops(self, count: int) -> None:
         """Raise ValueError if `crops` does not support this number of crops."""
         if count not in (1, 3):
-            raise ValueError(f"count must be 1 (the middle) or 3 (both ends and the middle), got {count}")
+            raise ValueError(
+                f"count must be 1 (the middle) or 3 (both ends and the middle), got {count}; choose one of these"
+            )
         if count == 3 and self.resize_mode != "shortest":
             raise ValueError(
                 f"3 crops need a base model of resize_mode 'shortest', got {self.resize_mode!r}, which shows the whole "

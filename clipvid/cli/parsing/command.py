@@ -6,6 +6,7 @@ messages are clipvid's.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -48,6 +49,24 @@ class Call(NamedTuple):
         self.function(*self.bound.args, **self.bound.kwargs)
 
 
+class _App(App):
+    """A parser that derives the options from the signature once, which takes longer than parsing them."""
+
+    def assemble_argument_collection(
+        self, *, default_parameter: Parameter | None = None, parse_docstring: bool = False
+    ) -> ArgumentCollection:
+        """Return the arguments without values; a call that asks for no variant of them gets a copy of the same ones."""
+        if default_parameter is not None or parse_docstring:
+            return super().assemble_argument_collection(
+                default_parameter=default_parameter, parse_docstring=parse_docstring
+            )
+        return _copied(self._without_values)
+
+    @functools.cached_property
+    def _without_values(self) -> ArgumentCollection:
+        return super().assemble_argument_collection()
+
+
 class Command:
     """A function as a command; `name` is one word or two."""
 
@@ -58,7 +77,7 @@ class Command:
     @functools.cached_property
     def app(self) -> App:
         """Parser of the command's options."""
-        app = App(
+        app = _App(
             name=self.name.rpartition(" ")[2],
             help_flags=(),
             version_flags=(),
@@ -117,6 +136,15 @@ def operand(argument: Argument) -> str:
     """Return a positional argument as the usage line shows it."""
     many = "..." if get_args(argument.resolved_hint)[-1:] == (Ellipsis,) else ""
     return f"{argument.parameter.metavar or argument.name}{many}"
+
+
+def _copied(arguments: ArgumentCollection) -> ArgumentCollection:
+    """Return a copy of arguments without values; values given to it leave the original as it is."""
+    copies = {id(argument): copy.copy(argument) for argument in arguments}
+    for copied in copies.values():
+        copied.tokens = []
+        copied.children = ArgumentCollection(copies[id(child)] for child in copied.children)
+    return ArgumentCollection(copies.values())
 
 
 def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:

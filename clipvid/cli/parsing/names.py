@@ -22,8 +22,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 UNREADABLE = ("raise", "skip")
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
 """Columns of a table, which --columns maps to the names that the table uses."""
-TABLES = (".csv", ".tsv")
-"""Lower-case suffixes of tables."""
 
 
 def allowed(option: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Contract: a path in, options as the words that a command line would have out. Values stay text, so that `lr: 1e-4`
 means the same as `--lr 1e-4`. Raises UsageError with file and line for anything ambiguous: duplicate options, anchors,
-aliases, tags and lists in lists. Knows nothing of commands.
+aliases, tags, dates in JSON options and lists in lists. Knows nothing of commands.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ DEPTH_LIMIT = 20
 """Deepest nesting of mappings and lists in an option file."""
 FLOATS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 """YAML's spelling of special numbers, and Python's."""
+JSON_TAGS = ("str", "int", "float", "bool", "null")
+"""Names of YAML's types of single values that JSON has, too; dates are one that it lacks."""
 
 
 class Entry(NamedTuple):
@@ -94,25 +96,32 @@ def _entries(node: yaml.MappingNode, path: str | Path, json_options: set[str], p
             raise UsageError(f"--config {path}, line {line}: an option must be a name; write device: cpu")
         name = prefix + key.value.replace("_", "-")
         if isinstance(value, yaml.MappingNode) and name in json_options:
-            yield Entry(name, (_json_of(value, name, path),), line)
+            yield Entry(name, (json.dumps(_content(value, name, path)),), line)
         elif isinstance(value, yaml.MappingNode):
             yield from _entries(value, path, json_options, f"{name}.")
         else:
             yield Entry(name, _values(value, name, path), line)
 
 
-def _json_of(node: yaml.MappingNode, name: str, path: str | Path) -> str:
-    """Return a mapping as JSON text; raise UsageError for values that JSON does not have, such as dates."""
+def _content(node: yaml.Node, name: str, path: str | Path) -> Any:
+    """Return the value of a JSON option; raise UsageError for a key given twice, and a value that JSON lacks."""
     import yaml
 
-    try:
-        return json.dumps(yaml.SafeLoader("").construct_document(node))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    if isinstance(node, yaml.MappingNode):
+        for key in (key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            raise UsageError(f"--config {path}, line {line}: a name in {name} must be a text; write NAME: VALUE")
+        entries = [Entry(f"{name}.{key.value}", None, key.start_mark.line + 1) for key, _ in node.value]
+        _unique(entries, path)
+        return {str(key.value): _content(value, f"{name}.{key.value}", path) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_content(part, name, path) for part in node.value]
+    if node.tag.rpartition(":")[2] not in JSON_TAGS:
         raise UsageError(
-            f"--config {path}, line {node.start_mark.line + 1}: {name} holds a value that is no text, number or list "
-            f"({reason}); put dates in quotes"
-        ) from error
+            f"--config {path}, line {node.start_mark.line + 1}: {name} must be a text, a number, true, false or null, "
+            f"got {node.value}; write it in quotes to give a text"
+        )
+    return yaml.SafeLoader("").construct_document(node)
 
 
 def _values(node: yaml.Node, name: str, path: str | Path) -> tuple[str, ...] | bool | None:

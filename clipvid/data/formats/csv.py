@@ -13,14 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clipvid.data.files import tables_in
 from clipvid.data.formats.rows import checked_rows, read_clips
 from clipvid.data.formats.table import Table
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 from clipvid.runtime.files import read_file
 
-TABLE_SUFFIXES = (".csv", ".tsv")
-"""Lower-case suffixes of tables."""
 _DELIMITERS = (",", "\t", ";")
 COLUMN_LIMIT = 2000
 """Largest number of columns of a table; the memory of a row grows with it."""
@@ -61,7 +60,7 @@ def text_of(path: Path) -> str:
     try:
         data = read_file(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,12 +110,12 @@ def _find_table(root: Path, annotations: Path | None) -> Path:
         return table
     if not table.is_dir():
         raise DataError(f"{table} does not exist; give a csv file, or a folder that holds one")
-    tables = sorted(path for path in table.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    tables = tables_in(table)
     caption_tables = [path for path in tables if path.stem == "captions"]
     if len(tables) == 1 or len(caption_tables) == 1:
         return caption_tables[0] if caption_tables else tables[0]
     content = f"{len(tables)} tables ({', '.join(path.name for path in tables)})" if tables else "no csv or tsv file"
-    raise DataError(f"{table} holds {content}; name the one to read (annotations)")
+    raise DataError(f"{table} holds {content}; give the one to read as annotations=PATH")
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
@@ -126,4 +125,4 @@ def _check_columns(columns: list[str], path: Path) -> None:
         )
     duplicates = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if duplicates:
-        raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}")
+        raise DataError(f"{path}, line 1: duplicate column {duplicates[0]!r}; rename or remove one")

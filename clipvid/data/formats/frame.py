@@ -1,16 +1,16 @@
 """A pandas DataFrame as a table of text, for the checks that a csv file passes.
 
-Contract: a DataFrame in, a Table out. A missing value (None, NaN, NA) is an empty field; rows are counted from 0, as
+Contract: a DataFrame in, a Table out. A missing value (None, NaN, NA) is None; rows are counted from 0, as
 `df.iloc` does. Does not import pandas: the frame brings its own methods.
 """
 
 from __future__ import annotations
 
-import numbers
 import os
 from typing import TYPE_CHECKING, Any
 
 from clipvid.data.formats.table import Table
+from clipvid.data.labels import as_text
 from clipvid.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def frame_table(df: pd.DataFrame) -> Table:
         series = df.iloc[:, position]
         pairs = zip(series.tolist(), series.isna().tolist(), strict=True)
         cells.append(
-            ["" if empty else _text(value, column, f"{name}, row {i}") for i, (value, empty) in enumerate(pairs)]
+            [None if empty else _text(value, column, f"{name}, row {i}") for i, (value, empty) in enumerate(pairs)]
         )
     rows = [(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(zip(*cells, strict=True))]
     return Table(name, columns, rows, unit="row")
 
 
 def _text(value: Any, column: str, location: str) -> str:
-    """Return a cell as a csv file would have it; whole floats lose their ".0", which pandas adds beside empty cells."""
+    """Return a cell as a csv file would have it."""
     if isinstance(value, list | tuple | set | dict) or hasattr(value, "tolist"):
         raise DataError(
             f"{location}: the {column} must be a single value, got {type(value).__name__}; "
@@ -45,6 +45,4 @@ def _text(value: Any, column: str, location: str) -> str:
         )
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and float(value).is_integer():
-        return str(int(float(value)))
-    return str(value).strip()
+    return as_text(value).strip()

@@ -6,16 +6,18 @@ in any layout (annotations.py), and matched by name with video files of any suff
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from clipvid.data.files import exists
 from clipvid.data.formats.annotations import Annotation, Entry, read_annotation
 from clipvid.data.formats.protocols import Protocol, Split
-from clipvid.data.formats.video_files import VideoFiles, expected_name, stem_of
+from clipvid.data.formats.video_files import VideoFiles, expected_name, name_of, stem_of
 from clipvid.data.records import ProtocolSpec, Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS
@@ -50,7 +52,7 @@ def open_protocol(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Read a split of a protocol; `annotations` is the file, or the folder of the files, if not at the usual places.
+    """Read a split of a protocol; `annotations` is the file, or the folder of the files, if not in the usual folders.
 
     A file given without a split is read as the split whose usual name it has. A file of any other name is a custom
     list, and the result is named after it; without a split all of it is read, and evaluation refuses metrics over fewer
@@ -173,7 +175,7 @@ class _AnnotationFinder:
         target = "the file or its folder" if is_split_list else "its folder"
         raise DataError(
             f"{self.p.name} needs {' or '.join(names)}, not found in {self.folders[0]}{searched}; "
-            f"name {target} with --annotations"
+            f"give {target} as annotations=PATH"
         )
 
     def find_if_any(self, names: Sequence[str]) -> list[Path]:
@@ -297,7 +299,7 @@ class _Labels:
 
     def index_of(self, entry: Entry) -> int | None:
         """Return the class index, None without a class; DataError if it is unknown or contradicts the file name."""
-        folder = _normalize(Path(entry.video).parent.name)
+        folder = _normalize(name_of(os.path.dirname(entry.video.rstrip("/"))))
         label = _normalize(entry.label or "")
         if folder in self.index:
             return self.index[folder]
@@ -319,6 +321,7 @@ class _Labels:
         return next((a.location(entry) for a in self.lists if entry in a.entries), str(self.lists[0].path))
 
 
+@lru_cache(maxsize=4096)  # the names of a list are those of a few hundred classes
 def _normalize(name: str) -> str:
     """Return the lower-case letters and digits of a class name: "brush_hair" and "BrushHair" are equal."""
     return "".join(c for c in name.lower() if c.isalnum())

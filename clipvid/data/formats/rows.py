@@ -16,7 +16,7 @@ from pathlib import Path
 from clipvid.data.files import clip_exists
 from clipvid.data.formats.table import Table
 from clipvid.data.labels import class_names, label_index
-from clipvid.data.places import local_path
+from clipvid.data.paths import local_path
 from clipvid.data.record import Record
 from clipvid.errors import DataError
 
@@ -52,7 +52,7 @@ def read_clips(
     """Return the clips of a table, whose relative paths are below one of `folders`."""
     rows = list(checked_rows(table, columns))
     # From all splits of the table, so that its splits share their labels.
-    names = class_names((row.label for row in rows if row.label is not None), classes, source=table.name)
+    names = class_names((row.label for row in rows), classes, source=table.name)
     clips = _merge(_select_split(rows, split=split, table=table), table=table, folders=folders, names=names)
     absent = {clip.path for clip in clips if check_files and not clip_exists(clip.path)}
     records = tuple(
@@ -65,7 +65,7 @@ def read_clips(
 
 @dataclass
 class Row:
-    """A row with its number; a field is None if the table lacks its column."""
+    """A row with its number; a field is None if the table lacks its column, or for a missing label."""
 
     number: int
     path: str
@@ -92,22 +92,24 @@ def checked_rows(table: Table, columns: Mapping[str, str] | None = None) -> Iter
     """Yield the validated rows of a table."""
     names = _column_names(table, columns or {})
     if not table.rows:
-        raise DataError(f"{table.name}: no row below the header")
+        raise DataError(f"{table.name}: no row below the header; add one per clip")
     for number, row in table.rows:
         values = {column: row[name] for column, name in names.items()}
-        for column in ("path", "caption", "label", "split"):
-            if values.get(column) == "":
+        for column in (column for column in ("path", "caption", "label", "split") if column in names):
+            if values[column] == "" or (values[column] is None and column != "label"):
                 raise DataError(f"{table.at(number)}: the {names[column]} is empty; fill it in, or remove the row")
         start, end = (_seconds(values.get(c), f"{table.at(number)}: {names.get(c)}") for c in ("start", "end"))
         if not (start or 0.0) < (end if end is not None else float("inf")):
-            raise DataError(f"{table.at(number)}: start must come before end, got {start} and {end}")
-        yield Row(number, values["path"], values.get("caption"), values.get("label"), values.get("split"), start, end)
+            raise DataError(f"{table.at(number)}: start must come before end, got {start} and {end}; correct the times")
+        yield Row(
+            number, values["path"] or "", values.get("caption"), values.get("label"), values.get("split"), start, end
+        )
 
 
 def _column_names(table: Table, given: Mapping[str, str]) -> dict[str, str]:
     """Return the table's name of each column that it has; raise DataError if a required one is missing."""
     if unknown := [column for column in given if column not in COLUMNS]:
-        raise ValueError(f"columns must name some of {', '.join(COLUMNS)}, got {unknown[0]!r}")
+        raise ValueError(f"columns must name some of {', '.join(COLUMNS)}, got {unknown[0]!r}; correct it")
     names = {column: name.strip().lower() for column, name in given.items()}
     for column, name in names.items():
         if name not in table.columns:
@@ -121,7 +123,7 @@ def _column_names(table: Table, given: Mapping[str, str]) -> dict[str, str]:
         if present := [name for name in defaults[column] if name in table.columns and name not in names.values()]:
             names[column] = present[0]
     if "path" not in names:
-        raise DataError(_missing_column(table, f"one of {', '.join(PATH_COLUMNS)}", ("path",), names))
+        raise DataError(_missing_column(table, "named path, file or video", ("path",), names))
     if "caption" not in names and "label" not in names:
         raise DataError(_missing_column(table, "caption or label", ("caption", "label"), names))
     return names
@@ -157,7 +159,7 @@ def _seconds(text: str | None, location: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise DataError(f"{location} must be a number of seconds >= 0, got {text!r}")
+        raise DataError(f"{location} must be a number of seconds >= 0, got {text!r}; correct it, or leave it empty")
     return value
 
 
@@ -176,16 +178,17 @@ def _merge(rows: Sequence[Row], *, table: Table, folders: Sequence[Path], names:
     indices = {name: number for number, name in enumerate(names)}
     for row in rows:
         location = table.at(row.number)
-        label = None if row.label is None else label_index(row.label, indices, location=location)
+        label = label_index(row.label, indices, location=location)
         key = (row.path, row.start, row.end)
         if key not in clips:
             path = _locate(local_path(row.path, location=location), folders)
             clips[key] = _Clip(path, row.number, label, row.start, row.end)
         clip = clips[key]
         if clip.label != label:
+            row_label = "no label" if row.label is None else f"label {row.label!r}"
             raise DataError(
-                f"{location}: {row.path} has label {row.label!r}, but {table.unit} {clip.number} says "
-                f"{'none' if clip.label is None else repr(names[clip.label])}"
+                f"{location}: {row.path} has {row_label}, but {table.unit} {clip.number} says "
+                f"{'none' if clip.label is None else repr(names[clip.label])}; keep one of the two"
             )
         if row.caption is not None:
             clip.captions.append(row.caption)

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: `columns` in lower case, and (number, row) pairs; `unit` is what the numbers count."""
+    """A table as text: `columns` in lower case, and (number, row) pairs; `unit` is what the numbers count.
+
+    A field is None for a missing value, which a csv file cannot express: its empty field is an empty text.
+    """
 
     name: str
     columns: Sequence[str]
-    rows: Sequence[tuple[int, Mapping[str, str]]]
+    rows: Sequence[tuple[int, Mapping[str, str | None]]]
     unit: str = "line"
 
     @property

@@ -145,7 +145,7 @@ def _place_block(scores: ndarray, truth: ndarray, *, first: int) -> Placement:
     """Return the placement of a block of queries; `first` is the index of its first query, for errors."""
     if np.isnan(scores).any():
         query, item = np.argwhere(np.isnan(scores))[0]
-        raise ValueError(f"the score of query {first + query} and item {item} is NaN; check the embeddings")
+        raise ValueError(f"the score of query {first + query} and item {item} is NaN; check the embeddings of both")
     if truth.ndim == 1:
         best = np.take_along_axis(scores, truth[:, None], axis=1)
         tied = scores == best

@@ -83,7 +83,7 @@ class RecognitionMetrics:
         return f"{cells}  ({pluralize(self.n, 'video')}, {pluralize(self.n_classes, 'class')})"
 
 
-def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, seed: int = 0) -> RecognitionMetrics:
+def recognition_metrics(logits: Any, labels: Any, *, n_resamples: int = 1000, seed: int = 0) -> RecognitionMetrics:
     """Return the accuracy of class scores (B, C) for labels (B,); the class mean is over classes with labels."""
     scores, classes = Matrix(logits), as_array(labels).astype(np.int64)
     placement = count_placement(scores, classes)
@@ -91,9 +91,9 @@ def recognition_metrics(logits: Any, labels: Any, *, n_bootstrap: int = 1000, se
     top1 = hits(placement, 1)
     each = {"top-1": top1, f"top-{k}": hits(placement, k)}
     values = {name: 100 * float(hit.mean()) for name, hit in each.items()}
-    intervals = {name: percent(share_interval(hit, n=n_bootstrap, seed=seed)) for name, hit in each.items()}
+    intervals = {name: percent(share_interval(hit, n_resamples=n_resamples, seed=seed)) for name, hit in each.items()}
     values["mean class"] = 100 * class_mean(np.stack([top1, classes], axis=1))
-    intervals["mean class"] = percent(class_mean_interval(top1, classes, n=n_bootstrap, seed=seed))
+    intervals["mean class"] = percent(class_mean_interval(top1, classes, n_resamples=n_resamples, seed=seed))
     return RecognitionMetrics(values, intervals, *scores.shape, _confusion(scores, classes), each)
 
 

@@ -100,7 +100,7 @@ def retrieval_metrics(
     video_index: Any,
     *,
     ks: Sequence[int] = (1, 5, 10, 50),
-    n_bootstrap: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> RetrievalMetrics:
     """Return the metrics of captions (rows) against videos (columns) in both directions.
@@ -121,7 +121,7 @@ def retrieval_metrics(
         raise ValueError(
             f"similarity must have scores of both directions, got {type(scores).__name__}; use ranking_metrics for one"
         )
-    options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
+    options: dict[str, Any] = {"ks": ks, "n_resamples": n_resamples, "seed": seed}
     if truth.ndim == 2:
         captioned = np.flatnonzero(truth.any(axis=0))
         return RetrievalMetrics(
@@ -147,24 +147,24 @@ def ranking_metrics(
     truth: Any,
     *,
     ks: Sequence[int] = (1, 5, 10, 50),
-    n_bootstrap: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> RankingMetrics:
     """Return the metrics of one direction for any number of relevant items per query, `truth` as in `ranking.ranks`."""
     _check_ks(ks)
     scores = as_scores(similarity)
-    options: dict[str, Any] = {"ks": ks, "n_bootstrap": n_bootstrap, "seed": seed}
+    options: dict[str, Any] = {"ks": ks, "n_resamples": n_resamples, "seed": seed}
     return _metrics(scores, truth, count_placement(scores, truth), **options)
 
 
 def _check_ks(ks: Sequence[int]) -> None:
     """Raise ValueError unless `ks` are integers >= 1."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be integers >= 1, got {tuple(ks)}; give the K of each R@K")
+        raise ValueError(f"ks must be integers >= 1, got {tuple(ks)}; give the K of each R@K, such as (1, 5, 10)")
 
 
 def _metrics(
-    scores: Rows, truth: Any, placement: Placement, *, ks: Sequence[int], n_bootstrap: int, seed: int
+    scores: Rows, truth: Any, placement: Placement, *, ks: Sequence[int], n_resamples: int, seed: int
 ) -> RankingMetrics:
     """Return the metrics of one direction; `placement` counts the items above and tied with the best relevant one."""
     ranked = expected_ranks(placement)
@@ -172,7 +172,7 @@ def _metrics(
     shares = {**{f"R@{k}": hits(placement, k) for k in ks}, "mAP": precision, "nDCG": gain}
     values = {name: 100 * float(share.mean()) for name, share in shares.items()}
     values |= {"MdR": float(np.median(ranked)), "MnR": float(ranked.mean())}
-    limits = ranking_intervals(shares, ranked, n=n_bootstrap, seed=seed)
+    limits = ranking_intervals(shares, ranked, n_resamples=n_resamples, seed=seed)
     intervals = {name: percent(limits[name]) if name in shares else limits[name] for name in values}
     return RankingMetrics(values, intervals, len(ranked), scores.shape[1], {**shares, "MnR": ranked})
 

@@ -136,7 +136,7 @@ class DualSoftmax(_Sized):
 
     def __init__(self, scores: Scores, temperature: float) -> None:
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number > 0, got {temperature}; it multiplies the scores")
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature}; 100 is usual for cosines")
         self.scores = scores
         self.temperature = temperature
         self.shape: tuple[int, int] = scores.shape
@@ -172,7 +172,10 @@ class QueryBank(_Sized):
                 "score the same videos"
             )
         if not 0 < beta < float("inf") or not 1 <= k <= bank.shape[1]:
-            raise ValueError(f"beta must be a finite number > 0 and k within 1 to {bank.shape[1]}, got {beta} and {k}")
+            raise ValueError(
+                f"beta must be a finite number > 0 and k within 1 to {bank.shape[1]}, got beta={beta} and k={k}; the "
+                "defaults are 20 and 1"
+            )
         self.scores = scores
         self.bank = bank
         self.beta = beta

@@ -7,8 +7,8 @@ mode. Knows nothing about where models come from, branches, losses or video file
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -177,12 +177,14 @@ class Backbone(nn.Module):
     def _shapes(self) -> tuple[list[tuple[int, ...] | None], int]:
         """Shapes of all levels for one image, the stem's first (None unless it is a sequence), and the embedding width.
 
-        Computed by one pass on the meta device; ViT blocks are skipped, as their output has the shape of their input.
+        Computed by one pass on the meta device; ViT blocks and norms are skipped, as their outputs have the shape of
+        their inputs, which torch infers slowly.
         """
         image = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
         visual = vit.meta_copy(self.visual, alike=vit.vit_blocks(self.visual))
-        for block in vit.vit_blocks(visual):
-            block.forward = lambda tokens, *_, **__: tokens
+        skipped: list[Any] = [part for part in visual.modules() if isinstance(part, nn.LayerNorm)]
+        for part in (*skipped, *vit.vit_blocks(visual)):
+            part.forward = lambda tokens, *_, **__: tokens
         with torch.no_grad():
             out = visual.forward_intermediates(image, **self._format())
         levels = [tuple(level.shape) for level in out["image_intermediates"]]
@@ -313,18 +315,18 @@ class Backbone(nn.Module):
     @property
     def tower_fingerprint(self) -> str:
         """SHA-256 of the visual tower as it is now; models with equal values can exchange taps."""
-        return self._hashed("visual", self.visual, self.visual.state_dict())
+        return self._hashed("visual", self.visual, self.visual.state_dict)
 
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 of the text tower as it is now; equal values give equal embeddings for equal token ids."""
-        return self._hashed("text", text.without_visual(self.clip), text.text_weights(self.clip))
+        return self._hashed("text", text.without_visual(self.clip), partial(text.text_weights, self.clip))
 
-    def _hashed(self, name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    def _hashed(self, name: str, module: nn.Module, weights: Callable[[], Mapping[str, Tensor]]) -> str:
         """Return a hash of the weights and of weightless parts such as activations, cached until one changes."""
 
         def compute() -> str:
-            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights)}".encode()).hexdigest()
+            return hashlib.sha256(f"{sorted({*plain_parts(module)})}{hash_of(weights())}".encode()).hexdigest()
 
         return self._hashes.get(name, module, compute)
 

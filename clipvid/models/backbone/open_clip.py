@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,11 @@ from clipvid.errors import BackboneError, CheckpointError
 from clipvid.models.backbone.names import MINI, SCHEMES, check_name
 from clipvid.runtime.text import first_line
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Tokenizer = Callable[[list[str]], Tensor]
+MINI_SUMMARY = "comes with clipvid, weights included"
 
 
 @dataclass(frozen=True)
@@ -108,19 +112,37 @@ def load_clip(
     return clip, _tokenizer(name), base
 
 
-def list_models(pattern: str = "*") -> dict[str, tuple[str, ...]]:
-    """Return the base models whose names match a shell pattern, each with its pretrained tags.
+class ModelNames(list[str]):
+    """Sorted names of base models, which `to_frame` turns into a table."""
 
-    The first is "clipvid-mini", which brings its weights. The others are open_clip's, in its order. Case is ignored.
+    def __init__(self, pretrained: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(sorted(pretrained))
+        self.pretrained = dict(pretrained)
+        """Pretrained tags of each model, by its name."""
 
-    >>> clipvid.list_models("vit-b-32-quick*")                                                    # doctest: +SKIP
-    {'ViT-B-32-quickgelu': ('openai', 'laion400m_e31', ...)}
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per name, with the model's pretrained tags and a summary, which is empty for open_clip's."""
+        import pandas as pd
+
+        rows = [(name, self.pretrained[name], MINI_SUMMARY if name == MINI else "") for name in self]
+        return pd.DataFrame(rows, columns=["name", "pretrained", "summary"])
+
+
+def list_models(pattern: str = "*") -> ModelNames:
+    """Return the names of base models that match a shell pattern, sorted: open_clip's, and "clipvid-mini".
+
+    `pretrained` of the list has the pretrained tags of each, and `to_frame()` a row per name. Case is ignored.
+
+    >>> models = clipvid.list_models("vit-b-32-quick*")                                           # doctest: +SKIP
+    >>> models, models.pretrained["ViT-B-32-quickgelu"]                                           # doctest: +SKIP
+    (['ViT-B-32-quickgelu'], ('openai', 'laion400m_e31', ...))
     """
     import open_clip
 
     checks.text("pattern", pattern, advice="* stands for any text")
     tags = {name: tuple(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models()}
-    return {name: tags.get(name, ()) for name in (MINI, *tags) if fnmatchcase(name.lower(), pattern.lower())}
+    names = [name for name in (MINI, *tags) if fnmatchcase(name.lower(), pattern.lower())]
+    return ModelNames({name: tags.get(name, ()) for name in names})
 
 
 def _device(device: object) -> torch.device:

@@ -110,15 +110,18 @@ class Geometry:
 def check_clips(video: Tensor, mask: Tensor | None) -> None:
     """Raise ValueError unless video is (B, T, 3, H, W) with B, T >= 1 and mask (B, T) has a True in every row."""
     if video.ndim != 5 or video.shape[2] != 3:
-        hint = "; add a batch axis with video[None]" if video.ndim == 4 else ""
-        raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}{hint}")
+        hint = "add a batch axis with video[None]" if video.ndim == 4 else "reshape it"
+        raise ValueError(f"video must be (B, T, 3, S, S), got {tuple(video.shape)}; {hint}")
     if 0 in video.shape:
         raise ValueError(f"video holds no frame, its shape is {tuple(video.shape)}; give B and T from 1")
     if mask is not None:
         advice = "convert it by torch.as_tensor"
         checks.of_type("mask", mask, Tensor, must="a tensor of truth values (B, T)", advice=advice)
     if mask is not None and (mask.shape != video.shape[:2] or not bool(mask.any(dim=1).all())):
-        raise ValueError(f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"mask must be {tuple(video.shape[:2])} with a True in every row, got {tuple(mask.shape)}; "
+            "mark at least one frame of each clip"
+        )
 
 
 def rounded_for_autocast(source: Taps | Pixels) -> Taps | Pixels:

@@ -70,6 +70,7 @@ def set_trainable(
         return trainable(backbone, mode)
     _store_fingerprint(backbone)
     chosen = _chosen(backbone, mode, text=text, lora=lora, upto=upto)
+    backbone.forget_copies()
     weights = dict(backbone.clip.named_parameters())
     for name, parameter in weights.items():
         parameter.requires_grad_(name in chosen)
@@ -171,7 +172,10 @@ def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) 
     parameters = backbone.clip.state_dict()
     wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
     if wrong:
-        raise CheckpointError(f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all)")
+        raise CheckpointError(
+            f"the base model has no place for {', '.join(wrong[:3])} ({len(wrong)} in all); "
+            "load the base model that it was trained on"
+        )
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
@@ -184,6 +188,8 @@ def freeze(backbone: Backbone) -> None:
     set_activation_checkpointing(backbone, on=False)
     parameters = dict(backbone.clip.named_parameters())
     backbone.loaded.note_changes(backbone.clip)
+    if not backbone.trainable and not any(p.requires_grad for p in parameters.values()):
+        return  # frozen already: what was computed from the weights stays valid
     backbone.trained -= {
         name for name, value in backbone.unfrozen.items() if _hash_of_values(parameters[name]) == value
     }
@@ -242,7 +248,9 @@ def _last(backbone: Backbone, depth: int, *, text: bool) -> set[str]:
     if not blocks:
         raise BackboneError(f"{type(visual).__name__} has no transformer blocks, so no last {depth}; choose all")
     if depth > len(blocks):
-        raise ValueError(f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}")
+        raise ValueError(
+            f"the visual tower has {len(blocks)} blocks, mode 'last:{depth}' asks for {depth}; lower N, or choose all"
+        )
     frozen = {id(p) for block in blocks[:-depth] for p in block.parameters()} | vit.stem_parameters(visual)
     chosen = {f"visual.{name}" for name, p in visual.named_parameters() if id(p) not in frozen}
     if not text:

@@ -105,9 +105,24 @@ def forget_after_load(module: Any, _: Any) -> None:
     module.forget_copies()
 
 
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all modules below it, each once; several times as fast as `modules()`."""
+    modules = {module: None}  # as a set, but ordered
+    stack = [module]
+    while stack:
+        for child in stack.pop()._modules.values():
+            if child is not None and child not in modules:
+                modules[child] = None
+                stack.append(child)
+    return list(modules)
+
+
 def weights_of(module: nn.Module) -> Iterator[Tensor]:
-    """Return all parameters and buffers of a module."""
-    return chain(module.parameters(), module.buffers())
+    """Return all parameters and buffers of a module, repeatedly those that it has under several names."""
+    for part in modules_of(module):
+        for weight in chain(part._parameters.values(), part._buffers.values()):
+            if weight is not None:
+                yield weight
 
 
 def is_tracked(module: nn.Module) -> bool:
@@ -117,10 +132,10 @@ def is_tracked(module: nn.Module) -> bool:
 
 def parts_of(module: nn.Module) -> tuple[list[str], list[bool]]:
     """Return the rest of a module's state: its weightless parts and the training mode of each part."""
-    return plain_parts(module), [part.training for part in module.modules()]
+    return plain_parts(module), [part.training for part in modules_of(module)]
 
 
 def plain_parts(module: nn.Module) -> list[str]:
     """Return the parts of a module without weights, such as activations, as text."""
-    parts = ((part, chain(part._modules.values(), part._parameters.values())) for part in module.modules())
+    parts = ((part, chain(part._modules.values(), part._parameters.values())) for part in modules_of(module))
     return [repr(part) for part, members in parts if all(member is None for member in members)]

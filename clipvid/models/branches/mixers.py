@@ -1,12 +1,12 @@
 """Cross-frame mixers by name: registration of the package's own, and checks of their options.
 
 Contract: a mixer is any callable (width, heads, *, drop_path, options...) that returns a module on patch tokens
-(B, T, N, D), whose output is added to them (see clipvid/nn/mixers.py). Its keyword-only parameters are its options.
+(B, T, N, D), whose output is added to them (see clipvid/nn/mixers.py). Its options are its keyword-only parameters that
+have a default.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,19 +19,13 @@ register_mixer("conv_full", f"{_HOME}:ConvFullMixer", summary="full-width 3x3x3 
 register_mixer("rsa", f"{_HOME}:RSAMixer", summary="relational self-attention over time and grid (RSA)")
 
 
-def mixer_options(name: str) -> dict[str, Any]:
-    """Return the user-settable options of a mixer with their defaults."""
-    parameters = inspect.signature(MIXERS.lookup(name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "drop_path"}
-
-
 def check_mixer(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an unknown mixer name or an option that the mixer does not have."""
     if name not in MIXERS:
         MIXERS.lookup(name)
     if isinstance(options, Mapping) and not options:
         return  # the mixer, and with it torch, need not be imported
-    defaults = mixer_options(name)
+    defaults = MIXERS.options(name)
     option_names = ", ".join(defaults) or "none"
     if not isinstance(options, Mapping):
         raise ValueError(

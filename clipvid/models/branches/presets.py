@@ -228,18 +228,22 @@ class StandaloneOptions(BranchOptions):
         )
         checks.probability(self, "drop_path", certain=False)
         if not self.eps > 0:
-            raise ValueError(f"eps must be above 0, got {self.eps}")
+            raise ValueError(f"eps must be above 0, got {self.eps}; the default is 1e-6")
         if self.keep is not None:
             checks.least(self, most=LARGEST, keep=1)
         if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+            raise ValueError(
+                f"width must be a multiple of heads, got {self.width} and {self.heads}; change one of them"
+            )
         if (self.keep or self.frames) % self.tubelet:
             raise ValueError(
                 f"the frames that are used must be a multiple of tubelet, got {self.keep or self.frames} and "
-                f"{self.tubelet}"
+                f"{self.tubelet}; change one of them"
             )
         if self.image_size % self.patch:
-            raise ValueError(f"image_size must be a multiple of patch, got {self.image_size} and {self.patch}")
+            raise ValueError(
+                f"image_size must be a multiple of patch, got {self.image_size} and {self.patch}; change one of them"
+            )
         if not self.class_token and SCHEMES[self.scheme].cls == "video" and SCHEMES[self.scheme].cls_key:
             raise ValueError(f"scheme {self.scheme!r} has the class token as a key; leave class_token on")
         if self.temporal_depth and (SCHEMES[self.scheme].cls != "frame" or not self.class_token):

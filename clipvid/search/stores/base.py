@@ -1,7 +1,7 @@
 """Contract of a store: vectors of one width by id, with plain metadata, and the search for the nearest of them.
 
-Contract: vectors are float32 of length 1, so inner products are cosines. A store is changed by one thread at a time
-and may be searched by many meanwhile the caller holds its lock (VideoIndex does). Knows nothing of videos or models.
+Contract: vectors are float32 of length 1, so inner products are cosines. A store does not lock: its caller (VideoIndex)
+lets one thread change it, or any number search it. Knows nothing of videos or models.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -56,13 +57,31 @@ class Store(ABC):
     def check(cls, kind: str, rows: int | None = None) -> None:
         """Raise ValueError for an unknown kind, or for fewer `rows` than an index of this kind can be made of."""
         if kind not in cls.kinds:
-            raise ValueError(f"kind must be one of {', '.join(cls.kinds)}, got {kind!r}")
+            near = get_close_matches(str(kind), cls.kinds, n=1)
+            advice = f"did you mean {near[0]}?" if near else "choose one"
+            raise ValueError(f"kind must be one of {', '.join(cls.kinds)}, got {kind!r}; {advice}")
 
     @staticmethod
     def refuse_repeated(ids: Sequence[str], existing: Container[str]) -> None:
         """Raise ValueError for an id that exists or occurs twice."""
         if repeated := sorted(name for name, times in Counter(ids).items() if times > 1 or name in existing):
-            raise ValueError(f"id {repeated[0]!r} is in the store already, or given twice; use upsert to replace it")
+            raise ValueError(
+                f"id {repeated[0]!r} is in the store already, or given twice; give it once, with upsert to replace it"
+            )
+
+    def checked_columns(
+        self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None
+    ) -> list[dict[str, Any]]:
+        """Return the metadata, empty for None; raise ValueError for rows that do not fit together or in the store."""
+        columns = [{} for _ in ids] if metadata is None else [checked_metadata(each) for each in metadata]
+        if not len(ids) == len(vectors) == len(columns):
+            raise ValueError(
+                f"ids, vectors and metadata must be of one length, got {len(ids)}, {len(vectors)} and {len(columns)}; "
+                "give one entry per row"
+            )
+        if vectors.shape[1] != self.width:
+            raise ValueError(f"vectors must have {self.width} components, got {vectors.shape[1]}; make another store")
+        return columns
 
     @abstractmethod
     def add(
@@ -73,9 +92,17 @@ class Store(ABC):
     def upsert(
         self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        """Append rows, in place of those that have these ids."""
-        self.remove(ids)
-        self.add(ids, vectors, metadata)
+        """Append rows, in place of those that have these ids; if this fails, those stay, after all others."""
+        self.checked_columns(ids, vectors, metadata)
+        self.refuse_repeated(ids, ())
+        replaced = sorted(set(ids).intersection(self.ids()))
+        stored = self.get(replaced)
+        self.remove(replaced)
+        try:
+            self.add(ids, vectors, metadata)
+        except BaseException:
+            self.add(replaced, *stored)
+            raise
 
     @abstractmethod
     def remove(self, ids: Sequence[str]) -> int:
@@ -85,7 +112,7 @@ class Store(ABC):
     def search(self, vectors: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Match]]:
         """Return at most `k` best rows for each query that pass the filter, best first.
 
-        Ties are in the order in which rows were added, so that every machine agrees.
+        Exact searches list ties in the order in which rows were added.
         """
 
     @abstractmethod

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from clipvid.errors import CheckpointError
 from clipvid.runtime.optional import require
 from clipvid.search.filters import Filter
 from clipvid.search.stores import FAISS_KINDS as KINDS
-from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, checked_metadata, read_rows
+from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, read_rows
 
 POINTS, LISTS = 39, 8
 """Minimum number of vectors per list for k-means (faiss warns below it), and the smallest useful number of lists."""
@@ -42,7 +43,7 @@ class Vectors:
     """
 
     def __init__(self, width: int, *, kind: str = "flat") -> None:
-        self.kind: str = checked_kind(kind)
+        self.kind = kind
         graph = kind == "hnsw"
         self._index: Any = _hnsw(width) if graph else _faiss().IndexFlatIP(width)
 
@@ -103,23 +104,34 @@ class Vectors:
     def search_rows(
         self, queries: Float32[ndarray, "q e"], k: int, rows: Int64[ndarray, " n"]
     ) -> tuple[Float32[ndarray, "q k"], Int64[ndarray, "q k"]]:
-        """Return inner products and numbers of the k best among these rows, compared one by one whatever the kind."""
-        parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-        scores = np.concatenate([queries @ self.get(part).T for part in parts], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, best, axis=1), rows[best]
+        """Return inner products and numbers of the k best among these rows, compared one by one whatever the kind.
+
+        Ties are in the order of rows.
+        """
+        faiss, index = _faiss(), self._index
+        options: dict[str, Any] = {"sel": faiss.IDSelectorBatch(rows)}
+        if self.kind == "ivf" and self.trained:
+            params = faiss.SearchParametersIVF(nprobe=index.nlist, **options)
+        else:
+            params = faiss.SearchParameters(**options)
+        if self.kind == "hnsw":
+            index = faiss.downcast_index(index.storage)  # the vectors without the graph
+        return _ties_by_row(partial(index.search, params=params), queries, k, total=len(rows))
 
     def search(self, queries: Float32[ndarray, "q e"], k: int) -> tuple[Float32[ndarray, "q k"], Int64[ndarray, "q k"]]:
-        """Return inner products and row numbers of the k best vectors for each query; row -1 if fewer were found."""
-        faiss, options = _faiss(), {}
+        """Return inner products and row numbers of the k best vectors for each query; row -1 if fewer were found.
+
+        Ties are in the order of rows if the search is exact: in a flat index, or an ivf index before its training.
+        """
+        faiss = _faiss()
         if self.kind == "hnsw":
-            options["params"] = faiss.SearchParametersHNSW(efSearch=max(BEAM, 2 * k))
+            params = faiss.SearchParametersHNSW(efSearch=max(BEAM, 2 * k))
         elif self.kind == "ivf" and self.trained:  # enough lists for about 4 k candidates
             n_lists = math.ceil(4 * k * self._index.nlist / max(1, len(self)))
-            options["params"] = faiss.SearchParametersIVF(
-                nprobe=min(self._index.nlist, max(self._index.nprobe, n_lists))
-            )
-        return self._index.search(queries, k, **options)
+            params = faiss.SearchParametersIVF(nprobe=min(self._index.nlist, max(self._index.nprobe, n_lists)))
+        else:
+            return _ties_by_row(self._index.search, queries, k, total=len(self))
+        return self._index.search(queries, k, params=params)
 
     def packed(self) -> bytes:
         """Return the serialised index, for `load` to read from a file."""
@@ -158,7 +170,8 @@ class FaissStore(Store):
     def __init__(self, width: int, *, kind: str = "flat") -> None:
         super().__init__(width, kind=kind)
         self._vectors = Vectors(width, kind=kind)
-        self._rows: dict[str, int] = {}  # row numbers by id, in order
+        self._ids: list[str] = []  # by row number
+        self._rows: dict[str, int] = {}  # row numbers by id
         self._metadata: list[dict[str, Any]] = []
 
     @classmethod
@@ -170,14 +183,11 @@ class FaissStore(Store):
     def add(
         self, ids: Sequence[str], vectors: Float32[ndarray, "n e"], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        columns = [{} for _ in ids] if metadata is None else [checked_metadata(each) for each in metadata]
-        if not len(ids) == len(vectors) == len(columns):
-            raise ValueError(
-                f"ids, vectors and metadata must be of one length, got {len(ids)}, {len(vectors)} and {len(columns)}"
-            )
+        columns = self.checked_columns(ids, vectors, metadata)
         self.refuse_repeated(ids, self._rows)
         self._vectors.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        self._rows |= {name: len(self._rows) + i for i, name in enumerate(ids)}
+        self._rows |= {name: len(self._ids) + i for i, name in enumerate(ids)}
+        self._ids += ids
         self._metadata += columns
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -186,20 +196,19 @@ class FaissStore(Store):
             self._vectors.remove(rows)
             removed = set(rows)
             self._metadata = [each for row, each in enumerate(self._metadata) if row not in removed]
-            names = [name for name, row in self._rows.items() if row not in removed]
-            self._rows = {name: row for row, name in enumerate(names)}
+            self._ids = [name for row, name in enumerate(self._ids) if row not in removed]
+            self._rows = {name: row for row, name in enumerate(self._ids)}
         return len(rows)
 
     def search(self, vectors: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Match]]:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         if where is None:
-            scores, rows = self._vectors.search(queries, min(k, len(self._rows))) if self._rows else _nothing(queries)
+            scores, rows = self._vectors.search(queries, min(k, len(self._ids))) if self._ids else _nothing(queries)
         else:
             passing = np.array([row for row, each in enumerate(self._metadata) if where.matches(each)], dtype=np.int64)
             scores, rows = self._vectors.search_rows(queries, k, passing) if len(passing) else _nothing(queries)
-        names = list(self._rows)
         return [
-            [Match(names[row], float(score)) for score, row in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]
+            [Match(self._ids[row], float(score)) for score, row in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]
             for pairs in (
                 [(score, row) for score, row in zip(*query, strict=True) if row >= 0]
                 for query in zip(scores, rows, strict=True)
@@ -211,26 +220,30 @@ class FaissStore(Store):
         return self._vectors.get(rows), [dict(self._metadata[row]) for row in rows]
 
     def ids(self, where: Filter | None = None) -> list[str]:
-        pairs = zip(self._rows, self._metadata, strict=True)
-        return [name for name, columns in pairs if where is None or where.matches(columns)]
+        if where is None:
+            return list(self._ids)
+        return [name for name, columns in zip(self._ids, self._metadata, strict=True) if where.matches(columns)]
 
     def count(self, where: Filter | None = None) -> int:
-        return len(self._rows) if where is None else sum(map(where.matches, self._metadata))
+        return len(self._ids) if where is None else sum(map(where.matches, self._metadata))
 
     def optimize(self) -> None:
         """Train an ivf index on all rows; do nothing for other kinds. Raises ValueError for too few rows."""
         self._vectors.settle()
 
     def save(self, folder: Path) -> None:
-        rows = {"format": FORMAT, "kind": self.kind, "ids": list(self._rows), "metadata": self._metadata}
+        rows = {"format": FORMAT, "kind": self.kind, "ids": self._ids, "metadata": self._metadata}
         (folder / ROWS).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
         (folder / VECTORS).write_bytes(self._vectors.packed())
 
     @classmethod
     def load(cls, folder: Path) -> FaissStore:
         rows = read_rows(folder / ROWS)
-        kind = _stored_kind(rows.kind, folder)
-        vectors = Vectors.load(folder / VECTORS, kind=kind, rows=len(rows.ids))
+        try:
+            cls.check(rows.kind)
+        except ValueError as error:
+            raise CheckpointError(f"{folder} cannot be read ({error}); build the index again") from error
+        vectors = Vectors.load(folder / VECTORS, kind=rows.kind, rows=len(rows.ids))
         return cls.of_rows(vectors, rows.ids, rows.metadata)
 
     @classmethod
@@ -238,16 +251,10 @@ class FaissStore(Store):
         """Return a store of vectors whose rows have these ids."""
         store = cls(vectors.width, kind=vectors.kind)
         store._vectors = vectors
+        store._ids = list(ids)
         store._rows = {name: row for row, name in enumerate(ids)}
         store._metadata = [dict(each) for each in metadata or [{}] * len(ids)]
         return store
-
-
-def checked_kind(kind: str) -> str:
-    """Return `kind`; raise ValueError for an unknown one."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return kind
 
 
 def check_enough(kind: str, rows: int) -> None:
@@ -263,12 +270,24 @@ def _nothing(queries: Float32[ndarray, "q e"]) -> tuple[Float32[ndarray, "q 0"],
     return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
 
 
-def _stored_kind(kind: Any, folder: Path) -> str:
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"the kind of {folder} must be one of {', '.join(KINDS)}, got {kind!r}; build the index again"
-        )
-    return kind
+def _ties_by_row(
+    search: Callable[..., tuple[ndarray, ndarray]], queries: ndarray, k: int, *, total: int, wanted: int = 0
+) -> tuple[ndarray, ndarray]:
+    """Return the `k` best of `total` rows by an exact search of faiss, equal scores in the order of rows.
+
+    faiss returns any of the rows that share the k-th score. A query whose last score is still that of its k-th row is
+    therefore searched again for more rows, `wanted` of them.
+    """
+    k = min(k, total)
+    wanted = min(max(wanted, k + 1), total)
+    scores, rows = search(queries, wanted)
+    tied = np.flatnonzero(scores[:, -1] == scores[:, k - 1]) if wanted < total else ()
+    order = np.lexsort((rows, -scores))[:, :k]
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    for query in tied:
+        again = _ties_by_row(search, queries[query : query + 1], k, total=total, wanted=4 * wanted)
+        scores[query], rows[query] = again[0][0], again[1][0]
+    return scores, rows
 
 
 def _hnsw(width: int) -> Any:

@@ -156,6 +156,7 @@ def _check_branch(branch: Branch, split: int) -> LayeredBranch:
         )
     if split > len(branch.layers):
         raise ValueError(
-            f"selfsup.split must be an integer from 0 to {len(branch.layers)}, the layers of this branch, got {split}"
+            f"selfsup.split must be an integer from 0 to {len(branch.layers)}, the layers of this branch, got {split}; "
+            "change it, or give the branch more layers"
         )
     return branch

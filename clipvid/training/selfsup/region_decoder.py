@@ -40,7 +40,9 @@ class RegionDecoder(nn.Module):
     def __init__(self, width: int, *, layers: int = 3, heads: int = 3, unit: int = 128) -> None:
         super().__init__()
         if min(layers, heads, unit) < 1:
-            raise ValueError(f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}")
+            raise ValueError(
+                f"layers, heads and unit must be integers >= 1, got {layers}, {heads} and {unit}; raise the one below 1"
+            )
         self.time: nn.Module = _position_mlp(1)
         self.space: nn.Module = _position_mlp(2)
         memory_width = width + 2 * POSITION_CHANNELS

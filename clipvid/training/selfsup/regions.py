@@ -36,7 +36,7 @@ def random_regions(batch: int, regions: int = 8, *, generator: torch.Generator |
     it fits: there it may start anywhere, so some boxes end before they start, and all four values share one seed.
     """
     if batch < 1 or regions < 1:
-        raise ValueError(f"batch and regions must be integers >= 1, got {batch} and {regions}")
+        raise ValueError(f"batch and regions must be integers >= 1, got {batch} and {regions}; raise the one below 1")
     device = "cpu" if generator is None else generator.device
     left, top, width, aspect = torch.rand(4, batch, regions, generator=generator, device=device)
     width = WIDTHS[0] + (WIDTHS[1] - WIDTHS[0]) * width
@@ -94,7 +94,7 @@ def pool_regions(
     no bf16 on a CPU and took 6 to 25 times as long there (float32, forward and backward, grids of 14 and 7).
     """
     if crop < 1:
-        raise ValueError(f"crop must be an integer >= 1 (samples along each side of a box), got {crop}")
+        raise ValueError(f"crop must be an integer >= 1 (samples along each side of a box), got {crop}; give 1 or more")
     low, high = boxes[..., :2], boxes[..., 2:]
     if not bool(((low >= 0) & (low <= high) & (high <= 1)).all()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Places of videos and tables as users name them: paths, file URLs and patterns with *, several at once.
+"""Resolution of the paths of videos and tables that users give: paths, file URLs and patterns with *, several at once.
 
 Contract: names in, paths out, in the order given and without duplicates; the matches of a pattern are sorted, hence the
 same on every machine. DataError for a pattern that matches nothing and for a URL of another scheme. Opens no file.
@@ -16,28 +16,28 @@ from urllib.parse import unquote
 from clipvid.config import checks
 from clipvid.errors import DataError
 
-Places = str | Path | Iterable[str | Path]
+Paths = str | Path | Iterable[str | Path]
 """A path, a file URL or a pattern ("videos/**/*.mp4"), or several of them."""
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://?")
 
 
-def expand_places(places: Places, *, wanted: Callable[[Path], bool] | None = None) -> list[Path]:
-    """Return the paths that `places` name: each pattern as its matches, sorted; duplicates once, at their first place.
+def expand_paths(paths: Paths, *, wanted: Callable[[Path], bool] | None = None) -> list[Path]:
+    """Return the paths that `paths` name: each pattern as its matches, sorted; of duplicates only the first.
 
     A name that exists is never a pattern. Matches of a pattern that are not `wanted` are left out. Whether other paths
     exist is left to the caller. Raise DataError for an empty list, a pattern without a match, and a URL that names no
     local file.
     """
     advice = "give a text or a pathlib.Path"
-    checks.of_type("places", places, (str, Path, Iterable), must="a path or several paths", advice=advice)
-    names = [places] if isinstance(places, str | Path) else list(places)
+    checks.of_type("paths", paths, (str, Path, Iterable), must="a path or several paths", advice=advice)
+    names = [paths] if isinstance(paths, str | Path) else list(paths)
     if not names:
         raise DataError("no videos were given; name files, folders or patterns such as 'videos/**/*.mp4'")
-    paths: dict[str, Path] = {}
+    unique: dict[str, Path] = {}
     for name in names:
         for path in _matches(local_path(name), wanted):
-            paths.setdefault(os.path.abspath(path), path)
-    return list(paths.values())
+            unique.setdefault(os.path.abspath(path), path)
+    return list(unique.values())
 
 
 def is_pattern(path: str | Path) -> bool:
@@ -50,7 +50,7 @@ def local_path(name: str | Path, *, location: str = "") -> Path:
 
     Raise DataError for a URL of another scheme or machine, with the `location` in front of the message.
     """
-    checks.path("a place", name, must="a path, a file URL or a pattern")
+    checks.path("a path", name, must="a path, a file URL or a pattern")
     text = str(name)
     scheme = _SCHEME.match(text)
     is_file = scheme is not None and scheme[1].lower() == "file"

@@ -1,11 +1,16 @@
-"""Several places are one data set: tables, class folders, patterns and files, in order and without duplicates."""
+"""Several paths are one data set: tables, class folders, patterns and files, in order and without duplicates."""
 
 from __future__ import annotations
 
 import pytest
 
+from clipvid.cli.datasets import format_of
+from clipvid.cli.parsing.options import DataOptions
+from clipvid.cli.search import _clips_of
+from clipvid.cli.train import _check_out
 from clipvid.data.open import guess_format, open_dataset
 from clipvid.errors import DataError
+from clipvid.search.videos import video_records
 
 
 def touch(folder, *names):
@@ -45,7 +50,7 @@ def test_numbered_classes_of_several_tables_keep_their_numbers(tmp_path):
         open_dataset([one, two])
 
 
-def test_class_folders_of_several_places_share_their_classes(tmp_path):
+def test_class_folders_of_several_paths_share_their_classes(tmp_path):
     touch(tmp_path, "x/run/a.mp4", "x/walk/b.mp4", "y/jump/c.mp4", "y/run/d.mp4")
     data = open_dataset("folder", [tmp_path / "x", tmp_path / "y"])
     assert data.classes == ("jump", "run", "walk")
@@ -66,11 +71,40 @@ def test_patterns_and_files_are_read_in_order_without_duplicates(tmp_path, monke
         open_dataset("videos", [])
     with pytest.raises(DataError, match=r"gone\.mp4 does not exist; correct the path"):
         open_dataset("videos", ["b.mp4", "gone.mp4"])
-    with pytest.raises(ValueError, match="one folder for a protocol and with annotations, got 2 places"):
+    with pytest.raises(ValueError, match="one folder for a protocol and with annotations, got 2; open them one by one"):
         open_dataset("msvd", ["deep", "."])
 
 
-def test_the_format_is_guessed_from_the_places(tmp_path, monkeypatch):
+@pytest.mark.parametrize("table", ["captions.tsv", "CAPTIONS.CSV"])
+def test_a_folder_with_a_table_is_read_as_one_in_python_and_by_commands(tmp_path, table):
+    touch(tmp_path, "x.mp4", "._hidden.csv", "run/a.mp4")
+    assert guess_format(tmp_path) == "folder"
+    with pytest.raises(ValueError, match="would lie among the videos"):
+        _check_out(str(tmp_path / "out"), (str(tmp_path),), None, resume=False)
+    (tmp_path / table).write_text("path,caption\nx.mp4,x\n")
+    assert guess_format(tmp_path) == format_of(str(tmp_path), DataOptions()) == "csv"
+    assert open_dataset(tmp_path).n_captions == 1
+    _check_out(str(tmp_path / "out"), (str(tmp_path),), None, resume=False)
+
+
+def test_files_beside_the_folders_of_a_pattern_are_left_out(tmp_path, monkeypatch):
+    touch(tmp_path, "parts/x/run/a.mp4", "parts/y/run/b.mp4", "parts/README.txt")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("folder", "parts/*"), ("parts/*",)):
+        data = open_dataset(*arguments)
+        assert (len(data), data.classes) == (2, ("run",))
+
+
+def test_embed_and_index_read_the_same_videos(tmp_path, monkeypatch):
+    touch(tmp_path, "deep/a.mp4", "deep/bare", "deep/notes.txt", "b.mp4")
+    monkeypatch.chdir(tmp_path)
+    clips = _clips_of(["deep", "b.mp4", "./deep/a.mp4"])
+    assert [str(record.path) for record in clips] == ["deep/a.mp4", "deep/bare", "b.mp4"]
+    records = video_records(["deep", "b.mp4", "./deep/a.mp4"])
+    assert [record.path for record in records] == [tmp_path / record.path for record in clips]
+
+
+def test_the_format_is_guessed_from_the_paths(tmp_path, monkeypatch):
     touch(tmp_path, "run/a.mp4", "walk/b.mp4", "tables/x.mp4")
     (tmp_path / "tables" / "any.csv").write_text("path,caption\nx.mp4,x\n")
     monkeypatch.chdir(tmp_path)
