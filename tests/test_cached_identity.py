@@ -28,7 +28,7 @@ SIDE = 160
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return create_model("clipvid-mini", depth=1)
+    return create_model("clipvid-mini", branch_kwargs={"depth": 1})
 
 
 def write_y4m(path: Path, grey: np.ndarray) -> Path:

@@ -224,7 +224,7 @@ def test_damaged_saves_are_refused(tiny_clip, tmp_path):
     ids=str,
 )
 def test_a_config_of_version_2_is_read_and_checked_field_by_field(tiny_clip, tmp_path, change, message):
-    folder = attach(tiny_clip, depth=2).save(tmp_path / "m")
+    folder = attach(tiny_clip, branch_kwargs={"depth": 2}).save(tmp_path / "m")
     (folder / "manifest.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["format"] = config.pop("format_version") - 1
