@@ -37,6 +37,19 @@ def tree(tmp_path, write_video):
     return tmp_path
 
 
+def test_dangling_links_are_listed_as_unreadable_and_are_no_duplicates(tmp_path, write_video):
+    write_video(tmp_path / "clips" / "a.mp4", np.zeros((4, 32, 32, 3), dtype=np.uint8), fps=5)
+    links = [tmp_path / "clips" / name for name in ("b.mp4", "c.mp4")]
+    for link in links:
+        link.symlink_to(tmp_path / "gone.mp4")
+    for _ in range(2):  # the second time from the log
+        report = check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
+        assert (report.expected, report.readable, report.duplicates) == (3, 1, ())
+        assert dict(report.unreadable) == {str(link): "a link to a file that does not exist" for link in links}
+    shutil.copy(tmp_path / "clips" / "a.mp4", tmp_path / "gone.mp4")
+    assert check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1).readable == 3
+
+
 def test_every_kind_of_problem_is_counted_and_named(tree):
     data = open_dataset("csv", tree, allow_missing=True)
     report = check(data, tree / "out", workers=1, longest=3)
