@@ -85,10 +85,8 @@ def train(
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
-        if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-            raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
         if out is not None and not resume:
-            _check_no_videos(Path(out), train_data, val_data)
+            _check_new(Path(out), train_data, val_data)
         fabric = _fabric(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
@@ -121,8 +119,13 @@ def _check_arguments(
         checks.path("out", out)
 
 
-def _check_no_videos(out: Path, *parts: VideoDataset | TapStore | None) -> None:
-    """Raise ValueError if videos of the data are in `out` or below it: a run's folders there would count as classes."""
+def _check_new(out: Path, *parts: VideoDataset | TapStore | None) -> None:
+    """Raise FileExistsError if `out` holds a run, and ValueError if videos of the data are in it or below it.
+
+    The folders of a run would count as classes when a folder of videos is opened again.
+    """
+    if (out / CHECKPOINT).exists():
+        raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
     datasets = [dataset_of(part) for part in parts if part is not None]
     folders = {record.path.parent for data in datasets for record in data if record.array is None}
     resolved = out.resolve()
