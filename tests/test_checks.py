@@ -3,6 +3,7 @@
 The type checks of the tests stop wrong types before the dataclasses see them, so plain objects try wrong types here.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,3 +47,9 @@ def test_a_value_that_is_no_pair_of_fractions_is_refused_with_an_example(value):
         ValueError, match=r"crop must be a pair of fractions \(smallest, largest\) in \(0, 1\], such as"
     ):
         checks.shares(SimpleNamespace(crop=value), "crop")
+
+
+def test_an_empty_text_is_no_path():
+    with pytest.raises(ValueError, match=r"folder must be a path, got ''; write '\.' for the working directory"):
+        checks.path("folder", "")
+    assert checks.path("folder", ".") == Path()

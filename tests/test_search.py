@@ -265,14 +265,18 @@ def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path
         VideoIndex(model, DataConfig(sampler="unifrom"))
 
 
-def test_a_missing_path_is_an_error_alone_and_skipped_in_a_list(model, library):
+def test_a_missing_path_is_an_error_alone_and_skipped_beside_others(index, model, library):
     gone = library / "gone.mp4"
-    with pytest.raises(DataError, match=r"gone.mp4 does not exist; give videos, or folders of them"):
-        VideoIndex.build(model, gone, FOUR, progress=False)
+    for videos, verb in ((gone, "does"), ([gone], "does"), ([gone, library / "x.mp4"], "and 1 more do")):
+        message = f"gone.mp4 {verb} not exist; give videos, or folders of them"
+        with pytest.raises(DataError, match=message):
+            VideoIndex.build(model, videos, FOUR, progress=False)
+        with pytest.raises(DataError, match=message):
+            index.add(videos, progress=False)
     listed = VideoIndex.build(model, [gone, library], FOUR, progress=False)
     assert gone in [error.path for error in listed.skipped]
     with pytest.raises(VideoError):
-        VideoIndex.build(model, [gone], DataConfig(frames=4), progress=False)
+        VideoIndex.build(model, [gone, library], DataConfig(frames=4), progress=False)
 
 
 def test_workers_change_nothing(index, model, library):
@@ -417,7 +421,7 @@ def test_arrays_are_indexed_under_their_names_with_the_scores_of_their_files(ind
     arrays = VideoIndex.build(model, VideoDataset.from_arrays(clips), PLAIN, progress=False)
     assert [str(path) for path in arrays.paths] == ["clip 0", "clip 1", "clip 2", "clip 3"]
     assert [hit.score for hit in arrays.search("red", k=4)] == [hit.score for hit in index.search("red", k=4)]
-    with pytest.raises(ValueError, match="clip 0 and 3 more is indexed already"):
+    with pytest.raises(ValueError, match="clip 0 and 3 more are indexed already"):
         arrays.add(VideoDataset.from_arrays(clips), progress=False)
     assert VideoIndex.load(arrays.save(tmp_path / "saved"), model).paths == arrays.paths
 

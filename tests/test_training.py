@@ -194,6 +194,17 @@ def test_a_checkpoint_of_another_run_is_refused(tower, clips, tmp_path):
         train(fresh(tower), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)
 
 
+def test_a_run_among_the_videos_of_the_data_is_refused_before_a_file_is_written(tower, clips):
+    folder = clips[0].path.parent
+    before = sorted(folder.iterdir())
+    captionless = VideoDataset((Record(Path("elsewhere.mp4"), ("a",)),))
+    for out in (folder, folder.parent, folder / ".." / folder.name):
+        for parts in ((clips, None), (captionless, clips)):
+            with pytest.raises(ValueError, match="out must be a folder without the videos of the data, got "):
+                train(fresh(tower), *parts, config(), out=out, progress=False)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_a_run_is_resumed_only_from_the_source_of_clips_it_started_with(tower, clips, tmp_path):
     taps = TapCache(tmp_path / "taps")
     run = {"out": tmp_path / "run", "progress": False}

@@ -7,7 +7,6 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from json import dumps
@@ -159,12 +158,11 @@ def search(
 
     with outputs.json_printed(json) as print_json:
         video_index = VideoIndex.load(index, arguments.index_model(index, device))
-        if video:
-            every = [video_index.search_video(path, k=k, where=where) for path in texts]
-        else:
-            every = video_index.search(texts, k=k, rerank=rerank, where=where)
-        if where is not None and not all(every):
-            print(f"note: no video in {index} passes the filter {where}", file=sys.stderr)
+        with outputs.notes_shown():
+            if video:
+                every = [video_index.search_video(path, k=k, where=where) for path in texts]
+            else:
+                every = video_index.search(texts, k=k, rerank=rerank, where=where)
         contents = [hits.to_dict() for hits in every]
         print_json(contents if queries is not None else contents[0])
         if not json:

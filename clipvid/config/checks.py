@@ -87,8 +87,10 @@ def texts(name: str, values: Any, *, must: str = "a list of texts", advice: str)
 
 
 def path(name: str, value: object, *, must: str = "a path") -> Path:
-    """Return an argument that must be a path, as a Path."""
+    """Return an argument that must be a path, as a Path; an empty text is none, though Path("") is a folder."""
     of_type(name, value, (str, os.PathLike), must=must, advice="give a text or a pathlib.Path")
+    if value == "":
+        raise ValueError(f"{name} must be {must}, got ''; write '.' for the working directory")
     return Path(cast(str, value))
 
 
@@ -99,10 +101,21 @@ def integer(name: str, value: object, bound: int, *, advice: str) -> int:
     return int(cast(int, value))
 
 
+def seed(value: object) -> int:
+    """Return a seed of random choices: an integer of at least 0."""
+    return integer("seed", value, 0, advice="any will do, such as 0")
+
+
 def number(name: str, value: object, *, must: str = "a number", advice: str = "leave out quotation marks") -> None:
     """Raise ValueError for an argument that is no number."""
     if not _is_number(value):
         raise ValueError(f"{name} must be {must}, got {_short(value)}; {advice}")
+
+
+def share(name: str, value: object, *, advice: str) -> None:
+    """Raise ValueError for an argument that is no number between 0 and 1, both excluded."""
+    if not _is_number(value) or not 0 < cast(float, value) < 1:
+        raise ValueError(f"{name} must be > 0 and < 1, got {_short(value)}; {advice}")
 
 
 def _is_integer(value: object) -> bool:

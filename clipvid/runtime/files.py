@@ -15,12 +15,16 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl
     fcntl = None
+
+_RETRIES = 100
+"""Number of times that a lock's folder is made again; other processes hardly remove it that often."""
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -37,6 +41,15 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ValueError(f"{path} cannot be written: {nearest} is not a folder; choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: {nearest} is not writable; choose another place")
+    try:
+        # Only an attempt shows it: on a read-only file system and in /proc os.access may answer yes.
+        with TemporaryDirectory(prefix=".clipvid-", dir=nearest):
+            pass
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise ValueError(
+            f"{path} cannot be written: {nearest} takes no new files ({reason}); choose another place"
+        ) from error
 
 
 @contextmanager
@@ -69,12 +82,19 @@ def lock_folder(folder: str | Path, *, outside: bool = False) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int | None:
-    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it."""
+    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it.
+
+    Raises OSError if the file cannot be created.
+    """
+    retries = _RETRIES
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the process that created the folder has just removed it
+            if retries == 0:  # another cause, such as a folder in /proc
+                raise
+            retries -= 1
             continue
         try:
             if fcntl is not None:

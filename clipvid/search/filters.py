@@ -136,11 +136,6 @@ def parse(text: str, columns: Sequence[str] = ()) -> Filter:
     return condition
 
 
-def condition_of(where: str | None) -> Filter | None:
-    """Return the filter of a search in a `VideoIndex`, or None for a search without one."""
-    return None if where is None else parse(where, COLUMNS)
-
-
 @dataclass(frozen=True)
 class _Token:
     kind: str

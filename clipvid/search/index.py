@@ -9,6 +9,7 @@ read are listed in `skipped`, with the reason.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
@@ -25,7 +26,7 @@ from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.data.paths import Paths, local_path
 from clipvid.data.records import Record, VideoDataset
-from clipvid.errors import CheckpointError, VideoError
+from clipvid.errors import CheckpointError, ClipvidWarning, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
 from clipvid.registry import STORES
@@ -33,12 +34,12 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
-from clipvid.search.filters import Filter, condition_of
 from clipvid.search.hits import Hit, Hits, IndexTable
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
 from clipvid.search.stores.base import Store
 from clipvid.search.videos import video_records
+from clipvid.search.where import checked_filter, describe_no_hits, filter_of
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
@@ -111,7 +112,7 @@ class VideoIndex(IndexTable):
     @contextmanager
     def saving_to(self, folder: str | Path) -> Iterator[None]:
         """Save to `folder` at the end of the block, also if the block is interrupted or fails."""
-        check_replaceable(Path(folder))
+        check_replaceable(checks.path("folder", folder))
         try:
             yield
         finally:
@@ -141,10 +142,8 @@ class VideoIndex(IndexTable):
         records, indexed = video_records(videos), set(self.paths)
         duplicates = [record.path for record in records if record.path in indexed]
         if duplicates and existing == "error":
-            raise ValueError(
-                f"{duplicates[0]}{f' and {len(duplicates) - 1} more' if len(duplicates) > 1 else ''} is indexed "
-                "already; set existing to skip or replace"
-            )
+            subject = f"and {len(duplicates) - 1} more are" if len(duplicates) > 1 else "is"
+            raise ValueError(f"{duplicates[0]} {subject} indexed already; set existing to skip or replace")
         if existing == "skip":
             records = [record for record in records if record.path not in indexed]
         paths = [record.path for record in records]
@@ -174,7 +173,8 @@ class VideoIndex(IndexTable):
 
         Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
         first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
-        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py).
+        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py);
+        relative paths in it are those of the working directory. A ClipvidWarning says that no video passes it.
         Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
         similarity.
         """
@@ -187,12 +187,12 @@ class VideoIndex(IndexTable):
                 f"rerank must be 0 for a model without token-wise similarity (wti, mug or mug_simple), got {rerank}; "
                 "leave rerank out"
             )
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
         if not texts:
             return []
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
+        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), where)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
             for sentence, hits in zip(texts, nearest, strict=True)
@@ -201,23 +201,23 @@ class VideoIndex(IndexTable):
 
     def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
         self._check_model()
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k, where)[0], query=str(path))
 
     def search_embedding(
         self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
     ) -> Hits:
         """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
-        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, condition)[0])
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
+        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, where)[0])
 
-    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None) -> list[list[Hit]]:
-        """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: str | None) -> list[list[Hit]]:
+        """Return the `k` videos nearest to each vector of length 1, if they pass the filter; warn if none does."""
         with self._lock.shared():
             if not self._paths or self._vectors is None:
                 skipped = f"; {pluralize(len(self._skipped), 'file')} skipped, see .skipped" if self._skipped else ""
@@ -229,7 +229,10 @@ class VideoIndex(IndexTable):
                 )
             if not np.isfinite(queries).all():
                 raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            matches = self._vectors.search(queries, min(k, len(self._paths)), where)
+            matches = self._vectors.search(queries, min(k, len(self._paths)), filter_of(where, self._vectors))
+            note = None if where is None or any(matches) else describe_no_hits(where, self._vectors)
+        if note is not None:
+            warnings.warn(note, ClipvidWarning, stacklevel=3)
         return [[Hit(Path(m.id), m.score, rank) for rank, m in enumerate(each, start=1)] for each in matches]
 
     def save(self, folder: str | Path) -> Path:

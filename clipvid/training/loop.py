@@ -85,8 +85,8 @@ def train(
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
-        if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-            raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
+        if out is not None and not resume:
+            _check_new(Path(out), train_data, val_data)
         fabric = _fabric(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
@@ -117,6 +117,21 @@ def _check_arguments(
     checks.of_type("cache", cache, (TapCache, NoneType), must="a TapCache", advice="build it by TapCache(folder)")
     if out is not None:
         checks.path("out", out)
+
+
+def _check_new(out: Path, *parts: VideoDataset | TapStore | None) -> None:
+    """Raise FileExistsError if `out` holds a run, and ValueError if videos of the data are in it or below it.
+
+    The folders of a run would count as classes when a folder of videos is opened again.
+    """
+    if (out / CHECKPOINT).exists():
+        raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
+    datasets = [dataset_of(part) for part in parts if part is not None]
+    folders = {record.path.parent for data in datasets for record in data if record.array is None}
+    resolved = out.resolve()
+    for folder in map(Path.resolve, folders):
+        if resolved in (folder, *folder.parents):
+            raise ValueError(f"out must be a folder without the videos of the data, got {out}; choose another out")
 
 
 def _train(
