@@ -27,7 +27,7 @@ from clipvid.models.backbone.text import TextTokens
 from clipvid.models.branches.base import Branch
 from clipvid.models.display import ShortRepr
 from clipvid.models.encoder import Encoder
-from clipvid.models.heads import Classifier, TextClassifier, prompts, similarity_head
+from clipvid.models.heads import Classifier, TextClassifier, class_names, prompts, similarity_head
 from clipvid.models.inputs import VideoInput
 from clipvid.models.predictions import Predictions, predict
 from clipvid.nn.pooling import mean_over_frames
@@ -124,6 +124,7 @@ class VideoCLIP(ShortRepr, Encoder):
     @torch.no_grad()
     def text_classifier(self, classes: Sequence[str], *, templates: Sequence[str] = VIDEO_TEMPLATES) -> TextClassifier:
         """Build a zero-shot classifier from class names: the normalised mean of each class's prompt embeddings."""
+        classes = class_names(classes)
         means = [
             F.normalize(self.encode_text(texts).float(), dim=-1).mean(dim=0) for texts in prompts(classes, templates)
         ]
