@@ -40,7 +40,7 @@ WRONG = {
     "train my --pretrained openai": "--pretrained openai names weights of a base model; give the model too",
     "train my --data-config.sampler unifrom": "--data-config.sampler must be one of uniform, linspace, dense, got",
     "eval my --data-config.backend av": "--data-config.backend must be one of pyav, decord, torchcodec, got 'av'",
-    "eval my --device gpu": "--device must be one of auto, cpu, cuda, mps, got 'gpu'",
+    "eval my --device gpu": "--device must be one of auto, cpu, cuda, mps, got 'gpu'; did you mean cuda",
     "index build my --kind lsh": "--kind must be one of flat, ivf, hnsw, got 'lsh'",
     "index build my --precision half": "--precision must be one of auto, bf16-mixed, 16-mixed, 32-true, got 'half'",
     "embed my --out x.pt": "--out must end in .safetensors, got x.pt; rename it",

@@ -357,3 +357,26 @@ def test_branch_disabled_applies_to_one_model_alone(tiny_clip):
     with model.branch_disabled():
         assert other.branch_is_on
         assert copy.deepcopy(model).branch_is_on
+
+
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_refused_with_the_hubs_answer(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def unreachable(name, **options):
+        raise OSError("no connection\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^there is no folder a/b, and no such hub .*: no connection; check"):
+        load("a/b")
+
+
+def test_a_saved_branch_that_is_not_registered_here_says_how_to_register_it(tmp_path):
+    folder = clipvid.create_model("clipvid-mini", branch="mean").save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["branch"] = {"kind": "gru"}
+    (folder / "config.json").write_text(json.dumps(config))
+    message = r"unknown branch kind 'gru'; .*: import the module that registers 'gru' first, .*clipvid\.plugins"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "save or copy" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+
 import numpy as np
 import open_clip
 import pytest
@@ -11,6 +13,7 @@ import clipvid
 from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
+from clipvid.errors import VideoError
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.models.factory import attach, create_model
 from clipvid.models.heads import LinearClassifier
@@ -138,3 +141,36 @@ def test_from_pretrained_and_save_pretrained_are_load_and_save(model, tmp_path):
     assert type(loaded) is clipvid.VideoCLIP
     assert loaded.fingerprint == model.fingerprint == clipvid.load(tmp_path / "m").fingerprint
     assert not any(part.training for part in loaded.modules())
+
+
+def test_names_come_from_a_generator_too_and_empty_lists_are_refused(model, data, paths):
+    frames = clipvid.read_video(paths[0], 4)
+    listed = model.predict(frames, NAMES, data_config=FOUR)
+    plain = unwrap(type(model).predict)
+    assert plain(model, frames, (name for name in NAMES), data_config=FOUR).labels == listed.labels
+    classifier = unwrap(type(model).text_classifier)
+    assert torch.equal(classifier(model, iter(NAMES)).text, model.text_classifier(NAMES).text)
+    evaluate = unwrap(evaluate_zero_shot)
+    names = (name for name in list(data.classes))
+    assert evaluate(model, data, FOUR, classes=names)["top-1"] == evaluate_zero_shot(model, data, FOUR)["top-1"]
+    for call in (lambda: model.predict(frames, []), lambda: model.text_classifier([])):
+        with pytest.raises(ValueError, match="a classifier needs two or more different class names, got "):
+            call()
+    with pytest.raises(ValueError, match="templates must hold at least one prompt, got none; "):
+        evaluate_zero_shot(model, data, templates=[])
+
+
+def test_a_folder_of_videos_and_a_pattern_are_refused_with_the_list_to_give(model, paths):
+    for video in (paths[0].parent, str(paths[0].parent / "*.mp4")):
+        with pytest.raises(VideoError, match=r'list.*sorted\(Path\(folder\)\.glob\("\*\.\w+"\)\)'):
+            model.predict(video, NAMES)
+
+
+def test_predictions_of_weights_that_are_not_finite_are_refused(model, paths, data):
+    broken = create_model("clipvid-mini", branch="stan", branch_kwargs={"depth": 1})
+    with torch.no_grad():
+        for parameter in broken.branch.parameters():
+            parameter.fill_(float("nan"))
+    for call in (lambda: broken.predict(paths[0], NAMES), lambda: evaluate_zero_shot(broken, data, FOUR)):
+        with pytest.raises(ValueError, match="the model's embedding is not finite; if its training diverged, load"):
+            call()

@@ -251,6 +251,13 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
         index.search_embedding(torch.full((8,), torch.nan))
 
 
+@pytest.mark.parametrize("query", [None, 0, "x", ["a", "b"], np.ones((1, 8)), np.zeros(8), torch.zeros(8)])
+def test_a_query_that_is_no_vector_with_a_direction_is_refused_with_advice(index, query):
+    with pytest.raises(ValueError, match=r"^embedding must .*; give one row of what model\.encode_text or"):
+        inspect.unwrap(VideoIndex.search_embedding)(index, query)
+    assert len(inspect.unwrap(VideoIndex.search_embedding)(index, range(1, 9), np.int64(2))) == 2
+
+
 def test_unreadable_files_can_stop_the_build(model, library):
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         VideoIndex.build(model, library, DataConfig(), progress=False)

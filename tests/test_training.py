@@ -214,7 +214,10 @@ def test_a_run_is_resumed_only_from_the_source_of_clips_it_started_with(tower, c
         (TapCache(tmp_path / "other", kind="int8"), "a tap cache of kind int8 and mode taps"),
         (TapCache(tmp_path / "other", mode="first_layer"), "a tap cache of kind fp32 and mode first_layer"),
     ):
-        message = f"was trained from a tap cache of kind fp32 and mode taps, this run reads {other}; give the same"
+        message = (
+            f"was trained from a tap cache of kind fp32 and mode taps, this run reads {other}; give the same source"
+        )
+        message += r" \(--cache DIR, in Python cache=\)$" if cache is None else "$"
         with pytest.raises(CheckpointError, match=message):
             train(fresh(tower), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"

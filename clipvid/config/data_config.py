@@ -15,6 +15,7 @@ AVERAGES = ("logits", "probabilities")
 """Quantities that recognition can average over the views of a clip."""
 
 
+@checks.known_fields({"num_frames": "frames", "n_frames": "frames", "num_workers": "workers", "decoder": "backend"})
 @dataclass(frozen=True)
 class DataConfig:
     """Settings for reading clips: everything that determines the pixels, and how many workers decode."""
@@ -50,6 +51,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         checks.least(self, frames=1, batch_size=1, workers=0, temporal_views=1, spatial_views=1)
+        checks.most(self, frames=10**6, batch_size=10**6, workers=10**6, temporal_views=10**6)
         checks.number("time_limit", self.time_limit, must="a number of seconds")
         for name in ("sampler", "backend", "precision"):
             checks.text(name, getattr(self, name), advice="DataConfig's documentation lists its values")
@@ -66,7 +68,7 @@ class DataConfig:
                 "temporal_views must be 1 with sampler linspace, which spans the whole video, got "
                 f"{self.temporal_views}; choose sampler uniform or dense"
             )
-        checks.choices(self, {"average": AVERAGES})
+        checks.choices(self, {"average": AVERAGES, "precision": PRECISIONS})
 
     @property
     def views(self) -> int:

@@ -93,7 +93,10 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
+    """Return the folder itself, or the downloaded files of a hub repository ("org/name").
+
+    Raises CheckpointError for neither, or if the hub cannot be reached.
+    """
     checks.path("folder", folder, must="the folder of a saved model, or a hub repository")
     if Path(folder).is_dir():
         return Path(folder)
@@ -104,4 +107,11 @@ def local_folder(folder: str | Path) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # the hub's library raises errors of many kinds
+        answer = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"there is no folder {folder}, and no such hub repository could be read: {answer}; check the name and the "
+            "connection"
+        ) from error

@@ -6,7 +6,7 @@ without gradients and at the data config's precision. Knows nothing of data sets
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.models.heads import Classifier
+from clipvid.models.inputs import require_finite
 from clipvid.runtime.inference import evaluating, inference
 from clipvid.runtime.optional import require
 from clipvid.video.inputs import describe_source, split_sources
@@ -94,7 +95,7 @@ class Predictions:
 def predict(
     model: Any,
     video: Any,
-    classes: Sequence[str] | None,
+    classes: Iterable[str] | None,
     *,
     top: int,
     templates: Sequence[str],
@@ -108,13 +109,14 @@ def predict(
         head = _head(model, classes, templates)
         options = {"data_config": config} if sources else {}
         embedding = model.encode_video(video, **options)
+        require_finite(embedding)
     with evaluating(head), torch.no_grad():  # in float32, as evaluation computes logits
         probabilities = head(embedding.float()).float().softmax(dim=-1).cpu()
     names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(probabilities))]
     return Predictions(tuple(names), head.classes, probabilities, min(top, len(head.classes)))
 
 
-def _head(model: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> Classifier:
+def _head(model: Any, classes: Iterable[str] | None, templates: Sequence[str]) -> Classifier:
     """Return a classifier of the class names given, or the model's own."""
     if classes is None:
         if model.head is None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
@@ -35,6 +34,7 @@ from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.text import pluralize
 from clipvid.search.hits import Hit, Hits, IndexTable
+from clipvid.search.queries import query_vector
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import FORMAT, METADATA, READ_AS, STORE, check_replaceable, read_metadata, read_store
 from clipvid.search.stores.base import Store
@@ -212,9 +212,12 @@ class VideoIndex(IndexTable):
     def search_embedding(
         self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
     ) -> Hits:
-        """Return the `k` videos nearest to an embedding; its norm does not matter."""
+        """Return the `k` videos nearest to an embedding; its norm does not matter.
+
+        Raises ValueError for anything but a vector of finite numbers, and for zeros, which have no direction.
+        """
         k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
-        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, where)[0])
+        return Hits(self._nearest(unit_rows(query_vector(embedding)[None]), k, where)[0])
 
     def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: str | None) -> list[list[Hit]]:
         """Return the `k` videos nearest to each vector of length 1, if they pass the filter; warn if none does."""
