@@ -20,7 +20,7 @@ from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
 from clipvid.search.hits import Hits
-from clipvid.search.index import METADATA, STORE, Hit, VideoIndex
+from clipvid.search.index import METADATA, STORE, VideoIndex
 from clipvid.search.stores.faiss import VECTORS
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
@@ -468,10 +468,6 @@ def test_an_index_of_several_views_holds_their_mean(model, library, tmp_path):
     assert index.search_embedding(sum(views)[0].detach())[0].score == pytest.approx(1, abs=1e-3)
     assert index.search_video(path)[0].score == pytest.approx(1, abs=1e-5)
     assert VideoIndex.load(index.save(tmp_path / "saved"), model).data_config == replace(config, unreadable="skip")
-
-
-def test_equal_hits_compare_equal():
-    assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)
 
 
 def test_a_search_with_a_filter_compares_the_videos_that_pass_it(library):

@@ -212,10 +212,7 @@ class VideoIndex(IndexTable):
     def search_embedding(
         self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
     ) -> Hits:
-        """Return the `k` videos nearest to an embedding; its norm does not matter.
-
-        Raises ValueError for anything but a vector of finite numbers, and for zeros, which have no direction.
-        """
+        """Return the `k` videos nearest to an embedding of any norm; raise ValueError unless it is finite and not 0."""
         k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
         return Hits(self._nearest(unit_rows(query_vector(embedding)[None]), k, where)[0])
 
