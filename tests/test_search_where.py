@@ -55,5 +55,7 @@ def test_a_filter_that_no_video_passes_is_a_warning(folder, recwarn):
     advice = "; no video of the index has a label, since labels come from class folders .clipvid index build"
     with pytest.warns(ClipvidWarning, match=f'^no video of the index passes the filter label = "red"{advice}'):
         assert not bare.search("a red", where='label = "red"')
+    with pytest.warns(ClipvidWarning, match=r'^no video of the index passes the filter path = "label.mp4"$'):
+        assert not bare.search("a red", where='path = "label.mp4"')
     assert labelled.search("a red", where='label = "red"')
     assert not recwarn.list

@@ -136,6 +136,19 @@ def parse(text: str, columns: Sequence[str] = ()) -> Filter:
     return condition
 
 
+def columns_of(condition: Filter) -> set[str]:
+    """Return the names of the columns that a filter compares."""
+    match condition:
+        case Compare(column) | OneOf(column):
+            return {column}
+        case Not(part):
+            return columns_of(part)
+        case Both(parts) | Either(parts):
+            return {column for part in parts for column in columns_of(part)}
+        case _:
+            return set()
+
+
 @dataclass(frozen=True)
 class _Token:
     kind: str

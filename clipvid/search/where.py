@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from clipvid.search.filters import COLUMNS, Both, Compare, Either, Filter, Not, OneOf, Value, parse
+from clipvid.search.filters import COLUMNS, Both, Compare, Either, Filter, Not, OneOf, Value, columns_of, parse
 from clipvid.search.stores.base import Store
 
 HAS_LABEL = parse('label = "" or label != ""')
@@ -36,7 +36,7 @@ def describe_no_hits(where: str, store: Store) -> str | None:
     if store.count(condition):
         return None
     note = f"no video of the index passes the filter {where}"
-    if "label" in where and not store.count(HAS_LABEL):
+    if condition is not None and "label" in columns_of(condition) and not store.count(HAS_LABEL):
         note += (
             "; no video of the index has a label, since labels come from class folders (clipvid index build SOURCE "
             "--format folder) or another data set with classes"
