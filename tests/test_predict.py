@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from inspect import unwrap
+from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
+from refused import refusal
 
 import clipvid
+from clipvid.cli.main import main
 from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
@@ -17,6 +22,7 @@ from clipvid.errors import VideoError
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.models.factory import attach, create_model
 from clipvid.models.heads import LinearClassifier
+from clipvid.models.predictions import predict_embeddings
 
 NAMES = ["a red circle", "a blue_star", "a green square"]
 FOUR = DataConfig(frames=4, precision="32-true")
@@ -174,3 +180,44 @@ def test_predictions_of_weights_that_are_not_finite_are_refused(model, paths, da
     for call in (lambda: broken.predict(paths[0], NAMES), lambda: evaluate_zero_shot(broken, data, FOUR)):
         with pytest.raises(ValueError, match="the model's embedding is not finite; if its training diverged, load"):
             call()
+
+
+def test_the_command_prints_what_predict_returns(model, paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.mp4").write_bytes(b"no video")
+    Path("classes.txt").write_text("\n".join(NAMES) + "\n\n")
+    words = ["predict", *map(str, paths[:2]), "--data-config.frames", "4", "--data-config.precision", "32-true"]
+    expected = model.predict(paths[:2], NAMES, top=2, data_config=FOUR)
+
+    assert main([*words, "--model", "clipvid-mini", "--classes", *NAMES, "--top", "2"]) == 0
+    assert capsys.readouterr().out == f"{expected!r}\n"
+    words.insert(1, "broken.mp4")
+    others = ["--model", "clipvid-mini", "--classes", "classes.txt", "--prompts", "name"]
+    assert main([*words, *others, "--top", "1", "--json", "--out", "table.csv"]) == 0
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    plain = model.predict(paths[:2], NAMES, templates=("{}",), data_config=FOUR)
+    assert [video["classes"][0]["name"] for video in content["videos"]] == list(plain.labels)
+    assert [video["path"] for video in content["videos"]] == list(map(str, paths[:2]))
+    assert list(content["skipped"]) == ["broken.mp4"]
+    assert "broken.mp4" in printed.err
+    assert pd.read_csv("table.csv")["class"].tolist() == list(plain.labels)
+    assert "--classes must be given for a model without classifier" in refusal(
+        capsys, "predict", str(paths[0]), "--model", "clipvid-mini"
+    )
+
+
+def test_a_saved_classifier_predicts_its_own_classes_on_the_command_line(model, paths, tmp_path, capsys):
+    classified = attach(model.backbone, "mean")
+    classified.head = LinearClassifier(model.embed_dim, ["x", "y", "z"])
+    classified.save(tmp_path / "saved")
+    assert main(["predict", str(paths[0]), "--model", str(tmp_path / "saved"), "--data-config.frames", "4"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{paths[0]}: ")
+    assert sorted(part.split()[0] for part in line.removeprefix(f"{paths[0]}: ").split(", ")) == ["x", "y", "z"]
+
+
+def test_no_embeddings_give_no_predictions(model):
+    nothing = predict_embeddings(model, torch.zeros(0, model.embed_dim), [], NAMES)
+    assert len(nothing) == 0
+    assert nothing.lines() == []

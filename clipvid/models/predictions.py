@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
+from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.models.heads import Classifier
 from clipvid.models.inputs import require_finite
 from clipvid.runtime.inference import evaluating, inference
@@ -24,6 +25,7 @@ from clipvid.video.inputs import describe_source, split_sources
 
 SHOWN = 10
 """Videos that `repr` of predictions lists."""
+TOP_ADVICE = "it is the number of classes listed per video"
 
 
 class Prediction(NamedTuple):
@@ -75,12 +77,16 @@ class Predictions:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        lines = [
-            f"{video}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in self[index])
-            for index, video in enumerate(self.videos[:SHOWN])
-        ]
+        lines = self.lines(SHOWN)
         more = len(self) - len(lines)
         return "\n".join([*lines, *([f"... and {more} more"] if more else [])])
+
+    def lines(self, limit: int | None = None) -> list[str]:
+        """Return a line per video with the classes listed and their percentages; the first `limit` videos if given."""
+        return [
+            f"{video}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+            for video, best in zip(self.videos[:limit], self, strict=False)
+        ]
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with a row per video and listed class: video, rank (from 1), class, probability."""
@@ -102,7 +108,7 @@ def predict(
     data_config: DataConfig | None,
 ) -> Predictions:
     """Return the predictions of `VideoCLIP.predict`, whose arguments these are."""
-    top = checks.integer("top", top, 1, advice="it is the number of classes listed per video")
+    top = checks.integer("top", top, 1, advice=TOP_ADVICE)
     sources = split_sources(video)
     config = checked_data_config(data_config) or model.data_config
     with inference(model, config.precision):
@@ -110,9 +116,34 @@ def predict(
         options = {"data_config": config} if sources else {}
         embedding = model.encode_video(video, **options)
         require_finite(embedding)
-    with evaluating(head), torch.no_grad():  # in float32, as evaluation computes logits
-        probabilities = head(embedding.float()).float().softmax(dim=-1).cpu()
-    names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(probabilities))]
+    names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(embedding))]
+    return _predictions(head, embedding, names, top)
+
+
+def predict_embeddings(
+    model: Any,
+    embeddings: Float[Tensor, "b e"],
+    names: Sequence[str],
+    classes: Iterable[str] | None = None,
+    *,
+    top: int = 5,
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+) -> Predictions:
+    """Return predictions for videos that the model has embedded, not normalised; `names` are those of the videos.
+
+    The other arguments and errors are those of `VideoCLIP.predict`.
+    """
+    top = checks.integer("top", top, 1, advice=TOP_ADVICE)
+    with evaluating(model), torch.no_grad():
+        head = _head(model, classes, templates)
+    require_finite(embeddings)
+    return _predictions(head, embeddings.to(model.device), names, top)
+
+
+def _predictions(head: Classifier, embeddings: Float[Tensor, "b e"], names: Sequence[str], top: int) -> Predictions:
+    """Return the predictions of a classifier; in float32, as evaluation computes logits."""
+    with evaluating(head), torch.no_grad():
+        probabilities = head(embeddings.float()).float().softmax(dim=-1).cpu()
     return Predictions(tuple(names), head.classes, probabilities, min(top, len(head.classes)))
 
 
