@@ -76,7 +76,11 @@ CASES = {
     "branch_kwargs, names": (with_branch_kwargs, ({3: 4},), "the names in branch_kwargs must be a list of texts"),
     "similarity": (heads.similarity_head, ([], 4), "unknown similarity []; choose one of mean, wti, mug, mug_simple"),
     "templates": (heads.prompts, (["a", "b"], "a {}"), "templates must be a list of texts, got 'a {}'; give prompts"),
-    "classes, one text": (heads._checked, ("ab",), "classes must be a list of class names, got 'ab'; give two or more"),
+    "classes, one text": (
+        heads.class_names,
+        ("ab",),
+        "classes must be a list of class names, got 'ab'; give two or more",
+    ),
     "load": (checkpoint.local_folder, (3,), "folder must be the folder of a saved model, or a hub repository, got 3"),
     "save": (saving.save, (MODEL, 3), "folder must be a path, got 3; give a text or a pathlib.Path"),
     "load_stan_checkpoint": (convert_stan.load_stan_checkpoint, (None, 3), "path must be a path, got 3; give a text"),

@@ -114,7 +114,9 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
     )
     assert Path("found/index.json").read_bytes() == stored
     assert main(["index", "add", "videos/test", "--out", "found"]) == 0
-    assert "12 videos in found" in capsys.readouterr().out
+    assert "12 videos in found (8 added)" in capsys.readouterr().out
+    assert main(["index", "add", "videos/test", "--out", "found"]) == 0
+    assert "12 videos in found (0 added)" in capsys.readouterr().out
 
 
 def test_the_kind_of_an_index_is_stored_and_a_wrong_one_is_refused_by_name(videos, capsys):

@@ -137,7 +137,7 @@ def test_an_index_of_classes_is_searched_by_label(tmp_path, capsys):
     shown = capsys.readouterr()
     assert (shown.out, shown.err.splitlines()[-1]) == (
         "",
-        f'note: no video in {index} passes the filter label = "nosuch"',
+        'note: no video of the index passes the filter label = "nosuch"',
     )
 
 

@@ -150,6 +150,13 @@ def test_a_video_as_a_text_query_is_refused_before_the_index_is_read(no_models, 
     assert message in refusal(capsys, "search", "nowhere", query)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system has no /proc")
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_in_proc_is_refused_before_a_model_is_loaded(no_models, capsys, command):
+    error = refusal(capsys, *writing_command(command, "/proc/new"))
+    assert "cannot be written: /proc takes no new files" in error
+
+
 def test_writable_outputs_pass(tmp_path):
     (tmp_path / "existing").mkdir()
     (tmp_path / "existing.json").write_text("")

@@ -37,6 +37,20 @@ def tree(tmp_path, write_video):
     return tmp_path
 
 
+def test_dangling_links_are_listed_as_unreadable_and_are_no_duplicates(tmp_path, write_video):
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", np.zeros((4, 32, 32, 3), dtype=np.uint8), fps=5)
+    links = [tmp_path / "clips" / name for name in ("b.mp4", "c.mp4")]
+    for link in links:
+        link.symlink_to(tmp_path / "gone.mp4")
+    for _ in range(2):  # the second time from the log
+        report = check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
+        assert (report.expected, report.readable, report.duplicates) == (3, 1, ())
+        assert dict(report.unreadable) == {str(link): "a link to a file that does not exist" for link in links}
+    shutil.copy(tmp_path / "clips" / "a.mp4", tmp_path / "gone.mp4")
+    assert check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1).readable == 3
+
+
 def test_every_kind_of_problem_is_counted_and_named(tree):
     data = open_dataset("csv", tree, allow_missing=True)
     report = check(data, tree / "out", workers=1, longest=3)
@@ -63,6 +77,26 @@ def test_every_kind_of_problem_is_counted_and_named(tree):
     ):
         assert words in text
     assert json.loads((tree / "out" / "report.json").read_text())["expected"] == 6
+
+
+def test_paths_alone_are_checked_in_the_format_that_is_guessed(tree, monkeypatch, capsys):
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr("clipvid.data.check._probed", lambda paths, **_: map(_fake_probe, paths))
+    for path in ("clips/run/a.mp4", "videos/run/a.mp4"):
+        Path(path).parent.mkdir(parents=True)
+        shutil.copy("a.mp4", path)
+    outcomes = {
+        "clips": "clips: 1 of 1 videos can be read",
+        "videos": "videos: 1 of 1 videos can be read",
+        "a.mp4 b.mp4": "2 of 2 videos can be read",
+        "[ab].mp4": "2 of 2 videos can be read",
+    }
+    for words, line in outcomes.items():
+        assert main(["data", "check", *words.split()]) == 0
+        assert line in capsys.readouterr().out
+    assert main(["data", "check", "captions.csv"]) == 1  # one of its videos is missing
+    assert "5 of 6 videos can be read" in capsys.readouterr().out
+    assert "nosuch is neither a format nor a path that exists; correct it" in refusal(capsys, "data", "check", "nosuch")
 
 
 def test_the_report_of_another_data_set_is_never_overwritten(tree, monkeypatch, capsys):

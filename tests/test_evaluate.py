@@ -353,7 +353,7 @@ def test_the_command_line_reports_prompts_and_classes(tmp_path, capsys, monkeypa
     )
     assert "report: page.html" in capsys.readouterr().out
     assert Path("page.html").read_text().count("<section>") == 2
-    Path("mine.txt").write_text("a film of {}\n\nwe see {} {here}\n")
+    Path("mine.txt").write_text("a film of {}\n\nwe see {} here\n")
     for prompts in (*PROMPT_SETS, "mine.txt"):
         assert main(["eval", folder, "--zero-shot", "--prompts", prompts, "--by-class", *data_config]) == 0
         assert "taken for" in capsys.readouterr().out

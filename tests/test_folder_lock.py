@@ -48,6 +48,13 @@ def test_a_killed_run_releases_its_lock(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system has no /proc")
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_lock_that_cannot_be_created_is_an_error_not_an_endless_loop(outside):
+    with pytest.raises(OSError, match="No such file"):
+        lock_folder("/proc/new", outside=outside).__enter__()
+
+
 def test_one_of_many_concurrent_threads_gets_the_lock_at_a_time(tmp_path):
     holders, n_holders = [], []
 

@@ -22,6 +22,7 @@ from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier, TextClassifier
+from clipvid.runtime.manifest import seal
 from clipvid.training.losses import classification, matching
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
@@ -212,7 +213,7 @@ def test_damaged_saves_are_refused(tiny_clip, tmp_path):
         ({"clip": {}}, "missing required field text_lora at clip"),
         (
             {"branch": {"kind": "stan", "depth": "2"}},
-            "does not hold a complete clipvid model: depth: Expected int, got str, got '2'",
+            "has a branch that cannot be built here: depth: Expected int, got str, got '2'",
         ),
         ({"branch": {"kind": "stan", "time_size": 10**7}}, "time_size must be an integer <= 65536, got 10000000"),
         ({"similarity": "wit"}, "unknown similarity 'wit'"),
@@ -391,3 +392,27 @@ def test_branch_disabled_applies_to_one_model_alone(tiny_clip):
     with model.branch_disabled():
         assert other.branch_is_on
         assert copy.deepcopy(model).branch_is_on
+
+
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_refused_with_the_hubs_answer(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def unreachable(name, **options):
+        raise OSError("no connection\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^a/b is neither an existing folder .*: no connection\); correct"):
+        load("a/b")
+
+
+def test_a_saved_branch_that_is_not_registered_here_says_how_to_register_it(tmp_path):
+    folder = clipvid.create_model("clipvid-mini", branch="mean").save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["branch"] = {"kind": "gru"}
+    (folder / "config.json").write_text(json.dumps(config))
+    seal(folder)
+    message = r"unknown branch kind 'gru'; .*: import the module that registers 'gru' first, .*clipvid\.plugins"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "save or copy" not in str(caught.value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clipvid.cli.datasets import format_of
+from clipvid.cli.inference import _clips_of
 from clipvid.cli.parsing.options import DataOptions
-from clipvid.cli.search import _clips_of
 from clipvid.cli.train import _check_out
 from clipvid.data.open import guess_format, open_dataset
 from clipvid.errors import DataError

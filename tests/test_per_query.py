@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from clipvid.evaluation.metrics import Matrix
 from clipvid.evaluation.per_query import RecognitionQueries, RetrievalQueries
 from clipvid.evaluation.recognition import evaluate_recognition
 from clipvid.evaluation.results import read_result
-from clipvid.evaluation.retrieval import evaluate_retrieval
+from clipvid.evaluation.retrieval import check_dual_softmax, check_retrieval, evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.models.factory import create_model
 
@@ -231,3 +232,29 @@ def test_a_result_draws_its_curves_or_its_confusions(model, data, result):
     recognised = evaluate_recognition(model, data, DATA_CONFIG, head=model.text_classifier(data.classes))
     figure = recognised.plot()
     assert data.name in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hubs": -1}, "hubs must be True or False, got -1"),
+        ({"best": "x"}, "best must be an integer >= 0, got 'x'; it is the number of videos"),
+        ({"best": -1}, "best must be an integer >= 0, got -1; it is the number of videos"),
+        ({"rerank": "a"}, "rerank must be a number, got 'a'"),
+    ],
+)
+def test_options_of_retrieval_of_another_type_are_refused_by_name(model, data, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call_unchecked(model, data, **options)
+
+
+def test_a_dual_softmax_that_is_no_number_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^dual_softmax must be a number, got 'a'; "):
+        inspect.unwrap(check_dual_softmax)("a")
+
+
+def call_unchecked(model, data, **options):
+    """Evaluate retrieval, or check its options, without the type checks of the tests."""
+    if not {"hubs", "best"} & options.keys():
+        return inspect.unwrap(check_retrieval)(model, data, **options)
+    return inspect.unwrap(evaluate_retrieval)(model, data, DATA_CONFIG, **options)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from inspect import unwrap
+from pathlib import Path
+
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
+from refused import refusal
 
 import clipvid
+from clipvid.cli.main import main
 from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
+from clipvid.errors import VideoError
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.models.factory import attach, create_model
 from clipvid.models.heads import LinearClassifier
+from clipvid.models.predictions import predict_embeddings
 
 NAMES = ["a red circle", "a blue_star", "a green square"]
 FOUR = DataConfig(frames=4, precision="32-true")
@@ -138,3 +147,77 @@ def test_from_pretrained_and_save_pretrained_are_load_and_save(model, tmp_path):
     assert type(loaded) is clipvid.VideoCLIP
     assert loaded.fingerprint == model.fingerprint == clipvid.load(tmp_path / "m").fingerprint
     assert not any(part.training for part in loaded.modules())
+
+
+def test_names_come_from_a_generator_too_and_empty_lists_are_refused(model, data, paths):
+    frames = clipvid.read_video(paths[0], 4)
+    listed = model.predict(frames, NAMES, data_config=FOUR)
+    plain = unwrap(type(model).predict)
+    assert plain(model, frames, (name for name in NAMES), data_config=FOUR).labels == listed.labels
+    classifier = unwrap(type(model).text_classifier)
+    assert torch.equal(classifier(model, iter(NAMES)).text, model.text_classifier(NAMES).text)
+    evaluate = unwrap(evaluate_zero_shot)
+    names = (name for name in list(data.classes))
+    assert evaluate(model, data, FOUR, classes=names)["top-1"] == evaluate_zero_shot(model, data, FOUR)["top-1"]
+    for call in (lambda: model.predict(frames, []), lambda: model.text_classifier([])):
+        with pytest.raises(ValueError, match="a classifier needs two or more different class names, got "):
+            call()
+    with pytest.raises(ValueError, match="templates must hold at least one prompt, got none; "):
+        evaluate_zero_shot(model, data, templates=[])
+
+
+def test_a_folder_of_videos_and_a_pattern_are_refused_with_the_list_to_give(model, paths):
+    for video in (paths[0].parent, str(paths[0].parent / "*.mp4")):
+        with pytest.raises(VideoError, match=r'list.*sorted\(Path\(folder\)\.glob\("\*\.\w+"\)\)'):
+            model.predict(video, NAMES)
+
+
+def test_predictions_of_weights_that_are_not_finite_are_refused(model, paths, data):
+    broken = create_model("clipvid-mini", branch="stan", branch_kwargs={"depth": 1})
+    with torch.no_grad():
+        for parameter in broken.branch.parameters():
+            parameter.fill_(float("nan"))
+    for call in (lambda: broken.predict(paths[0], NAMES), lambda: evaluate_zero_shot(broken, data, FOUR)):
+        with pytest.raises(ValueError, match="the model's embedding is not finite; if its training diverged, load"):
+            call()
+
+
+def test_the_command_prints_what_predict_returns(model, paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.mp4").write_bytes(b"no video")
+    Path("classes.txt").write_text("\n".join(NAMES) + "\n\n")
+    words = ["predict", *map(str, paths[:2]), "--data-config.frames", "4", "--data-config.precision", "32-true"]
+    expected = model.predict(paths[:2], NAMES, top=2, data_config=FOUR)
+
+    assert main([*words, "--model", "clipvid-mini", "--classes", *NAMES, "--top", "2"]) == 0
+    assert capsys.readouterr().out == f"{expected!r}\n"
+    words.insert(1, "broken.mp4")
+    others = ["--model", "clipvid-mini", "--classes", "classes.txt", "--prompts", "name"]
+    assert main([*words, *others, "--top", "1", "--json", "--out", "table.csv"]) == 0
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    plain = model.predict(paths[:2], NAMES, templates=("{}",), data_config=FOUR)
+    assert [video["classes"][0]["name"] for video in content["videos"]] == list(plain.labels)
+    assert [video["path"] for video in content["videos"]] == list(map(str, paths[:2]))
+    assert list(content["skipped"]) == ["broken.mp4"]
+    assert "broken.mp4" in printed.err
+    assert pd.read_csv("table.csv")["class"].tolist() == list(plain.labels)
+    assert "--classes must be given for a model without classifier" in refusal(
+        capsys, "predict", str(paths[0]), "--model", "clipvid-mini"
+    )
+
+
+def test_a_saved_classifier_predicts_its_own_classes_on_the_command_line(model, paths, tmp_path, capsys):
+    classified = attach(model.backbone, "mean")
+    classified.head = LinearClassifier(model.embed_dim, ["x", "y", "z"])
+    classified.save(tmp_path / "saved")
+    assert main(["predict", str(paths[0]), "--model", str(tmp_path / "saved"), "--data-config.frames", "4"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{paths[0]}: ")
+    assert sorted(part.split()[0] for part in line.removeprefix(f"{paths[0]}: ").split(", ")) == ["x", "y", "z"]
+
+
+def test_no_embeddings_give_no_predictions(model):
+    nothing = predict_embeddings(model, torch.zeros(0, model.embed_dim), [], NAMES)
+    assert len(nothing) == 0
+    assert nothing.lines() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,37 @@ def test_an_array_has_no_times():
     array = VideoDataset.from_arrays([walking()])[0].array
     with pytest.raises(ValueError, match=r"clip: start and end must be None for an array.*got 1\.0 and None"):
         Record(Path("clip"), start=1.0, array=array)
+
+
+def test_items_are_records_and_slices_are_data_sets():
+    data = VideoDataset(tuple(Record(Path(f"{n}.mp4"), label=n % 2) for n in range(4)), ("red", "blue"))
+    item = unwrap(VideoDataset.__getitem__)  # the type checks of the tests stop wrong types earlier
+    assert (data[-1], item(data, np.int64(1))) == (data.records[3], data.records[1])
+    assert data[1:3] == data.subset([1, 2])
+    assert data[::-1].records == data.records[::-1]
+    with pytest.raises(IndexError, match=r"index must be in \[-4, 4\) for VideoDataset\('videos': 4 videos, .*got 100"):
+        data[100]
+    with pytest.raises(
+        TypeError, match=r"must be an integer or a slice, got 'red'; of_classes\(\[name\]\) has the vid"
+    ):
+        item(data, "red")
+
+
+@pytest.mark.parametrize("value", [None, "x", 0, 1, True, float("nan")])
+def test_a_split_by_anything_but_a_share_is_refused(value):
+    with pytest.raises(ValueError, match=f"fraction must be > 0 and < 1, got {value!r}; it is the share of validation"):
+        unwrap(VideoDataset.split)(VideoDataset((Record(Path("a.mp4")), Record(Path("b.mp4")))), value)
+
+
+@pytest.mark.parametrize("value", [None, "x", 1.0, True, 0])
+def test_shots_that_are_no_positive_integer_are_refused(value):
+    with pytest.raises(ValueError, match=f"shots must be an integer >= 1, got {value!r}; it is the number of videos"):
+        unwrap(VideoDataset.few_shot)(VideoDataset((Record(Path("a.mp4"), label=0),), ("red",)), value)
+
+
+@pytest.mark.parametrize("value", [None, "x", 1.0, True, -1])
+def test_seeds_that_are_no_integer_are_refused(value):
+    data = VideoDataset(tuple(Record(Path(f"{n}.mp4"), label=0) for n in range(4)), ("red",))
+    for split, size in ((VideoDataset.split, 0.5), (VideoDataset.few_shot, 1)):
+        with pytest.raises(ValueError, match=f"seed must be an integer >= 0, got {value!r}"):
+            unwrap(split)(data, size, seed=value)

@@ -18,7 +18,7 @@ from torch import nn
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError, VideoError
-from clipvid.search.hits import Hit, Hits
+from clipvid.search.hits import Hits
 from clipvid.search.index import VideoIndex
 from clipvid.video.decode import read, read_video
 from clipvid.video.transforms import VideoTransform
@@ -251,6 +251,13 @@ def test_empty_queries_and_empty_indices_are_refused(index, model, library):
         index.search_embedding(torch.full((8,), torch.nan))
 
 
+@pytest.mark.parametrize("query", [None, 0, "x", ["a", "b"], np.ones((1, 8)), np.zeros(8), torch.zeros(8)])
+def test_a_query_that_is_no_vector_with_a_direction_is_refused_with_advice(index, query):
+    with pytest.raises(ValueError, match=r"^embedding must .*; give one row of what model\.encode_text or"):
+        inspect.unwrap(VideoIndex.search_embedding)(index, query)
+    assert len(inspect.unwrap(VideoIndex.search_embedding)(index, range(1, 9), np.int64(2))) == 2
+
+
 def test_unreadable_files_can_stop_the_build(model, library):
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         VideoIndex.build(model, library, DataConfig(), progress=False)
@@ -265,14 +272,18 @@ def test_folders_without_videos_and_no_videos_at_all_are_refused(model, tmp_path
         VideoIndex(model, DataConfig(sampler="unifrom"))
 
 
-def test_a_missing_path_is_an_error_alone_and_skipped_in_a_list(model, library):
+def test_a_missing_path_is_an_error_alone_and_skipped_beside_others(index, model, library):
     gone = library / "gone.mp4"
-    with pytest.raises(DataError, match=r"gone.mp4 does not exist; give videos, or folders of them"):
-        VideoIndex.build(model, gone, FOUR, progress=False)
+    for videos, verb in ((gone, "does"), ([gone], "does"), ([gone, library / "x.mp4"], "and 1 more do")):
+        message = f"gone.mp4 {verb} not exist; give videos, or folders of them"
+        with pytest.raises(DataError, match=message):
+            VideoIndex.build(model, videos, FOUR, progress=False)
+        with pytest.raises(DataError, match=message):
+            index.add(videos, progress=False)
     listed = VideoIndex.build(model, [gone, library], FOUR, progress=False)
     assert gone in [error.path for error in listed.skipped]
     with pytest.raises(VideoError):
-        VideoIndex.build(model, [gone], DataConfig(frames=4), progress=False)
+        VideoIndex.build(model, [gone, library], DataConfig(frames=4), progress=False)
 
 
 def test_workers_change_nothing(index, model, library):
@@ -400,7 +411,7 @@ def test_arrays_are_indexed_under_their_names_with_the_scores_of_their_files(ind
     arrays = VideoIndex.build(model, VideoDataset.from_arrays(clips), PLAIN, progress=False)
     assert [str(path) for path in arrays.paths] == ["clip 0", "clip 1", "clip 2", "clip 3"]
     assert [hit.score for hit in arrays.search("red", k=4)] == [hit.score for hit in index.search("red", k=4)]
-    with pytest.raises(ValueError, match="clip 0 and 3 more is indexed already"):
+    with pytest.raises(ValueError, match="clip 0 and 3 more are indexed already"):
         arrays.add(VideoDataset.from_arrays(clips), progress=False)
     assert VideoIndex.load(arrays.save(tmp_path / "saved"), model).paths == arrays.paths
 
@@ -440,10 +451,6 @@ def test_an_index_of_several_views_holds_their_mean(model, library, tmp_path):
     assert index.search_embedding(sum(views)[0].detach())[0].score == pytest.approx(1, abs=1e-3)
     assert index.search_video(path)[0].score == pytest.approx(1, abs=1e-5)
     assert VideoIndex.load(index.save(tmp_path / "saved"), model).data_config == replace(config, unreadable="skip")
-
-
-def test_equal_hits_compare_equal():
-    assert Hit(Path("a.mp4"), 0.5, 1) == Hit(Path("a.mp4"), 0.5, 1)
 
 
 def test_a_search_with_a_filter_compares_the_videos_that_pass_it(library):

@@ -194,6 +194,17 @@ def test_a_checkpoint_of_another_run_is_refused(tower, clips, tmp_path):
         train(fresh(tower), clips, None, config(epochs=1, lr=2e-3), out=tmp_path, resume=True, progress=False)
 
 
+def test_a_run_among_the_videos_of_the_data_is_refused_before_a_file_is_written(tower, clips):
+    folder = clips[0].path.parent
+    before = sorted(folder.iterdir())
+    captionless = VideoDataset((Record(Path("elsewhere.mp4"), ("a",)),))
+    for out in (folder, folder.parent, folder / ".." / folder.name):
+        for parts in ((clips, None), (captionless, clips)):
+            with pytest.raises(ValueError, match="out must be a folder without the videos of the data, got "):
+                train(fresh(tower), *parts, config(), out=out, progress=False)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_a_run_is_resumed_only_from_the_source_of_clips_it_started_with(tower, clips, tmp_path):
     taps = TapCache(tmp_path / "taps")
     run = {"out": tmp_path / "run", "progress": False}
@@ -203,7 +214,10 @@ def test_a_run_is_resumed_only_from_the_source_of_clips_it_started_with(tower, c
         (TapCache(tmp_path / "other", kind="int8"), "a tap cache of kind int8 and mode taps"),
         (TapCache(tmp_path / "other", mode="first_layer"), "a tap cache of kind fp32 and mode first_layer"),
     ):
-        message = f"was trained from a tap cache of kind fp32 and mode taps, this run reads {other}; give the same"
+        message = (
+            f"was trained from a tap cache of kind fp32 and mode taps, this run reads {other}; give the same source"
+        )
+        message += r" \(--cache DIR, in Python cache=\)$" if cache is None else "$"
         with pytest.raises(CheckpointError, match=message):
             train(fresh(tower), clips, clips, config(epochs=1), cache=cache, resume=True, **run)
     assert not (tmp_path / "other").exists(), "refused before anything is encoded"

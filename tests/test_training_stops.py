@@ -69,3 +69,33 @@ def test_gradients_of_the_epoch_whose_end_ends_the_run_are_used(tower, store, va
     val_data = store if validated else None
     train(stopped, store, val_data, settings, progress=False, callbacks=[callback])
     assert any(not torch.equal(value, callback.weights[name]) for name, value in weights(stopped).items())
+
+
+def test_a_run_that_diverges_at_once_says_that_the_model_is_lost(tower, store):
+    model = fresh(tower)
+    message = r"(loss is nan at step 2 \(epoch 1\)|is not finite after epoch 1); .*so create or load it again$"
+    with pytest.raises(FloatingPointError, match=message):
+        train(model, store, None, config(lr=1e30, warmup=0.0, clip_norm=0.0), progress=False)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"the model's embedding is not finite; "):
+        model.similarity(model.encode_video(torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)), torch.ones(1, 16))
+
+
+class Break:
+    """Callback that makes a weight infinite in the second epoch, and keeps the weights of the first."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def on_step_end(self, state: TrainState) -> None:
+        if state.epoch == 2:
+            next(iter(state.model.branch.parameters())).data.fill_(float("inf"))
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        self.weights = weights(state.model)
+
+
+def test_a_run_that_diverges_later_restores_its_best_epoch(tower, store):
+    model, callback = fresh(tower), Break()
+    with pytest.raises(FloatingPointError, match=r"; the model has its weights of epoch 1 again$"):
+        train(model, store, None, config(epochs=3), progress=False, callbacks=[callback])
+    assert all(torch.equal(value, callback.weights[name]) for name, value in weights(model).items())

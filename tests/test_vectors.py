@@ -137,6 +137,8 @@ def test_an_embedding_is_searched_with_a_filter(model):
 
 def test_ivf_with_too_few_videos_is_refused_before_embedding(model, tmp_path):
     files = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for file in files:
+        file.touch()
     with pytest.raises(ValueError, match=f"at least {NEEDED} videos for training, got 3; use kind flat"):
         VideoIndex.build(model, files, kind="ivf", progress=False)
     assert model.clips == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from clipvid.cli.parsing.options import BranchOptions, CacheOptions, changed
 from clipvid.config.data_config import DataConfig
 from clipvid.errors import UsageError
 from clipvid.models.backbone.names import MINI, builtin_names, check_name
+from clipvid.runtime.files import read_file
 
 DEFAULT_MODEL = MINI
 """Model of a command without --model; a note on standard error names it."""
@@ -141,14 +142,47 @@ def named_prompts(name: str) -> tuple[str, ...]:
         raise UsageError(
             f"--prompts must be one of {', '.join(PROMPT_SETS)}, or a text file of prompts, got {name!r}; correct it"
         )
+    return read_lines("--prompts", name, "prompt, with {} for the class name")
+
+
+def named_classes(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the class names, or those of a text file if its path is the only one; None for no name.
+
+    Raises UsageError for fewer than two names, and for a name that is given twice.
+    """
+    if not names:
+        return None
+    if len(names) == 1:
+        if not os.path.isfile(names[0]):
+            raise UsageError(
+                f"--classes must be two or more names, or a text file with one per line, got {names[0]!r}; correct it"
+            )
+        names = read_lines("--classes", names[0], "class name")
+    if "" in names or len(names) < 2:
+        raise UsageError(f"--classes must be two or more names, got {', '.join(map(repr, names))}; add a name")
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UsageError(f"--classes must not repeat a name, got {repeated[0]!r} twice; leave one out")
+    return tuple(names)
+
+
+def read_lines(option: str, path: str, content: str) -> tuple[str, ...]:
+    """Return the lines of a text file that are not blank; `content` says what a line is.
+
+    Raises UsageError for a file that cannot be read, is not text, or has no such line.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"{option} {path} does not exist; correct the path")
     try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"{option} {path} cannot be read: {(error.strerror or 'error').lower()}; give a text file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {name} is not UTF-8 text; write one prompt per line") from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise ValueError(f"{name} holds no prompt; write one per line, with {{}} for the class name")
-    return prompts
+        raise UsageError(f"{option} {path} is not UTF-8 text; write one {content} per line") from error
+    if not (contents := tuple(line.strip() for line in lines if line.strip())):
+        raise UsageError(f"{option} {path} is empty; write one {content} per line")
+    return contents
 
 
 def named_data_config(model: Any, given: Mapping[str, Any], protocol_spec: Any = None) -> Any:

@@ -7,6 +7,7 @@ command runs. Knows nothing of models, parsing or exit codes.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +15,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from clipvid.cli import datasets, outputs
-from clipvid.cli.parsing.options import Columns, DataOptions, named
+from clipvid.cli.parsing import names
+from clipvid.cli.parsing.options import Columns, DataOptions
+from clipvid.data.paths import is_pattern
 from clipvid.errors import DataError, UsageError
 from clipvid.runtime.text import pluralize
 
 
 def check_data(
-    name: Annotated[str, named("format"), Parameter(metavar="NAME")],
-    root: Annotated[tuple[str, ...], Parameter(metavar="ROOT")],
+    name: Annotated[str, Parameter(metavar="NAME", completer=lambda _: names.allowed("format"))],
+    root: Annotated[tuple[str, ...], Parameter(metavar="ROOT")] = (),
     /,
     *,
     split: str | None = None,
@@ -35,12 +38,14 @@ def check_data(
     """Decode every video of a data set and report missing, unreadable, suspicious and duplicate ones.
 
     Examples:
+        clipvid data check my-videos
         clipvid data check folder my-videos
         clipvid data check csv "tables/*.csv" --columns path=video_path
         clipvid data check msrvtt-1ka MSRVTT/videos --out msrvtt-check
 
     Args:
-        name: format of the data, or a protocol.
+        name: format of the data, or a protocol; when left out, csv for tables and folders that hold one, videos for
+            files of videos, folder for others.
         root: folder of the videos; for csv the table, for videos also files. Several are checked as one data set;
             patterns in quotes, such as "clips/*.mp4", are expanded.
         split: split of the data; a protocol's default one when left out.
@@ -53,6 +58,7 @@ def check_data(
         longest: list captions with more words than this.
     """
     _check_numbers(workers=workers, limit=limit, longest=longest)
+    name, root = _format_and_roots(name, root)
     options = DataOptions(format=name, columns=columns, split=split)
     sources = datasets.data_of(root, options)
     from clipvid.data.check import REPORT, check
@@ -76,6 +82,28 @@ def check_data(
         raise DataError(
             f"{lacking} and {len(report.unreadable)} cannot be read; metrics over fewer videos are not comparable"
         )
+
+
+def _format_and_roots(name: str, root: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the format of the data and their paths, of which the first is in `name` if the format was left out.
+
+    Raises UsageError for a name that is neither a format nor a path, and for a format without a path.
+    """
+    try:
+        names.check("format", name)
+        is_format = bool(root) or not os.path.exists(name)
+    except ValueError as error:
+        if not os.path.exists(name) and not is_pattern(name):
+            message = f"NAME {error}" if root else f"{name} is neither a format nor a path that exists; correct it"
+            raise UsageError(message) from error
+        is_format = False
+    if not is_format:
+        from clipvid.data.open import guess_format
+
+        return guess_format(datasets.sources_of((name, *root))), (name, *root)
+    if not root:
+        raise UsageError("ROOT is missing; write clipvid data check NAME ROOT... [options]")
+    return name, root
 
 
 def _check_numbers(*, workers: int, limit: float, longest: int | None) -> None:

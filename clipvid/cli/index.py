@@ -205,13 +205,15 @@ def _check_workers(workers: int) -> None:
 
 def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> None:
     """Embed the videos that the index does not have, and save it, also after an interruption."""
+    before = len(index)
     with index.saving_to(out), outputs.profiled_to(f"{out.rstrip('/')}.profile.json", enabled=profile):
         data_config = replace(index.data_config, unreadable="skip", workers=workers)
         index.add(videos, data_config, existing="skip")
     if not len(index):
         outputs.show_unreadable(index.skipped)
         raise ValueError(_nothing_to_index(videos))
-    print(f"{pluralize(len(index), 'video')} in {out}")
+    added = f" ({len(index) - before} added)" if before else ""
+    print(f"{pluralize(len(index), 'video')} in {out}{added}")
     outputs.show_unreadable(index.skipped)
 
 

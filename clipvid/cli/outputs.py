@@ -132,6 +132,7 @@ def notes_shown() -> Iterator[None]:
                 show_other(message, category, *details)
 
         warnings.showwarning = show
+        warnings.simplefilter("default", ClipvidWarning)
         yield
 
 

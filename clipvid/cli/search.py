@@ -1,4 +1,4 @@
-"""Commands to embed and search videos: embed and search. Their docstrings are the help texts.
+"""Command to search an index: search. Its docstring is the help text.
 
 Contract: plain arguments in; a command prints its results and writes files, or raises. Heavy modules are imported when
 a command runs. Knows nothing of parsing or exit codes.
@@ -7,111 +7,16 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from clipvid.cli import arguments, datasets, outputs
-from clipvid.cli.parsing.options import (
-    OUTPUT,
-    RUN,
-    SEARCH,
-    Cache,
-    Data,
-    DataConfigOptions,
-    Json,
-    Model,
-    Run,
-    Sources,
-    named,
-)
+from clipvid.cli import arguments, outputs
+from clipvid.cli.parsing.options import RUN, SEARCH, Json, named
 from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
-from clipvid.runtime.files import read_file
-from clipvid.runtime.text import pluralize
-
-
-def embed(
-    source: Sources,
-    /,
-    *,
-    data: Data,
-    model: Model,
-    data_config: DataConfigOptions,
-    cache: Cache,
-    out: Annotated[str, Parameter(group=OUTPUT, metavar="FILE")] = "embeddings.safetensors",
-    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
-    run: Run,
-) -> None:
-    """Write one embedding per video to a safetensors file (`video`, n x E, L2-normalised), and the paths to JSON.
-
-    Examples:
-        clipvid embed my-videos --model my-run/best --out embeddings.safetensors
-        clipvid embed "my-videos/*.mp4" more-videos --data-config.frames 8
-        clipvid embed captions.csv --columns path=video_path caption=text
-
-    Args:
-        source: videos, folders that are searched for videos, csv files, or the root of a named data set. Patterns in
-            quotes, such as "clips/*.mp4", are expanded.
-        out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
-        overwrite: replace existing files of out and profile.
-        data_config: other settings as in the model's training.
-    """
-    arguments.check_model(model.model, model.pretrained)
-    arguments.check_cache(cache)
-    arguments.check_data_config(data_config)
-    if not out.endswith(".safetensors"):
-        raise UsageError(f"--out must end in .safetensors, got {out}; rename it")
-    profile_file = outputs.profile_path(out, enabled=run.profile)
-    outputs.require_new(out, Path(out).with_suffix(".json"), profile_file, overwrite=overwrite)
-    videos = datasets.videos_of(source, data)
-
-    import torch.nn.functional as F
-
-    from clipvid.features.embed import embed_videos
-    from clipvid.runtime.files import atomic_file, write_tensors
-
-    tap_cache = arguments.named_cache(cache)
-    clips = _clips_of(videos)
-    video_model = arguments.named_model(model.model, model.pretrained, device=run.device, default_branch="mean")
-    resolved_config = replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
-    with outputs.profiled_to(profile_file, enabled=run.profile):
-        clips = arguments.cached_clips(video_model, clips, resolved_config, tap_cache)
-        embedded = embed_videos(video_model, clips, resolved_config, progress=True)
-    metadata = {
-        "model": arguments.model_note(model.model, model.pretrained)["model"],
-        "fingerprint": video_model.fingerprint,
-        "paths": [str(r.path) for r in embedded.data],
-        **_times_of(embedded.data),
-        "skipped": {str(e.path): e.reason for e in embedded.unreadable},
-    }
-    with atomic_file(out) as draft:
-        write_tensors(draft, {"video": F.normalize(embedded.video, dim=-1)})
-    with atomic_file(Path(out).with_suffix(".json")) as draft:
-        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
-    outputs.show_unreadable(embedded.unreadable)
-
-
-def _clips_of(videos: Any) -> Any:
-    """Return a data set of the videos that are named by their paths; a data set as it is."""
-    from clipvid.data.records import Record, VideoDataset
-    from clipvid.search.videos import video_files
-
-    if isinstance(videos, VideoDataset):
-        return videos
-    return VideoDataset(tuple(Record(path) for path in video_files(videos)), name="videos")
-
-
-def _times_of(data: Any) -> dict[str, list[float | None]]:
-    """Return start and end of every clip, in seconds, if any is a part of a file."""
-    times = {"start": [record.start for record in data], "end": [record.end for record in data]}
-    return times if any(time is not None for each in times.values() for time in each) else {}
 
 
 def search(
@@ -160,12 +65,11 @@ def search(
 
     with outputs.json_printed(json) as print_json:
         video_index = VideoIndex.load(index, arguments.index_model(index, device))
-        if video:
-            every = [video_index.search_video(path, k=k, where=where) for path in texts]
-        else:
-            every = video_index.search(texts, k=k, rerank=rerank, where=where)
-        if where is not None and not all(every):
-            print(f"note: no video in {index} passes the filter {where}", file=sys.stderr)
+        with outputs.notes_shown():
+            if video:
+                every = [video_index.search_video(path, k=k, where=where) for path in texts]
+            else:
+                every = video_index.search(texts, k=k, rerank=rerank, where=where)
         contents = [hits.to_dict() for hits in every]
         print_json(contents if queries is not None else contents[0])
         if not json:
@@ -192,7 +96,7 @@ def _check_filter(where: str | None) -> None:
             raise UsageError(f"--where: {error}") from error
 
 
-def _queries_of(query: str | None, path: str | None) -> list[str]:
+def _queries_of(query: str | None, path: str | None) -> Sequence[str]:
     """Return the query, or those of a file; raise UsageError for both or neither."""
     if query is not None and path is not None:
         raise UsageError(f"QUERY and --queries exclude each other, got {query!r} and {path}; leave out one of them")
@@ -200,19 +104,7 @@ def _queries_of(query: str | None, path: str | None) -> list[str]:
         if query is None:
             raise UsageError("QUERY is missing; write clipvid search INDEX QUERY, or give --queries FILE")
         return [query]
-    if not os.path.exists(path):
-        raise UsageError(f"--queries {path} does not exist; correct the path")
-    try:
-        lines = read_file(path).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(
-            f"--queries {path} cannot be read: {(error.strerror or 'error').lower()}; give a text file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--queries {path} is not UTF-8 text; write one query per line") from error
-    if not (texts := [line.strip() for line in lines if line.strip()]):
-        raise UsageError(f"--queries {path} holds no query; write one per line")
-    return texts
+    return arguments.read_lines("--queries", path, "query")
 
 
 def _check_query(query: str, *, is_video: bool) -> None:

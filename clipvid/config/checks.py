@@ -7,10 +7,15 @@ Public functions check here what would otherwise fail deep inside. Imports nothi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+
+_Class = TypeVar("_Class", bound=type)
 
 FREE = {"decides_result": False}
 """Metadata of a setting that affects neither training steps nor scores: a run may be resumed with any value of it."""
@@ -34,7 +39,7 @@ def least(settings: Any, advice: str = "", /, *, most: int = MOST, **bounds: int
         hint = "leave out quotation marks" if isinstance(value, str) else f"give {bound} or more"
         number = integer(field, value, bound, advice=advice or hint)
         if number > most:
-            raise ValueError(f"{field} must be an integer <= {most}, got {value!r}; give {most} or less")
+            raise ValueError(f"{field} must be an integer <= {most}, got {_short(value)}; lower it")
         _store(settings, field, number)
 
 
@@ -83,7 +88,11 @@ def text(name: str, value: object, *, advice: str) -> str:
 
 
 def texts(name: str, values: Any, *, must: str = "a list of texts", advice: str) -> list[str]:
-    """Return an argument that must be a list of texts, and no single text."""
+    """Return an argument that must be a list of texts, and no single text; any iterable is read once."""
+    if hasattr(values, "columns") and hasattr(values, "iloc"):  # a table iterates over the names of its columns
+        raise ValueError(
+            f'{name} must be {must}, got a DataFrame; give one column as a list, such as df["caption"].tolist()'
+        )
     is_list = _is_list(values)
     items: list[Any] = list(values) if is_list else [values]
     strings = [item for item in items if isinstance(item, str)]
@@ -94,8 +103,10 @@ def texts(name: str, values: Any, *, must: str = "a list of texts", advice: str)
 
 
 def path(name: str, value: object, *, must: str = "a path") -> Path:
-    """Return an argument that must be a path, as a Path."""
+    """Return an argument that must be a path, as a Path; an empty text is none, though Path("") is a folder."""
     of_type(name, value, (str, os.PathLike), must=must, advice="give a text or a pathlib.Path")
+    if value == "":
+        raise ValueError(f"{name} must be {must}, got ''; write '.' for the working directory")
     return Path(cast(str, value))
 
 
@@ -106,10 +117,51 @@ def integer(name: str, value: object, bound: int, *, advice: str) -> int:
     return int(cast(int, value))
 
 
+def seed(value: object) -> int:
+    """Return a seed of random choices: an integer of at least 0."""
+    return integer("seed", value, 0, advice="any will do, such as 0")
+
+
 def number(name: str, value: object, *, must: str = "a number", advice: str = "leave out quotation marks") -> None:
     """Raise ValueError for an argument that is no number."""
     if not _is_number(value):
         raise ValueError(f"{name} must be {must}, got {_short(value)}; {advice}")
+
+
+def share(name: str, value: object, *, advice: str) -> None:
+    """Raise ValueError for an argument that is no number between 0 and 1, both excluded."""
+    if not _is_number(value) or not 0 < cast(float, value) < 1:
+        raise ValueError(f"{name} must be > 0 and < 1, got {_short(value)}; {advice}")
+
+
+def truth(name: str, value: object) -> None:
+    """Raise ValueError for an argument that is neither True nor False."""
+    of_type(name, value, bool, must="True or False", advice="leave out quotation marks")
+
+
+def known_fields(aliases: Mapping[str, str]) -> Callable[[_Class], _Class]:
+    """Return a decorator of a dataclass that names the nearest field in the TypeError for an unknown one.
+
+    `aliases` are names that other libraries give to fields.
+    """
+
+    def decorate(settings: _Class) -> _Class:
+        original = settings.__init__
+        names = [field.name for field in fields(cast(Any, settings))]
+
+        @wraps(original)
+        def checked(self: Any, *args: Any, **values: Any) -> None:
+            for name in values:
+                if name not in names:
+                    near = [aliases[name]] if name in aliases else get_close_matches(name, names, n=1)
+                    hint = f"did you mean {near[0]}?" if near else f"its fields are {', '.join(names)}"
+                    raise TypeError(f"{settings.__name__} has no field {name!r}; {hint}")
+            original(self, *args, **values)
+
+        settings.__init__ = checked
+        return settings
+
+    return decorate
 
 
 def _is_integer(value: object) -> bool:

@@ -15,6 +15,7 @@ AVERAGES = ("logits", "probabilities")
 """Quantities that recognition can average over the views of a clip."""
 
 
+@checks.known_fields({"num_frames": "frames", "n_frames": "frames", "num_workers": "workers", "decoder": "backend"})
 @dataclass(frozen=True)
 class DataConfig:
     """Settings for reading clips: everything that determines the pixels, and how many workers decode."""
@@ -66,7 +67,7 @@ class DataConfig:
                 "temporal_views must be 1 with sampler linspace, which spans the whole video, got "
                 f"{self.temporal_views}; choose sampler uniform or dense"
             )
-        checks.choices(self, {"average": AVERAGES})
+        checks.choices(self, {"average": AVERAGES, "precision": PRECISIONS})
 
     @property
     def views(self) -> int:

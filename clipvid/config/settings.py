@@ -36,6 +36,20 @@ SCORES = {"retrieval": "R@1", "recognition": "top-1", "selfsup": "negative loss"
 """Metric that selects the best epoch, by task; higher is better, so a loss is negated."""
 
 
+_ALIASES = {
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_epochs": "epochs",
+    "warmup_ratio": "warmup",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "max_grad_norm": "clip_norm",
+    **dict.fromkeys(("frames", "num_frames", "workers", "num_workers", "precision"), "data_config"),
+}
+"""Names that other libraries give to fields of a TrainConfig."""
+
+
+@checks.known_fields(_ALIASES)
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; saved with the trained model."""
@@ -187,7 +201,9 @@ class TrainConfig:
         numbers = ("warmup", "mixup", "rand_magnitude", *_RATES)
         for name in (*numbers, *(() if self.temperature is None else ("temperature",))):
             checks.number(name, getattr(self, name))
-        checks.least(self, **_COUNTS)
+        checks.least(self, **{name: bound for name, bound in _COUNTS.items() if name not in _LONG})
+        checks.least(self, most=10**9, **{name: _COUNTS[name] for name in _LONG})
+        check_templates(self.templates)
         if self.patience is not None:
             checks.least(self, patience=1)
         checks.least(self, "it is a rank, 0 for none", text_lora=0)
@@ -292,6 +308,8 @@ _COUNTS = {
     "checkpoint_every": 1,
 }
 """Fields that are integers, each with its smallest value."""
+_LONG = ("epochs", "validate_every", "checkpoint_every")
+"""Counts whose upper bound is that of epochs and steps, not that of sizes."""
 _RATES = ("lr", "pretrained_lr_scale", "clip_lr", "head_lr", "weight_decay", "clip_norm")
 """Fields that are numbers >= 0; `lr` is above 0."""
 
@@ -303,3 +321,17 @@ def check_train_clip(name: str, value: object) -> None:
             f"{name} must be none, text, all, or last:N with N >= 1, got {value!r}; it names the part of CLIP that "
             "trains with the branch"
         )
+
+
+def check_templates(templates: object) -> list[str]:
+    """Return prompts around a class name as a list; raise ValueError for none, and for braces other than {}."""
+    advice = "give prompts with {} for the class name"
+    listed = checks.texts("templates", templates, advice=advice)
+    if not listed:
+        raise ValueError(f"templates must hold at least one prompt, got none; {advice}, or leave them out")
+    for template in listed:
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the class name; write it like 'a video of {{}}.'")
+        if set("{}") & set(template.replace("{}", "")):
+            raise ValueError(f"template {template!r} must have no braces but {{}}, the class name; leave them out")
+    return listed

@@ -14,11 +14,16 @@ from clipvid.data.content import content_hash
 from clipvid.data.files import files_of
 from clipvid.errors import DataError, VideoError
 
+DANGLING = "a link to a file that does not exist"
+"""Error of a dangling link, which has no content."""
+
 
 def probe_file(path: Path, limit: int | float) -> dict[str, Any]:
     """Decode one file in a worker process; return its metadata, or the reason why it cannot be read."""
     from clipvid.video.decode import probe
 
+    if is_dangling(path):
+        return {"path": str(path), "stamp": stamp_of(path), "content": f"link {path}", "error": DANGLING}
     outcome: dict[str, Any] = {"path": str(path), "stamp": stamp_of(path), "content": content_hash(path)}
     try:
         with _limited(limit):
@@ -53,8 +58,18 @@ class _limited:  # noqa: N801  # lower case like other context managers
         raise _TookTooLongError
 
 
+def is_dangling(path: Path) -> bool:
+    """Return True for a link to a file that does not exist."""
+    return path.is_symlink() and not path.exists()
+
+
 def stamp_of(path: Path) -> list[int]:
-    """Return the size and modification time of a clip; a file with the logged ones is not decoded again."""
+    """Return the size and modification time of a clip; a file with the logged ones is not decoded again.
+
+    Those of a link to a file that does not exist are [0, 0].
+    """
+    if is_dangling(path):
+        return [0, 0]
     try:
         stats = [file.stat() for file in files_of(path)]
     except OSError as error:

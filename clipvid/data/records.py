@@ -7,12 +7,13 @@ Contract: frozen, validated on construction, cheap to copy and to send to loader
 
 from __future__ import annotations
 
+import operator
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 from clipvid.config import checks
 from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
@@ -149,8 +150,22 @@ class VideoDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Record:
-        return self.records[index]
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> VideoDataset: ...
+    def __getitem__(self, index: int | slice) -> Record | VideoDataset:
+        if isinstance(index, slice):
+            return self.subset(range(*index.indices(len(self))))
+        try:
+            position = operator.index(index)
+        except TypeError as error:
+            raise TypeError(
+                f"index must be an integer or a slice, got {index!r:.80}; of_classes([name]) has the videos of a class"
+            ) from error
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index must be in [{-len(self)}, {len(self)}) for {self!r}, got {position}")
+        return self.records[position]
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -245,8 +260,8 @@ class VideoDataset:
         All clips of a chosen video are included. Raises ValueError for a class with fewer videos, and for records
         without a class.
         """
-        if shots < 1:
-            raise ValueError(f"shots must be an integer >= 1, got {shots}; it is the number of videos per class")
+        shots = checks.integer("shots", shots, 1, advice="it is the number of videos per class")
+        seed = checks.seed(seed)
         paths_by_label: dict[int, dict[Path, None]] = {label: {} for label in range(len(self.classes))}
         for record in self.records:
             if record.label is None:
@@ -305,8 +320,8 @@ class VideoDataset:
         Clips of one file stay together. Every class contributes the same share, up to rounding to complete videos, and
         leaves at least one video for training. The same seed gives the same split.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be > 0 and < 1, got {fraction}; it is the share of validation videos")
+        checks.share("fraction", fraction, advice="it is the share of validation videos")
+        seed = checks.seed(seed)
         held_out = validation_paths(self.records, fraction=fraction, seed=seed)
         validation = [index for index, record in enumerate(self.records) if record.path in held_out]
         train = [index for index, record in enumerate(self.records) if record.path not in held_out]

@@ -7,7 +7,7 @@ come from features/embed.py, metrics from metrics/. Knows nothing of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.config.data_config import AVERAGES, DataConfig
-from clipvid.config.settings import VIDEO_TEMPLATES
+from clipvid.config.settings import VIDEO_TEMPLATES, check_templates
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 from clipvid.evaluation.describe import describe_evaluation, require_each
@@ -32,6 +33,7 @@ from clipvid.features.embed import embed_texts, embed_videos, require_all_videos
 from clipvid.features.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
+from clipvid.models.inputs import require_finite
 from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.runtime.inference import evaluating
 
@@ -137,6 +139,7 @@ def evaluate_recognition(
     classifier = head if head is not None else _classifier(model)
     _check_labels(dataset_of(data), classifier.classes)
     videos = embed_videos(model, data, data_config, complete=True, progress=progress)
+    require_finite(videos.views)
     with evaluating(classifier), torch.no_grad():
         logits = classifier(videos.views.flatten(0, 1).to(model.device)).float().cpu()  # (n·V, C)
     data_config = resolve_data_config(model, data, data_config)
@@ -153,7 +156,7 @@ def evaluate_zero_shot(
     data: VideoDataset | TapStore,
     data_config: DataConfig | None = None,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Iterable[str] | None = None,
     templates: Sequence[str] = VIDEO_TEMPLATES,
     progress: bool = False,
 ) -> EvaluationResult[RecognitionMetrics]:
@@ -162,6 +165,10 @@ def evaluate_zero_shot(
     `classes` are other names to compare with, one per class of the data and in its order ("playing guitar" for
     "PlayingGuitar"); the result lists the data's own. Raises ValueError for another number of names.
     """
+    templates = check_templates(templates)
+    if classes is not None:
+        advice = "pass one per class of the data"
+        classes = checks.texts("classes", classes, must="a list of class names", advice=advice)
     check_recognition(model, data, by_class_name=True, classes=classes)
     precision = resolve_data_config(model, data, data_config).precision
     listed = dataset_of(data).classes

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.evaluation.describe import describe_evaluation, require_each
@@ -67,6 +68,8 @@ def evaluate_retrieval(
     `best` stores that many best videos per caption (for `html_report`). Raises DataError if a video has no caption, and
     for fewer videos than the data's protocol has, unless the data were opened with allow_missing.
     """
+    checks.truth("hubs", hubs)
+    best = checks.integer("best", best, 0, advice="it is the number of videos kept per caption, 0 for none")
     check_retrieval(model, data, rerank=rerank, dual_softmax=dual_softmax, bank=bank)
     data_config = resolve_data_config(model, data, data_config)
     extra = _ExtraMetrics(dual_softmax, tuple(bank), hubs, best, seed)
@@ -101,6 +104,8 @@ def check_retrieval(
     require_video_clip(model)
     require_all_videos(dataset, len(dataset))
     require_each(dataset, "caption", [bool(r.captions) for r in dataset])
+    if rerank is not None:
+        checks.number("rerank", rerank)
     if rerank is not None and (model.matcher is None or rerank < 1):
         raise ValueError(
             f"rerank must be an integer >= 1 and needs a token-wise similarity, got {rerank} for a model whose "
@@ -120,6 +125,8 @@ def check_retrieval(
 
 def check_dual_softmax(temperature: float | None) -> None:
     """Raise ValueError for an invalid temperature of a dual softmax; None means no dual softmax."""
+    if temperature is not None:
+        checks.number("dual_softmax", temperature)
     if temperature is not None and not 0 < temperature < math.inf:
         raise ValueError(f"dual_softmax must be a finite number > 0, got {temperature}; 100 is usual for cosines")
 

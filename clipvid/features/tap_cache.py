@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError, ClipvidWarning, VideoError
@@ -60,9 +61,10 @@ class TapCache:
         for name, value, allowed in (("kind", kind, (codec.AUTO, *codec.KINDS)), ("mode", mode, MODES)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
-        if not Path(folder).is_dir():
+        folder = checks.path("folder", folder)
+        if not folder.is_dir():
             require_writable(folder, folder=True)
-        self.folder: Path = Path(folder)
+        self.folder: Path = folder
         self.kind = kind
         self.mode = mode
         self._noted: set[CacheKey] = set()  # cache keys already named in a warning of `store`

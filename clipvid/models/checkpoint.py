@@ -144,7 +144,10 @@ def _read_weights(folder: Path) -> Modules:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """Return the folder itself, or the downloaded files of a hub repository ("org/name")."""
+    """Return the folder itself, or the downloaded files of a hub repository ("org/name").
+
+    Raises CheckpointError for neither, or if the hub cannot be reached.
+    """
     checks.path("folder", folder, must="the folder of a saved model, or a hub repository")
     recover(Path(folder))
     if Path(folder).is_dir():

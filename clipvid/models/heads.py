@@ -5,7 +5,7 @@ Contract: embeddings (B, E) in, similarities or logits out. Knows nothing of tow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipvid.config import checks
-from clipvid.config.settings import VIDEO_TEMPLATES
+from clipvid.config.settings import VIDEO_TEMPLATES, check_templates
 from clipvid.nn.similarity import SIMILARITIES
 
 
@@ -23,7 +23,7 @@ class LinearClassifier(nn.Module):
 
     def __init__(self, embed_dim: int, classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes: tuple[str, ...] = _checked(classes)
+        self.classes: tuple[str, ...] = class_names(classes)
         self.linear: nn.Linear = nn.Linear(embed_dim, len(self.classes))
 
     def forward(self, video: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
@@ -38,7 +38,7 @@ class TextClassifier(nn.Module):
 
     def __init__(self, text: Float[Tensor, "c e"], classes: Sequence[str], *, scale: float = 100.0) -> None:
         super().__init__()
-        self.classes: tuple[str, ...] = _checked(classes)
+        self.classes: tuple[str, ...] = class_names(classes)
         if len(text) != len(self.classes):
             raise ValueError(f"text has {len(text)} embeddings for {len(self.classes)} class names; pass one per name")
         self.scale = scale
@@ -92,15 +92,12 @@ def similarity_head(name: str, embed_dim: int, *, branch: str, one_token: bool) 
 
 def prompts(classes: Sequence[str], templates: Sequence[str] = VIDEO_TEMPLATES) -> list[list[str]]:
     """Fill every template with every class name, one list per class."""
-    templates = checks.texts("templates", templates, advice="give prompts with {} for the class name")
+    templates = check_templates(templates)
     classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the class name; write it like 'a video of {{}}.'")
     return [[template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes]
 
 
-def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+def class_names(classes: Iterable[str]) -> tuple[str, ...]:
     """Return the class names; raise ValueError for fewer than two or duplicates."""
     classes = checks.texts("classes", classes, must=_NAMES, advice="give two or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):

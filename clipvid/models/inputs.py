@@ -68,8 +68,7 @@ def features(
         if data_config is not None:
             raise ValueError("data_config must be None for arrays and taps, it says how files are read; leave it out")
         clips = as_clips(video)
-        is_traced = torch._C._get_tracing_state() is not None  # pyright: ignore[reportPrivateUsage]
-        if not model.training and not is_traced:  # in a training step the check would wait for the GPU
+        if not model.training and not _is_traced():  # in a training step the check would wait for the GPU
             check_preprocessed(clips)
         yield model.reads(clips, mask=mask)
         return
@@ -85,6 +84,21 @@ def features(
         batch = sources[start : start + data_config.batch_size]
         clips, padding = clips_from_files(batch, data_config, model.transform)
         yield model.reads(clips, mask=padding)
+
+
+def require_finite(embedding: Tensor) -> None:
+    """Raise ValueError for embeddings, or what is computed from them, that are not finite, as after divergence."""
+    if embedding.device.type == "meta" or torch.compiler.is_compiling() or _is_traced():
+        return
+    if not bool(embedding.isfinite().all()):
+        raise ValueError(
+            "the model's embedding is not finite; if its training diverged, load the model again, and otherwise check "
+            "the input, or use precision 32-true"
+        )
+
+
+def _is_traced() -> bool:
+    return torch._C._get_tracing_state() is not None  # pyright: ignore[reportPrivateUsage]
 
 
 def images_as_clips(

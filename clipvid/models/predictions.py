@@ -6,7 +6,7 @@ without gradients and at the data config's precision. Knows nothing of data sets
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
@@ -16,13 +16,17 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
+from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.models.heads import Classifier
+from clipvid.models.inputs import require_finite
 from clipvid.runtime.inference import evaluating, inference
+from clipvid.runtime.names import show
 from clipvid.runtime.optional import require
 from clipvid.video.inputs import describe_source, split_sources
 
 SHOWN = 10
 """Videos that `repr` of predictions lists."""
+TOP_ADVICE = "it is the number of classes listed per video"
 
 
 class Prediction(NamedTuple):
@@ -74,12 +78,16 @@ class Predictions:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        lines = [
-            f"{video}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in self[index])
-            for index, video in enumerate(self.videos[:SHOWN])
-        ]
+        lines = self.lines(SHOWN)
         more = len(self) - len(lines)
         return "\n".join([*lines, *([f"... and {more} more"] if more else [])])
+
+    def lines(self, limit: int | None = None) -> list[str]:
+        """Return a line per video with the classes listed and their percentages; the first `limit` videos if given."""
+        return [
+            f"{show(video)}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+            for video, best in zip(self.videos[:limit], self, strict=False)
+        ]
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with a row per video and listed class: video, rank (from 1), class, probability."""
@@ -94,27 +102,53 @@ class Predictions:
 def predict(
     model: Any,
     video: Any,
-    classes: Sequence[str] | None,
+    classes: Iterable[str] | None,
     *,
     top: int,
     templates: Sequence[str],
     data_config: DataConfig | None,
 ) -> Predictions:
     """Return the predictions of `VideoCLIP.predict`, whose arguments these are."""
-    top = checks.integer("top", top, 1, advice="it is the number of classes listed per video")
+    top = checks.integer("top", top, 1, advice=TOP_ADVICE)
     sources = split_sources(video)
     config = checked_data_config(data_config) or model.data_config
     with inference(model, config.precision):
         head = _head(model, classes, templates)
         options = {"data_config": config} if sources else {}
         embedding = model.encode_video(video, **options)
-    with evaluating(head), torch.no_grad():  # in float32, as evaluation computes logits
-        probabilities = head(embedding.float()).float().softmax(dim=-1).cpu()
-    names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(probabilities))]
+        require_finite(embedding)
+    names = [describe_source(source) for source in sources] or [f"clip {row}" for row in range(len(embedding))]
+    return _predictions(head, embedding, names, top)
+
+
+def predict_embeddings(
+    model: Any,
+    embeddings: Float[Tensor, "b e"],
+    names: Sequence[str],
+    classes: Iterable[str] | None = None,
+    *,
+    top: int = 5,
+    templates: Sequence[str] = VIDEO_TEMPLATES,
+) -> Predictions:
+    """Return predictions for videos that the model has embedded, not normalised; `names` are those of the videos.
+
+    The other arguments and errors are those of `VideoCLIP.predict`.
+    """
+    top = checks.integer("top", top, 1, advice=TOP_ADVICE)
+    with evaluating(model), torch.no_grad():
+        head = _head(model, classes, templates)
+    require_finite(embeddings)
+    return _predictions(head, embeddings.to(model.device), names, top)
+
+
+def _predictions(head: Classifier, embeddings: Float[Tensor, "b e"], names: Sequence[str], top: int) -> Predictions:
+    """Return the predictions of a classifier; in float32, as evaluation computes logits."""
+    with evaluating(head), torch.no_grad():
+        probabilities = head(embeddings.float()).float().softmax(dim=-1).cpu()
     return Predictions(tuple(names), head.classes, probabilities, min(top, len(head.classes)))
 
 
-def _head(model: Any, classes: Sequence[str] | None, templates: Sequence[str]) -> Classifier:
+def _head(model: Any, classes: Iterable[str] | None, templates: Sequence[str]) -> Classifier:
     """Return a classifier of the class names given, or the model's own."""
     if classes is None:
         if model.head is None:

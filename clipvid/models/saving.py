@@ -99,7 +99,11 @@ def load(
             "with the same size, mean, std, interpolation and resize mode"
         )
     try:
-        branch = build(backbone, from_config(config.branch))
+        options = from_config(config.branch)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} has a branch that cannot be built here: {error}") from error
+    try:
+        branch = build(backbone, options)
         head = heads.from_config(config.head, backbone.embed_dim)
         model = model_class(backbone, branch, head=head, similarity=config.similarity)
         for name, part in (("branch", model.branch), ("similarity", model.matcher), ("head", model.head)):

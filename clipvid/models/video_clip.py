@@ -6,7 +6,7 @@ train, and files. Knows nothing of optimizers, data sets or indices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from clipvid.models.backbone.text import TextTokens
 from clipvid.models.branches.base import Branch
 from clipvid.models.display import ShortRepr
 from clipvid.models.encoder import Encoder
-from clipvid.models.heads import Classifier, TextClassifier, prompts, similarity_head
-from clipvid.models.inputs import VideoInput
+from clipvid.models.heads import Classifier, TextClassifier, class_names, prompts, similarity_head
+from clipvid.models.inputs import VideoInput, require_finite
 from clipvid.models.predictions import Predictions, predict
 from clipvid.nn.pooling import mean_over_frames
 
@@ -66,7 +66,7 @@ class VideoCLIP(ShortRepr, Encoder):
     def similarity(self, video: Float[Tensor, "b e"], text: Float[Tensor, "m e"]) -> Float[Tensor, "b m"]:
         """Return the cosine of every video embedding with every text embedding, in float32.
 
-        Embeddings need not be normalised.
+        Embeddings need not be normalised. Raises ValueError for embeddings of wrong shapes or not finite.
         """
         for name, embeddings in (("video", video), ("text", text)):
             advice = "give what encode_video and encode_text return"
@@ -76,12 +76,14 @@ class VideoCLIP(ShortRepr, Encoder):
                 f"video and text must be embeddings (B, E) and (M, E) of one model, got {tuple(video.shape)} and "
                 f"{tuple(text.shape)}; add an axis to a single embedding with [None]"
             )
-        return F.normalize(video.float(), dim=-1) @ F.normalize(text.float().to(video.device), dim=-1).T
+        cosines = F.normalize(video.float(), dim=-1) @ F.normalize(text.float().to(video.device), dim=-1).T
+        require_finite(cosines)
+        return cosines
 
     def predict(
         self,
         video: VideoInput,
-        classes: Sequence[str] | None = None,
+        classes: Iterable[str] | None = None,
         *,
         top: int = 5,
         templates: Sequence[str] = VIDEO_TEMPLATES,
@@ -122,8 +124,9 @@ class VideoCLIP(ShortRepr, Encoder):
         return self.head(self.encode_video(video, mask=mask))
 
     @torch.no_grad()
-    def text_classifier(self, classes: Sequence[str], *, templates: Sequence[str] = VIDEO_TEMPLATES) -> TextClassifier:
+    def text_classifier(self, classes: Iterable[str], *, templates: Sequence[str] = VIDEO_TEMPLATES) -> TextClassifier:
         """Build a zero-shot classifier from class names: the normalised mean of each class's prompt embeddings."""
+        classes = class_names(classes)
         means = [
             F.normalize(self.encode_text(texts).float(), dim=-1).mean(dim=0) for texts in prompts(classes, templates)
         ]

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from clipvid.runtime.exchange import exchange
@@ -46,6 +47,15 @@ def require_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ValueError(f"{path} cannot be written: {nearest} is not a folder; choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: {nearest} is not writable; choose another place")
+    try:
+        # Only an attempt shows it: on a read-only file system and in /proc os.access may answer yes.
+        with TemporaryDirectory(prefix=".clipvid-", dir=nearest):
+            pass
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise ValueError(
+            f"{path} cannot be written: {nearest} takes no new files ({reason}); choose another place"
+        ) from error
 
 
 def describe_os_error(error: OSError) -> str:

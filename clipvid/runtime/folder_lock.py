@@ -16,6 +16,8 @@ from pathlib import Path
 
 YOUNG = 60.0
 """Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
+RETRIES = 100
+"""Number of times that a lock's folder is made again; other processes hardly remove it that often."""
 
 _holders: dict[Path, tuple[int, int]] = {}
 """Process and thread that hold each lock of this process."""
@@ -86,12 +88,19 @@ def _release(lock: Path, file: int) -> None:
 
 
 def _open_locked(path: Path) -> int | None:
-    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it."""
+    """Return a descriptor of the file at `path` that holds its lock; None if another descriptor holds it.
+
+    Raises OSError if the file cannot be created.
+    """
+    retries = RETRIES
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the process that created the folder has just removed it
+            if retries == 0:  # another cause, such as a folder in /proc
+                raise
+            retries -= 1
             continue
         if not _lock(file):
             os.close(file)

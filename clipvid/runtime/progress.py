@@ -54,8 +54,8 @@ class HiddenBar:
 def progress_bar(
     total: int, title: str, *, unit: str = "it", shown: bool = True, initial: int = 0, postfix: str | None = None
 ) -> ProgressBar:
-    """Return a bar that counts from `initial` to `total`, to be used in a `with` block; hidden unless `shown`."""
-    if not shown:
+    """Return a bar that counts from `initial` to `total`, for a `with` block; hidden if not `shown` or empty."""
+    if not shown or not total:
         return HiddenBar(initial)
     with warnings.catch_warnings():
         # tqdm.auto warns in a notebook that lacks ipywidgets, and then writes the line of text all the same.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clipvid.data.content import Stamp, content_hash, is_settled, remember, stamp_of
 from clipvid.errors import VideoError
-from clipvid.search.filters import Filter, with_values
+from clipvid.search.filters import Value
 from clipvid.search.storage import IndexMetadata, root_of
 
 GONE, CHANGED = "gone", "changed"
@@ -86,9 +86,16 @@ class Catalog:
         """Remove these videos, and return those that there were."""
         return [path for path in paths if self.entries.pop(path, None) is not None]
 
-    def condition(self, where: Filter) -> Filter:
-        """Return a filter whose absolute paths are ids."""
-        return with_values(where, "path", lambda value: self.id_of(Path(str(value))))
+    def value_of(self, value: Value) -> Value:
+        """Return what the store's column path has for a path in a filter.
+
+        A relative path is one of the working directory, else one below the root, else the name of an array.
+        """
+        if not isinstance(value, str):
+            return value
+        absolute = Path(os.path.abspath(value))
+        is_id = absolute not in self.entries and self.path_of(value) in self.entries
+        return value if is_id else self.id_of(absolute)
 
     def state_of(self, path: Path) -> str | None:
         """Return GONE or CHANGED for a file that is not the one that was embedded, else None.

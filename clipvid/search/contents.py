@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy import ndarray
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
-from clipvid.errors import CheckpointError, VideoError
+from clipvid.errors import CheckpointError, ClipvidWarning, VideoError
 from clipvid.registry import STORES
 from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.folder_lock import lock_folder
@@ -28,7 +29,6 @@ from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.manifest import seal
 from clipvid.runtime.text import pluralize
 from clipvid.search.catalog import Catalog, Entry
-from clipvid.search.filters import Filter
 from clipvid.search.hits import Hit, IndexTable
 from clipvid.search.storage import (
     METADATA,
@@ -41,6 +41,7 @@ from clipvid.search.storage import (
     saved_id,
 )
 from clipvid.search.stores.base import Store
+from clipvid.search.where import describe_no_hits, filter_of
 
 SAVE_EVERY = 300.0
 """Seconds between the saves of an index that is being filled."""
@@ -106,8 +107,8 @@ class IndexContents(IndexTable):
         kind, frames = "" if self.kind == "flat" else f", {self.kind}", pluralize(self.data_config.frames, "frame")
         return f"VideoIndex({pluralize(len(self), 'video')}{skipped}, {frames} each{kind})"
 
-    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: Filter | None = None) -> list[list[Hit]]:
-        """Return the `k` videos nearest to each vector of length 1, of those that pass the filter."""
+    def _nearest(self, queries: Float32[ndarray, "q e"], k: int, where: str | None = None) -> list[list[Hit]]:
+        """Return the `k` videos nearest to each vector of length 1, if they pass the filter; warn if none does."""
         with self._lock.shared():
             catalog = self._catalog
             if not catalog.entries or self._vectors is None:
@@ -121,15 +122,19 @@ class IndexContents(IndexTable):
                 )
             if not np.isfinite(queries).all():
                 raise ValueError("the query's embedding is not finite; check the query and the model's weights")
-            condition = None if where is None else catalog.condition(where)
+            condition = filter_of(where, catalog.value_of)
             matches = self._vectors.search(queries, min(k, len(catalog.entries)), condition)
-            return [
+            note = None if condition is None or any(matches) else describe_no_hits(str(where), condition, self._vectors)
+            hits = [
                 [
                     Hit(path := catalog.path_of(match.id), match.score, rank, catalog.state_of(path))
                     for rank, match in enumerate(each, start=1)
                 ]
                 for each in matches
             ]
+        if note is not None:
+            warnings.warn(note, ClipvidWarning, stacklevel=3)
+        return hits
 
     def _record_skipped(self, errors: Iterable[VideoError]) -> None:
         """Add unreadable files to `skipped`, and remove their rows from the index."""

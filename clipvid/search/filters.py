@@ -139,21 +139,29 @@ def parse(text: str, columns: Sequence[str] = ()) -> Filter:
 def with_values(condition: Filter, column: str, change: Callable[[Value], Value]) -> Filter:
     """Return a filter in which every value that a column is compared with is changed."""
     match condition:
-        case Compare() if condition.column == column:
+        case Compare(name) if name == column:
             return replace(condition, value=change(condition.value))
-        case OneOf() if condition.column == column:
-            return replace(condition, values=tuple(map(change, condition.values)))
-        case Not():
-            return Not(with_values(condition.part, column, change))
-        case Both() | Either():
-            return replace(condition, parts=tuple(with_values(part, column, change) for part in condition.parts))
+        case OneOf(name, values) if name == column:
+            return replace(condition, values=tuple(map(change, values)))
+        case Not(part):
+            return Not(with_values(part, column, change))
+        case Both(parts) | Either(parts):
+            return replace(condition, parts=tuple(with_values(part, column, change) for part in parts))
         case _:
             return condition
 
 
-def condition_of(where: str | None) -> Filter | None:
-    """Return the filter of a search in a `VideoIndex`, or None for a search without one."""
-    return None if where is None else parse(where, COLUMNS)
+def columns_of(condition: Filter) -> set[str]:
+    """Return the names of the columns that a filter compares."""
+    match condition:
+        case Compare(column) | OneOf(column):
+            return {column}
+        case Not(part):
+            return columns_of(part)
+        case Both(parts) | Either(parts):
+            return {column for part in parts for column in columns_of(part)}
+        case _:
+            return set()
 
 
 @dataclass(frozen=True)

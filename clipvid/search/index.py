@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor, nn
@@ -30,11 +29,12 @@ from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
 from clipvid.search.catalog import GONE, entry_of, stamps_of
 from clipvid.search.contents import WAIT, IndexContents
-from clipvid.search.filters import condition_of
 from clipvid.search.hits import Hits
+from clipvid.search.queries import query_vector
 from clipvid.search.rerank import reranked
 from clipvid.search.storage import READ_AS, data_config_of, read_index, read_metadata
 from clipvid.search.videos import video_records
+from clipvid.search.where import checked_filter
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
@@ -130,10 +130,8 @@ class VideoIndex(IndexContents):
         records, indexed = video_records(videos), set(self.paths)
         duplicates = [record.path for record in records if record.path in indexed]
         if duplicates and existing == "error":
-            raise ValueError(
-                f"{duplicates[0]}{f' and {len(duplicates) - 1} more' if len(duplicates) > 1 else ''} is indexed "
-                "already; set existing to skip or replace"
-            )
+            subject = f"and {len(duplicates) - 1} more are" if len(duplicates) > 1 else "is"
+            raise ValueError(f"{duplicates[0]} {subject} indexed already; set existing to skip or replace")
         if existing == "skip":
             records = [record for record in records if record.path not in indexed]
         self._new_store.check(self.kind, len(indexed.union(record.path for record in records)))  # before any embedding
@@ -191,7 +189,8 @@ class VideoIndex(IndexContents):
 
         Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
         first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
-        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py).
+        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py);
+        relative paths in it are those of the working directory. A ClipvidWarning says that no video passes it.
         Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
         similarity.
         """
@@ -204,14 +203,14 @@ class VideoIndex(IndexContents):
                 f"rerank must be 0 for a model without token-wise similarity (wti, mug or mug_simple), got {rerank}; "
                 "leave rerank out"
             )
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
         if not texts:
             return []
         if _marks_of(self.model) != self._marks:  # cheaper than a fingerprint
             self._check_model()
         config = self.data_config
         options = {"precision": config.precision, "tokens": config.tokens}
-        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), condition)
+        nearest = self._nearest(embed_texts(self.model, texts, **options).numpy(), max(k, rerank), where)
         every = [
             Hits([*reranked(sentence, hits[:rerank], self.model, config), *hits[rerank:]][:k], query=sentence)
             for sentence, hits in zip(texts, nearest, strict=True)
@@ -220,20 +219,20 @@ class VideoIndex(IndexContents):
 
     def search_video(self, path: str | Path, k: int = 5, *, where: str | None = None) -> Hits:
         """Return the `k` videos most similar to the given one, which itself comes first if it is indexed."""
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
         self._check_model()
         clip, config = VideoDataset((Record(local_path(path)),)), replace(self.data_config, unreadable="raise")
         with closing(embed_batches(self.model, clip, config)) as batches:
             (rows, _, _) = next(batches)
         assert rows is not None, "an unreadable query raises VideoError"
-        return Hits(self._nearest(unit_rows(rows, views=config.views), k, condition)[0], query=str(path))
+        return Hits(self._nearest(unit_rows(rows, views=config.views), k, where)[0], query=str(path))
 
     def search_embedding(
         self, embedding: Float[Tensor, " e"] | Float[ndarray, " e"], k: int = 5, *, where: str | None = None
     ) -> Hits:
-        """Return the `k` videos nearest to an embedding; its norm does not matter."""
-        k, condition = checks.integer("k", k, 1, advice="k is the number of hits"), condition_of(where)
-        return Hits(self._nearest(unit_rows(torch.as_tensor(embedding)[None]), k, condition)[0])
+        """Return the `k` videos nearest to an embedding of any norm; raise ValueError unless it is finite and not 0."""
+        k, where = checks.integer("k", k, 1, advice="k is the number of hits"), checked_filter(where)
+        return Hits(self._nearest(unit_rows(query_vector(embedding)[None]), k, where)[0])
 
     @classmethod
     def load(cls, folder: str | Path, model: VideoEncoder, *, root: str | Path | None = None) -> VideoIndex:

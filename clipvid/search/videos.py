@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvid.data.files import find_clips, is_clip
-from clipvid.data.paths import Paths, expand_paths, is_pattern, local_path
+from clipvid.data.paths import Paths, expand_paths
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 
@@ -19,7 +19,7 @@ from clipvid.errors import DataError
 def video_records(videos: Paths | VideoDataset) -> list[Record]:
     """Return one record per video, in the order given: of the files, of the videos below folders, or of a data set.
 
-    Paths become absolute, and duplicates are left out. Raise DataError for a single path that does not exist, a folder
+    Paths become absolute, and duplicates are left out. Raise DataError if none of the paths exists, for a folder
     without videos, a pattern without a match, an empty list, and a record that is a part of a file.
     """
     if isinstance(videos, VideoDataset):
@@ -32,11 +32,12 @@ def video_files(videos: Paths) -> list[Path]:
 
     A file without a suffix counts as a video. Duplicates are left out. Raise the errors of `video_records`.
     """
-    if isinstance(videos, str | Path) and not is_pattern(videos) and not local_path(videos).exists():
-        # A missing file in a list is skipped later, like an unreadable one.
-        raise DataError(f"{videos} does not exist; give videos, or folders of them")
     files: dict[str, Path] = {}
-    for path in expand_paths(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix):
+    paths = expand_paths(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix)
+    if not any(path.exists() for path in paths):  # one of several is skipped later, like an unreadable file
+        verb = f"and {len(paths) - 1} more do" if len(paths) > 1 else "does"
+        raise DataError(f"{paths[0]} {verb} not exist; give videos, or folders of them")
+    for path in paths:
         videos_of_path = find_clips(path, bare=True) if path.is_dir() else [path]
         if not videos_of_path:
             raise DataError(f"{path} holds no video; give a folder with files such as .mp4 or .webm")

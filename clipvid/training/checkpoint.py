@@ -27,7 +27,7 @@ ADVICE = "remove it and start again, or resume from a copy of it"
 """Advice at the end of messages about a damaged checkpoint."""
 OTHER = {
     "clips": "was trained on other clips; give the clips that it started with",
-    "origin": "was trained from {saved}, this run reads {current}; give the same source",
+    "origin": "was trained from {saved}, this run reads {current}; give the same source{option}",
     "config": "belongs to a run with another config ({changed}); choose another out, or that config",
     "base": "was trained on another base model, or on one whose frozen weights differ from earlier training; load the "
     "model it started from",
@@ -98,7 +98,11 @@ def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, 
         saved = state.get(name, DEFAULT if name.endswith("_name") else current)
         changed = _differences(saved, current) if name == "config" else ""
         if saved != current and (changed or name != "config"):
-            raise CheckpointError(f"{path} {OTHER[name].format(saved=saved, current=current, changed=changed)}")
+            caches = name == "origin" and "tap cache" in str(saved) and "tap cache" not in current
+            option = " (--cache DIR, in Python cache=)" if caches else ""
+            raise CheckpointError(
+                f"{path} {OTHER[name].format(saved=saved, current=current, changed=changed, option=option)}"
+            )
 
 
 def check_epochs(path: Path, requested: int, *, least: int, planned: int, begun: int) -> None:

@@ -36,7 +36,7 @@ from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Callback, Hooks, Logger, Loss, OptimizerFactory
-from clipvid.training.objectives import move
+from clipvid.training.objectives import move, recover
 from clipvid.training.tasks import needs_of
 from clipvid.training.trainer import Run
 
@@ -76,7 +76,7 @@ def train(
     Raises, before any clip is decoded, DataError for data that the task cannot use, CheckpointError for a checkpoint of
     another run, with each setting that differs, FileExistsError for a run that would be overwritten or that another
     process is writing, MissingExtraError without lightning-fabric, TypeError for hooks without the needed methods; and
-    after decoding, CheckpointError if the readable clips are not those of the checkpoint.
+    after decoding, CheckpointError for other readable clips than the checkpoint's, FloatingPointError if it diverges.
     """
     _check_arguments(model, train_data, val_data, config=config, out=out, cache=cache)
     config, hooks = config or TrainConfig(), Hooks(loss, optimizer, callbacks, logger)
@@ -85,8 +85,8 @@ def train(
     if cache is not None:
         replace(config, cache_taps=True)  # raises ValueError for settings that cached taps do not allow
     with nullcontext() if out is None else lock_folder(out):
-        if out is not None and not resume and (Path(out) / CHECKPOINT).exists():
-            raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
+        if out is not None and not resume:
+            _check_new(Path(out), train_data, val_data)
         fabric = _fabric(config, accelerator)
         with _seeded(config.seed, fabric.device):
             return _train(
@@ -117,6 +117,21 @@ def _check_arguments(
     checks.of_type("cache", cache, (TapCache, NoneType), must="a TapCache", advice="build it by TapCache(folder)")
     if out is not None:
         checks.path("out", out)
+
+
+def _check_new(out: Path, *parts: VideoDataset | TapStore | None) -> None:
+    """Raise FileExistsError if `out` holds a run, and ValueError if videos of the data are in it or below it.
+
+    The folders of a run would count as classes when a folder of videos is opened again.
+    """
+    if (out / CHECKPOINT).exists():
+        raise FileExistsError(f"{out} holds a training run; continue it (resume=True), or choose another out")
+    datasets = [dataset_of(part) for part in parts if part is not None]
+    folders = {record.path.parent for data in datasets for record in data if record.array is None}
+    resolved = out.resolve()
+    for folder in map(Path.resolve, folders):
+        if resolved in (folder, *folder.parents):
+            raise ValueError(f"out must be a folder without the videos of the data, got {out}; choose another out")
 
 
 def _train(
@@ -225,7 +240,17 @@ def _compiled(branch: Any, config: TrainConfig) -> Iterator[None]:
 
 
 def _fit(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
-    """Train from the run's position to the end of its last epoch."""
+    """Train from the run's position to the end of its last epoch.
+
+    Raises FloatingPointError for a run that diverges, after loading the weights of its best epoch if it has one.
+    """
+    try:
+        _fit_epochs(run, source, val_data, progress=progress)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {recover(run.objective, run.best)}") from error
+
+
+def _fit_epochs(run: Run, source: TrainBatches, val_data: VideoDataset | TapStore | None, *, progress: bool) -> None:
     with run.bar(progress) as bar, run.logger() as logger, _eval_afterwards(run.model):
         run.call("on_train_start")
         while not run.is_over():

@@ -158,6 +158,21 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameter.copy_(weights[name])
 
 
+def check_finite(weights: Mapping[str, Tensor], *, epoch: int) -> None:
+    """Raise FloatingPointError for weights that are not finite after an epoch, before they are scored or saved."""
+    wrong = next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+    if wrong is not None:
+        raise FloatingPointError(f"{wrong} is not finite after epoch {epoch}; lower lr or raise warmup")
+
+
+def recover(objective: nn.Module, best: Mapping[str, Any]) -> str:
+    """Load the weights of the best epoch of a run that diverged, if it has one; return what the model now holds."""
+    if best["state"] is None:
+        return "the model has the weights of the diverged run, so create or load it again"
+    load_weights(objective, best["state"])
+    return f"the model has its weights of epoch {best['epoch']} again"
+
+
 @torch.no_grad()
 def held_out_loss(objective: nn.Module, source: BatchSource, *, seed: int) -> float:
     """Return the mean loss in eval mode over the batches of epoch 0.

@@ -43,7 +43,7 @@ from clipvid.training.checkpoint import (
 from clipvid.training.history import TrainResult
 from clipvid.training.hooks import Hooks, Logger, TrainState
 from clipvid.training.loggers import open_logger
-from clipvid.training.objectives import held_out_loss, load_weights, make_objective, move
+from clipvid.training.objectives import check_finite, held_out_loss, load_weights, make_objective, move
 from clipvid.training.optim import make_optimizer, parameter_groups, schedule_of
 from clipvid.training.tasks import score_name
 from clipvid.training.train_batch import TrainBatch
@@ -108,7 +108,7 @@ class Run:
     def step(self, batch: TrainBatch) -> float:
         """Train on one batch and return its loss; the optimizer steps once per `accumulate_grad_batches` batches.
 
-        Raises FloatingPointError for a loss that is not finite.
+        Raises FloatingPointError for a loss that is not finite; `end_epoch` does for weights.
         """
         fraction_of_peak = float(self.schedule(self.steps / self.total_steps))
         for group in self.optimizer.param_groups:
@@ -118,7 +118,7 @@ class Run:
             value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"loss is {value} at step {self.steps} (epoch {self.epoch}); lower lr or raise warmup"
+                f"loss is {value} at step {self.steps + 1} (epoch {self.epoch + 1}); lower lr or raise warmup"
             )
         with stage("backward"):
             self.fabric.backward(loss / self.config.accumulate_grad_batches)
@@ -157,6 +157,7 @@ class Run:
         """Validate where due, and keep the best weights; in the last epoch first use the gradients that are left."""
         if is_last and self.accumulated:  # fewer batches than `accumulate_grad_batches` were left
             self._optimizer_step()
+        check_finite(self._trained(), epoch=self.epoch + 1)
         if val_data is not None and ((self.epoch + 1) % self.config.validate_every == 0 or is_last):
             with stage("validation", complete=True):  # includes the stages inside
                 entry["score"] = self._score(val_data)

@@ -20,6 +20,8 @@ CACHE_KINDS = ("auto", "bf16", "fp16", "fp32", "int8")
 CACHE_MODES = ("taps", "first_layer")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 UNREADABLE = ("raise", "skip")
+SYNONYMS = {"gpu": "cuda", "fp16": "16-mixed", "bf16": "bf16-mixed", "fp32": "32-true"}
+"""Values that a user may know by another word, which are suggested for it where an option accepts them."""
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
 """Columns of a table, which --columns maps to the names that the table uses."""
 
@@ -91,5 +93,6 @@ def _json_items(text: str) -> list[tuple[str, str]]:
 def suggestion(word: str, names: tuple[str, ...], *, prefix: str = "") -> str:
     """Return the names most similar to a word, as a suffix of a message; "" if none is similar."""
     similar = [name for name in names if name.startswith(word)] if len(word) > 2 else []
+    similar = similar or [name for name in names if name == SYNONYMS.get(word.lower())]
     similar = similar or get_close_matches(word, names, n=1 if prefix else 2)
     return f"; did you mean {' or '.join(f'{prefix}{name}' for name in similar[:3])}" if similar else ""

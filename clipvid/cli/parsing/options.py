@@ -35,6 +35,7 @@ CLIPS = Group("Reading clips", sort_key=5)
 CACHE = Group("Cache of taps", sort_key=6)
 SCORES = Group("Scores", sort_key=3)
 SEARCH = Group("Search", sort_key=3)
+CLASSES = Group("Classes", sort_key=3)
 OUTPUT = Group("Output", sort_key=8)
 RUN = Group("Run", sort_key=9)
 SECTIONS: dict[type, Group] = {

@@ -240,7 +240,8 @@ def _distinct(embeddings: Float[Tensor, "m e"], *, name: str) -> tuple[Float[Ten
         not_finite = np.flatnonzero(~np.isfinite(rows[part]).all(axis=1))
         if len(not_finite):
             raise ValueError(
-                f"the embedding of {name} {part.start + not_finite[0]} is not finite; check its video or text"
+                f"the embedding of {name} {part.start + not_finite[0]} is not finite; check its video or text, "
+                "or the model's weights"
             )
     _, group, size = np.unique(_hashes(rows), return_inverse=True, return_counts=True)
     representative, first_row = np.arange(len(rows)), {}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, get_type_hints
 
 from clipvid.config import checks
-from clipvid.registry import BRANCHES, load_plugins
+from clipvid.registry import BRANCHES, GROUP, load_plugins
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def from_config(config: Mapping[str, Any]) -> BranchOptions:
     kinds = _kinds()
     if kind not in kinds:
         raise ValueError(
-            f"unknown branch kind {kind!r}; this installation has {', '.join(kinds)}: update clipvid, or install the "
-            "package that adds it"
+            f"unknown branch kind {kind!r}; this installation has {', '.join(kinds)}: import the module that registers "
+            f"{kind!r} first, install the package that adds it (entry point {GROUP}), or update clipvid"
         )
     return choose(kinds[kind](), _typed(fields, kinds[kind]))
 

@@ -8,6 +8,7 @@ as in videos.
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -91,9 +92,11 @@ def listed(path: str | Path) -> list[Path]:
         return [Path(sniff.checked(path, backend=BACKEND))]
     files = pictures_in(Path(path))
     if not files:
-        raise VideoError(
-            path, "a folder without pictures; give a video file, or a folder of numbered pictures", backend=BACKEND
-        )
+        reason = "a folder without pictures; give a video file, or a folder of numbered pictures"
+        videos = (f for f in Path(path).iterdir() if (mimetypes.guess_type(f.name)[0] or "").startswith("video/"))
+        if video := next(videos, None):
+            reason = f'a folder of videos; give a list of its files: sorted(Path(folder).glob("*{video.suffix}"))'
+        raise VideoError(path, reason, backend=BACKEND)
     if len(files) == 1:
         return files
     numbered = {file: re.findall(r"\d+", file.stem)[-1:] for file in files}

@@ -32,6 +32,8 @@ def checked(path: str | Path, *, backend: str) -> str:
             empty = not file.read(1)
     except FileNotFoundError as error:
         remote = " (clipvid reads files; download the address first)" if re.match(r"\w+:/", str(path)) else ""
+        if re.search(r"[*?]", os.path.basename(path)):
+            remote = '; one path is one video: for several give a list, such as sorted(Path(folder).glob("*.mp4"))'
         raise VideoError(path, f"no such file{remote}", backend=backend) from error
     except (OSError, ValueError) as error:  # A permission is missing, the name is too long or contains a NUL.
         raise VideoError(
