@@ -27,7 +27,7 @@ from typing import Any
 from cells import COMMIT, machine, write_json
 from torch import Tensor
 
-from clipvid.data.files import find_clips
+from clipvid.data.files import discover
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.errors import MissingExtraError, VideoError
 from clipvid.registry import DECODERS
@@ -165,7 +165,7 @@ def main() -> None:
             print(f"no real videos in {REAL}; clips of MotionShapes are rendered instead, or give --videos FOLDER")
             source, kind = Path(folder), "rendered"
             write_dataset(source, "test", 40)
-        paths = find_clips(source)
+        paths = list(discover(source).clips)
         if not paths:
             parser.error(f"no videos in {source}; give a folder of videos")
         result = {

@@ -29,7 +29,7 @@ from torch import Tensor
 from clipvid.config.data_config import DataConfig
 from clipvid.data import motion_shapes
 from clipvid.data.batch import Batch, in_order
-from clipvid.data.files import find_clips
+from clipvid.data.files import discover
 from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.embed import embed_videos
@@ -49,7 +49,9 @@ def videos(folder: Path | None, *, limit: int, made: Path) -> VideoDataset:
     """Return the videos of a folder, or rendered clips if there is no folder."""
     if folder is None and not SHARED.is_dir():
         return motion_shapes.write_dataset(made, "test", limit + limit % 2 or 40)
-    return VideoDataset(tuple(Record(path) for path in find_clips(folder or SHARED)[: limit or None]), name="videos")
+    return VideoDataset(
+        tuple(Record(path) for path in discover(folder or SHARED).clips[: limit or None]), name="videos"
+    )
 
 
 def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:

@@ -10,12 +10,10 @@ import pytest
 from refused import refusal, usage_error
 
 from clipvid.cli import commands
-from clipvid.cli.index import _nothing_to_index
 from clipvid.cli.main import main
 from clipvid.cli.parsing.names import column_pairs
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.records import VideoDataset
 
 SHORT = ("--model", "clipvid-mini", "--data-config.frames", "2")
 COLUMNS = ("--columns", "path=video_path", "caption=text", "label=kind")
@@ -158,10 +156,3 @@ def test_every_query_of_a_file_gets_its_hits(tmp_path, capsys):
     assert main(["search", index, "--queries", str(queries), "--video", "-k", "1", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [Path(entry["hits"][0]["path"]).name for entry in content] == [Path(clip).name for clip in clips[:2]]
-
-
-def test_an_index_without_a_readable_video_says_how_to_check_them():
-    shows = "could be read; clipvid data check"
-    assert _nothing_to_index("my clips") == f"no video in my clips {shows} videos 'my clips' shows why"
-    assert _nothing_to_index(["a.mp4", "b.mp4"]) == f"no video in a.mp4, b.mp4 {shows} videos a.mp4 b.mp4 shows why"
-    assert _nothing_to_index(VideoDataset((), name="t")) == f"no video in t {shows} shows why"

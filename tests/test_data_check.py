@@ -18,6 +18,7 @@ from refused import refusal
 from clipvid.cli.main import main
 from clipvid.data.check import LOG, check
 from clipvid.data.open import open_dataset, read_dataset
+from clipvid.errors import DataError
 
 HOSTILE = Path(__file__).parents[2] / "shared" / "data" / "hostile"
 
@@ -37,16 +38,18 @@ def tree(tmp_path, write_video):
     return tmp_path
 
 
-def test_dangling_links_are_listed_as_unreadable_and_are_no_duplicates(tmp_path, write_video):
+def test_dangling_links_are_listed_as_missing_and_are_no_duplicates(tmp_path, write_video):
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", np.zeros((4, 32, 32, 3), dtype=np.uint8), fps=5)
     links = [tmp_path / "clips" / name for name in ("b.mp4", "c.mp4")]
     for link in links:
         link.symlink_to(tmp_path / "gone.mp4")
     for _ in range(2):  # the second time from the log
-        report = check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
+        report = check(read_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1)
         assert (report.expected, report.readable, report.duplicates) == (3, 1, ())
-        assert dict(report.unreadable) == {str(link): "a link to a file that does not exist" for link in links}
+        assert report.missing == tuple(map(str, links))
+    with pytest.raises(DataError, match="2 of 3 videos are missing"):
+        open_dataset("videos", tmp_path / "clips")
     shutil.copy(tmp_path / "clips" / "a.mp4", tmp_path / "gone.mp4")
     assert check(open_dataset("videos", tmp_path / "clips"), tmp_path / "out", workers=1).readable == 3
 
@@ -288,20 +291,33 @@ def test_a_script_without_a_main_guard_gets_an_error_and_no_file_is_blamed(four)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("clipvid.errors.WorkerError: worker processes ended as they started: each imports ")
     assert 'put the calls of that script under `if __name__ == "__main__":`' in last
-    assert not (four / "out" / LOG).read_text()
+    assert not (four / "out" / LOG).exists()
     assert not (four / "out" / "report.json").exists()
 
 
-def test_a_file_that_an_earlier_version_blamed_after_one_death_is_checked_again(four):
+def test_a_line_of_the_log_that_has_changed_is_not_believed(four):
     data = open_dataset("videos", four / "videos")
-    check(data, four / "out", workers=1)
+    expected = check(data, four / "out", workers=1)
     log = four / "out" / LOG
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    del lines[0]["info"]
-    lines[0]["error"] = "ended the process that decoded it"
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    again = check(data, four / "out", workers=1)
-    assert (again.probed, again.readable) == (1, 4)
+    lines = log.read_bytes().splitlines(keepends=True)
+    for change in ((b'"codec": "h264"', b'"codec": "h265"'), (b'"frames": 3', b'"frames": 9'), (b"}", b"")):
+        log.write_bytes(lines[0].replace(*change) + b"".join(lines[1:]))
+        again = check(data, four / "out", workers=1)
+        assert again.probed == 1
+        assert again.kinds == expected.kinds
+    assert check(data, four / "out", workers=1).probed == 0
+
+
+def test_a_file_that_is_replaced_within_one_tick_of_the_clock_is_checked_again(tmp_path, write_video):
+    path = tmp_path / "a.mp4"
+    for frames in (3, 5):
+        write_video(tmp_path / "other.mp4", np.zeros((frames, 16, 16, 3), dtype=np.uint8))
+        content = (tmp_path / "other.mp4").read_bytes().ljust(4096, b"\0")
+        (tmp_path / "other.mp4").unlink()
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+        report = check(open_dataset("videos", path), tmp_path / "out", workers=1)
+        assert report.probed == 1
 
 
 def test_a_file_that_took_too_long_is_checked_again_with_more_time(tmp_path, write_video):

@@ -334,6 +334,25 @@ def test_the_contrastive_loss_equals_open_clips_and_averages_the_captions_of_a_v
         matching(text[:4] @ video.T, torch.arange(4), scale=1.0)
 
 
+def test_equal_captions_are_right_for_the_videos_of_all_of_them():
+    """Compared with sums over explicit sets of right answers, in float64."""
+    captions = ["run", "jump", "run", "sit", "run", "jump"]
+    video_index = [0, 0, 1, 2, 3, 3]
+    logits = torch.randn(6, 4, dtype=torch.float64)
+    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    videos = [{v for c, v in zip(captions, video_index, strict=True) if c == caption} for caption in captions]
+    expected_rows = sum(-sum(rows[m, v] for v in right) / len(right) for m, right in enumerate(videos)) / 6
+    texts = [[m for m in range(6) if v in videos[m]] for v in range(4)]
+    expected_columns = sum(-sum(columns[m, v] for m in right) / len(right) for v, right in enumerate(texts)) / 4
+    numbers = torch.tensor([["run", "jump", "sit"].index(caption) for caption in captions])
+    index = torch.tensor(video_index)
+    loss = matching(logits, index, scale=1.0, caption_index=numbers)
+    torch.testing.assert_close(loss, (expected_rows + expected_columns) / 2)
+    assert not torch.isclose(loss, matching(logits, index, scale=1.0))
+    different = matching(logits, index, scale=1.0, caption_index=torch.tensor([3, 1, 0, 5, 2, 4]))
+    assert torch.equal(different, matching(logits, index, scale=1.0)), "without equal captions nothing changes"
+
+
 def test_labels_without_a_class_in_the_head_are_refused():
     with pytest.raises(ValueError, match="labels run from 0 to 3, the head has 3 classes"):
         classification(torch.zeros(2, 3), torch.tensor([0, 3]))

@@ -1,5 +1,7 @@
 """Objectives: mixup and label smoothing equal their formulas, retrieval uses the model's similarity."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,22 @@ def test_retrieval_compares_by_the_models_similarity(model):
     expected = matching(token_wise_model.match(token_wise_model.text_features(texts), frames), video_index, scale=5.0)
     loss = Retrieval(token_wise_model, TrainConfig(temperature=0.2))(batch)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 2])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_equal_captions_of_a_batch_are_no_negatives_of_each_other(model, as_tokens, micro_batch_size):
+    texts = ["a red circle", "a blue square", "a red circle", "a star"]
+    text = model.backbone.tokenize(texts) if as_tokens else model.encode_text(texts, normalize=True)
+    batch = make_batch(text=text, video_index=torch.arange(4))
+    config = TrainConfig(batch_size=4, micro_batch_size=micro_batch_size)
+    embeddings = model.encode_video(batch.video, normalize=True)
+    similarity = model.encode_text(texts, normalize=True) @ embeddings.T
+    scale, numbers = model.backbone.logit_scale, torch.tensor([0, 1, 0, 2])
+    expected = matching(similarity, torch.arange(4), scale=scale, caption_index=numbers)
+    torch.testing.assert_close(Retrieval(model, config)(batch), expected, atol=1e-4, rtol=1e-4)
+    negatives = Retrieval(model, replace(config, multi_positive=False))(batch)
+    torch.testing.assert_close(negatives, matching(similarity, torch.arange(4), scale=scale), atol=1e-4, rtol=1e-4)
 
 
 def test_mixup_masks_only_frames_that_are_padding_in_both_clips(model, monkeypatch):

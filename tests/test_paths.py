@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clipvid.cli.datasets import format_of
-from clipvid.cli.inference import _clips_of
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.cli.train import _check_out
 from clipvid.data.open import guess_format, open_dataset
 from clipvid.errors import DataError
-from clipvid.search.videos import video_records
 
 
 def touch(folder, *names):
@@ -93,15 +91,6 @@ def test_files_beside_the_folders_of_a_pattern_are_left_out(tmp_path, monkeypatc
     for arguments in (("folder", "parts/*"), ("parts/*",)):
         data = open_dataset(*arguments)
         assert (len(data), data.classes) == (2, ("run",))
-
-
-def test_embed_and_index_read_the_same_videos(tmp_path, monkeypatch):
-    touch(tmp_path, "deep/a.mp4", "deep/bare", "deep/notes.txt", "b.mp4")
-    monkeypatch.chdir(tmp_path)
-    clips = _clips_of(["deep", "b.mp4", "./deep/a.mp4"])
-    assert [str(record.path) for record in clips] == ["deep/a.mp4", "deep/bare", "b.mp4"]
-    records = video_records(["deep", "b.mp4", "./deep/a.mp4"])
-    assert [record.path for record in records] == [tmp_path / record.path for record in clips]
 
 
 def test_the_format_is_guessed_from_the_paths(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipvid.data.files import find_videos
+from clipvid.data.files import discover
 from clipvid.data.open import open_dataset, read_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
@@ -313,7 +313,7 @@ def test_stray_files_and_empty_classes_are_refused(tmp_path):
 def test_a_symlink_cycle_does_not_loop(tmp_path):
     touch(tmp_path, "run/a.mp4")
     (tmp_path / "run" / "again").symlink_to(tmp_path / "run", target_is_directory=True)
-    assert find_videos(tmp_path) == [tmp_path / "run" / "a.mp4"]
+    assert discover(tmp_path).clips == (tmp_path / "run" / "a.mp4",)
 
 
 # msrvtt

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from clipvid.config.data_config import DataConfig
+from clipvid.data.motion_shapes import write_dataset
+from clipvid.data.records import Record, VideoDataset
 from clipvid.evaluation.metrics import DualSoftmax, Products, retrieval_metrics, scores, tiled
+from clipvid.evaluation.retrieval import evaluate_retrieval
+from clipvid.features.embed import embed_frames, embed_videos
+from clipvid.models.factory import create_model
+from clipvid.search.index import VideoIndex
 
 
 def distinct_embeddings(*counts: int) -> list[torch.Tensor]:
@@ -80,3 +90,53 @@ def test_embeddings_that_differ_in_the_sign_of_a_zero_are_equal(uneven_products)
     video[7, 5] = -0.0
     rows = Products(text, video).rows(slice(0, 9))
     assert (rows[:, 2] == rows[:, 7]).all()
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory) -> VideoDataset:
+    """Six clips, of which the first is there three times: as a file, as a copy of it, and as a link."""
+    folder = tmp_path_factory.mktemp("copies")
+    records = [replace(record, label=None) for record in write_dataset(folder, "test", 6)]
+    shutil.copy(records[0].path, folder / "copy.mp4")
+    (folder / "link.mp4").symlink_to(records[0].path)
+    others = [Record(folder / name, records[0].captions) for name in ("copy.mp4", "link.mp4")]
+    return VideoDataset((*records[:3], others[0], *records[3:], others[1]))
+
+
+@pytest.fixture(scope="module")
+def drifting_model():
+    """A model whose embeddings depend on the batch, as they do in the last digits, and here in the second."""
+    model = create_model("clipvid-mini", branch="mean")
+
+    def drift(encode):
+        def drifted(*args, **options):
+            result = encode(*args, **options)
+            values = result[0] if isinstance(result, tuple) else result
+            noise = torch.linspace(0, 0.05, values[0].numel()).view(values[0].shape)
+            steps = torch.arange(1, len(values) + 1).view(-1, *[1] * (values.ndim - 1)) / len(values)
+            values = values + noise * steps
+            return (values, *result[1:]) if isinstance(result, tuple) else values
+
+        return drifted
+
+    for name in ("encode_video", "encode_clip"):
+        setattr(model, name, drift(getattr(model, name)))
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_clips_of_equal_content_tie_at_every_batch_size(drifting_model, copies, batch_size, tmp_path):
+    data_config = DataConfig(frames=2, precision="32-true", batch_size=batch_size)
+    video = embed_videos(drifting_model, copies, data_config).video
+    assert torch.equal(video[0], video[3])
+    assert torch.equal(video[0], video[7])
+    assert not torch.equal(video[0], video[1])
+    frames, _, _ = embed_frames(drifting_model, copies, data_config)
+    assert torch.equal(frames.embeddings[0], frames.embeddings[7])
+    result = evaluate_retrieval(drifting_model, copies, data_config)
+    assert result.per_query()["rank"].iloc[[0, 3, 7]].nunique() == 1
+    index = VideoIndex(drifting_model, data_config)
+    index.add(copies[1:4], progress=False)
+    index.add(copies, existing="skip", progress=False)
+    scores_by_name = {hit.path.name: hit.score for hit in index.search("a red circle", k=8)}
+    assert len({scores_by_name[copies[row].path.name] for row in (0, 3, 7)}) == 1

@@ -29,6 +29,7 @@ from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
+from clipvid.runtime.archive import seal_archive
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.training.batches import batch_order, open_batches
 from clipvid.training.hooks import Callback, TrainState
@@ -247,6 +248,7 @@ def test_a_checkpoint_without_its_source_of_clips_is_resumed(tower, clips, tmp_p
     settings = {name: value for name, value in json.loads(state["config"]).items() if name != "cache_views"}
     state["config"] = json.dumps(settings, sort_keys=True)  # like a checkpoint older than that setting
     torch.save({k: v for k, v in state.items() if k not in ("origin", "readable")}, tmp_path / "checkpoint.pt")
+    seal_archive(tmp_path / "checkpoint.pt")
     assert train(fresh(tower), clips, None, config(epochs=1), resume=True, **run).best_epoch == 1
 
 

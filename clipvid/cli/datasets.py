@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import DataOptions
-from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
+from clipvid.data.files import (
+    describe_left_out,
+    has_videos,
+    is_clip,
+    is_source,
+    is_table,
+    is_video,
+    subfolders,
+    tables_in,
+)
 from clipvid.data.paths import expand_paths
 from clipvid.errors import DataError, UsageError
 from clipvid.registry import PROTOCOLS
@@ -67,22 +77,41 @@ def _check_protocol(sources: Sources, name: str, split: str | None) -> None:
 
 
 def videos_of(words: Sequence[str], data: DataOptions) -> Any:
-    """Return the paths of videos that the words name, or a data set if they name tables or `data` has an option."""
+    """Return the data set of the videos that the words name, or of the tables that they name or `data` is about.
+
+    Links to files that do not exist are among the videos that were found in a folder: reading them gives the error.
+    """
     if data == DataOptions():
         sources = sources_of(words)
         paths = [Path(path) for path in ([sources] if isinstance(sources, str) else sources)]
         if not any(is_table(path) and path.is_file() for path in paths):
             _check_videos([path for path in paths if path.is_dir()])
-            return sources
+            return _with_dangling(sources)
     else:
         sources = data_of(words, data, default_format="videos")
     return named_data(sources, data, default_format="videos")
 
 
+def _with_dangling(sources: Sources) -> Any:
+    """Return the data set of files and folders of videos, links to files that do not exist included."""
+    from clipvid.data.open import read_dataset
+    from clipvid.data.records import Record
+
+    videos = read_dataset("videos", sources)
+    _note_left_out(videos)
+    return replace(videos, records=(*videos.records, *map(Record, videos.missing)), missing=())
+
+
+def _note_left_out(data: Any) -> None:
+    """Print a note on the files and folders that are not read, if there are any."""
+    if data.left_out:
+        print(f"note: {data.name}: {describe_left_out(data.left_out)}", file=sys.stderr)
+
+
 def _check_videos(folders: Sequence[Path]) -> None:
     """Raise DataError for a folder without videos that holds a table."""
     for folder in folders:
-        if (tables := tables_in(folder)) and not find_clips(folder, bare=True):
+        if (tables := tables_in(folder)) and not has_videos(folder):
             raise DataError(f"{folder} holds no video; give --format csv to read {tables[0].name}")
 
 
@@ -105,7 +134,9 @@ def named_data(sources: Sources, data: DataOptions, *, default_format: str = "fo
         "allow_missing": data.allow_missing,
         "columns": data.column_names() if format == "csv" else None,
     }
-    return open_dataset(format, sources, **(options | changes))
+    opened = open_dataset(format, sources, **(options | changes))
+    _note_left_out(opened)
+    return opened
 
 
 def _are_tables(sources: Sources) -> bool:

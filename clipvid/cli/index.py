@@ -7,7 +7,6 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -211,18 +210,10 @@ def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> 
         index.add(videos, data_config, existing="skip")
     if not len(index):
         outputs.show_unreadable(index.skipped)
-        raise ValueError(_nothing_to_index(videos))
+        raise ValueError(f"no video in {videos.name} could be read; clipvid data check shows why")
     added = f" ({len(index) - before} added)" if before else ""
     print(f"{pluralize(len(index), 'video')} in {out}{added}")
     outputs.show_unreadable(index.skipped)
-
-
-def _nothing_to_index(videos: Any) -> str:
-    """Return the message for sources of which no video can be read."""
-    if not isinstance(videos, str | list):
-        return f"no video in {videos.name} could be read; clipvid data check shows why"
-    names = [videos] if isinstance(videos, str) else videos
-    return f"no video in {', '.join(names)} could be read; clipvid data check videos {shlex.join(names)} shows why"
 
 
 def _check_index_folder(out: Path, *, exists: bool) -> None:

@@ -72,10 +72,9 @@ def embed(
     from clipvid.runtime.files import atomic_file, write_tensors
 
     tap_cache = arguments.named_cache(cache)
-    clips = _clips_of(videos)
     video_model, resolved_config = _model_and_config(model, data_config, run.device)
     with outputs.profiled_to(profile_file, enabled=run.profile):
-        clips = arguments.cached_clips(video_model, clips, resolved_config, tap_cache)
+        clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
     metadata = {
         "model": arguments.model_note(model.model, model.pretrained)["model"],
@@ -145,7 +144,7 @@ def predict(
     resolved_config = replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
     with outputs.json_printed(json) as print_json:
         with outputs.profiled_to(profile, enabled=run.profile):
-            embedded = embed_videos(video_model, _clips_of(videos), resolved_config, progress=True)
+            embedded = embed_videos(video_model, videos, resolved_config, progress=True)
             paths = [str(record.path) for record in embedded.data]
             predictions = predict_embeddings(video_model, embedded.video, paths, class_names, top=top, **templates)
         print_json(_listed(predictions, embedded.unreadable))
@@ -186,16 +185,6 @@ def _model_and_config(model: ModelOptions, data_config: Mapping[str, Any], devic
     """Return the model and its data config with the given fields replaced, which skips and lists unreadable files."""
     video_model = arguments.named_model(model.model, model.pretrained, device=device, default_branch="mean")
     return video_model, replace(arguments.named_data_config(video_model, data_config), unreadable="skip")
-
-
-def _clips_of(videos: Any) -> Any:
-    """Return a data set of the videos that are named by their paths; a data set as it is."""
-    from clipvid.data.records import Record, VideoDataset
-    from clipvid.search.videos import video_files
-
-    if isinstance(videos, VideoDataset):
-        return videos
-    return VideoDataset(tuple(Record(path) for path in video_files(videos)), name="videos")
 
 
 def _times_of(data: Any) -> dict[str, list[float | None]]:

@@ -99,6 +99,8 @@ class TrainConfig:
     """Temperature of the contrastive loss; None uses the base model's."""
     learn_temperature: bool = False
     """Train the temperature too, starting from its initial value."""
+    multi_positive: bool = True
+    """Count a caption as right for every video of its batch that has an equal caption, not as its negative."""
     label_smoothing: float = 0.0
     """Label smoothing s: targets are (1 - s) y + s / C."""
     classifier: Literal["linear", "text"] = "linear"

@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.data.content import content_hash
-from clipvid.data.probe_file import probe_file, stamp_of
+from clipvid.data.probe_file import probe_file, probe_stamp
+from clipvid.data.probe_log import ProbeLog
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.names import show
 from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
 
 LOG, REPORT = "probes.jsonl", "report.json"
 LOADS = ("clipvid.video.decode",)
 FATAL = "ended the process that decoded it, twice"
-ONCE = "ended the process that decoded it"
-"""Error logged by earlier versions after a single death, perhaps of another cause; such a file is decoded again."""
 SHOWN = 10
 """Number of files that the summary lists per section before it only counts the rest."""
 
@@ -54,6 +54,8 @@ class Report:
     """Path -> why the file is suspicious."""
     captions: Mapping[str, str]
     """Path -> why its captions are suspicious."""
+    left_out: Mapping[str, str]
+    """Path of a file or folder that is not read -> reason."""
     kinds: Mapping[str, int]
     """Codec, or "unreadable" -> number of files."""
     probed: int
@@ -92,9 +94,10 @@ class Report:
         lines += _section("unreadable", list(self.unreadable.items()))
         lines += _section("suspicious", list(self.suspicious.items()))
         lines += _section("captions", list(self.captions.items()))
+        lines += _section("left out", list(self.left_out.items()))
         lines += _section(
             "duplicates",
-            [(duplicates[0], "same content as " + ", ".join(duplicates[1:])) for duplicates in self.duplicates],
+            [(paths[0], f"same content as {_several(paths[1:])}") for paths in self.duplicates],
         )
         return "\n".join(lines)
 
@@ -138,8 +141,8 @@ def check(
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     paths = sorted({record.path for record in data})
-    outcomes = dict(_logged(out / LOG))
-    stale = [path for path in paths if _stale(path, outcomes.get(str(path), {}), limit=limit)]
+    log = ProbeLog(out / LOG)
+    stale = [path for path in paths if not log.is_current(path, probe_stamp(path), limit=limit)]
     workers = min(workers or os.cpu_count() or 1, len(stale))
     bar = progress_bar(
         len(paths),
@@ -150,14 +153,12 @@ def check(
         # Processes take seconds to start.
         postfix=f"starting {workers} {'worker' if workers == 1 else 'workers'}" if stale else None,
     )
-    with bar, (out / LOG).open("a", encoding="utf-8") as log:
+    with bar:
         for outcome in _probed(stale, workers=workers, limit=limit):
-            log.write(json.dumps(outcome) + "\n")
-            log.flush()
-            outcomes[outcome["path"]] = outcome
+            log.add(outcome)
             bar.set_postfix_str("", refresh=False)
             bar.update()
-    current = {str(path): outcomes[str(path)] for path in paths}
+    current = {str(path): log.outcomes[str(path)] for path in paths}
     report = _report(data, current, probed=len(stale), seconds=time.perf_counter() - start, longest=longest)
     report = replace(report, root=resolved_root)
     with atomic_file(out / REPORT) as draft:
@@ -200,11 +201,6 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
         )
 
 
-def _stale(path: Path, outcome: Mapping[str, Any], *, limit: int | float) -> bool:
-    """Return True if the file changed since its outcome was logged, or timed out under a shorter limit."""
-    return outcome.get("stamp") != stamp_of(path) or outcome.get("limit", limit) < limit or outcome.get("error") == ONCE
-
-
 def _report(
     data: VideoDataset, outcomes: Mapping[str, Mapping[str, Any]], *, probed: int, seconds: float, longest: int | None
 ) -> Report:
@@ -237,6 +233,7 @@ def _report(
         duplicates=tuple(tuple(paths) for paths in by_content.values() if len(paths) > 1),
         suspicious=suspicious,
         captions=captions,
+        left_out={str(path): reason for path, reason in data.left_out},
         kinds=kinds,
         probed=probed,
         seconds=seconds,
@@ -305,19 +302,13 @@ def _probe_alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any
             continue
         finally:
             pool.shutdown(cancel_futures=True)
-    return {"path": str(path), "stamp": stamp_of(path), "content": content_hash(path), "error": FATAL}
+    return {"path": str(path), "stamp": probe_stamp(path), "content": content_hash(path), "error": FATAL}
 
 
-def _logged(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, outcome) from the log of earlier runs, without lines that were cut off."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            outcome = json.loads(line)
-            yield outcome["path"], outcome
-        except (ValueError, KeyError, TypeError):
-            continue
+def _several(paths: Sequence[str]) -> str:
+    """Return the first paths, and the number of the others."""
+    others = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(show, paths[:SHOWN])) + others
 
 
 def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:
@@ -325,5 +316,5 @@ def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:
     if not entries:
         return []
     lines = [f"{kind}: {len(entries)}"]
-    lines += [f"  {path}" + (f": {reason}" if reason else "") for path, reason in entries[:SHOWN]]
+    lines += [f"  {show(path)}" + (f": {reason}" if reason else "") for path, reason in entries[:SHOWN]]
     return lines + ([f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else [])

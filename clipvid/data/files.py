@@ -1,14 +1,20 @@
 """Discovery of clips and tables on disk: the suffixes of their files and the search through folders.
 
-Contract: results are sorted, hence the same on every machine; hidden files and folders are skipped.
-Imports nothing heavy. Knows nothing of annotations or of the content of videos.
+Contract: a folder in, sorted paths out, hence the same on every machine, with everything else and why it is left out.
+All commands find files by `discover`. Imports nothing heavy, and opens only files without a suffix. Knows nothing of
+annotations.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from clipvid.runtime.names import show
+from clipvid.video.container.sniff import begins_like_video
 from clipvid.video.picture_files import SUFFIXES, pictures_in
 
 # fmt: off
@@ -47,39 +53,135 @@ def is_source(path: Path) -> bool:
     return path.is_dir() or is_table(path) or is_clip(path)
 
 
-def find_videos(folder: Path, *, bare: bool = False) -> list[Path]:
-    """Return every video below `folder`, sorted; `bare` adds files without a suffix. Follow each link once."""
-    videos: list[Path] = []
-    entered = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:  # a link back to an ancestor
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = (Path(parent, name) for name in names if not name.startswith("."))
-        videos += [path for path in files if is_video(path) or (bare and not path.suffix)]
-    return sorted(videos)
+class LeftOut(NamedTuple):
+    """A file or folder that is not read, with the reason."""
+
+    path: Path
+    reason: str
 
 
-def find_clips(folder: Path, *, bare: bool = False) -> list[Path]:
-    """Return every video below `folder`, sorted, or the picture clips below it if there is no video.
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds; every file below it is in one of the three, those of a clip or a skipped folder with it."""
 
-    A sub-folder that holds pictures and no deeper clips is one clip; any other picture is a clip of one frame.
+    clips: tuple[Path, ...] = ()
+    """Videos, sorted; without any video, pictures and folders of pictures."""
+    dangling: tuple[Path, ...] = ()
+    """Links with the name of a video that lead to no file."""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def discover(folder: Path, *, deep: bool = True) -> Found:
+    """Return the clips below a folder, at any depth unless not `deep`, and all that is left out, with reasons.
+
+    Videos are the regular files with the suffix of a video, and those without a suffix that begin like one. If there
+    is none, a sub-folder that holds pictures and no deeper clips is one clip, and any other picture is a clip of one
+    frame. Names that begin with a dot are left out. A linked folder is entered once.
     """
-    return find_videos(folder, bare=bare) or sorted(_picture_clips(folder, entered=set()))
+    tree = _Tree()
+    tree.walk(folder, deep=deep)
+    if tree.videos or tree.dangling:
+        left_out = [*tree.left_out, *_beside_videos(folder, tree)]
+        return Found(tuple(sorted(tree.videos)), tuple(sorted(tree.dangling)), tuple(sorted(left_out)))
+    return Found(tuple(sorted(_picture_clips(folder, tree))), (), tuple(sorted(tree.left_out)))
 
 
-def _picture_clips(folder: Path, *, entered: set[str]) -> list[Path]:
-    is_top = not entered
-    real = os.path.realpath(folder)
-    if real in entered:  # a link back to an ancestor
-        return []
-    entered.add(real)
-    deeper = [clip for child in subfolders(folder) for clip in _picture_clips(child, entered=entered)]
-    pictures = pictures_in(folder)
-    return [folder] if pictures and not deeper and not is_top else [*pictures, *deeper]
+def has_videos(folder: Path) -> bool:
+    """Return True if there is anything below a folder that `discover` finds."""
+    found = discover(folder)
+    return bool(found.clips or found.dangling)
+
+
+@dataclass
+class _Tree:
+    """The files below a folder, by kind; pictures by their folder."""
+
+    videos: list[Path] = field(default_factory=list)
+    dangling: list[Path] = field(default_factory=list)
+    pictures: dict[Path, list[Path]] = field(default_factory=dict)
+    children: dict[Path, list[Path]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    entered: set[str] = field(default_factory=set)
+
+    def walk(self, folder: Path, *, deep: bool) -> None:
+        """Add everything below a folder, or with `deep` False what is directly in it."""
+        folders = [folder]
+        while folders:
+            current = folders.pop()
+            real = os.path.realpath(current)
+            if real in self.entered:
+                self.left_out.append(LeftOut(current, "a link to a folder that is read already"))
+                continue
+            self.entered.add(real)
+            try:
+                with os.scandir(current) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                self.left_out.append(LeftOut(current, f"cannot be opened: {(error.strerror or 'error').lower()}"))
+                continue
+            below = [path for entry in listed if (path := self._add(entry, current)) is not None]
+            if deep:
+                self.children[current] = below
+                folders += reversed(below)
+
+    def _add(self, entry: os.DirEntry[str], folder: Path) -> Path | None:
+        """Add a file by its kind; return the path of a folder that is to be entered."""
+        path, is_link = folder / entry.name, entry.is_symlink()
+        if entry.name.startswith("."):
+            self.left_out.append(LeftOut(path, "hidden"))
+        elif entry.is_dir(follow_symlinks=False) or (is_link and os.path.isdir(path)):
+            return path
+        elif not is_clip(path) and path.suffix:
+            self.left_out.append(LeftOut(path, f"{path.suffix.lower()} is not the suffix of a video"))
+        elif is_link and not path.exists():
+            if is_video(path):
+                self.dangling.append(path)
+            else:
+                self.left_out.append(LeftOut(path, "a link to a file that does not exist"))
+        elif not (entry.is_file(follow_symlinks=False) or (is_link and os.path.isfile(path))):
+            self.left_out.append(LeftOut(path, "not a regular file (a pipe, a device or a socket)"))
+        elif is_video(path):
+            self.videos.append(path)
+        elif path.suffix:
+            self.pictures.setdefault(folder, []).append(path)
+        elif begins_like_video(path):
+            self.videos.append(path)
+        else:
+            self.left_out.append(LeftOut(path, "no suffix, and it does not begin like a video"))
+        return None
+
+
+def _beside_videos(top: Path, tree: _Tree) -> Iterator[LeftOut]:
+    """Yield the pictures of a tree that holds videos; those of a folder with no video below it together."""
+    with_videos = {folder for video in (*tree.videos, *tree.dangling) for folder in video.parents}
+    for folder, pictures in tree.pictures.items():
+        if folder == top or folder in with_videos:
+            yield from (LeftOut(path, "a picture beside videos") for path in pictures)
+        else:
+            yield LeftOut(folder, "a folder of pictures beside videos")
+
+
+def _picture_clips(top: Path, tree: _Tree) -> list[Path]:
+    """Return the picture clips of a tree without videos."""
+
+    def clips_of(folder: Path) -> list[Path]:
+        deeper = [clip for child in tree.children.get(folder, ()) for clip in clips_of(child)]
+        pictures = tree.pictures.get(folder, [])
+        return [folder] if pictures and not deeper and folder != top else [*pictures, *deeper]
+
+    return clips_of(top)
+
+
+def describe_left_out(left_out: Sequence[LeftOut]) -> str:
+    """Return one line on what was left out: the number of files for each reason, with the first of them."""
+    groups: dict[str, list[Path]] = {}
+    for path, reason in left_out:
+        groups.setdefault(reason, []).append(path)
+    parts = [
+        f"{show(paths[0])}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''} ({reason})"
+        for reason, paths in groups.items()
+    ]
+    return f"left out: {', '.join(parts)}"
 
 
 def clip_exists(path: Path) -> bool:

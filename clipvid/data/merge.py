@@ -39,6 +39,7 @@ def merge_datasets(parts: Sequence[VideoDataset], *, classes: Sequence[str] | No
         classes=names,
         name=f"{first.name} and {len(parts) - 1} more",
         missing=tuple(dict.fromkeys(path for part in parts for path in part.missing)),
+        left_out=tuple(dict.fromkeys(entry for part in parts for entry in part.left_out)),
         source=next((part.source for part in parts if part.source is not None), None),
     )
 

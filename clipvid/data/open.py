@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.config import checks
+from clipvid.data.files import (
+    Found,
+    LeftOut,
+    describe_left_out,
+    discover,
+    is_clip,
+    is_source,
+    is_table,
+    subfolders,
+    tables_in,
+)
 from clipvid.data.files import advice_on_root as advice_on_root
-from clipvid.data.files import find_clips, is_clip, is_source, is_table, is_video, subfolders, tables_in
 from clipvid.data.formats.protocol_reader import open_protocol
 from clipvid.data.merge import merge_datasets
 from clipvid.data.paths import Paths, expand_paths, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 from clipvid.registry import PROTOCOLS, READERS, load_plugins
+from clipvid.video.picture_files import SUFFIXES as PICTURE_SUFFIXES
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -192,12 +203,10 @@ def read_folder(
         splits = ", ".join(path.name for path in subfolders(root)) if root.is_dir() else ""
         raise DataError(f"{folder} is not a folder" + (f"; below {root} are {splits}" if splits else ""))
     name = f"{root.name}:{split}" if split else root.name
-    loose = sorted(path for path in folder.iterdir() if is_video(path) and path.is_file() and path.name[0] != ".")
-    groups = {path.name: find_clips(path) for path in subfolders(folder)}
-    if not loose and not any(groups.values()):
-        raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
+    loose = discover(folder, deep=False)
+    groups = {path.name: discover(path) for path in subfolders(folder)}
     if not groups:
-        return VideoDataset(tuple(Record(path) for path in loose), name=name)
+        return _unlabelled(loose, folder, name)
     _check_groups(folder, loose=loose, groups=groups)
     names = tuple(sorted(groups) if classes is None else classes)
     label_by_name = {class_name: index for index, class_name in enumerate(names)}
@@ -206,8 +215,24 @@ def read_folder(
         raise DataError(
             f"{folder / unknown[0]} is none of the {len(names)} given classes; move it away, or add it to classes"
         )
-    records = [Record(path, label=label_by_name[class_name]) for class_name, paths in groups.items() for path in paths]
-    return VideoDataset(tuple(records), names, name)
+    records = [Record(path, label=label_by_name[key]) for key, found in groups.items() for path in found.clips]
+    beside = [LeftOut(path, "a picture beside class folders") for path in loose.clips]
+    return VideoDataset(
+        tuple(records),
+        names,
+        name,
+        missing=tuple(path for found in groups.values() for path in found.dangling),
+        left_out=(*beside, *loose.left_out, *(entry for found in groups.values() for entry in found.left_out)),
+    )
+
+
+def _unlabelled(found: Found, folder: Path, name: str) -> VideoDataset:
+    """Return the clips found in a folder as a data set without labels; raise DataError if there is none."""
+    if not found.clips and not found.dangling:
+        note = f"; {describe_left_out(found.left_out)}" if found.left_out else ""
+        raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm{note}")
+    records = tuple(Record(path) for path in found.clips)
+    return VideoDataset(records, name=name, missing=found.dangling, left_out=found.left_out)
 
 
 def read_videos(
@@ -219,7 +244,7 @@ def read_videos(
     allow_missing: bool,
     check_files: bool,
 ) -> VideoDataset:
-    """Read every video below a folder, at any depth, or a single video, as clips without captions or labels.
+    """Read every video below a folder, at any depth, or a file of any suffix, as clips without captions or labels.
 
     Self-supervision and search need no more. `split` is a folder in `root`.
     """
@@ -227,18 +252,19 @@ def read_videos(
     if annotations is not None or classes:
         raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
     folder = root / split if split else root
-    paths = find_clips(folder) if folder.is_dir() else [folder] if folder.is_file() and is_clip(folder) else []
-    if not paths:
-        raise DataError(f"{folder} holds no video; expected a folder with files such as .mp4 or .webm, at any depth")
-    return VideoDataset(tuple(Record(path) for path in paths), name=f"{root.name}:{split}" if split else root.name)
+    found = discover(folder) if folder.is_dir() else Found((folder,) if folder.exists() else ())
+    return _unlabelled(found, folder, f"{root.name}:{split}" if split else root.name)
 
 
-def _check_groups(folder: Path, *, loose: Sequence[Path], groups: dict[str, list[Path]]) -> None:
+def _check_groups(folder: Path, *, loose: Found, groups: Mapping[str, Found]) -> None:
     """Raise DataError for loose videos beside classes, splits instead of classes, and empty classes."""
-    if loose:
-        raise DataError(f"{folder} holds class folders, but also {loose[0].name} beside them; move it into a class")
+    videos = [path for path in (*loose.clips, *loose.dangling) if path.suffix.lower() not in PICTURE_SUFFIXES]
+    if not videos and not any(found.clips or found.dangling for found in groups.values()):
+        raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
+    if videos:
+        raise DataError(f"{folder} holds class folders, but also {videos[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
         raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; give one as split=NAME")
-    empty = [name for name, paths in groups.items() if not paths]
+    empty = [name for name, found in groups.items() if not found.clips and not found.dangling]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")

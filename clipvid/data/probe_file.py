@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.content import content_hash
-from clipvid.data.files import files_of
+from clipvid.data.content import Stamp, content_hash, stamp_of
 from clipvid.errors import DataError, VideoError
 
 DANGLING = "a link to a file that does not exist"
@@ -23,8 +22,8 @@ def probe_file(path: Path, limit: int | float) -> dict[str, Any]:
     from clipvid.video.decode import probe
 
     if is_dangling(path):
-        return {"path": str(path), "stamp": stamp_of(path), "content": f"link {path}", "error": DANGLING}
-    outcome: dict[str, Any] = {"path": str(path), "stamp": stamp_of(path), "content": content_hash(path)}
+        return {"path": str(path), "stamp": probe_stamp(path), "content": f"link {path}", "error": DANGLING}
+    outcome: dict[str, Any] = {"path": str(path), "stamp": probe_stamp(path), "content": content_hash(path)}
     try:
         with _limited(limit):
             info = asdict(probe(path))
@@ -63,15 +62,14 @@ def is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def stamp_of(path: Path) -> list[int]:
-    """Return the size and modification time of a clip; a file with the logged ones is not decoded again.
+def probe_stamp(path: Path) -> Stamp:
+    """Return the stamp of a clip; that of a link to a file that does not exist is all zeros.
 
-    Those of a link to a file that does not exist are [0, 0].
+    Raises DataError for a clip that was removed.
     """
     if is_dangling(path):
-        return [0, 0]
+        return (0, 0, 0, 0, 0)
     try:
-        stats = [file.stat() for file in files_of(path)]
+        return stamp_of(path)
     except OSError as error:
         raise DataError(f"{path} was removed after the data set was opened; run the check again") from error
-    return [sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast, overload
 
 from clipvid.config import checks
 from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
-from clipvid.data.files import advice_on_root
+from clipvid.data.files import LeftOut, advice_on_root
 from clipvid.data.labels import class_names, label_index
 from clipvid.data.paths import local_path
 from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
@@ -46,6 +46,8 @@ class VideoDataset:
     protocol_spec: ProtocolSpec = NO_PROTOCOL
     source: Path | None = None
     """File that lists the videos, or the first of several; None for a folder read without a list."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files and folders that are not read, with reasons, of a data set that was found in a folder."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", _checked_records(self.records))
@@ -176,6 +178,8 @@ class VideoDataset:
             parts.append(pluralize(len(self.classes), "class"))
         if self.missing:
             parts.append(f"{len(self.missing)} missing")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out")
         return f"VideoDataset({self.name!r}: {', '.join(parts)})"
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
+from clipvid.data.equal_clips import first_of_equals
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, NoVideoError, VideoError
 from clipvid.features.encode import (
@@ -65,6 +66,9 @@ def embed_videos(
 ) -> VideoEmbeddings:
     """Embed every clip in all its views, decoding as it goes or reading cached taps.
 
+    Clips of equal content get the embedding of the first, bit for bit: what is computed for a clip depends on the other
+    clips of its batch in the last digits, and would break ties by accident.
+
     `complete` is for metrics: raise DataError if a protocol's video cannot be read, unless it was opened with
     allow_missing.
     """
@@ -76,7 +80,8 @@ def embed_videos(
         complete=complete,
         progress=progress,
     )
-    return VideoEmbeddings(torch.cat(batches).unflatten(0, (len(clips), -1)), clips, unreadable)  # (n, V, E)
+    views = torch.cat(batches).unflatten(0, (len(clips), -1))  # (n, V, E)
+    return VideoEmbeddings(views[first_of_equals(clips.records)], clips, unreadable)
 
 
 def embed_frames(
@@ -92,7 +97,8 @@ def embed_frames(
     batches, clips, unreadable = _encode_clips(
         model, data, resolve_data_config(model, data, data_config), encode, complete=True, progress=progress
     )
-    embeddings, masks = (torch.cat(part).unflatten(0, (len(clips), -1)) for part in zip(*batches, strict=True))
+    first = first_of_equals(clips.records)
+    embeddings, masks = (torch.cat(part).unflatten(0, (len(clips), -1))[first] for part in zip(*batches, strict=True))
     return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), clips, unreadable
 
 

@@ -7,7 +7,7 @@ or gone since is noticed. Changed by one thread at a time: VideoIndex holds the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Catalog:
         self.root = root
         self.entries: dict[Path, Entry] = {}
         self.skipped: dict[Path, VideoError] = {}
+        self._paths_by_content: dict[str, dict[Path, None]] = {}
 
     @classmethod
     def of(cls, metadata: IndexMetadata, folder: Path, root: str | Path | None) -> Catalog:
@@ -48,7 +49,7 @@ class Catalog:
         catalog = cls(root_of(metadata, folder, root))
         for video in metadata.videos:
             path = Path(video.path) if video.array else catalog.path_of(video.path)
-            catalog.entries[path] = Entry(video.content, video.stamp)
+            catalog.add(path, Entry(video.content, video.stamp))
             if video.content and video.stamp is not None:
                 remember(video.stamp, video.content)
         for name, reason, backend in metadata.skipped:
@@ -78,13 +79,25 @@ class Catalog:
 
     def add(self, path: Path, entry: Entry) -> None:
         """Append a video, which is no longer skipped."""
-        self.entries.pop(path, None)
+        self.remove([path])
         self.entries[path] = entry
         self.skipped.pop(path, None)
+        if entry.content:
+            self._paths_by_content.setdefault(entry.content, {})[path] = None
 
     def remove(self, paths: Iterable[Path]) -> list[Path]:
         """Remove these videos, and return those that there were."""
-        return [path for path in paths if self.entries.pop(path, None) is not None]
+        removed = [path for path in paths if path in self.entries]
+        for path in removed:
+            content = self.entries.pop(path).content
+            if content:
+                self._paths_by_content[content].pop(path)
+        return removed
+
+    def equal_to(self, content: str, *, without: Collection[Path]) -> str | None:
+        """Return the id of a video with this content that is not among some paths; None if there is none."""
+        equal = (path for path in self._paths_by_content.get(content, ()) if path not in without)
+        return next(map(self.id_of, equal), None)
 
     def value_of(self, value: Value) -> Value:
         """Return what the store's column path has for a path in a filter.

@@ -165,6 +165,27 @@ class IndexContents(IndexTable):
             for path in paths:
                 self._catalog.add(path, entries.get(path, Entry()))
 
+    def _as_equals(
+        self, paths: Sequence[Path], embeddings: Float32[ndarray, "b e"], entries: Mapping[Path, Entry]
+    ) -> Float32[ndarray, "b e"]:
+        """Return the embeddings, those of copies of one file replaced by the first, so that copies tie exactly.
+
+        What is computed for a clip depends on the other clips of its batch in the last digits.
+        """
+        first: dict[str, ndarray] = {}
+        result = embeddings.copy()
+        with self._lock.shared():
+            for row, path in enumerate(paths):
+                content = entries[path].content if path in entries else None
+                if not content:
+                    continue
+                if content not in first:
+                    equal = self._catalog.equal_to(content, without=paths)
+                    indexed = None if equal is None or self._vectors is None else self._vectors.get([equal])[0][0]
+                    first[content] = embeddings[row] if indexed is None else indexed
+                result[row] = first[content]
+        return result
+
     def _labels(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Return the labels of those of these videos that have one."""
         indexed = [path for path in paths if path in self._catalog.entries]

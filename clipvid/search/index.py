@@ -152,7 +152,8 @@ class VideoIndex(IndexContents):
                 if rows is not None:
                     paths = [records[position].path for position in positions]
                     entries = {path: entry_of(path, before[path]) for path in paths if path in before}
-                    self._put(paths, unit_rows(rows, views=data_config.views), entries=entries, labels=labels)
+                    vectors = self._as_equals(paths, unit_rows(rows, views=data_config.views), entries)
+                    self._put(paths, vectors, entries=entries, labels=labels)
                 self._save_on_the_way()
         with self._changing.exclusive(), self._lock.exclusive():
             if self._vectors is not None:

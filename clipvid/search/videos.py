@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipvid.data.files import find_clips, is_clip
+from clipvid.data.files import discover, is_clip
 from clipvid.data.paths import Paths, expand_paths
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
@@ -30,7 +30,8 @@ def video_records(videos: Paths | VideoDataset) -> list[Record]:
 def video_files(videos: Paths) -> list[Path]:
     """Return one path per video, in the order given and written as it was: files, and the videos below folders.
 
-    A file without a suffix counts as a video. Duplicates are left out. Raise the errors of `video_records`.
+    A file that is named counts as a video, whatever its suffix. Duplicates are left out. Raise the errors of
+    `video_records`.
     """
     files: dict[str, Path] = {}
     paths = expand_paths(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix)
@@ -38,12 +39,17 @@ def video_files(videos: Paths) -> list[Path]:
         verb = f"and {len(paths) - 1} more do" if len(paths) > 1 else "does"
         raise DataError(f"{paths[0]} {verb} not exist; give videos, or folders of them")
     for path in paths:
-        videos_of_path = find_clips(path, bare=True) if path.is_dir() else [path]
-        if not videos_of_path:
-            raise DataError(f"{path} holds no video; give a folder with files such as .mp4 or .webm")
-        for file in videos_of_path:
+        for file in _videos_below(path) if path.is_dir() else [path]:
             files.setdefault(os.path.abspath(file), file)
     return list(files.values())
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    """Return the clips below a folder, links to files that do not exist among them: they are listed as skipped."""
+    found = discover(folder)
+    if not found.clips and not found.dangling:
+        raise DataError(f"{folder} holds no video; give a folder with files such as .mp4 or .webm")
+    return sorted((*found.clips, *found.dangling))
 
 
 def _complete_records(data: VideoDataset) -> list[Record]:

@@ -259,7 +259,7 @@ def _fit_epochs(run: Run, source: TrainBatches, val_data: VideoDataset | TapStor
                 for batch in batches:
                     loss = run.step(batch)
                     bar.update(run.steps - bar.n)
-                    bar.set_postfix(loss=f"{loss:.3f}", epoch=run.epoch + 1)
+                    bar.set_postfix_str(f"epoch={run.epoch + 1}, loss={loss:.3f}", refresh=False)
                     logger.log({"loss": loss, "lr": run.lr}, run.steps)
                     if run.is_stopped:
                         break

@@ -14,7 +14,11 @@ from torch import Tensor
 
 
 def matching(
-    similarity: Float[Tensor, "m b"], video_index: Int[Tensor, "m"], *, scale: float | Tensor
+    similarity: Float[Tensor, "m b"],
+    video_index: Int[Tensor, "m"],
+    *,
+    scale: float | Tensor,
+    caption_index: Int[Tensor, "m"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the symmetric NCE over similarities of captions (rows) and videos; caption m is of video video_index[m].
 
@@ -22,6 +26,10 @@ def matching(
     CLIP4Clip (the STAN release takes their sum: twice this). With several captions per video, each caption is a
     separate query; from video to text, the negative log probability is averaged over a video's captions (as in
     supervised contrastive learning, Khosla et al. 2020, eq. 2).
+
+    Equal numbers (from 0) in `caption_index` stand for equal captions, which are right for the videos of all of them: the
+    negative log probability is then averaged over a query's right videos, or captions, in both directions. Without it,
+    equal captions of two videos are negatives of each other.
 
     Raises ValueError when a video of the batch has no caption, because it then has no positive.
     """
@@ -32,12 +40,26 @@ def matching(
         raise ValueError(
             f"video {int(captions.argmin())} of the batch has no caption; retrieval needs at least one per video"
         )
+    if caption_index is not None and int(torch.bincount(caption_index).max()) > 1:
+        return _multi_positive(logits, video_index, caption_index)
     text_to_video = F.cross_entropy(logits, video_index)
     log_probability = logits.log_softmax(dim=0)[
         torch.arange(len(video_index), device=video_index.device), video_index
     ]  # (M,)
     video_to_text = -(log_probability / captions[video_index]).sum() / videos
     return (text_to_video + video_to_text) / 2
+
+
+def _multi_positive(
+    logits: Float[Tensor, "m b"], video_index: Int[Tensor, "m"], caption_index: Int[Tensor, "m"]
+) -> Float[Tensor, ""]:
+    """Return the symmetric NCE in which a caption is right for each video that has an equal one."""
+    owns = F.one_hot(video_index, logits.shape[1]).to(logits.dtype)  # (M, B)
+    equal = (caption_index[:, None] == caption_index).to(logits.dtype)  # (M, M)
+    right = (equal @ owns > 0).to(logits.dtype)  # (M, B)
+    text_to_video = -(right * logits.log_softmax(dim=1)).sum(dim=1) / right.sum(dim=1)  # (M,)
+    video_to_text = -(right * logits.log_softmax(dim=0)).sum(dim=0) / right.sum(dim=0)  # (B,)
+    return (text_to_video.mean() + video_to_text.mean()) / 2
 
 
 def classification(

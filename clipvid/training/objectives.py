@@ -47,6 +47,7 @@ class Retrieval(nn.Module):
         self.model = model
         self.micro_batch_size: int | None = config.micro_batch_size
         self.loss = loss
+        self.multi_positive: bool = config.multi_positive
         self.scale: float = model.backbone.logit_scale if config.temperature is None else 1 / config.temperature
         start = torch.tensor(math.log(self.scale))
         self.log_scale: nn.Parameter | None = nn.Parameter(start) if config.learn_temperature else None
@@ -55,7 +56,9 @@ class Retrieval(nn.Module):
         frames, mask = self._clips(batch)
         similarity = self.model.match(self._texts(batch.text), frames, mask=mask)
         if self.loss is None:
-            return losses.matching(similarity, batch.video_index, scale=self._scale())
+            # Equal rows of tokens, or of embeddings of a frozen text tower, are equal captions.
+            captions = batch.text.unique(dim=0, return_inverse=True)[1] if self.multi_positive else None
+            return losses.matching(similarity, batch.video_index, scale=self._scale(), caption_index=captions)
         return losses.checked_loss(self.loss((self._scale() * similarity).float(), batch.video_index))
 
     def _clips(self, batch: TrainBatch) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"] | None]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipvid.data.files import VIDEO_SUFFIXES, find_clips
+from clipvid.data.files import VIDEO_SUFFIXES, discover
 from clipvid.data.formats.annotations import Entry
+from clipvid.errors import DataError
 
 
 def stem_of(video: str) -> str:
@@ -31,19 +32,31 @@ def expected_name(entry: Entry) -> str:
 
 
 class VideoFiles:
-    """Index of clips below a folder by name, ignoring suffix and case; of clips with one name it holds the first."""
+    """Index of clips below a folder by name, ignoring suffix and case."""
 
     def __init__(self, root: Path) -> None:
-        self.files: dict[str, Path] = {}
-        for path in find_clips(root):
+        self.files: dict[str, list[Path]] = {}
+        for path in discover(root).clips:
             name = path.name if path.is_dir() else path.stem  # folder names may contain dots
-            self.files.setdefault(name.lower(), path)
+            self.files.setdefault(name.lower(), []).append(path)
 
     def find(self, entry: Entry) -> Path | None:
-        """Return the file of an entry, or None."""
+        """Return the file of an entry, or None; of several, the one in the folder that the entry names.
+
+        Raises DataError if several are left, such as a video in two sizes.
+        """
         stem = stem_of(entry.video).lower()
         names = [stem]
         if entry.start is not None and entry.end is not None:  # Kinetics' file names contain the times
             times = f"{round(entry.start):06d}_{round(entry.end):06d}"
             names = [f"{stem}_{times}", stem]
-        return next((self.files[name] for name in names if name in self.files), None)
+        paths = next((self.files[name] for name in names if name in self.files), [])
+        folder = os.path.dirname(entry.video.rstrip("/"))
+        named = [path for path in paths if folder and path.parent.as_posix().endswith(f"/{folder}")]
+        chosen = named or paths
+        if len(chosen) > 1:
+            raise DataError(
+                f"{entry.video} has {len(chosen)} files that may differ, {chosen[0]} and {chosen[1]}; give the folder "
+                "of one of them as the root, or move the others away"
+            )
+        return chosen[0] if chosen else None

@@ -16,6 +16,14 @@ from clipvid.errors import VideoError
 ENCRYPTED = "encrypted (DRM); its frames cannot be decoded without the key"
 PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
+# fmt: off
+CONTAINERS = (
+    b"\x1aE\xdf\xa3", b"FLV\1", b"OggS", b"GIF8", b"YUV4MPEG2", b"\0\0\1\xba", b"\0\0\1\xb3",
+    b"0&\xb2u\x8ef\xcf\x11", b"\x06\x0e+4\x02\x05\x01\x01",
+)
+# fmt: on
+"""First bytes of Matroska, FLV, Ogg, GIF, YUV4MPEG2, MPEG (program and elementary streams), ASF and MXF."""
+
 
 def checked(path: str | Path, *, backend: str) -> str:
     """Return the absolute path of a readable, non-empty regular file; raise VideoError for anything else.
@@ -64,6 +72,19 @@ def why_not_a_video(path: str) -> str | None:
     if not any(byte < 9 or 13 < byte < 32 for byte in head):
         return "plain text, not a video"
     return None
+
+
+def begins_like_video(path: str | Path) -> bool:
+    """Return True for a readable file whose first bytes are those of a container, as of a video without a suffix."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(189)
+    except OSError:
+        return False
+    is_avi = head[:4] == b"RIFF" and head[8:11] == b"AVI"
+    is_mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+    is_ts = head[:1] == b"G" and head[188:189] == b"G"  # packets of 188 bytes
+    return is_avi or is_mp4 or is_ts or head.startswith(CONTAINERS)
 
 
 def gif_size(path: str) -> tuple[int, int] | None:

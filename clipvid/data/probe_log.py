@@ -1,0 +1,58 @@
+"""The log of a data set check: the outcome of every file, appended as it is known, for a check that is interrupted.
+
+Contract: outcomes in, lines of JSON with a hash out, and back. A line that was cut off or has changed is as if it had
+not been written: its file is decoded again. Knows nothing of videos.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipvid.data.content import Stamp, content_hash, is_settled
+from clipvid.runtime.manifest import hash_bytes
+
+
+class ProbeLog:
+    """A file of outcomes; `outcomes` has those of earlier runs by path, and grows with `add`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        content = path.read_bytes() if path.exists() else b""
+        self._start = b"" if content.endswith(b"\n") or not content else b"\n"  # after a line that was cut off
+        for line in content.splitlines():
+            if (outcome := _parsed(line)) is not None:
+                self.outcomes[outcome["path"]] = outcome
+
+    def add(self, outcome: dict[str, Any]) -> None:
+        """Append one outcome."""
+        line = json.dumps({**outcome, "check": _check(outcome)})
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(self._start + f"{line}\n".encode())
+        self._start = b""
+        self.outcomes[outcome["path"]] = outcome
+
+    def is_current(self, path: Path, stamp: Stamp, *, limit: int | float) -> bool:
+        """Return True if the logged outcome is of this file as it is now, and not of a shorter time limit."""
+        outcome = self.outcomes.get(str(path))
+        if outcome is None or outcome.get("limit", limit) < limit or tuple(outcome["stamp"]) != stamp:
+            return False
+        # A stamp of the last seconds may be that of two contents.
+        return is_settled(stamp) or outcome["content"] == content_hash(path)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the outcome of a line, or None for a damaged one."""
+    try:
+        outcome = json.loads(line)
+        check = outcome.pop("check")
+        return outcome if check == _check(outcome) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _check(outcome: Mapping[str, Any]) -> str:
+    return hash_bytes(json.dumps(outcome, sort_keys=True).encode())[:16]
