@@ -4,7 +4,7 @@ import re
 
 from clipvid.cli.main import main
 
-NOTES = r"note: (no --model given|\d+ validation videos? will choose the best epoch)"
+NOTES = r"note: (no --model given|\d+ validation videos? will choose the best epoch|.*: left out: )"
 """Notes that small runs may print before the error."""
 
 

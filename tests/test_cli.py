@@ -16,6 +16,7 @@ import pytest
 import torch
 from numbered import write
 from refused import refusal
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from clipvid.cli.main import main
@@ -25,6 +26,7 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.factory import create_model
 from clipvid.registry import BRANCHES
+from clipvid.runtime import files
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,34 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
     assert "12 videos in found (8 added)" in capsys.readouterr().out
     assert main(["index", "add", "videos/test", "--out", "found"]) == 0
     assert "12 videos in found (0 added)" in capsys.readouterr().out
+
+
+def test_embeddings_and_their_paths_are_never_of_two_runs(videos, monkeypatch):
+    words = ["embed", "videos/test", "--data-config.frames", "1", "--out", "e.safetensors"]
+    assert main(words) == 0
+    paths = json.loads(Path("e.json").read_text())["paths"]
+    with safe_open("e.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["clipvid"]) == json.loads(Path("e.json").read_text())
+    Path(paths[0]).unlink()
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    real = files.atomic_file
+    monkeypatch.setattr(files, "atomic_file", lambda path: interrupted(path) if path.suffix == ".json" else real(path))
+    assert main([*words, "--overwrite"]) == 130
+    with safe_open("e.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["clipvid"])["paths"] == paths[1:]
+        assert len(file.get_tensor("video")) == len(paths) - 1
+    assert not Path("e.json").exists()
+
+
+def test_embeddings_that_are_not_finite_are_refused(videos, monkeypatch, capsys):
+    model = create_model("clipvid-mini", branch="mean")
+    monkeypatch.setattr(model, "encode_video", lambda video, **_: torch.full((12, 128), torch.nan))
+    monkeypatch.setattr("clipvid.models.factory.create_model", lambda *_, **__: model)
+    assert "the model's embedding is not finite" in refusal(capsys, "embed", "videos/test", "--data-config.frames", "1")
+    assert not Path("embeddings.safetensors").exists()
 
 
 def test_the_kind_of_an_index_is_stored_and_a_wrong_one_is_refused_by_name(videos, capsys):

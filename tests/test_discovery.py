@@ -168,13 +168,13 @@ def test_every_file_is_a_clip_or_left_out(tmp_path):
         folder = tmp_path.joinpath(*rng.choice(["x", "y", ".z", "w"], size=rng.integers(0, 4)))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{rng.choice(names)}").touch()
-    found = discover(tmp_path)
-    covered = [*found.clips, *(entry.path for entry in found.left_out)]
+    contents = discover(tmp_path)
+    covered = [*contents.clips, *(entry.path for entry in contents.left_out)]
     assert len(set(covered)) == len(covered)
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         above = [each for each in covered if each.is_dir() and path.is_relative_to(each)]
         assert path in covered or above, path
-        if path in found.clips:
+        if path in contents.clips:
             assert not above, "a clip is not below another, nor below a folder that is left out"
 
 

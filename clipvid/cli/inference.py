@@ -53,7 +53,8 @@ def embed(
     Args:
         source: videos, folders that are searched for videos, csv files, or the root of a named data set. Patterns in
             quotes, such as "clips/*.mp4", are expanded.
-        out: file to write, ending in .safetensors; paths and skipped files go to the same name ending in .json.
+        out: file to write, ending in .safetensors; its metadata and a file of the same name ending in .json have the
+            paths, in the order of the rows, and the skipped files.
         overwrite: replace existing files of out and profile.
         data_config: other settings as in the model's training.
     """
@@ -69,13 +70,14 @@ def embed(
     import torch.nn.functional as F
 
     from clipvid.features.embed import embed_videos
-    from clipvid.runtime.files import atomic_file, write_tensors
+    from clipvid.models.inputs import require_finite
 
     tap_cache = arguments.named_cache(cache)
     video_model, resolved_config = _model_and_config(model, data_config, run.device)
     with outputs.profiled_to(profile_file, enabled=run.profile):
         clips = arguments.cached_clips(video_model, videos, resolved_config, tap_cache)
         embedded = embed_videos(video_model, clips, resolved_config, progress=True)
+    require_finite(embedded.video)
     metadata = {
         "model": arguments.model_note(model.model, model.pretrained)["model"],
         "fingerprint": video_model.fingerprint,
@@ -83,12 +85,24 @@ def embed(
         **_times_of(embedded.data),
         "skipped": {str(e.path): e.reason for e in embedded.unreadable},
     }
-    with atomic_file(out) as draft:
-        write_tensors(draft, {"video": F.normalize(embedded.video, dim=-1)})
-    with atomic_file(Path(out).with_suffix(".json")) as draft:
-        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    _write_embeddings(Path(out), F.normalize(embedded.video, dim=-1), metadata)
     print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
     outputs.show_unreadable(embedded.unreadable)
+
+
+def _write_embeddings(out: Path, video: Any, metadata: Mapping[str, Any]) -> None:
+    """Write embeddings with their metadata, and the metadata once more as JSON.
+
+    An earlier JSON file is removed first, so that no interruption leaves one beside the embeddings of other videos.
+    """
+    from clipvid.runtime.files import atomic_file, write_tensors
+
+    listing = out.with_suffix(".json")
+    listing.unlink(missing_ok=True)
+    with atomic_file(out) as draft:
+        write_tensors(draft, {"video": video}, metadata={"clipvid": dumps(metadata)})
+    with atomic_file(listing) as draft:
+        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 def predict(

@@ -28,6 +28,7 @@ CONTINUE = {
     "demo": "; run it again to continue, finished videos are reused",
     "train": "; run it again with --resume to continue from the last checkpoint",
     "data check": "; run it again to continue, checked files are not decoded again",
+    "embed": "; with --cache DIR it continues when it is run again",
     "index build": "; continue with the remaining videos with clipvid index add",
     "index add": "; run it again to continue with the remaining videos",
     "index refresh": "; run it again to continue with the remaining videos",

@@ -26,7 +26,7 @@ from clipvid.data.probe_log import ProbeLog
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.names import show
+from clipvid.runtime.names import show, show_several
 from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
 
@@ -97,7 +97,7 @@ class Report:
         lines += _section("left out", list(self.left_out.items()))
         lines += _section(
             "duplicates",
-            [(paths[0], f"same content as {_several(paths[1:])}") for paths in self.duplicates],
+            [(paths[0], f"same content as {show_several(paths[1:], SHOWN)}") for paths in self.duplicates],
         )
         return "\n".join(lines)
 
@@ -303,12 +303,6 @@ def _probe_alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any
         finally:
             pool.shutdown(cancel_futures=True)
     return {"path": str(path), "stamp": probe_stamp(path), "content": content_hash(path), "error": FATAL}
-
-
-def _several(paths: Sequence[str]) -> str:
-    """Return the first paths, and the number of the others."""
-    others = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(map(show, paths[:SHOWN])) + others
 
 
 def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:

@@ -61,7 +61,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class Contents:
     """What a folder holds; every file below it is in one of the three, those of a clip or a skipped folder with it."""
 
     clips: tuple[Path, ...] = ()
@@ -71,7 +71,7 @@ class Found:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def discover(folder: Path, *, deep: bool = True) -> Found:
+def discover(folder: Path, *, deep: bool = True) -> Contents:
     """Return the clips below a folder, at any depth unless not `deep`, and all that is left out, with reasons.
 
     Videos are the regular files with the suffix of a video, and those without a suffix that begin like one. If there
@@ -82,14 +82,14 @@ def discover(folder: Path, *, deep: bool = True) -> Found:
     tree.walk(folder, deep=deep)
     if tree.videos or tree.dangling:
         left_out = [*tree.left_out, *_beside_videos(folder, tree)]
-        return Found(tuple(sorted(tree.videos)), tuple(sorted(tree.dangling)), tuple(sorted(left_out)))
-    return Found(tuple(sorted(_picture_clips(folder, tree))), (), tuple(sorted(tree.left_out)))
+        return Contents(tuple(sorted(tree.videos)), tuple(sorted(tree.dangling)), tuple(sorted(left_out)))
+    return Contents(tuple(sorted(_picture_clips(folder, tree))), (), tuple(sorted(tree.left_out)))
 
 
 def has_videos(folder: Path) -> bool:
     """Return True if there is anything below a folder that `discover` finds."""
-    found = discover(folder)
-    return bool(found.clips or found.dangling)
+    contents = discover(folder)
+    return bool(contents.clips or contents.dangling)
 
 
 @dataclass

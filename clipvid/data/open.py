@@ -14,7 +14,7 @@ from typing import Any
 
 from clipvid.config import checks
 from clipvid.data.files import (
-    Found,
+    Contents,
     LeftOut,
     describe_left_out,
     discover,
@@ -215,24 +215,24 @@ def read_folder(
         raise DataError(
             f"{folder / unknown[0]} is none of the {len(names)} given classes; move it away, or add it to classes"
         )
-    records = [Record(path, label=label_by_name[key]) for key, found in groups.items() for path in found.clips]
+    records = [Record(path, label=label_by_name[key]) for key, contents in groups.items() for path in contents.clips]
     beside = [LeftOut(path, "a picture beside class folders") for path in loose.clips]
     return VideoDataset(
         tuple(records),
         names,
         name,
-        missing=tuple(path for found in groups.values() for path in found.dangling),
-        left_out=(*beside, *loose.left_out, *(entry for found in groups.values() for entry in found.left_out)),
+        missing=tuple(path for contents in groups.values() for path in contents.dangling),
+        left_out=(*beside, *loose.left_out, *(entry for contents in groups.values() for entry in contents.left_out)),
     )
 
 
-def _unlabelled(found: Found, folder: Path, name: str) -> VideoDataset:
-    """Return the clips found in a folder as a data set without labels; raise DataError if there is none."""
-    if not found.clips and not found.dangling:
-        note = f"; {describe_left_out(found.left_out)}" if found.left_out else ""
+def _unlabelled(contents: Contents, folder: Path, name: str) -> VideoDataset:
+    """Return the clips of a folder as a data set without labels; raise DataError if there is none."""
+    if not contents.clips and not contents.dangling:
+        note = f"; {describe_left_out(contents.left_out)}" if contents.left_out else ""
         raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm{note}")
-    records = tuple(Record(path) for path in found.clips)
-    return VideoDataset(records, name=name, missing=found.dangling, left_out=found.left_out)
+    records = tuple(Record(path) for path in contents.clips)
+    return VideoDataset(records, name=name, missing=contents.dangling, left_out=contents.left_out)
 
 
 def read_videos(
@@ -252,19 +252,19 @@ def read_videos(
     if annotations is not None or classes:
         raise ValueError('"videos" reads neither annotations nor classes; for class folders use "folder"')
     folder = root / split if split else root
-    found = discover(folder) if folder.is_dir() else Found((folder,) if folder.exists() else ())
-    return _unlabelled(found, folder, f"{root.name}:{split}" if split else root.name)
+    contents = discover(folder) if folder.is_dir() else Contents((folder,) if folder.exists() else ())
+    return _unlabelled(contents, folder, f"{root.name}:{split}" if split else root.name)
 
 
-def _check_groups(folder: Path, *, loose: Found, groups: Mapping[str, Found]) -> None:
+def _check_groups(folder: Path, *, loose: Contents, groups: Mapping[str, Contents]) -> None:
     """Raise DataError for loose videos beside classes, splits instead of classes, and empty classes."""
     videos = [path for path in (*loose.clips, *loose.dangling) if path.suffix.lower() not in PICTURE_SUFFIXES]
-    if not videos and not any(found.clips or found.dangling for found in groups.values()):
+    if not videos and not any(contents.clips or contents.dangling for contents in groups.values()):
         raise DataError(f"{folder} holds no video; expected files such as .mp4 or .webm, in one folder per class")
     if videos:
         raise DataError(f"{folder} holds class folders, but also {videos[0].name} beside them; move it into a class")
     if {name.lower() for name in groups} <= _SPLIT_NAMES and any(subfolders(folder / name) for name in groups):
         raise DataError(f"{folder} holds splits ({', '.join(groups)}), not classes; give one as split=NAME")
-    empty = [name for name, found in groups.items() if not found.clips and not found.dangling]
+    empty = [name for name, contents in groups.items() if not contents.clips and not contents.dangling]
     if empty:
         raise DataError(f"{folder / empty[0]} holds no video; remove it, or it would count as a class without clips")

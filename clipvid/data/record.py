@@ -7,8 +7,10 @@ check that files exist (readers do). `clipvid.data.records` also offers these na
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from clipvid.data.arrays import ArrayClip
 
@@ -53,6 +55,18 @@ class Record:
                 f"{self.path}: start and end must be seconds with 0 <= start < end, got {self.start} and {self.end}; "
                 "use None for the start or end of the file"
             )
+
+
+def checked_records(records: object) -> tuple[Record, ...]:
+    """Return the records of a data set; raise ValueError for other objects."""
+    items: tuple[object, ...] = tuple(records) if isinstance(records, Iterable) else (records,)
+    for item in items:
+        if not isinstance(item, Record):
+            raise ValueError(
+                f"records must be Record objects, got {item!r:.80}; open files by clipvid.open_dataset, or build a "
+                "data set by VideoDataset.from_arrays or from_frame"
+            )
+    return cast(tuple[Record, ...], items)
 
 
 @dataclass(frozen=True)

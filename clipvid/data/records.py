@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, overload
 
 from clipvid.config import checks
 from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
@@ -23,15 +23,18 @@ from clipvid.data.paths import local_path
 from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
 from clipvid.data.record import ProtocolSpec as ProtocolSpec
 from clipvid.data.record import Record as Record
+from clipvid.data.record import checked_records
 from clipvid.data.split_files import validation_paths
 from clipvid.errors import DataError
+from clipvid.runtime.names import show_several
 from clipvid.runtime.tables import html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHOWN = 5  # number of files that an error lists before it only counts the rest
+_SHOWN = 5
+"""Number of files that an error lists before it only counts the rest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +53,7 @@ class VideoDataset:
     """Files and folders that are not read, with reasons, of a data set that was found in a folder."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "records", _checked_records(self.records))
+        object.__setattr__(self, "records", checked_records(self.records))
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "missing", tuple(self.missing))
         duplicates = sorted(name for name, count in Counter(self.classes).items() if count > 1)
@@ -219,14 +222,13 @@ class VideoDataset:
         """
         if not self.missing or (allow_missing and len(self)):
             return
-        suffix = f" and {len(self.missing) - _SHOWN} more" if len(self.missing) > _SHOWN else ""
         advice = advice_on_root(root)
         if len(self):
             note = self.protocol_spec.short_list_note
             advice = f"fetch them, or allow it (allow_missing) to continue without them{note}"
         raise DataError(
             f"{self.source or self.name}: {len(self.missing)} of {self.n_files} videos are missing: "
-            f"{', '.join(str(path) for path in self.missing[:_SHOWN])}{suffix}; {advice}"
+            f"{show_several(self.missing, _SHOWN)}; {advice}"
         )
 
     def subset(self, indices: Iterable[int]) -> VideoDataset:
@@ -339,15 +341,3 @@ class VideoDataset:
 
 def _is_list(values: object) -> bool:
     return hasattr(values, "__len__") and not isinstance(values, str)
-
-
-def _checked_records(records: object) -> tuple[Record, ...]:
-    """Return the records of a data set; raise ValueError for other objects."""
-    items: tuple[object, ...] = tuple(records) if isinstance(records, Iterable) else (records,)
-    for item in items:
-        if not isinstance(item, Record):
-            raise ValueError(
-                f"records must be Record objects, got {item!r:.80}; open files by clipvid.open_dataset, or build a "
-                "data set by VideoDataset.from_arrays or from_frame"
-            )
-    return cast(tuple[Record, ...], items)

@@ -6,12 +6,19 @@ Contract: a path in, text out that a terminal shows as it is and that UTF-8 can 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 def show(path: str | os.PathLike[str]) -> str:
     r"""Return a path for a line of text: bytes that are no UTF-8 and control characters become \xNN or \uNNNN."""
     text = os.fsencode(os.fspath(path)).decode(errors="backslashreplace")
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def show_several(paths: Sequence[str | os.PathLike[str]], limit: int) -> str:
+    """Return the first `limit` paths, with commas, and the number of the others."""
+    others = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+    return ", ".join(map(show, paths[:limit])) + others
 
 
 def _escaped(character: str) -> str:

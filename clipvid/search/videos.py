@@ -46,10 +46,10 @@ def video_files(videos: Paths) -> list[Path]:
 
 def _videos_below(folder: Path) -> list[Path]:
     """Return the clips below a folder, links to files that do not exist among them: they are listed as skipped."""
-    found = discover(folder)
-    if not found.clips and not found.dangling:
+    contents = discover(folder)
+    if not contents.clips and not contents.dangling:
         raise DataError(f"{folder} holds no video; give a folder with files such as .mp4 or .webm")
-    return sorted((*found.clips, *found.dangling))
+    return sorted((*contents.clips, *contents.dangling))
 
 
 def _complete_records(data: VideoDataset) -> list[Record]:

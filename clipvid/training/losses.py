@@ -27,9 +27,9 @@ def matching(
     separate query; from video to text, the negative log probability is averaged over a video's captions (as in
     supervised contrastive learning, Khosla et al. 2020, eq. 2).
 
-    Equal numbers (from 0) in `caption_index` stand for equal captions, which are right for the videos of all of them: the
-    negative log probability is then averaged over a query's right videos, or captions, in both directions. Without it,
-    equal captions of two videos are negatives of each other.
+    Equal numbers (from 0) in `caption_index` stand for equal captions, which are right for the videos of all of them:
+    the negative log probability is then averaged over a query's right videos, or captions, in both directions. Without
+    it, equal captions of two videos are negatives of each other.
 
     Raises ValueError when a video of the batch has no caption, because it then has no positive.
     """
