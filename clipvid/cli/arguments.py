@@ -7,7 +7,6 @@ when they are needed. Knows nothing of the commands.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,10 +104,10 @@ def check_data_config(given: Mapping[str, Any]) -> None:
 
 def _default_model() -> str:
     """Return DEFAULT_MODEL and print a note about it."""
-    print(
+    outputs.say(
         f"note: no --model given: using {DEFAULT_MODEL}, a small demonstration model that only knows drawn shapes; "
         "for your own videos give an open_clip model, such as --model ViT-B-32 --pretrained openai",
-        file=sys.stderr,
+        error=True,
     )
     return DEFAULT_MODEL
 
@@ -244,9 +243,9 @@ def index_model(index: str, device: str) -> Any:
             f"{index} was made with the model {made_with}, which no longer exists; restore it, or build the index again"
         )
     if made_with == DEFAULT_MODEL:
-        print(
+        outputs.say(
             f"note: {index} was made with {DEFAULT_MODEL}, which only knows drawn shapes; for your own videos build it "
             "with --model ViT-B-32 --pretrained openai",
-            file=sys.stderr,
+            error=True,
         )
     return named_model(made_with, note["pretrained"], device=device, default_branch="mean")

@@ -43,7 +43,7 @@ def list_caches(folder: str, /, *, json: Json = False) -> None:
             ]
         )
         for part in [] if json else parts:
-            print(part)
+            outputs.say(part)
 
 
 def _check_folder(folder: str) -> None:
@@ -65,7 +65,7 @@ def verify(folder: str, /) -> None:
 
     parts = parts_of(folder, full=True)
     for part in parts:
-        print(part)
+        outputs.say(part)
     problems = []
     if damaged := sum(len(part.damaged) for part in parts if part.cache_key is not None):
         plural = f"{damaged} files of {folder} are damaged; clipvid cache prune {folder} removes them"
@@ -75,7 +75,7 @@ def verify(folder: str, /) -> None:
         problems.append(f"cache_key.json of {', '.join(broken)} is damaged; {REPAIR}")
     if problems:
         raise CacheError("; ".join(problems))
-    print("no file is damaged")
+    outputs.say("no file is damaged")
 
 
 def prune(folder: str, /, *, tower: Annotated[str | None, Parameter(metavar="FINGERPRINT")] = None) -> None:
@@ -90,7 +90,7 @@ def prune(folder: str, /, *, tower: Annotated[str | None, Parameter(metavar="FIN
 
     pruned = prune_cache(folder, tower=tower)
     for path in pruned.removed:
-        print(f"removed {path}")
+        outputs.say(f"removed {path}")
     for part in pruned.left:
-        print(f"left {part.folder}: cache_key.json {part.broken}; {REPAIR}")
-    print(f"{len(pruned.removed)} removed")
+        outputs.say(f"left {part.folder}: cache_key.json {part.broken}; {REPAIR}")
+    outputs.say(f"{len(pruned.removed)} removed")

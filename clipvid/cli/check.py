@@ -73,8 +73,8 @@ def check_data(
         title = data.name if data.name.startswith(name) else f"{name} {data.name}"
         out = str(Path("clipvid-check", re.sub(r"[^\w.]+", "-", title).strip("-.")))
     report = check(data, out, workers=workers, limit=limit, longest=longest, root=roots, progress=True)
-    print(report)
-    print(f"report: {Path(out) / REPORT}")
+    outputs.say(report)
+    outputs.say(f"report: {Path(out) / REPORT}")
     if data.missing and not len(data):
         raise DataError(f"{report.expected} of {report.expected} videos are missing; {advice_on_root(roots[0])}")
     if not report.healthy:

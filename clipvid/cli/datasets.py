@@ -6,12 +6,12 @@ imported when they are needed. Knows nothing of models.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvid.cli import outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.files import (
@@ -105,7 +105,7 @@ def _with_dangling(sources: Sources) -> Any:
 def _note_left_out(data: Any) -> None:
     """Print a note on the files and folders that are not read, if there are any."""
     if data.left_out:
-        print(f"note: {data.name}: {describe_left_out(data.left_out)}", file=sys.stderr)
+        outputs.say(f"note: {data.name}: {describe_left_out(data.left_out)}", error=True)
 
 
 def _check_videos(folders: Sequence[Path]) -> None:
@@ -156,10 +156,10 @@ def note_format(sources: Sources, data: DataOptions, *, default_format: str = "f
         return
     folders = [folder for folder in subfolders(Path(sources)) if any(map(is_video, folder.iterdir()))]
     if len(folders) > 1:
-        print(
+        outputs.say(
             f"note: {sources} is read as csv, because it holds {tables[0].name}; give --format {default_format} "
             f"to read its {len(folders)} sub-folders{' as classes' if default_format == 'folder' else ''}",
-            file=sys.stderr,
+            error=True,
         )
 
 

@@ -100,7 +100,7 @@ def evaluate(
             result = score(video_model, clips, resolved_config, progress=True, **extras)
         print_json(result.to_dict())
         if not json:
-            print(result, *([result.class_table()] if by_class else []), sep="\n")
+            outputs.say(result, *([result.class_table()] if by_class else []), sep="\n")
         _write_outputs(result, files)
 
 
@@ -148,15 +148,15 @@ def _write_outputs(result: Any, files: ResultFiles) -> None:
     """Print the unreadable files, and write the result, the report and the table of queries."""
     outputs.show_unreadable(result.unreadable)
     if files.out is not None:
-        print(f"result: {result.save(files.out)}")
+        outputs.say(f"result: {result.save(files.out)}")
     if files.report is not None:
         from clipvid.evaluation.html_report import write_report
 
         queries = files.report_queries or REPORTED
-        print(f"report: {write_report(result, files.report, queries=queries, progress=True)}")
+        outputs.say(f"report: {write_report(result, files.report, queries=queries, progress=True)}")
     if files.per_query is not None:
         outputs.write_table(result.per_query(), files.per_query)
-        print(f"queries: {files.per_query}")
+        outputs.say(f"queries: {files.per_query}")
 
 
 def _bank_captions(split: str, sources: datasets.Sources, data: Data) -> list[str]:
@@ -257,7 +257,7 @@ def compare(
         if json:
             print_json(comparison.to_dict())
         else:
-            print(formats.get(format, comparison.__str__)().rstrip("\n"))
+            outputs.say(formats.get(format, comparison.__str__)().rstrip("\n"))
 
 
 def _check_results(results: tuple[str, ...], advice: str) -> None:
@@ -278,4 +278,4 @@ def summarize(results: Results, /) -> None:
     from clipvid.evaluation.compare import summarize as over_runs
     from clipvid.evaluation.results import read_result
 
-    print(over_runs(*map(read_result, results)))
+    outputs.say(over_runs(*map(read_result, results)))

@@ -131,8 +131,8 @@ def refresh_index(
         data_config = replace(video_index.data_config, unreadable="skip", workers=workers)
         refreshed = video_index.refresh(data_config)
     for path in refreshed.gone:
-        print(f"removed {show(path)}, whose file has gone")
-    print(f"{pluralize(len(refreshed.embedded), 'video')} embedded again, {len(refreshed.gone)} removed")
+        outputs.say(f"removed {show(path)}, whose file has gone")
+    outputs.say(f"{pluralize(len(refreshed.embedded), 'video')} embedded again, {len(refreshed.gone)} removed")
     outputs.show_unreadable(refreshed.skipped)
 
 
@@ -159,7 +159,7 @@ def remove_from_index(
         if unknown:
             raise UsageError(f"{unknown[0]} is not in {index}, so nothing was removed; clipvid search prints the paths")
         n_removed = video_index.remove(videos)
-        print(f"{pluralize(n_removed, 'video')} removed, {len(video_index)} left")
+        outputs.say(f"{pluralize(n_removed, 'video')} removed, {len(video_index)} left")
 
 
 def verify_index(index: str, /) -> None:
@@ -177,8 +177,8 @@ def verify_index(index: str, /) -> None:
 
     report = verified(Path(index))
     for path, state in report.outdated.items():
-        print(f"{state} {show(path)}")
-    print(f"{pluralize(report.videos, 'video')}, {pluralize(report.files, 'file')} as written")
+        outputs.say(f"{state} {show(path)}")
+    outputs.say(f"{pluralize(report.videos, 'video')}, {pluralize(report.files, 'file')} as written")
     if report.outdated:
         raise CheckpointError(
             f"{pluralize(len(report.outdated), 'video')} of {index} changed or gone; clipvid index refresh {index} "
@@ -212,7 +212,7 @@ def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> 
         outputs.show_unreadable(index.skipped)
         raise ValueError(f"no video in {videos.name} could be read; clipvid data check shows why")
     added = f" ({len(index) - before} added)" if before else ""
-    print(f"{pluralize(len(index), 'video')} in {out}{added}")
+    outputs.say(f"{pluralize(len(index), 'video')} in {out}{added}")
     outputs.show_unreadable(index.skipped)
 
 

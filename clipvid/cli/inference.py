@@ -86,7 +86,7 @@ def embed(
         "skipped": {str(e.path): e.reason for e in embedded.unreadable},
     }
     _write_embeddings(Path(out), F.normalize(embedded.video, dim=-1), metadata)
-    print(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
+    outputs.say(f"{pluralize(len(embedded.data), 'embedding')} of width {embedded.video.shape[1]} in {out}")
     outputs.show_unreadable(embedded.unreadable)
 
 
@@ -169,10 +169,10 @@ def predict(
 def _show(predictions: Any, out: str | None, *, printed: bool) -> None:
     """Print predictions if `printed`, and write their table if a file is named."""
     if printed:
-        print(*predictions.lines(), sep="\n")
+        outputs.say(*predictions.lines(), sep="\n")
     if out is not None:
         outputs.write_table(predictions.to_frame(), out)
-        print(f"predictions: {out}")
+        outputs.say(f"predictions: {out}")
 
 
 def _named_classes(classes: Sequence[str], prompts: str | None, *, top: int) -> tuple[str, ...] | None:

@@ -108,7 +108,7 @@ def info(
     with outputs.json_printed(json) as print_json:
         print_json(asdict(summary))
         if not json:
-            print(summary)
+            outputs.say(summary)
 
 
 def _check_info_numbers(train_clip: str, *, text_lora: int, frames: int) -> None:
@@ -145,7 +145,7 @@ def list_names(
         rows = _kinds() if kind is None else _names(kind, pattern)
         print_json(rows)
         if not json:
-            print(table([(row["name"], row["summary"]) for row in rows]))
+            outputs.say(table([(row["name"], row["summary"]) for row in rows]))
 
 
 def _kinds() -> list[dict[str, Any]]:

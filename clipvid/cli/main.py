@@ -7,6 +7,7 @@ CLIPVID_DEBUG=1. The commands are listed in clipvid.cli.commands.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from clipvid.cli import commands
 from clipvid.errors import ClipvidError, UsageError
 from clipvid.runtime.files import describe_os_error
+from clipvid.runtime.names import show
 from clipvid.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = words[1:]
     if argv is None:
         _stop_cleanly()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not have every character of a name
+                stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(words, debug=debug, is_program=argv is None)
         sys.stdout.flush()
@@ -128,7 +133,7 @@ def _report(error: Exception, call: Call | None) -> tuple[str, int]:
         message = (
             f"unexpected {type(error).__name__}: {str(error)[:500]}; CLIPVID_DEBUG=1 shows where, please report it"
         )
-    message = " ".join(message.split())
+    message = show(" ".join(message.split()))
     if call is None:
         return message, code
     from clipvid.cli.parsing import messages

@@ -18,6 +18,12 @@ from typing import Any
 
 from clipvid.errors import UsageError
 from clipvid.runtime import files
+from clipvid.runtime.names import printable
+
+
+def say(*parts: object, sep: str = " ", error: bool = False) -> None:
+    """Print to standard output, or with `error` to standard error, without characters that control a terminal."""
+    print(printable(sep.join(map(str, parts))), file=sys.stderr if error else sys.stdout)
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -55,11 +61,11 @@ def profiled_to(path: str | Path | None, *, enabled: bool) -> Iterator[None]:
 
     with profiled() as measured:
         yield
-    print(measured)
+    say(measured)
     if path is not None:
         with atomic_file(path) as draft:
             draft.write_text(json.dumps(measured.plain(), indent=2) + "\n", encoding="utf-8")
-        print(f"profile: {path}")
+        say(f"profile: {path}")
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def notes_shown() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *details: Any) -> None:
             if issubclass(category, ClipvidWarning):
-                print(f"note: {message}", file=sys.stderr)
+                say(f"note: {show(str(message))}", error=True)
             else:
                 show_other(message, category, *details)
 
@@ -141,4 +147,4 @@ def show_unreadable(unreadable: Sequence[Any]) -> None:
     if unreadable:
         from clipvid.data.batch import describe_unreadable
 
-        print(describe_unreadable(unreadable), file=sys.stderr)
+        say(describe_unreadable(unreadable), error=True)

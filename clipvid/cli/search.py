@@ -80,9 +80,9 @@ def _print_hits(every: Sequence[Any], *, named: bool) -> None:
     """Print the hits of every query; with `named` each query as a line above its hits."""
     for number, hits in enumerate(every):
         if named:
-            print(f"{'' if number == 0 else chr(10)}{hits.query}")
+            outputs.say(f"{'' if number == 0 else chr(10)}{hits.query}")
         for hit in hits:
-            print(hit)
+            outputs.say(hit)
 
 
 def _check_filter(where: str | None) -> None:

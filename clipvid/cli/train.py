@@ -6,7 +6,6 @@ a command runs. Knows nothing of parsing or exit codes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -119,10 +118,10 @@ def _checked_config(settings: Given[TrainConfig], model: Model, branch: Branch, 
 def _print_result(result: Any, config: TrainConfig, out: str, *, train_data: Any, val_data: Any) -> None:
     """Print why training ended, the best epoch and the unreadable files."""
     if result.already_finished:
-        print(f"nothing was left to train: {_stop_reason(result, config)}")
+        outputs.say(f"nothing was left to train: {_stop_reason(result, config)}")
     elif len(result.history) < config.epochs:
-        print(f"training ended early: {_stop_reason(result, config)}")
-    print(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
+        outputs.say(f"training ended early: {_stop_reason(result, config)}")
+    outputs.say(f"best epoch {_describe_best(result, val_data, train_data)}; model saved to {Path(out) / 'best'}")
     outputs.show_unreadable(result.unreadable)
 
 
@@ -177,7 +176,7 @@ def _print_notes(out: str, val_data: Any, config: TrainConfig, *, resume: bool, 
     if config.compile:
         notes.append("the first steps compile the branch, which takes a minute or more")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        outputs.say(f"note: {note}", error=True)
 
 
 def _train_and_val(

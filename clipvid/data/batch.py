@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
+from clipvid.runtime.names import show
 from clipvid.runtime.text import pluralize
 
 NO_LABEL = -1
@@ -109,7 +110,7 @@ def describe_unreadable(errors: Sequence[VideoError]) -> str:
     if not errors:
         return ""
     count = pluralize(len(errors), "video")
-    return "\n".join([f"{count} could not be read (left out):", *(f"  {error}" for error in errors)])
+    return "\n".join([f"{count} could not be read (left out):", *(f"  {show(str(error))}" for error in errors)])
 
 
 def in_order(n: int, size: int) -> list[range]:

@@ -15,6 +15,11 @@ def show(path: str | os.PathLike[str]) -> str:
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
 
 
+def printable(text: str) -> str:
+    """Return text whose lines a terminal shows as they are: all but line breaks is escaped as in `show`."""
+    return "\n".join(map(show, text.split("\n")))
+
+
 def show_several(paths: Sequence[str | os.PathLike[str]], limit: int) -> str:
     """Return the first `limit` paths, with commas, and the number of the others."""
     others = f" and {len(paths) - limit} more" if len(paths) > limit else ""

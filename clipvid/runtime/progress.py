@@ -1,13 +1,15 @@
 """Progress bars: a widget in a notebook, a line of text in a terminal. The only file that imports tqdm.
 
 Contract: tqdm is imported when the first bar is shown, so a run without bars does not pay for it. Without ipywidgets a
-notebook gets the line of text, and no warning. Imports nothing of clipvid.
+notebook gets the line of text, and no warning.
 """
 
 from __future__ import annotations
 
 import warnings
 from typing import Any, Protocol, runtime_checkable
+
+from clipvid.runtime.names import show
 
 
 @runtime_checkable
@@ -61,4 +63,4 @@ def progress_bar(
         # tqdm.auto warns in a notebook that lacks ipywidgets, and then writes the line of text all the same.
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
-    return tqdm(total=total, initial=initial, desc=title, unit=unit, postfix=postfix)
+    return tqdm(total=total, initial=initial, desc=show(title), unit=unit, postfix=postfix)
