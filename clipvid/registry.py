@@ -228,7 +228,7 @@ def load_plugins() -> None:
 def _calling_module() -> str:
     """Return the name of the module whose code called this one."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__") == __name__:
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, None):  # None: a type checker's wrapper
         frame = frame.f_back
     return "__main__" if frame is None else str(frame.f_globals.get("__name__"))
 

@@ -353,7 +353,14 @@ def test_ctrl_c_ends_data_check_in_one_line(tmp_path):
     for i in range(3000):  # more files than can be checked before the signal
         os.link(clip, tmp_path / "videos" / f"{i}.mp4")
     command = [sys.executable, "-m", "clipvid", "data", "check", "videos", "videos", "--workers", "2"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     log = tmp_path / "clipvid-check" / "videos" / "probes.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:

@@ -84,10 +84,12 @@ families = pytest.mark.parametrize("family", list(FAMILIES), indirect=True)
 
 @families
 def test_at_step_0_and_with_the_branch_off_the_model_is_bit_equal_to_clips_frame_mean(family):
-    model = attach(copy.deepcopy(family), branch_kwargs={"depth": 2})
+    clip = copy.deepcopy(family)
+    model = attach(clip, branch_kwargs={"depth": 2})
     video = torch.randn(1, 2, 3, *model.backbone.image_size)
     with torch.no_grad():
-        frames = family.encode_image(video.flatten(0, 1)).unflatten(0, (1, 2))
+        # The same weights in memory, since small matrix products may depend on their alignment (torch 2.7).
+        frames = clip.encode_image(video.flatten(0, 1)).unflatten(0, (1, 2))
         embedding = model.encode_video(video, normalize=False)
         assert torch.equal(embedding, frames.mean(dim=1))
         assert torch.equal(model.encode_frames(video), frames)

@@ -117,7 +117,7 @@ class ModelNames(list[str]):
 
     def __init__(self, pretrained: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__(sorted(pretrained))
-        self.pretrained = dict(pretrained)
+        self.pretrained: dict[str, tuple[str, ...]] = dict(pretrained)
         """Pretrained tags of each model, by its name."""
 
     def to_frame(self) -> pd.DataFrame:
