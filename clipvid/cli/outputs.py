@@ -18,7 +18,7 @@ from typing import Any
 
 from clipvid.errors import UsageError
 from clipvid.runtime import files
-from clipvid.runtime.names import printable
+from clipvid.runtime.names import printable, show
 
 
 def say(*parts: object, sep: str = " ", error: bool = False) -> None:
@@ -131,13 +131,13 @@ def notes_shown() -> Iterator[None]:
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
-        def show(message: Any, category: type[Warning], *details: Any) -> None:
+        def show_note(message: Any, category: type[Warning], *details: Any) -> None:
             if issubclass(category, ClipvidWarning):
                 say(f"note: {show(str(message))}", error=True)
             else:
                 show_other(message, category, *details)
 
-        warnings.showwarning = show
+        warnings.showwarning = show_note
         warnings.simplefilter("default", ClipvidWarning)
         yield
 

@@ -59,7 +59,7 @@ class Record:
 
 def checked_records(records: object) -> tuple[Record, ...]:
     """Return the records of a data set; raise ValueError for other objects."""
-    items: tuple[object, ...] = tuple(records) if isinstance(records, Iterable) else (records,)
+    items = tuple(cast(Iterable[object], records)) if isinstance(records, Iterable) else (records,)
     for item in items:
         if not isinstance(item, Record):
             raise ValueError(

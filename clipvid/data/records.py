@@ -27,7 +27,7 @@ from clipvid.data.record import checked_records
 from clipvid.data.split_files import validation_paths
 from clipvid.errors import DataError
 from clipvid.runtime.names import show_several
-from clipvid.runtime.tables import html_table
+from clipvid.runtime.tables import data_frame, html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:
@@ -196,13 +196,11 @@ class VideoDataset:
 
         A column without any value is left out. Rows of one clip follow each other, in the order of the records.
         """
-        import pandas as pd
-
         rows = []
         for r in self.records:
             label = None if r.label is None else self.classes[r.label]
             rows += [(str(r.path), caption, label, r.start, r.end) for caption in r.captions or (None,)]
-        frame = pd.DataFrame(rows, columns=["path", "caption", "label", "start", "end"])
+        frame = data_frame(rows, ["path", "caption", "label", "start", "end"])
         return frame.astype({"start": float, "end": float}).dropna(axis="columns", how="all") if rows else frame
 
     @property

@@ -23,6 +23,7 @@ from clipvid.evaluation.metrics import RecognitionMetrics, RetrievalMetrics
 from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.names import as_utf8
 from clipvid.runtime.progress import progress_bar
 from clipvid.video.sampling import sample
 from clipvid.video.thumbnails import jpeg_strip
@@ -83,7 +84,7 @@ def write_report(
         "</body></html>\n"
     )
     with atomic_file(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(as_utf8(page), encoding="utf-8")
     return Path(path)
 
 

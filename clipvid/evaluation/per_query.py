@@ -20,6 +20,7 @@ from clipvid.data.records import VideoDataset
 from clipvid.evaluation.metrics import Matrix, Scores, ranks
 from clipvid.evaluation.metrics.retrieval import ByVideo, Transposed
 from clipvid.evaluation.metrics.scores import Rows, as_array, best, blocks
+from clipvid.runtime.tables import data_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,12 +94,11 @@ class RetrievalQueries:
         answer: dict[str, Any],
     ) -> pd.DataFrame:
         """Return the table of queries: the right video, its rank, and the retrieved video."""
-        import pandas as pd
-
         right, wrong = columns_of(self.data, videos), columns_of(self.data, retrieved)
         columns = {**right, "caption": query["caption"], "rank": ranked, "score": query["score"]}
         columns |= {f"retrieved_{name}": values for name, values in wrong.items()}
-        return pd.DataFrame(columns | answer)
+        columns |= answer
+        return data_frame(zip(*columns.values(), strict=True), [*columns])
 
     def _shown(self, scores: ndarray) -> ndarray:
         """Return scores without the number that lifted reranked pairs above the others."""
@@ -122,22 +122,19 @@ class RecognitionQueries:
 
     def frame(self, direction: str | None = None) -> pd.DataFrame:
         """Return one row per clip, as `EvaluationResult.per_query` does."""
-        import pandas as pd
-
         probabilities, labels = self.probabilities, as_array(self.labels)
         predicted = as_array(self.scores).argmax(axis=1)
         rows, names = np.arange(len(labels)), np.array(self.classes, dtype=object)
-        return pd.DataFrame(
-            {
-                **columns_of(self.data, rows),
-                "label": names[labels],
-                "prediction": names[predicted],
-                "probability": probabilities[rows, predicted],
-                "label_probability": probabilities[rows, labels],
-                "rank": ranks(Matrix(self.scores), labels),
-                "correct": predicted == labels,
-            }
-        )
+        columns = {
+            **columns_of(self.data, rows),
+            "label": names[labels],
+            "prediction": names[predicted],
+            "probability": probabilities[rows, predicted],
+            "label_probability": probabilities[rows, labels],
+            "rank": ranks(Matrix(self.scores), labels),
+            "correct": predicted == labels,
+        }
+        return data_frame(zip(*columns.values(), strict=True), [*columns])
 
 
 def columns_of(data: VideoDataset, rows: Sequence[int] | Int64[ndarray, " q"]) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from clipvid.models.heads import Classifier
 from clipvid.models.inputs import require_finite
 from clipvid.runtime.inference import evaluating, inference
 from clipvid.runtime.names import show
-from clipvid.runtime.optional import require
+from clipvid.runtime.tables import data_frame
 from clipvid.video.inputs import describe_source, split_sources
 
 SHOWN = 10
@@ -96,7 +96,7 @@ class Predictions:
             for video, best in zip(self.videos, self, strict=True)
             for rank, (name, probability) in enumerate(best, start=1)
         ]
-        return require("pandas", why="to_frame").DataFrame(rows, columns=["video", "rank", "class", "probability"])
+        return data_frame(rows, ["video", "rank", "class", "probability"])
 
 
 def predict(

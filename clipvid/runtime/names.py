@@ -11,8 +11,17 @@ from collections.abc import Sequence
 
 def show(path: str | os.PathLike[str]) -> str:
     r"""Return a path for a line of text: bytes that are no UTF-8 and control characters become \xNN or \uNNNN."""
-    text = os.fsencode(os.fspath(path)).decode(errors="backslashreplace")
+    text = as_utf8(os.fspath(path))
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def as_utf8(text: str) -> str:
+    r"""Return text that UTF-8 can encode: bytes of file names that are no UTF-8 become \xNN, all else stays."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return text
 
 
 def printable(text: str) -> str:

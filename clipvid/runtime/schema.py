@@ -6,12 +6,16 @@ holds. The only file that imports msgspec's JSON. Knows nothing of what is store
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 T = TypeVar("T")
+_LONE_SURROGATE = re.compile(rb"\\ud[cC][89a-fA-F][0-9a-fA-F]")
+"""A byte of a file name that is no UTF-8, as JSON in ASCII has it."""
 
 
 def decode(
@@ -25,12 +29,30 @@ def decode(
         fault: what the message says of a file that does not fit.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
+        return _decoded(content, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         reason = _plain(problem)
         raise error(f"{source} {fault} ({reason}){advice and f'; {advice}'}") from problem
     except RecursionError as problem:
         raise error(f"{source} {fault} (brackets are nested too deeply){advice and f'; {advice}'}") from problem
+
+
+def _decoded(content: bytes, kind: type[T]) -> T:
+    """Return JSON as an object of `kind`; file names may have bytes that are no UTF-8, which msgspec refuses."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError:
+        if not _LONE_SURROGATE.search(content):
+            raise
+        try:
+            value = json.loads(content, parse_constant=_refuse_constant)
+        except ValueError as problem:
+            raise msgspec.DecodeError(str(problem)) from problem
+        return msgspec.convert(value, type=kind)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"JSON has no {name}")
 
 
 def convert(value: object, kind: type[T], *, source: Path | str, error: type[Exception], advice: str) -> T:

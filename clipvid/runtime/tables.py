@@ -1,13 +1,19 @@
 """Small tables of text as aligned columns, Markdown, LaTeX and HTML, with the special characters of each escaped.
 
-Contract: a header and rows of strings in, text out. The HTML has no script, no style sheet and no link. Imports nothing
-of clipvid.
+Contract: a header and rows of strings in, text out. The HTML has no script, no style sheet and no link.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING, Any
+
+from clipvid.runtime.names import as_utf8
+from clipvid.runtime.optional import require
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -51,6 +57,13 @@ def html_table(title: str, header: Sequence[str], rows: Rows, *, limit: int = 20
     more = f"<p>and {left} more</p>" if left else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f"<div><p><b>{_html(title, longest=5 * CELL)}</b></p>{table}{more}</div>"
+
+
+def data_frame(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> pd.DataFrame:
+    """Return a pandas DataFrame whose texts UTF-8 can encode (`as_utf8`), as pandas demands; a file name may not be."""
+    pandas: Any = require("pandas", why="to_frame")
+    plain = [tuple(as_utf8(cell) if isinstance(cell, str) else cell for cell in row) for row in rows]
+    return pandas.DataFrame(plain, columns=list(columns))
 
 
 def _html(text: str, *, longest: int = CELL) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.names import show
-from clipvid.runtime.tables import html_table
+from clipvid.runtime.names import as_utf8, show
+from clipvid.runtime.tables import data_frame, html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:
@@ -48,11 +48,9 @@ class Hits(list[Hit]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per hit: query, rank, path, score, outdated."""
-        import pandas as pd
-
         columns = ["query", "rank", "path", "score", "outdated"]
         rows = [(self.query, hit.rank, str(hit.path), hit.score, hit.outdated) for hit in self]
-        return pd.DataFrame(rows, columns=columns)
+        return data_frame(rows, columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the query and its hits as plain data, the content of `to_json`."""
@@ -65,6 +63,8 @@ class Hits(list[Hit]):
         With `path` the JSON is also written there, atomically.
         """
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        if as_utf8(text) != text:  # a file name has other bytes, which JSON can only escape
+            text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
             with atomic_file(path) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
@@ -90,11 +90,9 @@ class IndexTable:
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per file: path, indexed (True or False) and reason (why a file was skipped, else "")."""
-        import pandas as pd
-
         rows = [(str(path), True, "") for path in self.paths]
         rows += [(str(error.path), False, error.reason) for error in self.skipped]
-        return pd.DataFrame(rows, columns=["path", "indexed", "reason"])
+        return data_frame(rows, ["path", "indexed", "reason"])
 
     def _repr_html_(self) -> str:
         paths, skipped = self.paths, self.skipped

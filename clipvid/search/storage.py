@@ -196,7 +196,7 @@ def encoded(metadata: IndexMetadata) -> bytes:
     fields = msgspec.to_builtins(metadata)
     for older in ("format", "paths"):
         del fields[older]
-    return json.dumps(fields, indent=1, ensure_ascii=False).encode(errors="surrogateescape") + b"\n"
+    return json.dumps(fields, indent=1).encode() + b"\n"  # in ASCII: a file name may have bytes that are no UTF-8
 
 
 def root_of(metadata: IndexMetadata, folder: Path, root: str | Path | None) -> Path | None:
