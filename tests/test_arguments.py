@@ -19,7 +19,7 @@ from clipvid import registry
 from clipvid.config import checks
 from clipvid.config.data_config import checked_data_config
 from clipvid.config.settings import check_train_clip
-from clipvid.data import arrays, paths, records
+from clipvid.data import arrays, paths, record
 from clipvid.data.formats import frame
 from clipvid.evaluation import compare, results, retrieval
 from clipvid.features import embed, encode, tap_store
@@ -115,7 +115,7 @@ CASES = {
     "sampler": (sampling.sample, ([], 1, 1), "unknown sampler []; choose one of uniform, linspace, dense"),
     "paths": (paths.expand_paths, (3,), "paths must be a path or several paths, got 3; give a text or a pathlib"),
     "a path": (paths.local_path, (3,), "a path must be a path, a file URL or a pattern, got 3; give a text or a"),
-    "records": (records._checked_records, (["a.mp4"],), "records must be Record objects, got 'a.mp4'; open files by"),
+    "records": (record.checked_records, (["a.mp4"],), "records must be Record objects, got 'a.mp4'; open files by"),
     "from_frame": (frame.frame_table, ([1],), "df must be a pandas DataFrame, got [1]; build one by pandas.DataFrame"),
     "from_arrays": (arrays.array_clips, (3,), "clips must be a sequence of arrays, got 3; put a single clip into"),
     "captions": (VideoDataset.from_arrays, (VideoDataset, [], 3), "captions must have one entry per clip, 0 in total"),

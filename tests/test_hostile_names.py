@@ -1,4 +1,4 @@
-"""File names of any bytes: every command reads them, prints each on one line without control characters, and goes on."""
+"""File names of any bytes: every command reads them, and prints each on one line without control characters."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def forms(seed: int, marker: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a bad zip file open
-@pytest.mark.parametrize("seed", [random.randrange(10**6)])
+@pytest.mark.parametrize("seed", [random.randrange(10**6)], ids=["random"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, seed):
     clip = clipvid.create_model("clipvid-mini").backbone.clip
     for name, content in forms(seed, tmp_path / "executed").items():
