@@ -169,7 +169,7 @@ def test_limits_of_tables_and_option_files_are_exact(tmp_path):
     with pytest.raises(UsageError, match=f"limit of {DEPTH_LIMIT} levels"):
         read_options(options)
     options.write_text("data_config: {when: 2020-01-01}")
-    with pytest.raises(UsageError, match="put dates in quotes"):
+    with pytest.raises(UsageError, match="write it in quotes to give a text"):
         read_options(options, ["data-config"])
 
 

@@ -234,7 +234,7 @@ def test_caches_on_disk_and_in_memory_exclude_each_other(work, capsys, monkeypat
         ("embed tables", "tables holds no video; give --format csv to read t.csv"),
         ("embed tables/t.csv", "tables/t.csv: no row below the header"),
         ("embed tables --format csv", "tables/t.csv: no row below the header"),
-        ("embed folder.safetensors", "folder.safetensors holds no video; give a folder with files such as .mp4"),
+        ("embed folder.safetensors", "folder.safetensors holds no video; expected files such as .mp4"),
         ("embed nowhere", "nowhere does not exist; give videos, folders of videos, or a csv file"),
         ("eval videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),
         ("train videos/test/00001.mp4", "00001.mp4 is a video; give a folder of videos, or a csv file"),

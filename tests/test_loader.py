@@ -205,7 +205,7 @@ def test_a_new_process_is_sent_the_clips_and_the_decoder_verdicts(dataset, monke
     monkeypatch.setattr(loader, "DataLoader", Recorder)
     main_process, new_process = Memory(), Memory()
     file = verdicts.identity(dataset.data[0].path)
-    objection = Verdict.of((), stream=0, objection="a verdict that only the main process has")
+    objection = Verdict.of(FrameTimes((), 0.0), stream=0, objection="a verdict that only the main process has")
     main_process.learn({("decord", file.device, file.inode): (file, objection)})
     monkeypatch.setattr(loader, "memory", lambda: main_process)
     assert list(batches_of(dataset, [[0]], workers=1)) == []

@@ -180,7 +180,7 @@ def test_index_writes_its_profile_beside_its_folder(tmp_path, clips, capsys):
     )
     assert "waiting for data" in capsys.readouterr().out
     assert "tower" in seconds(tmp_path / "index.profile.json")
-    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "store"}
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.json", "manifest.json", "store"}
 
 
 def test_train_writes_its_profile_into_the_run(tmp_path, table):

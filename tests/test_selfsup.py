@@ -428,7 +428,7 @@ def test_plain_folders_of_videos_have_neither_captions_nor_labels(tmp_path):
     data = open_dataset("videos", tmp_path)
     assert [(r.path.name, r.captions, r.label) for r in data] == [("b.mp4", (), None), ("a.webm", (), None)]
     assert [r.path.name for r in open_dataset("videos", tmp_path, split="deep")] == ["a.webm"]
-    with pytest.raises(DataError, match="holds no video; expected a folder"):
+    with pytest.raises(DataError, match="holds no video; expected files"):
         open_dataset("videos", tmp_path, split="nowhere")
     with pytest.raises(ValueError, match="reads neither annotations nor classes"):
         open_dataset("videos", tmp_path, classes=["run"])

@@ -15,6 +15,8 @@ from clipvid.features.embed import embed_videos
 from clipvid.features.memory import encode_dataset
 from clipvid.models import factory
 from clipvid.models.factory import attach, create_model
+from clipvid.runtime.archive import seal_archive
+from clipvid.runtime.manifest import seal
 from clipvid.training.loop import train
 from clipvid.training.optim import parameter_groups
 from clipvid.training.trainer import Run
@@ -408,6 +410,7 @@ def test_saved_weights_that_fit_no_parameter_are_refused(model, clips, tmp_path)
     folder = model.save(tmp_path / "m")
     state = load_file(folder / "branch.safetensors")
     save_file({**state, "clip.visual.nonsense": torch.zeros(3)}, folder / "branch.safetensors")
+    seal(folder)
     with pytest.raises(CheckpointError, match=r"no place for visual\.nonsense"):
         load(folder)
 
@@ -452,6 +455,7 @@ def test_a_checkpoint_with_the_old_setting_is_refused_by_name(model, clips, tmp_
     settings = json.loads(state["config"])
     settings["freeze"] = {"none": "all"}[settings.pop("train_clip")]
     torch.save({**state, "config": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    seal_archive(tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"another config .*freeze: all saved"):
         train(model, clips, None, config(epochs=2), out=tmp_path, resume=True, progress=False)
 

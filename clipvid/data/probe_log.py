@@ -36,12 +36,16 @@ class ProbeLog:
         self.outcomes[outcome["path"]] = outcome
 
     def is_current(self, path: Path, stamp: Stamp, *, limit: int | float) -> bool:
-        """Return True if the logged outcome is of this file as it is now, and not of a shorter time limit."""
+        """Return True if the logged outcome is of the file's present content, and not of a shorter time limit.
+
+        A file whose stamp has changed, or is of the last seconds, is hashed, which costs far less than decoding.
+        """
         outcome = self.outcomes.get(str(path))
-        if outcome is None or outcome.get("limit", limit) < limit or tuple(outcome["stamp"]) != stamp:
+        if outcome is None or outcome.get("limit", limit) < limit:
             return False
-        # A stamp of the last seconds may be that of two contents.
-        return is_settled(stamp) or outcome["content"] == content_hash(path)
+        if tuple(outcome["stamp"]) == stamp and is_settled(stamp):
+            return True
+        return path.exists() and outcome["content"] == content_hash(path)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
