@@ -264,6 +264,7 @@ def _config(budget: Budget, task: str, seed: int, *, lr: float) -> TrainConfig:
         pretrained_lr_scale=budget.pretrained_lr_scale,
         head_lr=budget.head_lr,
         keep_together=budget.keep_together,
+        multi_positive=False,  # the loss of the papers, which takes equal captions for negatives
         seed=seed,
         data_config=DATA_CONFIG,
     )
