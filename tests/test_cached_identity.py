@@ -93,8 +93,9 @@ def test_the_check_of_a_data_set_takes_only_copies_for_duplicates(pair, tmp_path
 
 def test_the_hashes_of_settled_files_are_stored_for_the_next_run(model, pair, tmp_path, monkeypatch):
     from clipvid.data import content
+    from clipvid.runtime import stamps
 
-    monkeypatch.setattr(content, "SETTLED", -1.0)
+    monkeypatch.setattr(stamps, "SETTLED", 0.0)
     monkeypatch.setattr(content, "_hashes", {})
     cache = TapCache(tmp_path / "cache")
     cache.store(model, data_of(*pair), CONFIG)

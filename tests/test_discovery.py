@@ -104,6 +104,7 @@ ODD: dict[str, tuple[Callable[[Path], None], tuple[str, ...], dict[str, str]]] =
     "dangling note": (_linked(c_txt="gone"), ("a.mp4", "deep/b.mp4"), {"c.txt": ".txt is not the suffix"}),
     "link to itself": (_linked(c_mp4="c.mp4"), ("a.mp4", "deep/b.mp4"), {}),
     "linked folder": (_linked(other="deep"), ("a.mp4", "deep/b.mp4"), {"other": "a link to a folder that is read"}),
+    "link before its folder": (_linked(alink="deep"), ("a.mp4", "deep/b.mp4"), {"alink": "a link to a folder that"}),
     "cycle": (_linked(up="."), ("a.mp4", "deep/b.mp4"), {"up": "a link to a folder that is read already"}),
     "odd names": (
         _touch("a b.mp4", "-i.mp4", "ü.mp4", "new\nline.mp4", "*.mp4"),
@@ -181,12 +182,14 @@ def test_every_file_is_a_clip_or_left_out(tmp_path):
 def test_two_files_for_one_name_are_an_error_that_names_both_unless_the_root_chooses(tmp_path):
     for name in ("240p/video1.mp4", "full/video1.mp4", "full/video2.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     (tmp_path / "own.csv").write_text("video_id,sentence\nvideo1,a dog\nvideo2,a cat\n")
-    with pytest.raises(DataError, match=r"video1 has 2 files .*240p/video1\.mp4 and .*full/video1\.mp4; give"):
+    with pytest.raises(DataError, match=r"video1 has 2 different files, .*240p/video1\.mp4, .*full/video1\.mp4; give"):
         open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / "own.csv")
     data = open_dataset("msrvtt-1ka", tmp_path / "full", annotations=tmp_path / "own.csv")
     assert [record.path.parent.name for record in data] == ["full", "full"]
+    shutil.copy(tmp_path / "full" / "video1.mp4", tmp_path / "240p" / "video1.mp4")
+    assert len(open_dataset("msrvtt-1ka", tmp_path, annotations=tmp_path / "own.csv")) == 2, "equal copies are one"
 
 
 @pytest.fixture(scope="module")

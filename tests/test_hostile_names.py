@@ -40,6 +40,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud8
         (b"a\nb", r"a\x0ab"),
         ("\u202e".encode(), r"\u202e"),
         ("\U000e0001".encode(), r"\U000e0001"),
+        ("می\u200cخواهم 👨\u200d👩".encode(), "می\u200cخواهم 👨\u200d👩"),
     ],
 )
 def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
@@ -47,6 +48,11 @@ def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
     assert show(Path(os.fsdecode(name))) == shown
     assert printable(f"a\n{os.fsdecode(name)}").count("\n") == 1 + name.count(b"\n")
     as_utf8(os.fsdecode(name)).encode()
+
+
+def test_half_a_character_and_tabs_in_text():
+    assert show("\ud83d cat") == r"\ud83d cat"
+    assert printable("a\tb\n\x1b[0m") == "a\tb\n\\x1b[0m"
 
 
 @pytest.fixture(scope="module")

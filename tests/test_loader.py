@@ -30,6 +30,7 @@ from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError, WorkerError
 from clipvid.models.factory import attach
+from clipvid.runtime import stamps
 from clipvid.runtime.prefetch import prefetch
 from clipvid.training.loop import train
 from clipvid.video.backends import judged, verdicts
@@ -230,7 +231,7 @@ def test_workers_get_the_decoder_verdicts_and_send_new_ones_back(tmp_path, write
     files = {path: verdicts.identity(path) for path in (new, old)}
     objection = Verdict.of(FrameTimes((), 0.0), stream=0, objection="a verdict that only the main process has")
     fresh.learn({("decord", files[old].device, files[old].inode): (files[old], objection)})
-    monkeypatch.setattr(verdicts, "SETTLED", 0.0)
+    monkeypatch.setattr(stamps, "SETTLED", 0.0)
     data = VideoDataset((Record(new), Record(old)))
     clips = ClipDataset(data, frames=2, transform=VideoTransform(16), backend="decord")
     set_start_method(context, force=True)

@@ -16,8 +16,10 @@ import torch
 from forked import in_a_fork, needs_fork
 
 from clipvid.errors import VideoError
-from clipvid.video.backends import judged, pyav, verdicts
-from clipvid.video.backends.verdicts import Identity, Memory, Verdict
+from clipvid.runtime import stamps
+from clipvid.runtime.stamps import Stamp
+from clipvid.video.backends import judged, pyav
+from clipvid.video.backends.verdicts import Memory, Verdict
 from clipvid.video.container import demux
 from clipvid.video.container.times import FrameTimes
 from clipvid.video.decode import read, read_video
@@ -27,7 +29,7 @@ from clipvid.video.decode import read, read_video
 def memory(monkeypatch) -> Memory:
     """Empty memory of verdicts that trusts files as soon as they are written."""
     fresh = Memory()
-    monkeypatch.setattr(verdicts, "SETTLED", 0.0)
+    monkeypatch.setattr(stamps, "SETTLED", 0.0)
     monkeypatch.setattr(judged, "memory", lambda: fresh)
     return fresh
 
@@ -78,7 +80,7 @@ def test_a_changed_file_is_checked_again(clip, memory, openings, write_video):
 
 
 def test_a_recently_changed_file_is_not_trusted(clip, memory, openings, monkeypatch):
-    monkeypatch.setattr(verdicts, "SETTLED", 60.0)
+    monkeypatch.setattr(stamps, "SETTLED", 60.0)
     for _ in range(2):
         openings.clear()
         read(clip, [0], backend="decord")
@@ -143,11 +145,11 @@ def test_memory_is_bounded_and_drops_newer_entries():
     cost = Verdict.of(lasting([0.0]), stream=0, objection="no").cost
     memory = Memory(limit=3 * cost)
     verdict = Verdict.of(lasting([0.0]), stream=0, objection="no")
-    files = [Identity(0, inode, 1, 1, 1) for inode in range(9)]
+    files = [Stamp(0, inode, 1, 1, 1) for inode in range(9)]
     for file in files:
         memory.put(file, "decord", verdict)
     assert [file.inode for file in files if memory.get(file, "decord")] == [0, 1, 8]
-    memory.put(Identity(0, 99, 1, 1, 1), "decord", Verdict.of(lasting(uneven_times(1000)), stream=0, objection=None))
+    memory.put(Stamp(0, 99, 1, 1, 1), "decord", Verdict.of(lasting(uneven_times(1000)), stream=0, objection=None))
     assert len(memory) <= 3
 
 
@@ -195,5 +197,5 @@ def test_a_process_forked_while_a_thread_uses_the_memory_can_use_it():
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(use)
         assert locked.wait(10)
-        in_a_fork(memory.put, Identity(1, 1, 1, 1, 1), "decord", verdict)
+        in_a_fork(memory.put, Stamp(1, 1, 1, 1, 1), "decord", verdict)
         work.result()

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.content import content_hash
 from clipvid.data.probe_file import probe_file, probe_stamp
 from clipvid.data.probe_log import ProbeLog
 from clipvid.data.records import VideoDataset
@@ -302,7 +301,7 @@ def _probe_alone(path: Path, *, limit: int | float, tries: int) -> dict[str, Any
             continue
         finally:
             pool.shutdown(cancel_futures=True)
-    return {"path": str(path), "stamp": probe_stamp(path), "content": content_hash(path), "error": FATAL}
+    return {"path": str(path), "stamp": probe_stamp(path), "content": f"unread {path}", "error": FATAL}
 
 
 def _section(kind: str, entries: Sequence[tuple[str, str]]) -> list[str]:

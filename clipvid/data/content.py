@@ -8,22 +8,17 @@ beside derived data for later runs. Knows nothing of what is derived.
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from clipvid.data.files import files_of
+from clipvid.runtime import stamps
 from clipvid.runtime.manifest import hash_bytes, hash_file
+from clipvid.runtime.stamps import Stamp as Stamp
 
-SETTLED = 3.0
-"""Seconds since the last change after which a stamp is trusted: coarse file systems keep times to 2 s."""
-Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, mtime_ns and ctime_ns of a file."""
 _hashes: dict[Stamp, str] = {}
 _lock = threading.Lock()
 
@@ -43,26 +38,21 @@ def stamp_of(clip: Path) -> Stamp:
 
     Raises OSError if there is none.
     """
-    status = os.stat(clip)
-    if not stat.S_ISDIR(status.st_mode):
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    pictures = [os.stat(path) for path in files_of(clip)]
-    every = [status, *pictures]
-    return (
-        status.st_dev,
-        status.st_ino,
-        sum(picture.st_size for picture in pictures),
-        max(each.st_mtime_ns for each in every),
-        max(each.st_ctime_ns for each in every),
+    stamp = stamps.stamp_of(clip)
+    if not clip.is_dir():
+        return stamp
+    pictures = [stamps.stamp_of(path) for path in files_of(clip)]
+    every = [stamp, *pictures]
+    return stamp._replace(
+        size=sum(picture.size for picture in pictures),
+        modified=max(each.modified for each in every),
+        changed=max(each.changed for each in every),
     )
 
 
 def is_settled(stamp: Stamp) -> bool:
-    """Return True if the file last changed long enough ago, so that another change would give another stamp.
-
-    A time in the future is not trusted: the clock of a file server may differ.
-    """
-    return time.time() - max(stamp[3:]) / 1e9 > SETTLED
+    """Return True if a stamp can be trusted (`Stamp.is_settled`)."""
+    return stamp.is_settled
 
 
 def remember(stamp: Stamp, content: str) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from clipvid.runtime.names import show
 from clipvid.video.container.sniff import begins_like_video
-from clipvid.video.picture_files import SUFFIXES, pictures_in
+from clipvid.video.picture_files import SUFFIXES, in_frame_order, pictures_in
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -105,9 +105,9 @@ class _Tree:
 
     def walk(self, folder: Path, *, deep: bool) -> None:
         """Add everything below a folder, or with `deep` False what is directly in it."""
-        folders = [folder]
-        while folders:
-            current = folders.pop()
+        folders, links = [folder], list[Path]()
+        while folders or links:
+            current = folders.pop() if folders else links.pop()  # a link never hides the folder that it leads to
             real = os.path.realpath(current)
             if real in self.entered:
                 self.left_out.append(LeftOut(current, "a link to a folder that is read already"))
@@ -122,7 +122,8 @@ class _Tree:
             below = [path for entry in listed if (path := self._add(entry, current)) is not None]
             if deep:
                 self.children[current] = below
-                folders += reversed(below)
+                folders += [path for path in reversed(below) if not path.is_symlink()]
+                links += [path for path in reversed(below) if path.is_symlink()]
 
     def _add(self, entry: os.DirEntry[str], folder: Path) -> Path | None:
         """Add a file by its kind; return the path of a folder that is to be entered."""
@@ -153,7 +154,10 @@ class _Tree:
 
 def _beside_videos(top: Path, tree: _Tree) -> Iterator[LeftOut]:
     """Yield the pictures of a tree that holds videos; those of a folder with no video below it together."""
-    with_videos = {folder for video in (*tree.videos, *tree.dangling) for folder in video.parents}
+    if not tree.pictures:
+        return
+    parents = {video.parent for video in (*tree.videos, *tree.dangling)}
+    with_videos = {folder for parent in parents for folder in (parent, *parent.parents)}
     for folder, pictures in tree.pictures.items():
         if folder == top or folder in with_videos:
             yield from (LeftOut(path, "a picture beside videos") for path in pictures)
@@ -190,8 +194,8 @@ def clip_exists(path: Path) -> bool:
 
 
 def files_of(clip: Path) -> list[Path]:
-    """Return the files of a clip: the file itself, or the pictures of a folder."""
-    return pictures_in(clip) if clip.is_dir() else [clip]
+    """Return the files of a clip: the file itself, or the pictures of a folder in the order of the frames."""
+    return in_frame_order(pictures_in(clip)) if clip.is_dir() else [clip]
 
 
 def subfolders(folder: Path) -> list[Path]:

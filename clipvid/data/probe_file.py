@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.data.content import Stamp, content_hash, stamp_of
-from clipvid.errors import DataError, VideoError
+from clipvid.errors import VideoError
 
 DANGLING = "a link to a file that does not exist"
 """Error of a dangling link, which has no content."""
@@ -21,15 +21,18 @@ def probe_file(path: Path, limit: int | float) -> dict[str, Any]:
     """Decode one file in a worker process; return its metadata, or the reason why it cannot be read."""
     from clipvid.video.decode import probe
 
+    outcome: dict[str, Any] = {"path": str(path), "stamp": None, "content": f"unread {path}"}
     if is_dangling(path):
-        return {"path": str(path), "stamp": probe_stamp(path), "content": f"link {path}", "error": DANGLING}
-    outcome: dict[str, Any] = {"path": str(path), "stamp": probe_stamp(path), "content": content_hash(path)}
+        return {**outcome, "error": DANGLING}
     try:
+        outcome |= {"stamp": stamp_of(path), "content": content_hash(path)}
         with _limited(limit):
             info = asdict(probe(path))
             return {**outcome, "info": {k: v for k, v in info.items() if k not in ("path", "times")}}
     except VideoError as error:
         return {**outcome, "error": error.reason}
+    except OSError as error:
+        return {**outcome, "error": f"cannot be read: {(error.strerror or 'unknown error').lower()}"}
     except _TookTooLongError:
         return {**outcome, "limit": limit, "error": f"took more than {limit:g} s to decode"}
 
@@ -62,14 +65,9 @@ def is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def probe_stamp(path: Path) -> Stamp:
-    """Return the stamp of a clip; that of a link to a file that does not exist is all zeros.
-
-    Raises DataError for a clip that was removed.
-    """
-    if is_dangling(path):
-        return (0, 0, 0, 0, 0)
+def probe_stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a clip; None for one that is missing or whose attributes cannot be read."""
     try:
         return stamp_of(path)
-    except OSError as error:
-        raise DataError(f"{path} was removed after the data set was opened; run the check again") from error
+    except OSError:
+        return None

@@ -35,17 +35,23 @@ class ProbeLog:
         self._start = b""
         self.outcomes[outcome["path"]] = outcome
 
-    def is_current(self, path: Path, stamp: Stamp, *, limit: int | float) -> bool:
+    def is_current(self, path: Path, stamp: Stamp | None, *, limit: int | float) -> bool:
         """Return True if the logged outcome is of the file's present content, and not of a shorter time limit.
 
         A file whose stamp has changed, or is of the last seconds, is hashed, which costs far less than decoding.
         """
         outcome = self.outcomes.get(str(path))
-        if outcome is None or outcome.get("limit", limit) < limit:
+        if outcome is None or stamp is None or outcome["stamp"] is None or outcome.get("limit", limit) < limit:
             return False
         if tuple(outcome["stamp"]) == stamp and is_settled(stamp):
             return True
-        return path.exists() and outcome["content"] == content_hash(path)
+        try:
+            is_same = outcome["content"] == content_hash(path)
+        except OSError:
+            return False
+        if is_same and is_settled(stamp):
+            self.add({**outcome, "stamp": list(stamp)})
+        return is_same
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

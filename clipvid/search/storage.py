@@ -21,6 +21,7 @@ from clipvid.registry import STORES
 from clipvid.runtime.files import recover
 from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed
 from clipvid.runtime.schema import decode
+from clipvid.runtime.stamps import Stamp
 from clipvid.search.stores.base import Store
 from clipvid.search.stores.faiss import VECTORS, FaissStore, Vectors
 
@@ -44,7 +45,7 @@ class VideoEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Path below the root, an absolute path, or the name of an array."""
     content: str | None = None
     """Hash of the bytes that were embedded; None if unknown."""
-    stamp: tuple[int, int, int, int, int] | None = None
+    stamp: Stamp | None = None
     """Stamp of the file with these bytes."""
     array: bool = False
     """True for an array in memory, which has no file."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from clipvid.data.content import content_hash
 from clipvid.data.files import VIDEO_SUFFIXES, discover
 from clipvid.data.formats.annotations import Entry
 from clipvid.errors import DataError
+from clipvid.runtime.names import show_several
 
 
 def stem_of(video: str) -> str:
@@ -43,7 +45,7 @@ class VideoFiles:
     def find(self, entry: Entry) -> Path | None:
         """Return the file of an entry, or None; of several, the one in the folder that the entry names.
 
-        Raises DataError if several are left, such as a video in two sizes.
+        Raises DataError if several are left that differ, such as a video in two sizes.
         """
         stem = stem_of(entry.video).lower()
         names = [stem]
@@ -54,9 +56,9 @@ class VideoFiles:
         folder = os.path.dirname(entry.video.rstrip("/"))
         named = [path for path in paths if folder and path.parent.as_posix().endswith(f"/{folder}")]
         chosen = named or paths
-        if len(chosen) > 1:
+        if len(chosen) > 1 and len({content_hash(path) for path in chosen}) > 1:
             raise DataError(
-                f"{entry.video} has {len(chosen)} files that may differ, {chosen[0]} and {chosen[1]}; give the folder "
-                "of one of them as the root, or move the others away"
+                f"{entry.video} has {len(chosen)} different files, {show_several(chosen, 2)}; give the folder of one "
+                "of them as the root, or move the others away"
             )
         return chosen[0] if chosen else None

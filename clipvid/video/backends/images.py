@@ -26,7 +26,7 @@ from clipvid.video.backends.base import Choice, Clock, Fit, Keep, Shown, VideoIn
 from clipvid.video.backends.limits import PIXELS, check_clip, check_pixels, pixel_limit
 from clipvid.video.container import sniff
 from clipvid.video.container.times import FrameTimes
-from clipvid.video.picture_files import SUFFIXES, pictures_in
+from clipvid.video.picture_files import SUFFIXES, in_frame_order, pictures_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +104,7 @@ def listed(path: str | Path) -> list[Path]:
         raise VideoError(
             path, f"pictures of a video need numbers in their names, {unnumbered[0]} has none", backend=BACKEND
         )
-    ordered = sorted(files, key=lambda file: int(numbered[file][0]))
+    ordered = in_frame_order(files)
     _check_numbers(path, ordered, [int(numbered[file][0]) for file in ordered])
     return ordered
 

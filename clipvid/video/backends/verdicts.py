@@ -9,53 +9,30 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
+from clipvid.runtime.stamps import Stamp, stamp_of
 from clipvid.video.container.times import FrameTimes
 
 LIMIT = 64 << 20
 """Memory limit for verdicts, in bytes; enough for 100 000 files of constant frame rate."""
 ENTRY = 600
 """Size of one verdict without its times, in bytes."""
-SETTLED = 2.0
-"""Minimum age of a file's last change, in seconds, for the next change to get other time stamps."""
 FINEST = 1_000_000
 """Largest denominator of a constant frame duration in seconds."""
 
 
-class Identity(NamedTuple):
-    """File attributes from the operating system that identify a file and a change of its content."""
-
-    device: int
-    inode: int
-    size: int
-    """Size in bytes."""
-    modified: int
-    """Time of the last change of the content, in nanoseconds."""
-    changed: int
-    """Time of the last change of content or attributes, in nanoseconds."""
-
-    @property
-    def recent(self) -> bool:
-        """True if the file changed so recently that another change could leave the same time stamps."""
-        now = time.time()  # `modified` can be set by any program, also to the future; `changed` only by the system
-        return now - self.changed / 1e9 < SETTLED or abs(now - self.modified / 1e9) < SETTLED
-
-
-def identity(path: str | Path) -> Identity | None:
-    """Return the identity of a file, or None if its attributes cannot be read."""
+def identity(path: str | Path) -> Stamp | None:
+    """Return the stamp of a file, or None if its attributes cannot be read."""
     try:
-        status = os.stat(path)
+        return stamp_of(path)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +91,7 @@ def _constant_step(times: Sequence[float]) -> Fraction | None:
 
 Key = tuple[str, int, int]
 """Decoder, device and inode; a changed file replaces its previous entry."""
-Entry = tuple[Identity, Verdict]
+Entry = tuple[Stamp, Verdict]
 """State of a file and the verdict on it."""
 
 
@@ -136,17 +113,17 @@ class Memory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, file: Identity, decoder: str) -> Verdict | None:
+    def get(self, file: Stamp, decoder: str) -> Verdict | None:
         """Return the verdict on exactly this state of a file, or None."""
         entry = self._entries.get((decoder, file.device, file.inode))
         return entry[1] if entry is not None and entry[0] == file else None
 
-    def put(self, file: Identity, decoder: str, verdict: Verdict) -> None:
+    def put(self, file: Stamp, decoder: str, verdict: Verdict) -> None:
         """Remember a verdict, unless the file changed just now."""
-        if not file.recent:
+        if file.is_settled:
             self.learn({(decoder, file.device, file.inode): (file, verdict)})
 
-    def drop(self, file: Identity, decoder: str) -> None:
+    def drop(self, file: Stamp, decoder: str) -> None:
         """Forget the verdict on a file."""
         with self._lock:
             self._remove((decoder, file.device, file.inode))
