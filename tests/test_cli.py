@@ -27,6 +27,7 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.factory import create_model
 from clipvid.registry import BRANCHES
 from clipvid.runtime import files
+from clipvid.runtime.manifest import hash_bytes
 
 
 @pytest.fixture(scope="module")
@@ -124,21 +125,35 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
 def test_embeddings_and_their_paths_are_never_of_two_runs(videos, monkeypatch):
     words = ["embed", "videos/test", "--data-config.frames", "1", "--out", "e.safetensors"]
     assert main(words) == 0
-    paths = json.loads(Path("e.json").read_text())["paths"]
-    with safe_open("e.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["clipvid"]) == json.loads(Path("e.json").read_text())
-    Path(paths[0]).unlink()
 
-    def interrupted(path):
-        raise KeyboardInterrupt
+    def listing() -> str:
+        with safe_open("e.safetensors", "pt") as file:
+            return file.metadata()["listing"]
 
-    real = files.atomic_file
-    monkeypatch.setattr(files, "atomic_file", lambda path: interrupted(path) if path.suffix == ".json" else real(path))
+    before = Path("e.json").read_bytes()
+    assert listing() == hash_bytes(before)
+    Path(json.loads(before)["paths"][0]).unlink()
+    write_tensors = files.write_tensors
+
+    def full_disk(path, *_, **__):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_tensors", full_disk)
+    assert main([*words, "--overwrite"]) == 1
+    assert Path("e.json").read_bytes() == before
+    assert listing() == hash_bytes(before)
+    monkeypatch.setattr(files, "write_tensors", write_tensors)
+    replace = os.replace
+
+    def interrupted(source, target):
+        if str(target).endswith("e.json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
     assert main([*words, "--overwrite"]) == 130
-    with safe_open("e.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["clipvid"])["paths"] == paths[1:]
-        assert len(file.get_tensor("video")) == len(paths) - 1
     assert not Path("e.json").exists()
+    assert listing() != hash_bytes(before)
 
 
 def test_embeddings_that_are_not_finite_are_refused(videos, monkeypatch, capsys):

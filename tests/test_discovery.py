@@ -145,6 +145,20 @@ def test_all_commands_see_the_same_files(name, tmp_path, monkeypatch, capsys):
             open_dataset("folder", folder.parent)
 
 
+def test_a_pattern_and_its_folder_name_the_same_files(tmp_path, monkeypatch, capsys):
+    _without_suffix(tmp_path)
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    expected = {"a.mp4", "bare"}
+    assert {record.path.name for record in datasets.videos_of(["*"], DataOptions())} == expected
+    note = capsys.readouterr().err
+    assert "note: *: left out: README and 1 more (no suffix, and it does not begin like a video)" in note
+    assert {record.path.name for record in video_records("*")} == expected
+    data = open_dataset("videos", "*")
+    assert {record.path.name for record in data} == expected
+    assert [entry.path.name for entry in data.left_out] == ["README", "empty", "pipe", "v1.2 final"]
+
+
 def test_a_folder_without_a_video_says_what_it_holds_instead(tmp_path):
     for name in ("a.txt", "b.txt", "c.txt", "d.zip"):
         (tmp_path / name).touch()

@@ -85,9 +85,11 @@ def test_a_reader_beside_a_writer_always_finds_the_folder(tmp_path):
     done = threading.Event()
 
     def write_again() -> None:
-        for _ in range(100):
-            write(tmp_path / "index", "again")
-        done.set()
+        try:
+            for _ in range(100):
+                write(tmp_path / "index", "again")
+        finally:
+            done.set()
 
     writer = threading.Thread(target=write_again)
     writer.start()

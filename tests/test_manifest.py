@@ -119,9 +119,11 @@ def test_a_reader_beside_a_writer_gets_one_version(folder):
     done = threading.Event()
 
     def save_often() -> None:
-        for number in range(100):
-            save(folder, "ab"[number % 2])
-        done.set()
+        try:
+            for number in range(100):
+                save(folder, "ab"[number % 2])
+        finally:
+            done.set()
 
     writer = threading.Thread(target=save_often)
     writer.start()

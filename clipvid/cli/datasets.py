@@ -15,6 +15,7 @@ from clipvid.cli import outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import DataOptions
 from clipvid.data.files import (
+    LeftOut,
     describe_left_out,
     has_videos,
     is_clip,
@@ -23,6 +24,7 @@ from clipvid.data.files import (
     is_video,
     subfolders,
     tables_in,
+    why_no_clip,
 )
 from clipvid.data.paths import expand_paths
 from clipvid.errors import DataError, UsageError
@@ -35,18 +37,22 @@ Sources = str | list[str]
 def sources_of(words: Sequence[str]) -> Sources:
     """Return the sources that words name: one as it is, several as a list; patterns such as "clips/*.mp4" are expanded.
 
-    Matches of a pattern that are neither folders, tables nor clips are left out. Raises UsageError for a source that
-    does not exist, a pattern without files and a URL.
+    Matches of a pattern that are neither folders, tables nor clips are left out, and named in a note. Raises UsageError
+    for a source that does not exist, a pattern without files and a URL.
     """
     advice = "give videos, folders of videos, or a csv file"
+    others: list[Path] = []
     if "" in words:
         raise UsageError(f"SOURCE is empty; {advice}")
     try:
-        paths = expand_paths(words, wanted=lambda path: is_source(path) or not path.suffix)
+        paths = expand_paths(words, wanted=is_source, left_out=others)
     except DataError as error:
         raise UsageError(str(error)) from error
     if missing := [path for path in paths if not path.exists()]:
         raise UsageError(f"{missing[0]} does not exist; {advice}")
+    if others:
+        reasons = [LeftOut(path, why_no_clip(path) or "not read") for path in others]
+        outputs.say(f"note: {' '.join(words)}: {describe_left_out(reasons)}", error=True)
     return str(paths[0]) if len(paths) == 1 else list(map(str, paths))
 
 

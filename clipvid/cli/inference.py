@@ -53,8 +53,8 @@ def embed(
     Args:
         source: videos, folders that are searched for videos, csv files, or the root of a named data set. Patterns in
             quotes, such as "clips/*.mp4", are expanded.
-        out: file to write, ending in .safetensors; its metadata and a file of the same name ending in .json have the
-            paths, in the order of the rows, and the skipped files.
+        out: file to write, ending in .safetensors; a file of the same name ending in .json has the paths, in the order
+            of the rows, and the skipped files.
         overwrite: replace existing files of out and profile.
         data_config: other settings as in the model's training.
     """
@@ -91,18 +91,20 @@ def embed(
 
 
 def _write_embeddings(out: Path, video: Any, metadata: Mapping[str, Any]) -> None:
-    """Write embeddings with their metadata, and the metadata once more as JSON.
+    """Write embeddings, and their metadata as JSON, whose hash the embeddings' file has.
 
-    An earlier JSON file is removed first, so that no interruption leaves one beside the embeddings of other videos.
+    Both are complete before either takes its place, and in between there is no JSON file: no interruption leaves one
+    beside the embeddings of other videos.
     """
     from clipvid.runtime.files import atomic_file, write_tensors
+    from clipvid.runtime.manifest import hash_bytes
 
-    listing = out.with_suffix(".json")
-    listing.unlink(missing_ok=True)
-    with atomic_file(out) as draft:
-        write_tensors(draft, {"video": video}, metadata={"clipvid": dumps(metadata)})
-    with atomic_file(listing) as draft:
-        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    listing, content = out.with_suffix(".json"), f"{dumps(metadata, indent=2)}\n".encode()
+    with atomic_file(listing) as listing_draft:
+        listing_draft.write_bytes(content)
+        with atomic_file(out) as draft:
+            write_tensors(draft, {"video": video}, metadata={"listing": hash_bytes(content)})
+            listing.unlink(missing_ok=True)
 
 
 def predict(

@@ -13,8 +13,8 @@ from clipvid.data.content import content_hash, stamp_of
 from clipvid.data.record import Record
 
 
-def first_of_equals(records: Sequence[Record]) -> list[int]:
-    """Return for each record the position of the first one with the same content, start and end; often its own.
+def first_of_equals(records: Sequence[Record]) -> list[int] | None:
+    """Return for each record the position of the first one with the same content, start and end; None if all differ.
 
     A file that cannot be read any more is equal to none.
     """
@@ -27,7 +27,7 @@ def first_of_equals(records: Sequence[Record]) -> list[int]:
             seen: dict[Hashable, int] = {}
             for position in positions:
                 first[position] = seen.setdefault(_content(records[position], position), position)
-    return first
+    return None if first == list(range(len(records))) else first
 
 
 def _size(record: Record) -> Hashable:

@@ -50,7 +50,23 @@ def tables_in(folder: Path) -> list[Path]:
 
 def is_source(path: Path) -> bool:
     """Return True for a folder, a table and a clip: the matches of a pattern that a data set can be read from."""
-    return path.is_dir() or is_table(path) or is_clip(path)
+    return path.is_dir() or is_table(path) or why_no_clip(path) is None
+
+
+def why_no_clip(path: Path) -> str | None:
+    """Return the reason for which a file is not read as a clip, by its name, its kind and, without a suffix, its start.
+
+    None for a clip.
+    """
+    if path.suffix and not is_clip(path):
+        return f"{path.suffix.lower()} is not the suffix of a video"
+    if not path.exists():
+        return "a link to a file that does not exist"
+    if not path.is_file():
+        return "not a regular file (a pipe, a device or a socket)"
+    if not path.suffix and not begins_like_video(path):
+        return "no suffix, and it does not begin like a video"
+    return None
 
 
 class LeftOut(NamedTuple):
@@ -132,23 +148,16 @@ class _Tree:
             self.left_out.append(LeftOut(path, "hidden"))
         elif entry.is_dir(follow_symlinks=False) or (is_link and os.path.isdir(path)):
             return path
-        elif not is_clip(path) and path.suffix:
-            self.left_out.append(LeftOut(path, f"{path.suffix.lower()} is not the suffix of a video"))
-        elif is_link and not path.exists():
-            if is_video(path):
-                self.dangling.append(path)
-            else:
-                self.left_out.append(LeftOut(path, "a link to a file that does not exist"))
-        elif not (entry.is_file(follow_symlinks=False) or (is_link and os.path.isfile(path))):
-            self.left_out.append(LeftOut(path, "not a regular file (a pipe, a device or a socket)"))
-        elif is_video(path):
+        elif is_video(path) and entry.is_file(follow_symlinks=False):  # most files, without another system call
             self.videos.append(path)
-        elif path.suffix:
+        elif is_link and is_video(path) and not path.exists():
+            self.dangling.append(path)
+        elif (reason := why_no_clip(path)) is not None:
+            self.left_out.append(LeftOut(path, reason))
+        elif path.suffix and not is_video(path):
             self.pictures.setdefault(folder, []).append(path)
-        elif begins_like_video(path):
-            self.videos.append(path)
         else:
-            self.left_out.append(LeftOut(path, "no suffix, and it does not begin like a video"))
+            self.videos.append(path)
         return None
 
 

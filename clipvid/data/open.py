@@ -8,6 +8,7 @@ missing files, `read_dataset` does not. The readers of tables and protocols are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from clipvid.data.files import (
     is_table,
     subfolders,
     tables_in,
+    why_no_clip,
 )
 from clipvid.data.files import advice_on_root as advice_on_root
 from clipvid.data.formats.protocol_reader import open_protocol
@@ -39,7 +41,7 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "test
 _WANTED: dict[str, Callable[[Path], bool]] = {
     "csv": lambda path: path.is_dir() or is_table(path),
     "folder": Path.is_dir,
-    "videos": lambda path: path.is_dir() or is_clip(path),
+    "videos": lambda path: path.is_dir() or why_no_clip(path) is None,
 }
 """Matches of a pattern that a format reads; the others are left out, as below a folder."""
 
@@ -157,7 +159,8 @@ def _read(
             raise ValueError(f"classes must be a list of unique names, got {classes!r}; remove the duplicates")
     if columns is not None and name != "csv":
         raise ValueError(f'columns names the columns of a table, format "csv", got it for {name!r}; leave it out')
-    paths = expand_paths(root, wanted=_WANTED.get(name))
+    others: list[Path] = []
+    paths = expand_paths(root, wanted=_WANTED.get(name), left_out=others)
     if len(paths) > 1 and (name in PROTOCOLS or annotations is not None):
         raise ValueError(
             f"root must be one folder for a protocol and with annotations, got {len(paths)}; open them one by one"
@@ -168,7 +171,14 @@ def _read(
             raise DataError(f"{path} does not exist; correct the path")
     options |= {"annotations": annotation_path, "classes": classes, "check_files": check_files}
     options |= {} if columns is None else {"columns": columns}
-    return merge_datasets([reader(path, **options) for path in paths], classes=classes), paths
+    data = merge_datasets([reader(path, **options) for path in paths], classes=classes)
+    unread = [LeftOut(path, _why_left_out(path, name)) for path in others]
+    return replace(data, left_out=(*data.left_out, *unread)), paths
+
+
+def _why_left_out(path: Path, format: str = "videos") -> str:
+    """Return the reason for which a format does not read a match of a pattern."""
+    return why_no_clip(path) or {"csv": "no table", "folder": "no folder"}.get(format, "not read")
 
 
 def _reader(name: str) -> Callable[..., VideoDataset]:

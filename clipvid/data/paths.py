@@ -21,12 +21,14 @@ Paths = str | Path | Iterable[str | Path]
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://?")
 
 
-def expand_paths(paths: Paths, *, wanted: Callable[[Path], bool] | None = None) -> list[Path]:
+def expand_paths(
+    paths: Paths, *, wanted: Callable[[Path], bool] | None = None, left_out: list[Path] | None = None
+) -> list[Path]:
     """Return the paths that `paths` name: each pattern as its matches, sorted; of duplicates only the first.
 
-    A name that exists is never a pattern. Matches of a pattern that are not `wanted` are left out. Whether other paths
-    exist is left to the caller. Raise DataError for an empty list, a pattern without a match, and a URL that names no
-    local file.
+    A name that exists is never a pattern. Matches of a pattern that are not `wanted` are left out, and appended to the
+    list `left_out` if it is given. Whether other paths exist is left to the caller. Raise DataError for an empty list,
+    a pattern without a match, and a URL that names no local file.
     """
     advice = "give a text or a pathlib.Path"
     checks.of_type("paths", paths, (str, Path, Iterable), must="a path or several paths", advice=advice)
@@ -35,7 +37,7 @@ def expand_paths(paths: Paths, *, wanted: Callable[[Path], bool] | None = None) 
         raise DataError("no videos were given; name files, folders or patterns such as 'videos/**/*.mp4'")
     unique: dict[str, Path] = {}
     for name in names:
-        for path in _matches(local_path(name), wanted):
+        for path in _matches(local_path(name), wanted, left_out):
             unique.setdefault(os.path.abspath(path), path)
     return list(unique.values())
 
@@ -70,12 +72,16 @@ def local_path(name: str | Path, *, location: str = "") -> Path:
     return Path(f"/{unquote(path)}")
 
 
-def _matches(path: Path, wanted: Callable[[Path], bool] | None) -> list[Path]:
+def _matches(path: Path, wanted: Callable[[Path], bool] | None, left_out: list[Path] | None) -> list[Path]:
     """Return the path itself, or the sorted matches of a pattern."""
     if not is_pattern(path):
         return [path]
     matches = sorted(Path(match) for match in glob.iglob(str(path), recursive=True))
-    matches = matches if wanted is None else [match for match in matches if wanted(match)]
+    if wanted is not None:
+        others = [match for match in matches if not wanted(match)]
+        matches = sorted(set(matches).difference(others))
+        if left_out is not None:
+            left_out += others
     if not matches:
         raise DataError(f"no file to read matches the pattern {str(path)!r}; correct it (** stands for any depth)")
     return matches

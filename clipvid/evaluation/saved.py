@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -233,8 +234,9 @@ def queries_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.queries.parquet")
 
 
-def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Path:
-    """Write the queries of each direction to the Parquet file beside a result, atomically; return its path."""
+@contextmanager
+def written_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Write the queries of each direction to a draft, yield its hash, and put it beside the result after the block."""
     import pandas as pd
 
     require("pyarrow", why="writing Parquet")
@@ -243,7 +245,7 @@ def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Path:
     table.attrs = {"format_version": QUERIES_FORMAT}  # pandas stores them in the file
     with atomic_file(queries_path(path)) as partial:
         table.to_parquet(partial, index=False)
-    return queries_path(path)
+        yield hash_file(partial)
 
 
 def _read_queries(path: Path) -> pd.DataFrame:

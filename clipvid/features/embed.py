@@ -81,7 +81,8 @@ def embed_videos(
         progress=progress,
     )
     views = torch.cat(batches).unflatten(0, (len(clips), -1))  # (n, V, E)
-    return VideoEmbeddings(views[first_of_equals(clips.records)], clips, unreadable)
+    first = first_of_equals(clips.records)
+    return VideoEmbeddings(views if first is None else views[first], clips, unreadable)
 
 
 def embed_frames(
@@ -97,8 +98,9 @@ def embed_frames(
     batches, clips, unreadable = _encode_clips(
         model, data, resolve_data_config(model, data, data_config), encode, complete=True, progress=progress
     )
-    first = first_of_equals(clips.records)
-    embeddings, masks = (torch.cat(part).unflatten(0, (len(clips), -1))[first] for part in zip(*batches, strict=True))
+    embeddings, masks = (torch.cat(part).unflatten(0, (len(clips), -1)) for part in zip(*batches, strict=True))
+    if (first := first_of_equals(clips.records)) is not None:
+        embeddings, masks = embeddings[first], masks[first]
     return Frames(embeddings.flatten(1, 2), masks.flatten(1, 2)), clips, unreadable
 
 

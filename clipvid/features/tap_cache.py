@@ -145,7 +145,7 @@ class TapCache:
         cache_key = self.cache_key(model, data_config, augmented_views)
         shards = Shards(self.folder / cache_key.key)
         repair_cache_key(shards.folder, cache_key)
-        views = views_of(stored_clip_keys(data, self.folder), augmented_views)
+        views = views_of(stored_clip_keys(data, self.folder, progress=progress), augmented_views)
         missing = _missing_keys(shards, views)
         self._check_disk_space(_bytes_needed(model, cache_key, len(missing)))
         if missing and (note := self._stored_otherwise(cache_key, model, missing)):

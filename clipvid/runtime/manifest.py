@@ -1,6 +1,6 @@
 """Manifests: the hashes of all files of a stored folder, compared when the folder is read.
 
-Contract: `seal` a folder that is complete, and read it with `read_sealed`: a changed, missing or foreign file raises
+Contract: `seal` a folder that is complete, and read it with `read_sealed`: a changed or missing file raises
 the given error, and so does a changed manifest. A folder that is replaced while it is read is read again, so the result
 is of one version. Hashes are XXH3-128: they find accidents, not forgery. The only file that imports xxhash. Knows
 nothing of the content.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
-    """Sizes and hashes of the files of a folder by their relative names."""
+    """Hashes of the files of a folder by their relative names."""
 
     format_version: int
     id: str

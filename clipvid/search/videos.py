@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipvid.data.files import discover, is_clip
+from clipvid.data.files import discover, why_no_clip
 from clipvid.data.paths import Paths, expand_paths
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
@@ -34,7 +34,7 @@ def video_files(videos: Paths) -> list[Path]:
     `video_records`.
     """
     files: dict[str, Path] = {}
-    paths = expand_paths(videos, wanted=lambda path: path.is_dir() or is_clip(path) or not path.suffix)
+    paths = expand_paths(videos, wanted=lambda path: path.is_dir() or why_no_clip(path) is None)
     if not any(path.exists() for path in paths):  # one of several is skipped later, like an unreadable file
         verb = f"and {len(paths) - 1} more do" if len(paths) > 1 else "does"
         raise DataError(f"{paths[0]} {verb} not exist; give videos, or folders of them")

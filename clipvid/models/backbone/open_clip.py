@@ -154,7 +154,7 @@ def _device(device: object) -> torch.device:
 
 def _not_loaded(error: Exception, base: Base, *, is_file: bool) -> Exception:
     """Return the error for a model that could not be created, in one line that names the checkpoint or the model."""
-    if isinstance(error, BackboneError | MemoryError):
+    if isinstance(error, BackboneError | MemoryError | torch.OutOfMemoryError):
         return error
     cause = first_line(error)
     if is_file:

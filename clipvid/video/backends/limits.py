@@ -19,7 +19,9 @@ PIXEL_LIMIT = 8192 * 4608
 """Largest number of pixels per frame, enough for 8K video: 113 MB as RGB, three times as much while it is
 decoded and converted."""
 CLIP_LIMIT = 1 << 30
-"""Largest number of bytes of the frames that one call returns together, as they are after `fit`."""
+"""Number of bytes that the frames of one call may always take together, as they are after `fit`."""
+RATIO = 1000
+"""Number of bytes of frames per byte of a file that is allowed too: camera video has a few hundred."""
 
 
 def pixel_limit() -> int:
@@ -44,7 +46,7 @@ def check_pixels(width: int, height: int, *, path: str | Path, backend: str) -> 
 
 def check_clip(picture: Tensor, *, frames: int, path: str | Path, backend: str) -> None:
     """Raise VideoError if `frames` pictures like this one have more bytes than the limit."""
-    total, limit = picture.nbytes * frames, _limit(CLIP_BYTES, CLIP_LIMIT)
+    total, limit = picture.nbytes * frames, _limit(CLIP_BYTES, max(CLIP_LIMIT, RATIO * _size(path)))
     if total > limit:
         size = f"{picture.shape[-1]}x{picture.shape[-2]}"
         reason = (
@@ -53,6 +55,14 @@ def check_clip(picture: Tensor, *, frames: int, path: str | Path, backend: str) 
             f"{CLIP_BYTES}"
         )
         raise VideoError(path, reason, backend=backend)
+
+
+def _size(path: str | Path) -> int:
+    """Return the bytes of a file; 0 for a folder of pictures, and for what is no file."""
+    try:
+        return os.path.getsize(path) if os.path.isfile(path) else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _limit(name: str, default: int) -> int:
