@@ -1,4 +1,4 @@
-"""File names of any bytes: every command reads them, prints each on one line without control characters, and goes on."""
+"""File names of any bytes: every command reads them, prints each on a line without control characters, and goes on."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud8
         (b"a\nb", r"a\x0ab"),
         ("\u202e".encode(), r"\u202e"),
         ("\U000e0001".encode(), r"\U000e0001"),
+        (b"\x85", r"\x85"),
+        ("\x85".encode(), r"\u0085"),  # a character, where the one above is a byte that is no UTF-8
     ],
 )
 def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
@@ -47,6 +49,10 @@ def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
     assert show(Path(os.fsdecode(name))) == shown
     assert printable(f"a\n{os.fsdecode(name)}").count("\n") == 1 + name.count(b"\n")
     as_utf8(os.fsdecode(name)).encode()
+
+
+def test_half_of_a_surrogate_pair_is_escaped():
+    assert as_utf8("ü \ud800\udcff") == show("ü \ud800\udcff") == r"ü \ud800\xff"
 
 
 @pytest.fixture(scope="module")
