@@ -31,6 +31,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shared_data(*parts): needs this file or folder of ../shared/data")
 
 
+@functools.cache
+def _load_profile() -> None:
+    from hypothesis import settings
+
+    settings.register_profile("clipvid", derandomize=True, database=None, deadline=None, max_examples=60)
+    settings.load_profile("clipvid")
+
+
+def pytest_collectstart() -> None:
+    """Give property tests the same examples in every run; `test_properties.py` has a slow test with random ones.
+
+    Tests take their settings when their module is imported. The controller of pytest-xdist imports none.
+    """
+    _load_profile()
+
+
 def require_shared(*parts: str) -> Path:
     """Return the path of a part of the shared data; where it is absent, skip the test, or fail it (REQUIRE_DATA)."""
     path = SHARED_DATA.joinpath(*parts)

@@ -214,6 +214,16 @@ def test_few_shot_takes_the_same_number_of_videos_from_every_class():
         data.few_shot(0)
 
 
+def test_a_split_keeps_a_file_of_every_class_where_files_have_clips_of_several():
+    labels = {"a": (None, 0), "b": (None,), "c": (0,), "d": (0,)}
+    for names, choices in (("ab", {"b"}), ("acb", {"a", "b", "c"}), ("acdb", {"a", "b", "c", "d"})):
+        records = [Record(Path(name), label=label) for name in names for label in labels[name]]
+        data = VideoDataset(tuple(records), ("x",))
+        splits = [data.split(0.4, seed=seed) for seed in range(9)]
+        assert {record.path.name for _, validation in splits for record in validation} <= choices
+        assert all({record.label for record in train} == {None, 0} for train, _ in splits)
+
+
 def test_base_classes_are_the_frequent_half_and_labels_follow():
     base, novel = labelled({"a": 2, "b": 7, "c": 2, "d": 4, "e": 1}).base_novel()
     assert (base.classes, novel.classes) == (("a", "b", "d"), ("c", "e"))
@@ -279,6 +289,12 @@ def test_the_best_items_equal_those_of_a_full_sort(model, data, evaluation):
     assert top is not None
     assert top.best.shape == (20, 3)
     assert evaluation.top_results is None
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 30])
+def test_items_that_tie_at_the_kth_place_are_chosen_in_gallery_order(k):
+    scores = np.random.default_rng(0).integers(0, 3, (50, 20)).astype(np.float32)
+    assert best_items(scores, k).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :k].tolist()
 
 
 def test_a_page_of_failures_shows_every_caption_that_failed(model, broken, tmp_path):

@@ -41,6 +41,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud8
         ("\u202e".encode(), r"\u202e"),
         ("\U000e0001".encode(), r"\U000e0001"),
         ("می\u200cخواهم 👨\u200d👩".encode(), "می\u200cخواهم 👨\u200d👩"),
+        (b"\x85", r"\x85"),
+        ("\x85".encode(), r"\u0085"),  # a character, where the one above is a byte that is no UTF-8
     ],
 )
 def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
@@ -51,7 +53,7 @@ def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
 
 
 def test_half_a_character_and_tabs_in_text():
-    assert show("\ud83d cat") == r"\ud83d cat"
+    assert as_utf8("ü \ud800\udcff") == show("ü \ud800\udcff") == r"ü \ud800\xff"
     assert printable("a\tb\n\x1b[0m") == "a\tb\n\\x1b[0m"
 
 

@@ -32,6 +32,8 @@ IMPORTERS = {
     "huggingface_hub": {"clipvid.models.checkpoint"},
     "tqdm": {"clipvid.runtime.progress"},
     "yaml": {"clipvid.cli.parsing.option_file"},
+    "xxhash": {"clipvid.runtime.manifest"},
+    "filelock": {"clipvid.runtime.folder_lock"},
 }
 """Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""
 

@@ -221,6 +221,7 @@ def test_filters_choose_the_rows_that_python_chooses(text):
 
 def test_text_in_a_filter_may_hold_quotes_and_words_of_the_grammar():
     assert parse(r'label = "a \"b\" and \\ (c"').matches({"label": r'a "b" and \ (c'})
+    assert parse('label = "a\\\nb"').matches({"label": "a\nb"})
     assert parse("label = 'or'").matches({"label": "or"})
     assert not parse("label != 'x'").matches({})
     assert parse("not label = 'x'").matches({})

@@ -314,6 +314,17 @@ def test_any_stamps_give_times_that_never_fall(shown, unit):
     assert follower.agrees
 
 
+@pytest.mark.parametrize("shift", [3, 2**40, 2**61])
+def test_a_part_after_a_mean_duration_that_is_no_integer_ignores_a_shift(shift):
+    """The first part ends at 5/3 + 5 units, which a float near a large stamp cannot hold."""
+    shown = [0, 1, 3, 5, 0, 1, 2]
+    near, far = (
+        Stamps(stamps, [0] * 7, Fraction(1, 25), 25.0, decoded=stamps, keys=[True, *[False] * 3, True, False, False])
+        for stamps in (shown, [stamp + shift for stamp in shown])
+    )
+    assert far.settled()[0] == near.settled()[0]
+
+
 @given(st.permutations(range(8)))
 def test_stamps_in_coding_order_are_sorted(order):
     stamps = Stamps(order, [1] * 8, Fraction(1, 25), 25.0, decoded=range(8), keys=[True] + [False] * 7)

@@ -321,8 +321,9 @@ class VideoDataset:
     def split(self, fraction: float, *, seed: int = 0) -> tuple[VideoDataset, VideoDataset]:
         """Hold out `fraction` of the videos for validation; returns (train, validation), both in their original order.
 
-        Clips of one file stay together. Every class contributes the same share, up to rounding to complete videos, and
-        leaves at least one video for training. The same seed gives the same split.
+        Clips of one file stay together, and a file counts for the class of its first clip. Every class contributes the
+        same share, up to rounding to complete videos, and leaves at least one video for training. The same seed gives
+        the same split.
         """
         checks.share("fraction", fraction, advice="it is the share of validation videos")
         seed = checks.seed(seed)

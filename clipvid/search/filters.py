@@ -44,7 +44,7 @@ _TOKEN = re.compile(
       | (?P<operator><=|>=|!=|=|<|>)
       | (?P<mark>[(),])
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 COLUMNS = ("path", "label")
 """Columns of a `VideoIndex`."""
@@ -263,7 +263,7 @@ class _Parser:
         assert token is not None
         self.next += 1
         if token.kind == "text":
-            return re.sub(r"\\(.)", r"\1", token.text[1:-1])
+            return re.sub(r"\\(.)", r"\1", token.text[1:-1], flags=re.DOTALL)
         return float(token.text) if set(token.text) & set(".eE") else int(token.text)
 
 

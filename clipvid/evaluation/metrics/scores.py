@@ -225,6 +225,11 @@ def best(values: Num[ndarray, "c n"], k: int) -> Int[ndarray, "c k"]:
         return values.argmax(axis=1)[:, None]
     k = min(k, values.shape[1])
     chosen = np.argpartition(-values, k - 1, axis=1)[:, :k]
+    scores = np.take_along_axis(values, chosen, axis=1)
+    lowest = scores.min(axis=1, keepdims=True)
+    cut = np.count_nonzero(values == lowest, axis=1) > np.count_nonzero(scores == lowest, axis=1)
+    if cut.any():  # The k-th score is tied, and argpartition takes any of the tied items.
+        chosen[cut] = np.argsort(-values[cut], axis=1, kind="stable")[:, :k]
     order = np.lexsort((chosen, -np.take_along_axis(values, chosen, axis=1)), axis=1)
     return np.take_along_axis(chosen, order, axis=1)
 

@@ -70,7 +70,7 @@ class Stamps:
         for first, stop in pairwise([*self._part_starts(stamps), number]):
             part = sorted(zip(stamps[first:stop], self.durations[first:stop], strict=True))
             origin, (last, duration) = part[0][0], part[-1]
-            units += [begin + stamp - origin for stamp, _ in part]
+            units += [begin + (stamp - origin) for stamp, _ in part]
             ordered += [stamp for stamp, _ in part]
             mean = (last - origin) / max(1, len(part) - 1)
             begin += last - origin + (max(0, duration) or mean or bottom / (top * self.rate))
