@@ -36,6 +36,7 @@ from clipvid.data import probe_log
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.probe_file import probe_file
 from clipvid.data.records import VideoDataset
+from clipvid.errors import DataError
 from clipvid.evaluation.compare import compare
 from clipvid.evaluation.results import read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
@@ -60,6 +61,14 @@ from clipvid.training.trainer import Run
 
 DATA_CONFIG = DataConfig(frames=2, batch_size=2, precision="32-true")
 TRAIN = TrainConfig(epochs=2, batch_size=2, lr=1e-3, data_config=DATA_CONFIG)
+KINDS = (
+    "model: config", "model: weights", "model: manifest",
+    "index: metadata", "index: rows", "index: manifest",
+    "index: vectors, flat", "index: vectors, hnsw", "index: vectors, ivf",
+    "cache: taps", "cache: key", "cache: log of hashes", "cache: captions",
+    "training: checkpoint", "result: metrics", "result: queries", "data check: log", "data check: report",
+)  # fmt: skip
+"""Names of the kinds of stored files."""
 
 
 def kinds(folder: Path) -> list[Kind]:
@@ -167,7 +176,9 @@ def _cache_kinds(folder: Path, tower: Backbone, videos: VideoDataset) -> Iterato
         parts = parts_of(folder, full=True)
         for before, after in zip(listed, parts, strict=True):
             assert before.cache_key == after.cache_key or (before.cache_key is None and before.broken)
-        return taps, [(part.cache_key, part.rows, part.damaged) for part in parts if not part.folder.name.startswith("text")]
+        return taps, [
+            (part.cache_key, part.rows, part.damaged) for part in parts if not part.folder.name.startswith("text")
+        ]
 
     def use_texts(folder: Path) -> object:
         texts = TextCache(folder)
@@ -211,7 +222,12 @@ def _result_kinds(folder: Path, tower: Backbone) -> Iterator[Kind]:
     def use(folder: Path) -> object:
         result = read_result(folder / "a.json")
         queries = [result.per_query(side).to_csv() for side in ("t2v", "v2t")]
-        shown = repr(result), result._repr_html_(), result.to_frame().to_csv(), str(compare(result, result, n_resamples=20))
+        shown = (
+            repr(result),
+            result._repr_html_(),
+            result.to_frame().to_csv(),
+            str(compare(result, result, n_resamples=20)),
+        )
         return dict(result), queries, shown
 
     yield Kind("result: metrics", folder, "a.json", use, edit_json, seal_result)
@@ -224,7 +240,10 @@ def _check_kinds(folder: Path, videos: VideoDataset) -> Iterator[Kind]:
 
     def use(folder: Path) -> object:
         with patch.object(data_check, "_probed", probed):  # in this process, as workers take seconds to start
-            report = data_check.check(videos, folder, workers=1)
+            try:
+                report = data_check.check(videos, folder, workers=1)
+            except FileExistsError as error:  # a report of another data set is not overwritten
+                raise DataError(str(error)) from error
         return str(report).partition("\n")[2], {**report.to_dict(), "probed": 0, "seconds": 0}
 
     use(folder)

@@ -6,6 +6,7 @@ the files.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import resource
@@ -67,7 +68,10 @@ def compared(use: Use, expected: str, *, may_differ: bool) -> Use:
     if use.verdict != RIGHT or use.detail == expected:
         return use
     difference = next(
-        (f"...{use.detail[i : i + 100]} instead of ...{expected[i : i + 100]}" for i in _differing(use.detail, expected)),
+        (
+            f"...{use.detail[i : i + 100]} instead of ...{expected[i : i + 100]}"
+            for i in _differing(use.detail, expected)
+        ),
         "cut off",
     )
     return use._replace(verdict=EDITED if may_differ else OTHER, detail=difference)
@@ -133,6 +137,7 @@ def _limit() -> None:
     size = int((_memory("VmSize") + 2 * MIB) * 2**20)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()  # a crash is a verdict here, and no reason for a report of all stacks
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)

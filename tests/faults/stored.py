@@ -98,7 +98,9 @@ def edit_checkpoint(path: Path, rng: random.Random) -> str:
         other = rng.choice([each for each, _ in _items(container) if each != key])
         container[key], container[other] = container[other], container[key]
     elif change == "near" and isinstance(value, torch.Tensor):
-        container[key] = rng.choice((value[..., None], value.double(), value.reshape(-1)[:0], value.float() * torch.nan))
+        container[key] = rng.choice(
+            (value[..., None], value.double(), value.reshape(-1)[:0], value.float() * torch.nan)
+        )
     elif change == "near":
         content = json.loads(value) if isinstance(value, str) and value[:1] == "{" else value
         try:
