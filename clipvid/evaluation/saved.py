@@ -21,7 +21,7 @@ from clipvid.runtime.files import atomic_file, read_file
 from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
 from clipvid.runtime.schema import convert
-from clipvid.runtime.tables import html_table
+from clipvid.runtime.tables import data_frame, html_table
 from clipvid.runtime.text import first_line, pluralize
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ class SavedResult(dict[str, Any]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric, as `EvaluationResult.to_frame` does."""
-        import pandas as pd
-
-        return pd.DataFrame([{**_settings_columns(self), **row._asdict()} for row in metric_rows(self)])
+        settings = _settings_columns(self)
+        return data_frame(((*settings.values(), *row) for row in metric_rows(self)), [*settings, *MetricRow._fields])
 
     def per_query(self, direction: str | None = None) -> pd.DataFrame:
         """Return one row per query, as `EvaluationResult.per_query` does, from the Parquet file beside this result.

@@ -190,20 +190,28 @@ def _fits(saved: Tensor, expected: Tensor, *, finite: bool = True) -> bool:
 
 
 def _is_like(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Return True for a group of the same parameters whose settings have the types of the current ones."""
-    typed = [name for name, value in current.items() if type(value) in (float, tuple) and name in saved]
-    is_typed = all(type(saved[name]) is type(current[name]) for name in typed)
-    is_finite = is_typed and all(math.isfinite(saved[name]) for name in typed if type(saved[name]) is float)
-    return is_finite and saved.get("params") == current["params"]
+    """Return True for a group of the same parameters whose settings are finite and have the types of the current ones.
+
+    A switch may be on, off or, on another device, left to torch.
+    """
+    switches, compared = (bool, type(None)), [name for name in current if name in saved and name != "params"]
+    for name in compared:
+        value, kind = saved[name], type(current[name])
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not isinstance(value, switches if kind in switches else kind if kind in (float, tuple) else object):
+            return False
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            return False
+    return saved.get("params") == current["params"]
 
 
 def _can_step(moments: Mapping[Any, Any], parameter: Tensor) -> bool:
-    """Return True for the state that AdamW keeps for a parameter."""
+    """Return True for the state that AdamW keeps for a parameter: two finite moments, the second of them positive."""
     shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    return moments.keys() == shapes.keys() and all(
-        isinstance(moments[name], Tensor) and moments[name].shape == shape and bool(moments[name].isfinite().all())
-        for name, shape in shapes.items()
-    )
+    if moments.keys() != shapes.keys() or not all(isinstance(value, Tensor) for value in moments.values()):
+        return False
+    fit = all(moments[name].shape == shape and bool(moments[name].isfinite().all()) for name, shape in shapes.items())
+    return fit and bool((moments["exp_avg_sq"] >= 0).all()) and float(moments["step"]) >= 0
 
 
 def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

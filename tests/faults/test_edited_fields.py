@@ -59,7 +59,11 @@ def edited(state, path, value):
         (("optimizer", "state", 4, "exp_avg"), torch.zeros(1)),
         (("optimizer", "state", 4, "exp_avg"), [0.0]),
         (("optimizer", "state", 4, "exp_avg_sq"), torch.tensor(NAN)),
+        (("optimizer", "state", 4, "step"), torch.tensor(-5.0)),
         (("optimizer", "state", 1000), {}),
+        (("optimizer", "param_groups", 0, "maximize"), 1e9),
+        (("optimizer", "param_groups", 0, "foreach"), "x"),
+        (("optimizer", "param_groups", 0, "betas"), (0.9, NAN)),
         (("optimizer", "param_groups", 0, "params"), [0, 1]),
         (("optimizer", "param_groups", 0, "params", 0), 10**9),
         (("optimizer", "param_groups", 0, "params"), KeyError),
@@ -205,3 +209,16 @@ def test_a_report_of_nested_brackets_is_replaced(stored, tmp_path):
         use = used(kind.use, folder)
         assert (use.verdict, use.detail) == (RIGHT, expected.detail)
         assert json.loads((folder / kind.file).read_text())["name"]
+
+
+def test_moments_that_were_swapped_are_refused(stored, tmp_path):
+    kind = stored["training: checkpoint"]
+    with copied(kind, tmp_path) as folder:
+        file = folder / kind.file
+        state = torch.load(file, weights_only=True)
+        moments = state["optimizer"]["state"][4]
+        moments["exp_avg"], moments["exp_avg_sq"] = moments["exp_avg_sq"], moments["exp_avg"]
+        torch.save(state, file)
+        kind.seal(file)
+        use = used(kind.use, folder)
+    assert use.verdict == REFUSED, use.detail
