@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from judge import GOOD, RIGHT, Use, compared, used
@@ -36,12 +38,40 @@ class Counts:
     peak_mib: float = 0.0
     failures: list[str] = field(default_factory=list)
 
+    def merge(self, other: Counts) -> None:
+        """Add the outcomes of other mutations of the same kind."""
+        self.verdicts.update(other.verdicts)
+        self.peak_mib = max(self.peak_mib, other.peak_mib)
+        self.failures += other.failures
+
     def add(self, use: Use, description: str) -> None:
         """Count one outcome."""
         self.verdicts[use.verdict] += 1
         self.peak_mib = max(self.peak_mib, use.mib)
         if use.verdict not in GOOD:
             self.failures.append(f"{description}: {use.verdict}\n{use.detail}")
+
+
+def mutate_in_jobs(kind: Kind, folder: Path, *, seed: str, n: int, jobs: int) -> Counts:
+    """Do the work of `mutate` in several processes, each with a part of the numbers."""
+    context, counts, receivers = get_context("fork"), Counts(kind.name), []
+    for job in range(min(jobs, n)):
+        receive, send = context.Pipe(duplex=False)
+        part = range(job * n // jobs, (job + 1) * n // jobs)
+        process = context.Process(target=_mutate_part, args=(send, kind, folder / f"{job}", seed, part))
+        process.start()
+        send.close()
+        receivers.append((receive, process))
+    for receive, process in receivers:
+        counts.merge(receive.recv())
+        process.join()
+    return counts
+
+
+def _mutate_part(send: Connection, kind: Kind, folder: Path, seed: str, part: range) -> None:
+    send.send(mutate(kind, folder, seed=seed, n=len(part), first=part.start))
+    send.close()
+    os._exit(0)
 
 
 def mutate(kind: Kind, folder: Path, *, seed: str, n: int, first: int = 0) -> Counts:

@@ -13,7 +13,7 @@ from artefacts import KINDS, kinds
 from damage import damaged, edited, written
 from forked import needs_fork
 from judge import CRASH, EDITED, ERROR, MEMORY, OTHER, REFUSED, RIGHT, SLOW, compared, used
-from suite import SEED, mutate, new_seed
+from suite import SEED, mutate_in_jobs, new_seed
 
 from clipvid.errors import CacheError
 
@@ -38,7 +38,7 @@ def test_the_list_of_kinds_is_complete(stored):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("n", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_right_again_or_refused(stored, seed, tmp_path, name, n):
-    counts = mutate(stored[name], tmp_path, seed=seed, n=n)
+    counts = mutate_in_jobs(stored[name], tmp_path, seed=seed, n=n, jobs=1 if n < 20 else 2)
     assert not counts.failures, f"{SEED}={seed} repeats this:\n" + "\n\n".join(counts.failures[:5])
     assert counts.verdicts.total() == n
 
