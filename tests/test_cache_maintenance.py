@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from clipvid.cli.main import main
 from clipvid.config.data_config import DataConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
+from clipvid.errors import CacheError
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of, prune
 from clipvid.features.tap_cache import TapCache
@@ -152,3 +157,49 @@ def test_a_file_without_permission_is_not_reported_as_damaged_and_stays(folders,
         assert main(["cache", command, str(folders[0].parent)]) == 1
         assert f"{shard} cannot be read or changed: permission denied" in capsys.readouterr().err
     assert shard.exists()
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header | {"keys": json.dumps(json.loads(header["keys"])[::-1])},
+        lambda header: header | {"keys": NESTED},
+        lambda header: header | {"checks": NESTED},
+        lambda header: header | {"checks": "5"},
+        lambda header: header | {"hash": ""},
+        lambda header: {name: value for name, value in header.items() if name != "hash"},
+    ],
+    ids=["keys swapped", "nested keys", "nested checks", "no list", "empty hash", "no hash"],
+)
+def test_a_changed_header_of_a_shard_is_refused(model, data, tmp_path, change):
+    cache = TapCache(tmp_path / "taps")
+    cache.store(model, data, DATA_CONFIGS[0])
+    path = next(cache.folder.glob("*/*.safetensors"))
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file(load_file(path), path, change(header))
+    with pytest.raises(
+        CacheError, match="is damaged: its header has changed since it was written; clipvid cache prune"
+    ):
+        cache.store(model, data, DATA_CONFIGS[0])
+    assert prune(cache.folder).removed == (path,)
+    cache.store(model, data, DATA_CONFIGS[0])
+
+
+@pytest.mark.parametrize("part", [{"keys": NESTED}, {"keys": "5"}, {"checks": NESTED}, {"checks": '["a", "b"]'}])
+def test_a_header_of_the_earlier_format_is_read_and_wrong_lists_are_refused(model, data, tmp_path, part):
+    cache = TapCache(tmp_path / "taps")
+    expected = cache.store(model, data, DATA_CONFIGS[0]).batch([0]).frames
+    path = next(cache.folder.glob("*/*.safetensors"))
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() | {"format": "clipvid-cache-2"}
+    del header["hash"]
+    tensors = load_file(path)
+    save_file(tensors, path, header)
+    assert torch.equal(cache.store(model, data, DATA_CONFIGS[0]).batch([0]).frames, expected)
+    save_file(tensors, path, header | part)
+    with pytest.raises(CacheError, match="is damaged"):
+        cache.store(model, data, DATA_CONFIGS[0])

@@ -61,6 +61,8 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
         ({"kind": "hnsw"}, "holds 4 or other videos in a flat index"),
         ({"store": "oracle"}, "unknown store 'oracle'"),
         ({"precision": "8"}, "unknown precision '8'"),
+        ({"sampler": "none"}, "sampler must be one of uniform, .*, got 'none'; build the index again, or install"),
+        ({"backend": "none"}, "cannot be read: unknown .*'none'.*; build the index again, or install what it was"),
         ({"skipped": [["a", 5]]}, r"index.json is damaged \(Expected str, got int at skipped\[0\]\[1\]\)"),
     ],
     ids=str,
@@ -87,6 +89,19 @@ def test_an_index_of_the_first_format_is_read(library, tmp_path):
     (old / METADATA).write_text(json.dumps(older))
     loaded = VideoIndex.load(old, model)
     assert loaded.search("a red") == index.search("a red")
+    path = index.paths[1]
+    assert [hit.path for hit in loaded.search("a red", where=f'path = "{path}"')] == [path]
     loaded.save(old)  # in the current format
     assert sorted(path.name for path in old.iterdir()) == [METADATA, MANIFEST, STORE]
     assert VideoIndex.load(old, model).search("a red") == index.search("a red")
+
+
+def test_rows_of_other_paths_or_labels_are_refused(index, model, tmp_path):
+    folder = index.save(tmp_path / "saved")
+    rows = json.loads((folder / STORE / ROWS).read_text())
+    for change in ({"path": "other.mp4"}, {"label": 5}):
+        changed = [rows["metadata"][0] | change, *rows["metadata"][1:]]
+        (folder / STORE / ROWS).write_text(json.dumps(rows | {"metadata": changed}))
+        seal(folder)
+        with pytest.raises(CheckpointError, match=r"is damaged: the store has .* for video 'blue.mp4'"):
+            VideoIndex.load(folder, model)

@@ -31,6 +31,7 @@ from clipvid.evaluation.metrics import (
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.results import data_hash, read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
+from clipvid.evaluation.saved import checksum
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.models.factory import create_model
 
@@ -325,3 +326,14 @@ def test_every_metric_has_one_name(evaluation):
         with pytest.raises(KeyError, match="choose one of R@1, R@5"):
             result[name]
     assert result.metadata.model["branch"] == "mean"
+
+
+def test_names_that_are_no_utf8_have_a_place_in_tables(evaluation, tmp_path):
+    """A file name may have any bytes, which Python keeps as lone surrogates and pandas refuses."""
+    path = tmp_path / "a.json"
+    content = evaluation.to_dict()
+    content["data"]["name"] = "clips\udcff"
+    path.write_text(json.dumps({**content, "checksum": checksum(content)}))
+    result = read_result(path)
+    assert set(result.to_frame()["data"]) == {"clips\\xff"}
+    assert set(compare(result, result, names=["a\udcff", "b"]).to_frame()["result"]) == {"a\\xff", "b"}

@@ -191,7 +191,7 @@ def _check_same(report: Path, *, name: str, root: str) -> None:
     try:
         earlier = json.loads(report.read_text(encoding="utf-8"))
         earlier_name, earlier_root = earlier["name"], earlier.get("root", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     if earlier_name != name or (earlier_root and root and earlier_root != root):
         raise FileExistsError(

@@ -11,8 +11,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from clipvid.data.content import Stamp, content_hash, is_settled
 from clipvid.runtime.manifest import hash_bytes
+
+
+class _Info(msgspec.Struct):
+    """Parts of a video's metadata that a report reads."""
+
+    codec: str
+    frames: int
+    duration: float
+
+
+class _Outcome(msgspec.Struct):
+    """Content of a line."""
+
+    path: str
+    stamp: Stamp
+    content: str
+    error: str | None = None
+    limit: float | None = None
+    info: _Info | None = None
+
+    def __post_init__(self) -> None:
+        if (self.error is None) == (self.info is None):
+            raise ValueError("an outcome has either an error or metadata")
 
 
 class ProbeLog:
@@ -59,8 +84,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         outcome = json.loads(line)
         check = outcome.pop("check")
-        return outcome if check == _check(outcome) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        if check != _check(outcome):
+            return None
+        msgspec.convert(outcome, _Outcome)
+        return outcome
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError):
         return None
 
 

@@ -18,7 +18,7 @@ from clipvid.config import checks
 from clipvid.evaluation.metrics import Difference, paired_bootstrap
 from clipvid.evaluation.results import EvaluationResult, count_videos
 from clipvid.evaluation.saved import directions
-from clipvid.runtime.tables import html_table, latex_table, latex_text, markdown_table
+from clipvid.runtime.tables import data_frame, html_table, latex_table, latex_text, markdown_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:
@@ -54,15 +54,13 @@ class Comparison:
         Columns: metric, result, value, difference (from the first result), low, high (its 95 % interval) and p; the
         last four are not a number for the first result, and the last three for a metric without values per query.
         """
-        import pandas as pd
-
         rows = []
         for metric in self.metrics:
             for name, value, test in zip(self.names, metric.values, (None, *metric.tests), strict=True):
                 low, high, p = (float("nan"),) * 3 if test is None else (*test.interval, test.p)
                 difference = float("nan") if name == self.names[0] else value - metric.values[0]
                 rows.append((metric.name, name, value, difference, low, high, p))
-        return pd.DataFrame(rows, columns=["metric", "result", "value", "difference", "low", "high", "p"])
+        return data_frame(rows, ["metric", "result", "value", "difference", "low", "high", "p"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results and the rows of `to_frame` as plain data; None where a number does not apply."""

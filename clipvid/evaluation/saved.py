@@ -11,7 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
 
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
@@ -19,8 +21,9 @@ from clipvid.evaluation.metrics.retrieval import SHOWN
 from clipvid.runtime.files import atomic_file, read_file
 from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
-from clipvid.runtime.tables import html_table
-from clipvid.runtime.text import pluralize
+from clipvid.runtime.schema import convert
+from clipvid.runtime.tables import data_frame, html_table
+from clipvid.runtime.text import first_line, pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +46,51 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
 """Keys that comparisons need, by part of a result, besides `task` and `precision`."""
 
 
+class _Model(msgspec.Struct):
+    base: str
+    branch: str
+    fingerprint: str
+    pretrained: str | None = None
+
+
+class _Data(msgspec.Struct):
+    name: str
+    videos: int
+    expected: int | None
+    hash: str
+    listed: int | None = None
+
+
+class _DataConfig(msgspec.Struct):
+    frames: int
+    temporal_views: int
+    spatial_views: int
+    tokens: int | None = None
+
+
+class _Side(msgspec.Struct):
+    """Metrics of one direction, beside which its values are."""
+
+    intervals: dict[str, tuple[float, float]] = {}
+    each: dict[str, list[float]] = {}
+    queries: int | None = None
+    videos: int | None = None
+
+
+class _Content(msgspec.Struct):
+    """The parts of a result that tables and comparisons read."""
+
+    task: Literal["retrieval", "recognition"]
+    precision: str
+    model: _Model
+    data: _Data
+    data_config: _DataConfig
+    metrics: dict[str, Any]
+    similarity: str | None = None
+    prompts: list[str] = []
+    adjusted: dict[str, dict[str, Any]] = {}
+
+
 class SavedResult(dict[str, Any]):
     """The content of a result's JSON file, a dictionary; `path` is the file."""
 
@@ -52,9 +100,8 @@ class SavedResult(dict[str, Any]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per metric, as `EvaluationResult.to_frame` does."""
-        import pandas as pd
-
-        return pd.DataFrame([{**_settings_columns(self), **row._asdict()} for row in metric_rows(self)])
+        settings = _settings_columns(self)
+        return data_frame(((*settings.values(), *row) for row in metric_rows(self)), [*settings, *MetricRow._fields])
 
     def per_query(self, direction: str | None = None) -> pd.DataFrame:
         """Return one row per query, as `EvaluationResult.per_query` does, from the Parquet file beside this result.
@@ -84,6 +131,8 @@ class SavedResult(dict[str, Any]):
                 "queries; evaluate again and save both"
             )
         if direction is not None:
+            if "direction" not in frame:
+                raise CheckpointError(f"{queries_path(self.path)} is damaged: it has no directions; evaluate again")
             frame = frame.loc[frame["direction"] == direction].drop(columns="direction").reset_index(drop=True)
         return frame
 
@@ -118,7 +167,21 @@ def read_result(path: str | Path) -> SavedResult:
             f"{path} is an incomplete result: {', '.join(missing)} missing; evaluate the model again with clipvid eval "
             "--out"
         )
+    _check_schema(result, path=Path(path))
     return SavedResult(result, path=Path(path))
+
+
+def _check_schema(result: Mapping[str, Any], *, path: Path) -> None:
+    """Raise CheckpointError for a part of a result of another type than tables and comparisons take."""
+    refusal: dict[str, Any] = {"source": path, "error": CheckpointError, "advice": "evaluate the model again"}
+    content = convert(dict(result), _Content, **refusal)
+    for metrics in (content.metrics, *content.adjusted.values()):
+        nested = [metrics[name] for name in ("t2v", "v2t") if name in metrics]
+        for side in [convert(each, _Side, **refusal) for each in nested or [metrics]]:
+            if len({len(values) for values in side.each.values()}) > 1:
+                raise CheckpointError(
+                    f"{path} is damaged: its metrics have different numbers of queries; evaluate the model again"
+                )
 
 
 def _missing_keys(result: Mapping[str, Any]) -> list[str]:
@@ -256,8 +319,8 @@ def _read_queries(path: Path) -> pd.DataFrame:
     advice = "evaluate again and save both files with result.save(path, per_query=True)"
     try:
         frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        raise CheckpointError(f"{path} cannot be read: {error}; {advice}") from error
+    except Exception as error:  # pyarrow and pandas raise errors of many kinds for damaged files
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}; {advice}") from error
     if (version := frame.attrs.pop("format_version", None)) != QUERIES_FORMAT:
         raise CheckpointError(
             f"{path} has format {version!r}, this version of clipvid reads {QUERIES_FORMAT}; {advice}"

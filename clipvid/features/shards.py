@@ -1,10 +1,10 @@
 """Shards, the files of a cache: a few clips or captions each, written atomically, memory-mapped, checked at first read.
 
 Contract: named tensors with one row per clip, and the clips' keys, in; the same rows by key out. A shard is a
-safetensors file whose header holds the keys, a CRC-32 of every clip's bytes and the folder that it was written for, so
-a flipped bit, a cut file, a foreign or a stale one raises an error that names the file. Several processes may write to
-one folder: each shard has its own name, and a clip written by two of them is stored twice, with equal bytes. Knows
-nothing of towers, videos or the meaning of the tensors.
+safetensors file whose header holds the keys, a CRC-32 of every clip's bytes, the folder that it was written for and a
+hash of these three, so a flipped bit, a cut file, a foreign or a stale one raises an error that names the file. Several
+processes may write to one folder: each shard has its own name, and a clip written by two of them is stored twice, with
+equal bytes. Knows nothing of towers, videos or the meaning of the tensors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from torch import Tensor
 
 from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file, write_tensors
+from clipvid.runtime.manifest import hash_bytes
+from clipvid.runtime.schema import decode
 
 SUFFIX = ".safetensors"
-FORMAT = "clipvid-cache-2"
+FORMAT, OLDER = "clipvid-cache-3", "clipvid-cache-2"
+"""Name of the format that is written, and of the earlier one that is read too, whose header has no hash."""
 
 
 def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor], *, name: str | None = None) -> Path:
@@ -43,6 +46,7 @@ def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]
         )
     checks = [_crc(_row(tensors, row)) for row in range(len(keys))]
     header = {"format": FORMAT, "keys": json.dumps(list(keys)), "checks": json.dumps(checks), "folder": folder.name}
+    header["hash"] = _header_hash(header)
     path = folder / f"{name or uuid.uuid4().hex}{SUFFIX}"
     with atomic_file(path) as draft:
         write_tensors(draft, tensors, metadata=header)
@@ -149,21 +153,29 @@ def _header(path: Path) -> tuple[list[str], list[int]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            keys, checks = json.loads(metadata["keys"]), json.loads(metadata["checks"])
-            rows = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
         raise CacheError(f"{path} is damaged or cut off ({error}); {ADVICE}") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, OLDER):
         raise CacheError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}; {ADVICE}")
+    if metadata["format"] == FORMAT and metadata.get("hash") != _header_hash(metadata):
+        raise CacheError(f"{path} is damaged: its header has changed since it was written; {ADVICE}")
+    refusal: Any = {"source": path, "error": CacheError, "advice": ADVICE}
+    keys = decode(metadata.get("keys", "").encode(), list[str], **refusal)
+    checks = decode(metadata.get("checks", "").encode(), list[int], **refusal)
     if metadata.get("folder") != path.parent.name:
         raise CacheError(
             f"{path} is stale: it was written for {metadata.get('folder')}, by another tower or data config; {ADVICE}"
         )
-    if rows != {len(keys)} or len(checks) != len(keys):
-        raise CacheError(
-            f"{path} is damaged: its header lists {len(keys)} clips, its tensors hold {sorted(rows)}; {ADVICE}"
-        )
+    rows = sorted({shape[0] if shape else 0 for shape in shapes})
+    if rows != [len(keys)] or len(checks) != len(keys):
+        raise CacheError(f"{path} is damaged: its header lists {len(keys)} clips, its tensors hold {rows}; {ADVICE}")
     return keys, checks
+
+
+def _header_hash(header: Mapping[str, str]) -> str:
+    """Return a hash of everything that a header says of the rows, apart from the hash itself."""
+    return hash_bytes(json.dumps({**header, "hash": ""}, sort_keys=True).encode())
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

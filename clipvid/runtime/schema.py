@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TypeVar
+from types import GenericAlias
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,7 +20,13 @@ _LONE_SURROGATE = re.compile(rb"\\ud[cC][89a-fA-F][0-9a-fA-F]")
 
 
 def decode(
-    content: bytes, kind: type[T], *, source: Path | str, error: type[Exception], advice: str, fault: str = "is damaged"
+    content: bytes,
+    kind: type[T] | GenericAlias,
+    *,
+    source: Path | str,
+    error: type[Exception],
+    advice: str,
+    fault: str = "is damaged",
 ) -> T:
     """Return JSON as an object of `kind`; raise `error`, with the field, for anything else.
 
@@ -37,7 +44,7 @@ def decode(
         raise error(f"{source} {fault} (brackets are nested too deeply){advice and f'; {advice}'}") from problem
 
 
-def _decoded(content: bytes, kind: type[T]) -> T:
+def _decoded(content: bytes, kind: Any) -> Any:
     """Return JSON as an object of `kind`; file names may have bytes that are no UTF-8, which msgspec refuses."""
     try:
         return msgspec.json.decode(content, type=kind)

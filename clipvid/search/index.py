@@ -248,7 +248,12 @@ class VideoIndex(IndexContents):
                 f"{folder} was made by another model (fingerprint {metadata.fingerprint[:12]}, this one is "
                 f"{model.fingerprint[:12]}); load that model, or build the index again with this one"
             )
-        index = cls(model, data_config_of(metadata), store=metadata.store, kind=metadata.kind)
+        try:
+            index = cls(model, data_config_of(metadata), store=metadata.store, kind=metadata.kind)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{folder} cannot be read: {error}; build the index again, or install what it was built with"
+            ) from error
         index._restore(metadata, store, folder, root)
         return index
 

@@ -30,6 +30,8 @@ FORMAT = 3
 have no hashes, neither of their files nor of the videos."""
 METADATA, STORE = INDEX, "store"
 """Names of an index's file of metadata, and of the folder of its store."""
+BLOCK = 65_536
+"""Rows whose columns are checked at a time."""
 READ_AS = ("frames", "sampler", "temporal_views", "spatial_views", "tokens", "backend", "precision")
 """Fields of the data config that an embedding depends on, saved with the index."""
 ADVICE = "take a copy of the folder that is whole, or build the index again"
@@ -182,14 +184,29 @@ def _read_store(folder: Path, metadata: IndexMetadata) -> Store | None:
     if not ids:
         return None
     if metadata.version == 1:
-        return FaissStore.of_rows(Vectors.load(folder / VECTORS, kind=metadata.kind, rows=len(ids)), ids)
+        vectors = Vectors.load(folder / VECTORS, kind=metadata.kind, rows=len(ids))
+        return FaissStore.of_rows(vectors, ids, [{"path": name, "label": None} for name in ids])
     store = STORES.lookup(metadata.store).load(folder / STORE)
     if sorted(store.ids()) != sorted(ids) or store.kind != metadata.kind:
         raise CheckpointError(
             f"{folder} lists {len(ids)} videos in a {metadata.kind} index, and its store holds {store.count()} or "
             f"other videos in a {store.kind} index; {ADVICE}"
         )
+    _check_columns(folder, store, ids)
     return store
+
+
+def _check_columns(folder: Path, store: Store, ids: list[str]) -> None:
+    """Raise CheckpointError for rows whose columns are not those of an index: their path, and a label or None.
+
+    Indices of the first format that were saved again by earlier versions have rows without a path.
+    """
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        for name, columns in zip(block, store.get(block)[1], strict=True):
+            label = columns.get("label")
+            if columns.get("path", name) != name or not (label is None or isinstance(label, str)):
+                raise CheckpointError(f"{folder} is damaged: the store has {columns} for video {name!r}; {ADVICE}")
 
 
 def encoded(metadata: IndexMetadata) -> bytes:

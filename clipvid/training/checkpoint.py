@@ -7,19 +7,22 @@ or a CheckpointError that names the difference. Knows nothing of weights, data o
 from __future__ import annotations
 
 import json
-import pickle
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import msgspec
 import torch
+from torch import Tensor
 
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import CheckpointError
 from clipvid.runtime.archive import is_intact, seal_archive
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.schema import convert, decode
 
 FORMAT = 2
 """Version of the format that is written. Version 1, which is read too, has neither number nor seal."""
@@ -44,6 +47,7 @@ LATER = ("origin", "readable", "loss_name", "optimizer_name")
 """Metadata that the first version of checkpoints lacks."""
 DEFAULT = "the default"
 """Name of the loss and of the optimizer if they are not custom, as in checkpoints that have no name."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 """Types of the values that a checkpoint can hold, apart from tensors, lists, tuples, sets and dictionaries."""
 
@@ -75,7 +79,7 @@ def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] |
         raise CheckpointError(f"{path} is damaged: its bytes have changed since it was written; {ADVICE}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch and pickle raise errors of many kinds for damaged files
         reason = str(error).partition("\n")[0]  # torch goes on about its arguments
         raise CheckpointError(f"{path} is damaged or cut off ({reason}); {ADVICE}") from error
     if not isinstance(state, dict) or not {*OTHER} - {*LATER} <= state.keys():
@@ -88,8 +92,126 @@ def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] |
         )
     if version == FORMAT and intact is None:
         raise CheckpointError(f"{path} is damaged or cut off: its hash is missing; {ADVICE}")
+    _check_schema(path, state)
     check_metadata(path, state, metadata)
     return state
+
+
+class _Config(msgspec.Struct):
+    epochs: Count
+
+
+class _Position(msgspec.Struct):
+    epoch: Count
+    batch: Count
+    added: Count
+    losses: list[float]
+
+
+class _Entry(msgspec.Struct):
+    epoch: float
+    loss: float
+    lr: float
+    score: float = 0.0
+
+
+class _Best(msgspec.Struct):
+    score: float | None
+    epoch: Count
+    state: dict[str, Tensor] | None
+
+
+class _Optimizer(msgspec.Struct):
+    state: dict[int, dict[Any, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class _State(msgspec.Struct):
+    """Entries of a checkpoint that a run restores or compares."""
+
+    clips: str
+    config: str
+    base: str
+    branch: str
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    optimizer: _Optimizer
+    scaler: dict[str, Any]
+    rng: Tensor
+    cuda_rng: list[Tensor]
+    position: _Position
+    history: list[_Entry]
+    best: _Best
+    rescheduled: list[Count] = []
+    stopped_at: Count | None = None
+    origin: str = ""
+    readable: str = ""
+    loss_name: str = ""
+    optimizer_name: str = ""
+
+
+def _check_schema(path: Path, state: Mapping[str, Any]) -> None:
+    refusal: dict[str, Any] = {"source": path, "error": CheckpointError, "advice": ADVICE}
+    content = convert(dict(state), _State, **refusal)
+    decode(content.config.encode(), _Config, **refusal)
+
+
+def check_tensors(path: Path, state: Mapping[str, Any], trained: Mapping[str, Tensor], optimizer: Any) -> None:
+    """Raise CheckpointError for tensors that are not those of the `trained` parameters and their optimizer.
+
+    Settings of the optimizer that the checkpoint lacks, as those of a later torch, are taken from `optimizer`.
+    """
+    best, rng = state["best"]["state"], torch.get_rng_state()
+    parts = [("weights", state["weights"], trained), ("generator", {"rng": state["rng"]}, {"rng": rng})]
+    parts += [("gradients", state["gradients"], {n: trained.get(n, rng) for n in state["gradients"]})]
+    parts += [] if best is None else [("best weights", best, trained)]
+    for name, saved, expected in parts:
+        may_overflow = name == "gradients"  # those of float16 are scaled
+        wrong = sorted(saved.keys() ^ expected.keys()) or [
+            key for key in saved if not _fits(saved[key], expected[key], finite=not may_overflow)
+        ]
+        if wrong:
+            raise CheckpointError(f"{path} is damaged: {wrong[0]} of its {name} is not that of this run; {ADVICE}")
+    groups, current = state["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
+    if len(groups) != len(current) or not all(map(_is_like, groups, current)):
+        raise CheckpointError(f"{path} is damaged: its optimizer has other parameters or settings; {ADVICE}")
+    groups[:] = [{**new, **old} for old, new in zip(groups, current, strict=True)]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    is_adamw = isinstance(optimizer, torch.optim.AdamW) and not any(group["amsgrad"] for group in current)
+    for number, moments in state["optimizer"]["state"].items():
+        if number >= len(parameters) or (is_adamw and not _can_step(moments, parameters[number])):
+            raise CheckpointError(f"{path} is damaged: the optimizer cannot go on with parameter {number}; {ADVICE}")
+
+
+def _fits(saved: Tensor, expected: Tensor, *, finite: bool = True) -> bool:
+    """Return True for a tensor of the same shape and type, and with `finite` without infinite values."""
+    is_like = saved.shape == expected.shape and saved.dtype == expected.dtype
+    return is_like and (not finite or bool(saved.isfinite().all()))
+
+
+def _is_like(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Return True for a group of the same parameters whose settings are finite and have the types of the current ones.
+
+    A switch may be on, off or, on another device, left to torch.
+    """
+    switches, compared = (bool, type(None)), [name for name in current if name in saved and name != "params"]
+    for name in compared:
+        value, kind = saved[name], type(current[name])
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not isinstance(value, switches if kind in switches else kind if kind in (float, tuple) else object):
+            return False
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            return False
+    return saved.get("params") == current["params"]
+
+
+def _can_step(moments: Mapping[Any, Any], parameter: Tensor) -> bool:
+    """Return True for the state that AdamW keeps for a parameter: two finite moments, the second of them positive."""
+    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    if moments.keys() != shapes.keys() or not all(isinstance(value, Tensor) for value in moments.values()):
+        return False
+    fit = all(moments[name].shape == shape and bool(moments[name].isfinite().all()) for name, shape in shapes.items())
+    return fit and bool((moments["exp_avg_sq"] >= 0).all()) and float(moments["step"]) >= 0
 
 
 def check_metadata(path: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

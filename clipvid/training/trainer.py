@@ -37,6 +37,7 @@ from clipvid.training.checkpoint import (
     check_epochs,
     check_metadata,
     check_plain,
+    check_tensors,
     read_checkpoint,
     write_checkpoint,
 )
@@ -257,6 +258,7 @@ class Run:
             raise ValueError("resume must come with out, got out=None; give the folder of the run")
         state = read_checkpoint(self.path, self.metadata)
         if state is not None:
+            check_tensors(self.path, state, self._trained(), self.optimizer)
             position = state["position"]
             self.epoch, self.batch, self.accumulated = (position[k] for k in ("epoch", "batch", "added"))
             self.losses = position["losses"]
