@@ -81,6 +81,7 @@ def test_a_command_refuses_a_folder_that_another_run_writes_to(tmp_path, monkeyp
     monkeypatch.setattr("clipvid.models.factory.create_model", None)
     monkeypatch.setattr("clipvid.demo.tour.run", None)
     Path("videos").mkdir()
+    Path("videos/1.mp4").touch()
     with lock_folder("out", outside=command == "index build"):
         error = refusal(capsys, *command.split(), *(["videos"] if command == "index build" else []), "--out", "out")
     assert error.startswith(f"clipvid {command}: another run is writing to out; wait until it ends, or choose another")

@@ -2,8 +2,9 @@
 
 Contract: paths in; files and folders out, or the operating system's error in plain words. A reader finds the earlier
 version or the new one, never a part of either, and after a power failure too. A killed writer leaves a staging folder
-(`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives: `remove_leftovers` deletes the others. Imports
-nothing of clipvid but its locks.
+(`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives; the next writer to that folder deletes it, and so
+does `remove_leftovers`. Ctrl-C, SIGTERM and SIGHUP wait for the end of a write. Imports nothing of clipvid but its
+locks and signals.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 from clipvid.runtime.exchange import exchange
 from clipvid.runtime.folder_lock import is_locked, locked_file
+from clipvid.runtime.signals import uninterrupted
 
 NEW, OLD, LOCK = "new", "old", "lock"
 """Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""
@@ -29,6 +32,10 @@ NOT_REGULAR = "not a regular file (a pipe, a device or a socket)"
 """Reason for which special files are refused."""
 STAGING = ".*.part"
 """Pattern of the names of staging folders."""
+SCAN_SHARE = 0.02
+"""Share of its time that a writer may spend on looking for leftovers: listing a folder of many files takes a while."""
+_scans: dict[Path, tuple[float, float]] = {}
+"""Time and duration of the last search for leftovers in each folder."""
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -102,7 +109,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a file, and would be replaced by one; choose another name")
-    with _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), _staging(path) as staging:
         yield staging / NEW / path.name
         _sync(staging / NEW / path.name)
         os.replace(staging / NEW / path.name, path)
@@ -121,7 +128,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
     recover(path)
-    with _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), _staging(path) as staging:
         new = staging / NEW / path.name
         new.mkdir()
         yield new
@@ -136,8 +143,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
     """Put the folder `new` in the place of `path`, whose folder goes to the staging folder."""
     if not path.exists():
-        os.rename(new, path)
-    elif not exchange(new, path):
+        try:
+            os.rename(new, path)
+            return
+        except OSError as error:  # another writer has put its folder there meanwhile
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    if not exchange(new, path):
         aside.parent.mkdir()
         os.rename(path, aside)
         try:
@@ -151,6 +163,7 @@ def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
 def _staging(path: Path) -> Iterator[Path]:
     """Yield a staging folder for `path`, locked until it is deleted at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead(path.parent)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent))
     try:
         with locked_file(staging / LOCK):
@@ -206,14 +219,38 @@ def remove_leftovers(folder: Path) -> list[Path]:
     for leftover in sorted(folder.glob(STAGING)):
         if leftover.is_dir() and is_locked(leftover / LOCK):
             continue
-        for aside in leftover.glob(f"{OLD}/*"):
-            recover(folder / aside.name)
         if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove_staging(leftover)
         else:  # versions before the staging folders wrote single files under such names
             leftover.unlink(missing_ok=True)
         removed.append(leftover)
     return removed
+
+
+def _remove_dead(folder: Path) -> None:
+    """Delete the staging folders of killed writers, unless the last search was too short a time ago for its length."""
+    last, seconds = _scans.get(folder, (0.0, 0.0))
+    start = time.monotonic()
+    if start - last < seconds / SCAN_SHARE:
+        return
+    with suppress(OSError):  # leftovers are no reason to fail
+        for leftover in [Path(entry) for entry in os.scandir(folder) if re.fullmatch(r"\..*\.part", entry.name)]:
+            if _is_staging(leftover) and not is_locked(leftover / LOCK):
+                _remove_staging(leftover)
+    end = time.monotonic()
+    _scans[folder] = end, end - start
+
+
+def _is_staging(path: Path) -> bool:
+    """Return True for a folder that only `_staging` makes; other programs have names such as .x.part too."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {NEW, OLD, LOCK}
+
+
+def _remove_staging(staging: Path) -> None:
+    """Delete the staging folder of a killed writer, after a folder that it moved aside is back in its place."""
+    for aside in staging.glob(f"{OLD}/*"):
+        recover(staging.parent / aside.name)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _escaped(name: str) -> str:

@@ -8,14 +8,19 @@ file that imports filelock. Knows nothing of what is written.
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from clipvid.runtime.signals import uninterrupted
+
 YOUNG = 60.0
-"""Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
+"""Seconds for which a staging folder without a lock, or with an empty lock file, counts as that of a living writer."""
+ELSEWHERE = 3600.0
+"""Seconds for which a lock file of another computer counts as held: not every shared disk shares its locks."""
 RETRIES = 100
 """Number of times that a lock's folder is made again; other processes hardly remove it that often."""
 
@@ -46,26 +51,32 @@ def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0,
     try:
         yield
     finally:
-        del _holders[lock]
-        _release(lock, file)
-        with suppress(OSError):  # the folder may have been filled
-            if created:
-                lock.parent.rmdir()
+        with uninterrupted():
+            del _holders[lock]
+            _release(lock, file)
+            with suppress(OSError):  # the folder may have been filled
+                if created:
+                    lock.parent.rmdir()
 
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a new file during a `with` block; the caller deletes the file."""
+    """Hold the lock of a new file during a `with` block; the caller deletes the file.
+
+    The file is empty until it is locked, so that no other process mistakes it for that of a writer which has ended.
+    """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(file)
+        with suppress(OSError):  # a full disk is an error of the content that follows
+            os.write(file, platform.node().encode() + b"\n")
         yield
     finally:
         os.close(file)
 
 
 def is_locked(path: Path) -> bool:
-    """Return True if a living writer holds the lock of `path`, or has just made its folder."""
+    """Return True if a living writer holds the lock of `path`, or has just made the file or its folder."""
     try:
         file = os.open(path, os.O_RDWR)
     except OSError:
@@ -73,7 +84,9 @@ def is_locked(path: Path) -> bool:
             return time.time() - path.parent.stat().st_mtime < YOUNG
         return False
     try:
-        return not _lock(file)
+        host, age = os.read(file, 256), time.time() - os.fstat(file).st_mtime
+        limit = 0.0 if host == platform.node().encode() + b"\n" else ELSEWHERE if host else YOUNG
+        return age < limit or not _lock(file)
     finally:
         os.close(file)
 
