@@ -93,16 +93,19 @@ def embed(
 def _write_embeddings(out: Path, video: Any, metadata: Mapping[str, Any]) -> None:
     """Write embeddings with their metadata, and the metadata once more as JSON.
 
-    An earlier JSON file is removed first, so that no interruption leaves one beside the embeddings of other videos.
+    An earlier JSON file is removed before the new embeddings take their place, so that no interruption leaves one
+    beside the embeddings of other videos, and no full disk costs the earlier pair.
     """
     from clipvid.runtime.files import atomic_file, write_tensors
+    from clipvid.runtime.signals import uninterrupted
 
     listing = out.with_suffix(".json")
-    listing.unlink(missing_ok=True)
-    with atomic_file(out) as draft:
-        write_tensors(draft, {"video": video}, metadata={"clipvid": dumps(metadata)})
-    with atomic_file(listing) as draft:
-        draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    with uninterrupted():
+        with atomic_file(out) as draft:
+            write_tensors(draft, {"video": video}, metadata={"clipvid": dumps(metadata)})
+            listing.unlink(missing_ok=True)
+        with atomic_file(listing) as draft:
+            draft.write_text(dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 def predict(

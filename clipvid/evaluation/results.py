@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -33,6 +34,7 @@ from clipvid.evaluation.saved import (
     checksum,
     describe_result,
     html_result,
+    queries_path,
     write_queries,
 )
 from clipvid.evaluation.saved import read_result as read_result
@@ -250,11 +252,13 @@ class EvaluationResult(Generic[Metrics]):
         """
         checks.path("path", path)
         content = self._content(each=True)
-        if per_query:
-            sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
-            queries = write_queries(Path(path), {side or "": self.per_query(side) for side in sides})
-            content[QUERIES] = hash_file(queries)
-        with atomic_file(path) as partial:
+        # Both files are complete before one of them takes its place, so that a full disk costs no earlier result.
+        with atomic_file(path) as partial, ExitStack() as until_written:
+            if per_query:
+                sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
+                queries = until_written.enter_context(atomic_file(queries_path(Path(path))))
+                write_queries(queries, {side or "": self.per_query(side) for side in sides})
+                content[QUERIES] = hash_file(queries)
             text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=2)
             partial.write_text(text + "\n", encoding="utf-8")
         return Path(path)

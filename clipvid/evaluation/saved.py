@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
 from clipvid.evaluation.metrics.retrieval import SHOWN
-from clipvid.runtime.files import atomic_file, read_file
+from clipvid.runtime.files import read_file
 from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
 from clipvid.runtime.tables import html_table
@@ -233,17 +233,15 @@ def queries_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.queries.parquet")
 
 
-def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Path:
-    """Write the queries of each direction to the Parquet file beside a result, atomically; return its path."""
+def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Write the queries of each direction to a Parquet file."""
     import pandas as pd
 
     require("pyarrow", why="writing Parquet")
     named = [frame.assign(direction=direction) if direction else frame for direction, frame in frames.items()]
     table = pd.concat(named, ignore_index=True)
     table.attrs = {"format_version": QUERIES_FORMAT}  # pandas stores them in the file
-    with atomic_file(queries_path(path)) as partial:
-        table.to_parquet(partial, index=False)
-    return queries_path(path)
+    table.to_parquet(path, index=False)
 
 
 def _read_queries(path: Path) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clipvid.errors import CacheError
-from clipvid.runtime.files import atomic_file, write_tensors
+from clipvid.runtime.files import atomic_file, require_regular, write_tensors
 
 SUFFIX = ".safetensors"
 FORMAT = "clipvid-cache-2"
@@ -147,6 +147,7 @@ def _require_readable(path: Path) -> None:
 def _header(path: Path) -> tuple[list[str], list[int]]:
     _require_readable(path)
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             keys, checks = json.loads(metadata["keys"]), json.loads(metadata["checks"])
@@ -169,6 +170,7 @@ def _header(path: Path) -> tuple[list[str], list[int]]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     _require_readable(path)
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
     except (SafetensorError, OSError) as error:

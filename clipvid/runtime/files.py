@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,16 +88,46 @@ def read_file(path: str | Path, *, limit: int | None = None) -> bytes:
     Raise OSError for a folder, for a pipe, device or socket, which is never opened since it may have no end, and for
     more than `limit` bytes.
     """
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    require_regular(path)
     with open(path, "rb") as file:
         content = file.read(-1 if limit is None else limit + 1)
     if limit is not None and len(content) > limit:
         raise OSError(errno.EFBIG, f"it exceeds the limit of {limit} bytes", str(path))
     return content
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError for a folder, and for a pipe, device or socket, which would block or never end if it were read."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """Open a regular file to read its bytes; raise OSError, as `read_file` does, for anything else."""
+    require_regular(path)
+    return open(path, "rb", buffering=0)
+
+
+def append_line(path: Path, content: bytes) -> None:
+    """Append lines in one write, so that those of several processes do not mix; raise OSError, which names the file.
+
+    Lines of which a full disk took only a part are removed again.
+    """
+    if path.exists():
+        require_regular(path)
+    with _named_after(path), open(path, "ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            raise
 
 
 @contextmanager
@@ -163,7 +194,7 @@ def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
 def _staging(path: Path) -> Iterator[Path]:
     """Yield a staging folder for `path`, locked until it is deleted at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(path.parent)
+    _clean(path.parent)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent))
     try:
         with locked_file(staging / LOCK):
@@ -227,18 +258,25 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return removed
 
 
-def _remove_dead(folder: Path) -> None:
-    """Delete the staging folders of killed writers, unless the last search was too short a time ago for its length."""
+def remove_dead_staging(folder: Path) -> list[Path]:
+    """Delete the staging folders of killed writers, and nothing else, in a folder; return their paths."""
+    removed = []
+    for path in [Path(entry) for entry in os.scandir(folder) if re.fullmatch(r"\..*\.part", entry.name)]:
+        if _is_staging(path) and not is_locked(path / LOCK):
+            _remove_staging(path)
+            removed.append(path)
+    return removed
+
+
+def _clean(folder: Path) -> None:
+    """Call `remove_dead_staging`, unless the last time was too short a while ago for the time that it took."""
     last, seconds = _scans.get(folder, (0.0, 0.0))
     start = time.monotonic()
-    if start - last < seconds / SCAN_SHARE:
-        return
-    with suppress(OSError):  # leftovers are no reason to fail
-        for leftover in [Path(entry) for entry in os.scandir(folder) if re.fullmatch(r"\..*\.part", entry.name)]:
-            if _is_staging(leftover) and not is_locked(leftover / LOCK):
-                _remove_staging(leftover)
-    end = time.monotonic()
-    _scans[folder] = end, end - start
+    if start - last >= seconds / SCAN_SHARE:
+        with suppress(OSError):  # leftovers are no reason to fail
+            remove_dead_staging(folder)
+        end = time.monotonic()
+        _scans[folder] = end, end - start
 
 
 def _is_staging(path: Path) -> bool:
