@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     while words[:1] == ["--debug"]:
         words = words[1:]
     if argv is None:
-        _stop_cleanly()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not have every character of a name
                 stream.reconfigure(errors="backslashreplace")
@@ -72,6 +71,8 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
     """Run the command that the words name, and report its errors; return the exit code."""
     name, call = "", None
     try:
+        if is_program:
+            _stop_cleanly()
         if (page := _page(words)) is not None:
             print(page, end="")
             return 0 if words else 2
@@ -84,6 +85,8 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
 
             keep_freed_memory()
         call.run()
+        if is_program:  # All is saved: a later signal just ends the process, and prints no traceback of its exit.
+            _stop_at_once()
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, Terminated) as error:
@@ -103,9 +106,7 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
 
 def _ended(name: str, call: Call | None, number: int) -> int:
     """Print that a signal has ended the command, and how to continue; return the exit code."""
-    for stopping in STOPPING:  # a second signal ends the process at once
-        if signal.getsignal(stopping) not in (signal.SIG_IGN, None):
-            signal.signal(stopping, signal.SIG_DFL)
+    _stop_at_once()
     ended = "interrupted" if number == signal.SIGINT else "terminated"
     try:
         print(f"\nclipvid {name}: {ended}{_advice(name, call)}", file=sys.stderr)
@@ -191,6 +192,13 @@ def _stop_cleanly() -> None:
     for number in STOPPING:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, _terminate)
+
+
+def _stop_at_once() -> None:
+    """Let the next signal end the process without clean-up."""
+    for number in STOPPING:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
