@@ -3,8 +3,8 @@
 Contract: paths in; files and folders out, or the operating system's error in plain words. A reader finds the earlier
 version or the new one, never a part of either, and after a power failure too. A killed writer leaves a staging folder
 (`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives; the next writer to that folder deletes it, and so
-does `remove_leftovers`. Ctrl-C, SIGTERM and SIGHUP wait for the end of a write. Imports nothing of clipvid but its
-locks and signals.
+does `remove_leftovers`. Ctrl-C, SIGTERM and SIGHUP wait for the end of a write. Imports nothing of clipvid but the
+other files of this room.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -24,19 +22,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from clipvid.runtime.exchange import exchange
-from clipvid.runtime.folder_lock import is_locked, locked_file
+from clipvid.runtime.folder_lock import is_locked
 from clipvid.runtime.signals import uninterrupted
+from clipvid.runtime.staging import LOCK, NEW, OLD, STAGING, remove_staging, staged
 
-NEW, OLD, LOCK = "new", "old", "lock"
-"""Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""
 NOT_REGULAR = "not a regular file (a pipe, a device or a socket)"
 """Reason for which special files are refused."""
-STAGING = ".*.part"
-"""Pattern of the names of staging folders."""
-SCAN_SHARE = 0.02
-"""Share of its time that a writer may spend on looking for leftovers: listing a folder of many files takes a while."""
-_scans: dict[Path, tuple[float, float]] = {}
-"""Time and duration of the last search for leftovers in each folder."""
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -140,7 +131,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a file, and would be replaced by one; choose another name")
-    with uninterrupted(), _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), staged(path) as staging:
         yield staging / NEW / path.name
         _sync(staging / NEW / path.name)
         os.replace(staging / NEW / path.name, path)
@@ -159,7 +150,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
     recover(path)
-    with uninterrupted(), _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), staged(path) as staging:
         new = staging / NEW / path.name
         new.mkdir()
         yield new
@@ -188,20 +179,6 @@ def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
         except BaseException:
             os.rename(aside, path)
             raise
-
-
-@contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """Yield a staging folder for `path`, locked until it is deleted at the end of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clean(path.parent)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent))
-    try:
-        with locked_file(staging / LOCK):
-            (staging / NEW).mkdir()
-            yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
@@ -251,44 +228,12 @@ def remove_leftovers(folder: Path) -> list[Path]:
         if leftover.is_dir() and is_locked(leftover / LOCK):
             continue
         if leftover.is_dir():
-            _remove_staging(leftover)
+            remove_staging(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         else:  # versions before the staging folders wrote single files under such names
             leftover.unlink(missing_ok=True)
         removed.append(leftover)
     return removed
-
-
-def remove_dead_staging(folder: Path) -> list[Path]:
-    """Delete the staging folders of killed writers, and nothing else, in a folder; return their paths."""
-    removed = []
-    for path in [Path(entry) for entry in os.scandir(folder) if re.fullmatch(r"\..*\.part", entry.name)]:
-        if _is_staging(path) and not is_locked(path / LOCK):
-            _remove_staging(path)
-            removed.append(path)
-    return removed
-
-
-def _clean(folder: Path) -> None:
-    """Call `remove_dead_staging`, unless the last time was too short a while ago for the time that it took."""
-    last, seconds = _scans.get(folder, (0.0, 0.0))
-    start = time.monotonic()
-    if start - last >= seconds / SCAN_SHARE:
-        with suppress(OSError):  # leftovers are no reason to fail
-            remove_dead_staging(folder)
-        end = time.monotonic()
-        _scans[folder] = end, end - start
-
-
-def _is_staging(path: Path) -> bool:
-    """Return True for a folder that only `_staging` makes; other programs have names such as .x.part too."""
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {NEW, OLD, LOCK}
-
-
-def _remove_staging(staging: Path) -> None:
-    """Delete the staging folder of a killed writer, after a folder that it moved aside is back in its place."""
-    for aside in staging.glob(f"{OLD}/*"):
-        recover(staging.parent / aside.name)
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _escaped(name: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from clipvid.runtime.signals import uninterrupted
 
 YOUNG = 60.0
-"""Seconds for which a staging folder without a lock, or with an empty lock file, counts as that of a living writer."""
+"""Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
 ELSEWHERE = 3600.0
 """Seconds for which a lock file of another computer counts as held: not every shared disk shares its locks."""
 RETRIES = 100
@@ -63,11 +63,11 @@ def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0,
 def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a new file during a `with` block; the caller deletes the file.
 
-    The file is empty until it is locked, so that no other process mistakes it for that of a writer which has ended.
+    Raises FileExistsError if another process has taken the file for that of a writer which has ended.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if (file := _open_locked(path)) is None:
+        raise FileExistsError(f"{path} is being removed by another process")
     try:
-        _lock(file)
         with suppress(OSError):  # a full disk is an error of the content that follows
             os.write(file, platform.node().encode() + b"\n")
         yield
@@ -75,8 +75,28 @@ def locked_file(path: Path) -> Iterator[None]:
         os.close(file)
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Take over the lock file of a writer that has ended; yield False if the writer may live.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    file = os.open(path, os.O_RDWR)
+    try:
+        yield not _is_elsewhere(file) and _lock(file)
+    finally:
+        os.close(file)
+
+
+def _is_elsewhere(file: int) -> bool:
+    """Return True for a lock file of another computer that is not old."""
+    host = os.pread(file, 256, 0) if hasattr(os, "pread") else b""
+    is_elsewhere = bool(host) and host != platform.node().encode() + b"\n"
+    return is_elsewhere and time.time() - os.fstat(file).st_mtime < ELSEWHERE
+
+
 def is_locked(path: Path) -> bool:
-    """Return True if a living writer holds the lock of `path`, or has just made the file or its folder."""
+    """Return True if a living writer holds the lock of `path`, or has just made its folder."""
     try:
         file = os.open(path, os.O_RDWR)
     except OSError:
@@ -84,9 +104,7 @@ def is_locked(path: Path) -> bool:
             return time.time() - path.parent.stat().st_mtime < YOUNG
         return False
     try:
-        host, age = os.read(file, 256), time.time() - os.fstat(file).st_mtime
-        limit = 0.0 if host == platform.node().encode() + b"\n" else ELSEWHERE if host else YOUNG
-        return age < limit or not _lock(file)
+        return _is_elsewhere(file) or not _lock(file)
     finally:
         os.close(file)
 
