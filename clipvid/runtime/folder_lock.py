@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipvid.runtime.signals import uninterrupted
-
 YOUNG = 60.0
 """Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
 ELSEWHERE = 3600.0
@@ -51,12 +49,11 @@ def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0,
     try:
         yield
     finally:
-        with uninterrupted():
-            del _holders[lock]
-            _release(lock, file)
-            with suppress(OSError):  # the folder may have been filled
-                if created:
-                    lock.parent.rmdir()
+        del _holders[lock]
+        _release(lock, file)
+        with suppress(OSError):  # the folder may have been filled
+            if created:
+                lock.parent.rmdir()
 
 
 @contextmanager
