@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,10 @@ def test_a_lone_folder_of_an_earlier_version_is_brought_back(tmp_path):
 def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_stay(tmp_path):
     kill(KILLED_WHILE_WRITING, tmp_path / "result.json")
     (leftover,) = tmp_path.iterdir()
+    shutil.copytree(leftover, tmp_path / "saved")
     with atomic_file(tmp_path / "result.json") as draft:
+        assert not leftover.exists(), "the next writer removes it"
+        shutil.move(tmp_path / "saved", leftover)
         draft.write_text("new")
         assert remove_leftovers(tmp_path) == [leftover]
     assert (tmp_path / "result.json").read_text() == "new"

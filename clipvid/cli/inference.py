@@ -98,9 +98,10 @@ def _write_embeddings(out: Path, video: Any, metadata: Mapping[str, Any]) -> Non
     """
     from clipvid.runtime.files import atomic_file, write_tensors
     from clipvid.runtime.manifest import hash_bytes
+    from clipvid.runtime.signals import uninterrupted
 
     listing, content = out.with_suffix(".json"), f"{dumps(metadata, indent=2)}\n".encode()
-    with atomic_file(listing) as listing_draft:
+    with uninterrupted(), atomic_file(listing) as listing_draft:
         listing_draft.write_bytes(content)
         with atomic_file(out) as draft:
             write_tensors(draft, {"video": video}, metadata={"listing": hash_bytes(content)})

@@ -13,7 +13,6 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from clipvid.cli import commands
 from clipvid.errors import ClipvidError, UsageError
 from clipvid.runtime.files import describe_os_error
 from clipvid.runtime.names import show
+from clipvid.runtime.signals import STOPPING
 from clipvid.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ CONTINUE = {
     "train": "; run it again with --resume to continue from the last checkpoint",
     "data check": "; run it again to continue, checked files are not decoded again",
     "embed": "; with --cache DIR it continues when it is run again",
+    "eval": "; with --cache DIR it continues when it is run again",
     "index build": "; continue with the remaining videos with clipvid index add",
     "index add": "; run it again to continue with the remaining videos",
     "index refresh": "; run it again to continue with the remaining videos",
@@ -53,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     while words[:1] == ["--debug"]:
         words = words[1:]
     if argv is None:
-        _stop_cleanly()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not have every character of a name
                 stream.reconfigure(errors="backslashreplace")
@@ -71,6 +71,8 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
     """Run the command that the words name, and report its errors; return the exit code."""
     name, call = "", None
     try:
+        if is_program:
+            _stop_cleanly()
         if (page := _page(words)) is not None:
             print(page, end="")
             return 0 if words else 2
@@ -83,14 +85,15 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
 
             keep_freed_memory()
         call.run()
+        if is_program:  # All is saved: a later signal just ends the process, and prints no traceback of its exit.
+            _stop_at_once()
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, Terminated) as error:
-        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
-        with suppress(OSError):  # after SIGHUP the terminal is gone
-            print(f"\nclipvid {name}: {ended}{CONTINUE.get(name, '')}", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
+        return _ended(name, call, error.number if isinstance(error, Terminated) else signal.SIGINT)
     except Exception as error:
+        if _received:  # The same signal ended workers or closed the terminal, which is an error of its own.
+            return _ended(name, call, _received[0])
         if debug:
             raise
         message, code = _report(error, call)
@@ -99,6 +102,29 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
         print(f"{program}: {message}{advice}", file=sys.stderr)
         return code
     return 0
+
+
+def _ended(name: str, call: Call | None, number: int) -> int:
+    """Print that a signal has ended the command, and how to continue; return the exit code."""
+    _stop_at_once()
+    ended = "interrupted" if number == signal.SIGINT else "terminated"
+    try:
+        print(f"\nclipvid {name}: {ended}{_advice(name, call)}", file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:  # after SIGHUP the terminal is gone
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return 128 + number
+
+
+def _advice(name: str, call: Call | None) -> str:
+    """Return how to continue an interrupted command; "" for one that simply starts again."""
+    if name == "index build" and call is not None:
+        from clipvid.config.settings import INDEX
+
+        if not os.path.exists(os.path.join(str(call.bound.arguments.get("out")), INDEX)):
+            return "; nothing was embedded yet, run it again"
+    return CONTINUE.get(name, "")
 
 
 def _page(words: Sequence[str]) -> str | None:
@@ -161,22 +187,36 @@ def _completion(words: list[str]) -> int:
 
 def _stop_cleanly() -> None:
     """Turn SIGTERM and SIGHUP into Terminated; a signal that is ignored, such as SIGHUP under nohup, stays so."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+    _received.clear()
+    _main_process[:] = [os.getpid()]
+    for number in STOPPING:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, _terminate)
 
 
+def _stop_at_once() -> None:
+    """Let the next signal end the process without clean-up."""
+    for number in STOPPING:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Raise Terminated in the main process; end a worker, which inherits this handler, at once."""
-    del frame
-    if os.getpid() == _MAIN_PROCESS:
-        raise Terminated(number)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    """Raise Terminated or KeyboardInterrupt in the main process; end a worker, which inherits this handler, at once."""
+    if _main_process != [os.getpid()]:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    _received.append(number)
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)
+    raise Terminated(number)
 
 
-_MAIN_PROCESS = os.getpid()
+_main_process: list[int] = []
+"""Process that handles signals; its workers inherit the handlers."""
+_received: list[int] = []
+"""Signals that asked this process to end."""
 
 
 def _is_output_closed() -> bool:

@@ -24,7 +24,7 @@ from clipvid.data.probe_file import probe_file, probe_stamp
 from clipvid.data.probe_log import ProbeLog
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
-from clipvid.runtime.files import atomic_file
+from clipvid.runtime.files import atomic_file, read_file
 from clipvid.runtime.names import show, show_several
 from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
@@ -189,7 +189,7 @@ def _check_arguments(data: VideoDataset, *, workers: int, limit: int | float, lo
 def _check_same(report: Path, *, name: str, root: str) -> None:
     """Raise FileExistsError if `report` is of another data set; ignore an unreadable file and an empty root."""
     try:
-        earlier = json.loads(report.read_text(encoding="utf-8"))
+        earlier = json.loads(read_file(report))
         earlier_name, earlier_root = earlier["name"], earlier.get("root", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return

@@ -16,6 +16,7 @@ import msgspec
 
 from clipvid.data.files import files_of
 from clipvid.runtime import stamps
+from clipvid.runtime.files import append_line, read_file
 from clipvid.runtime.manifest import hash_bytes, hash_file
 from clipvid.runtime.stamps import Stamp as Stamp
 
@@ -88,8 +89,11 @@ class HashLog:
         self.path = path
         self._logged: set[Stamp] = set()
         decoder = msgspec.json.Decoder(_Entry)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for line in path.read_bytes().splitlines():
+        self._start = b""
+        with suppress(OSError):
+            content = read_file(path)
+            self._start = b"" if content.endswith(b"\n") or not content else b"\n"  # after a line that was cut off
+            for line in content.splitlines():
                 with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     entry = decoder.decode(line)
                     if entry.check == _check(entry.stamp, entry.content):
@@ -107,8 +111,8 @@ class HashLog:
         if not new:
             return
         lines = [msgspec.json.encode(_Entry(stamp, content, _check(stamp, content))) for stamp, content in new.items()]
-        with open(self.path, "ab") as file:  # one write: lines of several processes do not mix
-            file.write(b"".join(line + b"\n" for line in lines))
+        append_line(self.path, self._start + b"".join(line + b"\n" for line in lines))
+        self._start = b""
         self._logged |= set(new)
 
 

@@ -27,7 +27,7 @@ from clipvid.data.motion_shapes_drawing import Figure, paint, texture
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import WorkerError
 from clipvid.runtime.concurrency import process_pool
-from clipvid.runtime.files import atomic_file
+from clipvid.runtime.files import atomic_file, remove_leftovers
 from clipvid.runtime.progress import progress_bar
 
 COLOURS = {
@@ -282,11 +282,11 @@ def write_dataset(
         if partial.exists() and _content(partial) != content:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        (partial / "content.json").write_text(json.dumps(content))
+        with atomic_file(partial / "content.json") as draft:
+            draft.write_text(json.dumps(content))
         _write_clips(partial, split, n, seed=seed, workers=workers, progress=progress)
         _write_captions(partial, split, n, seed=seed)
-        for unfinished in partial.glob("*.part"):  # left by a killed run
-            unfinished.unlink()
+        remove_leftovers(partial)
         os.replace(partial, folder)
     scenes = (draw_scene(seed, split, i) for i in range(n))
     records = tuple(
@@ -301,11 +301,14 @@ def _name(index: int) -> str:
 
 def _content(folder: Path) -> dict[str, object] | None:
     file = folder / "content.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(file.read_text()) if file.is_file() else None
+    except ValueError:  # earlier versions could leave a part of the file
+        return None
 
 
 def _write_captions(folder: Path, split: str, n: int, *, seed: int) -> None:
-    with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+    with atomic_file(folder / "captions.csv") as draft, open(draft, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("path", "caption", "label"))
         for i in range(n):

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from clipvid.data.content import Stamp, content_hash, is_settled
+from clipvid.runtime.files import append_line, read_file
 from clipvid.runtime.manifest import hash_bytes
 
 
@@ -46,7 +47,7 @@ class ProbeLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.outcomes: dict[str, dict[str, Any]] = {}
-        content = path.read_bytes() if path.exists() else b""
+        content = read_file(path) if path.exists() else b""
         self._start = b"" if content.endswith(b"\n") or not content else b"\n"  # after a line that was cut off
         for line in content.splitlines():
             if (outcome := _parsed(line)) is not None:
@@ -55,8 +56,7 @@ class ProbeLog:
     def add(self, outcome: dict[str, Any]) -> None:
         """Append one outcome."""
         line = json.dumps({**outcome, "check": _check(outcome)})
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(self._start + f"{line}\n".encode())
+        append_line(self.path, self._start + f"{line}\n".encode())
         self._start = b""
         self.outcomes[outcome["path"]] = outcome
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -34,10 +34,12 @@ from clipvid.evaluation.saved import (
     checksum,
     describe_result,
     html_result,
-    written_queries,
+    queries_path,
+    write_queries,
 )
 from clipvid.evaluation.saved import read_result as read_result
 from clipvid.runtime.files import atomic_file
+from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 
@@ -249,19 +251,17 @@ class EvaluationResult(Generic[Metrics]):
         which `read_result(path).per_query()` returns them.
         """
         checks.path("path", path)
-        content, path = self._content(each=True), Path(path)
-        with atomic_file(path) as partial, self._queries_written(path, per_query) as queries:
-            content |= {} if queries is None else {QUERIES: queries}
+        content = self._content(each=True)
+        # Both files are complete before one of them takes its place, so that a full disk costs no earlier result.
+        with atomic_file(path) as partial, ExitStack() as until_written:
+            if per_query:
+                sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
+                queries = until_written.enter_context(atomic_file(queries_path(Path(path))))
+                write_queries(queries, {side or "": self.per_query(side) for side in sides})
+                content[QUERIES] = hash_file(queries)
             text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=2)
-            partial.write_text(text + "\n", encoding="utf-8")  # both files are complete before either takes its place
-        return path
-
-    def _queries_written(self, path: Path, per_query: bool) -> AbstractContextManager[str | None]:
-        """Return the context in which the queries are written beside the result; it yields their hash, or None."""
-        if not per_query:
-            return nullcontext()
-        sides = (None,) if self._task == "recognition" else ("t2v", "v2t")
-        return written_queries(path, {side or "": self.per_query(side) for side in sides})
+            partial.write_text(text + "\n", encoding="utf-8")
+        return Path(path)
 
     def __repr__(self) -> str:
         return describe_result(self.to_dict(each=False), name="EvaluationResult")

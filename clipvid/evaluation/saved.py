@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ import msgspec
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
 from clipvid.evaluation.metrics.retrieval import SHOWN
-from clipvid.runtime.files import atomic_file, read_file
+from clipvid.runtime.files import read_file
 from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
 from clipvid.runtime.schema import convert
@@ -297,18 +296,15 @@ def queries_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.queries.parquet")
 
 
-@contextmanager
-def written_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    """Write the queries of each direction to a draft, yield its hash, and put it beside the result after the block."""
+def write_queries(path: Path, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Write the queries of each direction to a Parquet file."""
     import pandas as pd
 
     require("pyarrow", why="writing Parquet")
     named = [frame.assign(direction=direction) if direction else frame for direction, frame in frames.items()]
     table = pd.concat(named, ignore_index=True)
     table.attrs = {"format_version": QUERIES_FORMAT}  # pandas stores them in the file
-    with atomic_file(queries_path(path)) as partial:
-        table.to_parquet(partial, index=False)
-        yield hash_file(partial)
+    table.to_parquet(path, index=False)
 
 
 def _read_queries(path: Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipvid.errors import CacheError
-from clipvid.runtime.files import atomic_file
+from clipvid.runtime.files import atomic_file, read_file
 from clipvid.runtime.schema import decode
 from clipvid.runtime.text import pluralize
 
@@ -89,7 +89,7 @@ def write_cache_key(folder: Path, cache_key: CacheKey | TextCacheKey) -> None:
     """Create the folder and write its cache key into it, unless the file already has this content."""
     path = folder / CACHE_KEY_FILE
     text = json.dumps(asdict(cache_key), indent=2) + "\n"
-    if not path.exists() or path.read_bytes() != text.encode():
+    if not path.exists() or read_file(path) != text.encode():
         with atomic_file(path) as draft:
             draft.write_bytes(text.encode())
 
@@ -105,7 +105,7 @@ def read_cache_key(folder: Path) -> CacheKey | TextCacheKey:
     """Return the cache key of a folder. Raise CacheError if it is unreadable or differs from the folder's name."""
     path = folder / CACHE_KEY_FILE
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise CacheError(f"{path} is not a valid cache key ({error})") from error
     kind = TextCacheKey if folder.name.startswith(TEXT) else CacheKey

@@ -6,7 +6,9 @@ meaning of the tensors. Nothing is removed from a folder whose cache key cannot 
 
 from __future__ import annotations
 
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from clipvid.errors import CacheError
 from clipvid.features.cache_key import CACHE_KEY_FILE, TEXT, CacheKey, TextCacheKey, read_cache_key
 from clipvid.features.shards import ADVICE, SUFFIX, check_shard, shard_files
 from clipvid.runtime.files import remove_leftovers
+from clipvid.runtime.staging import remove_dead_staging
 from clipvid.runtime.text import pluralize
 
 
@@ -84,7 +87,7 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
     `tower` is the beginning of a fingerprint. Unfinished files are left by killed runs; those of runs that still write
     stay. Raises CacheError unless exactly one tower in the cache matches.
     """
-    removed: list[Path] = []
+    removed = _prune_leftovers(Path(folder))
     parts = parts_of(folder, full=True)
     towers = {part.folder: part.cache_key.tower_fingerprint for part in parts if part.cache_key is not None}
     matches = {name for name in towers.values() if tower is not None and name.startswith(tower)}
@@ -106,6 +109,19 @@ def prune(folder: str | Path, *, tower: str | None = None) -> Pruned:
             removed.append(path)
         removed += remove_leftovers(part.folder)
     return Pruned(tuple(removed), tuple(part for part in parts if part.cache_key is None))
+
+
+def _prune_leftovers(cache: Path) -> list[Path]:
+    """Remove what killed runs left in a cache, and in its folders as far as their names are those of cache keys."""
+    folders = [path for path in cache.glob("*/") if re.fullmatch(rf"({TEXT})?[0-9a-f]{{16}}", path.name)]
+    if not folders:
+        return []
+    removed = [path for folder in [cache, *folders] for path in remove_dead_staging(folder)]
+    for folder in folders:
+        with suppress(OSError):  # it holds files
+            folder.rmdir()
+            removed.append(folder)
+    return removed
 
 
 def format_bytes(size: int) -> str:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clipvid.errors import CacheError
-from clipvid.runtime.files import atomic_file, write_tensors
+from clipvid.runtime.files import atomic_file, require_regular, write_tensors
 from clipvid.runtime.manifest import hash_bytes
 from clipvid.runtime.schema import decode
 
@@ -151,6 +151,7 @@ def _require_readable(path: Path) -> None:
 def _header(path: Path) -> tuple[list[str], list[int]]:
     _require_readable(path)
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # not a mapping
@@ -181,6 +182,7 @@ def _header_hash(header: Mapping[str, str]) -> str:
 def _tensors(path: Path) -> dict[str, Tensor]:
     _require_readable(path)
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped, not read
     except (SafetensorError, OSError) as error:

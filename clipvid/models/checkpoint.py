@@ -19,7 +19,14 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import atomic_folder, recover, write_tensors
+from clipvid.runtime.files import (
+    atomic_folder,
+    describe_os_error,
+    read_file,
+    recover,
+    require_regular,
+    write_tensors,
+)
 from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed, seal
 from clipvid.runtime.schema import decode
 from clipvid.runtime.text import first_line
@@ -108,12 +115,14 @@ def read_config(folder: Path, *, sealed: bool = True) -> SavedConfig:
     """
     path = folder / CONFIG
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{folder} has no {CONFIG}, so it is not a saved clipvid model; give the folder of model.save, or best in "
             "that of a training run"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{describe_os_error(error)}; {ADVICE}") from error
     version = decode(content, _Version, source=path, **_REFUSAL)
     version = version.format if version.format_version is None else version.format_version
     if version not in (2, FORMAT):
@@ -131,6 +140,7 @@ def _read_weights(folder: Path) -> Modules:
     from safetensors.torch import load_file
 
     try:
+        require_regular(folder / WEIGHTS)
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(

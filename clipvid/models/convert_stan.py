@@ -21,6 +21,7 @@ from clipvid.models.backbone.open_clip import Tokenizer
 from clipvid.models.branches.stan import STAN
 from clipvid.models.factory import attach
 from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.files import require_regular
 from clipvid.runtime.text import first_line
 
 BRANCH = "STAN_"
@@ -89,6 +90,7 @@ def load_stan_checkpoint(clip_model: nn.Module, path: str | Path, *, tokenizer: 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict of a third-party checkpoint file; reads tensors only, never code."""
     try:
+        require_regular(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise

@@ -50,9 +50,16 @@ def save(model: Any, folder: str | Path) -> Path:
     """Write `model` to `folder` atomically.
 
     Raises FileExistsError for a folder that holds other files, and CheckpointError for a base model loaded by name
-    whose weights were changed on the inside before its fingerprint was computed: that name would load others.
+    whose weights were changed on the inside before its fingerprint was computed: that name would load others; also for
+    a model on device meta, which has no weights.
     """
     checks.path("folder", folder)
+    meta = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if meta:
+        raise CheckpointError(
+            f"the model must have values to be saved, got {meta[0]} and {len(meta) - 1} more on device meta; load the "
+            "weights on a device with memory, such as cpu"
+        )
     backbone, base = model.backbone, model.backbone.base
     state = state_of(model)
     if backbone.loaded.lost and base.name is not None:

@@ -11,6 +11,7 @@ import os
 import struct
 from pathlib import Path
 
+from clipvid.runtime.files import open_regular
 from clipvid.runtime.manifest import HASH_LENGTH, hash_file
 
 _END = struct.Struct("<4s4H2LH")
@@ -36,7 +37,7 @@ def is_intact(path: Path) -> bool | None:
     """Return whether an archive is as it was sealed; None if it has no seal, as those of older versions."""
     length = len(_MARK) + HASH_LENGTH
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, size - length))
         seal = file.read()
     if not seal.startswith(_MARK):

@@ -2,8 +2,9 @@
 
 Contract: paths in; files and folders out, or the operating system's error in plain words. A reader finds the earlier
 version or the new one, never a part of either, and after a power failure too. A killed writer leaves a staging folder
-(`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives: `remove_leftovers` deletes the others. Imports
-nothing of clipvid but its locks.
+(`.NAME.XXXXXXXX.part`), which holds a lock while its writer lives; the next writer to that folder deletes it, and so
+does `remove_leftovers`. Ctrl-C, SIGTERM and SIGHUP wait for the end of a write. Imports nothing of clipvid but the
+other files of this room.
 """
 
 from __future__ import annotations
@@ -13,22 +14,20 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from clipvid.runtime.exchange import exchange
-from clipvid.runtime.folder_lock import is_locked, locked_file
+from clipvid.runtime.folder_lock import is_locked
+from clipvid.runtime.signals import uninterrupted
+from clipvid.runtime.staging import LOCK, NEW, OLD, STAGING, remove_staging, staged
 
-NEW, OLD, LOCK = "new", "old", "lock"
-"""Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""
 NOT_REGULAR = "not a regular file (a pipe, a device or a socket)"
 """Reason for which special files are refused."""
-STAGING = ".*.part"
-"""Pattern of the names of staging folders."""
 
 
 def require_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -80,16 +79,46 @@ def read_file(path: str | Path, *, limit: int | None = None) -> bytes:
     Raise OSError for a folder, for a pipe, device or socket, which is never opened since it may have no end, and for
     more than `limit` bytes.
     """
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    require_regular(path)
     with open(path, "rb") as file:
         content = file.read(-1 if limit is None else limit + 1)
     if limit is not None and len(content) > limit:
         raise OSError(errno.EFBIG, f"it exceeds the limit of {limit} bytes", str(path))
     return content
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError for a folder, and for a pipe, device or socket, which would block or never end if it were read."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """Open a regular file to read its bytes; raise OSError, as `read_file` does, for anything else."""
+    require_regular(path)
+    return open(path, "rb", buffering=0)
+
+
+def append_line(path: Path, content: bytes) -> None:
+    """Append lines in one write, so that those of several processes do not mix; raise OSError, which names the file.
+
+    Lines of which a full disk took only a part are removed again.
+    """
+    if path.exists():
+        require_regular(path)
+    with _named_after(path), open(path, "ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            raise
 
 
 @contextmanager
@@ -102,7 +131,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a file, and would be replaced by one; choose another name")
-    with _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), staged(path) as staging:
         yield staging / NEW / path.name
         _sync(staging / NEW / path.name)
         os.replace(staging / NEW / path.name, path)
@@ -121,7 +150,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, a folder should go there; choose another name")
     recover(path)
-    with _named_after(path), _staging(path) as staging:
+    with uninterrupted(), _named_after(path), staged(path) as staging:
         new = staging / NEW / path.name
         new.mkdir()
         yield new
@@ -136,8 +165,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
     """Put the folder `new` in the place of `path`, whose folder goes to the staging folder."""
     if not path.exists():
-        os.rename(new, path)
-    elif not exchange(new, path):
+        try:
+            os.rename(new, path)
+            return
+        except OSError as error:  # another writer has put its folder there meanwhile
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    if not exchange(new, path):
         aside.parent.mkdir()
         os.rename(path, aside)
         try:
@@ -145,19 +179,6 @@ def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
         except BaseException:
             os.rename(aside, path)
             raise
-
-
-@contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """Yield a staging folder for `path`, locked until it is deleted at the end of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent))
-    try:
-        with locked_file(staging / LOCK):
-            (staging / NEW).mkdir()
-            yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
@@ -206,9 +227,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
     for leftover in sorted(folder.glob(STAGING)):
         if leftover.is_dir() and is_locked(leftover / LOCK):
             continue
-        for aside in leftover.glob(f"{OLD}/*"):
-            recover(folder / aside.name)
         if leftover.is_dir():
+            remove_staging(leftover)
             shutil.rmtree(leftover, ignore_errors=True)
         else:  # versions before the staging folders wrote single files under such names
             leftover.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ file that imports filelock. Knows nothing of what is written.
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 
 YOUNG = 60.0
 """Seconds for which a staging folder without a lock file counts as that of a writer that has just started."""
+ELSEWHERE = 3600.0
+"""Seconds for which a lock file of another computer counts as held: not every shared disk shares its locks."""
 RETRIES = 100
 """Number of times that a lock's folder is made again; other processes hardly remove it that often."""
 
@@ -55,13 +58,38 @@ def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0,
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a new file during a `with` block; the caller deletes the file."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    """Hold the lock of a new file during a `with` block; the caller deletes the file.
+
+    Raises FileExistsError if another process has taken the file for that of a writer which has ended.
+    """
+    if (file := _open_locked(path)) is None:
+        raise FileExistsError(f"{path} is being removed by another process")
     try:
-        _lock(file)
+        with suppress(OSError):  # a full disk is an error of the content that follows
+            os.write(file, platform.node().encode() + b"\n")
         yield
     finally:
         os.close(file)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Take over the lock file of a writer that has ended; yield False if the writer may live.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    file = os.open(path, os.O_RDWR)
+    try:
+        yield not _is_elsewhere(file) and _lock(file)
+    finally:
+        os.close(file)
+
+
+def _is_elsewhere(file: int) -> bool:
+    """Return True for a lock file of another computer that is not old."""
+    host = os.pread(file, 256, 0) if hasattr(os, "pread") else b""
+    is_elsewhere = bool(host) and host != platform.node().encode() + b"\n"
+    return is_elsewhere and time.time() - os.fstat(file).st_mtime < ELSEWHERE
 
 
 def is_locked(path: Path) -> bool:
@@ -73,7 +101,7 @@ def is_locked(path: Path) -> bool:
             return time.time() - path.parent.stat().st_mtime < YOUNG
         return False
     try:
-        return not _lock(file)
+        return _is_elsewhere(file) or not _lock(file)
     finally:
         os.close(file)
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
-from clipvid.runtime.files import is_being_replaced, recover
+from clipvid.runtime.files import describe_os_error, is_being_replaced, open_regular, read_file, recover
 from clipvid.runtime.schema import decode
 
 MANIFEST = "manifest.json"
@@ -70,17 +70,17 @@ def read_sealed(folder: Path, read: Callable[[Path], T], *, error: type[Exceptio
     """
     recover(folder)
     for _ in range(TRIES):
-        before = _content(folder)
+        before = _content(folder, error=error, advice=advice)
         try:
             if before is not None:
                 _compare(folder, before, error=error, advice=advice)
             result = read(folder)
         except Exception:
-            if _content(folder) == before and not is_being_replaced(folder):
+            if _content(folder, error=error, advice=advice) == before and not is_being_replaced(folder):
                 raise
             time.sleep(PAUSE)
             continue
-        if _content(folder) == before:
+        if _content(folder, error=error, advice=advice) == before:
             return result
     raise error(f"{folder} was replaced {TRIES} times while it was read; wait for its writers and try again")
 
@@ -89,17 +89,19 @@ def verify(folder: Path, *, error: type[Exception], advice: str) -> int:
     """Compare a folder with its manifest, and return the number of files compared: 0 without a manifest."""
 
     def n_files(folder: Path) -> int:
-        content = _content(folder)
+        content = _content(folder, error=error, advice=advice)
         return 0 if content is None else len(_parsed(folder, content, error=error, advice=advice).files)
 
     return read_sealed(folder, n_files, error=error, advice=advice)
 
 
-def _content(folder: Path) -> bytes | None:
+def _content(folder: Path, *, error: type[Exception], advice: str) -> bytes | None:
     try:
-        return (folder / MANIFEST).read_bytes()
+        return read_file(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as problem:
+        raise error(f"{describe_os_error(problem)}; {advice}") from problem
 
 
 def _parsed(folder: Path, content: bytes, *, error: type[Exception], advice: str) -> Manifest:
@@ -119,6 +121,8 @@ def _compare(folder: Path, content: bytes, *, error: type[Exception], advice: st
             actual = hash_file(folder / name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as problem:
             raise error(f"{folder} is damaged: {name} is missing; {advice}") from problem
+        except OSError as problem:
+            raise error(f"{describe_os_error(problem)}; {advice}") from problem
         if actual != expected:
             raise error(f"{folder / name} is damaged: its bytes have changed since it was written; {advice}")
 
@@ -131,7 +135,7 @@ def hash_bytes(data: bytes | memoryview) -> str:
 def hash_file(path: Path, *, size: int | None = None) -> str:
     """Return the XXH3-128 of a file, or of its first `size` bytes, in hexadecimal digits."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         buffer = memoryview(bytearray(min(BLOCK, max(1, os.fstat(file.fileno()).st_size))))
         left = len(buffer) if size is None else size
         while n_bytes := file.readinto(buffer[: min(left, len(buffer))]):

@@ -62,6 +62,14 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"JSON has no {name}")
 
 
+def convert(value: object, kind: type[T], *, source: Path | str, error: type[Exception], advice: str) -> T:
+    """Return plain data as an object of `kind`, as `decode` does for JSON."""
+    try:
+        return msgspec.convert(value, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as problem:
+        raise error(f"{source} is damaged ({_plain(problem)}); {advice}") from problem
+
+
 def _plain(problem: Exception) -> str:
     """Return msgspec's message without its marks: "Expected `int`, got `str` - at `$.frames`"."""
     return str(problem).replace("`", "").replace("$.", "").replace(" - at ", " at ")

@@ -27,6 +27,7 @@ from clipvid.runtime.files import atomic_folder
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.manifest import seal
+from clipvid.runtime.signals import uninterrupted
 from clipvid.runtime.text import pluralize
 from clipvid.search.catalog import Catalog, Entry
 from clipvid.search.hits import Hit, IndexTable
@@ -209,7 +210,7 @@ class IndexContents(IndexTable):
         """
         folder = checks.path("folder", folder)
         check_replaceable(folder)
-        with lock_folder(folder, outside=True, wait=WAIT, again=True), self._changing.exclusive():
+        with uninterrupted(), lock_folder(folder, outside=True, wait=WAIT, again=True), self._changing.exclusive():
             self._check_version(folder)
             metadata = self._metadata(folder)
             with atomic_folder(folder) as draft:
@@ -225,17 +226,27 @@ class IndexContents(IndexTable):
     def saving_to(self, folder: str | Path) -> Iterator[None]:
         """Save to `folder` at the end of the block, also if it is interrupted or fails, and every few minutes in it.
 
-        Other processes can save to the folder only after the block.
+        Other processes can save to the folder only after the block. Raises CheckpointError if one of them saved while
+        this block waited for it.
         """
         folder = Path(folder)
         check_replaceable(folder)
+        self._saved.setdefault(os.path.abspath(folder), saved_id(folder) or "")
         with lock_folder(folder, outside=True, wait=WAIT, again=True):
-            self._saved.setdefault(os.path.abspath(folder), saved_id(folder) or "")
             self._check_version(folder)
             self._saving_to, self._last_save = folder, time.monotonic()
             try:
-                yield
-            finally:
+                try:
+                    yield
+                finally:
+                    self._last_save_of_block(folder)
+            finally:  # a signal may have come just before the line above
+                self._last_save_of_block(folder)
+
+    def _last_save_of_block(self, folder: Path) -> None:
+        """Save at the end of a block of `saving_to`, if that has not been done yet."""
+        with uninterrupted():
+            if self._saving_to is not None:
                 self._saving_to = None
                 if self.paths or self.skipped:
                     self.save(folder)

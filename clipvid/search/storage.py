@@ -18,7 +18,7 @@ from clipvid.config.data_config import PRECISIONS, DataConfig
 from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
-from clipvid.runtime.files import recover
+from clipvid.runtime.files import describe_os_error, read_file, recover
 from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed
 from clipvid.runtime.schema import decode
 from clipvid.runtime.stamps import Stamp
@@ -125,7 +125,7 @@ def saved_id(folder: Path) -> str | None:
     """Return the id of the version that is saved in a folder, "" for one without, or None for no index."""
     recover(folder)
     try:
-        return decode((folder / METADATA).read_bytes(), _Id, source=folder / METADATA, **REFUSAL).id
+        return decode(read_file(folder / METADATA), _Id, source=folder / METADATA, **REFUSAL).id
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -137,11 +137,13 @@ class _Id(msgspec.Struct):
 def _read_metadata(folder: Path) -> IndexMetadata:
     path = folder / METADATA
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{folder} holds no index (no {METADATA}); clipvid index build VIDEOS --out {folder} makes one"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{describe_os_error(error)}; {ADVICE}") from error
     version = decode(content, _Version, source=path, **REFUSAL)
     version = version.format if version.format_version is None else version.format_version
     if version not in (1, 2, FORMAT):

@@ -21,7 +21,7 @@ from torch import Tensor
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import CheckpointError
 from clipvid.runtime.archive import is_intact, seal_archive
-from clipvid.runtime.files import atomic_file
+from clipvid.runtime.files import atomic_file, describe_os_error
 from clipvid.runtime.schema import convert, decode
 
 FORMAT = 2
@@ -74,7 +74,10 @@ def read_checkpoint(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] |
     """
     if not path.exists():
         return None
-    intact = is_intact(path)
+    try:
+        intact = is_intact(path)
+    except OSError as error:
+        raise CheckpointError(f"{describe_os_error(error)}; {ADVICE}") from error
     if intact is False:
         raise CheckpointError(f"{path} is damaged: its bytes have changed since it was written; {ADVICE}")
     try:

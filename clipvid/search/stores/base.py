@@ -21,6 +21,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from clipvid.errors import CheckpointError
+from clipvid.runtime.files import read_file, require_regular
 from clipvid.runtime.schema import decode
 from clipvid.search.filters import Filter
 
@@ -140,6 +141,7 @@ class Store(ABC):
         """Read a store that `save` wrote; raise CheckpointError for damaged files."""
         rows = read_rows(folder / ROWS)
         try:
+            require_regular(folder / VECTORS)
             vectors = np.load(folder / VECTORS, allow_pickle=False)
             store = cls(rows.width, kind=rows.kind)
             if vectors.dtype != np.float32 or vectors.shape != (len(rows.ids), rows.width):
@@ -172,7 +174,7 @@ def read_rows(path: Path) -> StoredRows:
     """Return ids, metadata and settings of a saved store; raise CheckpointError for a damaged file."""
     advice = "build the index again"
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} is damaged ({error.strerror}); {advice}") from error
     rows = decode(content, StoredRows, source=path, error=CheckpointError, advice=advice)

@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from clipvid.errors import CheckpointError
+from clipvid.runtime.files import read_file
 from clipvid.runtime.optional import require
 from clipvid.search.filters import Filter
 from clipvid.search.stores import FAISS_KINDS as KINDS
@@ -141,7 +142,7 @@ class Vectors:
     def load(cls, path: Path, *, kind: str, rows: int) -> Vectors:
         """Read a file of `packed` bytes; raise CheckpointError if damaged, of another kind or not of `rows` vectors."""
         try:
-            stored = _faiss().deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
+            stored = _faiss().deserialize_index(np.frombuffer(read_file(path), dtype=np.uint8))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be read ({str(error)[:200]}); build the index again") from error
         if stored.ntotal != rows:
