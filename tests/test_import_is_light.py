@@ -94,6 +94,7 @@ def test_wrong_names_and_existing_outputs_are_refused_before_any_heavy_import(tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
+    (tmp_path / "a.mp4").touch()
     assert not loaded_by(RUN) & {*HEAVY, "torch", "numpy"}
 
 

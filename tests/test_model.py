@@ -337,22 +337,36 @@ def test_the_contrastive_loss_equals_open_clips_and_averages_the_captions_of_a_v
 
 
 def test_equal_captions_are_right_for_the_videos_of_all_of_them():
-    """Compared with sums over explicit sets of right answers, in float64."""
+    """Compared with sums of probabilities over explicit sets of right answers, in float64."""
     captions = ["run", "jump", "run", "sit", "run", "jump"]
     video_index = [0, 0, 1, 2, 3, 3]
     logits = torch.randn(6, 4, dtype=torch.float64)
-    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    rows, columns = logits.softmax(dim=1), logits.softmax(dim=0)
     videos = [{v for c, v in zip(captions, video_index, strict=True) if c == caption} for caption in captions]
-    expected_rows = sum(-sum(rows[m, v] for v in right) / len(right) for m, right in enumerate(videos)) / 6
-    texts = [[m for m in range(6) if v in videos[m]] for v in range(4)]
-    expected_columns = sum(-sum(columns[m, v] for m in right) / len(right) for v, right in enumerate(texts)) / 4
+    to_video = sum(-torch.log(sum(rows[m, v] for v in right)) for m, right in enumerate(videos)) / 6
+    to_text = 0.0
+    for video in range(4):
+        mine = [m for m in range(6) if video_index[m] == video]
+        equal = [[n for n in range(6) if captions[n] == captions[m]] for m in mine]
+        to_text += sum(-torch.log(sum(columns[n, video] for n in group)) for group in equal) / len(mine) / 4
     numbers = torch.tensor([["run", "jump", "sit"].index(caption) for caption in captions])
     index = torch.tensor(video_index)
     loss = matching(logits, index, scale=1.0, caption_index=numbers)
-    torch.testing.assert_close(loss, (expected_rows + expected_columns) / 2)
+    torch.testing.assert_close(loss, (to_video + to_text) / 2)
     assert not torch.isclose(loss, matching(logits, index, scale=1.0))
     different = matching(logits, index, scale=1.0, caption_index=torch.tensor([3, 1, 0, 5, 2, 4]))
     assert torch.equal(different, matching(logits, index, scale=1.0)), "without equal captions nothing changes"
+
+
+def test_videos_of_equal_captions_need_not_compete():
+    """Two clips with one caption, told from all others, have no loss, which negatives of each other never reach."""
+    similarity = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    loss = matching(similarity, torch.arange(3), scale=50.0, caption_index=torch.tensor([0, 0, 1]))
+    assert loss < 1e-6
+    assert matching(similarity, torch.arange(3), scale=50.0) > 0.4
+    similarity.requires_grad_()
+    matching(similarity, torch.arange(3), scale=50.0, caption_index=torch.tensor([0, 0, 1])).backward()
+    assert similarity.grad.isfinite().all()
 
 
 def test_labels_without_a_class_in_the_head_are_refused():

@@ -495,7 +495,6 @@ def test_names_identify_functions_classes_and_their_options():
 
 
 def test_history_is_written_without_the_default_logger(tower, store, tmp_path):
-    recorder = Recorder()
-    result = train(fresh(tower), store, None, config(epochs=1), out=tmp_path, progress=False, logger=recorder)
+    result = train(fresh(tower), store, None, config(epochs=1), out=tmp_path, progress=False, logger=Recorder())
     assert json.loads((tmp_path / "history.json").read_text()) == list(result.history)
     assert not (tmp_path / "tensorboard").exists()

@@ -100,7 +100,7 @@ class TrainConfig:
     learn_temperature: bool = False
     """Train the temperature too, starting from its initial value."""
     multi_positive: bool = True
-    """Count a caption as right for every video of its batch that has an equal caption, not as its negative."""
+    """Count equal captions of a batch as one, which is right for the videos of all of them, not as negatives."""
     label_smoothing: float = 0.0
     """Label smoothing s: targets are (1 - s) y + s / C."""
     classifier: Literal["linear", "text"] = "linear"

@@ -117,4 +117,4 @@ class HashLog:
 
 
 def _check(stamp: Stamp, content: str) -> str:
-    return hash_bytes(f"{stamp} {content}".encode())[:8]
+    return hash_bytes(f"{tuple(stamp)} {content}".encode())[:8]

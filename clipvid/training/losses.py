@@ -27,9 +27,9 @@ def matching(
     separate query; from video to text, the negative log probability is averaged over a video's captions (as in
     supervised contrastive learning, Khosla et al. 2020, eq. 2).
 
-    Equal numbers (from 0) in `caption_index` stand for equal captions, which are right for the videos of all of them:
-    the negative log probability is then averaged over a query's right videos, or captions, in both directions. Without
-    it, equal captions of two videos are negatives of each other.
+    Equal numbers (from 0) in `caption_index` stand for equal captions. Without it, equal captions of two videos are
+    negatives of each other. With it they count as one caption, which is right for each of these videos: their
+    probabilities are added before the logarithm, in both directions, as in MIL-NCE (Miech et al. 2020, eq. 1).
 
     Raises ValueError when a video of the batch has no caption, because it then has no positive.
     """
@@ -53,13 +53,15 @@ def matching(
 def _multi_positive(
     logits: Float[Tensor, "m b"], video_index: Int[Tensor, "m"], caption_index: Int[Tensor, "m"]
 ) -> Float[Tensor, ""]:
-    """Return the symmetric NCE in which a caption is right for each video that has an equal one."""
-    owns = F.one_hot(video_index, logits.shape[1]).to(logits.dtype)  # (M, B)
-    equal = (caption_index[:, None] == caption_index).to(logits.dtype)  # (M, M)
-    right = (equal @ owns > 0).to(logits.dtype)  # (M, B)
-    text_to_video = -(right * logits.log_softmax(dim=1)).sum(dim=1) / right.sum(dim=1)  # (M,)
-    video_to_text = -(right * logits.log_softmax(dim=0)).sum(dim=0) / right.sum(dim=0)  # (B,)
-    return (text_to_video.mean() + video_to_text.mean()) / 2
+    """Return the symmetric NCE in which equal captions are one, right for each video that has it."""
+    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    equal = caption_index[:, None] == caption_index  # (M, M)
+    right = (equal.to(logits.dtype) @ F.one_hot(video_index, logits.shape[1]).to(logits.dtype)) > 0  # (M, B)
+    text_to_video = -rows.masked_fill(~right, -torch.inf).logsumexp(dim=1).mean()
+    mass = columns[:, video_index].masked_fill(~equal, -torch.inf).logsumexp(dim=0)  # (M,), of each caption's video
+    captions = torch.bincount(video_index, minlength=logits.shape[1])
+    video_to_text = -(mass / captions[video_index]).sum() / logits.shape[1]
+    return (text_to_video + video_to_text) / 2
 
 
 def classification(

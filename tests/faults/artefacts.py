@@ -50,7 +50,9 @@ from clipvid.models.checkpoint import CONFIG, WEIGHTS
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime import stamps
 from clipvid.runtime.manifest import MANIFEST
+from clipvid.runtime.stamps import Stamp
 from clipvid.search.catalog import Entry
 from clipvid.search.index import VideoIndex
 from clipvid.search.storage import METADATA, STORE
@@ -140,7 +142,7 @@ def _index_kinds(folder: Path, tower: Backbone) -> Iterator[Kind]:
         paths = [folder / "videos" / f"{row}.mp4" for row in range(size)]
         labels = {path: "even" if row % 2 == 0 else "odd" for row, path in enumerate(paths)}
         index._catalog.choose_root(paths)
-        entries = {path: Entry(f"{row:032x}", (1, row, 3, 4, 5)) for row, path in enumerate(paths)}
+        entries = {path: Entry(f"{row:032x}", Stamp(1, row, 3, 4, 5)) for row, path in enumerate(paths)}
         index._put(paths, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), entries=entries, labels=labels)
         index._vectors.optimize()
         index.note = {"model": "tiny", "pretrained": None}
@@ -160,7 +162,7 @@ def _cache_kinds(folder: Path, tower: Backbone, videos: VideoDataset) -> Iterato
 
     def remembered() -> Any:
         data_content._hashes.clear()  # memory of this process, which a new one does not have
-        return patch.object(data_content, "SETTLED", -1.0)  # the videos have just been written
+        return patch.object(stamps, "SETTLED", 0.0)  # the videos have just been written
 
     def use_taps(folder: Path) -> object:
         with remembered():
