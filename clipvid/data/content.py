@@ -9,6 +9,7 @@ beside derived data for later runs. Knows nothing of what is derived.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,5 +117,5 @@ class HashLog:
         self._logged |= set(new)
 
 
-def _check(stamp: Stamp, content: str) -> str:
+def _check(stamp: Sequence[object], content: object) -> str:
     return hash_bytes(f"{tuple(stamp)} {content}".encode())[:8]

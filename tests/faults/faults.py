@@ -11,6 +11,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,13 @@ class Child:
         if self.pid == 0:
             os.setpgid(0, 0)
             os._exit(_run(log, function, args))
-        try:
+        with suppress(OSError):  # the child was faster
             os.setpgid(self.pid, self.pid)  # before any signal is sent to the group
-        except OSError:
-            pass  # the child was faster
 
     def send(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to all processes of its group."""
-        try:
+        with suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def wait(self) -> int:
         """Return the exit code, negative for a signal; fail for a process that hangs."""
