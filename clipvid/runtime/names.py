@@ -6,7 +6,11 @@ Contract: a path in, text out that a terminal shows as it is and that UTF-8 can 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+
+_HALF_PAIR = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates that do not stand for a byte of a file name."""
 
 
 def show(path: str | os.PathLike[str]) -> str:
@@ -16,10 +20,14 @@ def show(path: str | os.PathLike[str]) -> str:
 
 
 def as_utf8(text: str) -> str:
-    r"""Return text that UTF-8 can encode: bytes of file names that are no UTF-8 become \xNN, all else stays."""
+    r"""Return text that UTF-8 can encode: bytes of file names that are no UTF-8 become \xNN, all else stays.
+
+    Halves of surrogate pairs, which no file name has but JSON may, become \uNNNN.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
+        text = _HALF_PAIR.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return text
 

@@ -53,6 +53,7 @@ def _decoded(content: bytes, kind: Any) -> Any:
             raise
         try:
             value = json.loads(content, parse_constant=_refuse_constant)
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # raises for half a surrogate pair
         except ValueError as problem:
             raise msgspec.DecodeError(str(problem)) from problem
         return msgspec.convert(value, type=kind)

@@ -72,6 +72,8 @@ def edited(state, path, value):
         (("optimizer", "param_groups", 0, "betas"), 0.9),
         (("optimizer", "param_groups"), []),
         (("rescheduled",), 5),
+        (("callbacks",), 5),
+        (("callbacks",), [{"name": None, "state": {}}]),
         (("stopped_at",), "x"),
     ],
     ids=str,
@@ -152,6 +154,7 @@ def test_a_wrong_entry_of_a_result_is_refused(stored, tmp_path, path, value):
 
 def test_other_files_of_queries_are_refused(stored, tmp_path):
     import pandas as pd
+    import pyarrow
     from pyarrow import parquet
 
     kind = stored["result: queries"]
@@ -166,7 +169,12 @@ def test_other_files_of_queries_are_refused(stored, tmp_path):
     def nested_metadata(file):
         parquet.write_table(parquet.read_table(file).replace_schema_metadata({"pandas": NESTED}), file)
 
-    for change in (without_directions, nested_metadata):
+    def no_text(file):
+        table = parquet.read_table(file)
+        wrong = pyarrow.array([b"\xff"] * len(table)).view(pyarrow.string())
+        parquet.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", wrong), file)
+
+    for change in (without_directions, nested_metadata, no_text):
         with copied(kind, tmp_path) as folder:
             change(folder / kind.file)
             kind.seal(folder / kind.file)
