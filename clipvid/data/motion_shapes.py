@@ -300,8 +300,11 @@ def _name(index: int) -> str:
 
 
 def _content(folder: Path) -> dict[str, object] | None:
-    file = folder / "content.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    """Return what a folder says that it holds; None if it says nothing that can be read."""
+    try:
+        return json.loads((folder / "content.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _write_captions(folder: Path, split: str, n: int, *, seed: int) -> None:

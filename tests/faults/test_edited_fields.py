@@ -230,3 +230,24 @@ def test_moments_that_were_swapped_are_refused(stored, tmp_path):
         kind.seal(file)
         use = used(kind.use, folder)
     assert use.verdict == REFUSED, use.detail
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 16), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': 6, 16), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (6, 16), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 16), }",
+        "((((((((",
+    ],
+)
+def test_a_wrong_header_of_an_array_is_refused(stored, tmp_path, header):
+    kind = stored["plain store: vectors"]
+    with copied(kind, tmp_path) as folder:
+        content = (folder / kind.file).read_bytes()
+        (folder / kind.file).write_bytes(content[:10] + header.ljust(117).encode() + b"\n" + content[128:])
+        kind.seal(folder / kind.file)
+        use = used(kind.use, folder)
+    assert use.verdict == REFUSED, use.detail
+    assert use.mib < 100
