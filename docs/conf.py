@@ -56,6 +56,7 @@ if importlib.util.find_spec("clipvid.registry") is None:
 ROOT_PAGES = {
     "project/overview": ROOT / "README.md",
     "project/contributing": ROOT / "CONTRIBUTING.md",
+    "project/security": ROOT / "SECURITY.md",
     "project/changelog": ROOT / "CHANGELOG.md",
     "project/clipvid-mini": ROOT / "assets" / "clipvid-mini" / "README.md",
 }

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 
 from clipvid.cli.main import main
+from clipvid.errors import CheckpointError
 from clipvid.runtime.names import as_utf8, printable, show
+from clipvid.runtime.schema import decode
 from clipvid.search.index import VideoIndex
 
 NAMES = (
@@ -55,6 +57,15 @@ def test_a_name_is_one_line_that_a_terminal_shows_as_it_is(name, shown):
 def test_half_a_character_and_tabs_in_text():
     assert as_utf8("ü \ud800\udcff") == show("ü \ud800\udcff") == r"ü \ud800\xff"
     assert printable("a\tb\n\x1b[0m") == "a\tb\n\\x1b[0m"
+
+
+def test_halves_of_surrogate_pairs_are_shown_and_refused_in_stored_files():
+    """No file name has them, but JSON may."""
+    assert as_utf8("a\ud800b\udcff\udfff") == r"a\ud800b\xff\udfff"
+    refusal = {"source": "a.json", "error": CheckpointError, "advice": "write it again"}
+    assert decode(rb'["\udcff", "\ud83d\ude00"]', list[str], **refusal) == ["\udcff", "\U0001f600"]
+    with pytest.raises(CheckpointError, match=r"a\.json is damaged \(.*surrogates not allowed\); write it again"):
+        decode(rb'["\udcff", "\ud800"]', list[str], **refusal)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import xxhash
 
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.manifest import MANIFEST, hash_file, read_sealed, seal, verify
+from clipvid.runtime.manifest import MANIFEST, hash_bytes, hash_file, read_sealed, seal, verify
 
 REFUSAL = {"error": CheckpointError, "advice": "save it again"}
 
@@ -134,3 +136,23 @@ def test_a_reader_beside_a_writer_gets_one_version(folder):
         n_read += 1
     writer.join()
     assert n_read
+
+
+@pytest.mark.parametrize("name", ["../other", "/dev/zero", "", ".", "store/../../other", "a\0b"])
+def test_a_manifest_that_names_a_file_outside_its_folder_is_an_error(folder, name):
+    (folder.parent / "other").write_text("x")
+    content = json.loads((folder / MANIFEST).read_text())
+    files = content["files"] | {name: "0" * 32}
+    check = hash_bytes(msgspec.json.encode([content["format_version"], content["id"], sorted(files.items())]))
+    (folder / MANIFEST).write_text(json.dumps(content | {"files": files, "check": check}))
+    with pytest.raises(CheckpointError, match=r"it names .*, which is not in the folder|is missing; save it again"):
+        read_sealed(folder, both, **REFUSAL)
+
+
+def test_a_pipe_is_not_opened(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(OSError, match="not a regular file"):
+        hash_file(folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing; save it again"):
+        read_sealed(folder, both, **REFUSAL)

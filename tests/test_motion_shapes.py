@@ -244,6 +244,14 @@ def test_a_finished_folder_is_reused_and_other_content_is_refused(tmp_path, monk
         write_dataset(tmp_path, "train", 4)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_a_folder_whose_list_of_contents_is_damaged_is_refused(tmp_path, content):
+    write_dataset(tmp_path, "test", 2)
+    (tmp_path / "test" / "content.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"holds something other than \{.*; delete it or choose another root"):
+        write_dataset(tmp_path, "test", 2)
+
+
 def test_an_interrupted_run_leaves_no_folder_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     written, write = [], motion_shapes.write_clip
 

@@ -25,9 +25,8 @@ from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.archive import seal_archive
 from clipvid.training import losses
-from clipvid.training.checkpoint import check_plain
+from clipvid.training.checkpoint import check_plain, write_checkpoint
 from clipvid.training.hooks import EVENTS, Hooks, ScheduledOptimizer, TrainState, name_of
 from clipvid.training.loop import train
 from clipvid.training.objectives import Recognition, Retrieval, make_objective
@@ -362,8 +361,7 @@ def test_a_checkpoint_without_names_is_of_the_default_loss_and_optimizer(tower, 
     first = train(fresh(tower), store, None, config(epochs=1), **run)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     added = ("loss_name", "optimizer_name", "loss", "callbacks", "stopped_at")
-    torch.save({name: value for name, value in state.items() if name not in added}, tmp_path / "checkpoint.pt")
-    seal_archive(tmp_path / "checkpoint.pt")
+    write_checkpoint(tmp_path / "checkpoint.pt", {name: value for name, value in state.items() if name not in added})
     assert train(fresh(tower), store, None, config(epochs=1), resume=True, **run).history == first.history
     with pytest.raises(CheckpointError, match="with loss the default"):
         train(fresh(tower), store, None, config(epochs=1), resume=True, loss=matching, **run)

@@ -300,10 +300,10 @@ def _name(index: int) -> str:
 
 
 def _content(folder: Path) -> dict[str, object] | None:
-    file = folder / "content.json"
+    """Return what a folder says that it holds; None if it says nothing that can be read."""
     try:
-        return json.loads(file.read_text()) if file.is_file() else None
-    except ValueError:  # earlier versions could leave a part of the file
+        return json.loads((folder / "content.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return None
 
 

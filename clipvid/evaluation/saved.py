@@ -312,8 +312,11 @@ def _read_queries(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     require("pyarrow", why="reading Parquet")
+    from pyarrow import parquet
+
     advice = "evaluate again and save both files with result.save(path, per_query=True)"
     try:
+        parquet.read_table(path).validate(full=True)  # pandas decodes texts only when they are used
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow and pandas raise errors of many kinds for damaged files
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}; {advice}") from error

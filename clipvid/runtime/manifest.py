@@ -19,6 +19,7 @@ import msgspec
 import xxhash
 
 from clipvid.runtime.files import describe_os_error, is_being_replaced, open_regular, read_file, recover
+from clipvid.runtime.names import show
 from clipvid.runtime.schema import decode
 
 MANIFEST = "manifest.json"
@@ -117,14 +118,25 @@ def _parsed(folder: Path, content: bytes, *, error: type[Exception], advice: str
 def _compare(folder: Path, content: bytes, *, error: type[Exception], advice: str) -> None:
     """Raise `error` for a file that is missing, or whose bytes are not those of the manifest."""
     for name, expected in _parsed(folder, content, error=error, advice=advice).files.items():
+        if not _is_below(name):
+            raise error(f"{folder / MANIFEST} is damaged: it names {show(name)}, which is not in the folder; {advice}")
         try:
             actual = hash_file(folder / name)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as problem:
-            raise error(f"{folder} is damaged: {name} is missing; {advice}") from problem
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as problem:
+            # ValueError: no path has a NUL or half a surrogate pair.
+            raise error(f"{folder} is damaged: {show(name)} is missing; {advice}") from problem
+        except PermissionError:
+            raise
         except OSError as problem:
             raise error(f"{describe_os_error(problem)}; {advice}") from problem
         if actual != expected:
             raise error(f"{folder / name} is damaged: its bytes have changed since it was written; {advice}")
+
+
+def _is_below(name: str) -> bool:
+    """Return True for the relative name of a file in a folder or below it."""
+    path = Path(name)
+    return bool(path.name) and not path.anchor and ".." not in path.parts
 
 
 def hash_bytes(data: bytes | memoryview) -> str:
@@ -133,7 +145,10 @@ def hash_bytes(data: bytes | memoryview) -> str:
 
 
 def hash_file(path: Path, *, size: int | None = None) -> str:
-    """Return the XXH3-128 of a file, or of its first `size` bytes, in hexadecimal digits."""
+    """Return the XXH3-128 of a file, or of its first `size` bytes, in hexadecimal digits.
+
+    Raise OSError for a pipe, device or socket, which is never opened since it may have no end.
+    """
     digest = xxhash.xxh3_128()
     with open_regular(path) as file:
         buffer = memoryview(bytearray(min(BLOCK, max(1, os.fstat(file.fileno()).st_size))))

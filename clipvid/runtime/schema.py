@@ -37,7 +37,7 @@ def decode(
     """
     try:
         return _decoded(content, kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+    except (msgspec.MsgspecError, UnicodeError) as problem:
         reason = _plain(problem)
         raise error(f"{source} {fault} ({reason}){advice and f'; {advice}'}") from problem
     except RecursionError as problem:
@@ -53,6 +53,7 @@ def _decoded(content: bytes, kind: Any) -> Any:
             raise
         try:
             value = json.loads(content, parse_constant=_refuse_constant)
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # raises for half a surrogate pair
         except ValueError as problem:
             raise msgspec.DecodeError(str(problem)) from problem
         return msgspec.convert(value, type=kind)
@@ -66,7 +67,7 @@ def convert(value: object, kind: type[T], *, source: Path | str, error: type[Exc
     """Return plain data as an object of `kind`, as `decode` does for JSON."""
     try:
         return msgspec.convert(value, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as problem:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as problem:
         raise error(f"{source} is damaged ({_plain(problem)}); {advice}") from problem
 
 

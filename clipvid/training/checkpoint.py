@@ -129,6 +129,11 @@ class _Optimizer(msgspec.Struct):
     param_groups: list[dict[str, Any]]
 
 
+class _CallbackState(msgspec.Struct):
+    name: str
+    state: Any
+
+
 class _State(msgspec.Struct):
     """Entries of a checkpoint that a run restores or compares."""
 
@@ -145,6 +150,7 @@ class _State(msgspec.Struct):
     position: _Position
     history: list[_Entry]
     best: _Best
+    callbacks: list[_CallbackState] = []
     rescheduled: list[Count] = []
     stopped_at: Count | None = None
     origin: str = ""

@@ -36,7 +36,7 @@ from clipvid.data import probe_log
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.probe_file import probe_file
 from clipvid.data.records import VideoDataset
-from clipvid.errors import DataError
+from clipvid.errors import CheckpointError, DataError
 from clipvid.evaluation.compare import compare
 from clipvid.evaluation.results import read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
@@ -51,12 +51,14 @@ from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime import stamps
-from clipvid.runtime.manifest import MANIFEST
+from clipvid.runtime.files import atomic_folder
+from clipvid.runtime.manifest import MANIFEST, read_sealed, seal
 from clipvid.runtime.stamps import Stamp
 from clipvid.search.catalog import Entry
 from clipvid.search.index import VideoIndex
 from clipvid.search.storage import METADATA, STORE
-from clipvid.search.stores.base import ROWS
+from clipvid.search.stores.base import ROWS, Match, Store
+from clipvid.search.stores.base import VECTORS as NPY
 from clipvid.search.stores.faiss import VECTORS
 from clipvid.training.loop import train
 from clipvid.training.trainer import Run
@@ -67,6 +69,7 @@ KINDS = (
     "model: config", "model: weights", "model: manifest",
     "index: metadata", "index: rows", "index: manifest",
     "index: vectors, flat", "index: vectors, hnsw", "index: vectors, ivf",
+    "plain store: rows", "plain store: vectors",
     "cache: taps", "cache: key", "cache: log of hashes", "cache: captions",
     "training: checkpoint", "result: metrics", "result: queries", "data check: log", "data check: report",
 )  # fmt: skip
@@ -80,6 +83,7 @@ def kinds(folder: Path) -> list[Kind]:
     return [
         *_model_kinds(folder / "model", tower),
         *_index_kinds(folder / "index", tower),
+        *_store_kinds(folder / "store"),
         *_cache_kinds(folder / "cache", tower, videos),
         *_training_kinds(folder / "training", tower),
         *_result_kinds(folder / "result", tower),
@@ -155,6 +159,49 @@ def _index_kinds(folder: Path, tower: Backbone) -> Iterator[Kind]:
     yield Kind("index: vectors, flat", flat, f"{STORE}/{VECTORS}", use, seal=seal_folder)
     yield Kind("index: vectors, hnsw", built("hnsw", 40), f"{STORE}/{VECTORS}", use, seal=seal_folder)
     yield Kind("index: vectors, ivf", built("ivf", 320), f"{STORE}/{VECTORS}", use, seal=seal_folder)
+
+
+class PlainStore(Store):
+    """A store that defines no files of its own: those of the base class hold its rows."""
+
+    def __init__(self, width: int, *, kind: str = "flat") -> None:
+        super().__init__(width, kind=kind)
+        self.rows: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
+
+    def add(self, ids: Any, vectors: Any, metadata: Any = None) -> None:
+        columns = self.checked_columns(ids, vectors, metadata)
+        self.refuse_repeated(ids, self.rows)
+        self.rows |= dict(zip(ids, zip(vectors, columns, strict=True), strict=True))
+
+    def remove(self, ids: Any) -> int:
+        return sum(self.rows.pop(name, None) is not None for name in ids)
+
+    def search(self, vectors: Any, k: int, where: Any = None) -> list[list[Match]]:
+        raise AssertionError("these tests do not search")
+
+    def get(self, ids: Any) -> Any:
+        return np.stack([self.rows[name][0] for name in ids]), [self.rows[name][1] for name in ids]
+
+    def ids(self, where: Any = None) -> list[str]:
+        return list(self.rows)
+
+
+def _store_kinds(folder: Path) -> Iterator[Kind]:
+    store = PlainStore(16)
+    names = [f"{row}.mp4" for row in range(6)]
+    vectors = np.random.default_rng(0).standard_normal((6, 16)).astype(np.float32)
+    store.add(names, vectors, [{"path": name, "label": None, "seconds": 1.5} for name in names])
+    with atomic_folder(folder) as draft:
+        store.save(draft)
+        seal(draft)
+
+    def use(folder: Path) -> object:
+        stored = read_sealed(folder, PlainStore.load, error=CheckpointError, advice="build the index again")
+        vectors, metadata = stored.get(stored.ids())
+        return stored.ids(), torch.from_numpy(vectors.copy()), metadata, stored.kind, stored.width
+
+    yield Kind("plain store: rows", folder, ROWS, use, edit_json, seal_folder)
+    yield Kind("plain store: vectors", folder, NPY, use, seal=seal_folder)
 
 
 def _cache_kinds(folder: Path, tower: Backbone, videos: VideoDataset) -> Iterator[Kind]:

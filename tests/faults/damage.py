@@ -18,6 +18,8 @@ ABSURD = (
     [], {}, [[]], [None], {"": None},
 )  # fmt: skip
 """Values that replace a value of another type, or of a sensible size."""
+NAMES = ("x", "", "..", "../x", "/dev/zero", "\x00", "\ud800", "é" * 1000, "__metadata__")
+"""Keys in place of others."""
 DEPTH = 100_000
 """Levels of brackets that no reader of JSON follows by recursion."""
 NESTED = "@nested brackets@"
@@ -144,7 +146,7 @@ def _edit(content: Any, parent: Any, path: str, value: Any, rng: random.Random) 
         container, key = parent
         del container[key]
         if change == "rename" and isinstance(container, dict):
-            container[f"{key}x"] = value
+            container[rng.choice(NAMES)] = value
         return content, f"{path}: {change}"
     if change == "double" and isinstance(value, dict) and value:
         twice = Doubled(value)

@@ -72,6 +72,8 @@ def edited(state, path, value):
         (("optimizer", "param_groups", 0, "betas"), 0.9),
         (("optimizer", "param_groups"), []),
         (("rescheduled",), 5),
+        (("callbacks",), 5),
+        (("callbacks",), [{"name": None, "state": {}}]),
         (("stopped_at",), "x"),
     ],
     ids=str,
@@ -131,6 +133,8 @@ def test_a_setting_of_the_optimizer_that_an_older_torch_lacks_is_that_of_the_run
         (("metrics", "t2v", "each", "R@1"), 5),
         (("metrics", "t2v", "each", "R@1", 0), "x"),
         (("metrics", "t2v", "each", "R@1", 0), KeyError),
+        (("metrics", "t2v", "each", "R@1", 0), "\ud800"),
+        (("metrics", "t2v", "\ud800"), 5.0),
         (("metrics", "v2t", "intervals", "R@1"), "9" * 5000),
         (("metrics", "v2t", "intervals", "R@1", 1), KeyError),
         (("metrics", "v2t", "intervals"), 0.5),
@@ -152,6 +156,7 @@ def test_a_wrong_entry_of_a_result_is_refused(stored, tmp_path, path, value):
 
 def test_other_files_of_queries_are_refused(stored, tmp_path):
     import pandas as pd
+    import pyarrow
     from pyarrow import parquet
 
     kind = stored["result: queries"]
@@ -166,7 +171,12 @@ def test_other_files_of_queries_are_refused(stored, tmp_path):
     def nested_metadata(file):
         parquet.write_table(parquet.read_table(file).replace_schema_metadata({"pandas": NESTED}), file)
 
-    for change in (without_directions, nested_metadata):
+    def no_text(file):
+        table = parquet.read_table(file)
+        wrong = pyarrow.array([b"\xff"] * len(table)).view(pyarrow.string())
+        parquet.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", wrong), file)
+
+    for change in (without_directions, nested_metadata, no_text):
         with copied(kind, tmp_path) as folder:
             change(folder / kind.file)
             kind.seal(folder / kind.file)
@@ -222,3 +232,62 @@ def test_moments_that_were_swapped_are_refused(stored, tmp_path):
         kind.seal(file)
         use = used(kind.use, folder)
     assert use.verdict == REFUSED, use.detail
+
+
+@pytest.mark.parametrize("change", ["list", "twice", "links", "entry", "levels"])
+def test_an_index_that_refers_to_vectors_that_it_lacks_is_refused(stored, tmp_path, change):
+    import faiss
+
+    kind = stored["index: vectors, ivf" if change in ("list", "twice") else "index: vectors, hnsw"]
+    with copied(kind, tmp_path) as folder:
+        path = folder / kind.file
+        index = faiss.read_index(str(path))
+        if change in ("list", "twice"):
+            number = next(number for number in range(index.nlist) if index.invlists.list_size(number))
+            numbers = faiss.rev_swig_ptr(index.invlists.get_ids(number), index.invlists.list_size(number))
+            numbers[0] = 10**6 if change == "list" else numbers[-1]
+        elif change == "entry":
+            index.hnsw.entry_point = 10**6
+        else:
+            vector = index.hnsw.neighbors if change == "links" else index.hnsw.levels
+            values = faiss.vector_to_array(vector)
+            values[0] = 10**6
+            faiss.copy_array_to_vector(values, vector)
+        faiss.write_index(index, str(path))
+        kind.seal(path)
+        use = used(kind.use, folder)
+    assert use.verdict == REFUSED, use.detail
+    assert "is damaged" in use.detail or "cannot be read" in use.detail
+
+
+@pytest.mark.parametrize("kind", [{}, [], None, 5, "no such kind"])
+def test_a_model_of_a_branch_without_a_name_is_refused(stored, tmp_path, kind):
+    config = stored["model: config"]
+    with copied(config, tmp_path) as folder:
+        file = folder / config.file
+        file.write_text(json.dumps(edited(json.loads(file.read_text()), ("branch", "kind"), kind)))
+        config.seal(file)
+        use = used(config.use, folder)
+    assert use.verdict == REFUSED, use.detail
+    assert "has a branch that cannot be built here" in use.detail
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 16), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': 6, 16), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (6, 16), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 16), }",
+        "((((((((",
+    ],
+)
+def test_a_wrong_header_of_an_array_is_refused(stored, tmp_path, header):
+    kind = stored["plain store: vectors"]
+    with copied(kind, tmp_path) as folder:
+        content = (folder / kind.file).read_bytes()
+        (folder / kind.file).write_bytes(content[:10] + header.ljust(117).encode() + b"\n" + content[128:])
+        kind.seal(folder / kind.file)
+        use = used(kind.use, folder)
+    assert use.verdict == REFUSED, use.detail
+    assert use.mib < 100

@@ -66,6 +66,8 @@ def from_config(config: Mapping[str, Any]) -> BranchOptions:
     """Invert `BranchOptions.to_config`; raise ValueError for a kind or an option of another version."""
     fields = dict(config)
     kind = fields.pop("kind", None)
+    if not isinstance(kind, str):
+        raise ValueError(f"the kind of a branch must be a name, got {kind!r}; save the model again")
     if kind not in _kinds():
         load_plugins()
     kinds = _kinds()

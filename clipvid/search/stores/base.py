@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import read_file, require_regular
+from clipvid.runtime.files import read_file
 from clipvid.runtime.schema import decode
 from clipvid.search.filters import Filter
 
@@ -140,17 +140,16 @@ class Store(ABC):
     def load(cls, folder: Path) -> Store:
         """Read a store that `save` wrote; raise CheckpointError for damaged files."""
         rows = read_rows(folder / ROWS)
+        vectors = _read_vectors(folder / VECTORS)
         try:
-            require_regular(folder / VECTORS)
-            vectors = np.load(folder / VECTORS, allow_pickle=False)
-            store = cls(rows.width, kind=rows.kind)
             if vectors.dtype != np.float32 or vectors.shape != (len(rows.ids), rows.width):
                 raise ValueError(f"its vectors are {vectors.dtype} {vectors.shape}")
             if not np.isfinite(vectors).all():
                 raise ValueError("its vectors are not finite")
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            store = cls(rows.width, kind=rows.kind)
+            store.add(rows.ids, vectors, rows.metadata)
+        except ValueError as error:
             raise CheckpointError(f"{folder} is damaged ({error}); build the index again") from error
-        store.add(rows.ids, vectors, rows.metadata)
         return store
 
     def optimize(self) -> None:  # noqa: B027  # a store without such a step need not define it
@@ -158,6 +157,15 @@ class Store(ABC):
 
     def close(self) -> None:  # noqa: B027  # a store in memory holds nothing open
         """Release files and connections; the store is not used afterwards."""
+
+
+def _read_vectors(path: Path) -> ndarray:
+    """Return the array of a file, which is mapped first: a file of an absurd shape is refused, not allocated."""
+    try:
+        require_regular(path)
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except Exception as error:  # NumPy parses the header as Python, and raises errors of many kinds
+        raise CheckpointError(f"{path} is damaged ({error}); build the index again") from error
 
 
 class StoredRows(msgspec.Struct):

@@ -152,6 +152,8 @@ class Vectors:
             raise CheckpointError(f"{path} holds {type(stored).__name__}, not {kind} vectors; build the index again")
         if stored.metric_type != _faiss().METRIC_INNER_PRODUCT or stored.d < 1:
             raise CheckpointError(f"{path} is damaged: it does not compare by inner products; build the index again")
+        if not _is_consistent(stored):
+            raise CheckpointError(f"{path} is damaged: it refers to vectors that it lacks; build the index again")
         vectors = cls(stored.d, kind=kind)
         vectors._index = stored
         for start in range(0, rows, BLOCK):
@@ -289,6 +291,34 @@ def _ties_by_row(
         again = _ties_by_row(search, queries[query : query + 1], k, total=total, wanted=4 * wanted)
         scores[query], rows[query] = again[0][0], again[1][0]
     return scores, rows
+
+
+def _is_consistent(index: Any) -> bool:
+    """Return True if the lists of an ivf index hold each row once, and the links of an hnsw graph lead to its rows.
+
+    faiss follows them without a check, and a wrong one may end the process.
+    """
+    faiss, rows = _faiss(), index.ntotal
+    if hasattr(index, "nlist"):
+        lists, quantizer = index.invlists, faiss.downcast_index(index.quantizer)
+        filled = [number for number in range(index.nlist) if lists.list_size(number)]
+        numbers = [faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)) for number in filled]
+        listed = np.sort(np.concatenate([*numbers, np.empty(0, dtype=np.int64)]))
+        fits = (quantizer.ntotal, quantizer.d, lists.code_size) == (index.nlist, index.d, 4 * index.d)
+        return fits and np.array_equal(listed, np.arange(rows))
+    if not hasattr(index, "hnsw"):
+        return True
+    graph, storage = index.hnsw, faiss.downcast_index(index.storage)
+    links, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets).astype(np.int64)
+    levels, sizes = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.cum_nneighbor_per_level)
+    if (storage.ntotal, storage.d, len(levels)) != (rows, index.d, rows) or not isinstance(storage, faiss.IndexFlat):
+        return False
+    if rows == 0:
+        return True
+    has_levels = bool(levels.min() > 0 and levels.max() < len(sizes))
+    in_range = has_levels and links.min(initial=-1) >= -1 and links.max(initial=-1) < rows
+    starts = 0 <= graph.entry_point < rows and 0 <= graph.max_level < levels[graph.entry_point]
+    return bool(in_range and starts and np.array_equal(offsets, np.cumsum([0, *sizes[levels]])))
 
 
 def _hnsw(width: int) -> Any:
