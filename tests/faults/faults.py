@@ -11,6 +11,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,13 @@ class Child:
         if self.pid == 0:
             os.setpgid(0, 0)
             os._exit(_run(log, function, args))
-        try:
+        with suppress(OSError):  # the child may have been faster
             os.setpgid(self.pid, self.pid)  # before any signal is sent to the group
-        except OSError:
-            pass  # the child was faster
 
     def send(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to all processes of its group."""
-        try:
+        with suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def wait(self) -> int:
         """Return the exit code, negative for a signal; fail for a process that hangs."""
@@ -80,8 +77,8 @@ def _run(log: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=True)
-    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), write_through=True)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0, closefd=False), write_through=True)
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
     torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
     try:
         return function(*args) or 0

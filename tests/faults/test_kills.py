@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import random
-import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +16,11 @@ from faults import Child, leftovers, needs_fork, run, seeded
 from clipvid.config.data_config import DataConfig
 from clipvid.config.selfsup import SelfSupervision
 from clipvid.config.settings import TrainConfig
-from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.maintenance import parts_of
-from clipvid.features.shards import check_shard, shard_files
 from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
-from clipvid.models.factory import attach, create_model, load
+from clipvid.models.factory import attach, load
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.archive import is_intact
 from clipvid.search.index import VideoIndex
