@@ -19,6 +19,7 @@ from multiprocessing import current_process, get_all_start_methods, get_context,
 from multiprocessing.forkserver import ensure_running
 
 from clipvid.errors import WorkerError
+from clipvid.runtime.signals import uninterrupted
 
 GUARD = 'put the calls of that script under `if __name__ == "__main__":`'
 """Advice for a script that starts worker processes when it is imported."""
@@ -45,13 +46,15 @@ def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecu
         context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        with _without_interrupts():
+        with uninterrupted(), _without_interrupts():  # a worker that gets half of its start would print a traceback
             answers = [pool.submit(os.getpid) for _ in range(workers)]
         answers[0].result()  # an answer shows that the worker could import the script
     except BrokenProcessPool:
         pool.shutdown()
         raise never_started() from None
     except BaseException:
+        for process in (getattr(pool, "_processes", None) or {}).values():  # nothing is lost: no work has begun
+            process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     return pool

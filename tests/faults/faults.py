@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -81,10 +82,12 @@ def _run(log: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
     torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
     try:
-        return function(*args) or 0
+        code = function(*args) or 0
     except BaseException:
         traceback.print_exc()
-        return 99
+        code = 99
+    threading._shutdown()  # ends pools of workers, as the end of a program does
+    return code
 
 
 def command(*words: str) -> int:

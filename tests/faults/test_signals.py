@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -119,7 +120,6 @@ CASES = {
 
 
 def _in(folder: Path, *words: str) -> int:
-    import os
 
     os.chdir(folder)
     return command(*words)
