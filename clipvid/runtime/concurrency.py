@@ -11,12 +11,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import current_process, get_all_start_methods, get_context, parent_process, resource_tracker
+from multiprocessing.forkserver import ensure_running
 
 from clipvid.errors import WorkerError
+from clipvid.runtime.signals import uninterrupted
 
 GUARD = 'put the calls of that script under `if __name__ == "__main__":`'
 """Advice for a script that starts worker processes when it is imported."""
@@ -37,18 +40,41 @@ def process_pool(workers: int, *, loads: Sequence[str] = ()) -> ProcessPoolExecu
     if loads and "forkserver" in get_all_start_methods():
         context = get_context("forkserver")
         context.set_forkserver_preload([*loads])
+        with _without_interrupts():
+            ensure_running()
     else:
         context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        pool.submit(os.getpid).result()  # an answer shows that the worker could import the script
+        with uninterrupted(), _without_interrupts():  # a worker that gets half of its start would print a traceback
+            answers = [pool.submit(os.getpid) for _ in range(workers)]
+        answers[0].result()  # an answer shows that the worker could import the script
     except BrokenProcessPool:
         pool.shutdown()
         raise never_started() from None
     except BaseException:
+        for process in (getattr(pool, "_processes", None) or {}).values():  # nothing is lost: no work has begun
+            process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     return pool
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that are started in the block never see Ctrl-C, of which they would print a traceback.
+
+    This process gets it after the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing would start it in the block, and let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_unguarded_import() -> None:

@@ -112,9 +112,8 @@ def append_line(path: Path, content: bytes) -> None:
     with _named_after(path), open(path, "ab", buffering=0) as file:
         start = file.seek(0, os.SEEK_END)
         try:
-            written = file.write(content)
-            if written != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while content:  # a disk that fills up takes a part first, and fails at the rest
+                content = content[file.write(content) :]
         except OSError:
             with suppress(OSError):
                 file.truncate(start)
@@ -267,8 +266,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the OSError
         path.unlink(missing_ok=True)  # before 0.8 it leaves the incomplete file
-        parent = Path(_final(str(path))).parent
-        raise OSError(f"{parent} cannot be written ({error}); make room, or choose another folder") from error
+        place = _final(str(path))
+        raise OSError(f"{place} cannot be written ({error}); make room, or choose another folder") from error
     # safetensors gives access to the owner alone, but caches and models are shared.
     path.chmod(_mode_of_a_new_file(path))
 

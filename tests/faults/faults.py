@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -44,7 +45,7 @@ class Child:
         if self.pid == 0:
             os.setpgid(0, 0)
             os._exit(_run(log, function, args))
-        with suppress(OSError):  # the child was faster
+        with suppress(OSError):  # the child may have been faster
             os.setpgid(self.pid, self.pid)  # before any signal is sent to the group
 
     def send(self, number: int, *, group: bool = False) -> None:
@@ -77,14 +78,16 @@ def _run(log: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=True)
-    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), write_through=True)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0, closefd=False), write_through=True)
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
     torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
     try:
-        return function(*args) or 0
+        code = function(*args) or 0
     except BaseException:
         traceback.print_exc()
-        return 99
+        code = 99
+    threading._shutdown()  # ends pools of workers, as the end of a program does
+    return code
 
 
 def command(*words: str) -> int:

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime.files import read_file
+from clipvid.runtime.files import read_file, require_regular
 from clipvid.runtime.schema import decode
 from clipvid.search.filters import Filter
 
