@@ -10,8 +10,9 @@ from test_search import COLOURS, FOUR, PLAIN, ColourModel, write_video
 
 from clipvid.errors import CheckpointError
 from clipvid.runtime.manifest import MANIFEST, seal
+from clipvid.runtime.schema import decode
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA, STORE
+from clipvid.search.storage import METADATA, STORE, IndexMetadata, VideoEntry, encoded
 from clipvid.search.stores.base import ROWS
 from clipvid.search.stores.faiss import VECTORS
 
@@ -42,7 +43,7 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
     for damaged in (METADATA, f"{STORE}/{VECTORS}", f"{STORE}/{ROWS}", MANIFEST):
         content = (folder / damaged).read_bytes()
         (folder / damaged).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
-        with pytest.raises(CheckpointError, match=r"is damaged.*, or build the index again"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*, or delete the folder and build the index again"):
             VideoIndex.load(folder, model)
         (folder / damaged).unlink()
         with pytest.raises(CheckpointError, match=r"is missing; take a copy of the folder|holds no index"):
@@ -90,3 +91,13 @@ def test_an_index_of_the_first_format_is_read(library, tmp_path):
     loaded.save(old)  # in the current format
     assert sorted(path.name for path in old.iterdir()) == [METADATA, MANIFEST, STORE]
     assert VideoIndex.load(old, model).search("a red") == index.search("a red")
+
+
+@pytest.mark.parametrize("name", ["clips/a.mp4", "Hände/\u4e16\u754c \U0001f600.mp4", "caf\udce9.mp4", 'a"\\\n.mp4'])
+def test_metadata_with_any_file_name_are_read_as_they_were(name):
+    videos = [VideoEntry(name, "0" * 32, (1, 2, 3, 4, 5)), VideoEntry("./b", array=True)]
+    metadata = IndexMetadata("f", 4, "uniform", "auto", root="/r", videos=videos, skipped=[(name, "reason", None)])
+    content = encoded(metadata)
+    assert decode(content, IndexMetadata, source="", error=CheckpointError, advice="") == metadata
+    is_utf8 = name.isascii() or "\udce9" not in name
+    assert content.isascii() is (name.isascii() or not is_utf8)
