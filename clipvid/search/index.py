@@ -183,7 +183,7 @@ class VideoIndex(SavedContents):
         if len(gone) == len(catalog.entries) > 1 and not remove_all:
             raise ValueError(
                 f"all {len(gone)} videos of the index are gone, such as {gone[0]}, so nothing was removed; mount their "
-                "volume, load the index with the root that they moved to, or give remove_all to remove them"
+                "volume, give root if they have moved, or remove_all to remove them"
             )
         gone += catalog.missing(skipped)
         self._forget(gone)
