@@ -20,15 +20,12 @@ from clipvid.data.arrays import ArrayClip
 from clipvid.data.content import stamp_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError
-from clipvid.runtime import manifest
-from clipvid.runtime.manifest import hash_file, seal
+from clipvid.runtime.manifest import seal
 from clipvid.search import rerank
 from clipvid.search.catalog import stamps_of
 from clipvid.search.index import VideoIndex
-from clipvid.search.saved import changing_contents
 from clipvid.search.storage import METADATA
 from clipvid.search.stores.faiss import Vectors
-from clipvid.search.verify import verified
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -438,34 +435,32 @@ def test_the_root_widens_with_videos_from_elsewhere(index, folder, model, tmp_pa
     assert VideoIndex.load(tmp_path / "moved" / "saved", model).outdated() == {}
 
 
-def test_an_index_with_damaged_metadata_is_replaced_by_a_new_one_alone(index, folder, model, tmp_path):
+def test_a_root_that_does_not_exist_stays_so_that_its_videos_are_not_gone(index, folder, model, tmp_path, write_video):
     saved = index.save(tmp_path / "saved")
-    (saved / METADATA).write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        index.save(saved)  # another version than this object saved there
-    VideoIndex.build(model, folder, PLAIN, progress=False, save_to=saved)
-    assert len(VideoIndex.load(saved, model)) == 3
-    (saved / METADATA).write_text("{")
-    VideoIndex.build(model, folder, PLAIN, progress=False).save(saved)
-    assert len(VideoIndex.load(saved, model)) == 3
+    shutil.move(folder, tmp_path / "elsewhere")
+    with VideoIndex.changing(saved, model) as changed:
+        changed.add(write_colour(write_video, tmp_path / "more" / "other.mp4", "yellow"), progress=False)
+    loaded = VideoIndex.load(saved, model)
+    assert (loaded.root, len(loaded), loaded.outdated()) == (folder, 4, {})
 
 
-def test_the_note_is_read_without_the_other_files(index, tmp_path, monkeypatch):
-    saved, read = index.save(tmp_path / "saved"), []
-    monkeypatch.setattr(manifest, "hash_file", lambda path: read.append(path.name) or hash_file(path))
-    VideoIndex.read_note(saved)
-    assert read == [METADATA]
-    read.clear()
-    report = verified(saved)
-    assert sorted(read) == [METADATA, "rows.json", "vectors.faiss"]
-    assert (report.files, report.videos) == (3, 3)
-    (saved / METADATA).write_text((saved / METADATA).read_text() + " ")
-    with pytest.raises(CheckpointError, match=r"index\.json is damaged: its bytes have changed"):
-        VideoIndex.read_note(saved)
-
-
-def test_videos_are_removed_without_a_model(index, folder, model, tmp_path):
+def test_a_refresh_that_is_killed_leaves_the_videos_to_the_next_one(
+    index, folder, model, monkeypatch, write_video, tmp_path
+):
     saved = index.save(tmp_path / "saved")
-    with changing_contents(saved) as contents:
-        assert contents.remove([folder / "red.mp4"]) == 1
-    assert set(VideoIndex.load(saved, model).paths) == {folder / "green.mp4", folder / "blue.mp4"}
+    for name in ("red", "green", "blue"):
+        write_colour(write_video, folder / f"{name}.mp4", "yellow")
+    monkeypatch.setattr("clipvid.search.saved.SAVE_EVERY", 0.0)
+    save = VideoIndex.save
+
+    def killed(self, to):
+        shutil.copytree(save(self, to), tmp_path / "copy", dirs_exist_ok=True)
+        monkeypatch.setattr(VideoIndex, "save", save)
+
+    with VideoIndex.changing(saved, model) as changed:
+        monkeypatch.setattr(VideoIndex, "save", killed)
+        changed.refresh(replace(PLAIN, batch_size=1), progress=False)
+    copy = VideoIndex.load(tmp_path / "copy", model)
+    assert (len(copy), {error.reason for error in copy.skipped}) == (1, {"changed, and not embedded again yet"})
+    assert len(copy.refresh(progress=False).embedded) == 2
+    assert copy.outdated() == {}

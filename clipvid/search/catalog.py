@@ -72,10 +72,11 @@ class Catalog:
     def widen_root(self) -> dict[str, str]:
         """Move the root up until all videos and skipped files are below it, and return new ids by the old.
 
-        The root stays, and nothing is returned, for files that have no folder but that of the whole drive in common.
+        The root stays, and nothing is returned, for files that have no folder but that of the whole drive in common,
+        and where the root does not exist: below a wider one its videos would count as gone, and not as moved.
         """
         files = [path for path in (*self.entries, *self.skipped) if path.is_absolute()]
-        if self.root is None:
+        if self.root is None or not os.path.isdir(self.root):
             return {}
         below = os.path.join(self.root, "")
         if all(str(path).startswith(below) for path in files):

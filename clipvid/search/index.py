@@ -180,7 +180,8 @@ class VideoIndex(SavedContents):
         gone, changed, unreadable = (
             [path for path, state in states.items() if state == each] for each in (GONE, CHANGED, UNREADABLE)
         )
-        if len(gone) == len(catalog.entries) > 1 and not remove_all:
+        n_files = sum(path.is_absolute() for path in catalog.entries)  # all but arrays
+        if len(gone) == n_files > 1 and not remove_all:
             raise ValueError(
                 f"all {len(gone)} videos of the index are gone, such as {gone[0]}, so nothing was removed; mount their "
                 "volume, give root if they have moved, or remove_all to remove them"
