@@ -94,3 +94,134 @@ def test_a_folder_without_an_index_is_refused(tmp_path, monkeypatch, capsys, com
     assert "holds no index" in refusal(
         capsys, "index", command, "nothing", *words, codes=(1 if command == "verify" else 2,)
     )
+
+
+def test_removing_the_only_video_is_saved(videos, capsys, monkeypatch):
+    monkeypatch.setattr("clipvid.cli.arguments.named_model", None)  # no model is loaded
+    names = [f"videos/{name}.mp4" for name in ("dark", "grey", "light")]
+    assert main(["index", "remove", "index", *names]) == 0
+    assert capsys.readouterr().out.endswith("3 videos removed, 0 left\n")
+    assert main(["index", "verify", "index"]) == 0
+    assert capsys.readouterr().out == "0 videos, 3 files as written\n"
+
+
+def test_remove_takes_names_as_they_are_printed_where_they_are_of_one_video(videos, capsys, write_shade, tmp_path):
+    printed = str(videos.absolute() / r"a\x0ab.mp4")
+    write_shade("videos/a\nb.mp4", 60)
+    assert main(["index", "add", "videos", "--out", "index"]) == 0
+    capsys.readouterr()
+    assert main(["search", "index", "something"]) == 0
+    assert printed in capsys.readouterr().out
+    write_shade(printed, 60)
+    assert main(["index", "add", "videos", "--out", "index"]) == 0
+    assert main(["index", "remove", "index", printed]) == 0  # a path as it is comes first
+    assert main(["index", "remove", "index", r"videos/a\x0ab.mp4"]) == 0
+    assert "1 video removed, 3 left" in capsys.readouterr().out
+    for name in ("a\x1bb", "a\x1b\\x1bb", "a\\x1b\x1bb"):  # the last two are printed alike
+        write_shade(f"videos/{name}.mp4", 60)
+    assert main(["index", "add", "videos", "--out", "index"]) == 0
+    capsys.readouterr()
+    assert r"a\x1b\x1bb.mp4 is how 2 videos of index are printed" in refusal(
+        capsys, "index", "remove", "index", r"videos/a\x1b\x1bb.mp4", codes=(2,)
+    )
+
+
+def test_refresh_removes_all_videos_only_if_told_so(videos, capsys):
+    for path in videos.iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert main(["index", "refresh", "index"]) == 1
+    message = capsys.readouterr().err
+    assert "all 3 videos of the index are gone" in message
+    assert "or --remove-all to remove them" in message
+    assert main(["index", "refresh", "index", "--remove-all"]) == 0
+    assert "0 videos embedded again, 3 removed" in capsys.readouterr().out
+    assert main(["index", "verify", "index"]) == 0
+    assert capsys.readouterr().out.startswith("0 videos")
+
+
+def test_a_moved_root_is_given_to_search_add_and_remove(videos, capsys, write_shade):
+    videos.rename("elsewhere")
+    write_shade("elsewhere/new.mp4", 60)
+    capsys.readouterr()
+    assert main(["search", "index", "something", "--root", "elsewhere", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert {os.path.dirname(hit["path"]) for hit in hits} == {os.path.abspath("elsewhere")}
+    assert "--root must be a folder with videos of index" in refusal(
+        capsys, "index", "remove", "index", "elsewhere/dark.mp4", "--root", "index", codes=(1, 2)
+    )
+    assert main(["index", "remove", "index", "elsewhere/dark.mp4", "--root", "elsewhere"]) == 0
+    Path("elsewhere").rename("again")
+    assert main(["index", "add", "again/new.mp4", "--out", "index", "--root", "again"]) == 0
+    assert "3 videos in index (1 added)" in capsys.readouterr().out
+    assert main(["index", "verify", "index"]) == 0
+
+
+def test_unreadable_videos_are_listed_and_stay(videos, capsys, monkeypatch):
+    refused, stat = os.path.abspath("videos/dark.mp4"), os.stat
+
+    def refusing(path, *args, **options):
+        if not isinstance(path, int) and os.fspath(path) == refused:
+            raise PermissionError(13, "refused", refused)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    capsys.readouterr()
+    assert main(["index", "verify", "index"]) == 1
+    captured = capsys.readouterr()
+    assert f"unreadable {refused}\n" in captured.out
+    assert "1 video of index cannot be looked up; check the volume" in captured.err
+    assert main(["index", "refresh", "index"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"left {refused}, whose file cannot be looked up",
+        "0 videos embedded again, 0 removed",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "index", "something"],
+        ["index", "add", "videos", "--out", "index"],
+        ["index", "refresh", "index"],
+        ["index", "remove", "index", "videos/dark.mp4"],
+        ["index", "verify", "index"],
+    ],
+    ids=" ".join,
+)
+def test_an_index_whose_replacement_was_killed_is_brought_back_by_every_command(videos, capsys, words):
+    move_aside(Path("index"))
+    assert main(words) == 0
+    assert Path("index/index.json").is_file()
+
+
+def test_a_build_replaces_no_index_whose_replacement_was_killed(videos, capsys):
+    content = Path("index/index.json").read_bytes()
+    move_aside(Path("index"))
+    assert "index holds an index" in refusal(capsys, "index", "build", "videos", "--out", "index", codes=(1, 2))
+    assert Path("index/index.json").read_bytes() == content
+
+
+def move_aside(folder):
+    """Leave a folder as a writer that was killed between its two renames does."""
+    staging = folder.with_name(f".{folder.name}.abcdefgh.part")
+    (staging / "old").mkdir(parents=True)
+    (staging / "lock").touch()
+    folder.rename(staging / "old" / folder.name)
+
+
+def test_verify_says_that_an_older_format_has_no_hashes(videos, capsys):
+    metadata = json.loads(Path("index/index.json").read_text())
+    paths = [os.path.join(metadata["root"], video["path"]) for video in metadata.pop("videos")]
+    older = {name: value for name, value in metadata.items() if name not in ("format_version", "id", "root")}
+    Path("index/index.json").write_text(json.dumps({**older, "format": 2, "paths": paths}))
+    rows = json.loads(Path("index/store/rows.json").read_text())
+    Path("index/store/rows.json").write_text(json.dumps({**rows, "ids": paths}))
+    Path("index/manifest.json").unlink()
+    capsys.readouterr()
+    assert main(["index", "verify", "index"]) == 0
+    assert capsys.readouterr().out.startswith("3 videos, files not compared: the index has an older format without")
+    assert main(["index", "add", "videos", "--out", "index"]) == 0
+    capsys.readouterr()
+    assert main(["index", "verify", "index"]) == 0
+    assert capsys.readouterr().out == "3 videos, 3 files as written\n"

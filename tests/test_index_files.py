@@ -9,11 +9,16 @@ import pytest
 from test_search import COLOURS, FOUR, PLAIN, ColourModel, write_video
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime.manifest import MANIFEST, seal
+from clipvid.runtime import manifest
+from clipvid.runtime.manifest import MANIFEST, hash_file, seal
+from clipvid.runtime.schema import decode
+from clipvid.runtime.stamps import Stamp
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA, STORE
+from clipvid.search.saved import changing_contents
+from clipvid.search.storage import METADATA, STORE, IndexMetadata, VideoEntry, encoded
 from clipvid.search.stores.base import ROWS
 from clipvid.search.stores.faiss import VECTORS
+from clipvid.search.verify import verified
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def test_damaged_indices_are_refused(index, model, tmp_path):
     for damaged in (METADATA, f"{STORE}/{VECTORS}", f"{STORE}/{ROWS}", MANIFEST):
         content = (folder / damaged).read_bytes()
         (folder / damaged).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
-        with pytest.raises(CheckpointError, match=r"is damaged.*, or build the index again"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*, or delete the folder and build the index again"):
             VideoIndex.load(folder, model)
         (folder / damaged).unlink()
         with pytest.raises(CheckpointError, match=r"is missing; take a copy of the folder|holds no index"):
@@ -105,3 +110,46 @@ def test_rows_of_other_paths_or_labels_are_refused(index, model, tmp_path):
         seal(folder)
         with pytest.raises(CheckpointError, match=r"is damaged: the store has .* for video 'blue.mp4'"):
             VideoIndex.load(folder, model)
+
+
+@pytest.mark.parametrize("name", ["clips/a.mp4", "Hände/\u4e16\u754c \U0001f600.mp4", "caf\udce9.mp4", 'a"\\\n.mp4'])
+def test_metadata_with_any_file_name_are_read_as_they_were(name):
+    videos = [VideoEntry(name, "0" * 32, Stamp(1, 2, 3, 4, 5)), VideoEntry("./b", array=True)]
+    metadata = IndexMetadata("f", 4, "uniform", "auto", root="/r", videos=videos, skipped=[(name, "reason", None)])
+    content = encoded(metadata)
+    assert decode(content, IndexMetadata, source="", error=CheckpointError, advice="") == metadata
+    is_utf8 = name.isascii() or "\udce9" not in name
+    assert content.isascii() is (name.isascii() or not is_utf8)
+
+
+def test_an_index_with_damaged_metadata_is_replaced_by_a_new_one_alone(index, library, model, tmp_path):
+    saved = index.save(tmp_path / "saved")
+    (saved / METADATA).write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        index.save(saved)  # another version than this object saved there
+    VideoIndex.build(model, library, PLAIN, progress=False, save_to=saved)
+    assert len(VideoIndex.load(saved, model)) == 4
+    (saved / METADATA).write_text("{")
+    VideoIndex.build(model, library, PLAIN, progress=False).save(saved)
+    assert len(VideoIndex.load(saved, model)) == 4
+
+
+def test_the_note_is_read_without_the_other_files(index, tmp_path, monkeypatch):
+    saved, read = index.save(tmp_path / "saved"), []
+    monkeypatch.setattr(manifest, "hash_file", lambda path: read.append(path.name) or hash_file(path))
+    VideoIndex.read_note(saved)
+    assert read == [METADATA]
+    read.clear()
+    report = verified(saved)
+    assert sorted(read) == [METADATA, "rows.json", "vectors.faiss"]
+    assert (report.files, report.videos) == (3, 4)
+    (saved / METADATA).write_text((saved / METADATA).read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged: its bytes have changed"):
+        VideoIndex.read_note(saved)
+
+
+def test_videos_are_removed_without_a_model(index, library, model, tmp_path):
+    saved = index.save(tmp_path / "saved")
+    with changing_contents(saved) as contents:
+        assert contents.remove([library / "red.mp4"]) == 1
+    assert set(VideoIndex.load(saved, model).paths) == set(index.paths) - {library / "red.mp4"}

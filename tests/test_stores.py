@@ -10,7 +10,7 @@ import pytest
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
 from clipvid.search.filters import parse
-from clipvid.search.stores.base import Match
+from clipvid.search.stores.base import Match, Store
 
 WIDTH = 16
 COLUMNS = [{"label": "dog" if i % 3 else "cat", "seconds": i / 2, "number": i, "good": i % 2 == 0} for i in range(60)]
@@ -264,3 +264,37 @@ def test_a_wrong_filter_is_refused_with_its_position(text, message):
 def test_a_value_of_another_type_than_the_column_is_refused(text):
     with pytest.raises(ValueError, match="which cannot be compared with"):
         assert any(parse(text).matches(row) for row in itertools.islice(COLUMNS, 1))
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_rows_get_other_ids_in_their_order(stores, base):
+    store, _ = stores
+    kind = Store if base else type(store)
+    vectors, metadata = store.get(store.ids())
+    kind.rename(store, {"row 3": "three", "row 4": "row 3"}, column="label")
+    ids = [{3: "three", 4: "row 3"}.get(i, f"row {i}") for i in range(60)]
+    assert store.ids() == ids
+    again, renamed = store.get(ids)
+    np.testing.assert_array_equal(again, vectors)
+    assert renamed == [each if i not in (3, 4) else {**each, "label": ids[i]} for i, each in enumerate(metadata)]
+    assert store.search(vectors[4:5], 1)[0][0].id == "row 3"
+    with pytest.raises(ValueError, match="id 'row 9' is in the store already, or given twice"):
+        kind.rename(store, {"row 8": "row 9"}, column="label")
+    assert store.ids() == ids
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_store_says_which_ids_it_has(stores, base):
+    store, _ = stores
+    kind = Store if base else type(store)
+    assert kind.existing(store, ["row 3", "none", "row 59"]) == {"row 3", "row 59"}
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_adding_and_reading_few_rows_looks_at_no_others(kind, monkeypatch):
+    store = STORES["faiss"](WIDTH, kind=kind)
+    store.add([str(i) for i in range(50)], unit(50))
+    monkeypatch.setattr("clipvid.search.stores.faiss.BLOCK", None)  # no block can be copied
+    monkeypatch.setattr(type(store), "ids", None)
+    store.upsert(["new"], unit(1, seed=1))
+    np.testing.assert_array_equal(store.get(["new", "7"])[0], [unit(1, seed=1)[0], unit(50)[7]])

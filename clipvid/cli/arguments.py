@@ -14,9 +14,10 @@ from typing import Any
 from clipvid.cli import outputs
 from clipvid.cli.parsing.options import BranchOptions, CacheOptions, changed
 from clipvid.config.data_config import DataConfig
+from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
 from clipvid.models.backbone.names import MINI, builtin_names, check_name
-from clipvid.runtime.files import read_file
+from clipvid.runtime.files import is_being_replaced, read_file, recover
 
 DEFAULT_MODEL = MINI
 """Model of a command without --model; a note on standard error names it."""
@@ -225,6 +226,19 @@ def model_note(model: str | None, pretrained: str | None) -> dict[str, str | Non
         "model": os.path.abspath(model) if is_saved else model,
         "pretrained": os.path.abspath(str(pretrained)) if is_file else pretrained,
     }
+
+
+def has_index(folder: str | Path) -> bool:
+    """Return True for the folder of an index, which is brought back first if a killed process had moved it aside."""
+    folder = Path(folder)
+    recover(folder)
+    return (folder / INDEX).is_file() or is_being_replaced(folder)
+
+
+def require_index(folder: str | Path, *, source: str = "VIDEOS") -> None:
+    """Raise UsageError for a folder without an index; `source` is the argument of the advice."""
+    if not has_index(folder):
+        raise UsageError(f"{folder} holds no index (no {INDEX}); clipvid index build {source} --out {folder} makes one")
 
 
 def index_model(index: str, device: str) -> Any:

@@ -7,7 +7,8 @@ a command runs. Knows nothing of parsing or exit codes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from cyclopts import Parameter
 from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import OUTPUT, SEARCH, Data, Model, ModelOptions, Run, Sources, named
-from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError, UsageError
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.names import show
 from clipvid.runtime.text import pluralize
 from clipvid.search.stores import FAISS_KINDS
+
+NO_MANIFEST = "the index has an older format without a manifest; clipvid index add saves it with one"
+"""Reason for which the files of an index cannot be verified."""
 
 
 def build_index(
@@ -64,9 +67,10 @@ def build_index(
     if kind is not None and store == "faiss" and kind not in FAISS_KINDS:
         raise UsageError(f"--kind must be one of {', '.join(FAISS_KINDS)}, got {kind!r}{suggestion(kind, FAISS_KINDS)}")
     outputs.require_writable(out, folder=True)
+    _check_index_folder(Path(out))
     videos = datasets.videos_of(source, data)
     with lock_folder(out, outside=True):
-        _check_index_folder(Path(out), exists=(Path(out) / INDEX).is_file())
+        _check_index_folder(Path(out))  # again, because another process may have built one meanwhile
         settings = {"frames": frames, "store": store, "kind": kind, "precision": precision}
         index = _new_index(model, device=run.device, settings=settings)
         _fill(index, videos, out, workers=workers, profile=run.profile)
@@ -77,6 +81,7 @@ def add_to_index(
     /,
     *,
     data: Data,
+    root: Annotated[str | None, Parameter(group=SEARCH, metavar="DIR")] = None,
     workers: Annotated[int, Parameter(group=SEARCH)] = 0,
     out: Annotated[str, Parameter(group=OUTPUT, metavar="DIR")] = "clipvid-index",
     run: Run,
@@ -88,18 +93,18 @@ def add_to_index(
 
     Args:
         source: as for embed.
+        root: folder of the videos that the index has, if they have moved.
         workers: processes that decode; 0 decodes in threads of this process.
         out: folder of the index, which stores its model, frames, kind and precision.
     """
     _check_workers(workers)
     outputs.require_writable(out, folder=True)
-    if not (Path(out) / INDEX).is_file():
-        raise UsageError(f"{out} holds no index (no {INDEX}); clipvid index build SOURCE --out {out} makes one")
+    arguments.require_index(out, source="SOURCE")
     videos = datasets.videos_of(source, data)
     with lock_folder(out, outside=True):
         from clipvid.search.index import VideoIndex
 
-        index = VideoIndex.load(out, arguments.index_model(out, run.device))
+        index = VideoIndex.load(out, arguments.index_model(out, run.device), root=root)
         _fill(index, videos, out, workers=workers, profile=run.profile)
 
 
@@ -108,12 +113,14 @@ def refresh_index(
     /,
     *,
     root: Annotated[str | None, Parameter(group=SEARCH, metavar="DIR")] = None,
+    remove_all: Annotated[bool, Parameter(group=SEARCH, negative="")] = False,
     workers: Annotated[int, Parameter(group=SEARCH)] = 0,
     run: Run,
 ) -> None:
     """Embed again the videos of an index whose files have changed, and remove those whose files have gone.
 
-    Skipped files are tried again. New files are not looked for: clipvid index add adds them.
+    Skipped files are tried again. New files are not looked for: clipvid index add adds them. Videos stay whose files
+    the system refuses to look up.
 
     Examples:
         clipvid index refresh my-index
@@ -121,6 +128,7 @@ def refresh_index(
     Args:
         index: folder that `clipvid index build` made.
         root: folder of the videos, if they have moved.
+        remove_all: remove all videos if all have gone; without it this is refused, since their volume may be missing.
         workers: processes that decode; 0 decodes in threads of this process.
     """
     _check_workers(workers)
@@ -129,9 +137,11 @@ def refresh_index(
         outputs.profiled_to(f"{index.rstrip('/')}.profile.json", enabled=run.profile),
     ):
         data_config = replace(video_index.data_config, unreadable="skip", workers=workers)
-        refreshed = video_index.refresh(data_config)
+        refreshed = video_index.refresh(data_config, remove_all=remove_all)
     for path in refreshed.gone:
         outputs.say(f"removed {show(path)}, whose file has gone")
+    for path in refreshed.unreadable:
+        outputs.say(f"left {show(path)}, whose file cannot be looked up")
     outputs.say(f"{pluralize(len(refreshed.embedded), 'video')} embedded again, {len(refreshed.gone)} removed")
     outputs.show_unreadable(refreshed.skipped)
 
@@ -141,9 +151,9 @@ def remove_from_index(
     videos: list[str],
     /,
     *,
-    device: Annotated[str, named("device"), Parameter(group=SEARCH)] = "auto",
+    root: Annotated[str | None, Parameter(group=SEARCH, metavar="DIR")] = None,
 ) -> None:
-    """Remove videos from an index; their files stay.
+    """Remove videos from an index; their files stay. Needs no model.
 
     Examples:
         clipvid index remove my-index my-videos/dog.mp4 my-videos/cat.mp4
@@ -151,15 +161,34 @@ def remove_from_index(
     Args:
         index: folder that `clipvid index build` made.
         videos: paths of the videos, as clipvid search prints them.
-        device: auto is a GPU if there is one.
+        root: folder of the videos, if they have moved.
     """
-    with _changed(index, root=None, device=device) as video_index:
-        indexed = set(video_index.paths)
-        unknown = [name for name in videos if Path(os.path.abspath(name)) not in indexed and Path(name) not in indexed]
-        if unknown:
-            raise UsageError(f"{unknown[0]} is not in {index}, so nothing was removed; clipvid search prints the paths")
-        n_removed = video_index.remove(videos)
-        outputs.say(f"{pluralize(n_removed, 'video')} removed, {len(video_index)} left")
+    arguments.require_index(index, source="SOURCE")
+    with lock_folder(index, outside=True):
+        from clipvid.search.saved import changing_contents
+
+        with changing_contents(index, root=root) as contents:
+            n_removed = contents.remove(_indexed(videos, contents.paths, index=index))
+            n_left = len(contents)
+    outputs.say(f"{pluralize(n_removed, 'video')} removed, {n_left} left")
+
+
+def _indexed(names: Sequence[str], paths: Sequence[Path], *, index: str) -> list[Path]:
+    """Return the indexed videos of these names, paths as they are or as printed; UsageError for any other name."""
+    indexed, shown = set(paths), defaultdict[str, list[Path]](list)
+    for path in paths:
+        shown[show(path)].append(path)
+    videos = []
+    for name in names:
+        absolute = os.path.abspath(name)
+        exact = [path for path in (Path(absolute), Path(name)) if path in indexed]
+        matches = exact or shown.get(show(absolute)) or shown.get(name) or []
+        if not exact and len(matches) > 1:
+            raise UsageError(f"{name} is how {len(matches)} videos of {index} are printed; remove them in Python")
+        if not matches:
+            raise UsageError(f"{name} is not in {index}, so nothing was removed; clipvid search prints the paths")
+        videos.append(matches[0])
+    return videos
 
 
 def verify_index(index: str, /) -> None:
@@ -178,19 +207,24 @@ def verify_index(index: str, /) -> None:
     report = verified(Path(index))
     for path, state in report.outdated.items():
         outputs.say(f"{state} {show(path)}")
-    outputs.say(f"{pluralize(report.videos, 'video')}, {pluralize(report.files, 'file')} as written")
+    files = f"{pluralize(report.files, 'file')} as written" if report.files else f"files not compared: {NO_MANIFEST}"
+    outputs.say(f"{pluralize(report.videos, 'video')}, {files}")
+    n_unreadable = sum(state == "unreadable" for state in report.outdated.values())
+    if n_unreadable == len(report.outdated) > 0:
+        raise CheckpointError(
+            f"{pluralize(n_unreadable, 'video')} of {index} cannot be looked up; check the volume and its permissions"
+        )
     if report.outdated:
         raise CheckpointError(
-            f"{pluralize(len(report.outdated), 'video')} of {index} changed or gone; clipvid index refresh {index} "
-            "embeds them again"
+            f"{pluralize(len(report.outdated) - n_unreadable, 'video')} of {index} changed or gone; clipvid index "
+            f"refresh {index} embeds them again"
         )
 
 
 @contextmanager
 def _changed(index: str, *, root: str | None, device: str) -> Iterator[Any]:
     """Load an index under its lock, and save it at the end."""
-    if not (Path(index) / INDEX).is_file():
-        raise UsageError(f"{index} holds no index (no {INDEX}); clipvid index build SOURCE --out {index} makes one")
+    arguments.require_index(index, source="SOURCE")
     with lock_folder(index, outside=True):
         from clipvid.search.index import VideoIndex
 
@@ -216,11 +250,13 @@ def _fill(index: Any, videos: Any, out: str, *, workers: int, profile: bool) -> 
     outputs.show_unreadable(index.skipped)
 
 
-def _check_index_folder(out: Path, *, exists: bool) -> None:
+def _check_index_folder(out: Path) -> None:
     """Raise FileExistsError for an existing index and for a folder of other files."""
-    if exists:
-        raise FileExistsError(f"{out} holds an index; extend it with clipvid index add, or give another --out")
-    if not exists and out.exists() and any(out.iterdir()):
+    if arguments.has_index(out):
+        raise FileExistsError(
+            f"{out} holds an index; extend it with clipvid index add, delete it, or give another --out"
+        )
+    if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds other files, and an index needs a separate folder; give another --out")
 
 

@@ -15,7 +15,6 @@ from cyclopts import Parameter
 
 from clipvid.cli import arguments, outputs
 from clipvid.cli.parsing.options import RUN, SEARCH, Json, named
-from clipvid.config.settings import INDEX
 from clipvid.errors import UsageError
 
 
@@ -29,6 +28,7 @@ def search(
     k: Annotated[int, Parameter(group=SEARCH, alias="-k")] = 5,
     where: Annotated[str | None, Parameter(group=SEARCH, metavar="FILTER")] = None,
     rerank: Annotated[int, Parameter(group=SEARCH)] = 0,
+    root: Annotated[str | None, Parameter(group=SEARCH, metavar="DIR")] = None,
     device: Annotated[str, named("device"), Parameter(group=RUN)] = "auto",
     json: Json = False,
 ) -> None:
@@ -49,6 +49,7 @@ def search(
         where: filter on the columns path and label, such as 'label in ("dog", "cat") and not path = "a.mp4"'. Videos
             have labels if they were indexed from class folders (--format folder) or a table.
         rerank: number of first hits to decode again and sort by the model's token-wise similarity.
+        root: folder of the videos, if they have moved.
         device: auto is a GPU if there is one.
     """
     outputs.at_least("--k", k, 1, "it is the number of hits")
@@ -59,12 +60,11 @@ def search(
     texts = _queries_of(query, queries)
     for text in texts:
         _check_query(text, is_video=video)
-    if not (Path(index) / INDEX).is_file():
-        raise UsageError(f"{index} holds no index (no {INDEX}); clipvid index build VIDEOS --out {index} makes one")
+    arguments.require_index(index)
     from clipvid.search.index import VideoIndex
 
     with outputs.json_printed(json) as print_json:
-        video_index = VideoIndex.load(index, arguments.index_model(index, device))
+        video_index = VideoIndex.load(index, arguments.index_model(index, device), root=root)
         with outputs.notes_shown():
             if video:
                 every = [video_index.search_video(path, k=k, where=where) for path in texts]

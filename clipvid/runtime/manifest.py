@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +59,14 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def read_sealed(folder: Path, read: Callable[[Path], T], *, error: type[Exception], advice: str) -> T:
+def read_sealed(
+    folder: Path,
+    read: Callable[[Path], T],
+    *,
+    error: type[Exception],
+    advice: str,
+    only: Collection[str] | None = None,
+) -> T:
     """Return `read(folder)` of one version of a folder, whose files are compared with its manifest first.
 
     A folder without a manifest is read as it is. `read` is called again if the folder was replaced meanwhile, so it
@@ -68,13 +75,14 @@ def read_sealed(folder: Path, read: Callable[[Path], T], *, error: type[Exceptio
     Args:
         error: exception to raise for a folder that differs from its manifest.
         advice: end of its message, such as "save the model again".
+        only: names of the files that `read` reads, if it does not read all: the others are not compared.
     """
     recover(folder)
     for _ in range(TRIES):
         before = _content(folder, error=error, advice=advice)
         try:
             if before is not None:
-                _compare(folder, before, error=error, advice=advice)
+                _compare(folder, before, only=only, error=error, advice=advice)
             result = read(folder)
         except Exception:
             if _content(folder, error=error, advice=advice) == before and not is_being_replaced(folder):
@@ -88,12 +96,15 @@ def read_sealed(folder: Path, read: Callable[[Path], T], *, error: type[Exceptio
 
 def verify(folder: Path, *, error: type[Exception], advice: str) -> int:
     """Compare a folder with its manifest, and return the number of files compared: 0 without a manifest."""
+    return read_sealed(
+        folder, lambda folder: count_files(folder, error=error, advice=advice), error=error, advice=advice
+    )
 
-    def n_files(folder: Path) -> int:
-        content = _content(folder, error=error, advice=advice)
-        return 0 if content is None else len(_parsed(folder, content, error=error, advice=advice).files)
 
-    return read_sealed(folder, n_files, error=error, advice=advice)
+def count_files(folder: Path, *, error: type[Exception], advice: str) -> int:
+    """Return the number of files in the manifest of a folder, 0 without a manifest; the files are not compared."""
+    content = _content(folder, error=error, advice=advice)
+    return 0 if content is None else len(_parsed(folder, content, error=error, advice=advice).files)
 
 
 def _content(folder: Path, *, error: type[Exception], advice: str) -> bytes | None:
@@ -115,9 +126,14 @@ def _parsed(folder: Path, content: bytes, *, error: type[Exception], advice: str
     return manifest
 
 
-def _compare(folder: Path, content: bytes, *, error: type[Exception], advice: str) -> None:
+def _compare(
+    folder: Path, content: bytes, *, only: Collection[str] | None, error: type[Exception], advice: str
+) -> None:
     """Raise `error` for a file that is missing, or whose bytes are not those of the manifest."""
-    for name, expected in _parsed(folder, content, error=error, advice=advice).files.items():
+    files = _parsed(folder, content, error=error, advice=advice).files
+    for name, expected in files.items():
+        if only is not None and name not in only:
+            continue
         if not _is_below(name):
             raise error(f"{folder / MANIFEST} is damaged: it names {show(name)}, which is not in the folder; {advice}")
         try:

@@ -1,4 +1,4 @@
-"""Schemas: JSON of a stored file to typed data, or one error that names the field.
+"""Schemas: JSON of a stored file to typed data, or one error that names the field, and data to JSON.
 
 Contract: bytes and a type in, an object of the type out. The types are msgspec structs, whose fields say what a file
 holds. The only file that imports msgspec's JSON. Knows nothing of what is stored.
@@ -42,6 +42,14 @@ def decode(
         raise error(f"{source} {fault} ({reason}){advice and f'; {advice}'}") from problem
     except RecursionError as problem:
         raise error(f"{source} {fault} (brackets are nested too deeply){advice and f'; {advice}'}") from problem
+
+
+def encode(value: object) -> bytes:
+    """Return plain data as the JSON of a file, one value a line: in UTF-8, or in ASCII where a text is no UTF-8."""
+    try:
+        return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    except UnicodeEncodeError:  # a file name has other bytes, which JSON can only escape
+        return json.dumps(value, indent=1).encode() + b"\n"
 
 
 def _decoded(content: bytes, kind: Any) -> Any:

@@ -7,7 +7,7 @@ or gone since is noticed. Changed by one thread at a time: VideoIndex holds the 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,13 @@ from clipvid.errors import VideoError
 from clipvid.search.filters import Value
 from clipvid.search.storage import IndexMetadata, root_of
 
-GONE, CHANGED = "gone", "changed"
-"""States of a file that is no longer the one that was embedded."""
+GONE, CHANGED, UNREADABLE = "gone", "changed", "unreadable"
+"""States of a file that is not, or not known to be, the one that was embedded. A file is gone only where the system
+says that it does not exist: any other error, as of a volume or of permissions, leaves its state open."""
+MISSING = (FileNotFoundError, NotADirectoryError)
+"""Errors of the system for a file that does not exist."""
+ARRAY = "./"
+"""Beginning of the id of an array. No file has such an id, because paths have no component `.`."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +58,52 @@ class Catalog:
             if video.content and video.stamp is not None:
                 remember(video.stamp, video.content)
         for name, reason, backend in metadata.skipped:
-            catalog.skipped[Path(name)] = VideoError(name, reason, backend=backend)
+            path = catalog.path_of(name)
+            if metadata.root is not None and catalog.root is not None and path.is_relative_to(metadata.root):
+                path = catalog.root / path.relative_to(metadata.root)  # some versions wrote absolute paths
+            catalog.skipped[path] = VideoError(path, reason, backend=backend)
         return catalog
 
     def choose_root(self, paths: Iterable[Path]) -> None:
         """Take the folder that all these paths have in common as the root, unless there is one or any video."""
-        folders = {str(path.parent) for path in paths if path.is_absolute()}
-        if self.root is None and not self.entries and folders:
-            try:
-                common = Path(os.path.commonpath(folders))
-            except ValueError:  # several drives
-                return
-            self.root = None if common == Path(common.anchor) else common
+        if self.root is None and not self.entries:
+            self.root = _common_folder(path.parent for path in paths if path.is_absolute())
+
+    def widen_root(self) -> dict[str, str]:
+        """Move the root up until all videos and skipped files are below it, and return new ids by the old.
+
+        The root stays, and nothing is returned, for files that have no folder but that of the whole drive in common,
+        and where the root does not exist: below a wider one its videos would count as gone, and not as moved.
+        """
+        files = [path for path in (*self.entries, *self.skipped) if path.is_absolute()]
+        if self.root is None or not os.path.isdir(self.root):
+            return {}
+        below = os.path.join(self.root, "")
+        if all(str(path).startswith(below) for path in files):
+            return {}
+        root = _common_folder([self.root, *(path.parent for path in files)])
+        if root is None:
+            return {}
+        earlier = [self.id_of(path) for path in self.entries]
+        self.root = root
+        later = map(self.id_of, self.entries)
+        return {old: new for old, new in zip(earlier, later, strict=True) if old != new}
 
     def id_of(self, path: Path) -> str:
-        """Return the id of a video in the store: its path below the root, else its absolute path."""
-        if self.root is not None and path.is_relative_to(self.root):
-            return path.relative_to(self.root).as_posix()
+        """Return the id of a video in the store: its path below the root, else an absolute path; ./NAME of an array."""
+        if not path.is_absolute():
+            return f"{ARRAY}{path.as_posix()}"
+        if self.root is not None:
+            text, below = str(path), os.path.join(self.root, "")
+            if text.startswith(below):  # several times as fast as the methods of Path
+                return text[len(below) :].replace(os.sep, "/")
+            if path.is_relative_to(self.root):  # in other capitals, on Windows
+                return path.relative_to(self.root).as_posix()
         return str(path)
 
     def path_of(self, name: str) -> Path:
         """Return the path of a video by its id: absolute, but for an array, which has a name alone."""
-        path = Path(name)
-        return path if self.root is None or path in self.entries else self.root / path
+        return Path(name) if self.root is None or name.startswith(ARRAY) else self.root / name
 
     def add(self, path: Path, entry: Entry) -> None:
         """Append a video, which is no longer skipped."""
@@ -107,31 +135,65 @@ class Catalog:
         if not isinstance(value, str):
             return value
         absolute = Path(os.path.abspath(value))
-        is_id = absolute not in self.entries and self.path_of(value) in self.entries
-        return value if is_id else self.id_of(absolute)
+        candidates = [absolute, Path(value) if self.root is None else self.root / value, Path(value)]
+        return self.id_of(next((path for path in candidates if path in self.entries), absolute))
 
-    def state_of(self, path: Path) -> str | None:
-        """Return GONE or CHANGED for a file that is not the one that was embedded, else None.
-
-        None too for an array, and for videos below a root that does not exist: the index was moved without them.
-        """
-        entry = self.entries[path]
-        if not path.is_absolute() or (self.root is not None and not self.root.is_dir()):
-            return None
-        try:
-            stamp = stamp_of(path)
-            is_same = stamp == entry.stamp or entry.content in (None, content_hash(path))
-        except OSError:
-            return GONE
-        return None if is_same else CHANGED
+    def copy_of(self, paths: Iterable[Path]) -> Catalog:
+        """Return a catalog of these videos alone, whose files can be compared while this one changes."""
+        catalog = Catalog(self.root)
+        catalog.entries = {path: self.entries[path] for path in paths}
+        return catalog
 
     def outdated(self) -> dict[Path, str]:
-        """Return the videos whose files have changed or gone, each with its state."""
-        states = ((path, self.state_of(path)) for path in tuple(self.entries))
-        return {path: state for path, state in states if state is not None}
+        """Return the videos whose files are GONE, CHANGED or UNREADABLE, each with its state.
+
+        Arrays have no files, and videos below a root that does not exist are none of these: the index was moved without
+        them.
+        """
+        states = {path: self._state_of(path) for path in self._checkable(self.entries)}
+        return {path: state for path, state in states.items() if state is not None}
+
+    def missing(self, paths: Iterable[Path]) -> list[Path]:
+        """Return those of the files that do not exist, without those below a root that does not exist."""
+        return [path for path in self._checkable(paths) if _is_missing(path)]
+
+    def _checkable(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the files among these paths, without those below a root that does not exist."""
+        moved = self.root if self.root is not None and _is_missing(self.root) else None
+        return [path for path in paths if path.is_absolute() and not (moved and path.is_relative_to(moved))]
+
+    def _state_of(self, path: Path) -> str | None:
+        entry = self.entries[path]
+        try:
+            is_same = stamp_of(path) == entry.stamp or entry.content in (None, content_hash(path))
+        except MISSING:
+            return GONE
+        except OSError:
+            return UNREADABLE
+        return None if is_same else CHANGED
 
 
-def stamps_of(paths: Sequence[Path]) -> dict[Path, Stamp]:
+def _common_folder(folders: Iterable[Path]) -> Path | None:
+    """Return the folder that all these have in common; None for several drives, a drive as such, and no folder."""
+    try:
+        common = Path(os.path.commonpath({str(folder) for folder in folders}))
+    except ValueError:
+        return None
+    return None if common == Path(common.anchor) else common
+
+
+def _is_missing(path: Path) -> bool:
+    """Return True if the system says that there is no such file; False for one that it cannot look up."""
+    try:
+        path.stat()
+    except MISSING:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def stamps_of(paths: Iterable[Path]) -> dict[Path, Stamp]:
     """Return the stamps of the files that exist."""
     stamps = {}
     for path in paths:

@@ -1,14 +1,12 @@
-"""The contents of an index: its videos, their vectors and the files that were skipped, changed and saved as one.
+"""The contents of an index: its videos, their vectors and the files that were skipped, changed as one.
 
-Contract: any number of threads read while one changes or saves, and each sees a consistent state. A save replaces the
-folder whole, and refuses to replace a version that somebody else has saved since. Knows nothing of models.
+Contract: any number of threads read while one changes them, and each sees a consistent state. Knows nothing of models
+or of saved indices.
 """
 
 from __future__ import annotations
 
 import os
-import time
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,39 +17,22 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
-from clipvid.errors import CheckpointError, ClipvidWarning, VideoError
+from clipvid.errors import ClipvidWarning, VideoError
 from clipvid.registry import STORES
-from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.locks import SharedLock
-from clipvid.runtime.manifest import seal
-from clipvid.runtime.signals import uninterrupted
 from clipvid.runtime.text import pluralize
 from clipvid.search.catalog import Catalog, Entry
 from clipvid.search.hits import Hit, IndexTable
-from clipvid.search.storage import (
-    METADATA,
-    READ_AS,
-    STORE,
-    IndexMetadata,
-    VideoEntry,
-    check_replaceable,
-    encoded,
-    saved_id,
-)
 from clipvid.search.stores.base import Store
 from clipvid.search.where import describe_no_hits, filter_of
 
-SAVE_EVERY = 300.0
-"""Seconds between the saves of an index that is being filled."""
-WAIT = 600.0
-"""Seconds for which a save waits for another one of the same folder."""
+PATH = "path"
+"""Column of the store with the id of a video, for filters."""
 
 
 class IndexContents(IndexTable):
-    """Base of `VideoIndex`: everything but models and the reading of videos."""
+    """Base of `SavedContents`: everything but files, models and the reading of videos."""
 
     def __init__(self, fingerprint: str, data_config: DataConfig, *, store: str, kind: str) -> None:
         self._new_store: type[Store] = STORES.lookup(store)
@@ -63,9 +44,6 @@ class IndexContents(IndexTable):
         self._vectors: Store | None = None  # made when the first embedding gives the width
         self._lock = SharedLock()  # guards the two attributes above, because they change together
         self._changing = SharedLock()  # held by one change or one save at a time, which searches need not wait for
-        self._saved: dict[str, str] = {}  # id of the version that this object last read from or saved to each folder
-        self._saving_to: Path | None = None
-        self._last_save = 0.0
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -85,19 +63,23 @@ class IndexContents(IndexTable):
         return self._catalog.root
 
     def outdated(self) -> dict[Path, str]:
-        """Return the videos whose files have changed or gone since they were embedded: "changed" or "gone" by path."""
+        """Return the videos whose files are no longer those that were embedded: "changed", "gone" or "unreadable".
+
+        A file is unreadable if it is unknown whether it has changed, as without permission or on a volume that fails.
+        """
+        return self._copied().outdated()
+
+    def _copied(self, paths: Iterable[Path] | None = None) -> Catalog:
+        """Return a catalog of these videos, all without any, to compare files while others change the index."""
         with self._lock.shared():
-            return self._catalog.outdated()
+            return self._catalog.copy_of(self._catalog.entries if paths is None else paths)
 
     def remove(self, paths: Iterable[str | Path]) -> int:
         """Remove videos from the index, and return how many there were; their files stay."""
-        absolute = [path if path.is_absolute() else self._named(path) for path in map(Path, paths)]
+        names = list(map(Path, paths))
         with self._changing.exclusive(), self._lock.exclusive():
-            return len(self._drop(absolute))
-
-    def _named(self, path: Path) -> Path:
-        """Return an indexed name as it is, and any other relative path as an absolute one."""
-        return path if path in self._catalog.entries else Path(os.path.abspath(path))
+            indexed = self._catalog.entries
+            return len(self._drop([path if path in indexed else Path(os.path.abspath(path)) for path in names]))
 
     def __len__(self) -> int:
         with self._lock.shared():
@@ -126,16 +108,18 @@ class IndexContents(IndexTable):
             condition = filter_of(where, catalog.value_of)
             matches = self._vectors.search(queries, min(k, len(catalog.entries)), condition)
             note = None if condition is None or any(matches) else describe_no_hits(str(where), condition, self._vectors)
-            hits = [
-                [
-                    Hit(path := catalog.path_of(match.id), match.score, rank, catalog.state_of(path))
-                    for rank, match in enumerate(each, start=1)
-                ]
-                for each in matches
-            ]
+            paths = {match.id: catalog.path_of(match.id) for each in matches for match in each}
+            searched = catalog.copy_of(paths.values())
         if note is not None:
             warnings.warn(note, ClipvidWarning, stacklevel=3)
-        return hits
+        states = searched.outdated()  # compares files, for which no other thread must wait
+        return [
+            [
+                Hit(path := paths[match.id], match.score, rank, states.get(path))
+                for rank, match in enumerate(each, start=1)
+            ]
+            for each in matches
+        ]
 
     def _record_skipped(self, errors: Iterable[VideoError]) -> None:
         """Add unreadable files to `skipped`, and remove their rows from the index."""
@@ -161,7 +145,7 @@ class IndexContents(IndexTable):
             if self._vectors is None:
                 self._vectors = self._new_store(embeddings.shape[1], kind=self.kind)
             ids = {path: self._catalog.id_of(path) for path in paths}
-            columns = [{"path": name, "label": labels.get(path)} for path, name in ids.items()]
+            columns = [{PATH: name, "label": labels.get(path)} for path, name in ids.items()]
             self._vectors.upsert(list(ids.values()), embeddings, columns)
             for path in paths:
                 self._catalog.add(path, entries.get(path, Entry()))
@@ -189,10 +173,11 @@ class IndexContents(IndexTable):
 
     def _labels(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Return the labels of those of these videos that have one."""
-        indexed = [path for path in paths if path in self._catalog.entries]
-        if not indexed or self._vectors is None:
-            return {}
-        _, rows = self._vectors.get([self._catalog.id_of(path) for path in indexed])
+        with self._lock.shared():
+            indexed = [path for path in paths if path in self._catalog.entries]
+            if not indexed or self._vectors is None:
+                return {}
+            _, rows = self._vectors.get([self._catalog.id_of(path) for path in indexed])
         return {path: row["label"] for path, row in zip(indexed, rows, strict=True) if row.get("label") is not None}
 
     def _drop(self, paths: Iterable[Path]) -> list[Path]:
@@ -202,97 +187,48 @@ class IndexContents(IndexTable):
             self._vectors.remove([self._catalog.id_of(path) for path in removed])
         return removed
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the index to `folder` as a whole, replacing an existing index.
-
-        Raises ValueError for a folder of other files, and CheckpointError if the index there is another version than
-        the one that this object read from or saved to the folder: it would be lost.
-        """
-        folder = checks.path("folder", folder)
-        check_replaceable(folder)
-        with uninterrupted(), lock_folder(folder, outside=True, wait=WAIT, again=True), self._changing.exclusive():
-            self._check_version(folder)
-            metadata = self._metadata(folder)
-            with atomic_folder(folder) as draft:
-                (draft / METADATA).write_bytes(encoded(metadata))
-                if self._vectors is not None:
-                    (draft / STORE).mkdir()
-                    self._vectors.save(draft / STORE)
-                seal(draft)
-            self._saved[os.path.abspath(folder)] = metadata.id
-        return folder
+    def _forget(self, paths: Iterable[Path]) -> None:
+        """Remove videos and skipped files whose files have gone."""
+        with self._changing.exclusive(), self._lock.exclusive():
+            self._drop(paths)
+            for path in paths:
+                self._catalog.skipped.pop(path, None)
 
     @contextmanager
-    def saving_to(self, folder: str | Path) -> Iterator[None]:
-        """Save to `folder` at the end of the block, also if it is interrupted or fails, and every few minutes in it.
+    def _replaced(self, paths: Iterable[Path]) -> Iterator[None]:
+        """Take out at once the videos that the block embeds again, and bring back those that it did not come to.
 
-        Other processes can save to the folder only after the block. Raises CheckpointError if one of them saved while
-        this block waited for it.
+        Each removal rebuilds an hnsw graph, so they are not replaced batch by batch. Until they are embedded they count
+        as skipped, and a process that is killed meanwhile leaves them to the next refresh.
         """
-        folder = Path(folder)
-        check_replaceable(folder)
-        self._saved.setdefault(os.path.abspath(folder), saved_id(folder) or "")
-        with lock_folder(folder, outside=True, wait=WAIT, again=True):
-            self._check_version(folder)
-            self._saving_to, self._last_save = folder, time.monotonic()
-            try:
-                try:
-                    yield
-                finally:
-                    self._last_save_of_block(folder)
-            finally:  # a signal may have come just before the line above
-                self._last_save_of_block(folder)
+        with self._changing.exclusive(), self._lock.exclusive():
+            earlier = self._catalog.copy_of(path for path in paths if path in self._catalog.entries)
+            waiting = {path: VideoError(path, "changed, and not embedded again yet") for path in earlier.entries}
+            if not waiting or self._vectors is None:
+                waiting, stored = {}, None
+            else:
+                stored = self._vectors.get([self._catalog.id_of(path) for path in waiting])
+                self._drop(waiting)
+                self._catalog.skipped |= waiting
+        try:
+            yield
+        finally:
+            with self._changing.exclusive(), self._lock.exclusive():
+                left = [i for i, path in enumerate(waiting) if self._catalog.skipped.get(path) is waiting[path]]
+                if left and stored is not None and self._vectors is not None:
+                    self._bring_back([(path, earlier.entries[path]) for path in waiting], left, *stored)
 
-    def _last_save_of_block(self, folder: Path) -> None:
-        """Save at the end of a block of `saving_to`, if that has not been done yet."""
-        with uninterrupted():
-            if self._saving_to is not None:
-                self._saving_to = None
-                if self.paths or self.skipped:
-                    self.save(folder)
-
-    def _save_on_the_way(self) -> None:
-        """Save if a block of `saving_to` has lasted for a while since the last save."""
-        if self._saving_to is not None and time.monotonic() - self._last_save > SAVE_EVERY:
-            self.save(self._saving_to)
-            self._last_save = time.monotonic()
-
-    def _check_version(self, folder: Path) -> None:
-        ours, theirs = self._saved.get(os.path.abspath(folder)), saved_id(folder)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise CheckpointError(
-                f"{folder} was saved by somebody else since this index was read from it, and would be lost; load it "
-                "and add the videos again, or save to another folder"
-            )
-
-    def _metadata(self, folder: Path) -> IndexMetadata:
-        catalog = self._catalog
-        root = None if catalog.root is None else str(catalog.root)
-        return IndexMetadata(
-            id=uuid.uuid4().hex,
-            fingerprint=self._fingerprint,
-            store=self.store,
-            kind=self.kind,
-            **{name: getattr(self.data_config, name) for name in READ_AS},
-            root=root,
-            root_from_index=None if root is None else _relative(root, folder),
-            videos=[
-                VideoEntry(catalog.id_of(path), entry.content, entry.stamp, not path.is_absolute())
-                for path, entry in catalog.entries.items()
-            ],
-            skipped=[(str(e.path), e.reason, e.backend) for e in catalog.skipped.values()],
-            note=self.note,
-        )
-
-    def _restore(self, metadata: IndexMetadata, store: Store | None, folder: Path, root: str | Path | None) -> None:
-        """Take the contents of a saved index."""
-        self.note, self._vectors = metadata.note, store
-        self._catalog = Catalog.of(metadata, folder, root)
-        self._saved[os.path.abspath(folder)] = metadata.id
-
-
-def _relative(root: str, folder: Path) -> str | None:
-    try:
-        return os.path.relpath(root, os.path.abspath(folder))
-    except ValueError:  # another drive
-        return None
+    def _bring_back(
+        self,
+        videos: Sequence[tuple[Path, Entry]],
+        chosen: Sequence[int],
+        vectors: Float32[ndarray, "n e"],
+        columns: Sequence[Mapping[str, object]],
+    ) -> None:
+        """Add the chosen ones of some videos as they were; the caller holds the lock."""
+        assert self._vectors is not None, "the videos come from it"
+        ids = [self._catalog.id_of(videos[i][0]) for i in chosen]
+        rows = [{**columns[i], PATH: name} for i, name in zip(chosen, ids, strict=True)]
+        self._vectors.add(ids, vectors[list(chosen)], rows)
+        for i in chosen:
+            self._catalog.add(*videos[i])

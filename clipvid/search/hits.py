@@ -32,10 +32,12 @@ class Hit:
     score: float
     rank: int
     outdated: str | None = None
-    """"gone" or "changed" if the file is no longer the one that was embedded, so that the score is not of it."""
+    """"gone" or "changed" if the file is no longer the one that was embedded, so that the score is not of it;
+    "unreadable" if the system refuses to look it up, so that this is unknown."""
 
     def __str__(self) -> str:
-        outdated = f" ({self.outdated}; clipvid index refresh)" if self.outdated else ""
+        advice = "; clipvid index refresh" if self.outdated in ("gone", "changed") else ""
+        outdated = f" ({self.outdated}{advice})" if self.outdated else ""
         return f"{self.rank:>3}  {self.score:.3f}  {show(self.path)}{outdated}"
 
 

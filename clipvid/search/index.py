@@ -27,11 +27,11 @@ from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
 from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
-from clipvid.search.catalog import GONE, entry_of, stamps_of
-from clipvid.search.contents import WAIT, IndexContents
+from clipvid.search.catalog import CHANGED, GONE, UNREADABLE, entry_of, stamps_of
 from clipvid.search.hits import Hits
 from clipvid.search.queries import query_vector
 from clipvid.search.rerank import reranked
+from clipvid.search.saved import WAIT, SavedContents
 from clipvid.search.storage import READ_AS, data_config_of, read_index, read_metadata
 from clipvid.search.videos import video_records
 from clipvid.search.where import checked_filter
@@ -50,9 +50,12 @@ class Refreshed:
     """Videos that were removed because their files have gone."""
     skipped: tuple[VideoError, ...]
     """Errors of the files that cannot be read."""
+    unreadable: tuple[Path, ...] = ()
+    """Videos that stay as they are, because it is unknown whether their files have changed: the system refuses access,
+    or a volume fails."""
 
 
-class VideoIndex(IndexContents):
+class VideoIndex(SavedContents):
     """Searchable embeddings of videos: `VideoIndex.build` makes an index from files, `VideoIndex.load` reads it again.
 
     Any number of threads may search while another one adds videos: every search sees a consistent state. An index knows
@@ -143,15 +146,17 @@ class VideoIndex(IndexContents):
         self, records: Sequence[Record], data_config: DataConfig, *, labels: Mapping[Path, str], progress: bool
     ) -> None:
         """Embed videos batch by batch into the index, in place of their earlier embeddings."""
-        before = stamps_of([record.path for record in records if record.array is None])
-        self._catalog.choose_root(record.path for record in records)
+        files = {record.path for record in records if record.array is None}
+        before = stamps_of(files)
+        with self._changing.exclusive(), self._lock.exclusive():
+            self._catalog.choose_root(record.path for record in records)
         data = VideoDataset(tuple(replace(record, label=None) for record in records))
         with closing(embed_batches(self.model, data, data_config, progress=progress, title="embedding")) as batches:
             for rows, positions, unreadable_files in batches:
                 self._record_skipped(unreadable_files)
                 if rows is not None:
                     paths = [records[position].path for position in positions]
-                    entries = {path: entry_of(path, before[path]) for path in paths if path in before}
+                    entries = {path: entry_of(path, before.get(path)) for path in paths if path in files}
                     vectors = self._as_equals(paths, unit_rows(rows, views=data_config.views), entries)
                     self._put(paths, vectors, entries=entries, labels=labels)
                 self._save_on_the_way()
@@ -159,25 +164,39 @@ class VideoIndex(IndexContents):
             if self._vectors is not None:
                 self._vectors.optimize()
 
-    def refresh(self, data_config: DataConfig | None = None, *, progress: bool = True) -> Refreshed:
+    def refresh(
+        self, data_config: DataConfig | None = None, *, remove_all: bool = False, progress: bool = True
+    ) -> Refreshed:
         """Embed again the videos whose files have changed, try skipped ones again, and remove those that have gone.
 
-        New files are not looked for: `add` them with existing="skip".
+        New files are not looked for: `add` them with existing="skip". A video whose file the system cannot look up
+        stays as it is. If all of several videos have gone, as where a volume is not mounted, ValueError is raised and
+        nothing changes; `remove_all` removes them.
         """
         self._check_model()
         data_config = self._checked(data_config)
-        outdated, skipped = self.outdated(), [Path(error.path) for error in self.skipped]
-        gone = [path for path, state in outdated.items() if state == GONE]
-        gone += [path for path in skipped if not path.exists()]
-        with self._changing.exclusive(), self._lock.exclusive():
-            self._drop(gone)
-            for path in gone:
-                self._catalog.skipped.pop(path, None)
-        again = [path for path in [*outdated, *skipped] if path not in gone]
-        if again:
-            self._embed([Record(path) for path in again], data_config, labels=self._labels(again), progress=progress)
+        catalog, skipped = self._copied(), [Path(error.path) for error in self.skipped]
+        states = catalog.outdated()
+        gone, changed, unreadable = (
+            [path for path, state in states.items() if state == each] for each in (GONE, CHANGED, UNREADABLE)
+        )
+        n_files = sum(path.is_absolute() for path in catalog.entries)  # all but arrays
+        if len(gone) == n_files > 1 and not remove_all:
+            raise ValueError(
+                f"all {len(gone)} videos of the index are gone, such as {gone[0]}, so nothing was removed; mount their "
+                "volume, give root if they have moved, or remove_all to remove them"
+            )
+        gone += catalog.missing(skipped)
+        self._forget(gone)
+        removed = set(gone)
+        again = [*changed, *(path for path in skipped if path.is_absolute() and path not in removed)]
+        labels = self._labels(changed)
+        with self._replaced(changed):
+            if again:
+                self._embed([Record(path) for path in again], data_config, labels=labels, progress=progress)
         indexed = set(self.paths)
-        return Refreshed(tuple(path for path in again if path in indexed), tuple(gone), self.skipped)
+        embedded = tuple(path for path in again if path in indexed)
+        return Refreshed(embedded, tuple(gone), self.skipped, tuple(unreadable))
 
     @overload
     def search(self, text: str, k: int = 5, *, rerank: int = 0, where: str | None = None) -> Hits: ...

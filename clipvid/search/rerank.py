@@ -6,6 +6,7 @@ stores.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,25 +17,26 @@ from clipvid.errors import NoVideoError
 from clipvid.features.embed import embed_frames, has_taps
 from clipvid.features.encode import VideoEncoder
 from clipvid.features.token_wise import match_all
-from clipvid.search.catalog import GONE
+from clipvid.search.catalog import GONE, UNREADABLE
 from clipvid.search.hits import Hit
 
 
 def reranked(text: str, hits: Sequence[Hit], model: VideoEncoder, config: DataConfig) -> list[Hit]:
     """Return the hits sorted and scored by the model's token-wise similarity to the sentence.
 
-    Hits whose file has gone or cannot be read come last, in their order and with their scores, and say so. Raises
+    Hits whose file is gone or unreadable come last, in their order and with their scores, and say so. Raises
     ValueError for hits that are arrays, which are not in the index.
     """
     if arrays := [hit.path for hit in hits if not hit.path.is_absolute()]:
         raise ValueError(
             f"rerank must be 0 for arrays, which are not in the index, got hit {str(arrays[0])!r}; leave rerank out"
         )
-    present = {hit.path: hit for hit in hits if hit.path.exists()}
+    present = {hit.path: hit for hit in hits if os.path.exists(hit.path)}
     scores = _scores(text, list(present), model, config) if present else {}
     best = sorted(scores, key=lambda path: -scores[path])
     ordered = [replace(present[path], score=scores[path]) for path in best]
-    ordered += [replace(hit, outdated=hit.outdated or GONE) for hit in hits if hit.path not in scores]
+    left = [hit for hit in hits if hit.path not in scores]
+    ordered += [replace(hit, outdated=hit.outdated or (UNREADABLE if hit.path in present else GONE)) for hit in left]
     return [replace(hit, rank=rank) for rank, hit in enumerate(ordered, start=1)]
 
 

@@ -6,7 +6,6 @@ has changed since. Knows nothing of models.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
 from clipvid.runtime.files import describe_os_error, read_file, recover
-from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed
-from clipvid.runtime.schema import decode
+from clipvid.runtime.manifest import MANIFEST, count_files, is_sealed, read_sealed
+from clipvid.runtime.schema import decode, encode
 from clipvid.runtime.stamps import Stamp
 from clipvid.search.stores.base import Store
 from clipvid.search.stores.faiss import VECTORS, FaissStore, Vectors
@@ -34,7 +33,7 @@ BLOCK = 65_536
 """Rows whose columns are checked at a time."""
 READ_AS = ("frames", "sampler", "temporal_views", "spatial_views", "tokens", "backend", "precision")
 """Fields of the data config that an embedding depends on, saved with the index."""
-ADVICE = "take a copy of the folder that is whole, or build the index again"
+ADVICE = "take a copy of the folder that is whole, or delete the folder and build the index again"
 """Advice at the end of messages about a damaged index."""
 REFUSAL: Any = {"error": CheckpointError, "advice": ADVICE}
 """Arguments of the readers in runtime/ for an index that is damaged."""
@@ -44,7 +43,7 @@ class VideoEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """One video of an index."""
 
     path: str
-    """Path below the root, an absolute path, or the name of an array."""
+    """Path below the root, an absolute path, or ./ and the name of an array; some versions wrote the name alone."""
     content: str | None = None
     """Hash of the bytes that were embedded; None if unknown."""
     stamp: Stamp | None = None
@@ -75,7 +74,8 @@ class IndexMetadata(msgspec.Struct):
     """The same folder as a path from the folder of the index, for both of them moved together."""
     videos: list[VideoEntry] = []
     skipped: list[tuple[str, str, str | None]] = []
-    """Path, reason and decoder of each file that could not be read."""
+    """Path, as that of a video, reason and decoder of each file that could not be read; some versions wrote absolute
+    paths."""
     note: dict[str, str | None] = {}
     paths: list[str] | None = None
     """Absolute paths in place of `videos`, in versions 1 and 2."""
@@ -95,6 +95,7 @@ class _Version(msgspec.Struct):
 
 def check_replaceable(folder: Path) -> None:
     """Raise ValueError for a file, and for a folder that holds anything but an index."""
+    recover(folder)
     if folder.is_dir():
         other_files = sorted({path.name for path in folder.iterdir()} - {METADATA, STORE, VECTORS, MANIFEST})
         if other_files:
@@ -108,21 +109,30 @@ def read_index(folder: Path) -> tuple[IndexMetadata, Store | None]:
 
     Raises CheckpointError for a folder that is missing, damaged or of another version.
     """
+    return read_sealed(folder, _read, **REFUSAL)
 
-    def read(folder: Path) -> tuple[IndexMetadata, Store | None]:
-        metadata = _read_metadata(folder)
-        return metadata, _read_store(folder, metadata)
 
-    return read_sealed(folder, read, **REFUSAL)
+def verify_files(folder: Path) -> tuple[IndexMetadata, int]:
+    """Return the metadata of a saved index and the number of its files, all of which are read and compared once.
+
+    The number is 0 for an index of an older format, without hashes. Raises the errors of `read_index`.
+    """
+    return read_sealed(folder, lambda folder: (_read(folder)[0], count_files(folder, **REFUSAL)), **REFUSAL)
 
 
 def read_metadata(folder: Path) -> IndexMetadata:
-    """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported."""
-    return read_sealed(folder, _read_metadata, **REFUSAL)
+    """Return the metadata of a saved index; raise CheckpointError if the file is missing, damaged or unsupported.
+
+    The other files of the index are not read.
+    """
+    return read_sealed(folder, _read_metadata, only=(METADATA,), **REFUSAL)
 
 
 def saved_id(folder: Path) -> str | None:
-    """Return the id of the version that is saved in a folder, "" for one without, or None for no index."""
+    """Return the id of the version that is saved in a folder, "" for one without, or None for no index.
+
+    Raises CheckpointError for an index whose metadata are damaged.
+    """
     recover(folder)
     try:
         return decode(read_file(folder / METADATA), _Id, source=folder / METADATA, **REFUSAL).id
@@ -132,6 +142,11 @@ def saved_id(folder: Path) -> str | None:
 
 class _Id(msgspec.Struct):
     id: str = ""
+
+
+def _read(folder: Path) -> tuple[IndexMetadata, Store | None]:
+    metadata = _read_metadata(folder)
+    return metadata, _read_store(folder, metadata)
 
 
 def _read_metadata(folder: Path) -> IndexMetadata:
@@ -216,19 +231,35 @@ def encoded(metadata: IndexMetadata) -> bytes:
     fields = msgspec.to_builtins(metadata)
     for older in ("format", "paths"):
         del fields[older]
-    return json.dumps(fields, indent=1).encode() + b"\n"  # in ASCII: a file name may have bytes that are no UTF-8
+    return encode(fields)
 
 
 def root_of(metadata: IndexMetadata, folder: Path, root: str | Path | None) -> Path | None:
-    """Return the root of the videos: the given one, the saved one, or where both index and videos were moved."""
+    """Return the root of the videos: the given one, the saved one, or where both index and videos were moved.
+
+    Raises ValueError for a given root that has none of the videos.
+    """
     if root is not None:
         if metadata.root is None:
             raise ValueError(f"root must be None for {folder}, whose videos have absolute paths, got {root}")
-        return Path(os.path.abspath(root))
+        given = Path(os.path.abspath(root))
+        if not _holds_videos(given, metadata):
+            raise ValueError(
+                f"root must be a folder with videos of {folder}, got {str(root)!r}, which has none of them; give the "
+                f"folder that {metadata.root} is now"
+            )
+        return given
     if metadata.root is None:
         return None
     saved = Path(metadata.root)
-    if not saved.is_dir() and metadata.root_from_index is not None:
-        moved = Path(os.path.abspath(folder / metadata.root_from_index))
-        return moved if moved.is_dir() else saved
-    return saved
+    if _holds_videos(saved, metadata) or metadata.root_from_index is None:
+        return saved
+    moved = Path(os.path.abspath(folder / metadata.root_from_index))
+    return moved if _holds_videos(moved, metadata) else saved
+
+
+def _holds_videos(root: Path, metadata: IndexMetadata) -> bool:
+    """Return True for a folder with at least one video or skipped file of an index, or if the index has none."""
+    names = [video.path for video in metadata.videos if not video.array]
+    names = [name for name in (*names, *(name for name, *_ in metadata.skipped)) if not os.path.isabs(name)]
+    return os.path.isdir(root) and (not names or any(os.path.lexists(root / name) for name in names))

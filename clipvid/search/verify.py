@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.runtime.manifest import verify
 from clipvid.search.catalog import Catalog
-from clipvid.search.storage import REFUSAL, read_index
+from clipvid.search.storage import verify_files
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,11 @@ class Verified:
     """Number of files of the index that are as they were written; 0 for an index of an older format, without hashes."""
     videos: int
     outdated: dict[Path, str]
-    """Videos whose file has changed or gone since it was embedded: "changed" or "gone"."""
+    """Videos whose file is not, or not known to be, the one that was embedded: "changed", "gone" or "unreadable"."""
 
 
 def verified(folder: Path, *, root: str | Path | None = None) -> Verified:
     """Check a saved index; raise CheckpointError if any of its files differs from what was written."""
-    n_files = verify(folder, **REFUSAL)
-    metadata, _ = read_index(folder)
+    metadata, n_files = verify_files(folder)
     catalog = Catalog.of(metadata, folder, root)
     return Verified(n_files, len(catalog.entries), catalog.outdated())

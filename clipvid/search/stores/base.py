@@ -10,7 +10,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -96,7 +96,10 @@ class Store(ABC):
         """Append rows, in place of those that have these ids; if this fails, those stay, after all others."""
         self.checked_columns(ids, vectors, metadata)
         self.refuse_repeated(ids, ())
-        replaced = sorted(set(ids).intersection(self.ids()))
+        replaced = sorted(self.existing(ids))
+        if not replaced:
+            self.add(ids, vectors, metadata)
+            return
         stored = self.get(replaced)
         self.remove(replaced)
         try:
@@ -123,6 +126,25 @@ class Store(ABC):
     @abstractmethod
     def ids(self, where: Filter | None = None) -> list[str]:
         """Return the ids of all rows, or of those that pass the filter, in the order in which they were added."""
+
+    def existing(self, ids: Iterable[str]) -> set[str]:
+        """Return those of these ids that rows have."""
+        return set(ids).intersection(self.ids())
+
+    def rename(self, names: Mapping[str, str], *, column: str) -> None:
+        """Give rows the ids in `names`, by their present ones, and the same value to a column; their order stays."""
+        ids = self.ids()
+        self.refuse_repeated([names.get(name, name) for name in ids], ())
+        vectors, metadata = self.get(ids)
+        renamed = [
+            {**each, column: names[name]} if name in names else each for name, each in zip(ids, metadata, strict=True)
+        ]
+        self.remove(ids)
+        try:
+            self.add([names.get(name, name) for name in ids], vectors, renamed)
+        except BaseException:
+            self.add(ids, vectors, metadata)
+            raise
 
     def count(self, where: Filter | None = None) -> int:
         """Return the number of rows, or of those that pass the filter."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,6 +94,9 @@ class Vectors:
 
     def get(self, rows: Int64[ndarray, " n"]) -> Float32[ndarray, "n e"]:
         """Return the vectors of these rows."""
+        if len(rows) and not (self.kind == "ivf" and self.trained):
+            return self._index.reconstruct_batch(rows)
+        # A trained ivf index has its rows in the order of its lists: to look for one costs as much as to copy a block.
         out = np.empty((len(rows), self.width), dtype=np.float32)
         for start in range(0, len(self), BLOCK):
             chosen = (rows >= start) & (rows < start + BLOCK)
@@ -226,6 +229,16 @@ class FaissStore(Store):
         if where is None:
             return list(self._ids)
         return [name for name, columns in zip(self._ids, self._metadata, strict=True) if where.matches(columns)]
+
+    def existing(self, ids: Iterable[str]) -> set[str]:
+        return {name for name in ids if name in self._rows}
+
+    def rename(self, names: Mapping[str, str], *, column: str) -> None:
+        ids = [names.get(name, name) for name in self._ids]
+        self.refuse_repeated(ids, ())
+        for name in self.existing(names):
+            self._metadata[self._rows[name]][column] = names[name]
+        self._ids, self._rows = ids, {name: row for row, name in enumerate(ids)}
 
     def count(self, where: Filter | None = None) -> int:
         return len(self._ids) if where is None else sum(map(where.matches, self._metadata))
