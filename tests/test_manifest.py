@@ -154,5 +154,7 @@ def test_a_pipe_is_not_opened(folder):
     os.mkfifo(folder / "config.json")
     with pytest.raises(OSError, match="not a regular file"):
         hash_file(folder / "config.json")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing; save it again"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json cannot be read or changed: not a regular file .*; save it again"
+    ):
         read_sealed(folder, both, **REFUSAL)

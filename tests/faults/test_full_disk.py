@@ -217,7 +217,7 @@ def test_a_command_says_it_in_one_line(clips, disk, tmp_path, option):
     ended = [line for line in child.output.splitlines() if line.startswith("clipvid embed: ")]
     assert len(ended) == 1, child.output
     assert "Traceback" not in child.output
-    assert ("cache" if option else "e.safetensors") in ended[0]
+    assert ("cache" if option else "e.json") in ended[0]
     assert leftovers(disk) == []
 
 
