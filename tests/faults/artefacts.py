@@ -255,7 +255,10 @@ def _training_kinds(folder: Path, tower: Backbone) -> Iterator[Kind]:
 
     def use(folder: Path) -> object:
         model = _fresh(tower)
-        result = train(model, data, None, TRAIN, out=folder, resume=True, progress=False)
+        try:
+            result = train(model, data, None, TRAIN, out=folder, resume=True, progress=False)
+        except FloatingPointError as error:  # an edited setting, such as a weight decay of 1e308, may diverge
+            raise CheckpointError(str(error)) from error
         return result.history, result.best_epoch, model.branch.state_dict(), model.training_record
 
     with patch.object(Run, "save", stop), pytest.raises(InterruptedError):
