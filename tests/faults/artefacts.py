@@ -51,7 +51,7 @@ from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.manifest import MANIFEST, read_sealed, seal
+from clipvid.runtime.manifest import MANIFEST, hash_bytes, read_sealed, seal
 from clipvid.search.catalog import Entry
 from clipvid.search.index import VideoIndex
 from clipvid.search.storage import METADATA, STORE
@@ -243,7 +243,8 @@ def _cache_kinds(folder: Path, tower: Backbone, videos: VideoDataset) -> Iterato
 
 
 def _hash_check(line: Mapping[str, Any]) -> str:
-    return data_content._check(tuple(line["stamp"]), line["content"])
+    """Return the check of a line of any types, which the function of the package refuses while tests check types."""
+    return hash_bytes(f"{tuple(line['stamp'])} {line['content']}".encode())[:8]
 
 
 def _training_kinds(folder: Path, tower: Backbone) -> Iterator[Kind]:
