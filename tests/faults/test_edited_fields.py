@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 
 import pytest
 import torch
@@ -258,6 +259,20 @@ def test_an_index_that_refers_to_vectors_that_it_lacks_is_refused(stored, tmp_pa
         use = used(kind.use, folder)
     assert use.verdict == REFUSED, use.detail
     assert "is damaged" in use.detail or "cannot be read" in use.detail
+
+
+def test_a_search_index_of_an_absurd_size_is_refused_in_little_memory(stored, tmp_path):
+    """Any number of eight bytes may be the size of a vector, which faiss would allocate before it reads."""
+    kind = stored["index: vectors, hnsw"]
+    content = (kind.artefact / kind.file).read_bytes()
+    sizes = [at for at in range(0, 2000, 4) if 0 < int.from_bytes(content[at : at + 8], "little") < 10**4]
+    assert len(sizes) > 3
+    for at in random.sample(sizes, 4):
+        with copied(kind, tmp_path) as folder:
+            (folder / kind.file).write_bytes(content[:at] + (10**9).to_bytes(8, "little") + content[at + 8 :])
+            kind.seal(folder / kind.file)
+            use = used(kind.use, folder)
+        assert use.verdict in (RIGHT, REFUSED), (at, use.detail)
 
 
 @pytest.mark.parametrize("kind", [{}, [], None, 5, "no such kind"])

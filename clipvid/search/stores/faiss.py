@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ VECTORS = "vectors.faiss"
 """Name of the file with the index of a saved store."""
 BLOCK = 65_536
 """Rows that are copied out of an index at a time."""
+_limiting = Lock()  # faiss has one limit for all threads
 LINKS, BEAM = 32, 128
 """Neighbours of a vector in the hnsw graph, and the smallest number of candidates in a search."""
 
@@ -145,8 +147,8 @@ class Vectors:
     def load(cls, path: Path, *, kind: str, rows: int) -> Vectors:
         """Read a file of `packed` bytes; raise CheckpointError if damaged, of another kind or not of `rows` vectors."""
         try:
-            stored = _faiss().deserialize_index(np.frombuffer(read_file(path), dtype=np.uint8))
-        except (OSError, RuntimeError) as error:
+            stored = _deserialized(read_file(path))
+        except (OSError, RuntimeError, MemoryError) as error:
             raise CheckpointError(f"{path} cannot be read ({str(error)[:200]}); build the index again") from error
         if stored.ntotal != rows:
             raise CheckpointError(f"{path} has {stored.ntotal} vectors for {rows} videos; build the index again")
@@ -304,6 +306,22 @@ def _ties_by_row(
         again = _ties_by_row(search, queries[query : query + 1], k, total=total, wanted=4 * wanted)
         scores[query], rows[query] = again[0][0], again[1][0]
     return scores, rows
+
+
+def _deserialized(content: bytes) -> Any:
+    """Return the index in these bytes; faiss refuses, in versions that can, more lists or vectors than bytes."""
+    faiss, data = _faiss(), np.frombuffer(content, dtype=np.uint8)
+    names = [f"deserialization_{kind}_limit" for kind in ("vector_byte", "loop")]
+    names = [name for name in names if hasattr(faiss, f"set_{name}")]
+    with _limiting:
+        before = {name: getattr(faiss, f"get_{name}")() for name in names}
+        try:
+            for name in names:
+                getattr(faiss, f"set_{name}")(len(content))
+            return faiss.deserialize_index(data)
+        finally:
+            for name, limit in before.items():
+                getattr(faiss, f"set_{name}")(limit)
 
 
 def _is_consistent(index: Any) -> bool:
