@@ -266,8 +266,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # safetensors wraps the OSError
         path.unlink(missing_ok=True)  # before 0.8 it leaves the incomplete file
-        place = _final(str(path))
-        raise OSError(f"{place} cannot be written ({error}); make room, or choose another folder") from error
+        target = _final(str(path))
+        raise OSError(f"{target} cannot be written ({error}); make room, or choose another folder") from error
     # safetensors gives access to the owner alone, but caches and models are shared.
     path.chmod(_mode_of_a_new_file(path))
 

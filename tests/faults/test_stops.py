@@ -61,7 +61,7 @@ class Case:
     words: Callable[[Path], list[str]]
     again: Callable[[Path, Path], list[str]]
     """Function of the videos and the folder: the words of the command that goes on."""
-    whole: Callable[[Path], None]
+    check: Callable[[Path], None]
     product: str
     advice: str
 
@@ -155,9 +155,9 @@ def end_at_random_moments(name: str, videos: Path, folder: Path, n_signals: int)
         else:
             shutil.rmtree(out)
             out.mkdir()
-        case.whole(out)
+        case.check(out)
     run(folder / "log", _in, out, *case.again(words, out))
-    case.whole(out)
+    case.check(out)
     if name.startswith("train") or name == "embed":
         assert (out / case.product).read_bytes() == (expected / case.product).read_bytes()
     assert leftovers(out) == leftovers(expected) == []
