@@ -1,4 +1,4 @@
-"""Named pipes, devices and folders in the target of files: refused at once, since a pipe would block its reader."""
+"""Named pipes, devices and folders in the place of files: refused at once, since a pipe would block its reader."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def _refused(path: Path, read: Callable[[Path], object], error: type[Exception])
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_what_is_no_regular_file_is_refused_unopened(saved, tmp_path, name, kind):
-    target, read, error = READERS[name]
+    file_name, read, error = READERS[name]
     shutil.copytree(saved, tmp_path / "copy")
-    path = tmp_path / "copy" / target
-    assert path.exists() or "/" not in target, "the name of the file has changed"
+    path = tmp_path / "copy" / file_name
+    assert path.exists() or "/" not in file_name, "the name of the file has changed"
     path.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
