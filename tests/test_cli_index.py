@@ -216,7 +216,8 @@ def test_verify_says_that_an_older_format_has_no_hashes(videos, capsys):
     older = {name: value for name, value in metadata.items() if name not in ("format_version", "id", "root")}
     Path("index/index.json").write_text(json.dumps({**older, "format": 2, "paths": paths}))
     rows = json.loads(Path("index/store/rows.json").read_text())
-    Path("index/store/rows.json").write_text(json.dumps({**rows, "ids": paths}))
+    columns = [{**row, "path": path} for row, path in zip(rows["metadata"], paths, strict=True)]
+    Path("index/store/rows.json").write_text(json.dumps({**rows, "ids": paths, "metadata": columns}))
     Path("index/manifest.json").unlink()
     capsys.readouterr()
     assert main(["index", "verify", "index"]) == 0

@@ -68,7 +68,7 @@ def add_to_index(model: VideoCLIP, folder: Path, videos: list[Path], how: str) -
             try:
                 index.save(folder)
             except CheckpointError as error:
-                if "was saved by somebody else" not in str(error):
+                if "was saved by another process" not in str(error):
                     raise
             else:
                 break
@@ -110,7 +110,7 @@ def test_a_build_that_waited_for_another_one_does_not_replace_it(model, videos, 
             waiting = pool.submit(_fill, second, tmp_path / "index", videos[1])
             time.sleep(0.1)
             first.add(videos[0], progress=False)
-        with pytest.raises(CheckpointError, match="was saved by somebody else"):
+        with pytest.raises(CheckpointError, match="was saved by another process"):
             waiting.result()
     assert VideoIndex.load(tmp_path / "index", model).paths == (videos[0],)
 

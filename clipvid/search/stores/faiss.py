@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from clipvid.runtime.optional import require
 from clipvid.search.filters import Filter
 from clipvid.search.stores import FAISS_KINDS as KINDS
 from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, read_rows
+from clipvid.search.stores.faiss_files import deserialized, is_consistent
 
 POINTS, LISTS = 39, 8
 """Minimum number of vectors per list for k-means (faiss warns below it), and the smallest useful number of lists."""
@@ -34,7 +34,6 @@ VECTORS = "vectors.faiss"
 """Name of the file with the index of a saved store."""
 BLOCK = 65_536
 """Rows that are copied out of an index at a time."""
-_limiting = Lock()  # faiss has one limit for all threads
 LINKS, BEAM = 32, 128
 """Neighbours of a vector in the hnsw graph, and the smallest number of candidates in a search."""
 
@@ -147,7 +146,7 @@ class Vectors:
     def load(cls, path: Path, *, kind: str, rows: int) -> Vectors:
         """Read a file of `packed` bytes; raise CheckpointError if damaged, of another kind or not of `rows` vectors."""
         try:
-            stored = _deserialized(read_file(path))
+            stored = deserialized(read_file(path), _faiss())
         except (OSError, RuntimeError, MemoryError) as error:
             raise CheckpointError(f"{path} cannot be read ({str(error)[:200]}); build the index again") from error
         if stored.ntotal != rows:
@@ -157,7 +156,7 @@ class Vectors:
             raise CheckpointError(f"{path} holds {type(stored).__name__}, not {kind} vectors; build the index again")
         if stored.metric_type != _faiss().METRIC_INNER_PRODUCT or stored.d < 1:
             raise CheckpointError(f"{path} is damaged: it does not compare by inner products; build the index again")
-        if not _is_consistent(stored):
+        if not is_consistent(stored, _faiss()):
             raise CheckpointError(f"{path} is damaged: it refers to vectors that it lacks; build the index again")
         vectors = cls(stored.d, kind=kind)
         vectors._index = stored
@@ -306,50 +305,6 @@ def _ties_by_row(
         again = _ties_by_row(search, queries[query : query + 1], k, total=total, wanted=4 * wanted)
         scores[query], rows[query] = again[0][0], again[1][0]
     return scores, rows
-
-
-def _deserialized(content: bytes) -> Any:
-    """Return the index in these bytes; faiss refuses, in versions that can, more lists or vectors than bytes."""
-    faiss, data = _faiss(), np.frombuffer(content, dtype=np.uint8)
-    names = [f"deserialization_{kind}_limit" for kind in ("vector_byte", "loop")]
-    names = [name for name in names if hasattr(faiss, f"set_{name}")]
-    with _limiting:
-        before = {name: getattr(faiss, f"get_{name}")() for name in names}
-        try:
-            for name in names:
-                getattr(faiss, f"set_{name}")(len(content))
-            return faiss.deserialize_index(data)
-        finally:
-            for name, limit in before.items():
-                getattr(faiss, f"set_{name}")(limit)
-
-
-def _is_consistent(index: Any) -> bool:
-    """Return True if the lists of an ivf index hold each row once, and the links of an hnsw graph lead to its rows.
-
-    faiss follows them without a check, and a wrong one may end the process.
-    """
-    faiss, rows = _faiss(), index.ntotal
-    if hasattr(index, "nlist"):
-        lists, quantizer = index.invlists, faiss.downcast_index(index.quantizer)
-        filled = [number for number in range(index.nlist) if lists.list_size(number)]
-        numbers = [faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)) for number in filled]
-        listed = np.sort(np.concatenate([*numbers, np.empty(0, dtype=np.int64)]))
-        fits = (quantizer.ntotal, quantizer.d, lists.code_size) == (index.nlist, index.d, 4 * index.d)
-        return fits and np.array_equal(listed, np.arange(rows))
-    if not hasattr(index, "hnsw"):
-        return True
-    graph, storage = index.hnsw, faiss.downcast_index(index.storage)
-    links, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets).astype(np.int64)
-    levels, sizes = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.cum_nneighbor_per_level)
-    if (storage.ntotal, storage.d, len(levels)) != (rows, index.d, rows) or not isinstance(storage, faiss.IndexFlat):
-        return False
-    if rows == 0:
-        return True
-    has_levels = bool(levels.min() > 0 and levels.max() < len(sizes))
-    in_range = has_levels and links.min(initial=-1) >= -1 and links.max(initial=-1) < rows
-    starts = 0 <= graph.entry_point < rows and 0 <= graph.max_level < levels[graph.entry_point]
-    return bool(in_range and starts and np.array_equal(offsets, np.cumsum([0, *sizes[levels]])))
 
 
 def _hnsw(width: int) -> Any:
