@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import shutil
 import signal
@@ -179,3 +181,29 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
         pass
     with pytest.raises(FileExistsError, match="is not a file"), atomic_file(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("moment", ["aside", "new", "back"])
+def test_an_interrupt_while_folders_change_places_loses_none(tmp_path, monkeypatch, moment):
+    """Where the system cannot exchange two names, there is a moment without a folder."""
+    write(tmp_path / "index", "before")
+    rename, n_calls = os.rename, itertools.count(1)
+    last = {"aside": 1, "new": 2, "back": 2}[moment]
+
+    def interrupted(source, target):
+        number = next(n_calls)
+        if moment == "back" and number >= last:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        if moment == "new" and number == last:
+            raise KeyboardInterrupt
+        rename(source, target)
+        if moment == "aside" and number == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write(tmp_path / "index", "after")
+    monkeypatch.setattr(os, "rename", rename)
+    files.recover(tmp_path / "index")
+    assert (tmp_path / "index" / "content").read_text() == "before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from refused import refusal
 
+from clipvid.runtime.files import atomic_file, atomic_folder, remove_leftovers
 from clipvid.runtime.folder_lock import lock_folder
 
 pytest.importorskip("fcntl")
@@ -85,3 +87,30 @@ def test_a_command_refuses_a_folder_that_another_run_writes_to(tmp_path, monkeyp
     with lock_folder("out", outside=command == "index build"):
         error = refusal(capsys, *command.split(), *(["videos"] if command == "index build" else []), "--out", "out")
     assert error.startswith(f"clipvid {command}: another run is writing to out; wait until it ends, or choose another")
+
+
+def test_a_link_to_a_folder_has_the_lock_of_the_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with lock_folder(tmp_path / "real", outside=True):
+        for name in ("link", "real/../real"):
+            with (
+                pytest.raises(FileExistsError, match="another run is writing"),
+                lock_folder(tmp_path / name, outside=True),
+            ):
+                pass
+            with lock_folder(tmp_path / name, outside=True, again=True):
+                pass
+
+
+def test_where_there_are_no_locks_nothing_is_removed_as_a_leftover(tmp_path, monkeypatch):
+    def unsupported(*_, **__):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("filelock.lock_descriptor", unsupported)
+    with atomic_folder(tmp_path / "index") as draft:
+        (draft / "a").touch()
+        assert remove_leftovers(tmp_path) == []
+        with atomic_file(tmp_path / "b") as other:  # looking for leftovers is the first step
+            other.touch()
+    assert (tmp_path / "index" / "a").exists()

@@ -172,11 +172,12 @@ def _move_folder(new: Path, path: Path, *, aside: Path) -> None:
                 raise
     if not exchange(new, path):
         aside.parent.mkdir()
-        os.rename(path, aside)
         try:
+            os.rename(path, aside)
             os.rename(new, path)
         except BaseException:
-            os.rename(aside, path)
+            if aside.exists() and not path.exists():
+                os.rename(aside, path)
             raise
 
 
@@ -224,7 +225,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """
     removed = []
     for leftover in sorted(folder.glob(STAGING)):
-        if leftover.is_dir() and is_locked(leftover / LOCK):
+        if leftover.is_dir() and is_locked(leftover / LOCK, unknown=True):
             continue
         if leftover.is_dir():
             remove_staging(leftover)

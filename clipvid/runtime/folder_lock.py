@@ -34,7 +34,7 @@ def lock_folder(folder: str | Path, *, outside: bool = False, wait: float = 0.0,
     then beside the folder, and named after it. `wait` is the number of seconds to wait for another holder. With
     `again`, a thread that holds the lock takes it once more, without effect.
     """
-    path = Path(folder).absolute()
+    path = Path(os.path.realpath(folder))  # a link to a folder has the lock of the folder
     lock = path.with_name(f".{path.name}.lock") if outside else path / ".lock"
     if again and _holders.get(lock) == (os.getpid(), threading.get_ident()):
         yield
@@ -80,7 +80,7 @@ def claimed(path: Path) -> Iterator[bool]:
     """
     file = os.open(path, os.O_RDWR)
     try:
-        yield not _is_elsewhere(file) and _lock(file)
+        yield not _is_elsewhere(file) and _lock(file, unknown=False)
     finally:
         os.close(file)
 
@@ -92,8 +92,11 @@ def _is_elsewhere(file: int) -> bool:
     return is_elsewhere and time.time() - os.fstat(file).st_mtime < ELSEWHERE
 
 
-def is_locked(path: Path) -> bool:
-    """Return True if a living writer holds the lock of `path`, or has just made its folder."""
+def is_locked(path: Path, *, unknown: bool = False) -> bool:
+    """Return True if a living writer holds the lock of `path`, or has just made its folder.
+
+    `unknown` is the answer where the file system has no locks.
+    """
     try:
         file = os.open(path, os.O_RDWR)
     except OSError:
@@ -101,7 +104,7 @@ def is_locked(path: Path) -> bool:
             return time.time() - path.parent.stat().st_mtime < YOUNG
         return False
     try:
-        return _is_elsewhere(file) or not _lock(file)
+        return _is_elsewhere(file) or not _lock(file, unknown=not unknown)
     finally:
         os.close(file)
 
@@ -139,11 +142,14 @@ def _open_locked(path: Path) -> int | None:
         os.close(file)  # The previous holder removed this file after it was opened here: try again.
 
 
-def _lock(file: int) -> bool:
-    """Return False if another descriptor holds the lock of this file; take it if it is free."""
+def _lock(file: int, *, unknown: bool = True) -> bool:
+    """Return False if another descriptor holds the lock of this file; take it if it is free.
+
+    Where the file system has no locks, `unknown` is the answer: writers go on, and nobody removes what others may hold.
+    """
     from filelock import lock_descriptor
 
     try:
         return lock_descriptor(file, blocking=False)
     except OSError:  # some network file systems have no locks
-        return True
+        return unknown

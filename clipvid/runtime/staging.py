@@ -38,10 +38,11 @@ def staged(path: Path) -> Iterator[Path]:
             (staging / NEW).mkdir()
             yield staging
         finally:
-            for part in (NEW, OLD):  # the lock goes last: what is left without one may be that of a new writer
-                shutil.rmtree(staging / part, ignore_errors=True)
-            lock.close()
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging / NEW, ignore_errors=True)
+            if path.exists() or not (staging / OLD).exists():  # else it is the only copy, which `recover` brings back
+                shutil.rmtree(staging / OLD, ignore_errors=True)
+                lock.close()  # the lock goes last: what is left without one may be that of a new writer
+                shutil.rmtree(staging, ignore_errors=True)
 
 
 def _new_staging(path: Path, lock: ExitStack) -> Path:
