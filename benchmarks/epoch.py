@@ -28,7 +28,7 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.open_clip import MINI
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import create_model

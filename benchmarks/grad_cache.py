@@ -35,7 +35,7 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.features.source import CachedClips
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.precision import autocast

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
 from clipvid.data import motion_shapes
-from clipvid.data.batch import Batch, in_order
+from clipvid.data.batches.batch import Batch, in_order
 from clipvid.data.files import discover
 from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset

@@ -49,8 +49,8 @@ from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import TEMPLATES, load_backbone
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.retrieval import evaluate_retrieval
-from clipvid.features.memory import encode_dataset
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.branches.options import choose

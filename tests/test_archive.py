@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from clipvid.runtime.archive import is_intact, seal_archive
+from clipvid.runtime.storage.archive import is_intact, seal_archive
 
 
 @pytest.fixture

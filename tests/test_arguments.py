@@ -19,15 +19,17 @@ from clipvid import registry
 from clipvid.config import checks
 from clipvid.config.data_config import checked_data_config
 from clipvid.config.settings import check_train_clip
-from clipvid.data import arrays, paths, record
+from clipvid.data import paths
+from clipvid.data.clips import arrays, record
 from clipvid.data.formats import frame
 from clipvid.evaluation import compare, results, retrieval
-from clipvid.features import embed, encode, tap_store
+from clipvid.features import embed, encode
+from clipvid.features.taps import tap_store
 from clipvid.models import checkpoint, convert_stan, factory, heads, saving, video_clip
 from clipvid.models.backbone import open_clip, taps, trainable
 from clipvid.models.branches import options
 from clipvid.models.encoder import Encoder
-from clipvid.search import filters
+from clipvid.search.queries.queries import filters
 from clipvid.training import loop
 from clipvid.video import decode, sampling
 

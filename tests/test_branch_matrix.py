@@ -15,7 +15,7 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError
-from clipvid.features.memory import encode_dataset
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches.options import choose
 from clipvid.models.factory import attach, load

@@ -92,8 +92,8 @@ def test_the_check_of_a_data_set_takes_only_copies_for_duplicates(pair, tmp_path
 
 
 def test_the_hashes_of_settled_files_are_stored_for_the_next_run(model, pair, tmp_path, monkeypatch):
-    from clipvid.data import content
-    from clipvid.runtime import stamps
+    from clipvid.data.probing import content
+    from clipvid.runtime.storage import stamps
 
     monkeypatch.setattr(stamps, "SETTLED", 0.0)
     monkeypatch.setattr(content, "_hashes", {})

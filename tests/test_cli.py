@@ -27,7 +27,7 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.models.factory import create_model
 from clipvid.registry import BRANCHES
 from clipvid.runtime import files
-from clipvid.runtime.manifest import hash_bytes
+from clipvid.runtime.storage.manifest import hash_bytes
 
 
 @pytest.fixture(scope="module")

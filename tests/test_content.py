@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from clipvid.data import content
-from clipvid.data.content import HashLog, content_hash, stamp_of
+from clipvid.data.probing import content
+from clipvid.data.probing.content import HashLog, content_hash, stamp_of
 
 
 @pytest.fixture(autouse=True)

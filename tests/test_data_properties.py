@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipvid.data import content
-from clipvid.data.content import HashLog, content_hash, stamp_of
+from clipvid.data.probing import content
+from clipvid.data.probing.content import HashLog, content_hash, stamp_of
 from clipvid.data.records import Record, VideoDataset
-from clipvid.runtime import stamps
-from clipvid.runtime.names import as_utf8, printable, show
-from clipvid.search.filters import Both, Compare, Either, Filter, Not, OneOf, columns_of, parse
+from clipvid.runtime.display.names import as_utf8, printable, show
+from clipvid.runtime.storage import stamps
+from clipvid.search.queries.filters import Both, Compare, Either, Filter, Not, OneOf, columns_of, parse
 
 SEEDS = st.integers(0, 2**32)
 

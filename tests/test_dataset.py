@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clipvid.data.batch import NO_LABEL, Batch, collate, describe_unreadable
+from clipvid.data.batches.batch import NO_LABEL, Batch, collate, describe_unreadable
+from clipvid.data.batches.views import Pair, Views
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
-from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
 from clipvid.video.decode import read
 from clipvid.video.sampling import linspace, uniform

@@ -10,7 +10,7 @@ from torch import nn
 
 from clipvid.models.factory import attach, create_model
 from clipvid.models.heads import LinearClassifier
-from clipvid.runtime.tables import html_table, latex_table, latex_text, markdown_table
+from clipvid.runtime.display.tables import html_table, latex_table, latex_text, markdown_table
 from clipvid.training.history import TrainResult
 
 HISTORY = (

@@ -27,7 +27,7 @@ from clipvid.evaluation.retrieval import evaluate_retrieval, queries
 from clipvid.evaluation.saved import checksum
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import trained_data_config
-from clipvid.features.memory import encode_dataset
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.backbone import text
 from clipvid.models.factory import create_model
 from clipvid.video.decode import read

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from clipvid.runtime import exchange, files
+from clipvid.runtime import files
 from clipvid.runtime.files import atomic_file, atomic_folder, recover, remove_leftovers, require_writable
+from clipvid.runtime.storage import exchange
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys

@@ -23,9 +23,9 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import VideoDataset
 from clipvid.errors import BackboneError
 from clipvid.features.embed import embed_videos
-from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.partial import forward_from
 from clipvid.models.factory import attach, create_model

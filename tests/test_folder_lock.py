@@ -13,12 +13,12 @@ import pytest
 from refused import refusal
 
 from clipvid.runtime.files import atomic_file, atomic_folder, remove_leftovers
-from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.storage.folder_lock import lock_folder
 
 pytest.importorskip("fcntl")
 KILLED = """
 import os, signal, sys
-from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.storage.folder_lock import lock_folder
 
 with lock_folder(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)

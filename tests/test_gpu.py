@@ -21,10 +21,10 @@ from clipvid.data import motion_shapes
 from clipvid.data.records import VideoDataset
 from clipvid.demo.tour import load_backbone
 from clipvid.evaluation.retrieval import evaluate_retrieval
-from clipvid.features import transfer
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.taps import transfer
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.factory import attach, load
 from clipvid.models.sliding_window import encode_windows
 from clipvid.models.video_clip import VideoCLIP

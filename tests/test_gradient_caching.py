@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
-from clipvid.features.memory import encode_dataset
 from clipvid.features.source import CachedClips
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.text import TextTokens

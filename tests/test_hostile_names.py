@@ -15,8 +15,8 @@ import pytest
 
 from clipvid.cli.main import main
 from clipvid.errors import CheckpointError
-from clipvid.runtime.names import as_utf8, printable, show
-from clipvid.runtime.schema import decode
+from clipvid.runtime.display.names import as_utf8, printable, show
+from clipvid.runtime.storage.schema import decode
 from clipvid.search.index import VideoIndex
 
 NAMES = (

@@ -9,16 +9,16 @@ import pytest
 from test_search import COLOURS, FOUR, PLAIN, ColourModel, write_video
 
 from clipvid.errors import CheckpointError
-from clipvid.runtime import manifest
-from clipvid.runtime.manifest import MANIFEST, hash_file, seal
-from clipvid.runtime.schema import decode
-from clipvid.runtime.stamps import Stamp
+from clipvid.runtime.storage import manifest
+from clipvid.runtime.storage.manifest import MANIFEST, hash_file, seal
+from clipvid.runtime.storage.schema import decode
+from clipvid.runtime.storage.stamps import Stamp
+from clipvid.search.folder.saved import changing_contents
+from clipvid.search.folder.storage import METADATA, STORE, IndexMetadata, VideoEntry, encoded
+from clipvid.search.folder.verify import verified
 from clipvid.search.index import VideoIndex
-from clipvid.search.saved import changing_contents
-from clipvid.search.storage import METADATA, STORE, IndexMetadata, VideoEntry, encoded
 from clipvid.search.stores.base import ROWS
 from clipvid.search.stores.faiss import VECTORS
-from clipvid.search.verify import verified
 
 
 @pytest.fixture(scope="module")

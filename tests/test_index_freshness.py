@@ -16,15 +16,15 @@ import pytest
 import torch
 from test_search import COLOURS, PLAIN, ColourModel
 
-from clipvid.data.arrays import ArrayClip
-from clipvid.data.content import stamp_of
+from clipvid.data.clips.arrays import ArrayClip
+from clipvid.data.probing.content import stamp_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, DataError
-from clipvid.runtime.manifest import seal
+from clipvid.runtime.storage.manifest import seal
 from clipvid.search import rerank
-from clipvid.search.catalog import stamps_of
+from clipvid.search.folder.catalog import stamps_of
+from clipvid.search.folder.storage import METADATA
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA
 from clipvid.search.stores.faiss import Vectors
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -180,7 +180,7 @@ def test_four_threads_that_change_one_index_lose_no_video(index, model, tmp_path
 
 
 def test_an_index_is_saved_on_the_way(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipvid.search.saved.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("clipvid.search.folder.saved.SAVE_EVERY", 0.0)
     saves, save = [], VideoIndex.save
     monkeypatch.setattr(VideoIndex, "save", lambda index, to: saves.append(len(index)) or save(index, to))
     VideoIndex.build(model, folder, replace(PLAIN, batch_size=1), progress=False, save_to=tmp_path / "saved")
@@ -371,7 +371,7 @@ def test_a_search_compares_each_file_once_and_while_others_change_the_index(inde
         assert not thread.is_alive(), "the index is locked"
         return stamp_of(path)
 
-    monkeypatch.setattr("clipvid.search.catalog.stamp_of", looking_up)
+    monkeypatch.setattr("clipvid.search.folder.catalog.stamp_of", looking_up)
     index.search(["red", "green"], k=3)
     assert sorted(looked_up) == sorted(index.paths)
     index.outdated()
@@ -450,7 +450,7 @@ def test_a_refresh_that_is_killed_leaves_the_videos_to_the_next_one(
     saved = index.save(tmp_path / "saved")
     for name in ("red", "green", "blue"):
         write_colour(write_video, folder / f"{name}.mp4", "yellow")
-    monkeypatch.setattr("clipvid.search.saved.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("clipvid.search.folder.saved.SAVE_EVERY", 0.0)
     save = VideoIndex.save
 
     def killed(self, to):

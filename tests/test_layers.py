@@ -30,10 +30,10 @@ IMPORTERS = {
     "peft": {"clipvid.models.backbone.trainable"},
     "pyarrow": {"clipvid.evaluation.saved"},
     "huggingface_hub": {"clipvid.models.checkpoint"},
-    "tqdm": {"clipvid.runtime.progress"},
+    "tqdm": {"clipvid.runtime.display.progress"},
     "yaml": {"clipvid.cli.parsing.option_file"},
-    "xxhash": {"clipvid.runtime.manifest"},
-    "filelock": {"clipvid.runtime.folder_lock"},
+    "xxhash": {"clipvid.runtime.storage.manifest"},
+    "filelock": {"clipvid.runtime.storage.folder_lock"},
 }
 """Heavy libraries, with the modules (or packages and all their modules) that alone may import each."""
 

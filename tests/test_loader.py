@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data import loader, motion_shapes
-from clipvid.data.batch import collate, in_order
+from clipvid.data.batches.batch import collate, in_order
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import VideoError, WorkerError
 from clipvid.models.factory import attach
-from clipvid.runtime import stamps
 from clipvid.runtime.prefetch import prefetch
+from clipvid.runtime.storage import stamps
 from clipvid.training.loop import train
 from clipvid.video.backends import judged, verdicts
 from clipvid.video.backends.verdicts import Memory, Verdict

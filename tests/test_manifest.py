@@ -15,7 +15,7 @@ import xxhash
 
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.manifest import MANIFEST, hash_bytes, hash_file, read_sealed, seal, verify
+from clipvid.runtime.storage.manifest import MANIFEST, hash_bytes, hash_file, read_sealed, seal, verify
 
 REFUSAL = {"error": CheckpointError, "advice": "save it again"}
 

@@ -22,7 +22,7 @@ from clipvid.models.backbone import vit
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier, TextClassifier
-from clipvid.runtime.manifest import seal
+from clipvid.runtime.storage.manifest import seal
 from clipvid.training.losses import classification, matching
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}

@@ -15,7 +15,7 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data import motion_shapes
 from clipvid.features.embed import embed_videos
-from clipvid.features.memory import encode_dataset
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.factory import attach
 from clipvid.runtime.profiling import awaited, beside, profiled, stage
 from clipvid.training.loop import train

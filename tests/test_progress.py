@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipvid.runtime.progress import HiddenBar, progress_bar
+from clipvid.runtime.display.progress import HiddenBar, progress_bar
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_hidden_bar_counts_and_does_not_import_tqdm(capsys):
         assert bar.n == 3
     assert not capsys.readouterr().err
     script = (
-        "import sys; from clipvid.runtime.progress import progress_bar\n"
+        "import sys; from clipvid.runtime.display.progress import progress_bar\n"
         "with progress_bar(1, 'x', shown=False) as bar: bar.update()\n"
         "assert not [name for name in sys.modules if name.startswith('tqdm')]"
     )

@@ -20,9 +20,9 @@ from clipvid.features.embed import embed_frames, embed_texts, embed_videos
 from clipvid.features.token_wise import match_all
 from clipvid.models.backbone import fused
 from clipvid.models.factory import create_model
-from clipvid.runtime.manifest import seal
+from clipvid.runtime.storage.manifest import seal
+from clipvid.search.folder.storage import METADATA
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SENTENCES = ("a red circle", "a blue square moves to the left", "a green triangle", "nothing at all")

@@ -19,7 +19,7 @@ from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.open import open_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
-from clipvid.features.memory import encode_dataset
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.branches.presets import IntermediateOptions
 from clipvid.models.factory import attach, load

@@ -17,7 +17,7 @@ from clipvid.errors import CheckpointError
 from clipvid.models.factory import attach, load
 from clipvid.runtime.files import atomic_file, atomic_folder
 from clipvid.runtime.signals import uninterrupted
-from clipvid.runtime.staging import LOCK, NEW, remove_dead_staging
+from clipvid.runtime.storage.staging import LOCK, NEW, remove_dead_staging
 
 
 def test_a_signal_during_a_write_comes_after_it(tmp_path):

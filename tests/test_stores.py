@@ -9,7 +9,7 @@ import pytest
 
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
-from clipvid.search.filters import parse
+from clipvid.search.queries.filters import parse
 from clipvid.search.stores.base import Match, Store
 
 WIDTH = 16

@@ -17,11 +17,12 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data.motion_shapes import write_dataset
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CacheError
-from clipvid.features import codec, tap_cache
+from clipvid.features import tap_cache
 from clipvid.features.embed import embed_videos
 from clipvid.features.encode import LiveSource
-from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.taps import codec
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.factory import attach, create_model
 from clipvid.runtime.files import write_tensors

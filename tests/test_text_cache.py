@@ -20,9 +20,9 @@ from clipvid.errors import CacheError
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts
 from clipvid.features.maintenance import parts_of
-from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import create_model

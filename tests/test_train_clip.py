@@ -12,11 +12,11 @@ from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import BackboneError, CheckpointError
 from clipvid.features.embed import embed_videos
-from clipvid.features.memory import encode_dataset
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models import factory
 from clipvid.models.factory import attach, create_model
-from clipvid.runtime.archive import seal_archive
-from clipvid.runtime.manifest import seal
+from clipvid.runtime.storage.archive import seal_archive
+from clipvid.runtime.storage.manifest import seal
 from clipvid.training.loop import train
 from clipvid.training.optim import parameter_groups
 from clipvid.training.trainer import Run

@@ -25,12 +25,12 @@ from clipvid.evaluation.metrics import retrieval_metrics
 from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_shot
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.memory import encode_dataset
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
-from clipvid.runtime.archive import seal_archive
-from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.storage.archive import seal_archive
+from clipvid.runtime.storage.folder_lock import lock_folder
 from clipvid.training.batches import batch_order, open_batches
 from clipvid.training.hooks import Callback, TrainState
 from clipvid.training.loop import train

@@ -19,8 +19,8 @@ from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, ClipvidWarning
-from clipvid.features.memory import encode_dataset
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier

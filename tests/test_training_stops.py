@@ -12,8 +12,8 @@ from test_training_hooks import DATA_CONFIG, config, fresh, weights
 from torch import Tensor
 
 from clipvid.data.records import Record, VideoDataset
-from clipvid.features.memory import encode_dataset
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.training.hooks import TrainState
 from clipvid.training.loop import train

@@ -11,8 +11,8 @@ import pytest
 from test_search import ColourModel
 
 from clipvid.errors import CheckpointError
+from clipvid.search.folder.storage import METADATA
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA
 from clipvid.search.stores.faiss import KINDS, NEEDED, Vectors
 
 TOTAL, WIDTH = 3000, 24

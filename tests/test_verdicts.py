@@ -16,8 +16,8 @@ import torch
 from forked import in_a_fork, needs_fork
 
 from clipvid.errors import VideoError
-from clipvid.runtime import stamps
-from clipvid.runtime.stamps import Stamp
+from clipvid.runtime.storage import stamps
+from clipvid.runtime.storage.stamps import Stamp
 from clipvid.video.backends import judged, pyav
 from clipvid.video.backends.verdicts import Memory, Verdict
 from clipvid.video.container import demux

@@ -14,17 +14,17 @@ from torchvision.transforms.v2 import functional as F
 
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
-from clipvid.data.batch import collate
+from clipvid.data.batches.batch import collate
+from clipvid.data.batches.views import Pair, Views
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.records import Record, VideoDataset
-from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
 from clipvid.evaluation.recognition import average_views, evaluate_recognition
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
 from clipvid.features.encode import LiveSource, clip_dataset, clips_per_batch
-from clipvid.features.memory import encode_dataset
 from clipvid.features.source import stream_in_order
+from clipvid.features.taps.memory import encode_dataset
 from clipvid.models.factory import create_model
 from clipvid.models.heads import LinearClassifier
 from clipvid.training.batches import open_batches

@@ -20,8 +20,8 @@ from clipvid.cli import arguments, datasets, outputs
 from clipvid.cli.parsing.names import suggestion
 from clipvid.cli.parsing.options import OUTPUT, SEARCH, Data, Model, ModelOptions, Run, Sources, named
 from clipvid.errors import CheckpointError, UsageError
-from clipvid.runtime.folder_lock import lock_folder
-from clipvid.runtime.names import show
+from clipvid.runtime.display.names import show
+from clipvid.runtime.storage.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
 from clipvid.search.stores import FAISS_KINDS
 
@@ -165,7 +165,7 @@ def remove_from_index(
     """
     arguments.require_index(index, source="SOURCE")
     with lock_folder(index, outside=True):
-        from clipvid.search.saved import changing_contents
+        from clipvid.search.folder.saved import changing_contents
 
         with changing_contents(index, root=root) as contents:
             n_removed = contents.remove(_indexed(videos, contents.paths, index=index))
@@ -202,7 +202,7 @@ def verify_index(index: str, /) -> None:
     Args:
         index: folder that `clipvid index build` made.
     """
-    from clipvid.search.verify import verified
+    from clipvid.search.folder.verify import verified
 
     report = verified(Path(index))
     for path, state in report.outdated.items():

@@ -97,8 +97,8 @@ def _write_embeddings(out: Path, video: Any, metadata: Mapping[str, Any]) -> Non
     beside the embeddings of other videos.
     """
     from clipvid.runtime.files import atomic_file, write_tensors
-    from clipvid.runtime.manifest import hash_bytes
     from clipvid.runtime.signals import uninterrupted
+    from clipvid.runtime.storage.manifest import hash_bytes
 
     listing, content = out.with_suffix(".json"), f"{dumps(metadata, indent=2)}\n".encode()
     with uninterrupted(), atomic_file(listing) as listing_draft:

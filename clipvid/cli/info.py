@@ -18,7 +18,7 @@ from clipvid.cli.parsing.layout import table
 from clipvid.cli.parsing.options import MODEL, Branch, Json, build_config
 from clipvid.config.settings import check_train_clip
 from clipvid.errors import UsageError
-from clipvid.runtime.folder_lock import lock_folder
+from clipvid.runtime.storage.folder_lock import lock_folder
 
 
 class Kind(NamedTuple):

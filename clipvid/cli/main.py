@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from clipvid.cli import commands
 from clipvid.errors import ClipvidError, UsageError
+from clipvid.runtime.display.names import show
 from clipvid.runtime.files import describe_os_error
-from clipvid.runtime.names import show
 from clipvid.runtime.signals import STOPPING
 from clipvid.runtime.version import __version__
 

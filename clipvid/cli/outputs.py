@@ -18,7 +18,7 @@ from typing import Any
 
 from clipvid.errors import UsageError
 from clipvid.runtime import files
-from clipvid.runtime.names import printable, show
+from clipvid.runtime.display.names import printable, show
 
 
 def say(*parts: object, sep: str = " ", error: bool = False) -> None:
@@ -145,6 +145,6 @@ def notes_shown() -> Iterator[None]:
 def show_unreadable(unreadable: Sequence[Any]) -> None:
     """Print the unreadable files and the reasons on standard error."""
     if unreadable:
-        from clipvid.data.batch import describe_unreadable
+        from clipvid.data.batches.batch import describe_unreadable
 
         say(describe_unreadable(unreadable), error=True)

@@ -88,7 +88,7 @@ def _print_hits(every: Sequence[Any], *, named: bool) -> None:
 def _check_filter(where: str | None) -> None:
     """Raise UsageError for a filter that cannot be read, or that names an unknown column."""
     if where is not None:
-        from clipvid.search.filters import COLUMNS, parse
+        from clipvid.search.queries.filters import COLUMNS, parse
 
         try:
             parse(where, COLUMNS)

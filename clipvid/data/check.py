@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.probe_file import probe_file, probe_stamp
-from clipvid.data.probe_log import ProbeLog
+from clipvid.data.probing.probe_file import probe_file, probe_stamp
+from clipvid.data.probing.probe_log import ProbeLog
 from clipvid.data.records import VideoDataset
 from clipvid.runtime.concurrency import process_pool
+from clipvid.runtime.display.names import show, show_several
+from clipvid.runtime.display.progress import progress_bar
 from clipvid.runtime.files import atomic_file, read_file
-from clipvid.runtime.names import show, show_several
-from clipvid.runtime.progress import progress_bar
 from clipvid.runtime.text import pluralize
 
 LOG, REPORT = "probes.jsonl", "report.json"

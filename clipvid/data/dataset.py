@@ -23,11 +23,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from clipvid.data.arrays import ArrayClip
-from clipvid.data.batch import NO_LABEL, Clip, Durations
-from clipvid.data.interprocess import WorkerVideoError
+from clipvid.data.batches.batch import NO_LABEL, Clip, Durations
+from clipvid.data.batches.interprocess import WorkerVideoError
+from clipvid.data.batches.views import ONE_VIEW, Pair, Views
+from clipvid.data.clips.arrays import ArrayClip
 from clipvid.data.records import Record, VideoDataset
-from clipvid.data.views import ONE_VIEW, Pair, Views
 from clipvid.errors import VideoError
 from clipvid.registry import DECODERS
 from clipvid.video.backends.base import stacked

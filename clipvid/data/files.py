@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from clipvid.runtime.names import show
+from clipvid.runtime.display.names import show
 from clipvid.video.container.sniff import begins_like_video
 from clipvid.video.picture_files import SUFFIXES, in_frame_order, pictures_in
 

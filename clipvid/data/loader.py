@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clipvid.data.batch import Batch, Clip, ClipSource, collate
+from clipvid.data.batches.batch import Batch, Clip, ClipSource, collate
 from clipvid.errors import VideoError
 from clipvid.runtime.concurrency import THREADS, end_unguarded_import, loader_death, never_started
 from clipvid.runtime.prefetch import prefetch

@@ -27,8 +27,8 @@ from clipvid.data.motion_shapes_drawing import Figure, paint, texture
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import WorkerError
 from clipvid.runtime.concurrency import process_pool
+from clipvid.runtime.display.progress import progress_bar
 from clipvid.runtime.files import atomic_file, remove_leftovers
-from clipvid.runtime.progress import progress_bar
 
 COLOURS = {
     "red": (215, 25, 30),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvid.config import checks
+from clipvid.data.clips.merge import merge_datasets
 from clipvid.data.files import (
     Contents,
     LeftOut,
@@ -28,7 +29,6 @@ from clipvid.data.files import (
 )
 from clipvid.data.files import advice_on_root as advice_on_root
 from clipvid.data.formats.protocol_reader import open_protocol
-from clipvid.data.merge import merge_datasets
 from clipvid.data.paths import Paths, expand_paths, local_path
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from clipvid.config import checks
-from clipvid.data.arrays import Frames, Labels, array_clips, as_texts, captions_of
+from clipvid.data.clips.arrays import Frames, Labels, array_clips, as_texts, captions_of
+from clipvid.data.clips.labels import class_names, label_index
+from clipvid.data.clips.record import NO_PROTOCOL as NO_PROTOCOL
+from clipvid.data.clips.record import ProtocolSpec as ProtocolSpec
+from clipvid.data.clips.record import Record as Record
+from clipvid.data.clips.record import checked_records
+from clipvid.data.clips.split_files import validation_paths
 from clipvid.data.files import LeftOut, advice_on_root
-from clipvid.data.labels import class_names, label_index
 from clipvid.data.paths import local_path
-from clipvid.data.record import NO_PROTOCOL as NO_PROTOCOL
-from clipvid.data.record import ProtocolSpec as ProtocolSpec
-from clipvid.data.record import Record as Record
-from clipvid.data.record import checked_records
-from clipvid.data.split_files import validation_paths
 from clipvid.errors import DataError
-from clipvid.runtime.names import show_several
-from clipvid.runtime.tables import data_frame, html_table
+from clipvid.runtime.display.names import show_several
+from clipvid.runtime.display.tables import data_frame, html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:

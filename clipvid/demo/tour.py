@@ -29,8 +29,8 @@ from clipvid.evaluation.recognition import evaluate_recognition, evaluate_zero_s
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.embed import embed_texts, embed_videos
-from clipvid.features.memory import encode_dataset
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.open_clip import MINI, load_clip
 from clipvid.models.branches.options import BranchOptions, choose

@@ -18,7 +18,7 @@ from clipvid.config import checks
 from clipvid.evaluation.metrics import Difference, paired_bootstrap
 from clipvid.evaluation.results import EvaluationResult, count_videos
 from clipvid.evaluation.saved import directions
-from clipvid.runtime.tables import data_frame, html_table, latex_table, latex_text, markdown_table
+from clipvid.runtime.display.tables import data_frame, html_table, latex_table, latex_text, markdown_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import RecognitionMetrics, RetrievalMetrics
 from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
+from clipvid.runtime.display.names import as_utf8
+from clipvid.runtime.display.progress import progress_bar
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.names import as_utf8
-from clipvid.runtime.progress import progress_bar
 from clipvid.video.sampling import sample
 from clipvid.video.thumbnails import jpeg_strip
 

@@ -20,7 +20,7 @@ from clipvid.data.records import VideoDataset
 from clipvid.evaluation.metrics import Matrix, Scores, ranks
 from clipvid.evaluation.metrics.retrieval import ByVideo, Transposed
 from clipvid.evaluation.metrics.scores import Rows, as_array, best, blocks
-from clipvid.runtime.tables import data_frame
+from clipvid.runtime.display.tables import data_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,7 +30,7 @@ from clipvid.evaluation.per_query import RecognitionQueries
 from clipvid.evaluation.results import EvaluationResult
 from clipvid.evaluation.saved import html_result
 from clipvid.features.embed import embed_texts, embed_videos, require_all_videos, resolve_data_config
-from clipvid.features.tap_store import TapStore, dataset_of
+from clipvid.features.taps.tap_store import TapStore, dataset_of
 from clipvid.models.heads import Classifier, TextClassifier
 from clipvid.models.heads import prompts as fill_templates
 from clipvid.models.inputs import require_finite

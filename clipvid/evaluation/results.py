@@ -20,8 +20,8 @@ import torch
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
+from clipvid.data.batches.views import Views
 from clipvid.data.records import VideoDataset
-from clipvid.data.views import Views
 from clipvid.errors import VideoError
 from clipvid.evaluation.metrics import Hubness, RankingMetrics, RecognitionMetrics, RetrievalMetrics
 from clipvid.evaluation.per_query import RecognitionQueries, RetrievalQueries
@@ -39,7 +39,7 @@ from clipvid.evaluation.saved import (
 )
 from clipvid.evaluation.saved import read_result as read_result
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.manifest import hash_file
+from clipvid.runtime.storage.manifest import hash_file
 from clipvid.runtime.text import pluralize
 from clipvid.runtime.version import __version__
 

@@ -38,7 +38,7 @@ from clipvid.evaluation.metrics import (
 from clipvid.evaluation.per_query import RetrievalQueries
 from clipvid.evaluation.results import EvaluationResult, TopResults
 from clipvid.features.embed import embed_frames, embed_texts, embed_videos, require_all_videos, resolve_data_config
-from clipvid.features.tap_store import TapStore, dataset_of
+from clipvid.features.taps.tap_store import TapStore, dataset_of
 from clipvid.features.token_wise import LIFT, candidates, match_all, reranked
 from clipvid.models.video_clip import VideoCLIP, require_video_clip
 from clipvid.nn.pooling import mean_over_frames

@@ -17,11 +17,11 @@ import msgspec
 from clipvid.errors import CheckpointError
 from clipvid.evaluation.metrics.bootstrap import cell
 from clipvid.evaluation.metrics.retrieval import SHOWN
+from clipvid.runtime.display.tables import data_frame, html_table
 from clipvid.runtime.files import read_file
-from clipvid.runtime.manifest import hash_file
 from clipvid.runtime.optional import require
-from clipvid.runtime.schema import convert
-from clipvid.runtime.tables import data_frame, html_table
+from clipvid.runtime.storage.manifest import hash_file
+from clipvid.runtime.storage.schema import convert
 from clipvid.runtime.text import first_line, pluralize
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file, read_file
-from clipvid.runtime.schema import decode
+from clipvid.runtime.storage.schema import decode
 from clipvid.runtime.text import pluralize
 
 CACHE_KEY_FILE = "cache_key.json"
@@ -40,7 +40,7 @@ class CacheKey:
     levels: tuple[int, ...]
     """Levels that are stored."""
     kind: str
-    """Storage format of the features: see clipvid.features.codec."""
+    """Storage format of the features: see clipvid.features.taps.codec."""
     mode: str
     """One of MODES."""
     augmented_views: str = ""

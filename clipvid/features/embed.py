@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig, checked_data_config
-from clipvid.data.equal_clips import first_of_equals
+from clipvid.data.probing.equal_clips import first_of_equals
 from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError, NoVideoError, VideoError
 from clipvid.features.encode import (
@@ -33,7 +33,7 @@ from clipvid.features.encode import (
     trained_data_config,
 )
 from clipvid.features.source import FeatureSource, stream_in_order
-from clipvid.features.tap_store import TapStore, dataset_of
+from clipvid.features.taps.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
 from clipvid.features.token_wise import Frames
 from clipvid.models.backbone.taps import Pixels, Taps

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from clipvid.config.data_config import DataConfig
-from clipvid.data.batch import Batch
+from clipvid.data.batches.batch import Batch
+from clipvid.data.batches.views import Pair, Views
 from clipvid.data.dataset import ClipDataset
 from clipvid.data.loader import batches_of
 from clipvid.data.records import NO_PROTOCOL, ProtocolSpec, VideoDataset
-from clipvid.data.views import Pair, Views
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.source import FeatureBatch

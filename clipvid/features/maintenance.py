@@ -16,7 +16,7 @@ from clipvid.errors import CacheError
 from clipvid.features.cache_key import CACHE_KEY_FILE, TEXT, CacheKey, TextCacheKey, read_cache_key
 from clipvid.features.shards import ADVICE, SUFFIX, check_shard, shard_files
 from clipvid.runtime.files import remove_leftovers
-from clipvid.runtime.staging import remove_dead_staging
+from clipvid.runtime.storage.staging import remove_dead_staging
 from clipvid.runtime.text import pluralize
 
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file, require_regular, write_tensors
-from clipvid.runtime.manifest import hash_bytes
-from clipvid.runtime.schema import decode
+from clipvid.runtime.storage.manifest import hash_bytes
+from clipvid.runtime.storage.schema import decode
 
 SUFFIX = ".safetensors"
 FORMAT, OLDER = "clipvid-cache-3", "clipvid-cache-2"

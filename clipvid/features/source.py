@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from clipvid.data.batch import in_order
+from clipvid.data.batches.batch import in_order
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.models.backbone.taps import Pixels, Taps
-from clipvid.runtime.progress import progress_bar
+from clipvid.runtime.display.progress import progress_bar
 
 
 @runtime_checkable

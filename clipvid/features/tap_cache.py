@@ -24,16 +24,16 @@ from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CacheError, ClipvidWarning, VideoError
-from clipvid.features import codec
 from clipvid.features.augmented_views import AugmentedViews
 from clipvid.features.cache_key import MODES, CacheKey, repair_cache_key, write_cache_key
-from clipvid.features.cached_taps import CachedTaps, FirstLayerTaps, shapes_of
-from clipvid.features.clip_keys import CONTENT_HASH, stored_clip_keys
 from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
 from clipvid.features.maintenance import format_bytes
 from clipvid.features.shards import Shards, write_shard
 from clipvid.features.source import stream_in_order
-from clipvid.features.tap_store import TapStore, check_storable
+from clipvid.features.taps import codec
+from clipvid.features.taps.cached_taps import CachedTaps, FirstLayerTaps, shapes_of
+from clipvid.features.taps.clip_keys import CONTENT_HASH, stored_clip_keys
+from clipvid.features.taps.tap_store import TapStore, check_storable
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.open_clip import preprocess_fields
 from clipvid.models.backbone.partial import check_forward_from, token_type

@@ -27,8 +27,8 @@ from clipvid.runtime.files import (
     require_regular,
     write_tensors,
 )
-from clipvid.runtime.manifest import MANIFEST, is_sealed, read_sealed, seal
-from clipvid.runtime.schema import decode
+from clipvid.runtime.storage.manifest import MANIFEST, is_sealed, read_sealed, seal
+from clipvid.runtime.storage.schema import decode
 from clipvid.runtime.text import first_line
 
 FORMAT = 3

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from clipvid.runtime.tables import html_table
+from clipvid.runtime.display.tables import html_table
 
 
 class ShortRepr:

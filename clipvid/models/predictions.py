@@ -19,9 +19,9 @@ from clipvid.config.data_config import DataConfig, checked_data_config
 from clipvid.config.settings import VIDEO_TEMPLATES
 from clipvid.models.heads import Classifier
 from clipvid.models.inputs import require_finite
+from clipvid.runtime.display.names import show
+from clipvid.runtime.display.tables import data_frame
 from clipvid.runtime.inference import evaluating, inference
-from clipvid.runtime.names import show
-from clipvid.runtime.tables import data_frame
 from clipvid.video.inputs import describe_source, split_sources
 
 SHOWN = 10

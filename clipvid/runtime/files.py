@@ -21,10 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clipvid.runtime.exchange import exchange
-from clipvid.runtime.folder_lock import is_locked
 from clipvid.runtime.signals import uninterrupted
-from clipvid.runtime.staging import LOCK, NEW, OLD, STAGING, remove_staging, staged
+from clipvid.runtime.storage.exchange import exchange
+from clipvid.runtime.storage.folder_lock import is_locked
+from clipvid.runtime.storage.staging import LOCK, NEW, OLD, STAGING, remove_staging, staged
 
 NOT_REGULAR = "not a regular file (a pipe, a device or a socket)"
 """Reason for which special files are refused."""

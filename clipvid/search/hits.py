@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipvid.errors import VideoError
+from clipvid.runtime.display.names import as_utf8, show
+from clipvid.runtime.display.tables import data_frame, html_table
 from clipvid.runtime.files import atomic_file
-from clipvid.runtime.names import as_utf8, show
-from clipvid.runtime.tables import data_frame, html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:

@@ -25,16 +25,16 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
-from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.precision import resolve
-from clipvid.search.catalog import CHANGED, GONE, UNREADABLE, entry_of, stamps_of
+from clipvid.runtime.storage.folder_lock import lock_folder
+from clipvid.search.folder.catalog import CHANGED, GONE, UNREADABLE, entry_of, stamps_of
+from clipvid.search.folder.saved import WAIT, SavedContents
+from clipvid.search.folder.storage import READ_AS, data_config_of, read_index, read_metadata
 from clipvid.search.hits import Hits
-from clipvid.search.queries import query_vector
+from clipvid.search.queries.queries import query_vector
+from clipvid.search.queries.where import checked_filter
 from clipvid.search.rerank import reranked
-from clipvid.search.saved import WAIT, SavedContents
-from clipvid.search.storage import READ_AS, data_config_of, read_index, read_metadata
 from clipvid.search.videos import video_records
-from clipvid.search.where import checked_filter
 
 EXISTING = ("error", "skip", "replace")
 """Allowed values of `existing` in `VideoIndex.add`."""
@@ -209,7 +209,7 @@ class VideoIndex(SavedContents):
 
         Sentences of a list are embedded and compared together; scores equal those of single queries up to rounding. The
         first `rerank` hits are decoded again and sorted by the model's token-wise similarity, which becomes their
-        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (clipvid/search/filters.py);
+        score. `where` is a filter on the columns path and label, such as 'label = "dog"' (search/queries/filters.py);
         relative paths in it are those of the working directory. A ClipvidWarning says that no video passes it.
         Raise ValueError for an empty sentence or a wrong filter, and for `rerank` with a model without token-wise
         similarity.

@@ -17,7 +17,7 @@ from clipvid.errors import NoVideoError
 from clipvid.features.embed import embed_frames, has_taps
 from clipvid.features.encode import VideoEncoder
 from clipvid.features.token_wise import match_all
-from clipvid.search.catalog import GONE, UNREADABLE
+from clipvid.search.folder.catalog import GONE, UNREADABLE
 from clipvid.search.hits import Hit
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from clipvid.config.settings import TrainConfig
+from clipvid.data.batches.views import Pair
 from clipvid.data.records import VideoDataset
-from clipvid.data.views import Pair
 from clipvid.errors import DataError, VideoError
 from clipvid.features.augmented_views import AugmentedViews, augmented
 from clipvid.features.embed import embed_texts
 from clipvid.features.encode import LiveSource, clip_dataset
-from clipvid.features.memory import encode_dataset
 from clipvid.features.source import FeatureBatch, FeatureSource
 from clipvid.features.tap_cache import TapCache
-from clipvid.features.tap_store import TapStore, dataset_of
+from clipvid.features.taps.memory import encode_dataset
+from clipvid.features.taps.tap_store import TapStore, dataset_of
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.taps import Pixels
 from clipvid.models.video_clip import VideoCLIP

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from clipvid.config.settings import TrainConfig
 from clipvid.errors import CheckpointError
-from clipvid.runtime.archive import is_intact, seal_archive
 from clipvid.runtime.files import atomic_file, describe_os_error
-from clipvid.runtime.schema import convert, decode
+from clipvid.runtime.storage.archive import is_intact, seal_archive
+from clipvid.runtime.storage.schema import convert, decode
 
 FORMAT = 2
 """Version of the format that is written. Version 1, which is read too, has neither number nor seal."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipvid.errors import VideoError
-from clipvid.runtime.tables import html_table
+from clipvid.runtime.display.tables import html_table
 from clipvid.runtime.text import pluralize
 
 if TYPE_CHECKING:

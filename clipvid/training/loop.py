@@ -24,14 +24,14 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import DataError
 from clipvid.evaluation.results import data_hash
 from clipvid.features.tap_cache import TapCache
-from clipvid.features.tap_store import TapStore, dataset_of
+from clipvid.features.taps.tap_store import TapStore, dataset_of
 from clipvid.models.backbone import trainable
 from clipvid.models.branches.base import LayeredBranch
 from clipvid.models.heads import LinearClassifier, TextClassifier
 from clipvid.models.video_clip import VideoCLIP, require_video_clip
-from clipvid.runtime.folder_lock import lock_folder
 from clipvid.runtime.optional import require
 from clipvid.runtime.precision import resolve
+from clipvid.runtime.storage.folder_lock import lock_folder
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import TrainBatches, encode_taps, open_batches, open_pairs
 from clipvid.training.history import TrainResult

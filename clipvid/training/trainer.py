@@ -23,13 +23,13 @@ from clipvid.data.records import VideoDataset
 from clipvid.errors import ClipvidWarning, DataError, VideoError
 from clipvid.evaluation.recognition import evaluate_recognition
 from clipvid.evaluation.retrieval import evaluate_retrieval
-from clipvid.features.tap_store import TapStore
+from clipvid.features.taps.tap_store import TapStore
 from clipvid.models.backbone import trainable
 from clipvid.models.backbone.fingerprint import hash_of
 from clipvid.models.video_clip import VideoCLIP
+from clipvid.runtime.display.progress import ProgressBar, progress_bar
 from clipvid.runtime.files import atomic_file
 from clipvid.runtime.profiling import stage
-from clipvid.runtime.progress import ProgressBar, progress_bar
 from clipvid.runtime.text import pluralize
 from clipvid.training.batches import open_batches
 from clipvid.training.checkpoint import (

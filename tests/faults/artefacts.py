@@ -31,32 +31,32 @@ from stored import (
 from clipvid.config.data_config import DataConfig
 from clipvid.config.settings import TrainConfig
 from clipvid.data import check as data_check
-from clipvid.data import content as data_content
-from clipvid.data import probe_log
 from clipvid.data.motion_shapes import write_dataset
-from clipvid.data.probe_file import probe_file
+from clipvid.data.probing import content as data_content
+from clipvid.data.probing import probe_log
+from clipvid.data.probing.probe_file import probe_file
 from clipvid.data.records import VideoDataset
 from clipvid.errors import CheckpointError, DataError
 from clipvid.evaluation.compare import compare
 from clipvid.evaluation.results import read_result
 from clipvid.evaluation.retrieval import evaluate_retrieval
 from clipvid.features.cache_key import CACHE_KEY_FILE
-from clipvid.features.clip_keys import HASHES
 from clipvid.features.maintenance import parts_of
 from clipvid.features.tap_cache import TapCache
+from clipvid.features.taps.clip_keys import HASHES
 from clipvid.features.text_cache import TextCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.checkpoint import CONFIG, WEIGHTS
 from clipvid.models.factory import attach, load
 from clipvid.models.heads import LinearClassifier
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime import stamps
 from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.manifest import MANIFEST, hash_bytes, read_sealed, seal
-from clipvid.runtime.stamps import Stamp
-from clipvid.search.catalog import Entry
+from clipvid.runtime.storage import stamps
+from clipvid.runtime.storage.manifest import MANIFEST, hash_bytes, read_sealed, seal
+from clipvid.runtime.storage.stamps import Stamp
+from clipvid.search.folder.catalog import Entry
+from clipvid.search.folder.storage import METADATA, STORE
 from clipvid.search.index import VideoIndex
-from clipvid.search.storage import METADATA, STORE
 from clipvid.search.stores.base import ROWS, Match, Store
 from clipvid.search.stores.base import VECTORS as NPY
 from clipvid.search.stores.faiss import VECTORS

@@ -19,8 +19,8 @@ import torch
 from damage import ABSURD, damaged, edited, written
 
 from clipvid.evaluation.saved import CHECKSUM, QUERIES, checksum, queries_path
-from clipvid.runtime.archive import seal_archive
-from clipvid.runtime.manifest import MANIFEST, hash_bytes, hash_file, seal
+from clipvid.runtime.storage.archive import seal_archive
+from clipvid.runtime.storage.manifest import MANIFEST, hash_bytes, hash_file, seal
 
 Edit = Callable[[Path, random.Random], str]
 

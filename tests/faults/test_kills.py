@@ -22,7 +22,7 @@ from clipvid.features.tap_cache import TapCache
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.factory import attach, load
 from clipvid.models.video_clip import VideoCLIP
-from clipvid.runtime.archive import is_intact
+from clipvid.runtime.storage.archive import is_intact
 from clipvid.search.index import VideoIndex
 from clipvid.training.loop import train
 

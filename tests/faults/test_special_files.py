@@ -15,14 +15,14 @@ from faults import Child, needs_fork
 from refused import refusal
 from test_kills import DATA_CONFIG
 
-from clipvid.data.content import HashLog, content_hash
-from clipvid.data.probe_log import ProbeLog
+from clipvid.data.probing.content import HashLog, content_hash
+from clipvid.data.probing.probe_log import ProbeLog
 from clipvid.errors import CacheError, CheckpointError
 from clipvid.features.cache_key import read_cache_key
 from clipvid.features.shards import check_shard
 from clipvid.models.convert_stan import read_state
 from clipvid.models.factory import attach, load
-from clipvid.runtime.archive import is_intact
+from clipvid.runtime.storage.archive import is_intact
 from clipvid.search.index import VideoIndex
 from clipvid.training.checkpoint import read_checkpoint
 

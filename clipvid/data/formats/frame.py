@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from clipvid.data.clips.labels import as_text
 from clipvid.data.formats.table import Table
-from clipvid.data.labels import as_text
 from clipvid.errors import DataError
 
 if TYPE_CHECKING:

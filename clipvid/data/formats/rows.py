@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from clipvid.data.clips.labels import class_names, label_index
+from clipvid.data.clips.record import Record
 from clipvid.data.files import clip_exists
 from clipvid.data.formats.table import Table
-from clipvid.data.labels import class_names, label_index
 from clipvid.data.paths import local_path
-from clipvid.data.record import Record
 from clipvid.errors import DataError
 
 PATH_COLUMNS = ("path", "file", "video")

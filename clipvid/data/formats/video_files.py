@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipvid.data.content import content_hash
 from clipvid.data.files import VIDEO_SUFFIXES, discover
 from clipvid.data.formats.annotations import Entry
+from clipvid.data.probing.content import content_hash
 from clipvid.errors import DataError
-from clipvid.runtime.names import show_several
+from clipvid.runtime.display.names import show_several
 
 
 def stem_of(video: str) -> str:

@@ -22,8 +22,8 @@ from numpy import ndarray
 
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import read_file, require_regular
-from clipvid.runtime.schema import decode
-from clipvid.search.filters import Filter
+from clipvid.runtime.storage.schema import decode
+from clipvid.search.queries.filters import Filter
 
 ROWS, VECTORS, FORMAT = "rows.json", "vectors.npy", 1
 """Names of the files of a store that defines no `save` of its own, and the version of their format."""

@@ -21,7 +21,7 @@ from numpy import ndarray
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import read_file
 from clipvid.runtime.optional import require
-from clipvid.search.filters import Filter
+from clipvid.search.queries.filters import Filter
 from clipvid.search.stores import FAISS_KINDS as KINDS
 from clipvid.search.stores.base import FORMAT, ROWS, Match, Metadata, Store, read_rows
 from clipvid.search.stores.faiss_files import deserialized, is_consistent

@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from clipvid.runtime.stamps import Stamp, stamp_of
+from clipvid.runtime.storage.stamps import Stamp, stamp_of
 from clipvid.video.container.times import FrameTimes
 
 LIMIT = 64 << 20

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from clipvid.runtime.files import open_regular
-from clipvid.runtime.manifest import HASH_LENGTH, hash_file
+from clipvid.runtime.storage.manifest import HASH_LENGTH, hash_file
 
 _END = struct.Struct("<4s4H2LH")
 """End of an archive without its comment (APPNOTE.TXT 4.3.16); the last number is the length of the comment."""

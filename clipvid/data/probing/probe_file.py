@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipvid.data.content import Stamp, content_hash, stamp_of
+from clipvid.data.probing.content import Stamp, content_hash, stamp_of
 from clipvid.errors import VideoError
 
 DANGLING = "a link to a file that does not exist"

@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clipvid.errors import CacheError
-from clipvid.features import codec
 from clipvid.features.shards import ADVICE, Shards
+from clipvid.features.taps import codec
 from clipvid.models.backbone.backbone import Backbone
 from clipvid.models.backbone.partial import forward_from
 from clipvid.models.backbone.taps import Geometry, Taps, require_levels

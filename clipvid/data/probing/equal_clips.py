@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from clipvid.data.content import content_hash, stamp_of
-from clipvid.data.record import Record
+from clipvid.data.clips.record import Record
+from clipvid.data.probing.content import content_hash, stamp_of
 
 
 def first_of_equals(records: Sequence[Record]) -> list[int] | None:

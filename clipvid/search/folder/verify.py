@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.search.catalog import Catalog
-from clipvid.search.storage import verify_files
+from clipvid.search.folder.catalog import Catalog
+from clipvid.search.folder.storage import verify_files
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from clipvid.data.content import Stamp, content_hash, is_settled
+from clipvid.data.probing.content import Stamp, content_hash, is_settled
 from clipvid.runtime.files import append_line, read_file
-from clipvid.runtime.manifest import hash_bytes
+from clipvid.runtime.storage.manifest import hash_bytes
 
 
 class _Info(msgspec.Struct):

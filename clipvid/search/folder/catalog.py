@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.data.content import Stamp, content_hash, is_settled, remember, stamp_of
+from clipvid.data.probing.content import Stamp, content_hash, is_settled, remember, stamp_of
 from clipvid.errors import VideoError
-from clipvid.search.filters import Value
-from clipvid.search.storage import IndexMetadata, root_of
+from clipvid.search.folder.storage import IndexMetadata, root_of
+from clipvid.search.queries.filters import Value
 
 GONE, CHANGED, UNREADABLE = "gone", "changed", "unreadable"
 """States of a file that is not, or not known to be, the one that was embedded. A file is gone only where the system

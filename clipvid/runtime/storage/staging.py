@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from clipvid.runtime.folder_lock import claimed, locked_file
+from clipvid.runtime.storage.folder_lock import claimed, locked_file
 
 NEW, OLD, LOCK = "new", "old", "lock"
 """Contents of a staging folder: the folder of what is being written, that of what it replaces, and the lock."""

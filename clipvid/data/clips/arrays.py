@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipvid.config import checks
-from clipvid.data.labels import as_text, is_missing
+from clipvid.data.clips.labels import as_text, is_missing
 
 if TYPE_CHECKING:
     from torch import Tensor

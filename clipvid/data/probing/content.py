@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from clipvid.data.files import files_of
-from clipvid.runtime import stamps
 from clipvid.runtime.files import append_line, read_file
-from clipvid.runtime.manifest import hash_bytes, hash_file
-from clipvid.runtime.stamps import Stamp as Stamp
+from clipvid.runtime.storage import stamps
+from clipvid.runtime.storage.manifest import hash_bytes, hash_file
+from clipvid.runtime.storage.stamps import Stamp as Stamp
 
 _hashes: dict[Stamp, str] = {}
 _lock = threading.Lock()

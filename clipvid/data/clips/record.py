@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from clipvid.data.arrays import ArrayClip
+from clipvid.data.clips.arrays import ArrayClip
 
 
 @dataclass(frozen=True)

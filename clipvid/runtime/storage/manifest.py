@@ -18,9 +18,9 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
+from clipvid.runtime.display.names import show
 from clipvid.runtime.files import describe_os_error, is_being_replaced, open_regular, read_file, recover
-from clipvid.runtime.names import show
-from clipvid.runtime.schema import decode
+from clipvid.runtime.storage.schema import decode
 
 MANIFEST = "manifest.json"
 """Name of the manifest in a sealed folder."""

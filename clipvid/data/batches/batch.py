@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from clipvid.errors import VideoError
-from clipvid.runtime.names import show
+from clipvid.runtime.display.names import show
 from clipvid.runtime.text import pluralize
 
 NO_LABEL = -1

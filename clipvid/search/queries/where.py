@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clipvid.search.filters import COLUMNS, Filter, Value, columns_of, parse, with_values
+from clipvid.search.queries.filters import COLUMNS, Filter, Value, columns_of, parse, with_values
 from clipvid.search.stores.base import Store
 
 HAS_LABEL = parse('label = "" or label != ""')

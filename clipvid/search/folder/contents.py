@@ -22,10 +22,10 @@ from clipvid.errors import ClipvidWarning, VideoError
 from clipvid.registry import STORES
 from clipvid.runtime.locks import SharedLock
 from clipvid.runtime.text import pluralize
-from clipvid.search.catalog import Catalog, Entry
+from clipvid.search.folder.catalog import Catalog, Entry
 from clipvid.search.hits import Hit, IndexTable
+from clipvid.search.queries.where import describe_no_hits, filter_of
 from clipvid.search.stores.base import Store
-from clipvid.search.where import describe_no_hits, filter_of
 
 PATH = "path"
 """Column of the store with the id of a video, for filters."""

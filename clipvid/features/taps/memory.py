@@ -14,10 +14,10 @@ from clipvid.config.data_config import DataConfig
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews
-from clipvid.features.clip_keys import clip_keys
 from clipvid.features.encode import LiveSource, View, clips_per_batch, trained_data_config, views_of
 from clipvid.features.source import stream_in_order
-from clipvid.features.tap_store import TapStore, check_storable
+from clipvid.features.taps.clip_keys import clip_keys
+from clipvid.features.taps.tap_store import TapStore, check_storable
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 

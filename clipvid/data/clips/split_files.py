@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipvid.data.record import Record
+from clipvid.data.clips.record import Record
 
 
 def validation_paths(records: Sequence[Record], *, fraction: float, seed: int) -> set[Path]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clipvid.data.labels import is_number
+from clipvid.data.clips.labels import is_number
 from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import DataError
 

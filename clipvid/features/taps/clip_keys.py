@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from clipvid.data.content import HashLog, content_hash
 from clipvid.data.files import files_of
+from clipvid.data.probing.content import HashLog, content_hash
 from clipvid.data.records import Record, VideoDataset
-from clipvid.runtime.progress import progress_bar
+from clipvid.runtime.display.progress import progress_bar
 
 CONTENT_HASH = "xxh3-128"
 """Name of the hash by which clips are known; part of the cache key."""

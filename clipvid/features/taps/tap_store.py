@@ -18,14 +18,14 @@ from torch import Tensor
 
 from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
-from clipvid.data.batch import NO_LABEL
+from clipvid.data.batches.batch import NO_LABEL
 from clipvid.data.records import VideoDataset
 from clipvid.errors import VideoError
 from clipvid.features.augmented_views import AugmentedViews
-from clipvid.features.cached_taps import FirstLayerTaps
 from clipvid.features.source import CachedClips, FeatureBatch
+from clipvid.features.taps.cached_taps import FirstLayerTaps
+from clipvid.features.taps.transfer import start_transfer
 from clipvid.features.text_cache import TextCache
-from clipvid.features.transfer import start_transfer
 from clipvid.models.backbone.taps import Taps
 from clipvid.models.video_clip import VideoCLIP
 from clipvid.runtime.prefetch import prefetch
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @runtime_checkable
 class Rows(Protocol):
-    """Taps of clips by index: in memory (Taps), or on disk (clipvid.features.cached_taps)."""
+    """Taps of clips by index: in memory (Taps), or on disk (clipvid.features.taps.cached_taps)."""
 
     def select(self, levels: Sequence[int]) -> Rows: ...
 

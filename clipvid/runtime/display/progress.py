@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, Protocol, runtime_checkable
 
-from clipvid.runtime.names import show
+from clipvid.runtime.display.names import show
 
 
 @runtime_checkable

@@ -18,9 +18,9 @@ from clipvid.config.settings import INDEX
 from clipvid.errors import CheckpointError
 from clipvid.registry import STORES
 from clipvid.runtime.files import describe_os_error, read_file, recover
-from clipvid.runtime.manifest import MANIFEST, count_files, is_sealed, read_sealed
-from clipvid.runtime.schema import decode, encode
-from clipvid.runtime.stamps import Stamp
+from clipvid.runtime.storage.manifest import MANIFEST, count_files, is_sealed, read_sealed
+from clipvid.runtime.storage.schema import decode, encode
+from clipvid.runtime.storage.stamps import Stamp
 from clipvid.search.stores.base import Store
 from clipvid.search.stores.faiss import VECTORS, FaissStore, Vectors
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from clipvid.runtime.names import as_utf8
+from clipvid.runtime.display.names import as_utf8
 from clipvid.runtime.optional import require
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from clipvid.config import checks
 from clipvid.config.data_config import DataConfig
 from clipvid.errors import CheckpointError
 from clipvid.runtime.files import atomic_folder
-from clipvid.runtime.folder_lock import lock_folder
-from clipvid.runtime.manifest import seal
 from clipvid.runtime.signals import uninterrupted
-from clipvid.search.catalog import Catalog
-from clipvid.search.contents import PATH, IndexContents
-from clipvid.search.storage import (
+from clipvid.runtime.storage.folder_lock import lock_folder
+from clipvid.runtime.storage.manifest import seal
+from clipvid.search.folder.catalog import Catalog
+from clipvid.search.folder.contents import PATH, IndexContents
+from clipvid.search.folder.storage import (
     METADATA,
     READ_AS,
     STORE,

@@ -1,0 +1,1 @@
+"""Batches of decoded clips: their views, their collation, and how they cross processes."""

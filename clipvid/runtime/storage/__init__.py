@@ -1,0 +1,1 @@
+"""Stored folders: exchanged whole, locked, sealed by hashes, and read by a schema."""

@@ -1,0 +1,1 @@
+"""What is searched for: embeddings of queries, and filters of the videos."""
