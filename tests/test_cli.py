@@ -109,6 +109,7 @@ def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, 
     monkeypatch.setattr(VideoIndex, "_put", interrupted)
     assert main(["index", "build", "videos/test", "--frames", "2", "--out", "found"]) == 130
     assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "a caller in Python keeps its handlers"
     assert len(json.loads(Path("found/index.json").read_text())["videos"]) == 4
     monkeypatch.setattr(VideoIndex, "_put", put)
     stored = Path("found/index.json").read_bytes()

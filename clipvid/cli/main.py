@@ -106,7 +106,8 @@ def _run(words: list[str], *, debug: bool, is_program: bool) -> int:
 
 def _ended(name: str, call: Call | None, number: int) -> int:
     """Print that a signal has ended the command, and how to continue; return the exit code."""
-    _stop_at_once()
+    if _main_process == [os.getpid()]:  # not when called from Python, whose handlers stay
+        _stop_at_once()
     ended = "interrupted" if number == signal.SIGINT else "terminated"
     try:
         print(f"\nclipvid {name}: {ended}{_advice(name, call)}", file=sys.stderr)
