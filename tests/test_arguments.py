@@ -29,7 +29,7 @@ from clipvid.models import checkpoint, convert_stan, factory, heads, saving, vid
 from clipvid.models.backbone import open_clip, taps, trainable
 from clipvid.models.branches import options
 from clipvid.models.encoder import Encoder
-from clipvid.search.queries.queries import filters
+from clipvid.search.queries import filters
 from clipvid.training import loop
 from clipvid.video import decode, sampling
 
