@@ -337,3 +337,13 @@ def test_names_that_are_no_utf8_have_a_place_in_tables(evaluation, tmp_path):
     result = read_result(path)
     assert set(result.to_frame()["data"]) == {"clips\\xff"}
     assert set(compare(result, result, names=["a\udcff", "b"]).to_frame()["result"]) == {"a\\xff", "b"}
+
+
+def test_whole_numbers_are_bounds_of_intervals(evaluation, tmp_path):
+    content = json.loads(evaluation.save(tmp_path / "a.json").read_text())
+    del content["checksum"]
+    content["metrics"]["t2v"]["intervals"]["R@1"] = [0, 2**63]
+    (tmp_path / "b.json").write_text(json.dumps({**content, "checksum": checksum(content)}))
+    result = read_result(tmp_path / "b.json")
+    assert result["metrics"]["t2v"]["intervals"]["R@1"] == [0.0, 2.0**63]
+    assert "9223372036854775808" in result._repr_html_()

@@ -167,6 +167,10 @@ def read_result(path: str | Path) -> SavedResult:
             "--out"
         )
     _check_schema(result, path=Path(path))
+    for metrics in (result["metrics"], *result.get("adjusted", {}).values()):
+        for side in [metrics[name] for name in ("t2v", "v2t") if name in metrics] or [metrics]:
+            if "intervals" in side:  # JSON may have whole numbers for bounds
+                side["intervals"] = {name: [float(low), float(high)] for name, (low, high) in side["intervals"].items()}
     return SavedResult(result, path=Path(path))
 
 
