@@ -186,7 +186,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
 
 @pytest.mark.parametrize("moment", ["aside", "new", "back"])
 def test_an_interrupt_while_folders_change_places_loses_none(tmp_path, monkeypatch, moment):
-    """Where the system cannot exchange two names, there is a moment without a folder."""
+    """Interrupt each step of the replacement on a system that cannot exchange two names."""
     write(tmp_path / "index", "before")
     rename, n_calls = os.rename, itertools.count(1)
     last = {"aside": 1, "new": 2, "back": 2}[moment]

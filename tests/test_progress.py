@@ -22,7 +22,7 @@ def fresh_tqdm(monkeypatch):
 def test_a_terminal_gets_a_line_of_text(fresh_tqdm, capsys):
     with progress_bar(4, "embed", unit="clip", initial=1) as bar:
         bar.update(3)
-        bar.set_postfix(loss="0.5")
+        bar.set_postfix_str("loss=0.5", refresh=False)
         assert bar.n == 4
     assert "embed: 100%" in capsys.readouterr().err
 
@@ -39,7 +39,6 @@ def test_a_notebook_without_ipywidgets_gets_the_line_and_no_warning(fresh_tqdm, 
 def test_a_hidden_bar_counts_and_does_not_import_tqdm(capsys):
     with progress_bar(4, "embed", shown=False, initial=1) as bar:
         bar.update(2)
-        bar.set_postfix(loss="0.5")
         bar.set_postfix_str("done", refresh=False)
         assert isinstance(bar, HiddenBar)
         assert bar.n == 3

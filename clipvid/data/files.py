@@ -78,7 +78,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder holds; every file below it is in one of the three, those of a clip or a skipped folder with it."""
+    """Contents of a folder: every file below it is in one of the three, or below a clip or folder that is."""
 
     clips: tuple[Path, ...] = ()
     """Videos, sorted; without any video, pictures and folders of pictures."""

@@ -176,7 +176,7 @@ def _read(
     return replace(data, left_out=(*data.left_out, *unread)), paths
 
 
-def _why_left_out(path: Path, format: str = "videos") -> str:
+def _why_left_out(path: Path, format: str) -> str:
     """Return the reason for which a format does not read a match of a pattern."""
     return why_no_clip(path) or {"csv": "no table", "folder": "no folder"}.get(format, "not read")
 

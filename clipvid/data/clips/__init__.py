@@ -1,1 +1,1 @@
-"""What data sets are made of: records, arrays, labels, and how sets are merged and split."""
+"""Parts of data sets: records, arrays, labels, and how sets are merged and split."""

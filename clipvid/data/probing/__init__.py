@@ -1,1 +1,1 @@
-"""What a file is, before any clip is read: its content, its equals, and whether it can be decoded."""
+"""Checks of files before any clip is read: their content, their equals, and whether they can be decoded."""

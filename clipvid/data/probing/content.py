@@ -52,11 +52,6 @@ def stamp_of(clip: Path) -> Stamp:
     )
 
 
-def is_settled(stamp: Stamp) -> bool:
-    """Return True if a stamp can be trusted (`Stamp.is_settled`)."""
-    return stamp.is_settled
-
-
 def remember(stamp: Stamp, content: str) -> None:
     """Store a hash for files with this stamp in the memory of this process."""
     with _lock:
@@ -65,12 +60,12 @@ def remember(stamp: Stamp, content: str) -> None:
 
 def _hash_of(path: Path) -> str:
     stamp = stamp_of(path)
-    if is_settled(stamp) and (content := _hashes.get(stamp)):
+    if stamp.is_settled and (content := _hashes.get(stamp)):
         return content
     content = hash_file(path)
     if stamp_of(path) != stamp:  # The file is being written: the hash is of its present bytes, and is not stored.
         return hash_file(path)
-    if is_settled(stamp):
+    if stamp.is_settled:
         remember(stamp, content)
     return content
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from clipvid.data.probing.content import Stamp, content_hash, is_settled
+from clipvid.data.probing.content import Stamp, content_hash
 from clipvid.runtime.files import append_line, read_file
 from clipvid.runtime.storage.manifest import hash_bytes
 
@@ -68,13 +68,13 @@ class ProbeLog:
         outcome = self.outcomes.get(str(path))
         if outcome is None or stamp is None or outcome["stamp"] is None or outcome.get("limit", limit) < limit:
             return False
-        if tuple(outcome["stamp"]) == stamp and is_settled(stamp):
+        if tuple(outcome["stamp"]) == stamp and stamp.is_settled:
             return True
         try:
             is_same = outcome["content"] == content_hash(path)
         except OSError:
             return False
-        if is_same and is_settled(stamp):
+        if is_same and stamp.is_settled:
             self.add({**outcome, "stamp": list(stamp)})
         return is_same
 

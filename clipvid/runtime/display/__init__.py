@@ -1,1 +1,1 @@
-"""What a user sees: names of files, small tables, progress bars."""
+"""Output for users: names of files, small tables, progress bars."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvid.data.probing.content import Stamp, content_hash, is_settled, remember, stamp_of
+from clipvid.data.probing.content import Stamp, content_hash, remember, stamp_of
 from clipvid.errors import VideoError
 from clipvid.search.folder.storage import IndexMetadata, root_of
 from clipvid.search.queries.filters import Value
@@ -215,4 +215,4 @@ def entry_of(path: Path, before: Stamp | None) -> Entry:
         return Entry("")
     if stamp != before:
         return Entry("")
-    return Entry(content, stamp if is_settled(stamp) else None)
+    return Entry(content, stamp if stamp.is_settled else None)

@@ -1,1 +1,1 @@
-"""What is searched for: embeddings of queries, and filters of the videos."""
+"""Queries of an index: their embeddings, and filters of the videos."""
