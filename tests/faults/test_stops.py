@@ -166,7 +166,7 @@ def end_at_random_moments(name: str, videos: Path, folder: Path, n_signals: int)
 
 def test_a_command_that_a_signal_ends_says_so_and_goes_on(videos, tmp_path):
     name = seeded("which").choice(sorted(CASES))
-    end_at_random_moments(name, videos, tmp_path, 2)
+    end_at_random_moments(name, videos, tmp_path, 1)
 
 
 @pytest.mark.slow
