@@ -284,6 +284,7 @@ check(open_dataset("videos", sys.argv[1] + "/videos"), sys.argv[1] + "/out", wor
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_gets_an_error_and_no_file_is_blamed(four):
     done = run_script(four, UNGUARDED)
     assert done.returncode == 1

@@ -64,7 +64,7 @@ def finished_keys(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was loaded, which is safe on Linux")
-@pytest.mark.parametrize(("n_clips", "n_kills"), [(24, 10), pytest.param(40, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n_clips", "n_kills"), [(16, 5), pytest.param(40, 20, marks=pytest.mark.slow)])
 def test_a_cache_killed_at_random_moments_loses_no_finished_clip_and_serves_no_partial_one(
     model, tmp_path, n_clips, n_kills
 ):

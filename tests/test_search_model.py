@@ -147,7 +147,7 @@ def test_the_precision_is_saved_and_an_index_without_one_is_auto(files, tmp_path
     assert VideoIndex.load(folder, model).data_config.precision == "auto"
 
 
-@pytest.mark.parametrize("searches", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("searches", [2, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_sixteen_threads_get_the_hits_of_one(model, files, precision, searches):
     index, start = build_index(model, files, precision), threading.Barrier(16)

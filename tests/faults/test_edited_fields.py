@@ -19,6 +19,11 @@ NAN = float("nan")
 NESTED = "[" * DEPTH
 
 
+def every_third(cases):
+    """Return the cases as parameters of a test, all but each third one of them in the slow tests alone."""
+    return [pytest.param(*case, marks=() if i % 3 == 0 else pytest.mark.slow) for i, case in enumerate(cases)]
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     return {kind.name: kind for kind in kinds(tmp_path_factory.mktemp("intact"))}
@@ -40,43 +45,45 @@ def edited(state, path, value):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [
-        (("config",), "{"),
-        (("config",), NESTED),
-        (("position", "epoch"), "1"),
-        (("position", "batch"), -1),
-        (("position", "losses"), None),
-        (("history", 0, "epoch"), KeyError),
-        (("history", 0, "loss"), "x"),
-        (("best", "state"), {"x": torch.zeros(2)}),
-        (("best", "state"), [1]),
-        (("rng",), torch.zeros(3)),
-        (("rng",), 5),
-        (("weights",), {}),
-        (("gradients",), {"x": torch.zeros(2)}),
-        (("optimizer", "state", 4), None),
-        (("optimizer", "state", 4, "step"), KeyError),
-        (("optimizer", "state", 4, "step"), torch.zeros(4)),
-        (("optimizer", "state", 4, "exp_avg"), torch.zeros(1)),
-        (("optimizer", "state", 4, "exp_avg"), [0.0]),
-        (("optimizer", "state", 4, "exp_avg_sq"), torch.tensor(NAN)),
-        (("optimizer", "state", 4, "step"), torch.tensor(-5.0)),
-        (("optimizer", "state", 1000), {}),
-        (("optimizer", "param_groups", 0, "maximize"), 1e9),
-        (("optimizer", "param_groups", 0, "foreach"), "x"),
-        (("optimizer", "param_groups", 0, "betas"), (0.9, NAN)),
-        (("optimizer", "param_groups", 0, "params"), [0, 1]),
-        (("optimizer", "param_groups", 0, "params", 0), 10**9),
-        (("optimizer", "param_groups", 0, "params"), KeyError),
-        (("optimizer", "param_groups", 0, "eps"), "x"),
-        (("optimizer", "param_groups", 0, "eps"), NAN),
-        (("optimizer", "param_groups", 0, "betas"), 0.9),
-        (("optimizer", "param_groups"), []),
-        (("rescheduled",), 5),
-        (("callbacks",), 5),
-        (("callbacks",), [{"name": None, "state": {}}]),
-        (("stopped_at",), "x"),
-    ],
+    every_third(
+        [
+            (("config",), "{"),
+            (("config",), NESTED),
+            (("position", "epoch"), "1"),
+            (("position", "batch"), -1),
+            (("position", "losses"), None),
+            (("history", 0, "epoch"), KeyError),
+            (("history", 0, "loss"), "x"),
+            (("best", "state"), {"x": torch.zeros(2)}),
+            (("best", "state"), [1]),
+            (("rng",), torch.zeros(3)),
+            (("rng",), 5),
+            (("weights",), {}),
+            (("gradients",), {"x": torch.zeros(2)}),
+            (("optimizer", "state", 4), None),
+            (("optimizer", "state", 4, "step"), KeyError),
+            (("optimizer", "state", 4, "step"), torch.zeros(4)),
+            (("optimizer", "state", 4, "exp_avg"), torch.zeros(1)),
+            (("optimizer", "state", 4, "exp_avg"), [0.0]),
+            (("optimizer", "state", 4, "exp_avg_sq"), torch.tensor(NAN)),
+            (("optimizer", "state", 4, "step"), torch.tensor(-5.0)),
+            (("optimizer", "state", 1000), {}),
+            (("optimizer", "param_groups", 0, "maximize"), 1e9),
+            (("optimizer", "param_groups", 0, "foreach"), "x"),
+            (("optimizer", "param_groups", 0, "betas"), (0.9, NAN)),
+            (("optimizer", "param_groups", 0, "params"), [0, 1]),
+            (("optimizer", "param_groups", 0, "params", 0), 10**9),
+            (("optimizer", "param_groups", 0, "params"), KeyError),
+            (("optimizer", "param_groups", 0, "eps"), "x"),
+            (("optimizer", "param_groups", 0, "eps"), NAN),
+            (("optimizer", "param_groups", 0, "betas"), 0.9),
+            (("optimizer", "param_groups"), []),
+            (("rescheduled",), 5),
+            (("callbacks",), 5),
+            (("callbacks",), [{"name": None, "state": {}}]),
+            (("stopped_at",), "x"),
+        ]
+    ),
     ids=str,
 )
 def test_a_wrong_entry_of_a_checkpoint_is_refused(stored, tmp_path, path, value):
@@ -123,25 +130,27 @@ def test_a_setting_of_the_optimizer_that_an_older_torch_lacks_is_that_of_the_run
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [
-        (("similarity",), 0.5),
-        (("task",), "nothing"),
-        (("precision",), None),
-        (("model", "base"), 5),
-        (("data", "videos"), "12"),
-        (("data", "hash"), None),
-        (("data_config", "frames"), []),
-        (("metrics", "t2v", "each", "R@1"), 5),
-        (("metrics", "t2v", "each", "R@1", 0), "x"),
-        (("metrics", "t2v", "each", "R@1", 0), KeyError),
-        (("metrics", "t2v", "each", "R@1", 0), "\ud800"),
-        (("metrics", "t2v", "\ud800"), 5.0),
-        (("metrics", "v2t", "intervals", "R@1"), "9" * 5000),
-        (("metrics", "v2t", "intervals", "R@1", 1), KeyError),
-        (("metrics", "v2t", "intervals"), 0.5),
-        (("metrics", "v2t", "queries"), "x"),
-        (("adjusted",), {"dual softmax": 5}),
-    ],
+    every_third(
+        [
+            (("similarity",), 0.5),
+            (("task",), "nothing"),
+            (("precision",), None),
+            (("model", "base"), 5),
+            (("data", "videos"), "12"),
+            (("data", "hash"), None),
+            (("data_config", "frames"), []),
+            (("metrics", "t2v", "each", "R@1"), 5),
+            (("metrics", "t2v", "each", "R@1", 0), "x"),
+            (("metrics", "t2v", "each", "R@1", 0), KeyError),
+            (("metrics", "t2v", "each", "R@1", 0), "\ud800"),
+            (("metrics", "t2v", "\ud800"), 5.0),
+            (("metrics", "v2t", "intervals", "R@1"), "9" * 5000),
+            (("metrics", "v2t", "intervals", "R@1", 1), KeyError),
+            (("metrics", "v2t", "intervals"), 0.5),
+            (("metrics", "v2t", "queries"), "x"),
+            (("adjusted",), {"dual softmax": 5}),
+        ]
+    ),
     ids=lambda value: str(value)[:60],
 )
 def test_a_wrong_entry_of_a_result_is_refused(stored, tmp_path, path, value):
