@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from clipvid.runtime import precision
-from clipvid.runtime.precision import autocast, native_bf16, resolve
+from clipvid.runtime.precision import autocast, is_finite, native_bf16, resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PACKAGE = Path(precision.__file__).parent
@@ -100,3 +101,20 @@ def test_no_other_file_in_the_package_queries_the_hardware():
     queries = re.compile(r"is_bf16_supported|bf16_supported\(|get_cpu_capability")
     files = {path.name for path in PACKAGE.rglob("*.py") if queries.search(path.read_text(encoding="utf-8"))}
     assert files == {"precision.py"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_single_value_that_is_not_finite_is_noticed_wherever_it_is(dtype):
+    values = torch.randn(7, 33).to(dtype)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    for wrong in (float("nan"), float("inf"), -float("inf")):
+        for _ in range(20):
+            changed = values.clone()
+            changed[random.randrange(7), random.randrange(33)] = wrong
+            assert not is_finite(changed)
+            assert not is_finite(changed.T)
+
+
+def test_whole_numbers_are_finite():
+    assert is_finite(torch.arange(3))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clipvid.errors import CacheError
 from clipvid.runtime.files import atomic_file, require_regular, write_tensors
+from clipvid.runtime.precision import is_finite
 from clipvid.runtime.storage.manifest import hash_bytes
 from clipvid.runtime.storage.schema import decode
 
@@ -39,7 +40,7 @@ def write_shard(folder: Path, keys: Sequence[str], tensors: Mapping[str, Tensor]
     """
     if uneven := [name for name, tensor in tensors.items() if len(tensor) != len(keys)]:
         raise ValueError(f"{uneven[0]} has {len(tensors[uneven[0]])} rows for {len(keys)} clips; give one row per clip")
-    if wrong := [part for part, tensor in tensors.items() if not _is_finite(tensor)]:
+    if wrong := [part for part, tensor in tensors.items() if not is_finite(tensor)]:
         raise CacheError(
             f"{wrong[0]} of a clip is not finite, so it is not stored; check the model's weights, or take another "
             "precision"
@@ -134,12 +135,8 @@ def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
 def _check(clip: Mapping[str, Tensor], check: int, *, path: Path, row: int) -> None:
     if _crc(clip) != check:
         raise CacheError(f"{path} is damaged: the bytes of clip {row} have changed since they were written; {ADVICE}")
-    if not all(map(_is_finite, clip.values())):
+    if not all(map(is_finite, clip.values())):
         raise CacheError(f"{path} is damaged: a value of clip {row} is not finite; {ADVICE}")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _require_readable(path: Path) -> None:

@@ -25,6 +25,7 @@ from clipvid.data.records import Record, VideoDataset
 from clipvid.errors import CheckpointError, VideoError
 from clipvid.features.embed import embed_batches, embed_texts, unit_rows
 from clipvid.features.encode import VideoEncoder, checked_encoder, clip_dataset, trained_data_config
+from clipvid.models.backbone.weight_cache import weights_of
 from clipvid.runtime.precision import resolve
 from clipvid.runtime.storage.folder_lock import lock_folder
 from clipvid.search.folder.catalog import CHANGED, GONE, UNREADABLE, entry_of, stamps_of
@@ -314,5 +315,5 @@ class VideoIndex(SavedContents):
 
 def _marks_of(model: VideoEncoder) -> tuple[tuple[int, int], ...]:
     """Return what changes with the weights: the identity of each, and the number of writes that torch counted."""
-    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    weights = weights_of(model) if isinstance(model, nn.Module) else ()
     return tuple((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)

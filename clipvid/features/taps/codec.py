@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvid.runtime.precision import is_finite
+
 AUTO = "auto"
 """Kind of a cache that stores features without rounding: the kind then follows the precision of the run."""
 KINDS = ("bf16", "fp16", "fp32", "int8")
@@ -36,7 +38,7 @@ def packed(features: Float[Tensor, "*tokens d"], kind: str) -> dict[str, Tensor]
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
     if kind != "int8":
         stored = features.to(_TYPES[kind])
-        if kind == "fp16" and not bool(stored.isfinite().all()) and bool(features.isfinite().all()):
+        if kind == "fp16" and not is_finite(stored) and is_finite(features):
             raise ValueError(
                 f"features reach {float(features.abs().max()):g}, beyond float16; store them as bf16 or int8"
             )
