@@ -117,7 +117,7 @@ def test_taps_with_a_right_checksum_that_do_not_fit_are_refused(model, pair, tmp
             write_shard(shard.parent, [key], tensors)
     shard.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("clipvid.features.shards._is_finite", lambda tensor: True)
+        patch.setattr("clipvid.features.shards.is_finite", lambda tensor: True)
         write_shard(shard.parent, [key], tensors)
     with pytest.raises(CacheError, match=r"is damaged: (frames is|a value of clip 0 is not finite)"):
         embed_videos(model, cache.store(model, data_of(pair[0]), CONFIG))

@@ -25,12 +25,18 @@ def step() -> None:
 
 
 def faults_of_a_step() -> int:
-    """Return the page faults of a step, after four that make the heap as large as a step needs."""
+    """Return the page faults of the best of four steps, after four that make the heap as large as a step needs.
+
+    The heap of the calling process decides where a block goes: a step may need one more than the steps before.
+    """
     for _ in range(4):
         step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        step()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(faults)
 
 
 def faults_by_default_and_with_the_setting() -> tuple[int, int]:
