@@ -81,6 +81,9 @@ def _run(log: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0, closefd=False), write_through=True)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
     torch.set_num_threads(1)  # a forked process lacks its parent's pool of threads, and would wait for it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # tests that nohup started ignore the second
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = function(*args) or 0
     except BaseException:

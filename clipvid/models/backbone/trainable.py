@@ -27,6 +27,8 @@ from clipvid.runtime.optional import require
 
 MODES = ("none", "text", "last:N", "all")
 """Values of `set_trainable`: the part of the base model that trains with the branch."""
+LORA_INPUT = ".lora_A."
+"""Part of the name of an adapter's first matrix, (rank, inputs)."""
 LORA_TARGETS = (
     "qkv",
     "out",
@@ -132,8 +134,9 @@ def check_trainable(backbone: Backbone) -> None:
 def add_text_lora(backbone: Backbone, rank: int) -> None:
     """Add frozen low-rank adapters to the linears of the text tower; its output is unchanged until they train.
 
-    The adapters are scaled by 2 (alpha is twice the rank). Raises ValueError for a rank < 1, a second rank or a trained
-    text tower, BackboneError for a tower without suitable linears, MissingExtraError if peft is not installed.
+    The adapters are scaled by 2 (alpha is twice the rank). Raises ValueError for a rank < 1 or above the width of a
+    linear, a second rank or a trained text tower, BackboneError for a tower without suitable linears,
+    MissingExtraError if peft is not installed.
     """
     checks.integer("rank", rank, 1, advice="8 is a common choice")
     if backbone.lora_rank:
@@ -149,6 +152,9 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
     peft = require("peft", why="LoRA on the text tower", extra="lora")
     _store_fingerprint(backbone)
     text = _text_blocks(backbone.clip)
+    width = min((min(module.weight.shape) for module in text.modules() if isinstance(module, nn.Linear)), default=rank)
+    if rank > width:
+        raise ValueError(f"rank must be at most {width}, the width of the text tower, got {rank}; 8 is a common choice")
     for block in getattr(text, "resblocks", []):
         block.attn = _LinearAttention(block.attn)
     names = {name.rpartition(".")[2] for name, module in text.named_modules() if isinstance(module, nn.Linear)}
@@ -168,6 +174,9 @@ def add_text_lora(backbone: Backbone, rank: int) -> None:
 def restore(backbone: Backbone, state: Mapping[str, Tensor], *, text_lora: int) -> None:
     """Load the trained weights of the base model, then freeze it; raise CheckpointError for names that do not fit."""
     if text_lora:
+        ranks = {len(value) for name, value in state.items() if LORA_INPUT in name}
+        if ranks != {text_lora}:
+            raise CheckpointError(f"text_lora is {text_lora}, but the saved adapters have ranks {sorted(ranks)}")
         add_text_lora(backbone, text_lora)
     parameters = backbone.clip.state_dict()
     wrong = [name for name, value in state.items() if name not in parameters or parameters[name].shape != value.shape]
