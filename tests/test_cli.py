@@ -97,6 +97,7 @@ def test_val_fraction_holds_out_a_part_of_the_training_videos(videos, capsys):
     assert "--frames must be an integer >= 1, got 0" in refusal(capsys, "info", "ViT-B-16", "--frames", "0")
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_an_interrupted_index_keeps_its_embeddings_and_can_be_continued(videos, monkeypatch, capsys):
     from clipvid.search.index import VideoIndex
 

@@ -285,6 +285,7 @@ def test_a_closed_pipe_ends_quietly():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_terminating_signal_is_a_clean_stop(name, code):
     script = (

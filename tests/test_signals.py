@@ -19,13 +19,7 @@ from clipvid.runtime.files import atomic_file, atomic_folder
 from clipvid.runtime.signals import uninterrupted
 from clipvid.runtime.storage.staging import LOCK, NEW, remove_dead_staging
 
-
-@pytest.fixture(autouse=True)
-def _default_handler():
-    """Handle SIGINT as Python does, also in a process that was started in the background and ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("default_signals")
 
 
 def test_a_signal_during_a_write_comes_after_it(tmp_path):

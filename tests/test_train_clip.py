@@ -487,25 +487,3 @@ def test_load_state_dict_with_equal_weights_of_clip_counts_none_as_trained(model
     target = copy.deepcopy(model)
     target.load_state_dict(model.state_dict())
     assert not target.backbone.trained
-
-
-@pytest.mark.parametrize("rank", [65, 2**31])
-def test_a_rank_above_the_width_of_the_text_tower_is_refused_before_memory_is_taken(model, rank):
-    with pytest.raises(ValueError, match=f"rank must be at most [0-9]+, the width of the text tower, got {rank}"):
-        model.set_trainable(text_lora=rank)
-    assert not any("lora_" in name for name, _ in model.backbone.named_parameters())
-    assert model.backbone.lora_rank == 0
-
-
-@pytest.mark.parametrize("rank", [3, 5, 2**31])
-def test_a_saved_rank_that_the_adapters_do_not_have_is_refused(model, tmp_path, rank):
-    model.set_trainable(text_lora=4)
-    model.set_trainable()
-    model.save(tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    content = json.loads(file.read_text())
-    content["clip"]["text_lora"] = rank
-    file.write_text(json.dumps(content))
-    seal(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"text_lora is {rank}, but the saved adapters have ranks"):
-        load(tmp_path / "model")
